@@ -1,0 +1,219 @@
+"""Layers with equalised learning rate, shared by the networks (Karras et al. 2018, section 4.1; 2020, section 2).
+
+Weights are stored at unit variance and scaled when used, so that Adam moves every layer at the same relative speed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stylegan_pg.ops import bias_act, downsample2d, setup_filter, upfirdn2d, upsample2d
+from stylegan_pg.ops.bias_act import ACTIVATIONS
+
+
+def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """Scale each row of [N, C] to a mean square of one (pixel norm; Karras et al. 2018, section 4.2)."""
+    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+
+
+def resampling_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, f: torch.Tensor | None, *, up: int = 1, down: int = 1
+) -> torch.Tensor:
+    """Convolution [O, I, k, k] that keeps the size, doubles it (up=2) or halves it (down=2), with the FIR filter f.
+
+    Up-sampling uses true convolution (the kernel flipped), the others correlation, as the published weights expect.
+    """
+    k = weight.shape[-1]
+    if up == 1 and down == 1:
+        return F.conv2d(x, weight, padding=k // 2)
+    assert f is not None
+    taps = f.shape[-1]
+    if up == 2:
+        if k == 1:  # cheaper before the up-sampling
+            return upsample2d(F.conv2d(x, weight), f)
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        # What is left of the padding for the filter, once the transposed convolution has added k - 1 and taken one.
+        before, after = (taps + 1) // 2 + k // 2 - (k - 1), (taps - 2) // 2 + k // 2 - (k - 2)
+        return upfirdn2d(x, f, padding=(before, after, before, after), gain=4.0)
+    before, after = (taps - 1) // 2 + k // 2, (taps - 2) // 2 + k // 2
+    if k == 1:
+        return F.conv2d(downsample2d(x, f), weight)
+    return F.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), weight, stride=2)
+
+
+class FullyConnected(nn.Module):
+    """x W^T * lr_multiplier / sqrt(in) + b * lr_multiplier, then the activation with its gain. [N, in] -> [N, out]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        act: str = "linear",
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([out_features], float(bias_init)))
+        self.act = act
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(x.dtype) * self.weight_gain
+        bias = self.bias * self.bias_gain if self.bias_gain != 1 else self.bias
+        if self.act == "linear":
+            return torch.addmm(bias.to(x.dtype), x, weight.t())
+        return bias_act(x @ weight.t(), bias, act=self.act)
+
+
+class Conv2d(nn.Module):
+    """Convolution with bias, activation, gain and clamp, optionally changing the resolution. [N, in, H, W] -> out."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        bias: bool = True,
+        act: str = "linear",
+        up: int = 1,
+        down: int = 1,
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        clamp: float | None = None,
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("filter", setup_filter(resample_filter), persistent=False)
+        self.up, self.down, self.act, self.clamp = up, down, act, clamp
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
+        self.act_gain = ACTIVATIONS[act][1]
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        weight = (self.weight * self.weight_gain).to(x.dtype)
+        x = resampling_conv2d(x, weight, self.filter, up=self.up, down=self.down)
+        clamp = None if self.clamp is None else self.clamp * gain
+        return bias_act(x, self.bias, act=self.act, gain=self.act_gain * gain, clamp=clamp)
+
+
+class ModulatedConv2d(nn.Module):
+    """The convolution of StyleGAN2: each sample's input channels are scaled by its style s, and the result by
+    d = rsqrt(sum (w s)^2 + 1e-8) (Karras et al. 2020, equations 1 to 3).
+
+    Scaling activations instead of weights needs no per-sample weight: sum (w s)^2 is a matrix product of s^2 with
+    the weights' squared norms.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        kernel: int,
+        *,
+        up: int = 1,
+        demodulate: bool = True,
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
+        self.register_buffer("filter", setup_filter(resample_filter), persistent=False)
+        self.up, self.demodulate = up, demodulate
+        self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel**2)
+
+    def modulated(self, x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The convolution of the scaled input [N, out, H', W'], and the factors d [N, out] still to be applied."""
+        s = self.affine(w.to(self.affine.weight.dtype)) * self.style_gain
+        weight = self.weight
+        if x.dtype == torch.float16 and self.demodulate:
+            # Neither scale survives the demodulation; without them the sums overflow in half precision.
+            per_output = weight.norm(float("inf"), dim=[1, 2, 3], keepdim=True) * math.sqrt(weight[0].numel())
+            weight = weight / per_output
+            s = s / s.norm(float("inf"), dim=1, keepdim=True)
+        d = None
+        if self.demodulate:
+            d = (s.square() @ weight.square().sum([2, 3]).t() + 1e-8).rsqrt().to(x.dtype)
+        x = resampling_conv2d(x * s.to(x.dtype)[:, :, None, None], weight.to(x.dtype), self.filter, up=self.up)
+        return x, d
+
+
+class SynthesisLayer(ModulatedConv2d):
+    """Modulated convolution, noise, bias, leaky ReLU, gain, clamp, in this order."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        *,
+        up: int = 1,
+        use_noise: bool = True,
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        clamp: float | None = None,
+    ):
+        super().__init__(in_channels, out_channels, w_dim, 3, up=up, resample_filter=resample_filter)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.use_noise, self.clamp = use_noise, clamp
+        if use_noise:
+            # Of shape [1] and not []: DeepSpeed cannot flatten parameters without dimensions.
+            self.noise_strength = nn.Parameter(torch.zeros(1))
+            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        *,
+        noise: str = "const",
+        generator: torch.Generator | None = None,
+        gain: float = 1.0,
+    ) -> torch.Tensor:
+        x, d = self.modulated(x, w)
+        assert d is not None
+        x = x * d[:, :, None, None]
+        if self.use_noise and noise != "none":
+            strength = self.noise_strength.to(x.dtype)
+            if noise == "random":
+                shape = [x.shape[0], 1, *x.shape[2:]]
+                x = x + torch.randn(shape, device=x.device, generator=generator).to(x.dtype) * strength
+            else:
+                x = x + self.noise_const.to(x.dtype) * strength
+        clamp = None if self.clamp is None else self.clamp * gain
+        return bias_act(x, self.bias, act="lrelu", gain=math.sqrt(2) * gain, clamp=clamp)
+
+
+class ToRGB(ModulatedConv2d):
+    """1x1 modulated convolution to image channels, without demodulation."""
+
+    def __init__(self, in_channels: int, img_channels: int, w_dim: int, *, clamp: float | None = None):
+        super().__init__(in_channels, img_channels, w_dim, 1, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(img_channels))
+        self.clamp = clamp
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return bias_act(self.modulated(x, w)[0], self.bias, clamp=self.clamp)
+
+
+def minibatch_stddev(x: torch.Tensor, group: int, channels: int = 1) -> torch.Tensor:
+    """Append the standard deviation over each group, averaged into `channels` maps (Karras et al. 2018, section 3).
+
+    [N, C, H, W] -> [N, C + channels, H, W]. Samples i, i + N/group, i + 2N/group, ... form a group; `group` divides N.
+    """
+    n, c, h, w = x.shape
+    if n % group:
+        raise ValueError(f"minibatch stddev: a batch of {n} does not divide into groups of {group}")
+    y = x.reshape(group, n // group, channels, c // channels, h, w)
+    y = y - y.mean(dim=0)
+    y = (y.square().mean(dim=0) + 1e-8).sqrt().mean(dim=[2, 3, 4])
+    y = y.reshape(-1, channels, 1, 1).repeat(group, 1, h, w)
+    return torch.cat([x, y], dim=1)

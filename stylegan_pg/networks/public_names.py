@@ -1,0 +1,54 @@
+"""Between our parameter names and those of the public StyleGAN2 checkpoints: one mapping for import, export, tests.
+
+The names differ in two places only (see layers.py and stylegan2.py for why), and the public state dicts also carry
+the resampling filters, which here follow from the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from stylegan_pg.errors import UsageError
+
+
+def from_public(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A public generator's or discriminator's state dict under our names; filters are left out."""
+    ours = {}
+    for name, tensor in state.items():
+        if name.endswith("resample_filter"):
+            continue
+        if name.endswith(".const"):
+            name = name.removesuffix("const") + "learned_input"
+        ours[name] = tensor.reshape(1) if name.endswith("noise_strength") else tensor
+    return ours
+
+
+def to_public(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Our generator's or discriminator's state dict under the public names, filters included, detached.
+
+    Raises:
+        UsageError: for a network in the middle of a fade, which the public layout cannot express.
+    """
+    if getattr(module, "fade", False) or getattr(getattr(module, "synthesis", None), "fade", False):
+        raise UsageError("a network within a fade has no public form: export a snapshot from a stable phase")
+    public = {}
+    for name, tensor in module.state_dict().items():
+        tensor = tensor.detach()
+        if name.endswith(".learned_input"):
+            name = name.removesuffix("learned_input") + "const"
+        public[name] = tensor.reshape([]) if name.endswith("noise_strength") else tensor
+    # Every block has a filter, and so has every convolution but toRGB; the discriminator's 4x4 end has no block filter.
+    for name, buffer in module.named_buffers():
+        if not name.endswith("filter") or "torgb" in name:
+            continue
+        prefix = name.removesuffix("filter")
+        if prefix.count(".") >= 2 or prefix.startswith("b"):
+            public[prefix + "resample_filter"] = buffer.detach()
+    net = getattr(module, "synthesis", module)
+    prefix = "synthesis." if net is not module else ""
+    for r in net.resolutions:
+        if prefix or r > 4:
+            public[f"{prefix}b{r}.resample_filter"] = net.filter.detach()
+    return public
