@@ -86,15 +86,16 @@ def path_length_term(x: GInputs) -> dict[str, torch.Tensor]:
 
 
 class Term(NamedTuple):
-    """`compute` gives {"loss": [N], and what else to report: [N]}; `keep` maps a reported mean to a running mean in
-    the trainer's state (updated with the term's decay)."""
+    """`compute` gives {"loss": [N]} and the values [N] named in `reports`; `keep` maps some of these to the running
+    mean of theirs that is kept in the state (with loss.pl_decay)."""
 
     on: str
     compute: Callable[..., dict[str, torch.Tensor]]
+    reports: tuple[str, ...] = ()
     keep: dict[str, str] = {}
 
 
 TERMS = {
-    "r1": Term("D", r1_term),
-    "path_length": Term("G", path_length_term, keep={"pl_length": "pl_mean"}),
+    "r1": Term("D", r1_term, ("r1_penalty",)),
+    "path_length": Term("G", path_length_term, ("pl_length", "pl_penalty"), keep={"pl_length": "pl_mean"}),
 }

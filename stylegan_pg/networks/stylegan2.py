@@ -240,10 +240,12 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    def __init__(self, resolution, in_channels, out_channels, img_channels, architecture, fromrgb, dtype, filter_, clamp):
+    def __init__(
+        self, resolution, in_channels, out_channels, img_channels, architecture, fromrgb, dtype, filter_, clamp
+    ):
         super().__init__()
         self.architecture, self.dtype = architecture, dtype
-        layer = dict(act="lrelu", clamp=clamp, resample_filter=filter_)
+        layer = {"act": "lrelu", "clamp": clamp, "resample_filter": filter_}
         if fromrgb:
             self.fromrgb = Conv2d(img_channels, in_channels, 1, **layer)
         self.conv0 = Conv2d(in_channels, in_channels, 3, **layer)

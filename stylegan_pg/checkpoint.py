@@ -1,0 +1,160 @@
+"""Checkpoints: what a run needs to continue, bit for bit.
+
+One safetensors file each, named by nimg: all tensors under `part/name`, everything else as JSON in the file's header,
+and a checksum over both. Written to a temporary name, flushed to disk and renamed, so that a file with the right name
+is a whole one; nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from stylegan_pg.errors import UsageError
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+
+
+class BadCheckpointError(Exception):
+    """A file that is not a whole checkpoint; the message says why."""
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], state: str) -> str:
+    digest = hashlib.blake2b(state.encode(), digest_size=32)
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name}{t.dtype}{list(t.shape)}".encode())
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write one checkpoint atomically; on any failure nothing is left under `path` that was not there before.
+
+    Args:
+        tensors: any device; stored in their dtype.
+        state: what JSON can hold; floats keep every bit.
+
+    Raises:
+        OSError: for example when the disk is full.
+    """
+    host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    text = json.dumps(state)
+    meta = {"format": str(FORMAT), "state": text, "blake2b": _digest(host, text)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(save(host, meta))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and state of one checkpoint, verified.
+
+    Raises:
+        BadCheckpointError: truncated, altered, of another format, or no checkpoint at all.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise BadCheckpointError(f"{path}: {error}") from None
+    if meta.get("format") != str(FORMAT) or "state" not in meta:
+        raise BadCheckpointError(f"{path}: not a checkpoint of this format ({FORMAT})")
+    if _digest(tensors, meta["state"]) != meta.get("blake2b"):
+        raise BadCheckpointError(f"{path}: the checksum does not match, the file was damaged")
+    return tensors, json.loads(meta["state"])
+
+
+def path_for(folder: Path, nimg: int) -> Path:
+    return folder / f"{nimg:012d}{SUFFIX}"
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted((p for p in folder.glob("*" + SUFFIX) if p.stem.isdigit()), reverse=True)
+
+
+def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dict[str, Any], list[str]]:
+    """The newest checkpoint that reads well: (path, tensors, state, what was wrong with newer ones).
+
+    Without any checkpoint, the path is None.
+
+    Raises:
+        UsageError: if there are checkpoints, but none that can be read.
+    """
+    problems: list[str] = []
+    for path in found(folder):
+        try:
+            return path, *read(path), problems
+        except BadCheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError(
+            "none of the checkpoints can be read: " + "; ".join(problems) + "; restore one of them, or move the "
+            f"folder {folder} away to start from the beginning"
+        )
+    return None, {}, {}, []
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and leftovers of interrupted writes."""
+    for path in [*found(folder)[keep:], *folder.glob(f".*{SUFFIX}.*.tmp")]:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def flatten(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+
+def part_of(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    return {k[len(part) + 1 :]: t for k, t in tensors.items() if k.startswith(part + "/")}
+
+
+def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimiser's state by parameter name: {"exp_avg/mapping.fc0.weight": ...}."""
+    return {
+        f"{kind}/{name}": t
+        for name, p in module.named_parameters()
+        for kind, t in optimizer.state.get(p, {}).items()
+        if isinstance(t, torch.Tensor)
+    }
+
+
+def restore_optimizer(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """The inverse of optimizer_tensors; names that the module does not have are passed over, those that the tensors
+    lack start afresh."""
+    parameters = dict(module.named_parameters())
+    for key, t in tensors.items():
+        kind, name = key.split("/", 1)
+        if name in parameters:
+            p = parameters[name]
+            # Adam wants its step count on the parameter's device only when fused on a GPU; load it as it was saved.
+            value = t.clone() if kind == "step" and p.device.type == "cpu" else t.to(p.device).clone()
+            optimizer.state[p][kind] = value

@@ -1,0 +1,145 @@
+"""The command line. What a command needs is imported inside it, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from stylegan_pg import __version__
+
+app = typer.Typer(
+    name="stylegan-pg",
+    help="Train high-resolution GANs: from a folder of pictures to an exported generator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"stylegan-pg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="Folder (searched recursively), zip, or tar(s) of images.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the packed dataset.")],
+    resolution: Annotated[int, typer.Option(help="Largest resolution, a power of two.")],
+    lowest: Annotated[int, typer.Option(help="Smallest resolution of the pyramid.")] = 4,
+    format: Annotated[str, typer.Option(help="jpg, png or webp; tiny resolutions are always lossless.")] = "jpg",
+    quality: Annotated[int, typer.Option(help="Of jpg and webp, 1 to 100.")] = 95,
+    crop: Annotated[str, typer.Option(help="center: the central square; none: refuse what is not square.")] = "center",
+    filter: Annotated[str, typer.Option(help="Down-sampling filter: lanczos or box.")] = "lanczos",
+    labels: Annotated[
+        str, typer.Option(help="auto (dataset.json, .cls or class folders), or a JSON or CSV file.")
+    ] = "auto",
+    shard_size: Annotated[str, typer.Option(help="Of the largest resolution's tars.")] = "256MB",
+    channels: Annotated[int, typer.Option(help="1 grey, 3 RGB, 4 RGBA.")] = 3,
+    workers: Annotated[Optional[int], typer.Option(help="Processes; all cores by default.")] = None,  # noqa: UP045
+) -> None:
+    """Pack pictures into sharded WebDataset tars, one set for every resolution."""
+    from stylegan_pg.data.pack import pack as pack_images
+
+    pack_images(
+        source,
+        out,
+        resolution=resolution,
+        lowest=lowest,
+        format=format,
+        quality=quality,
+        crop=crop,
+        filter=filter,
+        labels=labels,
+        shard_size=shard_size,
+        channels=channels,
+        workers=workers,
+    )
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
+    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and its cost.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a checkpoint to continue.")] = False,
+) -> None:
+    """Train, or continue where the run in the same folder was stopped."""
+    from stylegan_pg.config import load_config
+
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from stylegan_pg.estimate import describe
+
+        print(describe(settings))
+        return
+    from stylegan_pg.data.index import load_index
+    from stylegan_pg.train import run
+
+    raise typer.Exit(run(settings, load_index(settings.data.url), must_resume=resume))
+
+
+@app.command()
+def sample(
+    snapshot: Annotated[Path, typer.Argument(help="RUN/snapshots/*.safetensors")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    seeds: Annotated[str, typer.Option(help="For example 0-63 or 1,5,9.")] = "0-63",
+    psi: Annotated[float, typer.Option(help="Truncation: 1 for none, 0 for the mean image.")] = 0.7,
+    cutoff: Annotated[Optional[int], typer.Option(help="Truncate only this many first layers.")] = None,  # noqa: UP045
+    labels: Annotated[Optional[str], typer.Option(help="Classes, by number or name, for conditional ones.")] = None,  # noqa: UP045
+    grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
+    columns: Annotated[int, typer.Option(help="Of the grid; 0 for a square.")] = 0,
+    interpolate: Annotated[int, typer.Option(help="Frames from each seed to the next, as a strip.")] = 0,
+    noise: Annotated[str, typer.Option(help="const, random or none.")] = "const",
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Write images that a snapshot generates."""
+    from stylegan_pg.generate import sample as write_samples
+
+    for line in write_samples(
+        snapshot,
+        out,
+        seeds=seeds,
+        psi=psi,
+        cutoff=cutoff,
+        labels=labels,
+        grid=grid,
+        columns=columns,
+        interpolate=interpolate,
+        noise=noise,
+        batch=batch,
+        device=device,
+    ):
+        print(line)
+
+
+@app.command()
+def metrics(
+    snapshot: Annotated[Path, typer.Argument(help="RUN/snapshots/*.safetensors")],
+    data: Annotated[str, typer.Option(help="Packed dataset to compare with.")],
+    metrics: Annotated[str, typer.Option(help="Names, separated by commas: swd.")] = "swd",
+    images: Annotated[int, typer.Option(min=1, help="How many of each side.")] = 8192,
+    psi: Annotated[float, typer.Option(help="Truncation; 1, none, is the convention.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure a snapshot against a dataset; prints one JSON object."""
+    import json
+
+    from stylegan_pg.metrics.evaluate import evaluate_snapshot
+
+    result = evaluate_snapshot(
+        snapshot, data, names=metrics.split(","), images=images, psi=psi, batch=batch, device=device
+    )
+    print(json.dumps(result))

@@ -1,0 +1,186 @@
+"""The process group: the only module that calls torch.distributed.
+
+Everything works the same in a single process, where the collectives do nothing. Launchers (torchrun, accelerate,
+srun with the usual variables) tell each process its place through RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as td
+
+from stylegan_pg.errors import RunError, UsageError
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise UsageError(f"the environment variable {name}={text!r} is not a number") from None
+
+
+def init(device: str = "auto") -> torch.device:
+    """Join the process group that the environment describes, and choose this rank's device.
+
+    Raises:
+        UsageError: contradictory environment variables, or `cuda` asked for where there is none.
+    """
+    world_size, rank_ = _from_environment("WORLD_SIZE", 1), _from_environment("RANK", 0)
+    local = _from_environment("LOCAL_RANK", 0)
+    if not 0 <= rank_ < world_size:
+        raise UsageError(
+            f"RANK={rank_} does not lie in WORLD_SIZE={world_size}: start this with torchrun or accelerate"
+        )
+    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if use_cuda and not torch.cuda.is_available():
+        raise UsageError("train.device=cuda, but torch finds no CUDA device: use train.device=auto or cpu")
+    target = torch.device("cuda", local) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        if local >= torch.cuda.device_count():
+            raise UsageError(f"LOCAL_RANK={local}, but this node has {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(target)
+    if world_size > 1 and not td.is_initialized():
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise UsageError(f"WORLD_SIZE={world_size} without {name}: start this with torchrun or accelerate")
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        td.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    return target
+
+
+def shutdown(*, failed: bool = False) -> None:
+    """Leave the group; after a barrier, without which ranks that end first abort the others (unless this one fails)."""
+    if td.is_available() and td.is_initialized():
+        if not failed:
+            td.barrier()
+        td.destroy_process_group()
+
+
+def rank() -> int:
+    return td.get_rank() if td.is_available() and td.is_initialized() else 0
+
+
+def world() -> int:
+    return td.get_world_size() if td.is_available() and td.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this rank is the one that prints and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world() > 1:
+        td.barrier()
+
+
+def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+    """Sum (or `max`) over the ranks, in place."""
+    if world() > 1:
+        td.all_reduce(tensor, op=td.ReduceOp.MAX if op == "max" else td.ReduceOp.SUM)
+    return tensor
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_mib: int = 32) -> None:
+    """Sum the gradients over the ranks, in flattened buckets; a missing gradient counts as zero.
+
+    Of our own making rather than DistributedDataParallel's: passes that take gradients of gradients through single
+    modules leave its bookkeeping behind, and ranks drift apart without a word.
+    """
+    if world() == 1:
+        return
+    bucket: list[torch.Tensor] = []
+    size = 0
+
+    def flush() -> None:
+        if not bucket:
+            return
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        td.all_reduce(flat)
+        for grad, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            grad.copy_(part.view_as(grad))
+        bucket.clear()
+
+    for p in parameters:
+        if not p.requires_grad:
+            continue
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        if bucket and (bucket[0].dtype != p.grad.dtype or size >= bucket_mib << 20):
+            flush()
+            size = 0
+        bucket.append(p.grad)
+        size += p.grad.numel() * p.grad.element_size()
+    flush()
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """Rank `source`'s value, on every rank. Between the ranks of one job only: never for data from outside."""
+    if world() == 1:
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in order of rank, on every rank."""
+    if world() == 1:
+        return [value]
+    out: list[Any] = [None] * world()
+    td.all_gather_object(out, value)
+    return out
+
+
+@contextlib.contextmanager
+def main_decides() -> Iterator[list[Any]]:
+    """Run a block on rank 0 alone and have its fault raised by all, instead of leaving the others waiting.
+
+    Yields a list: rank 0 puts its result in, and every rank finds it there after the block. Use as
+    `with main_decides() as box: if is_main(): box.append(...)`.
+    """
+    box: list[Any] = []
+    fault: BaseException | None = None
+    try:
+        yield box
+    except Exception as error:
+        fault = error
+    told = (type(fault).__name__, str(fault)) if fault else None
+    result, first = broadcast_object((list(box), told)) if world() > 1 else (list(box), told)
+    if fault is not None:
+        raise fault
+    if first is not None:
+        raise (UsageError if first[0] == "UsageError" else RunError)(first[1])
+    box[:] = result
+
+
+def parameters_hash(tensors: Iterable[torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for t in tensors:
+        digest.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_same(tensors: Iterable[torch.Tensor], what: str) -> None:
+    """Stop if the ranks hold different values.
+
+    Raises:
+        RunError: naming the ranks that differ from rank 0.
+    """
+    if world() == 1:
+        return
+    hashes = gather_objects(parameters_hash(tensors))
+    differing = [i for i, h in enumerate(hashes) if h != hashes[0]]
+    if differing:
+        raise RunError(
+            f"{what} of ranks {differing} differ from rank 0's: unequal software, hardware faults or a bug; "
+            "run the same command again to continue from the last checkpoint"
+        )

@@ -1,0 +1,14 @@
+"""The moving average of the generator's weights, which is what gets sampled and exported (Karras et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def update(G_ema: nn.Module, G: nn.Module, beta: float) -> None:
+    """G_ema <- beta G_ema + (1 - beta) G for parameters; buffers are copied. Both have the same structure."""
+    torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
+    for ours, theirs in zip(G_ema.buffers(), G.buffers(), strict=True):
+        ours.copy_(theirs)

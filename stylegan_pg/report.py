@@ -1,0 +1,161 @@
+"""What a run tells: the progress line, log.txt, stats.jsonl, TensorBoard, metrics.jsonl and sample grids.
+
+Only rank 0 has a Reporter. A fault in writing any of these (a full disk) costs a line, never the training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from stylegan_pg.generate import save_image, tile
+
+
+def cut_back(path: Path, nimg: int) -> None:
+    """Drop the lines of a .jsonl file behind nimg, and a last line that was cut off; atomically."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["nimg"] <= nimg:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept), "utf-8")
+    os.replace(temporary, path)
+
+
+class Means:
+    """Running means of named quantities since the last tick, in float64; they belong to the checkpoint, so that the
+    logs of a continued run are those of an uninterrupted one."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None):
+        self.sums = sums or {}
+
+    def add(self, name: str, total: float, count: int) -> None:
+        entry = self.sums.setdefault(name, [0.0, 0])
+        entry[0] += total
+        entry[1] += count
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / count for name, (total, count) in sorted(self.sums.items()) if count}
+        self.sums = {}
+        return means
+
+
+class Reporter:
+    """Opens the run folder's logs and cuts them back to `nimg`, where the run starts or continues."""
+
+    def __init__(self, run: Path, nimg: int, end: int, *, tensorboard: bool, means: Means):
+        self.run, self.end = run, end
+        self.complained: set[str] = set()
+        run.mkdir(parents=True, exist_ok=True)
+        for name in ("stats.jsonl", "metrics.jsonl"):
+            self._guard(cut_back, run / name, nimg)
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # purge_step hides what an interrupted run had logged beyond its last checkpoint.
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=nimg + 1 if nimg else None)
+        self.bar = tqdm(
+            total=end, initial=nimg, unit="img", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
+        self.tick_time, self.tick_nimg = time.time(), nimg
+        self.started, self.start_nimg = time.time(), nimg
+        self.means = means
+
+    def _guard(self, function, *args, **kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except (OSError, ValueError) as error:  # TensorBoard's writer reports I/O on a closed file as ValueError
+            text = f"{getattr(function, '__name__', 'output')}: {error}"
+            if text not in self.complained:
+                self.complained.add(text)
+                tqdm.write(f"warning: could not write a log or picture ({text}); training goes on", file=sys.stderr)
+
+    def say(self, message: str) -> None:
+        """A line on the console and in log.txt."""
+        tqdm.write(message, file=sys.stderr)
+        self._guard(self._append, "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
+
+    def _append(self, name: str, line: str) -> None:
+        with open(self.run / name, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def progress(self, nimg: int, postfix: str) -> None:
+        self.bar.set_postfix_str(postfix, refresh=False)
+        self.bar.update(nimg - self.bar.n)
+
+    def tick(self, nimg: int, facts: dict[str, Any], device: torch.device) -> None:
+        """One line of stats: the means since the last tick, `facts`, and how fast it went."""
+        now = time.time()
+        rate = (nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
+        self.tick_time, self.tick_nimg = now, nimg
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device) / 2**20
+        else:
+            memory = psutil.Process().memory_info().rss / 2**20
+        stats = {
+            "nimg": nimg,
+            **facts,
+            **self.means.take(),
+            "img_per_sec": round(rate, 3),
+            "eta_sec": round((self.end - nimg) / rate) if rate else None,
+            "elapsed_sec": round(now - self.started, 3),
+            "memory_mib": round(memory, 1),
+        }
+        self._guard(self._append, "stats.jsonl", json.dumps(stats))
+        if self.board:
+            for name, value in stats.items():
+                if isinstance(value, (int, float)) and name != "nimg" and math.isfinite(value):
+                    self._guard(self.board.add_scalar, name, value, nimg)
+        if self.bar.disable:
+            losses = " ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats)
+            self.say(
+                f"{nimg / 1000:.1f}/{self.end / 1000:.1f} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
+                f"{rate:.1f} img/s  ETA {_clock(stats['eta_sec'])}  {memory:.0f} MiB"
+            )
+
+    def not_training(self, seconds: float) -> None:
+        """Leave a pause out of the next tick's images per second."""
+        self.tick_time += seconds
+
+    def metrics(self, nimg: int, values: dict[str, float], **facts: Any) -> None:
+        """A line of metrics.jsonl, and TensorBoard."""
+        self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
+        self.say(f"{nimg / 1000:.1f} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        if self.board:
+            for name, value in values.items():
+                self._guard(self.board.add_scalar, f"metrics/{name}", value, nimg)
+
+    def grid(self, name: str, nimg: int, images: torch.Tensor, columns: int) -> None:
+        """uint8 [N, C, R, R] as one picture, samples/NAME.png."""
+        picture = tile(images, columns)
+        self._guard(save_image, picture, self.run / "samples" / f"{name}.png")
+        if self.board and picture.shape[0] in (1, 3):
+            self._guard(self.board.add_image, name.rsplit("-", 1)[0], picture, nimg)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board:
+            self._guard(self.board.close)
+
+
+def _clock(seconds: int | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, s = divmod(seconds, 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"

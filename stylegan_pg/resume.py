@@ -1,0 +1,80 @@
+"""Whether a checkpoint can be continued with a configuration, and what to say about the differences."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from stylegan_pg import dist
+from stylegan_pg.config import Config
+from stylegan_pg.data.index import DatasetIndex
+from stylegan_pg.errors import UsageError
+from stylegan_pg.schedule import Phase
+
+# Another value here makes another network, or moves the phases that nimg is counted in.
+FIXED = ("resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
+# Another value here changes nothing about what is computed.
+FREE = (
+    "run",
+    "data.url",
+    "data.workers",
+    "output.",
+    "checkpoint.",
+    "metrics.",
+    "train.total_kimg",
+    "train.check_ranks",
+)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as nested dictionaries that JSON can hold (keys as strings)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and not key.endswith("_at"):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def compare(state: dict[str, Any], config: Config, index: DatasetIndex, plan: list[Phase]) -> list[str]:
+    """What differs between the checkpoint's run and this one, for the log.
+
+    Raises:
+        UsageError: if the difference makes it another run: other networks, other phases, other data.
+    """
+    before, now = _flat(state["config"]), _flat(to_plain(config))
+    changed = {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys()}
+    changed = {key: pair for key, pair in sorted(changed.items()) if pair[0] != pair[1]}
+    fatal = [f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if k.startswith(FIXED) and k != "model.w_avg_beta"]
+    if fatal:
+        raise UsageError(
+            f"the checkpoints in {config.run} are of another run: {'; '.join(fatal)}. Take the old values to continue "
+            "it, or another run=FOLDER to start a new one"
+        )
+    if state["dataset"] != index.identity:
+        raise UsageError(
+            f"the checkpoints in {config.run} were trained on other data than {index.path}: give data.url of the same "
+            "packed dataset to continue, or another run=FOLDER to start a new one"
+        )
+    nimg, number = state["nimg"], state["phase"]
+    if number >= len(plan) or not plan[number].start < nimg <= plan[number].end:
+        raise UsageError(
+            f"train.total_kimg={config.train.total_kimg} ends before the checkpoint at {nimg / 1000:.1f} kimg in "
+            f"{config.run}: raise it, or take another run=FOLDER"
+        )
+    notes = [f"{k} was {a}, is now {b}" for k, (a, b) in changed.items() if not k.startswith(FREE)]
+    world = state["environment"]["world"]
+    if world != dist.world():
+        notes.append(f"continuing on {dist.world()} ranks what ran on {world}: the same batches, other rounding")
+    return notes

@@ -1,0 +1,153 @@
+"""Snapshots: a generator to be used, in one file without code.
+
+A safetensors file holds G_ema's weights; its header holds the JSON description from which the network is built, so
+the two can never be separated. (A checkpoint, which is for continuing a run, is another thing: see checkpoint.py.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from stylegan_pg.config import ModelConfig
+from stylegan_pg.errors import UsageError
+from stylegan_pg.networks import NETWORKS
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What, besides the model's configuration, decides the form of a network of one phase."""
+
+    resolution: int
+    full_resolution: int  # the low-precision layers are counted down from here
+    fade: bool
+    img_channels: int
+    c_dim: int
+    mbstd_group: int
+
+
+def _shared(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+    low = model.low_precision_resolutions
+    return {
+        "resolution": shape.resolution,
+        "img_channels": shape.img_channels,
+        "c_dim": shape.c_dim,
+        "channel_base": model.channel_base,
+        "channel_max": model.channel_max,
+        "fade": shape.fade,
+        "resample_filter": list(model.resample_filter),
+        "conv_clamp": model.conv_clamp,
+        "low_precision": model.low_precision if low else "fp32",
+        "low_precision_from": max(shape.full_resolution >> (low - 1), 8) if low else 2 * shape.full_resolution,
+    }
+
+
+def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+    """Arguments of the generator's class, all of them plain JSON values."""
+    return dict(
+        **_shared(model, shape),
+        z_dim=model.z_dim,
+        w_dim=model.w_dim,
+        mapping_layers=model.mapping_layers,
+        architecture=model.g_architecture,
+        use_noise=model.noise,
+    )
+
+
+def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+    """Arguments of the discriminator's class."""
+    return dict(
+        **_shared(model, shape),
+        architecture=model.d_architecture,
+        mbstd_group=shape.mbstd_group,
+        mbstd_channels=model.mbstd_channels,
+    )
+
+
+def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, Any]) -> None:
+    """Write atomically. `description` needs `network`, `kwargs`, `alpha`; the rest of it is for people (nimg, label
+    names, the run's configuration).
+
+    Raises:
+        OSError: for example when the disk is full; nothing half-written is left.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in G_ema.state_dict().items()}
+    meta = {"stylegan_pg": json.dumps({"format": FORMAT, **description})}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(save(tensors, meta))
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> torch.nn.Module:
+    """The generator in a snapshot, ready to use: `G(z, c, psi=0.7)` gives images [N, C, R, R] in about [-1, 1].
+
+    z is [N, G.z_dim]; c is [N, G.c_dim], one-hot, for conditional generators. `G.description` is the snapshot's
+    description (label names, nimg, configuration). Noise is the fixed one unless `noise="random"` is given. A
+    snapshot taken in the middle of a fade blends as it did then.
+
+    Raises:
+        UsageError: no such file, not a snapshot, or a damaged or newer one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            meta = (file.metadata() or {}).get("stylegan_pg")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
+    if meta is None:
+        raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
+    try:
+        description = json.loads(meta)
+        if description["format"] != FORMAT:
+            raise UsageError(f"{path} has snapshot format {description['format']}, this version reads {FORMAT}: update")
+        with torch.device("meta"):  # nothing is drawn: the caller's random streams stay as they are
+            G = NETWORKS[description["network"]][0](**description["kwargs"])
+        G = G.to_empty(device=device)
+        G.load_state_dict(tensors)
+        alpha = float(description["alpha"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{path}: the description does not fit the weights: {reason}") from None
+    _restore_filters(G, description["kwargs"])
+    G.description = description  # type: ignore[assignment]
+    if description["kwargs"].get("fade"):
+        _bind_alpha(G, alpha)
+    return G.eval().requires_grad_(False)
+
+
+def _restore_filters(G: torch.nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """The filters are not stored: they follow from the description."""
+    from stylegan_pg.ops import setup_filter
+
+    for module in G.modules():
+        if "filter" in module._buffers:
+            module._buffers["filter"] = setup_filter(kwargs["resample_filter"]).to(next(G.parameters()).device)
+
+
+def _bind_alpha(G: torch.nn.Module, alpha: float) -> None:
+    forward = G.forward
+
+    def at_this_alpha(*args: Any, **given: Any) -> torch.Tensor:
+        return forward(*args, **{"alpha": alpha, **given})
+
+    G.forward = at_this_alpha  # type: ignore[method-assign]
