@@ -50,7 +50,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def images_of(
-    G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor | None = None, *, batch: int = 32, **how: Any
+    G: Any, z: torch.Tensor, c: torch.Tensor | None = None, *, batch: int = 32, **how: Any
 ) -> Iterator[torch.Tensor]:
     """uint8 batches [n, C, R, R] on the CPU for latents z [N, z_dim] and conditions c [N, c_dim].
 
@@ -87,19 +87,19 @@ def save_image(image: torch.Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def interpolation(
-    G: torch.nn.Module, seeds: Sequence[int], steps: int, c: torch.Tensor | None = None, *, psi: float = 1.0
+    G: Any, seeds: Sequence[int], steps: int, c: torch.Tensor | None = None, *, psi: float = 1.0
 ) -> torch.Tensor:
     """uint8 [N, C, R, R]: `steps` images from each seed towards the next, linearly in w, and the last seed itself."""
     device, dtype = next(G.parameters()).device, next(G.parameters()).dtype
-    z = latents(seeds, G.z_dim).to(device, dtype)  # type: ignore[arg-type]  # an int attribute
-    ws = G.styles(z, None if c is None else c.to(device, dtype), psi=psi)  # type: ignore[operator]
+    z = latents(seeds, G.z_dim).to(device, dtype)
+    ws = G.styles(z, None if c is None else c.to(device, dtype), psi=psi)
     path = [torch.lerp(a, b, t / steps) for a, b in itertools.pairwise(ws) for t in range(steps)]
     alpha = getattr(G, "description", {}).get("alpha", 1.0)
     frames = torch.stack([*path, ws[-1]]).split(32)
-    return torch.cat([to_uint8(G.synthesis(f, alpha=alpha)).cpu() for f in frames])  # type: ignore[operator]
+    return torch.cat([to_uint8(G.synthesis(f, alpha=alpha)).cpu() for f in frames])
 
 
-def labels_to_c(G: torch.nn.Module, labels: str | None, count: int) -> torch.Tensor | None:
+def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
     """Conditions [count, c_dim] from a text such as '3', '0-9' or 'cat,dog' (repeated until there are `count`).
 
     Without a text, a conditional generator goes through its classes in turn.
@@ -107,7 +107,7 @@ def labels_to_c(G: torch.nn.Module, labels: str | None, count: int) -> torch.Ten
     Raises:
         UsageError: for labels on an unconditional generator, or ones it does not know.
     """
-    c_dim: int = G.c_dim  # type: ignore[assignment]
+    c_dim: int = G.c_dim
     if not c_dim:
         if labels is not None:
             raise UsageError("this generator is unconditional: leave --labels away")
@@ -176,7 +176,7 @@ def sample(
         return
     how = {"psi": psi, "cutoff": cutoff, "noise": noise}
     if grid:
-        images = torch.cat(list(images_of(G, latents(numbers, G.z_dim), c, batch=batch, **how)))  # type: ignore[arg-type]
+        images = torch.cat(list(images_of(G, latents(numbers, G.z_dim), c, batch=batch, **how)))
         path = out / "grid.png"
         save_image(tile(images, columns or math.ceil(math.sqrt(len(images)))), path)
         yield str(path)
@@ -184,7 +184,7 @@ def sample(
     for i in range(0, len(numbers), batch):
         some = numbers[i : i + batch]
         condition = None if c is None else c[i : i + batch]
-        (images,) = images_of(G, latents(some, G.z_dim), condition, batch=batch, **how)  # type: ignore[arg-type]
+        (images,) = images_of(G, latents(some, G.z_dim), condition, batch=batch, **how)
         for seed, image in zip(some, images, strict=True):
             path = out / f"seed{seed:06d}.png"
             save_image(image, path)

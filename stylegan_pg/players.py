@@ -45,9 +45,9 @@ class Draw(NamedTuple):
 class Players:
     """G, D, G_ema and their optimisers in one phase, and the steps that change them."""
 
-    G: torch.nn.Module
-    D: torch.nn.Module
-    G_ema: torch.nn.Module
+    G: Any  # of the classes in NETWORKS, whose attributes torch.nn.Module does not declare
+    D: Any
+    G_ema: Any
     opt_G: torch.optim.Optimizer
     opt_D: torch.optim.Optimizer
 
@@ -133,10 +133,10 @@ class Players:
     def draw(self, purpose: str, count: int) -> Draw:
         """Latents, mixing cut-offs and labels of a global batch, from (seed, purpose, nimg)."""
         g = generator(self.config.seed, purpose, self.nimg)
-        z = torch.randn([count, self.G.z_dim], generator=g)  # type: ignore[list-item]
+        z = torch.randn([count, self.G.z_dim], generator=g)
         z_mix = cutoff = c = None
         if self.config.loss.style_mixing > 0:
-            num_ws: int = self.G.num_ws  # type: ignore[assignment]
+            num_ws: int = self.G.num_ws
             z_mix = torch.randn(z.shape, generator=g)
             cutoff = torch.randint(1, num_ws, [count], generator=g)
             mixed = torch.rand([count], generator=g) < self.config.loss.style_mixing
@@ -148,10 +148,10 @@ class Players:
 
     def styles(self, x: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """ws [n, num_ws, w_dim], mixed (Karras et al. 2019, section 3.1), and the w of the first latent."""
-        w = self.G.mapping(x.z, x.c)  # type: ignore[operator]
-        ws = w[:, None].expand(-1, self.G.num_ws, -1)  # type: ignore[arg-type]
+        w = self.G.mapping(x.z, x.c)
+        ws = w[:, None].expand(-1, self.G.num_ws, -1)
         if x.z_mix is not None and x.cutoff is not None:
-            second = self.G.mapping(x.z_mix, x.c)[:, None]  # type: ignore[operator]
+            second = self.G.mapping(x.z_mix, x.c)[:, None]
             layer = torch.arange(ws.shape[1], device=ws.device)[None, :, None]
             ws = torch.where(layer < x.cutoff[:, None, None], ws, second)
         return ws, w
@@ -159,7 +159,7 @@ class Players:
     def synthesize(self, ws: torch.Tensor, purpose: str, part: int) -> torch.Tensor:
         """Images at the fade's alpha. The per-pixel noise is the one thing that depends on how a batch is dealt out."""
         noise = generator(self.config.seed, f"noise-{purpose}", self.nimg, dist.rank(), part, device=self.device)
-        return self.G.synthesis(ws, alpha=self.alpha, noise="random", generator=noise)  # type: ignore[operator]
+        return self.G.synthesis(ws, alpha=self.alpha, noise="random", generator=noise)
 
     def score(self, images: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
         return self.D(images, c, alpha=self.alpha)
@@ -184,7 +184,7 @@ class Players:
         """One step of the generator, and its lazy terms where they are due."""
         self.D.requires_grad_(False)
         draw = self.draw("g", self.current.batch)
-        w_sum = torch.zeros_like(self.G.mapping.w_avg)  # type: ignore[arg-type]
+        w_sum = torch.zeros_like(self.G.mapping.w_avg)
         for k, part in enumerate(self.parts):
             x = draw.pick([self.share[i] for i in part], self.device, self.dtype)
             ws, w = self.styles(x)
@@ -195,7 +195,7 @@ class Players:
             self.parallel.backward(loss.sum() / self.current.batch)
         self._finish_player("G", self.G, self.opt_G, self._g_term)
         w_mean = dist.all_reduce(w_sum) / self.current.batch
-        self.G.mapping.w_avg.lerp_(w_mean, 1 - self.config.model.w_avg_beta)  # type: ignore[operator]
+        self.G.mapping.w_avg.lerp_(w_mean, 1 - self.config.model.w_avg_beta)
         self.D.requires_grad_(True)
 
     def d_step(self, batch: Batch) -> None:
@@ -267,7 +267,7 @@ class Players:
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         real = batch.image.to(self.device).to(self.dtype).div(127.5).sub(1).contiguous(memory_format=layout)
         if self.current.fade:
-            f: torch.Tensor = self.D.filter  # type: ignore[assignment]
+            f = self.D.filter
             real = torch.lerp(upsample2d(downsample2d(real, f), f), real, self.alpha)
         c = None if batch.condition is None else batch.condition.to(self.device, self.dtype)
         return real, c

@@ -95,7 +95,7 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
         raise
 
 
-def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> torch.nn.Module:
+def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
     """The generator in a snapshot, ready to use: `G(z, c, psi=0.7)` gives images [N, C, R, R] in about [-1, 1].
 
     z is [N, G.z_dim]; c is [N, G.c_dim], one-hot, for conditional generators. `G.description` is the snapshot's
@@ -129,7 +129,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> torch
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"{path}: the description does not fit the weights: {reason}") from None
     _restore_filters(G, description["kwargs"])
-    G.description = description  # type: ignore[assignment]
+    G.description = description
     if description["kwargs"].get("fade"):
         _bind_alpha(G, alpha)
     return G.eval().requires_grad_(False)
@@ -144,10 +144,10 @@ def _restore_filters(G: torch.nn.Module, kwargs: Mapping[str, Any]) -> None:
             module._buffers["filter"] = setup_filter(kwargs["resample_filter"]).to(next(G.parameters()).device)
 
 
-def _bind_alpha(G: torch.nn.Module, alpha: float) -> None:
+def _bind_alpha(G: Any, alpha: float) -> None:
     forward = G.forward
 
     def at_this_alpha(*args: Any, **given: Any) -> torch.Tensor:
         return forward(*args, **{"alpha": alpha, **given})
 
-    G.forward = at_this_alpha  # type: ignore[method-assign]
+    G.forward = at_this_alpha

@@ -6,6 +6,7 @@ written follows from it. The checkpoint comes last at each boundary, so whatever
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import signal
 import sys
@@ -82,15 +83,16 @@ class Trainer:
                 mirror=self.config.data.mirror,
                 workers=self.config.data.workers,
             )
-            for batch in data:
-                before = p.nimg
-                stats, (self.stopping, self.failing) = p.step(batch, [self.stopping, self.failing])
-                for name, (total, count) in stats.items():
-                    self.means.add(name, total, count)
-                self.note_bad(batch.bad)
-                self.maintain(before)
-                if self.stopping or self.failing:
-                    break
+            with contextlib.closing(data):
+                for batch in data:
+                    before = p.nimg
+                    stats, (self.stopping, self.failing) = p.step(batch, [self.stopping, self.failing])
+                    for name, (total, count) in stats.items():
+                        self.means.add(name, total, count)
+                    self.note_bad(batch.bad)
+                    self.maintain(before)
+                    if self.stopping or self.failing:
+                        break
             if self.failing:
                 raise RunError(
                     f"{self.config.checkpoint.max_failures} checkpoints in a row could not be written; the last good "

@@ -7,9 +7,11 @@ at place n mod count of epoch n div count. So resuming is starting at nimg, at a
 from __future__ import annotations
 
 import functools
+import os
 import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,8 @@ from stylegan_pg.errors import RunError
 from stylegan_pg.rng import derive
 
 READ_TRIES = 4  # of a sample whose file cannot be read; the waits between them double from 0.1 s
+
+PATIENCE = 30.0  # seconds that a worker goes on after SIGTERM
 
 
 @dataclass
@@ -118,9 +122,10 @@ class _Positions(Sampler):
 
 
 def _in_worker(_: int) -> None:
-    # Ctrl-C and SIGTERM go to the whole process group, but it is the trainer that decides when to stop.
+    # Ctrl-C and SIGTERM may go to all processes, but it is the trainer that decides when to stop: a worker outlives
+    # the step that is being finished, and then goes in any case.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(PATIENCE, os._exit, [0]).start())
 
 
 def batches(
@@ -134,8 +139,10 @@ def batches(
     classes: int = 0,
     mirror: bool = False,
     workers: int = 2,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This rank's part of every batch from nimg `start` to `end` (both at batch boundaries of the run).
+
+    Close the generator to end its workers.
 
     Args:
         share: indices into the global batch that are this rank's, in its order.
@@ -150,7 +157,13 @@ def batches(
         worker_init_fn=_in_worker,
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:  # at once, and not when the garbage is collected
+        stop = getattr(iterator, "_shutdown_workers", None)
+        if stop:
+            stop()
 
 
 def _whole(batch: Batch) -> Batch:

@@ -7,6 +7,9 @@ at a coarse level mean similar large-scale structure, at the finest one similar 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -19,11 +22,20 @@ COARSEST = 16
 
 def _binomial(x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
     """[N, C, H, W] filtered with [1, 4, 6, 4, 1] / 16 along both axes, borders mirrored."""
-    c = x.shape[1]
-    taps = torch.tensor([1.0, 4, 6, 4, 1], device=x.device) / 16 * gain**0.5
     x = F.pad(x, [2, 2, 2, 2], mode="reflect")
-    x = F.conv2d(x, taps.view(1, 1, 1, 5).expand(c, 1, 1, 5).contiguous(), groups=c)
-    return F.conv2d(x, taps.view(1, 1, 5, 1).expand(c, 1, 5, 1).contiguous(), groups=c)
+    for axis in (3, 2):
+        # Five shifted views: four times as fast on a CPU as a depthwise convolution, and the same bits in any batch.
+        a, b, c, d, e = (x.narrow(axis, i, x.shape[axis] - 4) for i in range(5))
+        x = ((a + e) + 4 * (b + d) + 6 * c) * (gain**0.5 / 16)
+    return x
+
+
+def _sort_rows(x: torch.Tensor) -> torch.Tensor:
+    """float32 [rows, n], each row sorted in place. numpy sorts values alone, which takes a tenth of the time of
+    torch's sort with its indices, and releases the interpreter's lock meanwhile."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(np.ndarray.sort, x.numpy()))
+    return x
 
 
 def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
@@ -62,7 +74,21 @@ class PatchCollector:
         self._patches: dict[int, list[torch.Tensor]] = {r: [] for r in self.levels}
 
     def add(self, images: torch.Tensor) -> None:
-        """uint8 [N, C, R, R]."""
+        """uint8 [N, C, R, R].
+
+        Raises:
+            UsageError: for images of another shape or type.
+        """
+        expected = (self.channels, self.levels[0], self.levels[0])
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise UsageError(
+                f"the sliced Wasserstein distance expects uint8 images of shape [N, {', '.join(map(str, expected))}], "
+                f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}: convert them before"
+            )
+        for part in images.split(16):  # its pyramid stays in the processor's cache
+            self._add(part)
+
+    def _add(self, images: torch.Tensor) -> None:
         n, k = len(images), self.patches_per_image
         pyramid = laplacian_pyramid(images.float(), len(self.levels))
         offsets = torch.arange(NEIGHBOURHOOD)
@@ -83,13 +109,18 @@ class PatchCollector:
 
     def descriptors(self) -> dict[int, torch.Tensor]:
         """level resolution -> float32 [N * patches_per_image, 49 * C], each channel at mean 0 and deviation 1 over
-        the whole set."""
+        the whole set.
+
+        Raises:
+            UsageError: if no images were added.
+        """
+        if not self.count:
+            raise UsageError("no images to take the sliced Wasserstein distance of: add some first")
         result = {}
         for r, parts in self._patches.items():
             x = torch.cat(parts)
-            mean = x.double().mean(dim=[0, 1])
-            deviation = (x.double() - mean).square().mean(dim=[0, 1]).sqrt().clamp(min=1e-12)
-            result[r] = ((x - mean.float()) / deviation.float()).flatten(1)
+            variance, mean = torch.var_mean(x, dim=[0, 1], correction=0)
+            result[r] = x.sub_(mean).div_(variance.sqrt().clamp(min=1e-12)).flatten(1)
         return result
 
 
@@ -118,9 +149,9 @@ def sliced_wasserstein(
         for repeat in range(repeats):
             g = generator(seed, "directions", r, repeat)
             d = torch.randn([a.shape[1], directions], generator=g)
-            d = d / d.norm(dim=0)
-            pa, pb = (torch.sort((x @ d).t().contiguous(), dim=1).values for x in (a, b))
-            distances.append((pa - pb).abs().mean().item())
+            d = (d / d.norm(dim=0)).t().contiguous()
+            pa, pb = (_sort_rows(d @ x.t()) for x in (a, b))
+            distances.append(pa.sub_(pb).abs_().mean().item())
         result[f"swd_{r}"] = 1000 * sum(distances) / repeats
     result["swd"] = sum(result.values()) / len(real)
     return result

@@ -76,6 +76,8 @@ class FullyConnected(nn.Module):
 class Conv2d(nn.Module):
     """Convolution with bias, activation, gain and clamp, optionally changing the resolution. [N, in, H, W] -> out."""
 
+    filter: torch.Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -111,6 +113,8 @@ class ModulatedConv2d(nn.Module):
     Scaling activations instead of weights needs no per-sample weight: sum (w s)^2 is a matrix product of s^2 with
     the weights' squared norms.
     """
+
+    filter: torch.Tensor
 
     def __init__(
         self,
@@ -148,6 +152,8 @@ class ModulatedConv2d(nn.Module):
 
 class SynthesisLayer(ModulatedConv2d):
     """Modulated convolution, noise, bias, leaky ReLU, gain, clamp, in this order."""
+
+    noise_const: torch.Tensor
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ the resampling filters, which here follow from the configuration.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def to_public(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         prefix = name.removesuffix("filter")
         if prefix.count(".") >= 2 or prefix.startswith("b"):
             public[prefix + "resample_filter"] = buffer.detach()
-    net = getattr(module, "synthesis", module)
+    net: Any = getattr(module, "synthesis", module)
     prefix = "synthesis." if net is not module else ""
     for r in net.resolutions:
         if prefix or r > 4:

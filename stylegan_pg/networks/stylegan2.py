@@ -41,6 +41,8 @@ class MappingNetwork(nn.Module):
     The generator's has a running mean of w, `w_avg`, which the trainer updates from the global batch.
     """
 
+    w_avg: torch.Tensor
+
     def __init__(
         self, z_dim: int, c_dim: int, w_dim: int, layers: int, *, lr_multiplier: float = 0.01, w_avg: bool = True
     ):
@@ -100,6 +102,8 @@ class SynthesisBlock(nn.Module):
 
 class SynthesisNetwork(nn.Module):
     """ws [N, num_ws, w_dim] -> image [N, img_channels, R, R], roughly in [-1, 1]."""
+
+    filter: torch.Tensor
 
     def __init__(
         self,
@@ -286,6 +290,8 @@ class Discriminator(nn.Module):
 
     `mbstd_group` must divide every batch it is given (smaller batches form one group).
     """
+
+    filter: torch.Tensor
 
     def __init__(
         self,

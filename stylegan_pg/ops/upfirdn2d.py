@@ -30,7 +30,8 @@ def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
         return (padding,) * 4
     if len(padding) == 2:
         return (padding[0], padding[0], padding[1], padding[1])
-    return tuple(padding)  # type: ignore[return-value]  # the length is the caller's contract
+    left, right, top, bottom = padding
+    return left, right, top, bottom
 
 
 def _reference(x, f, up, down, padding, flip_filter, gain):

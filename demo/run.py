@@ -1,0 +1,83 @@
+"""The whole job in one command: draw faces, pack them, train, and look at the result. See `make demo`.
+
+Usage: python demo/run.py CONFIG [key=value ...]. Every part picks up what is already there, so a run that was stopped
+continues when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stylegan_pg.config import load_config
+from stylegan_pg.generate import save_image
+
+FACES = 5000
+
+
+def call(*command: str, capture: bool = False) -> str:
+    """Run a command of ours in a process of its own; its exit code ends this one if it is not 0."""
+    print("+", " ".join(command), flush=True)
+    result = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE if capture else None, text=True)
+    if result.returncode:
+        sys.exit(result.returncode)
+    return result.stdout or ""
+
+
+def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> None:
+    """One row for each of up to `most` moments of the run: the first faces of the fixed-seed grid, at one size."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    grids = sorted(samples.glob("fakes-*.png"), key=lambda p: int(re.findall(r"\d+", p.stem)[-1]))
+    chosen = sorted({round(i * (len(grids) - 1) / (most - 1)) for i in range(most)})
+    rows = []
+    size = max(Image.open(p).size[0] for p in grids) // 8
+    for i in chosen:
+        picture = Image.open(grids[i]).convert("RGB")
+        cell = picture.size[0] // 8  # output.grid has eight columns
+        row = picture.crop((0, 0, faces * cell, cell)).resize((faces * size, size), Image.Resampling.NEAREST)
+        rows.append(np.asarray(row))
+    save_image(torch.from_numpy(np.concatenate(rows).transpose(2, 0, 1).copy()), out)
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    name, overrides = sys.argv[1], sys.argv[2:]
+    config = load_config(name, overrides)
+    run, size = Path(config.run), config.resolution
+    faces = Path("data") / f"faces{FACES}-{size}"
+    call("demo/faces.py", str(faces), "--count", str(FACES), "--size", str(size))
+    call("-m", "stylegan_pg", "pack", str(faces), config.data.url, "--resolution", str(size), "--format", "png")
+    started = time.time()
+    call("-m", "stylegan_pg", "train", name, *overrides)
+    minutes = (time.time() - started) / 60
+
+    snapshot = max((run / "snapshots").glob("*.safetensors"), key=lambda p: p.name)
+    out = run / "pictures"
+    common = ("--out", str(out), "--psi", "0.7")
+    call("-m", "stylegan_pg", "sample", str(snapshot), "--seeds", "0-63", "--grid", *common)
+    call("-m", "stylegan_pg", "sample", str(snapshot), "--seeds", "1,5,9,12,1", "--interpolate", "8", *common)
+    progress_figure(run / "samples", out / "progress.png")
+    measured = call(
+        "-m", "stylegan_pg", "metrics", str(snapshot), "--data", config.data.url, "--images", "4096", capture=True
+    )
+    values = json.loads(measured)
+    print()
+    print(f"training took {minutes:.1f} minutes, {run}")
+    print("sliced Wasserstein distance x1000: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items() if "swd" in k))
+    print(f"snapshot            {snapshot}")
+    print(f"64 faces, psi 0.7   {out / 'grid.png'}")
+    print(f"interpolation       {out / 'interpolation.png'}")
+    print(f"over the training   {out / 'progress.png'}")
+    print((faces / "CREDITS.txt").read_text("utf-8").strip())
+
+
+if __name__ == "__main__":
+    main()
