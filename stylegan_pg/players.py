@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -110,7 +110,8 @@ class Players:
         dist.check_same([*self.G.parameters(), *self.D.parameters()], f"the networks at the start of {phase}")
 
         self.share = deal(phase.batch, phase.mbstd_group, dist.world())[dist.rank()]
-        self.parts = self._micro_batches(self.share, phase.mbstd_group)
+        passes = math.ceil(len(self.share) / phase.micro_batch) if phase.micro_batch else 1
+        self.parts = self._passes(self.share, phase.mbstd_group, passes)
 
     def _place(self, net: torch.nn.Module) -> torch.nn.Module:
         net = net.to(self.device, self.dtype)
@@ -121,12 +122,9 @@ class Players:
         o = self.config.optim
         return self.parallel.adam(net.parameters(), lr * ratio, o.beta1**ratio, o.beta2**ratio, o.eps)
 
-    def _micro_batches(self, share: list[int], group: int) -> list[list[int]]:
-        """The positions within this rank's share that make up each pass."""
-        if not share:
-            return []
-        passes = math.ceil(len(share) / self.current.micro_batch) if self.current.micro_batch else 1
-        return [part for part in deal(len(share), group, min(passes, len(share) // group)) if part]
+    def _passes(self, share: list[int], group: int, passes: int) -> list[list[int]]:
+        """The positions within this rank's share that make up each pass: whole groups, at most `passes` times."""
+        return [part for part in deal(len(share), group, min(passes, len(share) // group)) if part] if share else []
 
     # ------------------------------------------------------------------------------------------------- steps
 
@@ -237,7 +235,7 @@ class Players:
         count = self._term_count(term)
         draw = self.draw(term.name, count)
         share = deal(count, 1, dist.world())[dist.rank()]
-        for k, part in enumerate(self._micro_batches(share, 1)):
+        for k, part in enumerate(self._passes(share, 1, max(len(self.parts), 1))):
             chosen = [share[i] for i in part]
             x = draw.pick(chosen, self.device, self.dtype)
             r, channels = self.current.resolution, self.index.channels

@@ -37,3 +37,23 @@ def parity_dir() -> Path:
 
 
 # Datasets made once for the whole session go below.
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed dataset of 96 pictures in three classes, at 4x4 to 32x32."""
+    import numpy as np
+    from PIL import Image
+
+    from stylegan_pg.data.pack import pack
+
+    source = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i in range(96):
+        folder = source / "abc"[i % 3]
+        folder.mkdir(exist_ok=True)
+        small = random.integers(0, 256, [4, 4, 3], dtype=np.uint8)
+        Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.png")
+    out = tmp_path_factory.mktemp("packed") / "tiny"
+    pack(str(source), out, resolution=32, format="png", workers=0, progress=False)
+    return out

@@ -45,11 +45,14 @@ def _reference(x, f, up, down, padding, flip_filter, gain):
         y = torch.empty([n, c, h * up_y, w * up_x], dtype=x.dtype, device=x.device, memory_format=layout).zero_()
         y[:, :, ::up_y, ::up_x] = x
         x = y
-    x = F.pad(x, padding)
+    left, right, top, bottom = padding
+    if left != right or top != bottom or left < 0 or top < 0:
+        x, left, top = F.pad(x, padding), 0, 0
     f = (f * gain).to(x.dtype)
     if not flip_filter:  # true convolution
         f = f.flip([0, 1])
-    return F.conv2d(x, f[None, None].expand(c, 1, -1, -1).contiguous(), stride=(down[1], down[0]), groups=c)
+    f = f[None, None].expand(c, 1, -1, -1).contiguous()
+    return F.conv2d(x, f, stride=(down[1], down[0]), padding=(top, left), groups=c)
 
 
 class _Upfirdn2d(torch.autograd.Function):

@@ -1,0 +1,107 @@
+"""Small training runs in processes of their own, for the tests that look at them from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from stylegan_pg import checkpoint
+
+# Grows from 8x8 over a fade to 16x16; every kind of step happens within the first few batches.
+TINY = {
+    "resolution": 16,
+    "seed": 3,
+    "data.workers": 0,
+    "model.z_dim": 16,
+    "model.w_dim": 16,
+    "model.mapping_layers": 2,
+    "model.channel_base": 128,
+    "model.channel_max": 8,
+    "growth.start": 8,
+    "growth.stable_kimg": 0.032,
+    "growth.fade_kimg": 0.032,
+    "train.batch": 8,
+    "train.threads": 1,
+    "loss.r1_every": 2,
+    "loss.r1_gamma": 1,
+    "loss.pl_every": 2,
+    "output.tick_kimg": 0.008,
+    "output.grid_kimg": 0.032,
+    "output.grid": "[2,2]",
+    "output.snapshot_kimg": 0,
+    "output.tensorboard": "false",
+    "checkpoint.every_kimg": 0.016,
+}
+TIMES = ("img_per_sec", "eta_sec", "elapsed_sec", "memory_mib")
+
+
+def arguments(run: Path, data: Path, **changes: object) -> list[str]:
+    """`train` and its overrides for a tiny run; underscores stand for dots where a double one is written."""
+    config = run.parent / f"{run.name}.yaml"
+    config.write_text(f"run: {run}\ndata: {{url: {data}}}\n")
+    values = TINY | {k.replace("__", "."): v for k, v in changes.items()}
+    return ["train", str(config), *(f"{k}={v}" for k, v in values.items())]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def start(args: list[str], ranks: int = 0, **popen) -> subprocess.Popen[str]:
+    """Start the command line, with `ranks` under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+    command = [sys.executable, *launcher, "-m", "stylegan_pg", *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
+    return subprocess.Popen(command, **(pipes | popen))
+
+
+def finish(process: subprocess.Popen[str], expected: int = 0, timeout: float = 240) -> str:
+    """Wait for a process, demand its exit code, and return what it printed."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"no end within {timeout} s:\n{output}") from None
+    assert process.returncode == expected, f"exit code {process.returncode}:\n{output}"
+    return output
+
+
+def newest(run: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    return checkpoint.read(checkpoint.found(run / "checkpoints")[0])
+
+
+def stats(run: Path) -> list[dict]:
+    """The lines of stats.jsonl without what measures time and memory."""
+    lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights, EMA, optimisers, running means and logs of two runs, bit for bit."""
+    (tensors_a, state_a), (tensors_b, state_b) = newest(a), newest(b)
+    assert tensors_a.keys() == tensors_b.keys()
+    different = [name for name, t in tensors_a.items() if not torch.equal(t, tensors_b[name])]
+    assert not different, f"{len(different)} tensors differ, such as {different[:3]}"
+    for key in ("nimg", "phase", "running_means", "means", "bad_samples"):
+        assert state_a[key] == state_b[key], key
+    assert stats(a) == stats(b)
+    pictures = sorted(p.name for p in (a / "samples").iterdir())
+    assert pictures == sorted(p.name for p in (b / "samples").iterdir())
+    for name in pictures:
+        assert (a / "samples" / name).read_bytes() == (b / "samples" / name).read_bytes(), name
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], part: str = "") -> float:
+    """Over all tensors whose name starts with `part`, relative to each tensor's own largest magnitude."""
+    worst = 0.0
+    for name, t in a.items():
+        if name.startswith(part):
+            scale = max(float(t.abs().max()), 1e-12)
+            worst = max(worst, float((t.double() - b[name].double()).abs().max()) / scale)
+    return worst

@@ -1,0 +1,100 @@
+"""What several ranks compute is what one process computes (DESIGN 1.2)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import runs
+from stylegan_pg import checkpoint
+
+pytestmark = pytest.mark.distributed
+
+QUIET = {
+    "model__noise": "false",
+    "output__grid_kimg": 0,
+    "checkpoint__keep": 100,
+    "checkpoint__every_kimg": 0.008,
+}
+
+
+def trained(folder, data, ranks: int, **changes):
+    run = folder / f"ranks{ranks}"
+    runs.finish(runs.start(runs.arguments(run, data, **(QUIET | changes)), ranks=ranks))
+    return run
+
+
+@pytest.mark.slow
+def test_float64_does_not_depend_on_the_number_of_ranks(tiny_data, tmp_path):
+    """20 steps with R1, path length, growth and a fade; three ranks get unequal shares of the four groups."""
+    changes = {
+        "train__dtype": "float64",
+        "train__batch": 16,
+        "growth__stable_kimg": 0.112,
+        "growth__fade_kimg": 0.096,
+    }
+    one, *others = (runs.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2, 3))
+    for other in others:
+        assert runs.largest_difference(one, other) < 1e-9
+    (tmp_path / "micro").mkdir()
+    micro = trained(tmp_path / "micro", tiny_data, 0, train__micro_batch=4, **changes)
+    assert runs.largest_difference(one, runs.newest(micro)[0]) < 1e-9
+
+
+def test_float32_first_gradients(tiny_data, tmp_path):
+    """With beta1 = 0, Adam's first moment is the gradient itself. The generator hardly moves, or rounding in its
+    update would reach the discriminator's gradient."""
+    changes = {
+        "train__total_kimg": 0.008,
+        "loss__r1_gamma": 0,
+        "loss__pl_weight": 0,
+        "optim__g_lr": 1e-30,
+    }
+    one, two = (runs.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2))
+    for part in ("opt_G/exp_avg/", "opt_D/exp_avg/"):
+        assert any(name.startswith(part) for name in one)
+        assert runs.largest_difference(one, two, part) < 1e-5
+
+
+def test_two_ranks_are_one_process_with_two_micro_batches(tiny_data, tmp_path):
+    """Bit for bit, in float32, at every checkpoint."""
+    two = trained(tmp_path, tiny_data, 2)
+    one = trained(tmp_path, tiny_data, 0, train__micro_batch=4)
+    pairs = list(zip(*(checkpoint.found(run / "checkpoints") for run in (one, two)), strict=True))
+    assert len(pairs) == 12
+    for a, b in pairs:
+        (tensors_a, state_a), (tensors_b, state_b) = checkpoint.read(a), checkpoint.read(b)
+        different = [n for n, t in tensors_a.items() if not torch.equal(t, tensors_b[n])]
+        assert not different, f"{a.name}: {different[:3]}"
+        assert state_a["running_means"] == state_b["running_means"]
+    assert runs.stats(one) == runs.stats(two)
+
+
+def test_continuing_on_another_number_of_ranks(tiny_data, tmp_path):
+    """What two ranks began one process ends, with the same batches and a note about it."""
+    first = {"train__dtype": "float64", "train__total_kimg": 0.048}
+    run = trained(tmp_path, tiny_data, 2, **first)
+    again = runs.arguments(run, tiny_data, **(QUIET | first | {"train__total_kimg": "null"}))
+    output = runs.finish(runs.start(again))
+    assert "continuing on 1 ranks what ran on 2" in output
+    (tmp_path / "straight").mkdir()
+    straight = trained(tmp_path / "straight", tiny_data, 0, train__dtype="float64")
+    assert runs.largest_difference(runs.newest(straight)[0], runs.newest(run)[0]) < 1e-9
+
+
+def test_accelerate_launch(tiny_data, tmp_path):
+    """The other launcher starts the same world."""
+    args = runs.arguments(tmp_path / "run", tiny_data, **(QUIET | {"train__total_kimg": 0.016}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    env = runs.environment() | {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    process = subprocess.Popen(
+        [*command, "--main_process_port", env["MASTER_PORT"], "-m", "stylegan_pg", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+    )
+    runs.finish(process)
+    assert runs.newest(tmp_path / "run")[1]["environment"]["world"] == 2
