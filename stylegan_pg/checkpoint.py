@@ -34,7 +34,7 @@ def _digest(tensors: Mapping[str, torch.Tensor], state: str) -> str:
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name}{t.dtype}{list(t.shape)}".encode())
-        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -155,6 +155,9 @@ def restore_optimizer(
         kind, name = key.split("/", 1)
         if name in parameters:
             p = parameters[name]
-            # Adam wants its step count on the parameter's device only when fused on a GPU; load it as it was saved.
-            value = t.clone() if kind == "step" and p.device.type == "cpu" else t.to(p.device).clone()
+            if t.shape == p.shape:
+                # In the parameter's own memory layout, as Adam made it: fused updates walk both as flat memory.
+                value = torch.empty_like(p, dtype=t.dtype).copy_(t).detach()
+            else:
+                value = t.to(p.device if optimizer.defaults.get("fused") else "cpu", copy=True)
             optimizer.state[p][kind] = value

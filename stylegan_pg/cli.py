@@ -98,8 +98,8 @@ def sample(
     cutoff: Annotated[Optional[int], typer.Option(help="Truncate only this many first layers.")] = None,  # noqa: UP045
     labels: Annotated[Optional[str], typer.Option(help="Classes, by number or name, for conditional ones.")] = None,  # noqa: UP045
     grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
-    columns: Annotated[int, typer.Option(help="Of the grid; 0 for a square.")] = 0,
-    interpolate: Annotated[int, typer.Option(help="Frames from each seed to the next, as a strip.")] = 0,
+    columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,
+    interpolate: Annotated[int, typer.Option(min=0, help="Frames from each seed to the next, as a strip.")] = 0,
     noise: Annotated[str, typer.Option(help="const, random or none.")] = "const",
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -335,11 +336,13 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         demand(value(key) in choices, key, " or ".join(choices))
     for key in POSITIVE:
-        demand(value(key) > 0, key, "above 0")
+        demand(0 < value(key) < math.inf, key, "above 0 and finite")
     for key in NOT_NEGATIVE:
-        demand(value(key) >= 0, key, "0 or more")
+        demand(0 <= value(key) < math.inf, key, "0 or more and finite")
     for key in UNIT:
         demand(0 <= value(key) <= 1, key, "between 0 and 1")
+    for key in ("optim.beta1", "optim.beta2"):
+        demand(value(key) < 1, key, "below 1")
     demand(config.model.channel_base >= config.resolution, "model.channel_base", f"at least {config.resolution}")
     start = config.growth.start
     if start is not None:
@@ -348,13 +351,13 @@ def check(config: Config) -> None:
     else:
         demand(config.train.total_kimg is not None, "train.total_kimg", "given where nothing grows")
     if config.train.total_kimg is not None:
-        demand(config.train.total_kimg > 0, "train.total_kimg", "above 0")
+        demand(0 < config.train.total_kimg < math.inf, "train.total_kimg", "above 0 and finite")
     taps = config.model.resample_filter
     demand(len(taps) >= 2 and sum(taps) != 0, "model.resample_filter", "at least two taps with a sum other than 0")
     demand(len(config.output.grid) == 2 and min(config.output.grid) > 0, "output.grid", "[columns, rows]")
     tables = "growth.stable_kimg_at growth.fade_kimg_at optim.lr_at loss.r1_gamma_at train.batch_at"
     for key in [*tables.split(), "train.micro_batch_at"]:
-        fits = all(is_power_of_two(r) and r >= 4 and v >= 0 for r, v in value(key).items())
+        fits = all(is_power_of_two(r) and r >= 4 and 0 <= v < math.inf for r, v in value(key).items())
         demand(fits, key, "a table from resolutions (powers of two, 4 or more) to numbers of 0 or more")
     demand(all(v > 0 for v in config.train.batch_at.values()), "train.batch_at", "above 0")
     for term in config.loss.terms:

@@ -165,7 +165,7 @@ def main_decides() -> Iterator[list[Any]]:
 def parameters_hash(tensors: Iterable[torch.Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for t in tensors:
-        digest.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ weights, gradients, Adam's moments and the EMA. Kernels' workspaces and the allo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,8 +53,8 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int) -> Cost:
     objective = OBJECTIVES[config.loss.objective]
     with torch.device("meta"):
         make_G, make_D = NETWORKS[config.model.name]
-        G = make_G(**generator_kwargs(config.model, shape))
-        D = make_D(**discriminator_kwargs(config.model, shape))
+        G: Any = make_G(**generator_kwargs(config.model, shape))
+        D: Any = make_D(**discriminator_kwargs(config.model, shape))
         z, c = torch.randn(n, config.model.z_dim), torch.randn(n, classes) if classes else None
         real = torch.randn(n, channels, r, r)
 
@@ -67,7 +68,9 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int) -> Cost:
 
         def term_loss(name: str) -> torch.Tensor:
             if TERMS[name].on == "D":
-                return TERMS[name].compute(DInputs(D, real, c))["loss"].sum()
+                # Through a view, as the FLOP counter's hooks cannot stand a leaf as a module's input.
+                through_view = DInputs(lambda x, c: D(x.view_as(x), c), real, c)
+                return TERMS[name].compute(through_view)["loss"].sum()
             inputs = GInputs(G.synthesis, G.styles(z, c), torch.randn_like(real))
             return TERMS[name].compute(inputs)["loss"].sum()
 
@@ -111,7 +114,7 @@ def describe(config: Config) -> str:
     plan = phases(config)
     lines = [to_yaml(config), f"dataset: {about}", ""]
     head = ("phase", "kimg", "batch", "micro", "lr G/D", "G params", "D params", "GFLOPs/img", "memory")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     total = 0.0
     for phase in plan:
         cost = cost_of(config, phase, channels, classes)

@@ -162,10 +162,10 @@ class Players:
     def score(self, images: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
         return self.D(images, c, alpha=self.alpha)
 
-    def step(self, batch: Batch, flags: list[bool]) -> tuple[dict[str, tuple[float, int]], list[bool]]:
+    def step(self, batch: Batch, *, stop: bool = False) -> tuple[dict[str, tuple[float, int]], bool]:
         """Train on this rank's share of one batch of real images and advance nimg by the global batch.
 
-        Returns {name: (sum, count)} of what was observed, over all ranks, and each flag if any rank raised it.
+        Returns {name: (sum, count)} of what was observed, over all ranks, and whether any rank was asked to `stop`.
 
         Raises:
             RunError: if a loss is not finite.
@@ -174,7 +174,7 @@ class Players:
         self.d_step(batch)
         beta = ema_beta(self.current.batch, self.nimg, self.config.ema.kimg, self.config.ema.rampup)
         ema.update(self.G_ema, self.G, beta)
-        result = self._reduce_step(flags)
+        result = self._reduce_step(stop)
         self.nimg += self.current.batch
         return result
 
@@ -276,14 +276,14 @@ class Players:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double().sum()
 
-    def _reduce_step(self, flags: list[bool]) -> tuple[dict[str, tuple[float, int]], list[bool]]:
-        """Sum what this step observed, and the flags, over the ranks; update the terms' running means."""
+    def _reduce_step(self, stop: bool) -> tuple[dict[str, tuple[float, int]], bool]:
+        """Sum what this step observed, and the wish to stop, over the ranks; update the terms' running means."""
         counts = dict.fromkeys(["loss_d", "loss_g", "score_fake", "score_real"], self.current.batch)
         for term in self.terms:
             if self.current.step(self.nimg) % term.every == 0:
                 counts.update(dict.fromkeys(TERMS[term.name].reports, self._term_count(term)))
         zero = torch.zeros([], dtype=torch.float64, device=self.device)
-        vector = torch.stack([*(self.sums.get(name, zero) for name in counts), *(zero + flag for flag in flags)])
+        vector = torch.stack([*(self.sums.get(name, zero) for name in counts), zero + stop])
         values = dist.all_reduce(vector).tolist()
         self.sums = {}
         stats = {name: (total, count) for (name, count), total in zip(counts.items(), values, strict=False)}
@@ -298,7 +298,7 @@ class Players:
                 if kept:
                     before, decay = self.state.get(kept, 0.0), self.config.loss.pl_decay
                     self.state[kept] = before + decay * (total / count - before)
-        return stats, [value > 0 for value in values[len(counts) :]]
+        return stats, values[-1] > 0
 
     # ----------------------------------------------------------------------------------------- for checkpoints
 

@@ -62,7 +62,7 @@ def phases(config: Config) -> list[Phase]:
     `train.total_kimg`. Phases behind that are left out, and one that it falls into ends there.
 
     Raises:
-        UsageError: if a micro-batch cannot hold one minibatch-stddev group.
+        UsageError: if a micro-batch cannot hold one minibatch-stddev group, or nothing is left to train.
     """
     growth, total = config.growth, config.train.total_kimg
     plan: list[tuple[int, bool, float]] = []
@@ -107,6 +107,8 @@ def phases(config: Config) -> list[Phase]:
             )
         )
         start = end
+    if not result:
+        raise UsageError("all phases have no length: raise growth.stable_kimg, growth.fade_kimg or train.total_kimg")
     return result
 
 

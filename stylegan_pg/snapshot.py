@@ -125,7 +125,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
         G = G.to_empty(device=device)
         G.load_state_dict(tensors)
         alpha = float(description["alpha"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"{path}: the description does not fit the weights: {reason}") from None
     _restore_filters(G, description["kwargs"])

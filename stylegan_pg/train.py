@@ -50,7 +50,9 @@ class Trainer:
         self.folder = self.run / "checkpoints"
         self.means = Means()
         self.bad: dict[str, None] = {}  # corrupt samples met so far, in order
-        self.stopping = self.failing = False
+        self.asked = False  # a signal came to this rank
+        self.stopping = False  # the ranks have agreed to stop after this step
+        self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
         self.distances: dict[int, SlicedWasserstein] = {}
@@ -86,7 +88,7 @@ class Trainer:
             with contextlib.closing(data):
                 for batch in data:
                     before = p.nimg
-                    stats, (self.stopping, self.failing) = p.step(batch, [self.stopping, self.failing])
+                    stats, self.stopping = p.step(batch, stop=self.asked)
                     for name, (total, count) in stats.items():
                         self.means.add(name, total, count)
                     self.note_bad(batch.bad)
@@ -147,9 +149,7 @@ class Trainer:
         self.bad = dict.fromkeys(state["bad_samples"])
 
     def request_stop(self, *_: Any) -> None:
-        if self.stopping and self.reporter:
-            self.reporter.say("stopping already: finishing the step and writing a checkpoint")
-        self.stopping = True
+        self.asked = True  # nothing more: a signal may come at any moment, also within a write
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact continuation depends on besides the checkpoint itself."""

@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
+import harness
 import pytest
 import torch
 
-import runs
 from stylegan_pg import checkpoint
 
 pytestmark = pytest.mark.distributed
@@ -22,7 +22,7 @@ QUIET = {
 
 def trained(folder, data, ranks: int, **changes):
     run = folder / f"ranks{ranks}"
-    runs.finish(runs.start(runs.arguments(run, data, **(QUIET | changes)), ranks=ranks))
+    harness.finish(harness.start(harness.arguments(run, data, **(QUIET | changes)), ranks=ranks))
     return run
 
 
@@ -35,12 +35,12 @@ def test_float64_does_not_depend_on_the_number_of_ranks(tiny_data, tmp_path):
         "growth__stable_kimg": 0.112,
         "growth__fade_kimg": 0.096,
     }
-    one, *others = (runs.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2, 3))
+    one, *others = (harness.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2, 3))
     for other in others:
-        assert runs.largest_difference(one, other) < 1e-9
+        assert harness.largest_difference(one, other) < 1e-9
     (tmp_path / "micro").mkdir()
     micro = trained(tmp_path / "micro", tiny_data, 0, train__micro_batch=4, **changes)
-    assert runs.largest_difference(one, runs.newest(micro)[0]) < 1e-9
+    assert harness.largest_difference(one, harness.newest(micro)[0]) < 1e-9
 
 
 def test_float32_first_gradients(tiny_data, tmp_path):
@@ -52,10 +52,10 @@ def test_float32_first_gradients(tiny_data, tmp_path):
         "loss__pl_weight": 0,
         "optim__g_lr": 1e-30,
     }
-    one, two = (runs.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2))
+    one, two = (harness.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2))
     for part in ("opt_G/exp_avg/", "opt_D/exp_avg/"):
         assert any(name.startswith(part) for name in one)
-        assert runs.largest_difference(one, two, part) < 1e-5
+        assert harness.largest_difference(one, two, part) < 1e-5
 
 
 def test_two_ranks_are_one_process_with_two_micro_batches(tiny_data, tmp_path):
@@ -69,26 +69,26 @@ def test_two_ranks_are_one_process_with_two_micro_batches(tiny_data, tmp_path):
         different = [n for n, t in tensors_a.items() if not torch.equal(t, tensors_b[n])]
         assert not different, f"{a.name}: {different[:3]}"
         assert state_a["running_means"] == state_b["running_means"]
-    assert runs.stats(one) == runs.stats(two)
+    assert harness.stats(one) == harness.stats(two)
 
 
 def test_continuing_on_another_number_of_ranks(tiny_data, tmp_path):
     """What two ranks began one process ends, with the same batches and a note about it."""
     first = {"train__dtype": "float64", "train__total_kimg": 0.048}
     run = trained(tmp_path, tiny_data, 2, **first)
-    again = runs.arguments(run, tiny_data, **(QUIET | first | {"train__total_kimg": "null"}))
-    output = runs.finish(runs.start(again))
+    again = harness.arguments(run, tiny_data, **(QUIET | first | {"train__total_kimg": "null"}))
+    output = harness.finish(harness.start(again))
     assert "continuing on 1 ranks what ran on 2" in output
     (tmp_path / "straight").mkdir()
     straight = trained(tmp_path / "straight", tiny_data, 0, train__dtype="float64")
-    assert runs.largest_difference(runs.newest(straight)[0], runs.newest(run)[0]) < 1e-9
+    assert harness.largest_difference(harness.newest(straight)[0], harness.newest(run)[0]) < 1e-9
 
 
 def test_accelerate_launch(tiny_data, tmp_path):
     """The other launcher starts the same world."""
-    args = runs.arguments(tmp_path / "run", tiny_data, **(QUIET | {"train__total_kimg": 0.016}))
+    args = harness.arguments(tmp_path / "run", tiny_data, **(QUIET | {"train__total_kimg": 0.016}))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    env = runs.environment() | {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    env = harness.environment() | {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
     process = subprocess.Popen(
         [*command, "--main_process_port", env["MASTER_PORT"], "-m", "stylegan_pg", *args],
         stdout=subprocess.PIPE,
@@ -96,5 +96,5 @@ def test_accelerate_launch(tiny_data, tmp_path):
         text=True,
         env=env,
     )
-    runs.finish(process)
-    assert runs.newest(tmp_path / "run")[1]["environment"]["world"] == 2
+    harness.finish(process)
+    assert harness.newest(tmp_path / "run")[1]["environment"]["world"] == 2

@@ -10,11 +10,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import harness
 import pytest
 import torch
 from safetensors import safe_open
 
-import runs
 from stylegan_pg import checkpoint, load_snapshot
 
 pytestmark = pytest.mark.distributed
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.distributed
 def whole_run(tiny_data, tmp_path_factory) -> Path:
     """An uninterrupted run."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    runs.finish(runs.start(runs.arguments(run, tiny_data)))
+    harness.finish(harness.start(harness.arguments(run, tiny_data)))
     return run
 
 
@@ -36,13 +36,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.02)
 
 
-def lines_of(run: Path) -> int:
-    file = run / "stats.jsonl"
-    return len(file.read_text().splitlines()) if file.exists() else 0
-
-
 def test_what_a_run_leaves(whole_run, tiny_data):
-    lines = runs.stats(whole_run)
+    lines = harness.stats(whole_run)
     assert [line["nimg"] for line in lines] == list(range(8, 97, 8))
     assert {line["phase"] for line in lines} == {"8x8 stable", "16x16 fade", "16x16 stable"}
     assert [line["alpha"] for line in lines[4:8]] == [0.0, 0.25, 0.5, 0.75]
@@ -57,7 +52,7 @@ def test_what_a_run_leaves(whole_run, tiny_data):
     assert len(checkpoint.found(whole_run / "checkpoints")) == 2  # rotated
     (snapshot,) = (whole_run / "snapshots").iterdir()
     G = load_snapshot(snapshot)
-    tensors, _ = runs.newest(whole_run)
+    tensors, _ = harness.newest(whole_run)
     for name, t in G.state_dict().items():
         assert torch.equal(t, tensors[f"G_ema/{name}"])
     with safe_open(snapshot, "pt") as file:
@@ -67,46 +62,35 @@ def test_what_a_run_leaves(whole_run, tiny_data):
 def test_running_again_after_the_end_changes_nothing(whole_run, tiny_data, tmp_path):
     run = shutil.copytree(whole_run, tmp_path / "whole")
     before = (run / "stats.jsonl").read_bytes()
-    runs.finish(runs.start(runs.arguments(run, tiny_data)))
+    harness.finish(harness.start(harness.arguments(run, tiny_data)))
     assert (run / "stats.jsonl").read_bytes() == before
-    runs.assert_same_run(run, whole_run)
+    harness.assert_same_run(run, whole_run)
 
 
 @pytest.mark.slow
 def test_killed_at_random_steps(whole_run, tiny_data, tmp_path):
     """SIGKILL several times, over the growth boundary and within the fade; the end is the uninterrupted run's."""
-    run, kills, dice = tmp_path / "killed", 0, random.Random(5)
-    while True:
-        process = runs.start(runs.arguments(run, tiny_data), start_new_session=True)
-        goal = lines_of(run) + dice.randint(1, 4)
-        while process.poll() is None and lines_of(run) < goal:
-            time.sleep(0.02)
-        time.sleep(dice.random() * 0.1)
-        if process.poll() is not None:
-            runs.finish(process)
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        kills += 1
+    run = tmp_path / "killed"
+    kills = harness.kill_until_done(harness.arguments(run, tiny_data), run, random.Random(5))
     assert kills >= 2
-    runs.assert_same_run(run, whole_run)
+    harness.assert_same_run(run, whole_run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_on_request(number, whole_run, tiny_data, tmp_path):
     """Exit code 75, a checkpoint of the very step, and the same end as without the stop."""
     run = tmp_path / "stopped"
-    process = runs.start(runs.arguments(run, tiny_data, data__workers=1), start_new_session=True)
-    wait_for(lambda: lines_of(run) >= 5, process)  # within the fade
+    process = harness.start(harness.arguments(run, tiny_data, data__workers=1), start_new_session=True)
+    wait_for(lambda: harness.lines_of(run) >= 5, process)  # within the fade
     os.killpg(process.pid, number)  # as a terminal or a scheduler does it: to the loader's workers too
-    output = runs.finish(process, 75)
+    output = harness.finish(process, 75)
     assert "to continue, run the same command again" in output
     assert "Traceback" not in output
     nimg = int(output.split("stopped; ")[1].split(" at ")[1].split(" kimg")[0].replace(".", "").ljust(2, "0"))
     assert nimg > 0
-    output = runs.finish(runs.start(runs.arguments(run, tiny_data, data__workers=1)))
+    output = harness.finish(harness.start(harness.arguments(run, tiny_data, data__workers=1)))
     assert "continuing from" in output
-    runs.assert_same_run(run, whole_run)
+    harness.assert_same_run(run, whole_run)
 
 
 def test_damaged_newest_checkpoint(whole_run, tiny_data, tmp_path):
@@ -120,21 +104,21 @@ def test_damaged_newest_checkpoint(whole_run, tiny_data, tmp_path):
         else:
             data[len(data) * 3 // 4] ^= 1
         new.write_bytes(data)
-        output = runs.finish(runs.start(runs.arguments(run, tiny_data)))
+        output = harness.finish(harness.start(harness.arguments(run, tiny_data)))
         assert new.name in output
         assert f"continuing from {old}" in output
-        runs.assert_same_run(run, whole_run)
+        harness.assert_same_run(run, whole_run)
 
 
 def test_no_readable_checkpoint(whole_run, tiny_data, tmp_path):
     run = shutil.copytree(whole_run, tmp_path / "bad")
     for path in checkpoint.found(run / "checkpoints"):
         path.write_bytes(b"nothing")
-    output = runs.finish(runs.start(runs.arguments(run, tiny_data)), 2)
+    output = harness.finish(harness.start(harness.arguments(run, tiny_data)), 2)
     assert output.count("error:") == 1
     assert "Traceback" not in output
-    empty = runs.start([*runs.arguments(tmp_path / "empty", tiny_data), "--resume"])
-    assert "no checkpoint" in runs.finish(empty, 2)
+    empty = harness.start([*harness.arguments(tmp_path / "empty", tiny_data), "--resume"])
+    assert "no checkpoint" in harness.finish(empty, 2)
 
 
 def limit_files(size: int):
@@ -148,19 +132,19 @@ def test_full_disk(whole_run, tiny_data, tmp_path):
     """Writes fail: warnings, the last good checkpoint stays, training goes on, then exit code 1; and with room the run
     continues to the same end."""
     run = tmp_path / "full"
-    first = runs.arguments(run, tiny_data, train__total_kimg=0.032)
-    runs.finish(runs.start(first))
+    first = harness.arguments(run, tiny_data, train__total_kimg=0.032)
+    harness.finish(harness.start(first))
     (good,) = [p for p in checkpoint.found(run / "checkpoints") if p.stem.endswith("32")]
     size = good.stat().st_size
-    args = runs.arguments(run, tiny_data, checkpoint__max_failures=3)
-    output = runs.finish(runs.start(args, preexec_fn=limit_files(size // 2)), 1)
+    args = harness.arguments(run, tiny_data, checkpoint__max_failures=3)
+    output = harness.finish(harness.start(args, preexec_fn=limit_files(size // 2)), 1)
     assert output.count("could not be written") >= 3
     assert "failure 3 of 3" in output
     assert "Traceback" not in output
     assert good in checkpoint.found(run / "checkpoints")
     assert not list((run / "checkpoints").glob(".*"))
-    runs.finish(runs.start(runs.arguments(run, tiny_data)))
-    (tensors, _), (expected, _) = runs.newest(run), runs.newest(whole_run)
+    harness.finish(harness.start(harness.arguments(run, tiny_data)))
+    (tensors, _), (expected, _) = harness.newest(run), harness.newest(whole_run)
     assert all(torch.equal(t, expected[name]) for name, t in tensors.items())
 
 
@@ -174,9 +158,9 @@ def test_disk_that_gets_room_again(tiny_data, tmp_path):
     try:
         ballast = mount / "ballast"
         run = mount / "run"
-        args = runs.arguments(run, tiny_data, checkpoint__max_failures=1000, growth__stable_kimg_at="{16: 3}")
-        process = runs.start(args)
-        wait_for(lambda: lines_of(run) >= 3, process)
+        args = harness.arguments(run, tiny_data, checkpoint__max_failures=1000, growth__stable_kimg_at="{16: 3}")
+        process = harness.start(args)
+        wait_for(lambda: harness.lines_of(run) >= 3, process)
         with open(ballast, "wb", buffering=0) as file:  # take what is left
             try:
                 while True:
@@ -184,16 +168,16 @@ def test_disk_that_gets_room_again(tiny_data, tmp_path):
             except OSError:
                 pass
         log = Path(mount / "run" / "log.txt")
-        wait_for(lambda: not any(mount.glob("run/checkpoints/.*")) and lines_of(run) >= 3, process)
+        wait_for(lambda: not any(mount.glob("run/checkpoints/.*")) and harness.lines_of(run) >= 3, process)
         time.sleep(3)
         assert process.poll() is None
         ballast.unlink()
-        seen = lines_of(run)
-        wait_for(lambda: lines_of(run) > seen + 2, process)
+        seen = harness.lines_of(run)
+        wait_for(lambda: harness.lines_of(run) > seen + 2, process)
         process.terminate()
-        output = runs.finish(process, 75)
+        output = harness.finish(process, 75)
         assert "could not be written" in output
-        assert checkpoint.read(checkpoint.found(run / "checkpoints")[0])
+        assert checkpoint.read(checkpoint.found(run / "checkpoints")[0])[1]["nimg"] > 0
         assert log.exists()
     finally:
         subprocess.run(["umount", "-l", str(mount)], check=False)
@@ -201,7 +185,7 @@ def test_disk_that_gets_room_again(tiny_data, tmp_path):
 
 def test_another_run_in_the_same_folder(whole_run, tiny_data, tmp_path):
     run = shutil.copytree(whole_run, tmp_path / "run")
-    output = runs.finish(runs.start(runs.arguments(run, tiny_data, model__channel_max=16)), 2)
+    output = harness.finish(harness.start(harness.arguments(run, tiny_data, model__channel_max=16)), 2)
     assert "model.channel_max was 8, is 16" in output
     assert output.count("\n") == 1
 
@@ -210,14 +194,14 @@ def test_bad_input(tiny_data, tmp_path):
     """One message, exit code 2, no traceback."""
 
     def fails(*words: str, data: Path = tiny_data, **changes: object) -> None:
-        args = runs.arguments(tmp_path / "run", data, **changes)
-        output = runs.finish(runs.start(args), 2)
+        args = harness.arguments(tmp_path / "run", data, **changes)
+        output = harness.finish(harness.start(args), 2)
         assert output.startswith("error: ")
         assert output.count("\n") == 1, output
         for word in words:
             assert word in output
 
-    fails("empty", "index.json", data=tmp_path)
+    fails("index.json", "pack", data=tmp_path)
     fails("64", "4, 8, 16, 32", resolution=64)
     fails("data.conditonal", "data.conditional", data__conditonal="true")
     fails("loss.terms", "nonsense", loss__terms="[{name: nonsense}]")
@@ -228,7 +212,7 @@ def test_metrics_and_conditional_labels(tiny_data, tmp_path):
     """Class labels and the sliced Wasserstein distance during training."""
     run = tmp_path / "labels"
     changes = {"data__conditional": "true", "metrics__every_kimg": 0.032, "metrics__images": 32, "train__batch": 16}
-    runs.finish(runs.start(runs.arguments(run, tiny_data, **changes)))
+    harness.finish(harness.start(harness.arguments(run, tiny_data, **changes)))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in lines] == [32, 64, 96]
     assert all(line["swd"] > 0 for line in lines)

@@ -71,17 +71,19 @@ def read_image(table: SampleTable, ordinal: int) -> tuple[np.ndarray, int, list[
     for step in range(len(table)):
         i = (ordinal + step) % len(table)
         problem: Exception | None = None
+        garbled = 0
         for attempt in range(READ_TRIES):
             try:
                 return table.image(i), i, bad
             except CorruptSample as error:
                 problem = error
-                if attempt:  # read twice with the same result: the bytes are bad
+                garbled += 1
+                if garbled == 2:  # read twice with the same result: the bytes are bad
                     break
             except OSError as error:
                 problem = error
                 time.sleep(0.1 * 2**attempt)
-        if isinstance(problem, OSError):
+        if garbled < 2:
             raise RunError(f"{table.paths[table.shard[i]]} cannot be read: {problem}")
         bad.append(str(problem))
     raise RunError(f"no sample of {table.paths[0]} and its neighbours can be decoded: pack the dataset again")
@@ -153,9 +155,10 @@ def batches(
         _Samples(table, classes, seed, mirror),
         batch_sampler=_Positions(seed, len(table), start, end, batch, share),
         num_workers=workers,
-        collate_fn=_whole,
+        collate_fn=_whole,  # type: ignore[arg-type]  # its stub wants lists; __getitems__ makes whole batches
         worker_init_fn=_in_worker,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # else the global stream gives it a seed that nothing here uses
     )
     iterator = iter(loader)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -344,7 +345,7 @@ class Discriminator(nn.Module):
 
     def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0) -> torch.Tensor:
         """`alpha` counts only in a fading network: 0 sees the down-sampled image alone."""
-        x: torch.Tensor | None = None
+        x: Any = None
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
             if hasattr(block, "fromrgb"):
@@ -358,9 +359,7 @@ class Discriminator(nn.Module):
                     weight = alpha if self.fade and r == self.resolution // 2 else 1.0
                     keep = 1.0 if self.architecture == "skip" else 1.0 - weight
                     x = weight * x.to(dtype) + keep * y
-            assert x is not None
             x = block(x)
-        assert x is not None
         if self.c_dim:
             x = (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x

@@ -27,7 +27,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Left, right, top, bottom from one number, (x, y) or all four."""
     if isinstance(padding, int):
-        return (padding,) * 4
+        return padding, padding, padding, padding
     if len(padding) == 2:
         return (padding[0], padding[0], padding[1], padding[1])
     left, right, top, bottom = padding

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -70,6 +73,30 @@ def finish(process: subprocess.Popen[str], expected: int = 0, timeout: float = 2
         raise AssertionError(f"no end within {timeout} s:\n{output}") from None
     assert process.returncode == expected, f"exit code {process.returncode}:\n{output}"
     return output
+
+
+def lines_of(run: Path) -> int:
+    """How many ticks a run has logged so far."""
+    file = run / "stats.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def kill_until_done(args: list[str], run: Path, dice: random.Random, most: int = 1000) -> int:
+    """Start a run again and again, each time killing it (SIGKILL, with its workers) a few random steps on, until it
+    gets to its end; returns the number of kills."""
+    kills = 0
+    while True:
+        process = start(args, start_new_session=True)
+        goal = lines_of(run) + dice.randint(1, 4) if kills < most else 1 << 30
+        while process.poll() is None and lines_of(run) < goal:
+            time.sleep(0.02)
+        time.sleep(dice.random() * 0.1)
+        if process.poll() is not None:
+            finish(process)
+            return kills
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
 
 
 def newest(run: Path) -> tuple[dict[str, torch.Tensor], dict]:

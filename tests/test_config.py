@@ -1,0 +1,288 @@
+"""The configuration: what loads, what is refused and how it is told; every shipped file, and `train --dry-run`."""
+
+import dataclasses
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylegan_pg.config import Config, configs_folder, load_config, to_yaml
+from stylegan_pg.errors import UsageError
+from stylegan_pg.networks import NETWORKS
+from stylegan_pg.schedule import phases
+from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
+
+SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
+NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
+
+
+def config_of(*overrides: str) -> Config:
+    return load_config(None, [*NEEDED, *overrides])
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(UsageError) as error:
+        config_of(*overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def file_of(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "stylegan_pg", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+# --- the shipped files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configurations_load_by_name_and_by_path(name):
+    config = load_config(name)
+    assert load_config(configs_folder() / f"{name}.yaml") == config
+    assert load_config(f"configs/{name}.yaml") == config
+    plan = phases(config)
+    assert plan[-1].resolution == config.resolution
+    assert not plan[-1].fade
+    assert plan[-1].end >= (config.train.total_kimg or 0) * 1000
+    assert all(before.end == after.start for before, after in itertools.pairwise(plan))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_dry_run_of_shipped_configurations(name, tmp_path):
+    result = command(tmp_path, "train", name, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.iterdir())
+    config = load_config(name)
+    assert to_yaml(config) in result.stdout
+    assert "no such folder" in result.stdout  # the dataset is not there, and that is no reason to stop
+    number = r"([\d,.]+)"
+    for phase in phases(config):
+        row = rf"^{phase}\s+{phase.start / 1000:g}-{phase.end / 1000:g}\s+{phase.batch}\s+{phase.micro_batch or 'all'}"
+        row += rf"\s+{phase.g_lr:g}/{phase.d_lr:g}\s+{number}\s+{number}\s+{number}\s+{number} GiB$"
+        match = re.search(row, result.stdout, re.MULTILINE)
+        assert match, f"{row!r} is not in:\n{result.stdout}"
+        g, d, gflops, gib = (float(text.replace(",", "")) for text in match.groups())
+        shape = NetworkShape(phase.resolution, config.resolution, phase.fade, 3, 0, phase.mbstd_group)
+        make_G, make_D = NETWORKS[config.model.name]
+        with torch.device("meta"):
+            G, D = make_G(**generator_kwargs(config.model, shape)), make_D(**discriminator_kwargs(config.model, shape))
+        assert [g, d] == [sum(p.numel() for p in net.parameters()) for net in (G, D)]
+        # At least every weight used once in a forward and a backward pass; at least what Adam keeps.
+        assert gflops * 1e9 > 6 * (g + d) / 2
+        assert gib > 4 * 4 * (g + d) / 2**30 - 0.01
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_keys_name_the_nearest(tmp_path):
+    assert "'train.bacth'; did you mean 'train.batch'?" in refused("train.bacth=3")
+    assert "'r1_gamma'; did you mean 'loss.r1_gamma'?" in refused("r1_gamma=3")
+    assert "unknown key 'zzzzzz'" in refused("zzzzzz=3")
+    assert "did you mean" not in refused("zzzzzz=3")
+    path = file_of(tmp_path, "run: x\nlos:\n  r1_gamma: 3\n")
+    with pytest.raises(UsageError, match=r"config\.yaml: unknown key 'los'; did you mean 'loss'\?"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.batch=many",
+        "train.batch=1.5",
+        "data.mirror=perhaps",
+        "optim.g_lr=[1]",
+        "train.batch_at={8: x}",
+        "train.batch_at={x: 8}",
+        "train.batch_at=5",
+        "model.resample_filter=[1, x]",
+        "loss.terms=[5]",
+    ],
+)
+def test_values_of_a_wrong_type_are_refused_by_key(override):
+    message = refused(override)
+    assert message.startswith(f"{override}: {override.split('=')[0]}")
+
+
+def test_a_value_in_place_of_a_section_is_refused():
+    assert refused("train=5").startswith("train=5: ")
+
+
+def test_what_is_no_configuration_file(tmp_path):
+    cases = {
+        "a: [1,\nb: 2": "not valid YAML",
+        "a: 1\na: 2": "not valid YAML",
+        "\x00\x01": "not valid YAML",
+        "- 1\n- 2": "not a mapping",
+    }
+    for text, message in cases.items():
+        with pytest.raises(UsageError, match=message) as error:
+            load_config(file_of(tmp_path, text))
+        assert "config.yaml" in str(error.value)
+        assert "\n" not in str(error.value)
+    path = tmp_path / "latin1.yaml"
+    path.write_bytes("run: caf\xe9".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"latin1\.yaml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.yaml", "other/demo", "."])
+def test_a_missing_file_names_the_shipped_ones(name):
+    with pytest.raises(UsageError, match="no configuration") as error:
+        load_config(name)
+    assert all(shipped in str(error.value) for shipped in SHIPPED)
+
+
+def test_what_must_be_given():
+    with pytest.raises(UsageError, match=r"run is not set.*run=\.\.\."):
+        load_config(None, ["data.url=x", "train.total_kimg=1"])
+    with pytest.raises(UsageError, match=r"data\.url is not set.*data\.url=\.\.\."):
+        load_config(None, ["run=x", "train.total_kimg=1"])
+    with pytest.raises(UsageError, match=r"train\.total_kimg=None .* where nothing grows"):
+        load_config(None, ["run=x", "data.url=x"])
+
+
+def test_overrides_without_a_value_or_a_key():
+    assert "'train.batch' is not of the form key=value" in refused("train.batch")
+    assert "=5" in refused("=5")
+    assert "train.batch=[1" in refused("train.batch=[1")
+
+
+# Keys whose values start above 0, at 0, lie between 0 and 1, are one of a few words, and go by resolution.
+ONE_UP = """model.z_dim model.w_dim model.mapping_layers model.channel_base model.channel_max model.mbstd_group
+    optim.g_lr optim.d_lr optim.eps loss.r1_every loss.pl_every loss.pl_batch_shrink ema.kimg train.batch
+    train.check_ranks_every output.tick_kimg checkpoint.every_kimg checkpoint.keep checkpoint.max_failures
+    metrics.images train.total_kimg"""
+ZERO_UP = """seed data.workers model.mbstd_channels model.low_precision_resolutions growth.stable_kimg
+    growth.fade_kimg loss.r1_gamma loss.pl_weight train.micro_batch train.threads output.grid_kimg
+    output.snapshot_kimg metrics.every_kimg"""
+UNIT = "model.w_avg_beta optim.beta1 optim.beta2 loss.pl_decay loss.style_mixing"
+CHOICES = """model.name model.g_architecture model.d_architecture model.low_precision growth.optimizer loss.objective
+    train.device train.dtype"""
+TABLES = """growth.stable_kimg_at growth.fade_kimg_at optim.lr_at loss.r1_gamma_at train.batch_at
+    train.micro_batch_at"""
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"{key}={value}" for key in ONE_UP.split() for value in (0, -1)),
+        *(f"{key}=-1" for key in ZERO_UP.split()),
+        *(f"{key}={value}" for key in UNIT.split() for value in (-0.1, 1.1)),
+        *(f"{key}=nonsense" for key in CHOICES.split()),
+        *(f"{key}={{{entry}}}" for key in TABLES.split() for entry in ("12: 1", "2: 1", "8: -1")),
+        *(f"resolution={value}" for value in (0, 2, 48, -64)),
+        *(f"growth.start={value}" for value in (0, 2, 12, 2048)),
+        "model.channel_base=512",
+        "model.resample_filter=[1]",
+        "model.resample_filter=[1, -1]",
+        "output.grid=[1]",
+        "output.grid=[0, 4]",
+        "output.grid=[1, 2, 3]",
+        "train.batch_at={8: 0}",
+        "optim.beta1=1",
+        "optim.beta2=1",
+        "train.total_kimg=.inf",
+        "growth.fade_kimg=.inf",
+        "growth.stable_kimg_at={8: .inf}",
+        "growth.stable_kimg=.nan",
+    ],
+)
+def test_values_out_of_range_are_refused_by_key(override):
+    key = override.split("=")[0]
+    assert refused(override).startswith(f"{key}=")
+    assert "it must be" in refused(override)
+
+
+def test_limits_that_are_possible():
+    config_of(*(f"{key}=0" for key in ZERO_UP.split()), *(f"{key}=0" for key in UNIT.split()))
+    config_of("model.w_avg_beta=1", "loss.style_mixing=1", "resolution=4", "growth.start=4", "ema.rampup=0.05")
+    # Tables may go on above the resolution: half the resolution is one override.
+    assert config_of("resolution=8", "train.batch_at={16: 4}").train.batch_at == {16: 4}
+
+
+def test_terms_are_checked():
+    assert config_of("loss.terms=[{name: r1, weight: 2, every: 4}]").loss.terms[0].every == 4
+    assert "every=0" in refused("loss.terms=[{name: r1, every: 0}]")
+    assert "name" in refused("loss.terms=[{weight: 1}]")
+    assert "weigth" in refused("loss.terms=[{name: r1, weigth: 1}]")
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_every_kind_of_key(tmp_path):
+    path = file_of(tmp_path, "run: x\ndata: {url: y}\ntrain: {total_kimg: 5, batch_at: {4: 512, 8: 256}}\n")
+    config = load_config(
+        path,
+        [
+            "train.batch_at.8=64",
+            "train.batch_at.16=32",
+            "optim.lr_at={8: 0.001}",
+            "train.total_kimg=null",
+            "growth.start=8",
+            "data.url=s3://bucket/a=b",
+            "data.mirror=true",
+            "output.grid=[3, 2]",
+            "optim.eps=1e-8",
+            "seed=3",
+            "seed=4",
+        ],
+    )
+    assert config.train.batch_at == {4: 512, 8: 64, 16: 32}
+    assert config.optim.lr_at == {8: 0.001}
+    assert config.train.total_kimg is None
+    assert config.growth.start == 8
+    assert config.data.url == "s3://bucket/a=b"
+    assert config.data.mirror is True
+    assert config.output.grid == [3, 2]
+    assert config.optim.eps == 1e-8
+    assert config.seed == 4  # the last one counts
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, None])
+def test_yaml_of_a_configuration_gives_it_back(name, tmp_path):
+    extra = ["loss.terms=[{name: r1, weight_at: {8: 1.5}, every: 3}]", "optim.eps=1e-12", "run='a: b # c'"]
+    config = config_of(*extra) if name is None else load_config(name)
+    assert load_config(file_of(tmp_path, to_yaml(config))) == config
+
+
+def test_terms_that_are_switched_off_are_left_out():
+    assert [(t.name, t.weight, t.every) for t in config_of().loss.all_terms()] == [
+        ("r1", 10, 16),
+        ("path_length", 2, 4),
+    ]
+    assert config_of("loss.r1_gamma=0", "loss.pl_weight=0").loss.all_terms() == []
+    terms = config_of("loss.r1_gamma=0", "loss.r1_gamma_at={8: 1}").loss.all_terms()
+    assert [t.name for t in terms] == ["r1", "path_length"]
+
+
+def test_configurations_are_frozen():
+    config = config_of()
+    for node, key in ((config, "seed"), (config.train, "batch")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(node, key, 5)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_faults_on_the_command_line_are_one_line(tmp_path):
+    result = command(tmp_path, "train", "demo", "train.bacth=3")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "error: train.bacth=3: unknown key 'train.bacth'; did you mean 'train.batch'?\n"
+    assert not list(tmp_path.iterdir())

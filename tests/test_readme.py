@@ -1,0 +1,87 @@
+"""The README's commands, run as they stand there but for paths and sizes."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import harness
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def commands(prefix: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(prefix)]
+
+
+def test_make_targets_exist():
+    for command in [*commands("make"), "make demo-long", "make setup", "make test-quick", "make lint types imports"]:
+        result = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
+def test_every_file_in_the_tree_is_described():
+    tree = README.split("```\nstylegan_pg/")[1]
+    for path in sorted((ROOT / "stylegan_pg").rglob("*.py")):
+        assert path.name == "__init__.py" or path.name in tree or f"{path.stem}," in tree, path
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert f"`{path.stem}`" in README, path
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_from_a_folder_to_pictures(tmp_path):
+    """pack, dry run, train, torchrun, sample, metrics, and the Python lines, with a tiny model in place of FFHQ's."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    dice = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(dice.integers(0, 256, [40, 32, 3], dtype=np.uint8)).save(pictures / f"{i}.jpg")
+    tiny = {k: v for k, v in harness.TINY.items() if "." in k or k == "resolution"}
+    tiny |= {"resolution": 32, "growth.start": 16, "loss.r1_gamma_at": "{}", "train.batch_at": "{}"}
+    tiny |= {"train.total_kimg": 0.064, "train.micro_batch_at": "{}", "model.low_precision": "fp32"}
+    overrides = " ".join(f"{k}={v}" for k, v in tiny.items()) + " metrics.images=16 train.device=cpu"
+
+    def run(command: str) -> str:
+        words = shlex.split(command)
+        if words[0] == "stylegan-pg":
+            words = ["-m", "stylegan_pg", *words[1:]]
+        else:
+            assert words[0] == "torchrun"
+            words = ["-m", "torch.distributed.run", *words[1:]]
+        env = harness.environment() | {"PYTHONPATH": str(ROOT)}
+        result = subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+        return result.stdout
+
+    (pack,) = commands("stylegan-pg pack")
+    run(pack.replace("~/pictures", str(pictures)).replace("--resolution 1024", "--resolution 32"))
+    dry, train = commands("stylegan-pg train")
+    assert "1024x1024 stable" in run(dry)
+    run(f"{train} {overrides}")
+    (snapshot,) = (tmp_path / "runs" / "mine" / "snapshots").iterdir()
+    single, *_ = commands("torchrun")
+    run(f"{single.replace('--nproc-per-node 8', '--nproc-per-node 2')} {overrides}")
+    published = "runs/ffhq1024/snapshots/025000kimg.safetensors"
+    for command in commands("stylegan-pg sample") + commands("stylegan-pg metrics"):
+        assert published in command
+        run(command.replace(published, str(snapshot)))
+    assert (tmp_path / "pictures" / "grid.png").exists()
+
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = code.replace(published, os.path.relpath(snapshot, tmp_path)) + "\nassert images.shape == (4, 3, 32, 32)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0
+
+
+def test_pictures_in_the_readme_exist():
+    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert Path(ROOT, name).is_file(), name

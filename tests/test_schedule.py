@@ -1,0 +1,221 @@
+"""The schedule: what follows from nimg, by hand-worked examples and by brute force."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from stylegan_pg.config import load_config
+from stylegan_pg.errors import UsageError
+from stylegan_pg.networks.layers import minibatch_stddev
+from stylegan_pg.schedule import (
+    Phase,
+    at,
+    crossed,
+    deal,
+    ema_beta,
+    largest_divisor,
+    lazy_ratio,
+    phase_at,
+    phases,
+)
+
+GROWTH = [
+    "resolution=32",
+    "growth.start=8",
+    "growth.stable_kimg=1",
+    "growth.fade_kimg=0.5",
+    "train.batch=48",
+    "train.batch_at={8: 64}",
+]
+
+
+def plan_of(*overrides: str) -> list[Phase]:
+    return phases(load_config(None, ["run=runs/x", "data.url=data/x", *overrides]))
+
+
+def summary(plan: list[Phase]) -> list[tuple[str, int, int, int]]:
+    return [(str(p), p.start, p.end, p.batch) for p in plan]
+
+
+def test_growth_is_back_to_back_and_rounded_up_to_whole_batches():
+    assert summary(plan_of(*GROWTH)) == [
+        ("8x8 stable", 0, 1024, 64),
+        ("16x16 fade", 1024, 1552, 48),
+        ("16x16 stable", 1552, 2560, 48),
+        ("32x32 fade", 2560, 3088, 48),
+        ("32x32 stable", 3088, 4096, 48),
+    ]
+    assert [p.index for p in plan_of(*GROWTH)] == [0, 1, 2, 3, 4]
+
+
+def test_full_resolution_all_along():
+    plan = plan_of("resolution=64", "train.total_kimg=1", "train.batch=24")
+    assert summary(plan) == [("64x64 stable", 0, 1008, 24)]
+    assert plan_of("resolution=64", "growth.start=64", "train.total_kimg=1", "train.batch=24") == plan
+    assert summary(plan_of("resolution=64", "growth.start=64", "growth.stable_kimg=2", "train.batch=20")) == [
+        ("64x64 stable", 0, 2000, 20)
+    ]
+
+
+def test_alpha_rises_from_zero_towards_one():
+    plan = plan_of(*GROWTH)
+    for phase in plan:
+        steps = range(phase.start, phase.end, phase.batch)
+        alphas = [phase.alpha(nimg) for nimg in steps]
+        if phase.fade:
+            assert alphas == pytest.approx([i / len(steps) for i in range(len(steps))])
+            assert phase.alpha(phase.end) == 1
+        else:
+            assert set(alphas) == {1.0}
+        assert [phase.step(nimg) for nimg in steps] == list(range(len(steps)))
+
+
+def test_total_extends_the_last_phase():
+    assert summary(plan_of(*GROWTH, "train.total_kimg=10"))[-1] == ("32x32 stable", 3088, 10000, 48)
+    assert summary(plan_of(*GROWTH, "train.total_kimg=10.001"))[-1] == ("32x32 stable", 3088, 10048, 48)
+    assert summary(plan_of(*GROWTH, "train.total_kimg=10"))[:-1] == summary(plan_of(*GROWTH))[:-1]
+
+
+def test_total_cuts_a_phase_short_and_leaves_its_alpha_alone():
+    whole, cut = plan_of(*GROWTH), plan_of(*GROWTH, "train.total_kimg=1.3")
+    assert summary(cut) == [("8x8 stable", 0, 1024, 64), ("16x16 fade", 1024, 1312, 48)]
+    for nimg in range(1024, 1312, 48):
+        assert cut[1].alpha(nimg) == whole[1].alpha(nimg)
+    assert cut[1].alpha(1312) < 0.6
+    assert summary(plan_of(*GROWTH, "train.total_kimg=1.024")) == [("8x8 stable", 0, 1024, 64)]
+    # Rounding a phase up may use up all that was left.
+    assert summary(plan_of(*GROWTH, "train.total_kimg=1.01")) == [("8x8 stable", 0, 1024, 64)]
+
+
+def test_tables_hold_at_their_resolution_and_the_plain_value_elsewhere():
+    plan = plan_of(
+        *GROWTH,
+        "growth.stable_kimg_at={16: 0.096}",
+        "growth.fade_kimg_at={32: 0.48}",
+        "optim.g_lr=0.001",
+        "optim.d_lr=0.002",
+        "optim.lr_at={16: 0.005}",
+        "train.micro_batch=8",
+        "train.micro_batch_at={32: 16}",
+    )
+    assert [p.end - p.start for p in plan] == [1024, 528, 96, 480, 1008]
+    assert [(p.g_lr, p.d_lr) for p in plan] == [(0.001, 0.002)] + [(0.005, 0.005)] * 2 + [(0.001, 0.002)] * 2
+    assert [p.micro_batch for p in plan] == [8, 8, 8, 16, 16]
+    assert at(8, {8: 0}, 5) == 0
+    assert at(16, {8: 0}, 5) == 5
+
+
+def test_phases_of_no_length_are_left_out():
+    names = [str(p) for p in plan_of(*GROWTH, "growth.fade_kimg=0")]
+    assert names == ["8x8 stable", "16x16 stable", "32x32 stable"]
+    plan = plan_of(*GROWTH, "growth.stable_kimg_at={16: 0, 32: 0}")
+    assert summary(plan) == [
+        ("8x8 stable", 0, 1024, 64),
+        ("16x16 fade", 1024, 1552, 48),
+        ("32x32 fade", 1552, 2080, 48),
+    ]
+    assert [p.index for p in plan] == [0, 1, 2]
+
+
+def test_a_run_of_no_length_is_refused():
+    with pytest.raises(UsageError, match="growth"):
+        plan_of(*GROWTH, "growth.stable_kimg=0", "growth.fade_kimg=0")
+
+
+def test_minibatch_stddev_group_divides_the_batch():
+    for batch, limit, group in ((48, 4, 4), (6, 4, 3), (14, 16, 14), (7, 4, 1), (3, 16, 3)):
+        plan = plan_of(*GROWTH, f"train.batch_at.8={batch}", f"train.batch={batch}", f"model.mbstd_group={limit}")
+        assert {p.mbstd_group for p in plan} == {group}
+    assert plan_of(*GROWTH, "model.mbstd_channels=0")[0].mbstd_group == 1
+    for n, limit in itertools.product(range(1, 40), range(1, 20)):
+        best = largest_divisor(n, limit)
+        assert n % best == 0
+        assert best <= limit
+        assert not any(n % d == 0 for d in range(best + 1, limit + 1))
+
+
+def test_micro_batches_are_whole_groups():
+    for micro, expected in ((0, 0), (4, 4), (7, 4), (8, 8), (100, 100)):
+        assert {p.micro_batch for p in plan_of(*GROWTH, f"train.micro_batch={micro}")} == {expected}
+    with pytest.raises(UsageError, match=r"train\.micro_batch=3 at 16x16 .* group of 4"):
+        plan_of(*GROWTH, "train.micro_batch_at={16: 3}")
+    plan_of(*GROWTH, "train.micro_batch=3", "model.mbstd_group=3")
+    plan_of(*GROWTH, "train.micro_batch=1", "model.mbstd_channels=0")
+
+
+def test_phase_at_every_nimg():
+    plan = plan_of(*GROWTH)
+    for nimg in [*range(0, plan[-1].end, 37), *(p.start for p in plan), *(p.end - 1 for p in plan)]:
+        (expected,) = [p for p in plan if p.start <= nimg < p.end]
+        assert phase_at(plan, nimg) is expected
+    assert phase_at(plan, plan[-1].end) is plan[-1]
+    assert phase_at(plan, plan[-1].end + 12345) is plan[-1]
+
+
+def test_ema_halves_in_its_half_life():
+    assert ema_beta(32, 0, 10, None) ** (10_000 / 32) == pytest.approx(0.5)
+    assert ema_beta(32, 10**9, 10, 0.05) == ema_beta(32, 0, 10, None)
+    assert ema_beta(64, 100_000, 10, 0.05) ** (5_000 / 64) == pytest.approx(0.5)
+    assert ema_beta(32, 0, 10, 0.05) == 0  # nothing seen yet: take the new weights
+    rising = [ema_beta(32, nimg, 10, 0.05) for nimg in range(32, 300_000, 3200)]
+    assert rising == sorted(rising)
+
+
+def test_crossed_meets_every_boundary_once():
+    rng = random.Random(0)
+    for _ in range(200):
+        every = rng.choice([1, 7, 64, 250, 1000, 4000])
+        nimg, met = 0, 0
+        while nimg < 20_000:
+            after = nimg + rng.choice([1, 4, 32, 100, 512])
+            inside = any(m % every == 0 for m in range(nimg + 1, after + 1))
+            assert crossed(every / 1000, nimg, after) == inside
+            met += inside
+            nimg = after
+        if every >= 512:  # steps shorter than the interval: none missed, none met twice
+            assert met == nimg // every
+    assert not crossed(0, 0, 10**9)
+
+
+def test_lazy_ratio():
+    assert lazy_ratio([]) == 1
+    for k in (2, 4, 16):
+        assert lazy_ratio([k]) == pytest.approx(k / (k + 1))
+    # 12 training steps with terms every 3 and every 4 are 12 + 4 + 3 optimiser steps.
+    assert lazy_ratio([3, 4]) == pytest.approx(12 / 19)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
+def test_deal_partitions_a_batch_into_whole_groups(group):
+    for groups, parts in itertools.product(range(1, 13), range(1, 9)):
+        batch = groups * group
+        dealt = deal(batch, group, parts)
+        assert len(dealt) == parts
+        assert sorted(itertools.chain(*dealt)) == list(range(batch))
+        if groups % parts == 0:
+            assert dealt == [list(range(batch))[k::parts] for k in range(parts)]
+        assert [len(part) for part in dealt] == [group * len(range(k, groups, parts)) for k in range(parts)]
+        whole = {frozenset(range(m, batch, groups)) for m in range(groups)}
+        own = set()
+        for part in dealt:
+            n = len(part) // group
+            own |= {frozenset(part[m::n]) for m in range(n)}
+        assert own == whole
+
+
+def test_deal_leaves_surplus_parts_empty():
+    assert deal(8, 4, 4) == [[0, 2, 4, 6], [1, 3, 5, 7], [], []]
+
+
+@pytest.mark.parametrize(("batch", "group", "parts"), [(12, 4, 3), (12, 2, 4), (24, 4, 4), (6, 3, 5)])
+def test_dealt_parts_have_the_statistics_of_the_whole_batch(batch, group, parts):
+    x = torch.randn([batch, 3, 2, 2], generator=torch.Generator().manual_seed(0))
+    together = torch.empty_like(whole := minibatch_stddev(x, group))
+    for part in deal(batch, group, parts):
+        if part:
+            together[part] = minibatch_stddev(x[part], group)
+    torch.testing.assert_close(together, whole)
+    assert math.isfinite(float(whole.sum()))

@@ -1,0 +1,269 @@
+"""The stream: what is shown when follows from (seed, nimg), whoever reads it and whatever goes wrong meanwhile."""
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_pg.data import stream
+from stylegan_pg.data.index import CorruptSample, SampleTable, load_index
+from stylegan_pg.data.pack import pack
+from stylegan_pg.data.stream import Batch, batches, read_batch
+from stylegan_pg.errors import RunError
+from stylegan_pg.schedule import deal
+
+COUNT, CLASSES = 13, 3
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stream")
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        file = folder / "in" / f"class{i % CLASSES}" / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    pack(folder / "in", folder / "out", resolution=8, shard_size="1kB", workers=0, progress=False)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def table(original) -> SampleTable:
+    table = load_index(str(original)).table(8)
+    assert len(table) == COUNT
+    assert len(table.paths) > 1
+    return table
+
+
+@pytest.fixture
+def damaged(original, tmp_path) -> SampleTable:
+    """The table of a copy to damage, of which nothing has been read yet."""
+    return load_index(str(shutil.copytree(original, tmp_path / "data"))).table(8)
+
+
+@pytest.fixture
+def naps(monkeypatch) -> list[float]:
+    """The waits that were asked for, none of which takes place."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+def read(table: SampleTable, **how) -> list[Batch]:
+    batch = how.setdefault("batch", 4)
+    return list(batches(table, **{"seed": 0, "start": 0, "end": 13 * 4, "share": range(batch), "workers": 0, **how}))
+
+
+def images(shown: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.image for batch in shown])
+
+
+def ordinals(table: SampleTable, shown: list[Batch]) -> list[int]:
+    """Which samples the images are."""
+    known = {table.image(i).tobytes(): i for i in range(len(table))}
+    assert len(known) == len(table)
+    return [known[image.numpy().tobytes()] for image in images(shown)]
+
+
+def flip(table: SampleTable, ordinal: int) -> None:
+    """Damage one byte of a sample."""
+    with open(table.paths[table.shard[ordinal]], "r+b") as file:
+        file.seek(int(table.offset[ordinal] + table.size[ordinal] // 2))
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_epoch_is_a_permutation(table):
+    shown = read(table)
+    assert [batch.image.shape for batch in shown] == [(4, 3, 8, 8)] * 13
+    assert images(shown).dtype == torch.uint8
+    order = ordinals(table, shown)
+    epochs = [order[i : i + COUNT] for i in range(0, len(order), COUNT)]  # batches of 4 lie across their boundaries
+    assert [sorted(epoch) for epoch in epochs] == [list(range(COUNT))] * 4
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_order_follows_from_seed_and_nimg(table):
+    whole = images(read(table))
+    for start in (4, 12, 40):
+        assert torch.equal(images(read(table, start=start)), whole[start:])
+    assert torch.equal(images(read(table, start=6, end=36, batch=6)), whole[6:36])  # whatever the batch is
+    assert torch.equal(images(read(table)), whole)
+    assert ordinals(table, read(table, seed=1)) != ordinals(table, read(table))
+    far = read(table, start=10**9, end=10**9 + 4)
+    assert torch.equal(far[0].image, read(table, start=10**9, end=10**9 + 4)[0].image)
+    assert read(table, start=8, end=8) == []
+
+
+@pytest.mark.parametrize(("batch", "group", "ranks"), [(12, 4, 3), (12, 2, 4), (20, 4, 3), (8, 4, 3)])
+def test_shares_of_the_ranks_make_up_the_batch(table, batch, group, ranks):
+    how = {"batch": batch, "end": 3 * batch, "mirror": True, "classes": CLASSES}
+    whole = read(table, **how)
+    shares = deal(batch, group, ranks)
+    parts = [read(table, share=share, **how) for share in shares]
+    for step, expected in enumerate(whole):
+        together, conditions = torch.zeros_like(expected.image), torch.zeros([batch, CLASSES])
+        for share, part in zip(shares, parts, strict=True):
+            condition = part[step].condition
+            assert condition is not None
+            together[share], conditions[share] = part[step].image, condition
+        assert torch.equal(together, expected.image)
+        assert expected.condition is not None
+        assert torch.equal(conditions, expected.condition)
+
+
+def test_workers_change_nothing_and_end(table):
+    how = {"mirror": True, "classes": CLASSES, "end": 24}
+    alone = read(table, **how)
+    for workers in (1, 2):
+        shown = read(table, workers=workers, **how)
+        assert torch.equal(images(shown), images(alone))
+        for a, b in zip(shown, alone, strict=True):
+            assert a.condition is not None
+            assert b.condition is not None
+            assert torch.equal(a.condition, b.condition)
+    assert not multiprocessing.active_children()
+    endless = batches(table, seed=0, start=0, end=10**9, batch=4, share=range(4), workers=2)
+    next(endless)
+    workers_alive = multiprocessing.active_children()
+    assert len(workers_alive) == 2
+    endless.close()
+    assert not any(worker.is_alive() for worker in workers_alive)
+
+
+def test_mirror_tosses_a_coin_for_every_image_in_every_epoch(table):
+    how = {"batch": 10, "end": 40 * COUNT}
+    plain, mirrored = images(read(table, **how)), images(read(table, mirror=True, **how))
+    assert torch.equal(images(read(table, mirror=True, **how)), mirrored)
+    turned = (mirrored == plain.flip(3)).all(dim=3).all(dim=2).all(dim=1)
+    kept = (mirrored == plain).all(dim=3).all(dim=2).all(dim=1)
+    assert (turned ^ kept).all()
+    assert 0.43 < float(turned.float().mean()) < 0.57  # 520 tosses: three deviations
+    order = torch.tensor(ordinals(table, read(table, **how)))
+    assert all(0 < int(turned[order == i].sum()) < 40 for i in range(COUNT))
+    other = images(read(table, mirror=True, seed=1, start=0, end=10 * COUNT, batch=10))
+    assert len(other) == 10 * COUNT
+
+
+def test_conditions_are_the_labels_one_hot(table):
+    shown = read(table, classes=CLASSES)
+    conditions = torch.cat([batch.condition for batch in shown if batch.condition is not None])
+    assert conditions.dtype == torch.float32
+    expected = np.eye(CLASSES)[table.label[ordinals(table, shown)]]
+    np.testing.assert_array_equal(conditions, expected)
+    assert read(table)[0].condition is None
+
+
+def test_read_batch_takes_samples_by_their_place(table):
+    picked = read_batch(table, [5, 0, 5])
+    assert picked.dtype == torch.uint8
+    np.testing.assert_array_equal(picked, np.stack([table.image(i) for i in (5, 0, 5)]))
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [[4], [4, 5], [COUNT - 1], [0, 1, 2, 7, COUNT - 1]])
+def test_corrupt_samples_are_replaced_by_the_next_good_one(table, damaged, broken):
+    for ordinal in broken:
+        flip(damaged, ordinal)
+    order = ordinals(table, read(table))  # what the undamaged dataset shows
+    shown = read(damaged, classes=CLASSES)
+    instead = {i: next(j % COUNT for j in range(i, 2 * COUNT) if j % COUNT not in broken) for i in range(COUNT)}
+    expected = [instead[i] for i in order]
+    assert torch.equal(images(shown), read_batch(table, expected))
+    conditions = torch.cat([batch.condition for batch in shown if batch.condition is not None])
+    np.testing.assert_array_equal(conditions.argmax(dim=1), table.label[expected])
+    for batch, wanted in zip(shown, np.reshape(order, (-1, 4)), strict=True):
+        assert len(batch.bad) >= sum(i in broken for i in wanted)
+        assert bool(batch.bad) == any(i in broken for i in wanted)
+    named = {problem for batch in shown for problem in batch.bad}
+    assert len(named) == len(broken)
+    for ordinal in broken:
+        shard = Path(damaged.paths[damaged.shard[ordinal]]).name
+        assert f"sample {ordinal} in r0008/{shard}: checksum mismatch" in named
+    again = read(damaged, classes=CLASSES, workers=2)
+    assert torch.equal(images(again), images(shown))
+    assert [batch.bad for batch in again] == [batch.bad for batch in shown]
+
+
+def test_nothing_left_to_show(damaged):
+    for ordinal in range(COUNT):
+        flip(damaged, ordinal)
+    with pytest.raises(RunError, match="pack the dataset again"):
+        read(damaged)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_stays_unreadable_stops_the_run(damaged, naps, workers):
+    for path in damaged.paths:
+        os.unlink(path)
+    with pytest.raises(RunError, match=r"r0008/\d+\.tar cannot be read"):
+        read(damaged, workers=workers)
+    if not workers:
+        assert len(naps) >= 3
+        assert naps == sorted(naps)
+    assert not multiprocessing.active_children()
+
+
+def test_a_passing_fault_is_waited_for(table, damaged, monkeypatch):
+    hidden = [shutil.move(path, f"{path}.away") for path in damaged.paths]
+    waits = []
+
+    def back(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            for path in hidden:
+                shutil.move(path, path.removesuffix(".away"))
+
+    monkeypatch.setattr(time, "sleep", back)
+    shown = read(damaged)
+    assert len(waits) == 2
+    assert torch.equal(images(shown), images(read(table)))
+    assert not any(batch.bad for batch in shown)
+
+
+@pytest.mark.parametrize("faults", ["c", "o", "oc", "co", "ooc", "oco"])
+def test_only_bytes_that_are_bad_every_time_are_replaced(table, monkeypatch, naps, faults):
+    """`o`: the file cannot be read; `c`: what was read is garbled, once."""
+    whole, real = images(read(table)), SampleTable.image
+    script = list(faults)
+
+    def image(self: SampleTable, i: int) -> np.ndarray:
+        kind = script.pop(0) if script else ""
+        if kind == "o":
+            raise OSError("the network is away")
+        if kind == "c":
+            raise CorruptSample("r0008/00000.tar", i, "checksum mismatch")
+        return real(self, i)
+
+    monkeypatch.setattr(stream.SampleTable, "image", image)
+    shown = read(table)
+    assert not script
+    assert not any(batch.bad for batch in shown)
+    assert torch.equal(images(shown), whole)
+    assert len(naps) == faults.count("o")
+
+
+@pytest.mark.parametrize(("faults", "message"), [("ooooo", "the network is away"), ("oooc", "checksum mismatch")])
+def test_what_was_not_read_twice_is_not_called_bad(table, monkeypatch, naps, faults, message):
+    script = iter(faults)
+
+    def image(self: SampleTable, i: int) -> np.ndarray:
+        if next(script) == "o":
+            raise OSError("the network is away")
+        raise CorruptSample("r0008/00000.tar", i, "checksum mismatch")
+
+    monkeypatch.setattr(stream.SampleTable, "image", image)
+    with pytest.raises(RunError, match=f"cannot be read: .*{message}"):
+        read(table)
