@@ -90,7 +90,7 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_mib: int = 32) -> None:
-    """Sum the gradients over the ranks, in flattened buckets; a missing gradient counts as zero.
+    """Sum the gradients over the ranks, in flattened buckets; every parameter that requires one must have one.
 
     Of our own making rather than DistributedDataParallel's: passes that take gradients of gradients through single
     modules leave its bookkeeping behind, and ranks drift apart without a word.
@@ -112,8 +112,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_mib: int = 32
     for p in parameters:
         if not p.requires_grad:
             continue
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
+        assert p.grad is not None
         if bucket and (bucket[0].dtype != p.grad.dtype or size >= bucket_mib << 20):
             flush()
             size = 0

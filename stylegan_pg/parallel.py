@@ -47,7 +47,14 @@ class Parallel:
         self.accelerator.backward(loss)
 
     def step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Sum the gradients over the ranks, step, and clear them."""
+        """Sum the gradients over the ranks, step, and clear them.
+
+        A parameter that a pass did not reach has the gradient zero, on one rank as on many: Adam must not skip it
+        here and step it there.
+        """
+        for p in module.parameters():
+            if p.requires_grad and p.grad is None:
+                p.grad = torch.zeros_like(p)
         dist.sum_gradients(module.parameters())
         if self.half_precision:
             for p in module.parameters():

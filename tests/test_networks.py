@@ -374,10 +374,10 @@ def test_low_precision_blocks_are_those_from_the_given_resolution():
 def test_channels_last_gives_the_same(architecture):
     G = generator(16, architecture=architecture, fade=True).float()
     D = discriminator(16, architecture=architecture, fade=True).float()
-    other_G, other_D = to_channels_last(copy.deepcopy(G)), to_channels_last(copy.deepcopy(D))
+    other_G: Any = to_channels_last(copy.deepcopy(G))
+    other_D: Any = to_channels_last(copy.deepcopy(D))
     layouts = []
-    blocks: list[Any] = [other_G.synthesis.b16, other_D.b8]
-    for block in blocks:
+    for block in (other_G.synthesis.b16, other_D.b8):
         block.register_forward_hook(
             lambda _, __, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
         )
