@@ -101,17 +101,25 @@ def found(folder: Path) -> list[Path]:
 def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dict[str, Any], list[str]]:
     """The newest checkpoint that reads well: (path, tensors, state, what was wrong with newer ones).
 
-    Without any checkpoint, the path is None.
+    Without any checkpoint, the path is None. Bad ones are put aside as NAME.bad, so that they never count as one of
+    those to keep.
 
     Raises:
         UsageError: if there are checkpoints, but none that can be read.
     """
     problems: list[str] = []
+    bad: list[Path] = []
     for path in found(folder):
         try:
-            return path, *read(path), problems
+            tensors, state = read(path)
         except BadCheckpointError as error:
             problems.append(str(error))
+            bad.append(path)
+            continue
+        for other in bad:
+            with contextlib.suppress(OSError):
+                other.rename(other.with_name(other.name + ".bad"))
+        return path, tensors, state, problems
     if problems:
         raise UsageError(
             "none of the checkpoints can be read: " + "; ".join(problems) + "; restore one of them, or move the "

@@ -51,7 +51,7 @@ def pack(
     """Pack pictures into sharded WebDataset tars, one set for every resolution."""
     from stylegan_pg.data.pack import pack as pack_images
 
-    pack_images(
+    report = pack_images(
         source,
         out,
         resolution=resolution,
@@ -65,6 +65,7 @@ def pack(
         channels=channels,
         workers=workers,
     )
+    print(report.summary())
 
 
 @app.command()
@@ -95,7 +96,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     seeds: Annotated[str, typer.Option(help="For example 0-63 or 1,5,9.")] = "0-63",
     psi: Annotated[float, typer.Option(help="Truncation: 1 for none, 0 for the mean image.")] = 0.7,
-    cutoff: Annotated[Optional[int], typer.Option(help="Truncate only this many first layers.")] = None,  # noqa: UP045
+    cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,  # noqa: UP045
     labels: Annotated[Optional[str], typer.Option(help="Classes, by number or name, for conditional ones.")] = None,  # noqa: UP045
     grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
     columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,

@@ -121,6 +121,7 @@ class TrainConfig:
     dtype: str = "float32"  # float64 is for tests
     threads: int = 0  # CPU threads per process, 0: leave to torch
     channels_last: bool = True
+    tf32: bool = False  # let GPUs round fp32 convolutions and products to 10 bits
     deterministic: bool = False  # bit-exact resume on GPUs, at some cost
     check_ranks_every: int = 500  # steps between comparisons of the ranks' parameters
 
@@ -352,6 +353,12 @@ def check(config: Config) -> None:
         demand(config.train.total_kimg is not None, "train.total_kimg", "given where nothing grows")
     if config.train.total_kimg is not None:
         demand(0 < config.train.total_kimg < math.inf, "train.total_kimg", "above 0 and finite")
+    for key in ("model.conv_clamp", "ema.rampup"):
+        demand(value(key) is None or 0 < value(key) < math.inf, key, "above 0 and finite, or null")
+    demand(config.train.threads <= 1024, "train.threads", "at most 1024")
+    width = min(config.model.channel_base // 4, config.model.channel_max)
+    mbstd = config.model.mbstd_channels
+    demand(not mbstd or width % mbstd == 0, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
     taps = config.model.resample_filter
     demand(len(taps) >= 2 and sum(taps) != 0, "model.resample_filter", "at least two taps with a sum other than 0")
     demand(len(config.output.grid) == 2 and min(config.output.grid) > 0, "output.grid", "[columns, rows]")

@@ -52,7 +52,7 @@ def init(device: str = "auto") -> torch.device:
             if name not in os.environ:
                 raise UsageError(f"WORLD_SIZE={world_size} without {name}: start this with torchrun or accelerate")
         backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-        td.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+        td.init_process_group(backend, timeout=datetime.timedelta(hours=2))
     return target
 
 
@@ -77,15 +77,27 @@ def is_main() -> bool:
     return rank() == 0
 
 
+@contextlib.contextmanager
+def _peers() -> Iterator[None]:
+    """What torch.distributed raises when another rank is gone, as one message."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise RunError(f"rank {rank()} lost the other ranks, one of which failed or was stopped: {reason}") from None
+
+
 def barrier() -> None:
     if world() > 1:
-        td.barrier()
+        with _peers():
+            td.barrier()
 
 
 def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     """Sum (or `max`) over the ranks, in place."""
     if world() > 1:
-        td.all_reduce(tensor, op=td.ReduceOp.MAX if op == "max" else td.ReduceOp.SUM)
+        with _peers():
+            td.all_reduce(tensor, op=td.ReduceOp.MAX if op == "max" else td.ReduceOp.SUM)
     return tensor
 
 
@@ -104,7 +116,8 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_mib: int = 32
         if not bucket:
             return
         flat = torch.cat([g.reshape(-1) for g in bucket])
-        td.all_reduce(flat)
+        with _peers():
+            td.all_reduce(flat)
         for grad, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             grad.copy_(part.view_as(grad))
         bucket.clear()
@@ -126,7 +139,8 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     if world() == 1:
         return value
     box = [value]
-    td.broadcast_object_list(box, src=source)
+    with _peers():
+        td.broadcast_object_list(box, src=source)
     return box[0]
 
 
@@ -135,7 +149,8 @@ def gather_objects(value: Any) -> list[Any]:
     if world() == 1:
         return [value]
     out: list[Any] = [None] * world()
-    td.all_gather_object(out, value)
+    with _peers():
+        td.all_gather_object(out, value)
     return out
 
 

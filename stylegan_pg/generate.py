@@ -87,16 +87,24 @@ def save_image(image: torch.Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def interpolation(
-    G: Any, seeds: Sequence[int], steps: int, c: torch.Tensor | None = None, *, psi: float = 1.0
+    G: Any,
+    seeds: Sequence[int],
+    steps: int,
+    c: torch.Tensor | None = None,
+    *,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    noise: str = "const",
+    batch: int = 32,
 ) -> torch.Tensor:
     """uint8 [N, C, R, R]: `steps` images from each seed towards the next, linearly in w, and the last seed itself."""
     device, dtype = next(G.parameters()).device, next(G.parameters()).dtype
     z = latents(seeds, G.z_dim).to(device, dtype)
-    ws = G.styles(z, None if c is None else c.to(device, dtype), psi=psi)
+    ws = G.styles(z, None if c is None else c.to(device, dtype), psi=psi, cutoff=cutoff)
     path = [torch.lerp(a, b, t / steps) for a, b in itertools.pairwise(ws) for t in range(steps)]
     alpha = getattr(G, "description", {}).get("alpha", 1.0)
-    frames = torch.stack([*path, ws[-1]]).split(32)
-    return torch.cat([to_uint8(G.synthesis(f, alpha=alpha)).cpu() for f in frames])
+    frames = torch.stack([*path, ws[-1]]).split(batch)
+    return torch.cat([to_uint8(G.synthesis(f, alpha=alpha, noise=noise)).cpu() for f in frames])
 
 
 def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
@@ -137,7 +145,22 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def sample(
+def sample(snapshot: Path, out: Path, **how: Any) -> Iterator[str]:
+    """Write a snapshot's images for the seeds into a folder; yields a line for each file written.
+
+    One PNG per seed, or with `grid` one picture of all, or with `interpolate` a strip from seed to seed; see _sample
+    for what `how` holds.
+
+    Raises:
+        UsageError: for seeds, labels, noise, devices or files that are not to be had, and folders not to be written.
+    """
+    try:
+        yield from _sample(snapshot, out, **how)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error}") from None
+
+
+def _sample(
     snapshot: Path,
     out: Path,
     *,
@@ -152,24 +175,16 @@ def sample(
     batch: int,
     device: str,
 ) -> Iterator[str]:
-    """Write a snapshot's images for the seeds into a folder; yields a line for each file written.
-
-    One PNG per seed, or with `grid` one picture of all, or with `interpolate` a strip from seed to seed.
-
-    Raises:
-        UsageError: for seeds, labels, noise, devices or files that are not to be had.
-    """
     if noise not in ("const", "random", "none"):
         raise UsageError(f"noise {noise!r} is not possible: const, random or none")
+    if not math.isfinite(psi):
+        raise UsageError(f"psi={psi} is not possible: it must be a finite number, 0.7 for example")
     numbers = parse_numbers(seeds)
     G = load_snapshot(snapshot, choose_device(device))
     c = labels_to_c(G, labels, len(numbers))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be used as a folder: {error}") from None
+    out.mkdir(parents=True, exist_ok=True)
     if interpolate:
-        frames = interpolation(G, numbers, interpolate, c, psi=psi)
+        frames = interpolation(G, numbers, interpolate, c, psi=psi, cutoff=cutoff, noise=noise, batch=batch)
         path = out / "interpolation.png"
         save_image(tile(frames, columns or len(frames)), path)
         yield str(path)

@@ -37,7 +37,8 @@ class Parallel:
                 f"accelerate sees {self.accelerator.num_processes} processes, the process group {dist.world()}: "
                 "start with `torchrun --nproc-per-node N` or `accelerate launch --multi_gpu --num_processes N`"
             )
-        self.half_precision = config.model.low_precision == "fp16"
+        self.half_precision = config.model.low_precision == "fp16" and self.device.type == "cuda"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
         torch.backends.cudnn.benchmark = not config.train.deterministic
         if config.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

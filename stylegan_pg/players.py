@@ -7,6 +7,7 @@ every rank, which then takes its share (schedule.deal). Losses are summed and di
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -58,6 +59,9 @@ class Players:
         """
         self.config, self.index, self.parallel = config, index, parallel
         self.device, self.dtype = parallel.device, getattr(torch, config.train.dtype)
+        self.model = config.model
+        if self.device.type == "cpu" and self.model.low_precision == "fp16":
+            self.model = dataclasses.replace(self.model, low_precision="fp32")  # CPUs have no fp16 convolutions
         self.classes = len(index.label_names) if config.data.conditional else 0
         if config.data.conditional and not self.classes:
             raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")
@@ -85,7 +89,7 @@ class Players:
     def enter(self, phase: Phase) -> None:
         """Build the networks of a phase; they take over what the ones before them had under the same names."""
         old = (self.G, self.D, self.G_ema, self.opt_G, self.opt_D) if self.phase else None
-        model = self.config.model
+        model = self.model
         shape = NetworkShape(
             phase.resolution, self.config.resolution, phase.fade, self.index.channels, self.classes, phase.mbstd_group
         )
@@ -288,6 +292,8 @@ class Players:
         self.sums = {}
         stats = {name: (total, count) for (name, count), total in zip(counts.items(), values, strict=False)}
         for name, (total, count) in stats.items():
+            if not math.isfinite(total) and self.parallel.half_precision and name not in ("loss_g", "loss_d"):
+                continue  # an overflow in a term's half-precision pass, which the step has clipped
             if not math.isfinite(total):
                 raise RunError(
                     f"{name} is not finite at nimg {self.nimg} ({self.phase}): training has diverged. Run the same "
@@ -298,7 +304,7 @@ class Players:
                 if kept:
                     before, decay = self.state.get(kept, 0.0), self.config.loss.pl_decay
                     self.state[kept] = before + decay * (total / count - before)
-        return stats, values[-1] > 0
+        return {k: v for k, v in stats.items() if math.isfinite(v[0])}, values[-1] > 0
 
     # ----------------------------------------------------------------------------------------- for checkpoints
 

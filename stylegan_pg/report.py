@@ -75,6 +75,7 @@ class Reporter:
         self.tick_time, self.tick_nimg = time.time(), nimg
         self.started, self.start_nimg = time.time(), nimg
         self.means = means
+        self.latest = ""  # losses and memory at the last tick
 
     def _guard(self, function, *args, **kwargs) -> None:
         try:
@@ -95,7 +96,7 @@ class Reporter:
             file.write(line + "\n")
 
     def progress(self, nimg: int, postfix: str) -> None:
-        self.bar.set_postfix_str(postfix, refresh=False)
+        self.bar.set_postfix_str(f"{postfix}  {self.latest}", refresh=False)
         self.bar.update(nimg - self.bar.n)
 
     def tick(self, nimg: int, facts: dict[str, Any], device: torch.device) -> None:
@@ -121,6 +122,9 @@ class Reporter:
             for name, value in stats.items():
                 if isinstance(value, (int, float)) and name != "nimg" and math.isfinite(value):
                     self._guard(self.board.add_scalar, name, value, nimg)
+        self.latest = (
+            "  ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats) + f"  {memory:.0f} MiB"
+        )
         if self.bar.disable:
             losses = " ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats)
             self.say(

@@ -5,25 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from stylegan_pg import dist
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import Phase
 
 # Another value here makes another network, or moves the phases that nimg is counted in.
-FIXED = ("resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
+FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
 # Another value here changes nothing about what is computed.
-FREE = (
-    "run",
-    "data.url",
-    "data.workers",
-    "output.",
-    "checkpoint.",
-    "metrics.",
-    "train.total_kimg",
-    "train.check_ranks",
-)
+FREE = ("run", "data.url", "data.workers", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
+FREE += ("train.check_ranks_every",)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -47,8 +38,10 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def compare(state: dict[str, Any], config: Config, index: DatasetIndex, plan: list[Phase]) -> list[str]:
-    """What differs between the checkpoint's run and this one, for the log.
+def compare(
+    state: dict[str, Any], config: Config, index: DatasetIndex, plan: list[Phase], here: dict[str, Any]
+) -> list[str]:
+    """What differs between the checkpoint's run and this one, for the log; `here` is Trainer.environment().
 
     Raises:
         UsageError: if the difference makes it another run: other networks, other phases, other data.
@@ -74,7 +67,13 @@ def compare(state: dict[str, Any], config: Config, index: DatasetIndex, plan: li
             f"{config.run}: raise it, or take another run=FOLDER"
         )
     notes = [f"{k} was {a}, is now {b}" for k, (a, b) in changed.items() if not k.startswith(FREE)]
-    world = state["environment"]["world"]
-    if world != dist.world():
-        notes.append(f"continuing on {dist.world()} ranks what ran on {world}: the same batches, other rounding")
+    for name, then in state["environment"].items():
+        if name == "world" and then != here[name]:
+            notes.append(f"continuing on {here[name]} ranks what ran on {then}: the same batches, other rounding")
+        elif name == "threads" and then != here[name]:
+            notes.append(
+                f"using {then} CPU threads, as the run did before, not {here[name]}: other counts round otherwise"
+            )
+        elif then != here.get(name):
+            notes.append(f"{name} was {then}, is now {here.get(name)}: results may differ by rounding")
     return notes

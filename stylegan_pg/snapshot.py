@@ -120,8 +120,11 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
         description = json.loads(meta)
         if description["format"] != FORMAT:
             raise UsageError(f"{path} has snapshot format {description['format']}, this version reads {FORMAT}: update")
+        kwargs = dict(description["kwargs"])
+        if torch.device(device).type == "cpu" and kwargs.get("low_precision") == "fp16":
+            kwargs["low_precision"] = "fp32"  # CPUs have no fp16 convolutions
         with torch.device("meta"):  # nothing is drawn: the caller's random streams stay as they are
-            G = NETWORKS[description["network"]][0](**description["kwargs"])
+            G = NETWORKS[description["network"]][0](**kwargs)
         G = G.to_empty(device=device)
         G.load_state_dict(tensors)
         alpha = float(description["alpha"])

@@ -7,6 +7,9 @@ written follows from it. The checkpoint comes last at each boundary, so whatever
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import os
 import platform
 import signal
 import sys
@@ -49,7 +52,8 @@ class Trainer:
         self.run = Path(config.run)
         self.folder = self.run / "checkpoints"
         self.means = Means()
-        self.bad: dict[str, None] = {}  # corrupt samples met so far, in order
+        self.bad: dict[str, None] = {}  # corrupt samples that this rank has met
+        self.told: dict[str, None] = {}  # those of all ranks, as far as they are known
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
         self.failing = False  # too many checkpoints could not be written
@@ -91,15 +95,17 @@ class Trainer:
                     stats, self.stopping = p.step(batch, stop=self.asked)
                     for name, (total, count) in stats.items():
                         self.means.add(name, total, count)
-                    self.note_bad(batch.bad)
+                    self.bad.update(dict.fromkeys(batch.bad))
                     self.maintain(before)
                     if self.stopping or self.failing:
                         break
             if self.failing:
                 raise RunError(
-                    f"{self.config.checkpoint.max_failures} checkpoints in a row could not be written; the last good "
-                    "one is kept: make room, and run the same command again"
+                    f"{self.write_failures} checkpoints in a row could not be written; the last good one is kept: "
+                    "make room, and run the same command again"
                 )
+        if p.nimg >= self.end and dist.is_main() and not self.snapshot_path().exists():
+            self.snapshot()  # its writing had failed
         if self.reporter:
             self.reporter.close()
         return DONE if p.nimg >= self.end else TO_BE_CONTINUED
@@ -108,26 +114,36 @@ class Trainer:
 
     def restore(self, must_resume: bool) -> None:
         """Load the newest good checkpoint if there is one, open the logs, and take over what it decided."""
+        tensors: dict[str, torch.Tensor] = {}
+        state: dict[str, Any] = {}
         with dist.main_decides() as box:
             if dist.is_main():
-                path, _, state, problems = checkpoint.newest_good(self.folder)
+                self.claim_folder()
+                path, tensors, state, problems = checkpoint.newest_good(self.folder)
                 if path is None and must_resume:
                     raise UsageError(
                         f"{self.folder} holds no checkpoint to continue from: leave --resume away to start"
                     )
-                notes = compare(state, self.config, self.index, self.plan) if path else []
-                box[:] = [str(path) if path else None, problems, notes]
-        path, problems, notes = box
+                if self.config.train.threads:
+                    torch.set_num_threads(self.config.train.threads)
+                notes = compare(state, self.config, self.index, self.plan, self.environment()) if path else []
+                box[:] = [str(path) if path else None, problems, notes, torch.get_num_threads()]
+        path, problems, notes, threads = box
+        torch.set_num_threads(threads)  # rank 0's: other counts give other bits
         if path:
-            tensors, state = checkpoint.read(Path(path))
+            fault = ""
+            try:
+                if not dist.is_main():
+                    tensors, state = checkpoint.read(Path(path))
+            except checkpoint.BadCheckpointError as error:
+                fault = f"rank {dist.rank()} cannot read the checkpoint ({error}): the run's folder must be shared"
+            faults = [f for f in dist.gather_objects(fault) if f]
+            if faults:
+                raise UsageError("; ".join(faults))
             self.take_over(tensors, state)
-        elif self.config.train.threads:
-            torch.set_num_threads(self.config.train.threads)
-        if dist.is_main():
-            self.reporter = Reporter(
-                self.run, self.players.nimg, self.end, tensorboard=self.config.output.tensorboard, means=self.means
-            )
-            (self.run / "config.yaml").write_text(to_yaml(self.config), "utf-8")
+        with dist.main_decides():
+            if dist.is_main():
+                self.open_logs()
         for problem in problems:
             self.say(f"warning: passed over a bad checkpoint: {problem}")
         for note in notes:
@@ -137,8 +153,33 @@ class Trainer:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.request_stop)
 
+    def claim_folder(self) -> None:
+        """Make the run's folder and lock it against a second process, as long as this one lives."""
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.run / ".lock", "w")  # noqa: SIM115 - held until the process ends
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is training in {self.run}: stop it, or take another run=FOLDER"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
+                raise UsageError(f"run={self.run} cannot be used as the run's folder: {error}") from None
+
+    def open_logs(self) -> None:
+        try:
+            self.reporter = Reporter(
+                self.run, self.players.nimg, self.end, tensorboard=self.config.output.tensorboard, means=self.means
+            )
+            temporary = self.run / ".config.yaml.tmp"
+            temporary.write_text(to_yaml(self.config), "utf-8")
+            temporary.replace(self.run / "config.yaml")
+        except OSError as error:
+            raise UsageError(f"run={self.run} cannot be written: {error}") from None
+
     def take_over(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Continue where a checkpoint was written, with its thread count: other counts give other bits."""
+        """Continue where a checkpoint was written, with its thread count."""
         torch.set_num_threads(state["environment"]["threads"])
         p = self.players
         p.nimg = state["nimg"]
@@ -146,7 +187,7 @@ class Trainer:
         p.load(tensors)
         p.state = dict(state["running_means"])
         self.means = Means(state["means"])
-        self.bad = dict.fromkeys(state["bad_samples"])
+        self.told = dict.fromkeys(state["bad_samples"])
 
     def request_stop(self, *_: Any) -> None:
         self.asked = True  # nothing more: a signal may come at any moment, also within a write
@@ -173,6 +214,10 @@ class Trainer:
         if (after - before) and p.current.step(after) % self.config.train.check_ranks_every == 0:
             dist.check_same([*p.G.parameters(), *p.D.parameters()], f"the parameters at nimg {after}")
         tick = crossed(out.tick_kimg, before, after) or last
+        due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.write_failures and tick)
+        due = due or self.stopping or last
+        if tick or due:
+            self.gather_bad()
         if dist.is_main():
             if tick:
                 self.tick(before)
@@ -182,8 +227,7 @@ class Trainer:
                 self.grids()
             if crossed(out.snapshot_kimg, before, after) or last:
                 self.snapshot()
-        due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.write_failures and tick)
-        if due or self.stopping or last:
+        if due:
             self.checkpoint()
 
     def tick(self, before: int) -> None:
@@ -198,8 +242,8 @@ class Trainer:
             "batch": p.current.batch,
             **p.state,
         }
-        if self.bad:
-            facts["bad_samples"] = len(self.bad)
+        if self.told:
+            facts["bad_samples"] = len(self.told)
         self.reporter.tick(p.nimg, facts, p.device)
 
     def grids(self) -> None:
@@ -211,7 +255,7 @@ class Trainer:
         z, c = latents(range(count), self.config.model.z_dim), labels_to_c(p.G_ema, None, count)
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
         images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, count)), **how)))
-        self.reporter.grid(f"fakes-{p.nimg // 1000:06d}", p.nimg, images, columns)
+        self.reporter.grid(f"fakes-{self.moment(self.config.output.grid_kimg)}", p.nimg, images, columns)
         name = f"reals-r{p.current.resolution:04d}"
         if not (self.run / "samples" / f"{name}.png").exists():
             from stylegan_pg.data.stream import read_batch
@@ -222,12 +266,25 @@ class Trainer:
     def measure(self) -> None:
         p, resolution = self.players, self.players.current.resolution
         assert self.reporter
+        if resolution < 8:  # too small for neighbourhoods of 7x7
+            return
         if resolution not in self.distances:  # of one resolution at a time, the descriptors are large
             self.distances = {resolution: SlicedWasserstein(p.table, self.config.metrics.images)}
         started = time.time()
-        values = self.distances[resolution](p.G_ema, alpha=p.alpha)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(os.cpu_count() or 1)  # the other ranks wait
+        values = self.distances[resolution](p.G_ema, alpha=p.alpha, batch=max(1, min(32, 2**20 // resolution**2)))
+        torch.set_num_threads(threads)
         self.reporter.metrics(p.nimg, values, resolution=resolution, images=self.distances[resolution].images)
         self.reporter.not_training(time.time() - started)
+
+    def moment(self, every_kimg: float) -> str:
+        """nimg as part of a file's name: in kimg where that tells the moments apart."""
+        nimg = self.players.nimg
+        return f"{nimg // 1000:06d}kimg" if float(every_kimg).is_integer() else f"{nimg:09d}img"
+
+    def snapshot_path(self) -> Path:
+        return self.run / "snapshots" / f"{self.moment(self.config.output.snapshot_kimg)}.safetensors"
 
     def snapshot(self) -> None:
         p = self.players
@@ -241,7 +298,7 @@ class Trainer:
             "config": to_plain(self.config),
             "stylegan_pg": __version__,
         }
-        path = self.run / "snapshots" / f"{p.nimg // 1000:06d}kimg.safetensors"
+        path = self.snapshot_path()
         try:
             save_snapshot(path, p.G_ema, description)
             self.say(f"{p.nimg / 1000:.1f} kimg: snapshot {path}")
@@ -258,7 +315,7 @@ class Trainer:
                 "phase": p.current.index,
                 "running_means": p.state,
                 "means": self.means.sums,
-                "bad_samples": list(self.bad),
+                "bad_samples": list(self.told),
                 "environment": self.environment(),
                 "config": to_plain(self.config),
                 "dataset": self.index.identity,
@@ -282,11 +339,11 @@ class Trainer:
         if self.write_failures >= self.config.checkpoint.max_failures or done:
             self.failing = True
 
-    def note_bad(self, bad: list[str]) -> None:
-        for sample in bad:
-            if sample not in self.bad:
-                self.bad[sample] = None
-                self.say(f"warning: replaced a corrupt picture by the next one: {sample}")
+    def gather_bad(self) -> None:
+        """The corrupt samples that all ranks have met, told once each."""
+        for sample in sorted({s for some in dist.gather_objects(list(self.bad)) for s in some} - self.told.keys()):
+            self.told[sample] = None
+            self.say(f"warning: replaced a corrupt picture by the next one: {sample}")
 
     def say(self, message: str) -> None:
         if self.reporter:

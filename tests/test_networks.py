@@ -320,7 +320,7 @@ def test_logits_of_dealt_shares_are_those_of_the_batch(batch, parts):
         if share:
             together[share] = D(x[share])
     close(together, whole)
-    differ(D(x[:4]), whole[:4])  # a contiguous slice has other groups
+    assert float((D(x[:4]) - whole[:4]).abs().max()) > 1e-6  # a contiguous slice has other groups
 
 
 # --- precision and layout ---------------------------------------------------------------------------------------------

@@ -102,10 +102,10 @@ def test_upfirdn2d_in_lower_precision(dtype, tolerance):
     ],
 )
 def test_upfirdn2d_has_derivatives_of_both_orders(how):
-    x, f = numbers(1, 2, 5, 6).requires_grad_(True), numbers(2, 3, seed=1).float()
+    x, f = numbers(1, 2, 4, 5).requires_grad_(True), numbers(2, 3, seed=1).float()
     assert gradcheck(lambda t: upfirdn2d(t, f, **how), [x])
     # Of the square, since a linear operation has no second derivative to get wrong.
-    assert gradgradcheck(lambda t: upfirdn2d(t, f, **how).square(), [x])
+    assert gradgradcheck(lambda t: upfirdn2d(t, f, **how).square(), [x], fast_mode=True)
 
 
 # --- what is made of it -----------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 """The schedule: what follows from nimg, by hand-worked examples and by brute force."""
 
+import dataclasses
 import itertools
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from stylegan_pg.config import load_config
+from stylegan_pg.config import Config, DataConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks.layers import minibatch_stddev
 from stylegan_pg.schedule import (
@@ -32,8 +35,18 @@ GROWTH = [
 ]
 
 
+def changed(node: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    if isinstance(node, dict):
+        return {**node, int(name): value}
+    return dataclasses.replace(node, **{name: changed(getattr(node, name), rest, value) if rest else value})
+
+
 def plan_of(*overrides: str) -> list[Phase]:
-    return phases(load_config(None, ["run=runs/x", "data.url=data/x", *overrides]))
+    config = Config(run="runs/x", data=DataConfig(url="data/x"))
+    for key, _, value in (item.partition("=") for item in overrides):
+        config = changed(config, key, yaml.safe_load(value))
+    return phases(config)
 
 
 def summary(plan: list[Phase]) -> list[tuple[str, int, int, int]]:

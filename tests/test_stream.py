@@ -208,8 +208,9 @@ def test_nothing_left_to_show(damaged):
 def test_a_file_that_stays_unreadable_stops_the_run(damaged, naps, workers):
     for path in damaged.paths:
         os.unlink(path)
-    with pytest.raises(RunError, match=r"r0008/\d+\.tar cannot be read"):
+    with pytest.raises(RunError, match=r"r0008/\d+\.tar cannot be read") as error:
         read(damaged, workers=workers)
+    assert "\n" not in str(error.value)
     if not workers:
         assert len(naps) >= 3
         assert naps == sorted(naps)

@@ -108,6 +108,7 @@ def test_damaged_newest_checkpoint(whole_run, tiny_data, tmp_path):
         assert new.name in output
         assert f"continuing from {old}" in output
         harness.assert_same_run(run, whole_run)
+        assert new.with_name(new.name + ".bad").exists()  # put aside, not among those that are kept
 
 
 def test_no_readable_checkpoint(whole_run, tiny_data, tmp_path):
@@ -190,11 +191,27 @@ def test_another_run_in_the_same_folder(whole_run, tiny_data, tmp_path):
     assert output.count("\n") == 1
 
 
+def test_one_process_at_a_time(tiny_data, tmp_path):
+    """A second process in the same folder is refused while the first lives, and welcome afterwards."""
+    run = tmp_path / "run"
+    args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 100}")
+    first = harness.start(args)
+    wait_for(lambda: harness.lines_of(run) >= 1, first)
+    output = harness.finish(harness.start(args), 2)
+    assert "another process" in output
+    assert output.count("\n") == 1
+    first.terminate()
+    harness.finish(first, 75)
+    nimg = harness.newest(run)[1]["nimg"]
+    second = harness.start([*args, f"train.total_kimg={nimg / 1000}"])
+    assert "continuing" in harness.finish(second)
+
+
 def test_bad_input(tiny_data, tmp_path):
     """One message, exit code 2, no traceback."""
 
-    def fails(*words: str, data: Path = tiny_data, **changes: object) -> None:
-        args = harness.arguments(tmp_path / "run", data, **changes)
+    def fails(*words: str, data: Path = tiny_data, into: Path = tmp_path / "run", **changes: object) -> None:
+        args = [*harness.arguments(tmp_path / "run", data, **changes), f"run={into}"]
         output = harness.finish(harness.start(args), 2)
         assert output.startswith("error: ")
         assert output.count("\n") == 1, output
@@ -206,6 +223,9 @@ def test_bad_input(tiny_data, tmp_path):
     fails("data.conditonal", "data.conditional", data__conditonal="true")
     fails("loss.terms", "nonsense", loss__terms="[{name: nonsense}]")
     fails("swdd", "swd", metrics__names="[swdd]")
+    (tmp_path / "file").write_text("")
+    fails("file", "folder", into=tmp_path / "file")
+    fails("file", "folder", into=tmp_path / "file" / "below")
 
 
 def test_metrics_and_conditional_labels(tiny_data, tmp_path):

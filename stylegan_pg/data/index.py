@@ -275,6 +275,8 @@ def _shard_samples(tar: str, sha256: str, count: int) -> list[list[Any]]:
         raise UsageError(f"{error.filename} is missing: {remedy}") from None
     except PermissionError as error:
         raise UsageError(f"{error.filename} may not be read: change its permissions") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error}): {remedy}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UsageError(f"{file} is not the one that was packed (checksum mismatch): {remedy}")
     shard = json.loads(data)

@@ -344,6 +344,7 @@ def _disk_faults(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RunError(f"{out}: no room to write ({error.strerror}). Free some space, then {CONTINUES}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        where = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOENT)
+        if error.errno in where:
             raise UsageError(f"{out} cannot be written ({error}): mend its permissions or give another OUT") from error
         raise

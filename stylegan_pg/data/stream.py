@@ -30,11 +30,12 @@ PATIENCE = 30.0  # seconds that a worker goes on after SIGTERM
 @dataclass
 class Batch:
     """A rank's share of a batch: image uint8 [n, C, R, R]; condition float32 [n, classes], one-hot, or None;
-    bad: what each corrupt sample that had to be replaced was."""
+    bad: what each corrupt sample that had to be replaced was; fault: why the batch could not be read, if so."""
 
     image: torch.Tensor
     condition: torch.Tensor | None
     bad: list[str]
+    fault: str = ""
 
 
 @functools.lru_cache(maxsize=4)
@@ -101,7 +102,10 @@ class _Samples(Dataset):
         labels = np.zeros([n], np.int64)
         bad: list[str] = []
         for k, (epoch, ordinal) in enumerate(wanted):
-            image, source, problems = read_image(self.table, ordinal)
+            try:
+                image, source, problems = read_image(self.table, ordinal)
+            except RunError as error:  # told by the parent: a worker's own exception comes wrapped in a traceback
+                return Batch(torch.empty(0), None, bad, str(error))
             images[k] = image[:, :, ::-1] if self.mirror and flipped(self.seed, epoch, ordinal) else image
             labels[k] = self.table.label[source]
             bad += problems
@@ -146,6 +150,9 @@ def batches(
 
     Close the generator to end its workers.
 
+    Raises:
+        RunError: if a file stays unreadable.
+
     Args:
         share: indices into the global batch that are this rank's, in its order.
         classes: number of classes for one-hot conditions, 0 for none.
@@ -162,7 +169,10 @@ def batches(
     )
     iterator = iter(loader)
     try:
-        yield from iterator
+        for item in iterator:
+            if item.fault:
+                raise RunError(item.fault)
+            yield item
     finally:  # at once, and not when the garbage is collected
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop:
