@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,23 +28,24 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def shaken(net: torch.nn.Module, seed: int = 0) -> Any:
+def shaken(make: Callable[[], torch.nn.Module], seed: int = 0) -> Any:
     """In float64, with every parameter and buffer away from its initial value: no noise strength or bias is zero."""
-    g = torch.Generator().manual_seed(seed)
-    net = net.double()
-    for tensor in net.state_dict().values():
-        tensor += 0.3 * torch.randn(tensor.shape, generator=g, dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = make().double()
+        for tensor in net.state_dict().values():
+            tensor += 0.3 * torch.randn_like(tensor)
     return net
 
 
 def generator(resolution: int, seed: int = 0, **kwargs) -> Generator:
     small = {"z_dim": 8, "w_dim": 10, "mapping_layers": 2, "channel_base": 64, "channel_max": 12}
-    return shaken(Generator(**{"resolution": resolution, **small, **kwargs}), seed)
+    return shaken(lambda: Generator(**{"resolution": resolution, **small, **kwargs}), seed)
 
 
 def discriminator(resolution: int, seed: int = 0, **kwargs) -> Discriminator:
     small = {"mapping_layers": 2, "channel_base": 64, "channel_max": 12}
-    return shaken(Discriminator(**{"resolution": resolution, **small, **kwargs}), seed)
+    return shaken(lambda: Discriminator(**{"resolution": resolution, **small, **kwargs}), seed)
 
 
 def labels(n: int) -> torch.Tensor:
@@ -259,8 +261,8 @@ def epilogue(x: torch.Tensor, bias: torch.Tensor, clamp: float) -> torch.Tensor:
 @torch.no_grad()
 def test_modulated_convolution_is_a_grouped_one_with_weights_per_sample():
     n, i, o, size = 4, 6, 5, 7
-    layer = shaken(SynthesisLayer(i, o, 10, size, clamp=1.5))
-    rgb = shaken(ToRGB(i, 3, 10, clamp=1.5))
+    layer = shaken(lambda: SynthesisLayer(i, o, 10, size, clamp=1.5))
+    rgb = shaken(lambda: ToRGB(i, 3, 10, clamp=1.5))
     x, w = normal(n, i, size, size), normal(n, 10, seed=1)
 
     def grouped(weights: torch.Tensor) -> torch.Tensor:
@@ -281,7 +283,7 @@ def test_modulated_convolution_is_a_grouped_one_with_weights_per_sample():
 def test_up_sampling_layers(taps):
     """Zeros put in, true convolution with the kernel, then the filter; output pixel 2j, 2j + 1 lie within pixel j."""
     n, i, o, size = 2, 3, 4, 5
-    layer = shaken(SynthesisLayer(i, o, 10, 2 * size, up=2, resample_filter=taps))
+    layer = shaken(lambda: SynthesisLayer(i, o, 10, 2 * size, up=2, resample_filter=taps))
     x, w = normal(n, i, size, size), normal(n, 10, seed=1)
     weights = modulated_weights(layer, w, 1.0, True).numpy()
     spread = np.zeros([n, i, 2 * size, 2 * size])

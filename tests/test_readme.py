@@ -31,7 +31,7 @@ def test_make_targets_exist():
 def test_every_file_in_the_tree_is_described():
     tree = README.split("```\nstylegan_pg/")[1]
     for path in sorted((ROOT / "stylegan_pg").rglob("*.py")):
-        assert path.name == "__init__.py" or path.name in tree or f"{path.stem}," in tree, path
+        assert path.name == "__init__.py" or path.stem in tree, path
     for path in (ROOT / "configs").glob("*.yaml"):
         assert f"`{path.stem}`" in README, path
 

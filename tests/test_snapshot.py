@@ -30,10 +30,11 @@ def built(resolution: int = 16, *, fade: bool = False, c_dim: int = 0, **model) 
     small = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
     config = ModelConfig(**{**small, **model})
     kwargs = generator_kwargs(config, NetworkShape(resolution, 16, fade, 3, c_dim, 4))
-    G = NETWORKS["stylegan2"][0](**kwargs)
-    g = torch.Generator().manual_seed(0)
-    for tensor in G.state_dict().values():
-        tensor += 0.3 * torch.randn(tensor.shape, generator=g)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        G = NETWORKS["stylegan2"][0](**kwargs)
+        for tensor in G.state_dict().values():
+            tensor += 0.3 * torch.randn(tensor.shape)
     names = NAMES[:c_dim]
     return G.eval(), {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "nimg": 5000, "label_names": names}
 
@@ -410,10 +411,10 @@ def test_metrics(plain, conditional, dataset, tmp_path, capsys, monkeypatch):
     assert result["swd"] == pytest.approx(result["swd_16"])
     assert 0 < result["swd"] < 1e4
     again = json.loads(command(capsys, monkeypatch, *measure, "--images", 4)[1])
-    assert again["swd"] == pytest.approx(result["swd"], rel=1e-2)
+    assert again["swd"] == pytest.approx(result["swd"], rel=1e-3)
     assert json.loads(command(capsys, monkeypatch, *measure)[1])["images"] == 6  # the whole dataset
     mean = json.loads(command(capsys, monkeypatch, *measure, "--psi", 0)[1])
-    assert mean["swd"] != pytest.approx(result["swd"], rel=1e-2)
+    assert mean["swd"] != pytest.approx(result["swd"], rel=1e-3)
 
     low = saved(tmp_path / "low.safetensors", resolution=4)[1]
     faults = {
