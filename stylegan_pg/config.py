@@ -286,6 +286,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             file = OmegaConf.load(find_config(str(path)))
             if not OmegaConf.is_dict(file):
                 raise UsageError(f"{source}: not a mapping of keys to values")
+            for key in (item.split("=", 1)[0] for item in overrides):
+                if key.endswith("_at") and OmegaConf.select(file, key) is not None:
+                    OmegaConf.update(file, key, {}, merge=False)  # a table given as a whole replaces the file's
             merged = OmegaConf.merge(merged, file)
         for item in overrides:
             source = item

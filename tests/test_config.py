@@ -307,3 +307,13 @@ def test_faults_on_the_command_line_are_one_line(tmp_path):
     assert result.stdout == ""
     assert result.stderr == "error: train.bacth=3: unknown key 'train.bacth'; did you mean 'train.batch'?\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_given_as_a_whole_replaces_the_files(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("run: r\ndata: {url: u}\nresolution: 16\ngrowth: {start: 8}\ntrain: {batch_at: {8: 64, 16: 32}}\n")
+    assert load_config(file, ["train.batch_at={}"]).train.batch_at == {}
+    assert load_config(file, ["train.batch_at={16: 8}"]).train.batch_at == {16: 8}
+    assert load_config(file, ["train.batch_at.16=8"]).train.batch_at == {8: 64, 16: 8}
+    with pytest.raises(UsageError, match="nothing_at"):
+        load_config(file, ["train.nothing_at={}"])
