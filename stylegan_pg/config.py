@@ -313,7 +313,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 def _override(item: str) -> Any:
     """One `a.b=c`; the last part of the key may be a resolution."""
     key, value = item.split("=", 1)
-    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[index, call-overload]
+    parsed = OmegaConf.from_dotlist([f"v={value}"])
+    parsed = OmegaConf.to_container(parsed)["v"]  # type: ignore[index, call-overload]  # a mapping, as just made
     for part in reversed(key.split(".")):
         parsed = {int(part) if part.isdigit() else part: parsed}
     return OmegaConf.create(parsed)

@@ -286,7 +286,7 @@ def command(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["stylegan-pg", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         main()
-    return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+    return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]  # exits with a number
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -104,7 +104,7 @@ def upfirdn2d(
     Returns:
         [N, C, (H*up + top + bottom - kh) // down + 1, (W*up + left + right - kw) // down + 1], x's dtype.
     """
-    return _Upfirdn2d.apply(x, f, _pair(up), _pair(down), _four(padding), flip_filter, float(gain))  # type: ignore
+    return _Upfirdn2d.apply(x, f, _pair(up), _pair(down), _four(padding), flip_filter, float(gain))  # type: ignore  # apply is untyped
 
 
 def filter2d(x: torch.Tensor, f: torch.Tensor, *, padding: int | Sequence[int] = 0, gain: float = 1.0) -> torch.Tensor:
