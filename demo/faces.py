@@ -20,8 +20,7 @@ STYLE = "toon-head"
 # colours that stay apart (skin from hair, clothes from background), mostly open eyes, beards rare since they hide the
 # mouth.
 OPTIONS = {
-    "scale": 1.15,
-    "translateY": 2,
+    "scale": 1.05,
     "backgroundColor": ["8ecae6", "ffd166", "95d5b2", "f4a6b0", "cdb4f6"],
     "skinColor": ["8a5a3c", "b07a52", "dda582", "f5cfb3"],
     "hairColor": ["231815", "5a3220", "b5562a", "e0b95f"],
