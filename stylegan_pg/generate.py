@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from PIL import Image
 from stylegan_pg.errors import UsageError
 from stylegan_pg.snapshot import load_snapshot
 
+MOST_NUMBERS = 1_000_000  # that one text may stand for
+
 
 def parse_numbers(text: str) -> list[int]:
     """'0-3,8' -> [0, 1, 2, 3, 8].
@@ -23,14 +26,14 @@ def parse_numbers(text: str) -> list[int]:
         UsageError: if the text is no list of numbers and ranges.
     """
     numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.strip().partition("-")
-            numbers += range(int(first), int(last or first) + 1)
-    except ValueError:
-        numbers = []
-    if not numbers:
-        raise UsageError(f"{text!r} is no list of numbers: write for example 0-63 or 1,5,9")
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise UsageError(f"{text!r} is no list of numbers: write for example 0-63 or 1,5,9")
+        if last - first >= MOST_NUMBERS - len(numbers):
+            raise UsageError(f"{text!r} stands for more than {MOST_NUMBERS} numbers: give fewer at a time")
+        numbers += range(first, last + 1)
     return numbers
 
 
@@ -126,9 +129,13 @@ def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
     elif all(part.strip() in names for part in labels.split(",")):
         numbers = [names.index(part.strip()) for part in labels.split(",")]
     else:
-        numbers = parse_numbers(labels)
+        some = f" ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})" if names else ""
+        try:
+            numbers = parse_numbers(labels)
+        except UsageError as error:
+            known = f"; or name some of its {c_dim} classes{some}" if names else ""
+            raise UsageError(f"--labels: {error}{known}") from None
     if max(numbers) >= c_dim:
-        some = f" ({', '.join(names[:20])})" if names else ""
         raise UsageError(f"label {max(numbers)} is not one of the {c_dim} classes{some}")
     chosen = torch.tensor([numbers[i % len(numbers)] for i in range(count)])
     return torch.nn.functional.one_hot(chosen, c_dim).float()

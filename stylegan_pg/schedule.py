@@ -127,8 +127,8 @@ def ema_beta(batch: int, nimg: int, kimg: float, rampup: float | None) -> float:
 
 
 def crossed(every_kimg: float, before: int, after: int) -> bool:
-    """Whether a multiple of every_kimg thousand images lies in (before, after]; never for 0."""
-    every = round(every_kimg * 1000)
+    """Whether a multiple of every_kimg thousand images (one image at least) lies in (before, after]; never for 0."""
+    every = max(round(every_kimg * 1000), 1) if every_kimg > 0 else 0
     return every > 0 and after // every > before // every
 
 

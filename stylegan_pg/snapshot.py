@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,10 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save(tensors, meta))
+        with open(temporary, "wb") as file:
+            file.write(save(tensors, meta))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -134,7 +138,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
     _restore_filters(G, description["kwargs"])
     G.description = description
     if description["kwargs"].get("fade"):
-        _bind_alpha(G, alpha)
+        G.register_forward_pre_hook(partial(_at_alpha, alpha), with_kwargs=True)
     return G.eval().requires_grad_(False)
 
 
@@ -147,10 +151,5 @@ def _restore_filters(G: torch.nn.Module, kwargs: Mapping[str, Any]) -> None:
             module._buffers["filter"] = setup_filter(kwargs["resample_filter"]).to(next(G.parameters()).device)
 
 
-def _bind_alpha(G: Any, alpha: float) -> None:
-    forward = G.forward
-
-    def at_this_alpha(*args: Any, **given: Any) -> torch.Tensor:
-        return forward(*args, **{"alpha": alpha, **given})
-
-    G.forward = at_this_alpha
+def _at_alpha(alpha: float, _: torch.nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {"alpha": alpha, **given}

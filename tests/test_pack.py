@@ -599,6 +599,13 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path, many, wor
     assert len(report.unreadable) == 2
 
 
+def test_damaged_books_of_an_interrupted_run_are_named(tmp_path, many):
+    (tmp_path / "out" / ".pack").mkdir(parents=True)
+    (tmp_path / "out" / ".pack" / "plan.json").write_text('{"source": ')
+    with pytest.raises(UsageError, match=r"plan\.json is damaged: remove .*out and pack again"):
+        packed(many[0], tmp_path / "out", 64)
+
+
 def group_lives(group: int) -> bool:
     """Whether a process group still has members that are not zombies."""
     for stat in Path("/proc").glob("[0-9]*/stat"):

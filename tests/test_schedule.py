@@ -191,6 +191,7 @@ def test_crossed_meets_every_boundary_once():
         if every >= 512:  # steps shorter than the interval: none missed, none met twice
             assert met == nimg // every
     assert not crossed(0, 0, 10**9)
+    assert crossed(0.0001, 4, 5)  # less than an image: at every step, not never
 
 
 def test_lazy_ratio():

@@ -1,5 +1,6 @@
 """Snapshots and what is made of them: one file gives the same generator anywhere; sampling and measuring it."""
 
+import copy
 import json
 import pickle
 import subprocess
@@ -127,16 +128,21 @@ def test_a_snapshot_within_a_fade_keeps_its_alpha(tmp_path, capsys, monkeypatch)
     assert torch.equal(loaded(z), G(z, alpha=0.25))
     assert not torch.equal(loaded(z), G(z))
     assert torch.equal(loaded(z, alpha=1.0), G(z))  # unless it is asked for another
+    copied = copy.deepcopy(loaded)
+    copied.synthesis.b4.learned_input.zero_()
+    assert not torch.equal(copied(z), loaded(z))  # a copy of its own, at the same alpha
+    copied.load_state_dict(loaded.state_dict())
+    assert torch.equal(copied(z), loaded(z))
     command(capsys, monkeypatch, "sample", path, "--out", tmp_path, "--seeds", "3,4", "--interpolate", 1, "--psi", 1)
     strip = pixels(tmp_path / "interpolation.png")
     near(strip, tile(to_uint8(G(z, alpha=0.25)), 2).numpy().transpose(1, 2, 0))
 
 
 def test_a_failing_write_leaves_nothing(tmp_path, plain, monkeypatch):
-    def full(self, data):
+    def full(descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         save_snapshot(tmp_path / "G.safetensors", plain[0], {})
     assert not list(tmp_path.iterdir())
@@ -214,9 +220,11 @@ def test_descriptions_that_do_not_fit(tmp_path):
 def test_parse_numbers():
     assert parse_numbers("0-3,8") == [0, 1, 2, 3, 8]
     assert parse_numbers(" 5 , 7-7,5") == [5, 7, 5]
-    for text in ("", "a", "1,", "-1", "3-1", "1.5", "1--2", "0-3;8"):
+    for text in ("", "a", "1,", "-1", "3-1", "1.5", "1--2", "0-3;8", "5-", "5,9-4", "٣"):
         with pytest.raises(UsageError, match="no list of numbers"):
             parse_numbers(text)
+    with pytest.raises(UsageError, match="more than 1000000"):
+        parse_numbers("1,0-99999999999999999999")
 
 
 def test_seeds_give_the_latents_of_the_public_tools():
@@ -259,7 +267,11 @@ def test_labels_to_c(plain, conditional):
     assert classes("owl, cat", 3) == [2, 0, 2]
     assert classes("1", 2) == [1, 1]
     assert classes("0-2", 4) == [0, 1, 2, 0]
-    for text, message in {"3": r"label 3 .* 3 classes \(cat, dog, owl\)", "cow": "cow", "-1": "-1"}.items():
+    for text, message in {
+        "3": r"label 3 .* 3 classes \(cat, dog, owl\)",
+        "cow": r"cow.*\(cat, dog, owl\)",
+        "-1": "-1",
+    }.items():
         with pytest.raises(UsageError, match=message):
             labels_to_c(G, text, 2)
     assert labels_to_c(load_snapshot(plain[1]), None, 2) is None

@@ -255,7 +255,11 @@ def _bookkeeping(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
             pass  # a file system without locks
         file = books / "plan.json"
         if file.exists():
-            _compare(out, json.loads(file.read_bytes()), plan)
+            try:
+                there = json.loads(file.read_bytes())
+            except ValueError:
+                raise UsageError(f"{file} is damaged: remove {out} and pack again") from None
+            _compare(out, there, plan)
         else:
             write_whole(file, json.dumps(plan).encode())
         yield books
