@@ -144,3 +144,48 @@ def metrics(
         snapshot, data, names=metrics.split(","), images=images, psi=psi, batch=batch, device=device
     )
     print(json.dumps(result))
+
+
+kernels = typer.Typer(help="The compiled operations: what is used here, why, and how fast.", no_args_is_help=False)
+app.add_typer(kernels, name="kernels")
+
+
+@kernels.callback(invoke_without_command=True)
+def _kernels(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        kernels_status()
+
+
+@kernels.command("status")
+def kernels_status() -> None:
+    """Say which implementation each operation will use on each device, why, and what to do for a better one."""
+    from stylegan_pg.ops.native import status
+
+    print(status())
+
+
+@kernels.command("build")
+def kernels_build(
+    into: Annotated[Optional[Path], typer.Option(help="Copy the libraries there, for $STYLEGAN_PG_PREBUILT.")] = None,  # noqa: UP045
+) -> None:
+    """Compile the kernels that this machine can use, unless it has them; fails where one cannot be built."""
+    from stylegan_pg.ops.native import build_all
+
+    for line in build_all(into):
+        print(line)
+
+
+@kernels.command("bench")
+def kernels_bench(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(min=0, help="For each row.")] = 0.5,
+    only: Annotated[str, typer.Option(help="Rows whose name contains this.")] = "",
+) -> None:
+    """Time the operations against plain PyTorch and against copying."""
+    from stylegan_pg.ops import bench, native
+
+    native.check_device(device)
+    print(native.status())
+    print(bench.HEAD)
+    for row in bench.rows(device, seconds, only):
+        print(bench.line(row), flush=True)

@@ -6,17 +6,18 @@ weights, gradients, Adam's moments and the EMA. Kernels' workspaces and the allo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from stylegan_pg.config import Config, to_yaml
 from stylegan_pg.data.index import load_index
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
-from stylegan_pg.networks import NETWORKS
+from stylegan_pg.networks import NETWORKS  # which registers the operators, too
 from stylegan_pg.schedule import Phase, largest_divisor, phases
 from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
@@ -44,6 +45,12 @@ class _Saved:
 
     def bytes(self) -> int:
         return sum(t.untyped_storage().nbytes() for t in self.seen.values())
+
+
+@register_flop_formula(torch.ops.stylegan_pg.upfirdn2d)
+def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__) -> int:
+    """Of the polyphase form: of a filter's taps, each output meets those that do not fall on inserted zeros."""
+    return 2 * math.prod(out_shape) * math.ceil(f_shape[0] / up[1]) * math.ceil(f_shape[1] / up[0])
 
 
 def cost_of(config: Config, phase: Phase, channels: int, classes: int) -> Cost:

@@ -26,6 +26,7 @@ from stylegan_pg.data.stream import batches
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.generate import images_of, labels_to_c, latents
 from stylegan_pg.metrics.evaluate import SlicedWasserstein, check_names
+from stylegan_pg.ops import native
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.players import Players
 from stylegan_pg.report import Means, Reporter
@@ -116,6 +117,7 @@ class Trainer:
         """Load the newest good checkpoint if there is one, open the logs, and take over what it decided."""
         tensors: dict[str, torch.Tensor] = {}
         state: dict[str, Any] = {}
+        self.kernels = native.agree(self.players.device.type)
         with dist.main_decides() as box:
             if dist.is_main():
                 self.claim_folder()
@@ -198,6 +200,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "world": dist.world(),
             "device": self.players.device.type,
+            "kernels": self.kernels,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "stylegan_pg": __version__,

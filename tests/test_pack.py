@@ -623,10 +623,12 @@ def test_ctrl_c_leaves_no_temporary_files_and_a_second_packing_is_kept_out(tmp_p
     source, whole = many
     out = tmp_path / "out"
     process = start_pack(source, out, 2, start_new_session=True)
-    wait_for(lambda: (out / ".pack" / "00001.json").exists(), process)
+    wait_for(lambda: (out / ".pack" / "00000.json").exists(), process)
+    os.killpg(process.pid, signal.SIGSTOP)  # or it may be done before we are
     with pytest.raises(UsageError, match="being written by another"):
         packed(source, out, 64, shard_size="60kB")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers, too
+    os.killpg(process.pid, signal.SIGCONT)
     _, errors = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in errors
     assert not (out / "index.json").exists()

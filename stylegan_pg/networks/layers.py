@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylegan_pg.ops import bias_act, downsample2d, setup_filter, upfirdn2d, upsample2d
-from stylegan_pg.ops.bias_act import ACTIVATIONS
+from stylegan_pg.ops import ACTIVATIONS, bias_act, downsample2d, setup_filter, upfirdn2d, upsample2d
 
 
 def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -145,7 +144,7 @@ class ModulatedConv2d(nn.Module):
             s = s / s.norm(float("inf"), dim=1, keepdim=True)
         d = None
         if self.demodulate:
-            d = (s.square() @ weight.square().sum([2, 3]).t() + 1e-8).rsqrt().to(x.dtype)
+            d = (s.square() @ weight.square().sum([2, 3]).t() + 1e-8).rsqrt()
         x = resampling_conv2d(x * s.to(x.dtype)[:, :, None, None], weight.to(x.dtype), self.filter, up=self.up)
         return x, d
 
@@ -185,17 +184,14 @@ class SynthesisLayer(ModulatedConv2d):
         gain: float = 1.0,
     ) -> torch.Tensor:
         x, d = self.modulated(x, w)
-        assert d is not None
-        x = x * d[:, :, None, None]
-        if self.use_noise and noise != "none":
-            strength = self.noise_strength.to(x.dtype)
-            if noise == "random":
-                shape = [x.shape[0], 1, *x.shape[2:]]
-                x = x + torch.randn(shape, device=x.device, generator=generator).to(x.dtype) * strength
-            else:
-                x = x + self.noise_const.to(x.dtype) * strength
+        n = None
+        if self.use_noise and noise == "random":
+            shape = [x.shape[0], 1, *x.shape[2:]]
+            n = torch.randn(shape, device=x.device, generator=generator).to(self.bias.dtype) * self.noise_strength
+        elif self.use_noise and noise != "none":
+            n = self.noise_const[None, None] * self.noise_strength
         clamp = None if self.clamp is None else self.clamp * gain
-        return bias_act(x, self.bias, act="lrelu", gain=math.sqrt(2) * gain, clamp=clamp)
+        return bias_act(x, self.bias, scale=d, noise=n, act="lrelu", gain=math.sqrt(2) * gain, clamp=clamp)
 
 
 class ToRGB(ModulatedConv2d):

@@ -1,50 +1,217 @@
-"""Bias, activation, gain and clamp, the tail of every layer."""
+"""Bias, activation, gain and clamp, the tail of every layer, in one pass; for a synthesis layer also the factor of each
+sample's channel (demodulation) and the noise.
+
+With z = x * scale + noise + bias and y = f(z) = clamp(act(z) * gain), everything a network needs is made of three
+element-wise operators: f(z), g f'(z) and g h f''(z). The backward pass uses g f'(z), and its own derivative the third,
+so gradient penalties differentiate through; where no second derivative is asked for, one fused operator does the whole
+backward pass.
+"""
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 
-# name -> (function, default gain that keeps a unit-variance input at unit variance)
-ACTIVATIONS = {
-    "linear": (lambda x: x, 1.0),
-    "relu": (torch.relu, math.sqrt(2)),
-    "lrelu": (lambda x: F.leaky_relu(x, 0.2), math.sqrt(2)),
-    "tanh": (torch.tanh, 1.0),
-    "sigmoid": (torch.sigmoid, 1.0),
-    "elu": (F.elu, 1.0),
-    "selu": (F.selu, 1.0),
-    "softplus": (F.softplus, 1.0),
-    "swish": (F.silu, math.sqrt(2)),
-}
+from stylegan_pg.ops import native, reference
+from stylegan_pg.ops.reference import ACTIVATIONS
+
+_STRAIGHT = ("linear", "relu", "lrelu")  # no second derivative
+_op = torch.library.Library("stylegan_pg", "FRAGMENT")
+_TAIL = "Tensor x, Tensor? bias, Tensor? scale, Tensor? noise, str act, float gain, float? clamp, int dim"
+_op.define(f"bias_act({_TAIL}) -> Tensor")
+_op.define(f"bias_act_slope(Tensor g, {_TAIL}) -> Tensor")
+_op.define(f"bias_act_curvature(Tensor g, Tensor h, {_TAIL}) -> Tensor")
+_op.define(f"bias_act_backward(Tensor dy, {_TAIL}, bool[3] wanted) -> (Tensor, Tensor, Tensor, Tensor)")
+
+
+# ------------------------------------------------------------------------------------------------ what they compute
+
+
+def _pre_activation(x, bias, scale, noise, dim):
+    return reference.bias_act(x, bias, scale, noise, "linear", 1.0, None, dim)
+
+
+def _value(x, bias, scale, noise, act, gain, clamp, dim):
+    lib = native.library(x)
+    if lib is None:
+        y = reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
+        return y.clone() if y is x else y  # an operator's output must not be its input
+    return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 0)
+
+
+def _slope(g, x, bias, scale, noise, act, gain, clamp, dim):
+    lib = native.library(x)
+    if lib is not None:
+        return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 1, g)
+    z = _pre_activation(x, bias, scale, noise, dim)
+    return _unclamped(g * reference.DERIVATIVES[act][0](z) * gain, z, act, gain, clamp)
+
+
+def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
+    lib = native.library(x)
+    if lib is not None:
+        return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 2, g, h)
+    z = _pre_activation(x, bias, scale, noise, dim)
+    return _unclamped(g * h * reference.DERIVATIVES[act][1](z) * gain, z, act, gain, clamp)
+
+
+def _unclamped(out, z, act, gain, clamp):
+    """Zero where the clamp holds the value fast."""
+    if clamp is None:
+        return out
+    return out.masked_fill((ACTIVATIONS[act][0](z) * gain).abs() > clamp, 0)
+
+
+def _gradients(dz, x, bias, scale, noise, dim):
+    """dx, dbias, dscale, dnoise from the gradient of z, with the shapes and precisions of what they belong to."""
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dx, dbias, dscale, dnoise = dz, None, None, None
+    if bias is not None:
+        dbias = dz.sum(dim=[i for i in range(dz.ndim) if i != dim], dtype=acc).to(bias.dtype)
+    if scale is not None:
+        dx = dz * scale.to(dz.dtype).reshape([*scale.shape, *[1] * (dz.ndim - 2)])
+        dscale = (dz * x).sum(dim=list(range(2, dz.ndim)), dtype=acc).sum_to_size(scale.shape).to(scale.dtype)
+    if noise is not None:
+        dnoise = dz.sum(dim=1, keepdim=True, dtype=acc).sum_to_size(noise.shape).to(noise.dtype)
+    return dx, dbias, dscale, dnoise
+
+
+def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
+    """`_gradients` of `_slope` in one pass; `wanted` tells which of dbias, dscale and dnoise (else they are empty)."""
+    lib = native.library(x)
+    if lib is None:
+        dz = _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
+        dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
+    else:
+        tail = native.Tail(x, bias, scale, noise, act, gain, clamp, dim)
+        dx, dbias, dscale, dnoise = tail.backward(lib, dy, *wanted)
+        if dscale is not None:
+            dscale = dscale.sum_to_size(scale.shape).to(scale.dtype)
+        if dnoise is not None:
+            dnoise = dnoise.reshape(-1, *noise.shape[1:]).sum_to_size(noise.shape).to(noise.dtype)
+        rest = [None if dbias is None else dbias.to(bias.dtype), dscale, dnoise]
+    empty = x.new_empty([0])
+    return dx, *(t if want and t is not None else empty.clone() for t, want in zip(rest, wanted, strict=True))
+
+
+def _fake(x, *_):
+    return torch.empty_like(x, memory_format=_layout(x))
+
+
+def _layout(x):
+    return torch.channels_last if reference.is_channels_last(x) else torch.contiguous_format
+
+
+def _fake_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
+    given = [torch.empty_like(t) if w else x.new_empty([0]) for t, w in zip((bias, scale, noise), wanted, strict=True)]
+    return _fake(x), *given
+
+
+# --------------------------------------------------------------------------------------------------------- autograd
+
+
+def _setup_value(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4])
+    ctx.args = inputs[4:]
+
+
+def _backward_value(ctx, dy):
+    x, bias, scale, noise = ctx.saved_tensors
+    act, gain, clamp, dim = ctx.args
+    needs = ctx.needs_input_grad
+    if torch.is_grad_enabled():
+        dz = torch.ops.stylegan_pg.bias_act_slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
+        return *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
+    wanted = [t is not None and need for t, need in zip((bias, scale, noise), needs[1:4], strict=True)]
+    op = torch.ops.stylegan_pg.bias_act_backward
+    dx, *rest = op(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted)
+    return dx, *(t if want else None for t, want in zip(rest, wanted, strict=True)), None, None, None, None
+
+
+def _setup_slope(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5])
+    ctx.args = inputs[5:]
+
+
+def _backward_slope(ctx, gg):
+    g, x, bias, scale, noise = ctx.saved_tensors
+    act, gain, clamp, dim = ctx.args
+    dg = torch.ops.stylegan_pg.bias_act_slope(gg, x, bias, scale, noise, act, gain, clamp, dim)
+    if act in _STRAIGHT:
+        return dg, *[None] * 8
+    dz = torch.ops.stylegan_pg.bias_act_curvature(gg, g, x, bias, scale, noise, act, gain, clamp, dim)
+    return dg, *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
+
+
+def _backward_curvature(ctx, ggg):
+    raise NotImplementedError("bias_act has derivatives of the first and second order only")
+
+
+def _no_setup(ctx, inputs, output):
+    pass
+
+
+for _name, _function, _fake_function in (
+    ("bias_act", _value, _fake),
+    ("bias_act_slope", _slope, lambda g, x, *rest: _fake(x)),
+    ("bias_act_curvature", _curvature, lambda g, h, x, *rest: _fake(x)),
+    ("bias_act_backward", _fused_backward, _fake_backward),
+):
+    _op.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"stylegan_pg::{_name}", _fake_function, lib=_op)
+for _name, _function, _setup in (
+    ("bias_act", _backward_value, _setup_value),
+    ("bias_act_slope", _backward_slope, _setup_slope),
+    ("bias_act_curvature", _backward_curvature, _no_setup),
+):
+    torch.library.register_autograd(f"stylegan_pg::{_name}", _function, setup_context=_setup, lib=_op)
 
 
 def bias_act(
     x: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
+    scale: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
     act: str = "linear",
     gain: float | None = None,
     clamp: float | None = None,
     dim: int = 1,
 ) -> torch.Tensor:
-    """clamp(act(x + bias) * gain), as separate PyTorch operations.
+    """clamp(act(x * scale + noise + bias) * gain).
 
     Args:
-        x: any float tensor.
-        bias: [x.shape[dim]] or None; cast to x's dtype.
+        x: any float tensor; channels_last stays channels_last, all else becomes contiguous.
+        bias: [x.shape[dim]] or None.
+        scale: [N, C] or [1, C], a factor for each sample's channel of x [N, C, ...], or None.
+        noise: [N, 1, ...] or [1, 1, ...], the same for all channels of x [N, C, ...], or None.
         act: a key of ACTIVATIONS; leaky ReLU has slope 0.2.
         gain: factor after the activation; None takes the activation's own (sqrt(2) for the rectifiers).
         clamp: limit of the magnitude after the gain, None for no limit.
-        dim: the dimension that the bias runs along.
+        dim: the dimension that the bias runs along; 1 where scale or noise are given.
+
+    Raises:
+        ValueError: for shapes that do not fit, or an unknown activation.
     """
-    function, default_gain = ACTIVATIONS[act]
-    if bias is not None:
-        x = x + bias.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-    x = function(x)
-    gain = default_gain if gain is None else gain
-    if gain != 1:
-        x = x * gain
-    return x if clamp is None else x.clamp(-clamp, clamp)
+    if act not in ACTIVATIONS:
+        raise ValueError(f"bias_act: unknown activation {act!r}: choose from {', '.join(ACTIVATIONS)}")
+    dim = dim % max(x.ndim, 1)
+    if bias is not None and list(bias.shape) != [x.shape[dim]]:
+        raise ValueError(
+            f"bias_act: a bias of shape {list(bias.shape)} does not run along dimension {dim} of {x.shape}"
+        )
+    if (scale is not None or noise is not None) and dim != 1:
+        raise ValueError("bias_act: scale and noise need dim=1")
+    if scale is not None and (scale.ndim != 2 or scale.shape[1] != x.shape[1] or scale.shape[0] not in (1, x.shape[0])):
+        raise ValueError(f"bias_act: scale must be [N, C] or [1, C], not {list(scale.shape)} for x {list(x.shape)}")
+    if noise is not None and (
+        noise.ndim != x.ndim
+        or noise.shape[1] != 1
+        or noise.shape[2:] != x.shape[2:]
+        or noise.shape[0] not in (1, x.shape[0])
+    ):
+        raise ValueError(f"bias_act: noise must be [N or 1, 1, ...], not {list(noise.shape)} for x {list(x.shape)}")
+    gain = ACTIVATIONS[act][1] if gain is None else float(gain)
+    clamp = None if clamp is None else float(clamp)
+    if native.library(x) is None:
+        return reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
+    return torch.ops.stylegan_pg.bias_act(x, bias, scale, noise, act, gain, clamp, dim)

@@ -1,8 +1,8 @@
 """Up-sample by zero insertion, pad, filter with an FIR kernel and down-sample, as one linear operation.
 
-Being linear, its gradient is the same operation with up and down exchanged and the filter flipped, so one autograd
-Function serves derivatives of every order (Karras et al. 2020, "Analyzing and improving the image quality of
-StyleGAN", use it around every change of resolution).
+Being linear, its gradient is the same operation with up and down exchanged and the filter flipped, so one operator
+serves derivatives of every order (Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", use it
+around every change of resolution).
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+
+from stylegan_pg.ops import native, reference
+
+_op = torch.library.Library("stylegan_pg", "FRAGMENT")
+_op.define(
+    "upfirdn2d(Tensor x, Tensor f, int[2] up, int[2] down, SymInt[4] padding, bool flip_filter, float gain) -> Tensor"
+)
 
 
 def setup_filter(taps: Sequence[float], *, gain: float = 1.0) -> torch.Tensor:
@@ -34,51 +40,53 @@ def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     return left, right, top, bottom
 
 
-def _reference(x, f, up, down, padding, flip_filter, gain):
-    """The definition: insert zeros, pad or crop, correlate every channel with the (flipped) filter, keep every n-th."""
-    n, c, h, w = x.shape
-    up_x, up_y = up
-    if up != (1, 1):
-        # The layout is kept: depth-wise convolution is several times as fast in channels_last on CPUs.
-        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        y = torch.empty([n, c, h * up_y, w * up_x], dtype=x.dtype, device=x.device, memory_format=layout).zero_()
-        y[:, :, ::up_y, ::up_x] = x
-        x = y
+def _out_size(x, f, up, down, padding):
+    """(height, width) of the result."""
     left, right, top, bottom = padding
-    if left != right or top != bottom or left < 0 or top < 0:
-        x, left, top = F.pad(x, padding), 0, 0
-    f = (f * gain).to(x.dtype)
-    if not flip_filter:  # true convolution
-        f = f.flip([0, 1])
-    f = f[None, None].expand(c, 1, -1, -1).contiguous()
-    return F.conv2d(x, f, stride=(down[1], down[0]), padding=(top, left), groups=c)
+    return (
+        (x.shape[2] * up[1] + top + bottom - f.shape[0]) // down[1] + 1,
+        (x.shape[3] * up[0] + left + right - f.shape[1]) // down[0] + 1,
+    )
 
 
-class _Upfirdn2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, f, up, down, padding, flip_filter, gain):
-        ctx.save_for_backward(f)
-        ctx.args = up, down, padding, flip_filter, gain
-        ctx.in_size = x.shape[2:]
-        y = _reference(x, f, up, down, padding, flip_filter, gain)
-        ctx.out_size = y.shape[2:]
-        return y
+def _compute(x, f, up, down, padding, flip_filter, gain):
+    lib = native.library(x)
+    if lib is None:
+        return native.dense(reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain))[0]
+    return native.upfirdn2d(lib, x, f, up, down, padding, flip_filter, gain, _out_size(x, f, up, down, padding))
 
-    @staticmethod
-    def backward(ctx, *grads):
-        (f,) = ctx.saved_tensors
-        (up_x, up_y), (down_x, down_y), (left, _, top, _), flip_filter, gain = ctx.args
-        (in_h, in_w), (out_h, out_w), (fh, fw) = ctx.in_size, ctx.out_size, f.shape
-        # The padding that makes the transposed operation return exactly the input's size.
-        padding = (
-            fw - left - 1,
-            in_w * up_x - out_w * down_x + left - up_x + 1,
-            fh - top - 1,
-            in_h * up_y - out_h * down_y + top - up_y + 1,
-        )
-        dx = _Upfirdn2d.apply(grads[0], f, (down_x, down_y), (up_x, up_y), padding, not flip_filter, gain)
-        return dx, None, None, None, None, None, None
+
+def _fake(x, f, up, down, padding, flip_filter, gain):
+    layout = torch.channels_last if reference.is_channels_last(x) else torch.contiguous_format
+    size = [x.shape[0], x.shape[1], *_out_size(x, f, up, down, padding)]
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _setup_context(ctx, inputs, output):
+    x, f, *ctx.args = inputs
+    ctx.save_for_backward(f)
+    ctx.in_size, ctx.out_size = x.shape[2:], output.shape[2:]
+
+
+def _backward(ctx, dy):
+    (f,) = ctx.saved_tensors
+    (up_x, up_y), (down_x, down_y), (left, _, top, _), flip_filter, gain = ctx.args
+    (in_h, in_w), (out_h, out_w), (fh, fw) = ctx.in_size, ctx.out_size, f.shape
+    # The padding that makes the transposed operation return exactly the input's size.
+    padding = [
+        fw - left - 1,
+        in_w * up_x - out_w * down_x + left - up_x + 1,
+        fh - top - 1,
+        in_h * up_y - out_h * down_y + top - up_y + 1,
+    ]
+    op = torch.ops.stylegan_pg.upfirdn2d
+    dx = op(dy, f, [down_x, down_y], [up_x, up_y], padding, not flip_filter, gain)
+    return dx, None, None, None, None, None, None
+
+
+_op.impl("upfirdn2d", _compute, "CompositeExplicitAutograd")
+torch.library.register_fake("stylegan_pg::upfirdn2d", _fake, lib=_op)
+torch.library.register_autograd("stylegan_pg::upfirdn2d", _backward, setup_context=_setup_context, lib=_op)
 
 
 def upfirdn2d(
@@ -94,8 +102,8 @@ def upfirdn2d(
     """Zero-insertion up-sampling, padding, FIR filtering and down-sampling of [N, C, H, W].
 
     Args:
-        x: float tensor [N, C, H, W].
-        f: filter [kh, kw], float32; no gradient flows to it.
+        x: float tensor [N, C, H, W]; channels_last stays channels_last, all else becomes contiguous.
+        f: filter [kh, kw], or [k] for the outer product with itself, float32; no gradient flows to it.
         up, down: integer factors, one number or (x, y).
         padding: zeros around the up-sampled image, one number, (x, y) or (left, right, top, bottom); negative crops.
         flip_filter: False convolves, True correlates.
@@ -103,8 +111,23 @@ def upfirdn2d(
 
     Returns:
         [N, C, (H*up + top + bottom - kh) // down + 1, (W*up + left + right - kw) // down + 1], x's dtype.
+
+    Raises:
+        ValueError: where nothing would be left, or factors below one.
     """
-    return _Upfirdn2d.apply(x, f, _pair(up), _pair(down), _four(padding), flip_filter, float(gain))  # type: ignore  # apply is untyped
+    if f.ndim == 1:
+        f = torch.outer(f, f)
+    up, down, padding = _pair(up), _pair(down), _four(padding)
+    if min(*up, *down) < 1:
+        raise ValueError(f"upfirdn2d: the factors up={up}, down={down} must be at least 1")
+    if x.ndim != 4 or f.ndim != 2:
+        raise ValueError(f"upfirdn2d: x must be [N, C, H, W] and f [kh, kw], not {list(x.shape)} and {list(f.shape)}")
+    out_h, out_w = _out_size(x, f, up, down, padding)
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"upfirdn2d: {list(x.shape[2:])} with up={up}, padding={padding} is smaller than the filter {list(f.shape)}"
+        )
+    return torch.ops.stylegan_pg.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
 def filter2d(x: torch.Tensor, f: torch.Tensor, *, padding: int | Sequence[int] = 0, gain: float = 1.0) -> torch.Tensor:

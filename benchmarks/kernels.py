@@ -1,0 +1,37 @@
+"""The fused kernels on this CPU, against plain PyTorch and against copying: `python benchmarks/kernels.py`.
+
+Rows: up2, down2, filter (4-tap, as the networks use them), bias (leaky ReLU, gain, clamp) and its forward + backward,
+in fp32 and bf16, NCHW and channels_last (nhwc), at [8, 128, 64, 64], [4, 64, 256, 256] and [1, 32, 512, 512]. What the
+columns say: stylegan_pg/ops/bench.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import torch
+
+from stylegan_pg.ops import bench, native
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    choice = native.choose("cpu")
+    print(f"torch {torch.__version__}, {args.threads} threads, {choice.name} ({choice.why})")
+    print(bench.HEAD)
+    rows = []
+    for row in bench.rows("cpu", args.seconds, args.only):
+        rows.append(row)
+        print(bench.line(row), flush=True)
+    for row in rows:
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+// The tail of every layer on the CPU, in one pass: y = clamp(act(x * scale + noise + bias) * gain), its derivative, and
+// for the backward pass of training the derivative together with all the sums that the gradients of bias, scale and
+// noise are. z = x * scale + noise + bias is computed anew in each: it is cheaper than to keep it.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "memory.h"
+#include "numbers.h"
+#include "parallel.h"
+
+namespace spg {
+namespace {
+
+enum Act : int { kLinear, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish, kActs };
+enum Order : int { kValue, kSlope, kCurvature };
+
+constexpr int64_t kChunk = 4096;  // values of a plane, or of all channels of some pixels, that one task works on
+
+// linear, relu, lrelu: two straight lines that meet at 0. Without branches, so that loops are vectorised.
+template <class A>
+struct Straight {
+  A slope;
+  A value(A z) const {
+    const A below = slope == 0 ? A(0) : z * slope;  // relu(-inf) is 0, not NaN
+    return z < 0 ? below : z;
+  }
+  A derivative(A z) const { return z > 0 ? A(1) : slope; }
+  A curvature(A) const { return 0; }
+};
+
+// The others, one by one.
+template <class A>
+struct Curved {
+  int act;
+  static constexpr A kScale = A(1.0507009873554804934193349852946), kAlpha = A(1.6732632423543772848170429916717);
+
+  static A sigmoid(A z) { return 1 / (1 + std::exp(-z)); }
+  A value(A z) const {
+    switch (act) {
+      case kTanh: return std::tanh(z);
+      case kSigmoid: return sigmoid(z);
+      case kElu: return z > 0 ? z : std::expm1(z);
+      case kSelu: return kScale * (z > 0 ? z : kAlpha * std::expm1(z));
+      case kSoftplus: return z > 20 ? z : std::log1p(std::exp(z));
+      default: return z * sigmoid(z);
+    }
+  }
+  A derivative(A z) const {
+    const A p = sigmoid(z), t = act == kTanh ? std::tanh(z) : A(0);
+    switch (act) {
+      case kTanh: return 1 - t * t;
+      case kSigmoid: return p * (1 - p);
+      case kElu: return z > 0 ? A(1) : std::exp(z);
+      case kSelu: return kScale * (z > 0 ? A(1) : kAlpha * std::exp(z));
+      case kSoftplus: return p;
+      default: return p * (1 + z * (1 - p));
+    }
+  }
+  A curvature(A z) const {
+    const A p = sigmoid(z), t = act == kTanh ? std::tanh(z) : A(0);
+    switch (act) {
+      case kTanh: return -2 * t * (1 - t * t);
+      case kSigmoid: return p * (1 - p) * (1 - 2 * p);
+      case kElu: return z > 0 ? A(0) : std::exp(z);
+      case kSelu: return z > 0 ? A(0) : kScale * kAlpha * std::exp(z);
+      case kSoftplus: return p * (1 - p);
+      default: return p * (1 - p) * (2 + z * (1 - 2 * p));
+    }
+  }
+};
+
+// What one element becomes: of order 0 the output, of order 1 g times the derivative, of order 2 g * h times the second
+// derivative; clamped values have none.
+template <int order, class F, class A>
+inline A element(const F& f, A z, A g, A h, A gain, A clamp) {
+  A y = f.value(z) * gain;
+  if constexpr (order == kValue) {
+    y = y < -clamp ? -clamp : y;  // in this form NaN stays NaN
+    return y > clamp ? clamp : y;
+  }
+  const A out = g * gain * (order == kSlope ? f.derivative(z) : h * f.curvature(z));
+  return std::abs(y) > clamp ? A(0) : out;
+}
+
+template <class A>
+struct Args {
+  int64_t n, c, inner;            // channels_last: inner pixels of c values for each n; else c planes of inner values
+  const A *bias, *scale, *noise;  // [c], [n or 1, c], [n or 1, inner]; noise may be missing
+  int64_t scale_stride, noise_stride;  // between samples: c and inner, or 0 where all share it
+  A gain, clamp;
+  bool channels_last;
+
+  int64_t each() const { return channels_last ? std::max<int64_t>(1, kChunk / c) : kChunk; }  // inner values of a task
+  int64_t chunks() const { return (inner + each() - 1) / each(); }
+};
+
+inline int64_t grain_for(int64_t work) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(work, 1)); }
+
+template <int order, class F, class T, class A>
+void planes(const F& f, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
+  const int64_t chunks = a.chunks();
+  parallel_for(a.n * a.c * chunks, grain_for(std::min(a.inner, kChunk)), [&](int64_t task) {
+    const int64_t plane = task / chunks, n = plane / a.c, c = plane % a.c, begin = task % chunks * kChunk;
+    const int64_t count = std::min(kChunk, a.inner - begin), at = plane * a.inner + begin;
+    const A bias = a.bias[c], scale = a.scale[n * a.scale_stride + c], gain = a.gain, clamp = a.clamp;
+    const T *__restrict px = x + at, *__restrict pg = g + at, *__restrict ph = h + at;
+    T* __restrict po = out + at;
+    auto body = [&](int64_t i, A shift) {
+      store(po + i, element<order>(f, load(px[i]) * scale + shift, order >= kSlope ? A(load(pg[i])) : A(0),
+                                   order == kCurvature ? A(load(ph[i])) : A(0), gain, clamp));
+    };
+    if (a.noise) {
+      const A* __restrict noise = a.noise + n * a.noise_stride + begin;
+#pragma omp simd
+      for (int64_t i = 0; i < count; i++) body(i, noise[i] + bias);
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < count; i++) body(i, bias);
+    }
+  });
+}
+
+template <int order, class F, class T, class A>
+void pixels(const F& f, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
+  const int64_t each = a.each(), chunks = a.chunks();
+  parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
+    const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
+    const A gain = a.gain, clamp = a.clamp;
+    const A *__restrict bias = a.bias, *__restrict scale = a.scale + n * a.scale_stride;
+    for (int64_t pixel = begin; pixel < end; pixel++) {
+      const A noise = a.noise ? a.noise[n * a.noise_stride + pixel] : A(0);
+      const int64_t at = (n * a.inner + pixel) * a.c;
+      const T *__restrict px = x + at, *__restrict pg = g + at, *__restrict ph = h + at;
+      T* __restrict po = out + at;
+#pragma omp simd
+      for (int64_t i = 0; i < a.c; i++)
+        store(po + i, element<order>(f, load(px[i]) * scale[i] + (noise + bias[i]),
+                                     order >= kSlope ? A(load(pg[i])) : A(0),
+                                     order == kCurvature ? A(load(ph[i])) : A(0), gain, clamp));
+    }
+  });
+}
+
+// The backward pass: dx = dz * scale, and the sums of dz (for the bias) and of dz * x (for the scale) over each chunk,
+// [n, chunks, c] each, and of dz over the channels, [n, inner] (for the noise). Chunks of fixed size keep the sums'
+// order, and so their bits, the same on any number of threads. Sums that are not wanted go to a scratch.
+template <class F, class T, class A>
+void backward_planes(const F& f, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
+                     const Args<A>& a) {
+  const int64_t chunks = a.chunks();
+  parallel_for(a.n * chunks, grain_for(std::min(a.inner, kChunk) * a.c), [&](int64_t task) {
+    const int64_t n = task / chunks, begin = task % chunks * kChunk, count = std::min(kChunk, a.inner - begin);
+    A scratch[kChunk];
+    A* __restrict total = over_channels ? over_channels + n * a.inner + begin : scratch;
+    if (a.noise) std::fill(total, total + count, A(0));
+    for (int64_t c = 0; c < a.c; c++) {
+      const int64_t at = (n * a.c + c) * a.inner + begin;
+      const A bias = a.bias[c], scale = a.scale[n * a.scale_stride + c], gain = a.gain, clamp = a.clamp;
+      const T *__restrict px = x + at, *__restrict pg = dy + at;
+      T* __restrict po = dx + at;
+      A sum = 0, product = 0;
+      if (a.noise) {
+        const A* __restrict noise = a.noise + n * a.noise_stride + begin;
+#pragma omp simd reduction(+ : sum, product)
+        for (int64_t i = 0; i < count; i++) {
+          const A value = load(px[i]);
+          const A dz = element<kSlope>(f, value * scale + (noise[i] + bias), A(load(pg[i])), A(0), gain, clamp);
+          store(po + i, dz * scale);
+          sum += dz;
+          product += dz * value;
+          total[i] += dz;
+        }
+      } else {
+#pragma omp simd reduction(+ : sum, product)
+        for (int64_t i = 0; i < count; i++) {
+          const A value = load(px[i]);
+          const A dz = element<kSlope>(f, value * scale + bias, A(load(pg[i])), A(0), gain, clamp);
+          store(po + i, dz * scale);
+          sum += dz;
+          product += dz * value;
+        }
+      }
+      if (sums) sums[task * a.c + c] = sum;
+      if (products) products[task * a.c + c] = product;
+    }
+  });
+}
+
+template <class F, class T, class A>
+void backward_pixels(const F& f, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
+                     const Args<A>& a) {
+  const int64_t each = a.each(), chunks = a.chunks();
+  parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
+    const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
+    const A gain = a.gain, clamp = a.clamp;
+    const A *__restrict bias = a.bias, *__restrict scale = a.scale + n * a.scale_stride;
+    static thread_local std::vector<double> scratch;
+    if (scratch.size() < size_t(2 * a.c)) scratch.resize(2 * a.c);
+    A* __restrict s = sums ? sums + task * a.c : reinterpret_cast<A*>(scratch.data());
+    A* __restrict p = products ? products + task * a.c : reinterpret_cast<A*>(scratch.data() + a.c);
+    std::fill(s, s + a.c, A(0));
+    std::fill(p, p + a.c, A(0));
+    for (int64_t pixel = begin; pixel < end; pixel++) {
+      const A noise = a.noise ? a.noise[n * a.noise_stride + pixel] : A(0);
+      const int64_t at = (n * a.inner + pixel) * a.c;
+      const T *__restrict px = x + at, *__restrict pg = dy + at;
+      T* __restrict po = dx + at;
+      A total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < a.c; i++) {
+        const A value = load(px[i]);
+        const A dz = element<kSlope>(f, value * scale[i] + (noise + bias[i]), A(load(pg[i])), A(0), gain, clamp);
+        store(po + i, dz * scale[i]);
+        s[i] += dz;
+        p[i] += dz * value;
+        total += dz;
+      }
+      if (over_channels) over_channels[n * a.inner + pixel] = total;
+    }
+  });
+}
+
+template <class A, class G>
+void with_activation(int act, const G& run) {
+  if (act <= kLrelu) run(Straight<A>{act == kLinear ? A(1) : act == kRelu ? A(0) : A(0.2)});
+  else run(Curved<A>{act});
+}
+
+template <class G>
+int with_dtype(int dtype, const G& run) {
+  if (dtype == kFloat32) run(float());
+  else if (dtype == kFloat64) run(double());
+  else if (dtype == kBFloat16) run(bfloat16());
+  else return 1;
+  return 0;
+}
+
+}  // namespace
+}  // namespace spg
+
+// How many rows [c] of partial sums the backward pass writes for each n.
+SPG_API int64_t spg_bias_act_chunks_cpu(int64_t c, int64_t inner, int channels_last) {
+  return spg::Args<float>{1, c, inner, nullptr, nullptr, nullptr, 0, 0, 0, 0, channels_last != 0}.chunks();
+}
+
+// order 0: out = f(z). order 1: out = g f'(z). order 2: out = g h f''(z). bias [c], scale [n or 1, c] and noise
+// [n or 1, inner] are of the accumulating format (float; for double, double); noise may be null. clamp < 0 stands for
+// none. Returns 0, or 1 for a number format that has no kernel.
+SPG_API int spg_bias_act_cpu(int dtype, int act, int order, const void* x, const void* g, const void* h, void* out,
+                                int64_t n, int64_t c, int64_t inner, int channels_last, const void* bias,
+                                const void* scale, int64_t scale_stride, const void* noise, int64_t noise_stride,
+                                double gain, double clamp) {
+  using namespace spg;
+  return with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename Accumulator<T>::type;
+    if (n * c * inner == 0) return;
+    will_fill(out, size_t(n * c * inner) * sizeof(T));
+    const Args<A> a{n, c, inner, (const A*)bias, (const A*)scale, (const A*)noise, scale_stride, noise_stride, A(gain),
+                    clamp < 0 ? std::numeric_limits<A>::infinity() : A(clamp), channels_last != 0};
+    auto elementwise = [&](auto order_, const auto& f) {
+      constexpr int k = decltype(order_)::value;
+      if (channels_last) pixels<k>(f, (const T*)x, (const T*)g, (const T*)h, (T*)out, a);
+      else planes<k>(f, (const T*)x, (const T*)g, (const T*)h, (T*)out, a);
+    };
+    with_activation<A>(act, [&](const auto& f) {
+      if (order == kValue) elementwise(std::integral_constant<int, kValue>(), f);
+      else if (order == kSlope) elementwise(std::integral_constant<int, kSlope>(), f);
+      else elementwise(std::integral_constant<int, kCurvature>(), f);
+    });
+  });
+}
+
+// See backward_planes; sums, products and over_channels may each be null, the last must be where there is no noise.
+SPG_API int spg_bias_act_backward_cpu(int dtype, int act, const void* dy, const void* x, void* dx, void* sums,
+                                         void* products, void* over_channels, int64_t n, int64_t c, int64_t inner,
+                                         int channels_last, const void* bias, const void* scale, int64_t scale_stride,
+                                         const void* noise, int64_t noise_stride, double gain, double clamp) {
+  using namespace spg;
+  return with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename Accumulator<T>::type;
+    if (n * c * inner == 0) return;
+    will_fill(dx, size_t(n * c * inner) * sizeof(T));
+    const Args<A> a{n, c, inner, (const A*)bias, (const A*)scale, (const A*)noise, scale_stride, noise_stride, A(gain),
+                    clamp < 0 ? std::numeric_limits<A>::infinity() : A(clamp), channels_last != 0};
+    with_activation<A>(act, [&](const auto& f) {
+      auto* backward = channels_last ? backward_pixels<std::decay_t<decltype(f)>, T, A>
+                                     : backward_planes<std::decay_t<decltype(f)>, T, A>;
+      backward(f, (const T*)dy, (const T*)x, (T*)dx, (A*)sums, (A*)products, (A*)over_channels, a);
+    });
+  });
+}

@@ -1,0 +1,31 @@
+// Work shared out over PyTorch's own threads: a second pool would fight with it for the cores.
+#pragma once
+
+#include <cstdint>
+
+#ifdef SPG_ATEN_PARALLEL  // torch before 2.10: the same function through its C++ headers, slower to compile
+#include <ATen/Parallel.h>
+#else
+extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*f)(int64_t, int64_t, void*),
+                                      void* context);
+#endif
+
+namespace spg {
+
+// Calls f(task) for every task of [0, tasks), `grain` of them at least on each thread. What a task computes must not
+// depend on the others, so that results do not depend on the number of threads.
+template <class F>
+void parallel_for(int64_t tasks, int64_t grain, const F& f) {
+#ifdef SPG_ATEN_PARALLEL
+  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) f(i);
+  });
+#else
+  auto range = [](int64_t begin, int64_t end, void* context) {
+    for (int64_t i = begin; i < end; i++) (*static_cast<const F*>(context))(i);
+  };
+  torch_parallel_for(0, tasks, grain, range, const_cast<F*>(&f));
+#endif
+}
+
+}  // namespace spg

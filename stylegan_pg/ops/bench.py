@@ -1,0 +1,106 @@
+"""How fast the kernels are on a device, against plain PyTorch and against copying.
+
+`ratio` is the reference's time over ours; `copy` the time of copying a tensor like the output into a new one over ours;
+`bandwidth` the same for the bytes that each has to move at least, so 1 is as good as a copy.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from stylegan_pg.ops import native, reference
+from stylegan_pg.ops.bias_act import bias_act
+from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
+
+SHAPES = {64: (8, 128), 256: (4, 64), 512: (1, 32)}
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], seconds: float, least: int = 7) -> dict[str, float]:
+    """Median seconds of each, run in turn for a while."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < least:
+        for name, function in functions.items():
+            t = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - t)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def cases(x: torch.Tensor, f: torch.Tensor, b: torch.Tensor):
+    """Rows of (name, ours, the reference's)."""
+    ref = reference.upfirdn2d
+    yield "up2", lambda: upsample2d(x, f), lambda: ref(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0)
+    yield "down2", lambda: downsample2d(x, f), lambda: ref(x, f, (1, 1), (2, 2), (1, 1, 1, 1), False, 1.0)
+    yield "filter", lambda: filter2d(x, f), lambda: ref(x, f, (1, 1), (1, 1), (2, 1, 2, 1), False, 1.0)
+    how = {"act": "lrelu", "gain": 2**0.5, "clamp": 256.0}
+
+    def plain():
+        return reference.bias_act(x, b, None, None, "lrelu", 2**0.5, 256.0, 1)
+
+    yield "bias", lambda: bias_act(x, b, **how), plain
+    dy = torch.randn_like(x)
+    x_, b_ = x.clone().requires_grad_(True), b.clone().requires_grad_(True)
+
+    def ours_both():
+        return torch.autograd.grad(bias_act(x_, b_, **how), [x_, b_], dy)[0]
+
+    def plain_both():
+        y = reference.bias_act(x_, b_, None, None, "lrelu", 2**0.5, 256.0, 1)
+        return torch.autograd.grad(y, [x_, b_], dy)[0]
+
+    yield "bias forward+backward", ours_both, plain_both
+
+
+def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]]:
+    """One row for each operation, number format, layout and size, as it is measured."""
+    f = setup_filter([1, 3, 3, 1]).to(device)
+    formats = [d for d in DTYPES if DTYPES[d] in native.SUPPORTED.get(device, (torch.float32,))]
+    for resolution, (n, c) in SHAPES.items():
+        for dtype in formats:
+            for layout, memory_format in LAYOUTS.items():
+                x = torch.randn(n, c, resolution, resolution, device=device).to(DTYPES[dtype])
+                x = x.contiguous(memory_format=memory_format)
+                b = torch.randn(c, device=device)
+                for op, ours, plain in cases(x, f, b):
+                    name = f"{op} {dtype} {layout} {resolution}"
+                    if only not in name:
+                        continue
+                    out = ours().clone()
+                    t = interleaved({"ours": ours, "plain": plain, "copy": out.clone}, seconds)
+                    # Backward and forward move x and y; x, dy and dx.
+                    moved = 5 * x.nbytes if "backward" in op else x.nbytes + out.nbytes
+                    copy = t["copy"] / t["ours"]
+                    yield {
+                        "case": name,
+                        "ratio": round(t["plain"] / t["ours"], 3),
+                        "copy": round(copy, 3),
+                        "bandwidth": round(copy * moved / (2 * out.nbytes), 3),
+                        "ours_ms": round(t["ours"] * 1e3, 3),
+                        "reference_ms": round(t["plain"] * 1e3, 3),
+                        "gb_per_sec": round(moved / t["ours"] / 1e9, 2),
+                    }
+
+
+HEAD = f"{'case':36} {'ours ms':>9} {'ref ms':>9} {'ratio':>7} {'copy':>6} {'bandwidth':>9} {'GB/s':>7}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table below HEAD."""
+    return (
+        f"{row['case']:36} {row['ours_ms']:9.3f} {row['reference_ms']:9.3f} {row['ratio']:7.2f} {row['copy']:6.2f} "
+        f"{row['bandwidth']:9.2f} {row['gb_per_sec']:7.1f}"
+    )

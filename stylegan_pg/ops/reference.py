@@ -1,0 +1,110 @@
+"""The operations' definitions in plain PyTorch: what every other implementation must compute, and what runs where there
+is none. Differentiable by autograd to any order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+# name -> (function, default gain that keeps a unit-variance input at unit variance)
+ACTIVATIONS = {
+    "linear": (lambda x: x, 1.0),
+    "relu": (torch.relu, math.sqrt(2)),
+    "lrelu": (lambda x: F.leaky_relu(x, 0.2), math.sqrt(2)),
+    "tanh": (torch.tanh, 1.0),
+    "sigmoid": (torch.sigmoid, 1.0),
+    "elu": (F.elu, 1.0),
+    "selu": (F.selu, 1.0),
+    "softplus": (F.softplus, 1.0),
+    "swish": (F.silu, math.sqrt(2)),
+}
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether [N, C, H, W] lies in memory pixel by pixel, and not plane by plane as well."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> torch.Tensor:
+    """Insert zeros, pad or crop, correlate every channel with the (flipped) filter, keep every n-th.
+
+    up and down are (x, y), padding (left, right, top, bottom).
+    """
+    n, c, h, w = x.shape
+    up_x, up_y = up
+    if (up_x, up_y) != (1, 1):
+        # The layout is kept: depth-wise convolution is several times as fast in channels_last on CPUs.
+        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        y = torch.empty([n, c, h * up_y, w * up_x], dtype=x.dtype, device=x.device, memory_format=layout).zero_()
+        y[:, :, ::up_y, ::up_x] = x
+        x = y
+    left, right, top, bottom = padding
+    if left != right or top != bottom or left < 0 or top < 0:
+        x, left, top = F.pad(x, [left, right, top, bottom]), 0, 0
+    f = (f.to(torch.float64 if x.dtype == torch.float64 else torch.float32) * gain).to(x.dtype)
+    if not flip_filter:  # true convolution
+        f = f.flip([0, 1])
+    f = f[None, None].expand(c, 1, -1, -1).contiguous()
+    return F.conv2d(x, f, padding=(top, left), groups=c)[:, :, :: down[1], :: down[0]]
+
+
+def bias_act(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    act: str,
+    gain: float,
+    clamp: float | None,
+    dim: int,
+) -> torch.Tensor:
+    """clamp(act(x * scale + noise + bias) * gain), each a separate operation; see ops.bias_act for the shapes."""
+    if scale is not None:
+        x = x * scale.to(x.dtype).reshape([*scale.shape, *[1] * (x.ndim - 2)])
+    if noise is not None:
+        x = x + noise.to(x.dtype)
+    if bias is not None:
+        x = x + bias.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+    x = ACTIVATIONS[act][0](x)
+    if gain != 1:
+        x = x * gain
+    return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+
+def _sigmoid_slope(z):
+    p = z.sigmoid()
+    return p * (1 - p)
+
+
+# name -> the activation's first and second derivative as functions of z
+DERIVATIVES = {
+    "linear": (torch.ones_like, torch.zeros_like),
+    "relu": (lambda z: (z > 0).to(z.dtype), torch.zeros_like),
+    "lrelu": (lambda z: torch.where(z > 0, 1.0, 0.2).to(z.dtype), torch.zeros_like),
+    "tanh": (lambda z: 1 - z.tanh().square(), lambda z: -2 * z.tanh() * (1 - z.tanh().square())),
+    "sigmoid": (_sigmoid_slope, lambda z: _sigmoid_slope(z) * (1 - 2 * z.sigmoid())),
+    "elu": (lambda z: z.clamp(max=0).exp(), lambda z: torch.where(z > 0, 0.0, z.clamp(max=0).exp())),
+    "selu": (
+        lambda z: _SELU_SCALE * torch.where(z > 0, 1.0, _SELU_ALPHA * z.clamp(max=0).exp()),
+        lambda z: torch.where(z > 0, 0.0, _SELU_SCALE * _SELU_ALPHA * z.clamp(max=0).exp()),
+    ),
+    "softplus": (torch.sigmoid, _sigmoid_slope),
+    "swish": (
+        lambda z: z.sigmoid() * (1 + z * (1 - z.sigmoid())),
+        lambda z: _sigmoid_slope(z) * (2 + z * (1 - 2 * z.sigmoid())),
+    ),
+}

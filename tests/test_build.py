@@ -1,0 +1,237 @@
+"""Building the kernels from outside: damaged caches, missing tools, killed and competing builders. Every case ends in
+a working operation, or in strict mode in one clear error."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stylegan_pg.ops import build
+
+pytestmark = pytest.mark.distributed
+
+# One operation on numbers that are exact in every implementation; says which one it was.
+PROBE = """
+import torch
+from stylegan_pg.ops import bias_act, native, setup_filter, upfirdn2d
+x = torch.arange(32.0).reshape(1, 2, 4, 4)
+y = upfirdn2d(x, setup_filter([1, 1]), down=2)
+assert torch.equal(y[0, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]])), y
+assert bias_act(x, torch.ones(2), act="relu", gain=1.0)[0, 1, 3, 3] == 32
+choice = native.choose("cpu")
+print(choice.name, choice.built.origin if choice.built else "-", choice.built.path if choice.built else "-")
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A cache that holds the finished library."""
+    cache = tmp_path_factory.mktemp("cache")
+    assert probe(cache)[0][:2] == ["cpu", "compiled"]
+    return cache
+
+
+def environment(cache: Path, **changes: str) -> dict[str, str]:
+    return os.environ | {"STYLEGAN_PG_CACHE": str(cache), "STYLEGAN_PG_KERNELS": "auto"} | changes
+
+
+def probe(cache: Path, *, code: int = 0, **changes: str) -> tuple[list[str], str]:
+    """What PROBE printed, as words, and its errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], env=environment(cache, **changes), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout.split(), done.stderr
+
+
+def library_in(cache: Path) -> Path:
+    (found,) = cache.glob("cpu-*/kernels.so")
+    return found
+
+
+def copy_of(cache: Path, to: Path) -> Path:
+    shutil.copytree(cache, to)
+    return to
+
+
+def without_tools(folder: Path, *kept: str) -> str:
+    """A PATH that holds no compiler."""
+    folder.mkdir()
+    for name in kept:
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return str(folder)
+
+
+def test_the_cached_library_is_used_again(built):
+    library = library_in(built)
+    before = library.stat().st_mtime_ns
+    words, errors = probe(built)
+    assert words == ["cpu", "cached", str(library)]
+    assert errors == ""
+    assert library.stat().st_mtime_ns == before
+    assert not [p for p in built.iterdir() if p.name.startswith(".cpu")]  # no temporary folders left
+
+
+def test_finding_it_takes_little_time(built):
+    code = "import time, torch; from stylegan_pg.ops import build; t = time.perf_counter(); build.load('cpu'); "
+    code += "print(time.perf_counter() - t)"
+    times = [
+        float(subprocess.check_output([sys.executable, "-c", code], env=environment(built), text=True))
+        for _ in range(3)
+    ]
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "no meta", "garbled meta"])
+def test_a_damaged_cache_is_built_anew(built, tmp_path, damage):
+    cache = copy_of(built, tmp_path / "cache")
+    library = library_in(cache)
+    data = bytearray(library.read_bytes())
+    if damage == "truncated":
+        library.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+        library.write_bytes(data)
+    elif damage == "empty":
+        library.write_bytes(b"")
+    elif damage == "no meta":
+        (library.parent / "meta.json").unlink()
+    else:
+        (library.parent / "meta.json").write_text('{"checksum": ')
+    assert probe(cache)[0] == ["cpu", "compiled", str(library)]
+    assert probe(cache)[0] == ["cpu", "cached", str(library)]
+
+
+def test_no_compiler(built, tmp_path):
+    """A library from before is used; without one there is one warning, or in strict mode one error."""
+    path = without_tools(tmp_path / "bin")
+    assert probe(copy_of(built, tmp_path / "there"), PATH=path)[0][:2] == ["cpu", "cached"]
+    empty = tmp_path / "empty"
+    words, errors = probe(empty, PATH=path)
+    assert words[0] == "reference"
+    assert errors.count("warning:") == 1
+    assert "no working C++ compiler" in errors
+    assert "install g++" in errors
+    assert "RunError: no cpu kernels" in probe(empty, code=1, PATH=path, STYLEGAN_PG_KERNELS="strict")[1]
+    assert probe(empty, PATH=path, STYLEGAN_PG_KERNELS="reference") == (["reference", "-", "-"], "")
+
+
+def test_a_compiler_that_fails(tmp_path):
+    """The log holds what it said, and the message names the log."""
+    broken = tmp_path / "c++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo broken 1.0; exit 0; }\necho error: out of order; exit 1\n')
+    broken.chmod(0o755)
+    words, errors = probe(tmp_path / "cache", CXX=str(broken))
+    assert words[0] == "reference"
+    (log,) = (tmp_path / "cache").glob("*.log")
+    assert str(log) in errors
+    assert "out of order" in log.read_text()
+    assert "out of order" in errors
+    done = subprocess.run(
+        [sys.executable, "-m", "stylegan_pg", "kernels", "build"],
+        env=environment(tmp_path / "cache", CXX=str(broken)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no cpu kernels: compiling the cpu kernels failed")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    """A private temporary folder stands in."""
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "tmp").mkdir()
+    words, errors = probe(tmp_path / "file" / "cache", TMPDIR=str(tmp_path / "tmp"))
+    assert words[:2] == ["cpu", "compiled"]
+    assert words[2].startswith(str(tmp_path / "tmp" / f"stylegan_pg-{os.getuid()}"))
+    assert errors == ""
+
+
+def test_a_temporary_folder_of_others_is_refused(tmp_path):
+    """Whoever can write there could have us run their code."""
+    open_to_all = tmp_path / f"stylegan_pg-{os.getuid()}"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    (tmp_path / "file").write_text("in the way")
+    words, errors = probe(tmp_path / "file" / "cache", TMPDIR=str(tmp_path))
+    assert words[0] == "reference"
+    assert "could be written by others" in errors
+
+
+def test_prebuilt_libraries_come_first(built, tmp_path):
+    prebuilt = tmp_path / "prebuilt"
+    command = [sys.executable, "-m", "stylegan_pg", "kernels", "build", "--into", str(prebuilt)]
+    assert "copied to" in subprocess.check_output(command, env=environment(built), text=True)
+    cache = tmp_path / "cache"
+    path = without_tools(tmp_path / "bin")
+    assert probe(cache, STYLEGAN_PG_PREBUILT=str(prebuilt), PATH=path)[0][:2] == ["cpu", "prebuilt"]
+    meta_file = library_in(prebuilt).parent / "meta.json"
+    meta = json.loads(meta_file.read_text())
+    meta_file.write_text(json.dumps(meta | {"architecture": "another processor"}))
+    assert probe(cache, STYLEGAN_PG_PREBUILT=str(prebuilt), PATH=path)[0][0] == "reference"
+
+
+def test_a_builder_that_is_killed_leaves_the_next_one_free(tmp_path):
+    cache = tmp_path / "cache"
+    process = subprocess.Popen([sys.executable, "-c", PROBE], env=environment(cache), start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob(".cpu-*/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(cache.glob("cpu-*/kernels.so"))
+    assert probe(cache)[0][:2] == ["cpu", "compiled"]
+
+
+def test_two_builders_at_once_make_one_library(tmp_path):
+    cache = tmp_path / "cache"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", PROBE], env=environment(cache), **pipes) for _ in range(2)]
+    words = [p.communicate(timeout=300)[0].split() for p in both]
+    assert sorted(w[1] for w in words) == ["cached", "compiled"]
+    assert library_in(cache)
+
+
+def test_a_lock_that_is_held_too_long_does_not_stop_the_work(tmp_path, monkeypatch):
+    lock = tmp_path / "lock"
+    holder = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); "
+    holder += "time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(lock)], stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    monkeypatch.setattr(build, "LOCK_TIMEOUT", 0.3)
+    started = time.monotonic()
+    with build._lock(lock):
+        assert 0.3 <= time.monotonic() - started < 10
+    process.kill()
+    process.wait()
+
+
+def test_the_key_holds_what_a_library_is_made_of(monkeypatch):
+    recipe = build.cpu_recipe()
+    assert {"sources", "torch", "cuda", "python", "compiler", "flags", "architecture"} <= recipe.meta.keys()
+    name = build._name(recipe)
+    monkeypatch.setattr("torch.__version__", "9.9.9")
+    assert build._name(build.cpu_recipe()) != name
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted((build.kernels_folder() / "cpu").iterdir()):
+        digest.update(f"cpu/{path.name}".encode() + b"\0" + path.read_bytes())
+    assert recipe.meta["sources"] == digest.hexdigest()
+
+
+def test_unknown_mode_is_bad_usage():
+    done = subprocess.run(
+        [sys.executable, "-m", "stylegan_pg", "kernels"],
+        env=os.environ | {"STYLEGAN_PG_KERNELS": "fast"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: STYLEGAN_PG_KERNELS='fast' is unknown: choose from auto")
