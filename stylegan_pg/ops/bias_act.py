@@ -196,9 +196,7 @@ def bias_act(
         raise ValueError(f"bias_act: unknown activation {act!r}: choose from {', '.join(ACTIVATIONS)}")
     dim = dim % max(x.ndim, 1)
     if bias is not None and list(bias.shape) != [x.shape[dim]]:
-        raise ValueError(
-            f"bias_act: a bias of shape {list(bias.shape)} does not run along dimension {dim} of {x.shape}"
-        )
+        raise ValueError(f"bias_act: a bias {list(bias.shape)} does not run along dimension {dim} of {list(x.shape)}")
     if (scale is not None or noise is not None) and dim != 1:
         raise ValueError("bias_act: scale and noise need dim=1")
     if scale is not None and (scale.ndim != 2 or scale.shape[1] != x.shape[1] or scale.shape[0] not in (1, x.shape[0])):
@@ -212,6 +210,6 @@ def bias_act(
         raise ValueError(f"bias_act: noise must be [N or 1, 1, ...], not {list(noise.shape)} for x {list(x.shape)}")
     gain = ACTIVATIONS[act][1] if gain is None else float(gain)
     clamp = None if clamp is None else float(clamp)
-    if native.library(x) is None:
+    if not torch.compiler.is_compiling() and native.library(x) is None:
         return reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
     return torch.ops.stylegan_pg.bias_act(x, bias, scale, noise, act, gain, clamp, dim)

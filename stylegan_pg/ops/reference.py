@@ -94,7 +94,7 @@ def _sigmoid_slope(z):
 DERIVATIVES = {
     "linear": (torch.ones_like, torch.zeros_like),
     "relu": (lambda z: (z > 0).to(z.dtype), torch.zeros_like),
-    "lrelu": (lambda z: torch.where(z > 0, 1.0, 0.2).to(z.dtype), torch.zeros_like),
+    "lrelu": (lambda z: torch.where(z > 0, torch.ones_like(z), 0.2), torch.zeros_like),
     "tanh": (lambda z: 1 - z.tanh().square(), lambda z: -2 * z.tanh() * (1 - z.tanh().square())),
     "sigmoid": (_sigmoid_slope, lambda z: _sigmoid_slope(z) * (1 - 2 * z.sigmoid())),
     "elu": (lambda z: z.clamp(max=0).exp(), lambda z: torch.where(z > 0, 0.0, z.clamp(max=0).exp())),
