@@ -247,3 +247,38 @@ def test_unknown_mode_is_bad_usage():
     )
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: STYLEGAN_PG_KERNELS='fast' is unknown: choose from auto")
+
+
+# Under torchrun: rank 1 is told another mode than rank 0.
+UNEQUAL = """
+import os, sys
+os.environ["STYLEGAN_PG_KERNELS"] = sys.argv[1 + int(os.environ["RANK"])]
+from stylegan_pg import dist
+from stylegan_pg.errors import RunError
+from stylegan_pg.ops import native
+dist.init("cpu")
+try:
+    print(f"rank {dist.rank()} uses {native.agree('cpu')} now {native.choose('cpu').name}", flush=True)
+except RunError as error:
+    print(f"rank {dist.rank()} stops: {error}", flush=True)
+dist.shutdown()
+"""
+
+
+@pytest.mark.parametrize("modes", [("auto", "auto"), ("auto", "reference"), ("strict", "auto")])
+def test_ranks_agree_on_one_implementation(built, tmp_path, modes):
+    script = tmp_path / "unequal.py"
+    script.write_text(UNEQUAL)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    env = environment(built, OMP_NUM_THREADS="1")
+    if "strict" in modes:
+        env |= {"STYLEGAN_PG_CACHE": str(tmp_path), "CXX": "/nowhere/c++"}
+    done = subprocess.run([*command, *modes], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        if "strict" in modes:
+            assert f"rank {rank} stops: rank 0: no cpu kernels: no working C++ compiler" in done.stdout
+        else:
+            name = "reference" if "reference" in modes else "cpu"
+            assert f"rank {rank} uses {name} now {name}" in done.stdout
+    assert ("ranks [1] have no kernels" in done.stderr) == (modes == ("auto", "reference"))

@@ -171,7 +171,8 @@ def test_bias_act_and_its_backward_are_the_reference(implementation, act, kind, 
             dy = numbers(*shape, seed=4, dtype=dtype)
             y = OPS.bias_act(*(given.get(k) for k in ("x", "bias", "scale", "noise")), act, 1.3, clamp, 1)
             got = torch.autograd.grad(y, list(given.values()), dy)
-            expected = reference.bias_act(*(given.get(k) for k in ("x", "bias", "scale", "noise")), act, 1.3, clamp, 1)
+            plain = {k: given.get(k) for k in how}
+            expected = reference.bias_act(**plain, act=act, gain=1.3, clamp=clamp, dim=1)  # type: ignore[arg-type]
             close(y, expected, tolerance)
             for name, a, b in zip(given, got, torch.autograd.grad(expected, list(given.values()), dy), strict=True):
                 # Sums over many elements, in another order.
@@ -262,6 +263,8 @@ def test_opcheck_bias_act(implementation, act):
 
 
 class Layers(torch.nn.Module):
+    f: torch.Tensor
+
     def __init__(self):
         super().__init__()
         self.bias = torch.nn.Parameter(numbers(4, dtype=torch.float32))
