@@ -622,7 +622,11 @@ def group_lives(group: int) -> bool:
 def test_ctrl_c_leaves_no_temporary_files_and_a_second_packing_is_kept_out(tmp_path, many):
     source, whole = many
     out = tmp_path / "out"
-    process = start_pack(source, out, 2, start_new_session=True)
+
+    def heed():  # what is started in the background of a script ignores it, and so do its children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = start_pack(source, out, 2, start_new_session=True, preexec_fn=heed)
     wait_for(lambda: (out / ".pack" / "00000.json").exists(), process)
     os.killpg(process.pid, signal.SIGSTOP)  # or it may be done before we are
     with pytest.raises(UsageError, match="being written by another"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import shutil
 import sys
@@ -186,6 +187,21 @@ def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
     if is_channels_last(x):
         return x, torch.channels_last
     return x.contiguous(), torch.contiguous_format
+
+
+def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
+    """fx and fy, 4 values each, whose outer product is gain times the filter [4, 4] in the orientation of a
+    correlation; None where there are none or the filter has another size."""
+    if list(f.shape) != [4, 4]:
+        return None
+    f = f.double() * gain if correlate else f.double().flip([0, 1]) * gain
+    row, column = divmod(int(f.abs().argmax()), 4)
+    if not math.isfinite(float(f[row, column])) or not f[row, column]:
+        return None
+    fx, fy = f[row], f[:, column] / f[row, column]
+    if (torch.outer(fy, fx) - f).abs().max() > 1e-7 * f.abs().max():
+        return None
+    return [*fx.tolist(), *fy.tolist()]
 
 
 def upfirdn2d(

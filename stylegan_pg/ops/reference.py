@@ -51,7 +51,10 @@ def upfirdn2d(
         x = y
     left, right, top, bottom = padding
     if left != right or top != bottom or left < 0 or top < 0:
-        x, left, top = F.pad(x, [left, right, top, bottom]), 0, 0
+        # In this order: what is cropped on one side may be padding of the other.
+        x = F.pad(x, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
+        x = x[:, :, max(-top, 0) : x.shape[2] - max(-bottom, 0), max(-left, 0) : x.shape[3] - max(-right, 0)]
+        left, top = 0, 0
     f = (f.to(torch.float64 if x.dtype == torch.float64 else torch.float32) * gain).to(x.dtype)
     if not flip_filter:  # true convolution
         f = f.flip([0, 1])

@@ -1,0 +1,64 @@
+// Number formats and 16-byte accesses of the device code. Compiled by nvcc for the GPU, and by g++ through shim/cuda.h
+// to be run and checked without one, so nothing here may need more of CUDA than the shim has.
+#pragma once
+
+#include <cstdint>
+
+#ifdef SPG_SHIM
+#include "../shim/cuda.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+using half_t = __half;
+using bfloat16_t = __nv_bfloat16;
+// An array shared by a block, aligned to packs of V values; the shim's keeps account of who reads and writes it.
+#define SPG_SHARED(T, name, count, V) __shared__ alignas(16) T name[count]
+#define SPG_STORE_PACK(array, index, pack, V) *reinterpret_cast<decltype(pack)*>(&(array)[index]) = pack
+#define SPG_CHECK_ALIGNED(p, bytes)
+using stream_t = cudaStream_t;
+#define SPG_LAUNCH(kernel, grid, block, stream, params) \
+  (kernel<<<grid, block, 0, stream>>>(params), int(cudaGetLastError()))
+#define SPG_SET_DEVICE(device) int(cudaSetDevice(device))
+#endif
+
+namespace spg {
+
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+
+__device__ __forceinline__ float load(float x) { return x; }
+__device__ __forceinline__ double load(double x) { return x; }
+__device__ __forceinline__ float load(half_t x) { return __half2float(x); }
+__device__ __forceinline__ float load(bfloat16_t x) { return __bfloat162float(x); }
+__device__ __forceinline__ void store(float* p, float x) { *p = x; }
+__device__ __forceinline__ void store(double* p, double x) { *p = x; }
+__device__ __forceinline__ void store(half_t* p, float x) { *p = __float2half_rn(x); }
+__device__ __forceinline__ void store(bfloat16_t* p, float x) { *p = __float2bfloat16_rn(x); }
+
+// N neighbours, moved by one instruction where they make 16 bytes.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
+
+template <class T>
+constexpr int kFull = 16 / int(sizeof(T));  // values of a 16-byte access
+
+template <class T, int N>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
+  SPG_CHECK_ALIGNED(p, sizeof(T) * N);
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+template <class T, int N>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
+  SPG_CHECK_ALIGNED(p, sizeof(T) * N);
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+
+}  // namespace spg

@@ -1,0 +1,312 @@
+"""The CUDA kernels without a GPU: the very code that nvcc compiles, run by g++ through kernels/shim/cuda.h, held
+against the reference, watched for races and stray accesses, and shown to be watched closely enough by spoiling it."""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylegan_pg.ops import ACTIVATIONS, build, native, reference
+
+pytestmark = pytest.mark.slow
+DTYPES = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+MARGIN = 256  # elements of poison on either side of every buffer
+
+
+def compiled(source: Path, out: Path, optimise: str = "-O1") -> ctypes.CDLL:
+    command = [str(build.cxx()), "-x", "c++", "-DSPG_SHIM", optimise, "-std=c++17", "-fPIC", "-shared"]
+    command += ["-Wno-unknown-pragmas", "-o", str(out), str(source / "cuda" / "api.cu")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lib = ctypes.CDLL(str(out))
+    p, i64, i, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+    lib.spg_upfirdn2d_cuda.argtypes = [i, p, i, p, p, p, p, *[i64] * 6, *[i] * 10, d]
+    lib.spg_bias_act_cuda.argtypes = [i, p, i, i, i, p, p, p, p, i64, i64, i64, i, p, p, i64, p, i64, d, d]
+    return lib
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory) -> ctypes.CDLL:
+    if build.cxx() is None:
+        pytest.skip("no C++ compiler")
+    return compiled(build.kernels_folder(), tmp_path_factory.mktemp("shim") / "shim.so")
+
+
+class Guarded:
+    """A tensor between poisoned margins: reading NaN spoils the result, and what is written over them is found."""
+
+    def __init__(self, t: torch.Tensor, poison: float = float("nan")):
+        layout = torch.channels_last if reference.is_channels_last(t) else torch.contiguous_format
+        t = t.contiguous(memory_format=layout)
+        self.buffer, self.poison = torch.full([t.numel() + 2 * MARGIN], poison, dtype=t.dtype), poison
+        flat = t.permute(0, 2, 3, 1).reshape(-1) if layout == torch.channels_last else t.reshape(-1)
+        self.buffer[MARGIN : MARGIN + t.numel()] = flat
+        self.shape, self.layout, self.count = t.shape, layout, t.numel()
+
+    @property
+    def address(self) -> int:
+        return self.buffer.data_ptr() + MARGIN * self.buffer.element_size()
+
+    def value(self) -> torch.Tensor:
+        assert (self.buffer[:MARGIN] == self.poison).all(), "written before the beginning"
+        assert (self.buffer[MARGIN + self.count :] == self.poison).all(), "written behind the end"
+        flat = self.buffer[MARGIN : MARGIN + self.count]
+        if self.layout == torch.channels_last:
+            n, c, h, w = self.shape
+            return flat.reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return flat.reshape(self.shape)
+
+
+def report(lib: ctypes.CDLL) -> str:
+    text = ctypes.create_string_buffer(4096)
+    lib.spg_shim_report(text, 4096)
+    return text.value.decode()
+
+
+def run_upfirdn2d(lib, x, f, up, down, padding, flip, gain, order=0):
+    lib.spg_shim_order(order, 1)
+    h = (x.shape[2] * up[1] + padding[2] + padding[3] - f.shape[0]) // down[1] + 1
+    w = (x.shape[3] * up[0] + padding[0] + padding[1] - f.shape[1]) // down[0] + 1
+    layout = torch.channels_last if reference.is_channels_last(x) else torch.contiguous_format
+    empty = torch.zeros(x.shape[0], x.shape[1], h, w, dtype=x.dtype).contiguous(memory_format=layout)
+    source, out = Guarded(x), Guarded(empty, poison=77)
+    out.layout = layout
+    taps, f_ = native.factors(f, flip, gain), Guarded(f.reshape(1, 1, *f.shape))
+    code = lib.spg_upfirdn2d_cuda(
+        0, None, native.DTYPES[x.dtype], source.address, out.address, f_.address,
+        (ctypes.c_float * 8)(*taps) if taps else None, *x.shape, h, w, *up, *down, padding[0], padding[2],
+        *f.shape, layout == torch.channels_last, flip, gain,
+    )  # fmt: skip
+    assert code == 0
+    return out.value()
+
+
+def check(actual, expected, tolerance):
+    assert not actual.isnan().any(), "poison was read"
+    scale = max(float(expected.double().abs().max()), 1e-30)
+    error = float((actual.double() - expected.double()).abs().max()) / scale
+    assert error <= tolerance, f"{error:.2e} of the largest magnitude"
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+LOPSIDED = torch.outer(torch.tensor([1.0, 2, 3, 5]), torch.tensor([2.0, -1, 4, 3])) / 50
+CASES = [  # up, down, padding
+    ((2, 2), (1, 1), (2, 1, 2, 1)),
+    ((2, 2), (1, 1), (-2, 3, 4, 0)),
+    ((2, 2), (1, 1), (1, 2, 2, 1)),
+    ((1, 1), (2, 2), (1, 1, 1, 1)),
+    ((1, 1), (2, 2), (3, 2, -1, 4)),
+    ((1, 1), (1, 1), (2, 1, 2, 1)),
+    ((1, 1), (1, 1), (-1, 4, 7, -3)),
+    ((3, 1), (1, 2), (2, 3, 4, 5)),
+    ((2, 2), (2, 2), (2, 1, 2, 1)),
+    ((1, 1), (1, 1), (1, 2, 1, 2)),  # the first column is the last of its pack
+    ((2, 2), (1, 1), (2, 2, 2, 2)),  # an odd number of outputs
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_upfirdn2d_on_the_shim(shim, dtype, layout):
+    """Whole and broken tiles, all orders of threads, fast and general kernels."""
+    for k, (up, down, padding) in enumerate(CASES):
+        for size in ((16, 32), (7, 24), (1, 1)):
+            x = random(2, 8, *size, dtype=dtype).contiguous(memory_format=layout)
+            for flip, f in ((k % 2 == 0, LOPSIDED), (k % 2 == 1, random(3 + k % 2, 4, seed=3))):
+                reach = [size[1] * up[0] + padding[0] + padding[1], size[0] * up[1] + padding[2] + padding[3]]
+                if reach[0] < f.shape[1] or reach[1] < f.shape[0]:
+                    continue
+                y = run_upfirdn2d(shim, x, f, up, down, padding, flip, 1.5, order=k % 3)
+                check(y, reference.upfirdn2d(x.double(), f, up, down, padding, flip, 1.5), DTYPES[dtype])
+    assert report(shim) == ""
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_tiles_beyond_one_block(shim, order):
+    """More planes than the grid has layers is not reached here, but several tiles each way are."""
+    for dtype, size in ((torch.float16, (40, 272)), (torch.float32, (70, 136))):
+        x = random(1, 2, *size, dtype=dtype)
+        for up, down, padding in (CASES[0], CASES[3], CASES[5]):
+            y = run_upfirdn2d(shim, x, LOPSIDED, up, down, padding, False, 2.0, order)
+            check(y, reference.upfirdn2d(x.double(), LOPSIDED, up, down, padding, False, 2.0), DTYPES[dtype])
+    assert report(shim) == ""
+
+
+EVERY_ACT = [(act, torch.float32) for act in ACTIVATIONS]
+EVERY_DTYPE = [(act, dtype) for act in ("lrelu", "swish") for dtype in DTYPES if dtype != torch.float32]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("act", "dtype"), EVERY_ACT + EVERY_DTYPE)
+def test_bias_act_on_the_shim(shim, act, dtype, layout):
+    check_bias_act(shim, act, dtype, layout)
+
+
+def check_bias_act(shim, act, dtype, layout):
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    for shape in ((2, 8, 4, 6), (1, 3, 5, 7), (2, 16, 1, 1)):
+        x, g, h = (random(*shape, dtype=dtype, seed=s).contiguous(memory_format=layout) for s in (0, 1, 2))
+        n, c, *size = shape
+        bias, scale, noise = (
+            random(c, dtype=acc, seed=3),
+            random(n, c, dtype=acc, seed=4),
+            random(n, 1, *size, dtype=acc),
+        )
+        pixels = reference.is_channels_last(x)
+        for clamp in (None, 0.8):
+            for order, given in ((0, ()), (1, (g,)), (2, (g, h))):
+                shim.spg_shim_order(order, 5)
+                buffers = [Guarded(t) for t in (x, *given)]
+                addresses = [b.address for b in buffers] + [None] * (2 - order)
+                out = Guarded(x, poison=77)
+                code = shim.spg_bias_act_cuda(
+                    0, None, native.DTYPES[dtype], native.ACTS[act], order, *addresses, out.address,
+                    n, c, size[0] * size[1], pixels, bias.data_ptr(), scale.data_ptr(), c,
+                    noise.data_ptr(), size[0] * size[1], 1.3, -1.0 if clamp is None else clamp,
+                )  # fmt: skip
+                assert code == 0
+                z = x.double() * scale.double()[:, :, None, None] + noise.double() + bias.double()[:, None, None]
+                expected = reference.bias_act(z, None, None, None, act, 1.3, None, 1)
+                if order:
+                    expected_slope = reference.DERIVATIVES[act][order - 1](z) * 1.3
+                    for t in given:
+                        expected_slope = expected_slope * t.double()
+                    if clamp is not None:
+                        near = (expected.abs() - clamp).abs() < 1e-3  # rounding may decide
+                        expected_slope = expected_slope.masked_fill(expected.abs() > clamp, 0)
+                        expected_slope = torch.where(near, out.value().double(), expected_slope)
+                    expected = expected_slope
+                elif clamp is not None:
+                    expected = expected.clamp(-clamp, clamp)
+                check(out.value(), expected, 4 * DTYPES[dtype])
+    assert report(shim) == ""
+
+
+# --- is it watched closely enough? ------------------------------------------------------------------------------------
+
+# what -> (file, the line or expression that is spoiled, what it becomes)
+MUTANTS = {
+    "no barrier after the tile is filled": (
+        "upfirdn2d.cuh",
+        "    __syncthreads();\n\n    const int ox",
+        "    const int ox",
+    ),
+    "no barrier before the next plane": ("upfirdn2d.cuh", "    __syncthreads();  // before the next plane", "    //"),
+    "a barrier that some threads miss": (
+        "upfirdn2d.cuh",
+        "    if (ox < p.out_w && oy < p.out_h) {\n",
+        "    if (ox < p.out_w && oy < p.out_h) {\n      __syncthreads();\n",
+    ),
+    "row bound off by one": ("upfirdn2d.cuh", "iy >= 0 && iy < p.h && ix >= 0", "iy >= 0 && iy <= p.h && ix >= 0"),
+    "column bound off by one": ("upfirdn2d.cuh", "ix >= 0 && ix < p.w)", "ix >= 0 && ix <= p.w)"),
+    "lower bound off by one": ("upfirdn2d.cuh", "iy >= 0 && iy < p.h && ix", "iy >= -1 && iy < p.h && ix"),
+    "swapped index": ("upfirdn2d.cuh", "(row + m) * S::kInW + column + j", "(column + j) * S::kInW + row + m"),
+    "wrong filter phase along x": (
+        "upfirdn2d.cuh",
+        "if ((j * DOWN + k) % UP == 0) along",
+        "if ((j * DOWN + k) % UP == UP - 1) along",
+    ),
+    "wrong filter phase along y": (
+        "upfirdn2d.cuh",
+        "if ((r * DOWN + k) % UP == 0 && (r * DOWN + k) / UP == m)",
+        "if ((r * DOWN + k) % UP == UP - 1 && (r * DOWN + k) / UP == m)",
+    ),
+    "factors exchanged": ("upfirdn2d.cuh", "sums[r][j] += p.fy[k]", "sums[r][j] += p.fx[k]"),
+    "no guard for the last rows": ("upfirdn2d.cuh", "        if (oy + r < p.out_h) {", "        if (true) {"),
+    "no guard for the last columns": ("upfirdn2d.cuh", "if (ox < p.out_w && oy < p.out_h) {", "if (oy < p.out_h) {"),
+    "tile one row short": (
+        "upfirdn2d.cuh",
+        "kInH = ((kOutH - 1) * DOWN + 3) / UP + 1;",
+        "kInH = ((kOutH - 1) * DOWN + 3) / UP;",
+    ),
+    "packs one short": ("upfirdn2d.cuh", "+ 1 + V - 2) / V + 1;", "+ 1 + V - 2) / V;"),
+    "pack of the first column rounded up": ("upfirdn2d.cuh", "-((V - 1 - x0) / V)", "-((-x0) / V)"),
+    "general kernel: wrong orientation": ("upfirdn2d.cuh", "p.correlate ? tap", "!p.correlate ? tap"),
+    "general kernel: no bound": ("upfirdn2d.cuh", "kx < p.kw && ix < p.w;", "kx < p.kw;"),
+    "channels_last: no bound": (
+        "upfirdn2d.cuh",
+        "if (iy + m < 0 || iy + m >= p.h) continue;",
+        "if (iy + m < 0) continue;",
+    ),
+    "channels_last: phase": ("upfirdn2d.cuh", "const int ix = ix0 + j,", "const int ix = ix0,"),
+    "channels_last: no guard": ("upfirdn2d.cuh", "if (oy + r >= p.out_h || ox + j >= p.out_w) continue;", ""),
+    "bias of the wrong channel": ("bias_act.cuh", "shift += bias[column + i];", "shift += bias[column];"),
+    "bias_act: no bound": ("bias_act.cuh", "column < p.columns;", "column < p.columns + N;"),
+    "bias_act: rows not bounded": ("bias_act.cuh", "row < rows; row", "row <= rows; row"),
+    "bias_act: clamp ignored in the slope": ("bias_act.cuh", "if (clamped && (y > clamp || y < -clamp)) d = 0;", ""),
+    "bias_act: scale of another sample": (
+        "bias_act.cuh",
+        "factor = scale[n * p.scale_stride + column + i]",
+        "factor = scale[column + i]",
+    ),
+}
+
+
+def caught(lib) -> str:
+    """How a library's faults show, or "" if they do not."""
+    try:
+        for up, down, padding in (CASES[0], CASES[3], CASES[5], *CASES[-2:]):
+            for dtype, layout in (
+                (torch.float32, LAYOUTS[0]),
+                (torch.float16, LAYOUTS[0]),
+                (torch.float16, LAYOUTS[1]),
+            ):
+                x = random(2, 8, 17, 24 if up[0] == 1 else 28 if dtype == torch.float32 else 24, dtype=dtype)
+                x = x.contiguous(memory_format=layout)
+                if down[0] == 2:
+                    x = random(2, 8, 17, 32, dtype=dtype).contiguous(memory_format=layout)
+                for f in (LOPSIDED, random(3, 5, seed=8)):
+                    y = run_upfirdn2d(lib, x, f, up, down, padding, False, 1.5, order=2)
+                    text = report(lib)
+                    if text:
+                        return text.splitlines()[0]
+                    check(y, reference.upfirdn2d(x.double(), f, up, down, padding, False, 1.5), DTYPES[dtype])
+        wide = random(1, 1, 9, 136, dtype=torch.float16)  # a whole tile and more
+        y = run_upfirdn2d(lib, wide, LOPSIDED, *CASES[-2], False, 1.5)
+        text = report(lib)
+        if text:
+            return text.splitlines()[0]
+        check(y, reference.upfirdn2d(wide.double(), LOPSIDED, *CASES[-2], False, 1.5), DTYPES[torch.float16])
+        for layout in LAYOUTS:
+            check_bias_act(lib, "lrelu", torch.float32, layout)
+    except AssertionError as error:
+        return str(error).splitlines()[0] or "assertion"
+    return ""
+
+
+def test_nothing_is_caught_in_the_real_kernels(shim):
+    assert caught(shim) == ""
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(tmp_path, name):
+    file, old, new = MUTANTS[name]
+    folder = tmp_path / "kernels"
+    shutil.copytree(build.kernels_folder(), folder, ignore=shutil.ignore_patterns("prebuilt"))
+    source = folder / "cuda" / file
+    text = source.read_text()
+    assert text.count(old) == 1, f"{text.count(old)} places to spoil"
+    source.write_text(text.replace(old, new))
+    how = caught_apart(folder, tmp_path)
+    print(f"{name:42} {how}")
+    assert how
+    assert not how.startswith("error")  # of ours: it did not even run
+
+
+def caught_apart(folder: Path, tmp_path: Path) -> str:
+    """`caught` in a process of its own: a spoiled kernel may crash."""
+    code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import test_shim; "
+    code += "lib = test_shim.compiled(Path(sys.argv[2]), Path(sys.argv[3]), '-O0'); print(test_shim.caught(lib))"
+    arguments = [str(Path(__file__).parent), str(folder), str(tmp_path / "shim.so")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        return f"crash, exit code {done.returncode}" if done.returncode < 0 else f"error: {done.stderr[-300:]}"
+    return done.stdout.strip()
