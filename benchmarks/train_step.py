@@ -17,7 +17,7 @@ from stylegan_pg.losses import logistic_d, logistic_g
 from stylegan_pg.networks import NETWORKS, to_channels_last
 from stylegan_pg.ops import bench, native
 
-kernels = native.library
+kernels = native.compiled
 
 
 def networks(resolution: int, channel_base: int, precision: str, layout: str) -> tuple[Any, Any]:
@@ -25,7 +25,7 @@ def networks(resolution: int, channel_base: int, precision: str, layout: str) ->
     how = {"resolution": resolution, "channel_base": channel_base, "low_precision": precision, "low_precision_from": 8}
     make_G, make_D = NETWORKS["stylegan2"]
     nets = make_G(mapping_layers=8, **how), make_D(**how)
-    return tuple(to_channels_last(net) if layout == "nhwc" else net for net in nets)  # type: ignore[return-value]
+    return tuple(to_channels_last(net) if layout == "nhwc" else net for net in nets)  # type: ignore[return-value]  # two of them
 
 
 class Step:
@@ -67,11 +67,11 @@ def plainly(function):
     """The same with the reference operations."""
 
     def call() -> None:
-        native.library = lambda x: None
+        native.compiled = lambda x: None
         try:
             function()
         finally:
-            native.library = kernels
+            native.compiled = kernels
 
     return call
 

@@ -46,7 +46,7 @@ def pack(
     ] = "auto",
     shard_size: Annotated[str, typer.Option(help="Of the largest resolution's tars.")] = "256MB",
     channels: Annotated[int, typer.Option(help="1 grey, 3 RGB, 4 RGBA.")] = 3,
-    workers: Annotated[Optional[int], typer.Option(help="Processes; all cores by default.")] = None,  # noqa: UP045
+    workers: Annotated[Optional[int], typer.Option(help="Processes; all cores by default.")] = None,
 ) -> None:
     """Pack pictures into sharded WebDataset tars, one set for every resolution."""
     from stylegan_pg.data.pack import pack as pack_images
@@ -71,7 +71,7 @@ def pack(
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
-    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,  # noqa: UP045
+    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and its cost.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a checkpoint to continue.")] = False,
 ) -> None:
@@ -96,8 +96,8 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     seeds: Annotated[str, typer.Option(help="For example 0-63 or 1,5,9.")] = "0-63",
     psi: Annotated[float, typer.Option(help="Truncation: 1 for none, 0 for the mean image.")] = 0.7,
-    cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,  # noqa: UP045
-    labels: Annotated[Optional[str], typer.Option(help="Classes, by number or name, for conditional ones.")] = None,  # noqa: UP045
+    cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,
+    labels: Annotated[Optional[str], typer.Option(help="Classes, by number or name, for conditional ones.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
     columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,
     interpolate: Annotated[int, typer.Option(min=0, help="Frames from each seed to the next, as a strip.")] = 0,
@@ -166,7 +166,7 @@ def kernels_status() -> None:
 
 @kernels.command("build")
 def kernels_build(
-    into: Annotated[Optional[Path], typer.Option(help="Copy the libraries there, for $STYLEGAN_PG_PREBUILT.")] = None,  # noqa: UP045
+    into: Annotated[Optional[Path], typer.Option(help="Copy the libraries there, for $STYLEGAN_PG_PREBUILT.")] = None,
 ) -> None:
     """Compile the kernels that this machine can use, unless it has them; fails where one cannot be built."""
     from stylegan_pg.ops.native import build_all

@@ -43,7 +43,7 @@ class ModelConfig:
     d_architecture: str = "resnet"
     noise: bool = True  # per-pixel noise inputs of the generator
     resample_filter: list[float] = field(default_factory=lambda: [1.0, 3.0, 3.0, 1.0])
-    conv_clamp: Optional[float] = None  # noqa: UP045 - limit of activations; 256 in the published networks
+    conv_clamp: Optional[float] = None  # limit of activations; 256 in the published networks
     mbstd_group: int = 4  # the largest divisor of the batch up to this is taken
     mbstd_channels: int = 1  # 0 for no minibatch stddev
     low_precision: str = "fp32"  # fp32, bf16 or fp16 in the highest resolutions
@@ -53,7 +53,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    start: Optional[int] = None  # noqa: UP045 - first resolution; null trains at full resolution all along
+    start: Optional[int] = None  # first resolution; null trains at full resolution all along
     stable_kimg: float = 600.0  # per resolution, after its fade
     fade_kimg: float = 600.0  # per doubling
     stable_kimg_at: dict[int, float] = field(default_factory=dict)
@@ -107,12 +107,12 @@ class LossConfig:
 @dataclass(frozen=True)
 class EmaConfig:
     kimg: float = 10.0  # half-life
-    rampup: Optional[float] = None  # noqa: UP045 - half-life at most this share of the images seen; null: none
+    rampup: Optional[float] = None  # half-life at most this share of the images seen; null: none
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    total_kimg: Optional[float] = None  # noqa: UP045 - null: as long as the growth phases take
+    total_kimg: Optional[float] = None  # null: as long as the growth phases take
     batch: int = 32  # images per step, over all devices
     batch_at: dict[int, int] = field(default_factory=dict)
     micro_batch: int = 0  # images per pass of one device, 0: its whole share of the batch

@@ -31,7 +31,7 @@ def _pre_activation(x, bias, scale, noise, dim):
 
 
 def _value(x, bias, scale, noise, act, gain, clamp, dim):
-    lib = native.library(x)
+    lib = native.compiled(x)
     if lib is None:
         y = reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
         return y.clone() if y is x else y  # an operator's output must not be its input
@@ -39,7 +39,7 @@ def _value(x, bias, scale, noise, act, gain, clamp, dim):
 
 
 def _slope(g, x, bias, scale, noise, act, gain, clamp, dim):
-    lib = native.library(x)
+    lib = native.compiled(x)
     if lib is not None:
         return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 1, g)
     z = _pre_activation(x, bias, scale, noise, dim)
@@ -47,7 +47,7 @@ def _slope(g, x, bias, scale, noise, act, gain, clamp, dim):
 
 
 def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
-    lib = native.library(x)
+    lib = native.compiled(x)
     if lib is not None:
         return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 2, g, h)
     z = _pre_activation(x, bias, scale, noise, dim)
@@ -77,7 +77,7 @@ def _gradients(dz, x, bias, scale, noise, dim):
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
     """`_gradients` of `_slope` in one pass; `wanted` tells which of dbias, dscale and dnoise (else they are empty)."""
-    lib = native.library(x)
+    lib = native.compiled(x)
     if lib is None:
         dz = _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
         dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
@@ -143,7 +143,7 @@ def _backward_slope(ctx, gg):
 
 
 def _backward_curvature(ctx, ggg):
-    raise NotImplementedError("bias_act has derivatives of the first and second order only")
+    raise RuntimeError("bias_act has derivatives of the first and second order only")
 
 
 def _no_setup(ctx, inputs, output):
@@ -210,6 +210,6 @@ def bias_act(
         raise ValueError(f"bias_act: noise must be [N or 1, 1, ...], not {list(noise.shape)} for x {list(x.shape)}")
     gain = ACTIVATIONS[act][1] if gain is None else float(gain)
     clamp = None if clamp is None else float(clamp)
-    if not torch.compiler.is_compiling() and native.library(x) is None:
+    if not torch.compiler.is_compiling() and native.compiled(x) is None:
         return reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
     return torch.ops.stylegan_pg.bias_act(x, bias, scale, noise, act, gain, clamp, dim)

@@ -159,7 +159,7 @@ def build_all(into: Path | None) -> list[str]:
     return done
 
 
-def library(x: torch.Tensor) -> ctypes.CDLL | None:
+def compiled(x: torch.Tensor) -> ctypes.CDLL | None:
     """The kernels for a tensor, or None where the reference is to be used."""
     device = x.device.type
     if x.dtype not in SUPPORTED.get(device, ()):

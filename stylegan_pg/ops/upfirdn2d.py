@@ -50,7 +50,7 @@ def _out_size(x, f, up, down, padding):
 
 
 def _compute(x, f, up, down, padding, flip_filter, gain):
-    lib = native.library(x)
+    lib = native.compiled(x)
     if lib is None:
         return native.dense(reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain))[0]
     return native.upfirdn2d(lib, x, f, up, down, padding, flip_filter, gain, _out_size(x, f, up, down, padding))
