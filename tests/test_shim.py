@@ -131,9 +131,9 @@ def test_upfirdn2d_on_the_shim(shim, dtype, layout):
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_tiles_beyond_one_block(shim, order):
-    """More planes than the grid has layers is not reached here, but several tiles each way are."""
+    """Several tiles each way, and (in the shim) more planes than the grid has layers."""
     for dtype, size in ((torch.float16, (40, 272)), (torch.float32, (70, 136))):
-        x = random(1, 2, *size, dtype=dtype)
+        x = random(2, 2, *size, dtype=dtype)
         for up, down, padding in (CASES[0], CASES[3], CASES[5]):
             y = run_upfirdn2d(shim, x, LOPSIDED, up, down, padding, False, 2.0, order)
             check(y, reference.upfirdn2d(x.double(), LOPSIDED, up, down, padding, False, 2.0), DTYPES[dtype])

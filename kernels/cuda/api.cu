@@ -14,7 +14,12 @@ namespace {
 // Codes shared with stylegan_pg/ops/native.py.
 enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
-constexpr int64_t kMostBlocks = 65535;  // along y and z; the kernels go on in steps of the grid
+// Along y and z, where the kernels go on in steps of the grid. The shim has few, so that they have to.
+#ifdef SPG_SHIM
+constexpr int64_t kMostBlocks = 3;
+#else
+constexpr int64_t kMostBlocks = 65535;
+#endif
 
 inline unsigned blocks(int64_t work, int64_t each, int64_t most = kMostBlocks) {
   return unsigned(std::min((work + each - 1) / each, most));
@@ -46,11 +51,12 @@ int launch_fast(const Upfirdn2dParams& p, stream_t stream) {
     const int64_t flat = int64_t((p.out_w + UP - 1) / UP) * (p.c / V);
     const int x = power_of_two_from(flat, 128), y = 128 / x;
     const dim3 grid(blocks(flat, x, 2147483647), blocks(p.out_h, y * UP, 2147483647), blocks(p.n, 1));
-    if (grid.y > kMostBlocks) return -1;
+    if (grid.y > 65535) return -1;
     return SPG_LAUNCH((upfirdn2d_pixels<T, UP, DOWN>), grid, dim3(x, y), stream, p);
   }
   using S = Tile<T, UP, DOWN>;
-  const dim3 grid(blocks(p.out_w, S::kOutW), blocks(p.out_h, S::kOutH), blocks(p.n * p.c, 1));
+  const dim3 grid(blocks(p.out_w, S::kOutW, 2147483647), blocks(p.out_h, S::kOutH, 2147483647), blocks(p.n * p.c, 1));
+  if (grid.y > 65535) return -1;
   return SPG_LAUNCH((upfirdn2d_planes<T, UP, DOWN>), grid, dim3(S::kThreadsX, S::kThreadsY), stream, p);
 }
 

@@ -194,6 +194,8 @@ def _encode_all(pictures, classes, recipe: Recipe, books: Path, workers: int, pr
                 manifests.append(current.commit(books, len(pictures)))
         except BaseException:
             current.discard()
+            # An interruption may have come between the making of a file and its being known to `current`.
+            clean(out, books, {manifest["name"] for manifest in committed_groups(out, books)})
             raise
     return manifests
 
