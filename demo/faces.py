@@ -17,7 +17,7 @@ from pathlib import Path
 
 STYLE = "toon-head"
 # Bold enough to be learnt in minutes at 64x64, varied enough that thousands hardly repeat: large heads with shoulders,
-# colours that stay apart (skin from hair, clothes from background), mostly open eyes, beards rare since they hide the
+# colours that stay apart (skin from hair, clothes from background), mostly open eyes, no beards since they hide the
 # mouth.
 OPTIONS = {
     "scale": 1.05,
@@ -27,9 +27,10 @@ OPTIONS = {
     "clothesColor": ["1d4ed8", "15803d", "f97316", "db2777", "6d28d9", "b91c1c", "f1f5f9", "334155"],
     "hairVariant": {"sideComed": 3, "spiky": 3, "undercut": 3, "bun": 2},
     "rearHairProbability": 50,
-    "beardProbability": 5,
-    "eyesVariant": {"wide": 6, "happy": 2, "humble": 1, "wink": 1},
-    "mouthVariant": {"smile": 3, "laugh": 3, "agape": 2, "sad": 2},
+    "beardProbability": 0,
+    "eyesVariant": {"wide": 4, "happy": 1},
+    "eyebrowsVariant": {"neutral": 2, "raised": 1, "sad": 1},
+    "mouthVariant": {"laugh": 3, "agape": 2, "smile": 2, "sad": 1},
 }
 SUPERSAMPLING = 2
 

@@ -78,7 +78,8 @@ class TermConfig:
     name: str = MISSING
     weight: float = 1.0
     every: int = 1
-    weight_at: dict[int, float] = field(default_factory=dict)
+    weight_at: dict[int, float] = field(default_factory=dict)  # by resolution
+    weight_from: dict[int, float] = field(default_factory=dict)  # from a kimg of the run on; goes before the others
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class LossConfig:
     objective: str = "logistic"
     r1_gamma: float = 10.0  # 0 for no R1
     r1_gamma_at: dict[int, float] = field(default_factory=dict)
+    r1_gamma_from: dict[int, float] = field(default_factory=dict)  # {kimg: gamma}: from there on, whatever the size
     r1_every: int = 16
     pl_weight: float = 2.0  # 0 for no path length regularisation
     pl_every: int = 4
@@ -97,8 +99,8 @@ class LossConfig:
     def all_terms(self) -> list[TermConfig]:
         """R1 and path length, as far as they are switched on, and the further terms."""
         terms = []
-        if self.r1_gamma or any(self.r1_gamma_at.values()):
-            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, self.r1_gamma_at))
+        if self.r1_gamma or any(self.r1_gamma_at.values()) or any(self.r1_gamma_from.values()):
+            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, self.r1_gamma_at, self.r1_gamma_from))
         if self.pl_weight:
             terms.append(TermConfig("path_length", self.pl_weight, self.pl_every))
         return terms + list(self.terms)
@@ -371,6 +373,8 @@ def check(config: Config) -> None:
         fits = all(is_power_of_two(r) and r >= 4 and 0 <= v < math.inf for r, v in value(key).items())
         demand(fits, key, "a table from resolutions (powers of two, 4 or more) to numbers of 0 or more")
     demand(all(v > 0 for v in config.train.batch_at.values()), "train.batch_at", "above 0")
+    fits = all(k >= 0 and 0 <= v < math.inf for k, v in config.loss.r1_gamma_from.items())
+    demand(fits, "loss.r1_gamma_from", "a table from kimg (0 or more) to numbers of 0 or more")
     for term in config.loss.terms:
         if term.every < 1:
             raise UsageError(f"loss.terms: {term.name}: every={term.every} is not possible: it must be 1 or more")

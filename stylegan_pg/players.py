@@ -24,7 +24,7 @@ from stylegan_pg.networks import NETWORKS, copy_same_names, to_channels_last
 from stylegan_pg.ops import downsample2d, upsample2d
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.rng import derive, generator
-from stylegan_pg.schedule import Phase, at, deal, ema_beta, lazy_ratio
+from stylegan_pg.schedule import Phase, deal, ema_beta, lazy_ratio, term_weight
 from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 
@@ -260,7 +260,7 @@ class Players:
         return max(self.current.batch // self.config.loss.pl_batch_shrink, 1) if on_g else self.current.batch
 
     def _term_backward(self, term: TermConfig, values: dict[str, torch.Tensor], count: int) -> None:
-        weight = at(self.current.resolution, term.weight_at, term.weight) * term.every
+        weight = term_weight(term, self.current.resolution, self.nimg) * term.every
         self.observe(**{k: v for k, v in values.items() if k != "loss"})
         self.parallel.backward(values["loss"].sum() * (weight / count))
 

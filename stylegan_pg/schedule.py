@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.errors import UsageError
 
 T = TypeVar("T")
@@ -48,6 +48,13 @@ class Phase:
 def at(resolution: int, table: Mapping[int, T], default: T) -> T:
     """The value for a resolution: its own, or the default."""
     return table.get(resolution, default)
+
+
+def term_weight(term: TermConfig, resolution: int, nimg: int) -> float:
+    """Weight of a regularisation term: of the last kimg in `weight_from` that has been reached, else the
+    resolution's, else the term's one."""
+    reached = [kimg for kimg in term.weight_from if nimg >= kimg * 1000]
+    return term.weight_from[max(reached)] if reached else at(resolution, term.weight_at, term.weight)
 
 
 def largest_divisor(n: int, limit: int) -> int:
