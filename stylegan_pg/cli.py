@@ -167,11 +167,17 @@ def kernels_status() -> None:
 @kernels.command("build")
 def kernels_build(
     into: Annotated[Optional[Path], typer.Option(help="Copy the libraries there, for $STYLEGAN_PG_PREBUILT.")] = None,
+    device: Annotated[
+        Optional[list[str]], typer.Option(help="cpu or cuda, also where there is no GPU; repeat for both.")
+    ] = None,
 ) -> None:
-    """Compile the kernels that this machine can use, unless it has them; fails where one cannot be built."""
+    """Compile the kernels that this machine can use, unless it has them; fails where one cannot be built.
+
+    Which GPUs the CUDA kernels are for: $TORCH_CUDA_ARCH_LIST, else those here, else A100, H100 and B200.
+    """
     from stylegan_pg.ops.native import build_all
 
-    for line in build_all(into):
+    for line in build_all(device or [], into):
         print(line)
 
 

@@ -15,25 +15,30 @@ enum Order : int { kValue, kSlope, kCurvature };
 struct BiasActParams {
   const void *x, *g, *h;
   void* out;
-  int64_t n, rows_of_n, columns;           // rows = n * rows_of_n
-  const void *bias, *scale, *noise;        // [c], [n or 1, c], [n or 1, inner], of the accumulating format
-  int64_t scale_stride, noise_stride;      // between samples
-  double gain, clamp;
+  int n, rows, columns;                // rows of a sample; 2^30 at most
+  const void *bias, *scale, *noise;    // [c], [n or 1, c], [n or 1, inner], of the accumulating format
+  int64_t scale_stride, noise_stride;  // between samples
+  double gain, clamp;                  // infinity for none
   int act;
 };
 
+constexpr int kBiasActThreads = 256, kBiasActBlocks = 6;  // per multiprocessor: three quarters of its threads
+
+// Value, and from it the derivatives at z.
 // linear, relu and lrelu: two straight lines. The slope below zero comes as a value, so one instantiation serves all.
 template <class A>
 struct Straight {
-  A below;
-  __device__ explicit Straight(int act) : below(act == kLinear ? A(1) : act == kRelu ? A(0) : A(0.2)) {}
-  __device__ A value(A z) const { return z < 0 ? (below == 0 ? A(0) : z * below) : z; }
-  __device__ A slope(A z) const { return z > 0 ? A(1) : below; }
-  __device__ A curvature(A) const { return 0; }
+  A below, floor;
+  __device__ explicit Straight(int act)
+      : below(act == kLinear ? A(1) : act == kRelu ? A(0) : A(0.2)), floor(act == kRelu ? A(0) : -A(INFINITY)) {}
+  __device__ A value(A z) const { return z < 0 ? fmax(z * below, floor) : z; }  // of 0 * infinity fmax makes 0
+  __device__ A slope(A z, A) const { return z > 0 ? A(1) : below; }
+  __device__ A curvature(A, A) const { return 0; }
 };
 
 template <class A>
 struct Curved {
+  static constexpr A kSeluScale = A(1.0507009873554805), kSeluAlpha = A(1.6732632423543772);
   int act;
   __device__ explicit Curved(int act_) : act(act_) {}
   __device__ static A sigmoid(A z) { return A(1) / (A(1) + exp(-z)); }
@@ -42,95 +47,83 @@ struct Curved {
       case kTanh: return tanh(z);
       case kSigmoid: return sigmoid(z);
       case kElu: return z > 0 ? z : expm1(z);
-      case kSelu: return A(1.0507009873554805) * (z > 0 ? z : A(1.6732632423543772) * expm1(z));
+      case kSelu: return kSeluScale * (z > 0 ? z : kSeluAlpha * expm1(z));
       case kSoftplus: return z > 20 ? z : log1p(exp(z));
       default: return z * sigmoid(z);
     }
   }
-  __device__ A slope(A z) const {
+  __device__ A slope(A z, A v) const {
+    if (act == kTanh) return 1 - v * v;
+    if (act == kSigmoid) return v * (1 - v);
+    if (act == kElu) return z > 0 ? A(1) : v + 1;
+    if (act == kSelu) return z > 0 ? kSeluScale : v + kSeluScale * kSeluAlpha;
     const A p = sigmoid(z);
-    switch (act) {
-      case kTanh: {
-        const A t = tanh(z);
-        return 1 - t * t;
-      }
-      case kSigmoid: return p * (1 - p);
-      case kElu: return z > 0 ? A(1) : exp(z);
-      case kSelu: return A(1.0507009873554805) * (z > 0 ? A(1) : A(1.6732632423543772) * exp(z));
-      case kSoftplus: return p;
-      default: return p * (1 + z * (1 - p));
-    }
+    return act == kSoftplus ? p : p * (1 + z * (1 - p));
   }
-  __device__ A curvature(A z) const {
-    const A p = sigmoid(z);
-    switch (act) {
-      case kTanh: {
-        const A t = tanh(z);
-        return -2 * t * (1 - t * t);
-      }
-      case kSigmoid: return p * (1 - p) * (1 - 2 * p);
-      case kElu: return z > 0 ? A(0) : exp(z);
-      case kSelu: return z > 0 ? A(0) : A(1.0507009873554805 * 1.6732632423543772) * exp(z);
-      case kSoftplus: return p * (1 - p);
-      case kSwish: return p * (1 - p) * (2 + z * (1 - 2 * p));
-      default: return 0;  // straight
-    }
+  __device__ A curvature(A z, A v) const {
+    if (act <= kLrelu) return 0;
+    if (act == kTanh) return -2 * v * (1 - v * v);
+    if (act == kSigmoid) return v * (1 - v) * (1 - 2 * v);
+    if (act == kElu) return z > 0 ? A(0) : v + 1;
+    if (act == kSelu) return z > 0 ? A(0) : v + kSeluScale * kSeluAlpha;
+    const A p = sigmoid(z), d = p * (1 - p);
+    return act == kSoftplus ? d : d * (2 + z * (1 - 2 * p));
   }
 };
 
 template <class T, template <class> class F, int order, int N, bool channels_last>
-__global__ void bias_act_kernel(BiasActParams p) {
+__global__ void __launch_bounds__(kBiasActThreads, kBiasActBlocks) bias_act_kernel(BiasActParams p) {
   using A = typename Accumulator<T>::type;
   const F<A> f(p.act);
   const A gain = A(p.gain), clamp = A(p.clamp);
-  const bool clamped = p.clamp >= 0;
   const A *bias = static_cast<const A*>(p.bias), *scale = static_cast<const A*>(p.scale);
   const A* noise = static_cast<const A*>(p.noise);
-  const int64_t rows = p.n * p.rows_of_n, row_step = int64_t(gridDim.y) * blockDim.y;
-  const int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * N;
-  const int64_t column_step = int64_t(gridDim.x) * blockDim.x * N;
-  for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += row_step) {
-    const int64_t n = row / p.rows_of_n, r = row - n * p.rows_of_n;
-    A row_bias = 0, row_scale = 1;
+  // Rows or columns, whichever are pixels, along x, the others along y, samples along z. A thread has N values of a row.
+  const int row = (channels_last ? blockIdx.x : blockIdx.y) * blockDim.y + threadIdx.y;
+  const int column = ((channels_last ? blockIdx.y : blockIdx.x) * blockDim.x + threadIdx.x) * N;
+  const int64_t n = blockIdx.z;
+  if (row >= p.rows || column >= p.columns) return;
+  const int64_t at = (n * p.rows + row) * p.columns + column;
+  A row_shift = 0, row_factor = 1;
+  if (channels_last) {
+    if (noise) row_shift = noise[n * p.noise_stride + row];
+  } else {
+    if (bias) row_shift = bias[row];
+    if (scale) row_factor = scale[n * p.scale_stride + row];
+  }
+  Pack<T, N> g, h, out;
+  if (order >= kSlope) g = load_pack<T, N>(static_cast<const T*>(p.g) + at);
+  if (order == kCurvature) h = load_pack<T, N>(static_cast<const T*>(p.h) + at);
+  A z[N];
+  {
+    const Pack<T, N> x = load_pack<T, N>(static_cast<const T*>(p.x) + at);
+    A factor[N], shift[N];
+    fill<N>(factor, row_factor);
+    fill<N>(shift, A(0));
     if (channels_last) {
-      if (noise) row_bias = noise[n * p.noise_stride + r];
-    } else {
-      if (bias) row_bias = bias[r];
-      if (scale) row_scale = scale[n * p.scale_stride + r];
+      if (scale) load_values<N>(factor, scale + n * p.scale_stride + column);
+      if (bias) load_values<N>(shift, bias + column);
+    } else if (noise) {
+      load_values<N>(shift, noise + n * p.noise_stride + column);
     }
-    for (int64_t column = first; column < p.columns; column += column_step) {
-      const int64_t at = row * p.columns + column;
-      const Pack<T, N> x = load_pack<T, N>(static_cast<const T*>(p.x) + at);
-      Pack<T, N> g = x, h = x, out;
-      if (order >= kSlope) g = load_pack<T, N>(static_cast<const T*>(p.g) + at);
-      if (order == kCurvature) h = load_pack<T, N>(static_cast<const T*>(p.h) + at);
 #pragma unroll
-      for (int i = 0; i < N; i++) {
-        A factor = row_scale, shift = row_bias;
-        if (channels_last) {
-          if (scale) factor = scale[n * p.scale_stride + column + i];
-          if (bias) shift += bias[column + i];
-        } else if (noise) {
-          shift += noise[n * p.noise_stride + column + i];
-        }
-        const A z = load(x.v[i]) * factor + shift;
-        A y = f.value(z) * gain;
-        if (order == kValue) {
-          if (clamped) {
-            y = y < -clamp ? -clamp : y;  // in this form NaN stays NaN
-            y = y > clamp ? clamp : y;
-          }
-          store(&out.v[i], y);
-        } else {
-          A d = load(g.v[i]) * gain;
-          d *= order == kSlope ? f.slope(z) : load(h.v[i]) * f.curvature(z);
-          if (clamped && (y > clamp || y < -clamp)) d = 0;
-          store(&out.v[i], d);
-        }
-      }
-      store_pack<T, N>(static_cast<T*>(p.out) + at, out);
+    for (int i = 0; i < N; i++) z[i] = load(x.v[i]) * factor[i] + (shift[i] + row_shift);
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    const A value = f.value(z[i]);
+    A y = value * gain;
+    if (order == kValue) {
+      y = y < -clamp ? -clamp : y;  // in this form NaN stays NaN
+      y = y > clamp ? clamp : y;
+      store(&out.v[i], y);
+    } else {
+      const A d = (order == kSlope ? f.slope(z[i], value) : load(h.v[i]) * f.curvature(z[i], value)) * gain;
+      const A dz = load(g.v[i]) * d;
+      store(&out.v[i], y > clamp || y < -clamp ? A(0) : dz);
     }
   }
+  store_pack<T, N>(static_cast<T*>(p.out) + at, out);
 }
 
 }  // namespace spg

@@ -61,4 +61,21 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(p) = pack;
 }
 
+// N values next to each other, in 16-byte pieces where N is more than one; p is aligned to them.
+template <int N, class A>
+__device__ __forceinline__ void load_values(A* values, const A* p) {
+  constexpr int step = N < kFull<A> ? N : kFull<A>;
+#pragma unroll
+  for (int i = 0; i < N; i += step) {
+    const Pack<A, step> pack = load_pack<A, step>(p + i);
+#pragma unroll
+    for (int j = 0; j < step; j++) values[i + j] = pack.v[j];
+  }
+}
+template <int N, class A>
+__device__ __forceinline__ void fill(A* values, A value) {
+#pragma unroll
+  for (int i = 0; i < N; i++) values[i] = value;
+}
+
 }  // namespace spg

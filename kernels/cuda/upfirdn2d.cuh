@@ -57,18 +57,19 @@ __global__ void upfirdn2d_any(Upfirdn2dParams p) {
 // The shape of the tiles in NCHW: kThreadsX * kThreadsY threads, each of which makes V neighbouring outputs of R rows.
 template <class T, int UP, int DOWN>
 struct Tile {
-  static constexpr int V = kFull<T>, R = DOWN == 2 ? 1 : (V == 8 ? 2 : 4);
+  static constexpr int V = kFull<T>, R = DOWN == 2 ? 1 : 2;
   static constexpr int kThreadsX = DOWN == 2 ? 8 : 16, kThreadsY = 128 / kThreadsX;
   static constexpr int kOutW = kThreadsX * V, kOutH = kThreadsY * R;
   static constexpr int kColumns = ((V - 1) * DOWN + 3) / UP + 1, kRows = ((R - 1) * DOWN + 3) / UP + 1;  // of a thread
   // Whole 16-byte packs that hold all columns wherever the first one falls in its pack.
   static constexpr int kPacks = (((kOutW - 1) * DOWN + 3) / UP + 1 + V - 2) / V + 1;
   static constexpr int kInW = kPacks * V, kInH = ((kOutH - 1) * DOWN + 3) / UP + 1;
+  static constexpr int kTrips = (kInH * kPacks + 127) / 128;  // packs that a thread loads
 };
 
-// NCHW. Needs w and out_w in multiples of V, and an even padding where UP is 2. Blocks take planes blockIdx.z,
-// blockIdx.z + gridDim.z, ...
-template <class T, int UP, int DOWN>
+// NCHW. Needs an even padding where UP is 2. PACKED moves whole packs, for which w and out_w are multiples of V and both
+// tensors aligned; otherwise the same values go one at a time. Blocks take planes blockIdx.z, blockIdx.z + gridDim.z, ...
+template <class T, int UP, int DOWN, bool PACKED>
 __global__ void __launch_bounds__(128, 12) upfirdn2d_planes(Upfirdn2dParams p) {
   using S = Tile<T, UP, DOWN>;
   constexpr int V = S::V;
@@ -79,14 +80,23 @@ __global__ void __launch_bounds__(128, 12) upfirdn2d_planes(Upfirdn2dParams p) {
   const int thread = threadIdx.y * S::kThreadsX + threadIdx.x;
   for (int64_t plane = blockIdx.z; plane < p.n * p.c; plane += gridDim.z) {
     const T* image = static_cast<const T*>(p.x) + plane * p.h * p.w;
-    for (int i = thread; i < S::kInH * S::kPacks; i += 128) {
+#pragma unroll(PACKED && DOWN == 1 ? S::kTrips : 1)
+    for (int trip = 0; trip < S::kTrips; trip++) {
+      const int i = thread + trip * 128;
+      if (trip + 1 == S::kTrips && i >= S::kInH * S::kPacks) break;
       const int row = i / S::kPacks, pack = i % S::kPacks, iy = y0 + row, ix = x0_pack + pack * V;
+      const bool row_inside = iy >= 0 && iy < p.h;
       Pack<T, V> values;
-      if (iy >= 0 && iy < p.h && ix >= 0 && ix < p.w) {
+      if (PACKED && row_inside && ix >= 0 && ix < p.w) {
         values = load_pack<T, V>(image + int64_t(iy) * p.w + ix);
       } else {
 #pragma unroll
         for (int j = 0; j < V; j++) store(&values.v[j], 0.0f);
+      }
+      if (!PACKED && row_inside) {
+#pragma unroll
+        for (int j = 0; j < V; j++)
+          if (ix + j >= 0 && ix + j < p.w) values.v[j] = image[int64_t(iy) * p.w + ix + j];
       }
       SPG_STORE_PACK(tile, row * S::kInW + pack * V, values, V);
     }
@@ -118,11 +128,18 @@ __global__ void __launch_bounds__(128, 12) upfirdn2d_planes(Upfirdn2dParams p) {
       T* out = static_cast<T*>(p.y) + (plane * p.out_h + oy) * p.out_w + ox;
 #pragma unroll
       for (int r = 0; r < S::R; r++) {
-        if (oy + r < p.out_h) {
+        if (oy + r >= p.out_h) break;
+        if (PACKED) {
           Pack<T, V> values;
 #pragma unroll
           for (int j = 0; j < V; j++) store(&values.v[j], sums[r][j]);
           store_pack<T, V>(out + int64_t(r) * p.out_w, values);
+        } else {
+#pragma unroll
+          for (int j = 0; j < V; j++) {
+            if (ox + j >= p.out_w) break;
+            store(out + int64_t(r) * p.out_w + j, sums[r][j]);
+          }
         }
       }
     }
@@ -130,49 +147,45 @@ __global__ void __launch_bounds__(128, 12) upfirdn2d_planes(Upfirdn2dParams p) {
   }
 }
 
-// channels_last. Needs c in multiples of V, and an even padding where UP is 2. A thread makes V channels of UP * UP
-// pixels; blockIdx.x and threadIdx.x run over columns and channels, blockIdx.y and threadIdx.y over rows, blockIdx.z over
+// channels_last. Needs c in multiples of V, and an even padding where UP is 2. A thread makes V channels of one pixel;
+// blockIdx.x and threadIdx.x run over columns and channels, blockIdx.y and threadIdx.y over rows, blockIdx.z over
 // samples. Neighbouring threads share what they read through the cache.
 template <class T, int UP, int DOWN>
 __global__ void __launch_bounds__(128, 12) upfirdn2d_pixels(Upfirdn2dParams p) {
   constexpr int V = kFull<T>;
-  const int packs = int(p.c / V), columns = (p.out_w + UP - 1) / UP;
-  const int64_t flat = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int oy = (blockIdx.y * blockDim.y + threadIdx.y) * UP;
-  if (flat >= int64_t(columns) * packs || oy >= p.out_h) return;
-  const int pack = int(flat % packs), ox = int(flat / packs) * UP;
-  const int ix0 = (ox * DOWN - p.left) / UP, iy0 = (oy * DOWN - p.top) / UP;  // whole: the padding is even
-  const int64_t row_step = int64_t(p.w) * p.c;
-  for (int64_t n = blockIdx.z; n < p.n; n += gridDim.z) {
-#pragma unroll 1
-    for (int phase = 0; phase < UP * UP; phase++) {  // of the pixel, among those that one input pixel becomes
-      const int r = phase / UP, j = phase % UP;
-      if (oy + r >= p.out_h || ox + j >= p.out_w) continue;
-      // Taps by phase: with UP 2, those of its parity, the odd ones an input further.
-      const float x0 = UP == 2 && j ? p.fx[1] : p.fx[0], x1 = UP == 2 ? (j ? p.fx[3] : p.fx[2]) : p.fx[1];
-      const float y0 = UP == 2 && r ? p.fy[1] : p.fy[0], y1 = UP == 2 ? (r ? p.fy[3] : p.fy[2]) : p.fy[1];
-      const int ix = ix0 + j, iy = iy0 + r;
-      const T* at = static_cast<const T*>(p.x) + ((n * p.h + iy) * p.w + ix) * p.c + pack * V;
-      float sums[V] = {};
+  const int packs = int(p.c / V), flat = blockIdx.x * blockDim.x + threadIdx.x;
+  const int ox = flat / packs, oy = blockIdx.y * blockDim.y + threadIdx.y, channel = (flat - ox * packs) * V;
+  if (ox >= p.out_w || oy >= p.out_h) return;
+  // With UP 2 only the taps of an output's own parity meet inputs, the odd ones an input further: the padding is even.
+  const int odd_x = UP == 2 ? ox & 1 : 0, odd_y = UP == 2 ? oy & 1 : 0;
+  const int ix = (ox * DOWN - p.left + odd_x) / UP, iy = (oy * DOWN - p.top + odd_y) / UP;
+  const int64_t n = blockIdx.z;
+  const T* at = static_cast<const T*>(p.x) + ((n * p.h + iy) * p.w + ix) * p.c + channel;
+  T* out = static_cast<T*>(p.y) + ((n * p.out_h + oy) * p.out_w + ox) * p.c + channel;
+  const float x0 = odd_x ? p.fx[1] : p.fx[0], x1 = UP == 2 ? (odd_x ? p.fx[3] : p.fx[2]) : p.fx[1];
+  const float y0 = odd_y ? p.fy[1] : p.fy[0], y1 = UP == 2 ? (odd_y ? p.fy[3] : p.fy[2]) : p.fy[1];
+  float sums[V] = {};
+#pragma unroll 1  // or all sixteen packs would want registers; of float32 two at a time are enough
+  for (int m = 0; m < 4 / UP; m++, at += p.w * p.c) {
+    const float fy = m == 0 ? y0 : m == 1 ? y1 : m == 2 ? p.fy[2] : p.fy[3];
+    if (iy + m < 0 || iy + m >= p.h) continue;
+#pragma unroll(sizeof(T) == 4 ? 1 : 2)
+    for (int pair = 0; pair < 4 / UP; pair += 2) {
 #pragma unroll
-      for (int m = 0; m < 4 / UP; m++, at += row_step) {
-        if (iy + m < 0 || iy + m >= p.h) continue;
-        const float fy = m == 0 ? y0 : m == 1 ? y1 : p.fy[m];
+      for (int k = 0; k < 2; k++) {
+        const int column = ix + pair + k;
+        if (column < 0 || column >= p.w) continue;
+        const float f = fy * (pair == 0 ? (k ? x1 : x0) : p.fx[2 + k]);
+        const Pack<T, V> values = load_pack<T, V>(at + (pair + k) * p.c);
 #pragma unroll
-        for (int k = 0; k < 4 / UP; k++) {
-          if (ix + k < 0 || ix + k >= p.w) continue;
-          const float f = fy * (k == 0 ? x0 : k == 1 ? x1 : p.fx[k]);
-          const Pack<T, V> values = load_pack<T, V>(at + k * p.c);
-#pragma unroll
-          for (int i = 0; i < V; i++) sums[i] += f * load(values.v[i]);
-        }
+        for (int i = 0; i < V; i++) sums[i] += f * load(values.v[i]);
       }
-      Pack<T, V> values;
-#pragma unroll
-      for (int i = 0; i < V; i++) store(&values.v[i], sums[i]);
-      store_pack<T, V>(static_cast<T*>(p.y) + ((n * p.out_h + oy + r) * p.out_w + ox + j) * p.c + pack * V, values);
     }
   }
+  Pack<T, V> values;
+#pragma unroll
+  for (int i = 0; i < V; i++) store(&values.v[i], sums[i]);
+  store_pack<T, V>(out, values);
 }
 
 }  // namespace spg

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from stylegan_pg.ops import native, reference
+from stylegan_pg.ops import calls, native, reference
 from stylegan_pg.ops.reference import ACTIVATIONS
 
 _STRAIGHT = ("linear", "relu", "lrelu")  # no second derivative
@@ -30,26 +30,31 @@ def _pre_activation(x, bias, scale, noise, dim):
     return reference.bias_act(x, bias, scale, noise, "linear", 1.0, None, dim)
 
 
+def _compiled(order, given, tail):
+    """One of the three by a compiled kernel, or None where there is none; `tail` are the arguments from x on."""
+    kernels = native.compiled(tail[0])
+    return None if kernels is None else calls.Tail(kernels, *tail).elementwise(order, *given)
+
+
 def _value(x, bias, scale, noise, act, gain, clamp, dim):
-    lib = native.compiled(x)
-    if lib is None:
+    y = _compiled(0, (), (x, bias, scale, noise, act, gain, clamp, dim))
+    if y is None:
         y = reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
-        return y.clone() if y is x else y  # an operator's output must not be its input
-    return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 0)
+    return y.clone() if y is x else y  # an operator's output must not be its input
 
 
 def _slope(g, x, bias, scale, noise, act, gain, clamp, dim):
-    lib = native.compiled(x)
-    if lib is not None:
-        return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 1, g)
+    out = _compiled(1, (g,), (x, bias, scale, noise, act, gain, clamp, dim))
+    if out is not None:
+        return out
     z = _pre_activation(x, bias, scale, noise, dim)
     return _unclamped(g * reference.DERIVATIVES[act][0](z) * gain, z, act, gain, clamp)
 
 
 def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
-    lib = native.compiled(x)
-    if lib is not None:
-        return native.Tail(x, bias, scale, noise, act, gain, clamp, dim).elementwise(lib, 2, g, h)
+    out = _compiled(2, (g, h), (x, bias, scale, noise, act, gain, clamp, dim))
+    if out is not None:
+        return out
     z = _pre_activation(x, bias, scale, noise, dim)
     return _unclamped(g * h * reference.DERIVATIVES[act][1](z) * gain, z, act, gain, clamp)
 
@@ -77,13 +82,14 @@ def _gradients(dz, x, bias, scale, noise, dim):
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
     """`_gradients` of `_slope` in one pass; `wanted` tells which of dbias, dscale and dnoise (else they are empty)."""
-    lib = native.compiled(x)
-    if lib is None:
+    kernels = native.compiled(x)
+    tail = None if kernels is None else calls.Tail(kernels, x, bias, scale, noise, act, gain, clamp, dim)
+    fused = None if tail is None else tail.backward(dy, *wanted)
+    if fused is None:
         dz = _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
         dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
     else:
-        tail = native.Tail(x, bias, scale, noise, act, gain, clamp, dim)
-        dx, dbias, dscale, dnoise = tail.backward(lib, dy, *wanted)
+        dx, dbias, dscale, dnoise = fused
         if dscale is not None:
             dscale = dscale.sum_to_size(scale.shape).to(scale.dtype)
         if dnoise is not None:

@@ -1,9 +1,9 @@
 """Compile the kernels once and find them again: prebuilt ones first, then the cache, then the compiler.
 
-The kernels have a plain C interface and need no headers of PyTorch, so a build takes seconds and a binary is loaded
-with ctypes. A binary lies in a folder of its own together with `meta.json`, which says what it was made of and holds
-its checksum. It is built in a temporary folder and moved into place as a whole, so a killed builder leaves nothing that
-looks finished; builders on one machine wait for each other with a lock that the system drops when its owner dies.
+A binary has a plain C interface and is loaded with ctypes. It lies in a folder of its own together with `meta.json`,
+which says what it was made of and holds its checksum. It is built in a temporary folder and moved into place as a
+whole, so a killed builder leaves nothing that looks finished; builders on one machine wait for each other with a lock
+that the system drops when its owner dies.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import functools
 import hashlib
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,19 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from stylegan_pg.ops.recipes import RECIPES, BuildError, Recipe, kernels_folder
 
 LIBRARY = "kernels.so"
 LOCK_TIMEOUT = 300.0  # seconds to wait for another builder; then build without the lock, which is safe but double work
 BUILD_TIMEOUT = 1800.0
-
-
-class BuildError(Exception):
-    """Why there are no kernels, where the compiler's output is (or ""), and what to do about it."""
-
-    def __init__(self, cause: str, log: str, remedy: str):
-        super().__init__(f"{cause}{f'; log: {log}' if log else ''}; {remedy}")
-        self.cause, self.log, self.remedy = cause, log, remedy
 
 
 @dataclass(frozen=True)
@@ -47,15 +36,6 @@ class Built:
     library: ctypes.CDLL
     path: Path
     origin: str  # prebuilt, cached or compiled
-
-
-def kernels_folder() -> Path:
-    """The sources: beside the package in a checkout, inside of it when installed."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "kernels", package.parent / "kernels"):
-        if (folder / "cpu" / "upfirdn2d.cpp").is_file():
-            return folder
-    raise BuildError("the kernels' sources are missing", "", "install stylegan_pg again")
 
 
 def cache_folder() -> Path:
@@ -75,92 +55,6 @@ def cache_folder() -> Path:
         raise BuildError(f"{folder} could be written by others", "", "set STYLEGAN_PG_CACHE to a folder of your own")
     return folder
 
-
-# ------------------------------------------------------------------------------------------------------- recipes
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one library is made: `meta` identifies it, the commands are ninja's, with $in and $out."""
-
-    meta: dict[str, Any]
-    sources: tuple[Path, ...]
-    compile: tuple[str, ...]
-    link: tuple[str, ...]
-
-
-def _sources_hash(folder: Path, patterns: tuple[str, ...]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(p for pattern in patterns for p in folder.glob(pattern)):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-@functools.cache
-def _version(program: str) -> str:
-    """What `program --version` says, or "" where it does not run."""
-    try:
-        result = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
-
-
-def cxx() -> str | None:
-    """The C++ compiler: $CXX, else the first of c++, g++ and clang++."""
-    chosen = os.environ.get("CXX")
-    return shutil.which(chosen) if chosen else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-
-
-@functools.cache
-def _cpu() -> str:
-    """What -march=native depends on."""
-    lines: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            lines.setdefault(name.strip(), value.strip())
-    named = [lines.get(k, "") for k in ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")]
-    return hashlib.blake2b("|".join([platform.machine(), *named]).encode(), digest_size=8).hexdigest()
-
-
-def cpu_recipe() -> Recipe:
-    """The CPU kernels, for exactly this processor."""
-    folder = kernels_folder()
-    lib = Path(torch.__file__).parent / "lib"
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    # No contraction: fused multiply-adds round otherwise than PyTorch does, enough to flip a leaky ReLU here and there.
-    flags = ["-O3", "-std=c++17", "-fPIC", "-fopenmp-simd", "-fvisibility=hidden"]
-    flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-    flags += ["-march=native", "-mprefer-vector-width=512"] if x86 else ["-mcpu=native"]
-    if tuple(int(v) for v in torch.__version__.split("+")[0].split(".")[:2] if v.isdigit()) < (2, 10):
-        include = Path(torch.__file__).parent / "include"
-        api = include / "torch" / "csrc" / "api" / "include"
-        flags += ["-DSPG_ATEN_PARALLEL", f"-isystem{include}", f"-isystem{api}"]
-        flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-fopenmp"]
-    compiler = cxx()
-    meta = _meta("cpu", _sources_hash(folder, ("cpu/*.cpp", "cpu/*.h")), compiler, flags)
-    return Recipe(
-        meta | {"architecture": _cpu()},
-        tuple(sorted((folder / "cpu").glob("*.cpp"))),
-        (compiler or "", *flags, "-c", "$in", "-o", "$out"),
-        (compiler or "", "-shared", "$in", "-o", "$out", f"-L{lib}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}"),
-    )
-
-
-def _meta(kind: str, sources: str, compiler: str | None, flags: list[str]) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "sources": sources,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": sys.implementation.cache_tag,
-        "compiler": _version(compiler) if compiler else "",
-        "flags": flags,
-    }
-
-
-RECIPES = {"cpu": cpu_recipe}
 
 # --------------------------------------------------------------------------------------------------- find and build
 
@@ -198,7 +92,7 @@ def find(recipe: Recipe) -> Built | None:
                 return built
     cache = cache_folder()
     built = _open(cache / _name(recipe), "cached")
-    if built is None and not recipe.meta["compiler"]:  # made when there was a compiler
+    if built is None and recipe.problem:  # made when there was a compiler
         built = next(filter(None, (_open(c, "cached") for c in _alike(cache, recipe))), None)
     return built
 
@@ -209,11 +103,14 @@ def _name(recipe: Recipe) -> str:
 
 
 def _alike(folder: Path, recipe: Recipe) -> Iterator[Path]:
-    """Folders whose library was made of the same by whatever compiler."""
+    """Folders whose library was made of the same, by whatever compiler, for these GPUs and maybe others."""
+    wanted = {k: v for k, v in recipe.meta.items() if k not in ("compiler", "architectures")}
     for meta_file in sorted(folder.glob(f"{recipe.meta['kind']}-*/meta.json")):
         meta = _read_meta(meta_file.parent)
-        if meta and all(meta.get(k) == v for k, v in recipe.meta.items() if k != "compiler"):
-            yield meta_file.parent
+        if meta and all(meta.get(k) == v for k, v in wanted.items()):
+            targets = meta.get("architectures", [])
+            if isinstance(targets, list) and set(recipe.meta.get("architectures", [])) <= set(map(str, targets)):
+                yield meta_file.parent
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
@@ -255,12 +152,11 @@ def _lock(path: Path) -> Iterator[None]:
 def _compile(recipe: Recipe, target: Path) -> None:
     """Run ninja in a temporary folder and move it to `target`; on failure only the log stays, beside it."""
     kind, log = recipe.meta["kind"], target.with_name(f"{target.name}.log")
+    if recipe.problem:
+        raise BuildError(recipe.problem[0], "", recipe.problem[1])
     ninja = _ninja()
     if ninja is None:
         raise BuildError("ninja is missing", "", "pip install ninja")
-    if not recipe.meta["compiler"]:
-        wanted = os.environ.get("CXX") or "c++, g++ or clang++"
-        raise BuildError(f"no working C++ compiler ({wanted})", "", "install g++ (apt install g++), or set CXX")
     temporary = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
     try:
         (temporary / "build.ninja").write_text(_ninja_file(recipe), "utf-8")
@@ -322,12 +218,20 @@ def _ninja_file(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
+REMEDIES = {  # part of the compiler's output -> what to do
+    "No space left": "make room, or set STYLEGAN_PG_CACHE to a folder on another disk",
+    "unsupported GNU version": "set CXX to an older g++ that this CUDA toolkit supports",
+    "unsupported clang version": "set CXX to an older compiler that this CUDA toolkit supports",
+    "Unsupported gpu architecture": "install a newer CUDA toolkit, or set TORCH_CUDA_ARCH_LIST",
+    "cuda_": "install the whole CUDA toolkit (the headers are missing), or set CUDA_HOME to one",
+    "unrecognized command": "install a newer compiler (g++ 9 or clang++ 10), or set CXX",
+    "unknown argument": "install a newer compiler (g++ 9 or clang++ 10), or set CXX",
+    "fatal error": "install the missing header's package (for the C++ library: apt install g++)",
+}
+
+
 def _remedy(output: str) -> str:
     """What to do about a failed build, from what the compiler said."""
-    if "No space left" in output:
-        return "make room, or set STYLEGAN_PG_CACHE to a folder on another disk"
-    if "unrecognized command" in output or "unknown argument" in output or "unsupported" in output:
-        return "install a newer compiler (g++ 9 or clang++ 10), or set CXX"
-    if "fatal error" in output and ".h" in output:
-        return "install the missing header's package (for the C++ library: apt install g++)"
-    return "read the log; STYLEGAN_PG_KERNELS=reference runs without kernels"
+    complaints = "\n".join(line for line in output.splitlines() if "error" in line.lower() or "No space" in line)
+    otherwise = "read the log; STYLEGAN_PG_KERNELS=reference runs without kernels"
+    return next((remedy for sign, remedy in REMEDIES.items() if sign in complaints), otherwise)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stylegan_pg.ops import native, reference
+from stylegan_pg.ops import calls, native, reference
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
 _op.define(
@@ -50,10 +50,11 @@ def _out_size(x, f, up, down, padding):
 
 
 def _compute(x, f, up, down, padding, flip_filter, gain):
-    lib = native.compiled(x)
-    if lib is None:
-        return native.dense(reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain))[0]
-    return native.upfirdn2d(lib, x, f, up, down, padding, flip_filter, gain, _out_size(x, f, up, down, padding))
+    kernels, y = native.compiled(x), None
+    if kernels is not None:
+        size = _out_size(x, f, up, down, padding)
+        y = calls.upfirdn2d(kernels, x, f, up, down, padding, flip_filter, gain, size)
+    return calls.dense(reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain))[0] if y is None else y
 
 
 def _fake(x, f, up, down, padding, flip_filter, gain):

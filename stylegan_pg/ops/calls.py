@@ -1,0 +1,212 @@
+"""The calls into the compiled kernels: PyTorch's tensors in, plain C out.
+
+Both libraries have the same two operations; the CUDA one also wants to know the device and the stream, and the CPU one
+has the whole backward pass of bias_act in one call. A call returns 0, or -1 where there is no kernel for such numbers
+or sizes; then these functions return None, and the caller uses the reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from stylegan_pg.ops.reference import ACTIVATIONS, is_channels_last
+
+# Codes shared with the C++ sources.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
+
+_PTR, _I64, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+_BIAS_ACT = [_I64, _I64, _I64, _INT, _PTR, _PTR, _I64, _PTR, _I64, _DOUBLE, _DOUBLE]
+_WHERE = [_INT, _PTR]  # device, stream
+SIGNATURES = {
+    "cpu": {
+        "upfirdn2d": [_INT, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
+        "bias_act": [_INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
+        "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
+        "bias_act_chunks": [_I64, _I64, _INT],
+    },
+    "cuda": {
+        "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
+        "bias_act": [*_WHERE, _INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
+    },
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """A loaded library for one kind of device, "cpu" or "cuda"."""
+
+    kind: str
+    library: ctypes.CDLL
+
+    def __post_init__(self):
+        for name, types in SIGNATURES[self.kind].items():
+            getattr(self.library, f"spg_{name}_{self.kind}").argtypes = types
+        if self.kind == "cpu":
+            self.library.spg_bias_act_chunks_cpu.restype = _I64
+
+    def call(self, name: str, x: torch.Tensor, *args: Any) -> bool:
+        """Run a function on x's device, in PyTorch's current stream; False where there is no kernel for it.
+
+        Raises:
+            RuntimeError: CUDA could not launch it.
+        """
+        function = getattr(self.library, f"spg_{name}_{self.kind}")
+        if self.kind == "cpu":
+            code = function(*args)
+        elif x.is_cuda:
+            with torch.cuda.device(x.device):
+                code = function(x.device.index, torch.cuda.current_stream().cuda_stream, *args)
+        else:  # device code that was compiled for the CPU (kernels/shim)
+            code = function(0, None, *args)
+        if code > 0:
+            raise RuntimeError(f"{name} on {x.device}: the launch failed with CUDA error {code}")
+        return code == 0
+
+
+def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
+    """x without gaps in memory, in the layout that it has, and that layout."""
+    if is_channels_last(x):
+        return x, torch.channels_last
+    return x.contiguous(), torch.contiguous_format
+
+
+def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
+    """fx and fy, 4 values each, whose outer product is gain times the filter [4, 4] in the orientation of a
+    correlation; None where there are none or the filter has another size."""
+    if list(f.shape) != [4, 4]:
+        return None
+    f = f.double() * gain if correlate else f.double().flip([0, 1]) * gain
+    row, column = divmod(int(f.abs().argmax()), 4)
+    if not math.isfinite(float(f[row, column])) or not f[row, column]:
+        return None
+    fx, fy = f[row], f[:, column] / f[row, column]
+    if (torch.outer(fy, fx) - f).abs().max() > 1e-7 * f.abs().max():
+        return None
+    return [*fx.tolist(), *fy.tolist()]
+
+
+_factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(version, correlate, gain): 8 floats}
+
+
+def _factors_once(f: torch.Tensor, correlate: bool, gain: float):
+    """`factors` as C floats, found once for each filter: looking at its values makes the CPU wait for the GPU."""
+    known = _factors.setdefault(f, {})
+    key = (0 if f.is_inference() else f._version, correlate, gain)
+    if key not in known:
+        found = factors(f.cpu(), correlate, gain)
+        known[key] = None if found is None else (ctypes.c_float * 8)(*found)
+    return known[key]
+
+
+def upfirdn2d(
+    kernels: Kernels,
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+    out_size: tuple[int, int],
+) -> torch.Tensor | None:
+    """reference.upfirdn2d by a compiled kernel; out_size is (height, width)."""
+    x, layout = dense(x)
+    n, c, h, w = x.shape
+    y = torch.empty([n, c, *out_size], dtype=x.dtype, device=x.device, memory_format=layout)
+    separable = (_factors_once(f, flip_filter, gain),) if kernels.kind == "cuda" else ()
+    f = f.to(x.device, torch.float32).contiguous()
+    done = kernels.call(
+        "upfirdn2d", x, DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), f.data_ptr(), *separable, n, c, h, w, *out_size,
+        *up, *down, padding[0], padding[2], *f.shape, layout == torch.channels_last, flip_filter, gain,
+    )  # fmt: skip
+    return y if done else None
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(value: float, count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full([count], value, dtype=dtype)
+
+
+def _address(t: torch.Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+class Tail:
+    """The arguments that bias_act, its derivatives and its backward pass share, as the kernels take them."""
+
+    def __init__(self, kernels: Kernels, x, bias, scale, noise, act: str, gain: float, clamp: float | None, dim: int):
+        self.kernels = kernels
+        self.x, self.layout = dense(x)
+        self.act = ACTS[act]
+        shape = x.shape
+        if self.layout == torch.channels_last and dim == 1:
+            self.n, self.c, self.inner, self.pixels = shape[0], shape[1], shape[2] * shape[3], True
+        else:
+            if self.layout == torch.channels_last:
+                self.x, self.layout = x.contiguous(), torch.contiguous_format
+            self.n, self.c, self.inner, self.pixels = shape[:dim].numel(), shape[dim], shape[dim + 1 :].numel(), False
+            if self.inner == 1 and scale is None and noise is None:  # rows of c values
+                self.n, self.inner, self.pixels = 1, self.n, True
+        if self.pixels and self.n > 65535 and scale is None and noise is None:  # more than the grid of a GPU has layers
+            self.n, self.inner = 1, self.n * self.inner
+        acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.acc = acc
+        self.noise = None if noise is None else noise.to(acc).contiguous()
+        if kernels.kind == "cpu":  # where these are always there
+            bias = _constant(0.0, self.c, acc) if bias is None else bias
+            ones = _constant(1.0, self.c, acc)[None]
+            scale = ones if scale is None else scale
+        self.bias = None if bias is None else bias.to(acc).contiguous()
+        self.scale = None if scale is None else scale.to(acc).contiguous()
+        self.args = (
+            self.n, self.c, self.inner, self.pixels, _address(self.bias),
+            _address(self.scale), self.c if self.scale is not None and len(self.scale) > 1 else 0,
+            _address(self.noise), self.inner if self.noise is not None and len(self.noise) > 1 else 0,
+            gain, -1.0 if clamp is None else clamp,
+        )  # fmt: skip
+
+    def alike(self, t: torch.Tensor) -> torch.Tensor:
+        return t.to(self.x.dtype).contiguous(memory_format=self.layout)
+
+    def elementwise(self, order: int, *given: torch.Tensor) -> torch.Tensor | None:
+        """f(z), or with g given g f'(z), or with g and h given g h f''(z)."""
+        out = torch.empty_like(self.x, memory_format=self.layout)
+        tensors = [self.alike(t) for t in given]  # kept alive while their addresses are used
+        g, h = ([t.data_ptr() for t in tensors] + [None, None])[:2]
+        code = DTYPES[out.dtype]
+        done = self.kernels.call(
+            "bias_act", out, code, self.act, order, self.x.data_ptr(), g, h, out.data_ptr(), *self.args
+        )
+        return out if done else None
+
+    def backward(self, dy: torch.Tensor, with_bias: bool, with_scale: bool, with_noise: bool):
+        """dx, and the sums over everything that share a bias [c], a scale [n, c] and a noise value [n, inner]; None
+        on a GPU, where PyTorch's own reductions are as good."""
+        if self.kernels.kind != "cpu":
+            return None
+        dy = self.alike(dy)
+        dx = torch.empty_like(self.x, memory_format=self.layout)
+        rows = [self.n, self.kernels.library.spg_bias_act_chunks_cpu(self.c, self.inner, self.pixels), self.c]
+        empty = functools.partial(torch.empty, dtype=self.acc)
+        sums, products = empty(rows) if with_bias else None, empty(rows) if with_scale else None
+        over_channels = empty([self.n, self.inner]) if with_noise else None
+        outputs = [dx.data_ptr(), *map(_address, (sums, products, over_channels))]
+        code = DTYPES[dx.dtype]
+        self.kernels.call(
+            "bias_act_backward", dx, code, self.act, dy.data_ptr(), self.x.data_ptr(), *outputs, *self.args
+        )
+        return (
+            dx,
+            None if sums is None else sums.sum(dim=[0, 1]),
+            None if products is None else products.sum(dim=1),
+            over_channels,
+        )

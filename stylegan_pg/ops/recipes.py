@@ -1,0 +1,203 @@
+"""How the kernels are compiled: which compiler, which flags, for which processors, and what a library depends on.
+
+The kernels have a plain C interface and need no headers of PyTorch, so a build takes seconds and cannot fail for want
+of cusparse.h and its like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class BuildError(Exception):
+    """Why there are no kernels, where the compiler's output is (or ""), and what to do about it."""
+
+    def __init__(self, cause: str, log: str, remedy: str):
+        super().__init__(f"{cause}{f'; log: {log}' if log else ''}; {remedy}")
+        self.cause, self.log, self.remedy = cause, log, remedy
+
+
+def kernels_folder() -> Path:
+    """The sources: beside the package in a checkout, inside of it when installed."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "kernels", package.parent / "kernels"):
+        if (folder / "cpu" / "upfirdn2d.cpp").is_file():
+            return folder
+    raise BuildError("the kernels' sources are missing", "", "install stylegan_pg again")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one library is made: `meta` identifies it, the commands are ninja's, with $in and $out."""
+
+    meta: dict[str, Any]
+    sources: tuple[Path, ...]
+    compile: tuple[str, ...]
+    link: tuple[str, ...]
+    problem: tuple[str, str] | None = None  # why it cannot be compiled here, and the remedy
+
+
+def _sources_hash(folder: Path, patterns: tuple[str, ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(p for pattern in patterns for p in folder.glob(pattern)):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _version(program: str | None) -> str:
+    """What `program --version` says, or "" where it does not run."""
+    if program is None:
+        return ""
+    try:
+        result = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def cxx() -> str | None:
+    """The C++ compiler: $CXX, else the first of c++, g++ and clang++."""
+    chosen = os.environ.get("CXX")
+    return shutil.which(chosen) if chosen else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+@functools.cache
+def _cpu() -> str:
+    """What -march=native depends on."""
+    lines: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            lines.setdefault(name.strip(), value.strip())
+    named = [lines.get(k, "") for k in ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")]
+    return hashlib.blake2b("|".join([platform.machine(), *named]).encode(), digest_size=8).hexdigest()
+
+
+def cpu_recipe() -> Recipe:
+    """The CPU kernels, for exactly this processor."""
+    folder = kernels_folder()
+    lib = Path(torch.__file__).parent / "lib"
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    # No contraction: fused multiply-adds round otherwise than PyTorch does, enough to flip a leaky ReLU here and there.
+    flags = ["-O3", "-std=c++17", "-fPIC", "-fopenmp-simd", "-fvisibility=hidden"]
+    flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+    flags += ["-march=native", "-mprefer-vector-width=512"] if x86 else ["-mcpu=native"]
+    if tuple(int(v) for v in torch.__version__.split("+")[0].split(".")[:2] if v.isdigit()) < (2, 10):
+        include = Path(torch.__file__).parent / "include"
+        api = include / "torch" / "csrc" / "api" / "include"
+        flags += ["-DSPG_ATEN_PARALLEL", f"-isystem{include}", f"-isystem{api}"]
+        flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-fopenmp"]
+    compiler = cxx()
+    return Recipe(
+        _meta("cpu", folder, ("cpu/*.cpp", "cpu/*.h"), _version(compiler), flags) | {"architecture": _cpu()},
+        tuple(sorted((folder / "cpu").glob("*.cpp"))),
+        (compiler or "", *flags, "-c", "$in", "-o", "$out"),
+        (compiler or "", "-shared", "$in", "-o", "$out", f"-L{lib}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}"),
+        _no_cxx(compiler),
+    )
+
+
+def _no_cxx(compiler: str | None) -> tuple[str, str] | None:
+    if _version(compiler):
+        return None
+    wanted = os.environ.get("CXX") or "c++, g++ or clang++"
+    return f"no working C++ compiler ({wanted})", "install g++ (apt install g++), or set CXX"
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: of $CUDA_HOME or $CUDA_PATH if set, else on the PATH or in /usr/local/cuda."""
+    chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if chosen:
+        return shutil.which(str(Path(chosen) / "bin" / "nvcc"))
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def architectures(toolkit: tuple[int, int]) -> list[str]:
+    """What to compile for: $TORCH_CUDA_ARCH_LIST, as PyTorch reads it, else the GPUs here, else A100, H100 and (where
+    the toolkit knows it) B200. "9.0" stands for machine code, "9.0+PTX" for what later GPUs can translate.
+
+    Raises:
+        BuildError: a list that is not understood.
+    """
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    for entry in given:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", entry):
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST: {entry!r} is unknown", "", "give numbers, such as 8.0;9.0+PTX")
+    if not given and torch.cuda.is_available():
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        given = [f"{major}.{minor}" for major, minor in found]
+    elif not given:
+        given = ["8.0", "9.0", "10.0+PTX"] if toolkit >= (12, 8) else ["8.0", "9.0+PTX"]
+    return sorted({*given, *(entry.removesuffix("+PTX") for entry in given)})
+
+
+def cuda_recipe() -> Recipe:
+    """The CUDA kernels, for the GPUs of this machine or of $TORCH_CUDA_ARCH_LIST.
+
+    Raises:
+        BuildError: see architectures.
+    """
+    folder, compiler, host = kernels_folder(), nvcc(), cxx()
+    version = _version(compiler)
+    found = re.search(r"release (\d+)\.(\d+)", version)
+    release = (int(found[1]), int(found[2])) if found else (0, 0)
+    flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC", "-Xcompiler=-fvisibility=hidden"]
+    targets = architectures(release)
+    codes = []
+    for entry in targets:
+        number = entry.removesuffix("+PTX").replace(".", "")
+        kind = "compute" if entry.endswith("+PTX") else "sm"
+        codes.append(f"-gencode=arch=compute_{number},code={kind}_{number}")
+    wanted = torch.version.cuda
+    major = (wanted or "").split(".")[0]
+    if wanted is None:
+        problem = ("this PyTorch was built without CUDA", "install a PyTorch for CUDA")
+    elif compiler is None:
+        where = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "the PATH or /usr/local/cuda"
+        problem = (f"nvcc is missing from {where}", f"install the CUDA toolkit {major}.x, or set CUDA_HOME to it")
+    elif not found:
+        problem = (f"{compiler} does not run", f"install the CUDA toolkit {major}.x, or set CUDA_HOME to it")
+    elif found[1] != major:
+        cause = f"{compiler} is of CUDA {found[1]}.{found[2]}, PyTorch of CUDA {wanted}"
+        problem = (cause, f"set CUDA_HOME to a CUDA toolkit {major}.x, or install a PyTorch for CUDA {found[1]}")
+    else:
+        problem = _no_cxx(host)
+    # The static runtime shares the device's context with PyTorch's, and needs no library to be found when it is loaded.
+    tool = (compiler or "", f"-ccbin={host}")
+    return Recipe(
+        _meta("cuda", folder, ("cuda/*.cu", "cuda/*.cuh", "cuda/*.h"), f"{version}\n{_version(host)}", flags)
+        | {"architectures": targets},
+        tuple(sorted((folder / "cuda").glob("*.cu"))),
+        (*tool, *flags, *codes, "-c", "$in", "-o", "$out"),
+        (*tool, "-shared", "-cudart=static", "$in", "-o", "$out"),
+        problem,
+    )
+
+
+def _meta(kind: str, folder: Path, patterns: tuple[str, ...], compiler: str, flags: list[str]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "sources": _sources_hash(folder, patterns),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": sys.implementation.cache_tag,
+        "compiler": compiler,
+        "flags": flags,
+    }
+
+
+RECIPES = {"cpu": cpu_recipe, "cuda": cuda_recipe}

@@ -1,0 +1,180 @@
+"""What nvcc makes of the CUDA kernels, for A100, H100 and B200: every instantiation without local memory or spills,
+small enough for three quarters of a multiprocessor's threads, the fast paths with 128-bit accesses and few instructions.
+"""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from stylegan_pg.ops import recipes
+
+ARCHITECTURES = ("80", "90", "100")
+REGISTERS, THREADS = 65536, 2048  # of a multiprocessor, for all three
+SHARED = {"80": 164 << 10, "90": 228 << 10, "100": 228 << 10}
+BLOCK = {"upfirdn2d_any": 256, "upfirdn2d_planes": 128, "upfirdn2d_pixels": 128, "bias_act_kernel": 256}
+
+
+def tool(name: str) -> str | None:
+    """A binary tool of CUDA: of the toolkit, or of those that come with triton."""
+    spec = find_spec("triton")
+    beside = [
+        str(Path(p) / "backends" / "nvidia" / "bin" / name) for p in (spec and spec.submodule_search_locations) or ()
+    ]
+    return next(filter(None, map(shutil.which, [name, *beside])), None)
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(recipes.nvcc() is None, reason="nvcc is not installed"),
+    pytest.mark.skipif(tool("cuobjdump") is None or tool("nvdisasm") is None, reason="no cuobjdump and nvdisasm"),
+]
+
+
+@dataclass
+class Kernel:
+    name: str  # upfirdn2d_planes, ...
+    arguments: tuple[str, ...]  # of the template
+    registers: int
+    stack: int
+    shared: int
+    local: int
+    code: list[tuple[int, bool, str, str]]  # address, whether under a condition, operation, operands
+
+    def count(self, operation: str, *parts: str) -> int:
+        return sum(
+            op.split(".")[0] == operation and all(p in op.split(".") for p in parts) for _, _, op, _ in self.code
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}<{', '.join(self.arguments)}>"
+
+
+def output_of(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def kernels(request, tmp_path_factory) -> tuple[str, list[Kernel]]:
+    """All kernels, as compiled for one architecture with the flags of the build."""
+    folder, found = tmp_path_factory.mktemp("cubin"), []
+    dump = str(tool("cuobjdump"))
+    recipe = recipes.cuda_recipe()
+    flags = [f for f in recipe.meta["flags"] if not f.startswith("-Xcompiler")]
+    for source in recipe.sources:
+        cubin = folder / f"{source.stem}.cubin"
+        output_of(recipe.compile[0], *flags, f"-arch=sm_{request.param}", "-cubin", "-o", str(cubin), str(source))
+        usage = output_of(dump, "-res-usage", str(cubin))
+        for mangled, text in re.findall(
+            r"Function : (\S+)(.*?)\n\s*\.\.\.\.\.", output_of(dump, "-sass", str(cubin)), re.S
+        ):
+            readable = output_of("c++filt", mangled).replace("__nv_", "").replace("spg::", "")
+            name, arguments = re.fullmatch(r"(?:void )?(\w+)<(.*)>\(.*\)", readable.strip()).groups()  # type: ignore[union-attr]
+            numbers = re.search(rf"Function {mangled}:\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+            assert numbers, f"no resource usage of {name}"
+            lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);", text)
+            code = [(int(a, 16), bool(p), op, rest) for a, p, op, rest in lines if op != "NOP"]
+            found.append(Kernel(name, tuple(arguments.split(", ")), *map(int, numbers.groups()), code))
+    return request.param, found
+
+
+def test_every_instantiation_is_there(kernels):
+    """3 kernels and their formats; that none is missed by what follows."""
+    _, found = kernels
+    counts = {name: sum(k.name == name for k in found) for name in BLOCK}
+    # any: 4 formats. planes: 3 formats, 3 operations, with packs and without. pixels: 3 formats, 3 operations.
+    # bias_act: 4 formats and 2 layouts, each straight (value and slope, with packs and without) and curved (3 orders).
+    assert counts == {"upfirdn2d_any": 4, "upfirdn2d_planes": 18, "upfirdn2d_pixels": 9, "bias_act_kernel": 56}
+
+
+def test_no_local_memory_and_no_spills(kernels):
+    for kernel in kernels[1]:
+        used = (kernel.stack, kernel.local, kernel.count("LDL"), kernel.count("STL"))
+        assert used == (0, 0, 0, 0), f"{kernel}: stack, local, loads, stores {used}"
+
+
+def test_three_quarters_of_all_threads_fit(kernels):
+    architecture, found = kernels
+    for kernel in found:
+        threads = BLOCK[kernel.name]
+        by_registers = REGISTERS // (-(-kernel.registers // 8) * 8 * threads)
+        by_shared = SHARED[architecture] // (kernel.shared + 1024) if kernel.shared else 32
+        blocks = min(by_registers, by_shared, THREADS // threads)
+        occupancy = blocks * threads / THREADS
+        assert occupancy >= 0.75, f"{kernel}: {kernel.registers} registers, {kernel.shared} bytes shared: {occupancy}"
+
+
+def fast(found: list[Kernel]) -> list[Kernel]:
+    """The kernels that move whole packs."""
+    planes = [k for k in found if k.name == "upfirdn2d_planes" and k.arguments[3] == "true"]
+    straight = [
+        k for k in found if k.name == "bias_act_kernel" and k.arguments[1] == "Straight" and k.arguments[3] != "1"
+    ]
+    return [*planes, *(k for k in found if k.name == "upfirdn2d_pixels"), *straight]
+
+
+def test_fast_paths_move_128_bits_at_a_time(kernels):
+    """All stores, and all loads but those of the one bias, scale or noise value that a thread's pack shares."""
+    chosen = fast(kernels[1])
+    assert len(chosen) == 9 + 9 + 16
+    for kernel in chosen:
+        loads, wide = kernel.count("LDG"), kernel.count("LDG", "128")
+        assert kernel.count("STG") == kernel.count("STG", "128") > 0, str(kernel)
+        shared_by_pack = 0 if kernel.name != "bias_act_kernel" else 1 if kernel.arguments[4] == "true" else 2
+        assert wide > 0, str(kernel)
+        assert loads - wide == shared_by_pack, f"{kernel}: {loads - wide} narrow loads"
+
+
+def instructions(kernel: Kernel, trips: int = 1) -> int:
+    """Of a thread: the longest way from the first to an EXIT that follows branches forward only, so a loop counts once;
+    `trips` is how often the shortest loop goes round."""
+    index = {address: i for i, (address, *_) in enumerate(kernel.code)}
+    longest, loops = [0] * (len(kernel.code) + 1), []
+    for i in reversed(range(len(kernel.code))):
+        _, condition, op, operands = kernel.code[i]
+        base, after = op.split(".")[0], [i + 1]
+        if base == "CALL":  # of what is common to several ways; it does not come back
+            to = index.get(int(re.findall(r"0x([0-9a-f]+)", operands)[-1], 16), len(kernel.code))
+            after = [i + 1, *([to] if to > i else [])]
+        elif base == "BRA":
+            (target,) = re.findall(r"0x([0-9a-f]+)", operands)[-1:]
+            to = index.get(int(target, 16), len(kernel.code))
+            unconditional = not condition and not re.search(r"U?P\d", operands)
+            after = ([] if unconditional else [i + 1]) + ([to] if to > i else [])
+            loops += [i + 1 - to] if to < i else []
+        elif base in ("EXIT", "RET"):
+            after = [i + 1] if condition else []
+        longest[i] = 1 + max((longest[j] for j in after), default=0)
+    return longest[0] + (trips - 1) * min(loops, default=0)
+
+
+# Half precision on sm_80, instructions per output: published kernels (2-byte loads) take about 73, 213, 113 and 56-99,
+# a prototype with 16-byte loads 38, 135 and 58.
+LIMITS = {"2, 1": 38, "1, 2": 135, "1, 1": 58}
+
+
+def test_fewer_instructions_than_others(kernels, record_property):
+    architecture, found = kernels
+    if architecture != "80":
+        pytest.skip("the anchors are of sm_80")
+    for kernel in fast(found):
+        if kernel.arguments[0] != "__half":
+            continue
+        if kernel.name == "bias_act_kernel":
+            per_output, limit = instructions(kernel) / 8, 56
+        else:
+            operation = ", ".join(kernel.arguments[1:3])
+            up, down = int(kernel.arguments[1]), int(kernel.arguments[2])
+            # planes: of the loop that fills the tile (where it is one) 5 rounds. pixels: 4 / up rows of the filter.
+            planes = kernel.name == "upfirdn2d_planes"
+            rounds = (5 if down == 2 else 1) if planes else 4 // up
+            per_output = instructions(kernel, rounds) / (8 if down == 2 or not planes else 16)
+            limit = LIMITS[operation] if planes else 113
+        print(f"{kernel!s:50} {per_output:6.1f} instructions per output, limit {limit}")
+        assert per_output < limit, f"{kernel}: {per_output}"
