@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from stylegan_pg.ops import build
+from stylegan_pg.ops import build, recipes
 
 pytestmark = pytest.mark.distributed
 
@@ -42,7 +43,7 @@ def built(tmp_path_factory) -> Path:
 def _quick_compiler(tmp_path_factory):
     """The compiler without its optimiser: a tenth of the time."""
     script = tmp_path_factory.mktemp("compiler") / "c++"
-    script.write_text(f'#!/bin/sh\nexec {build.cxx()} "$@" -O0\n')
+    script.write_text(f'#!/bin/sh\nexec {recipes.cxx()} "$@" -O0\n')
     script.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", str(script))
@@ -227,13 +228,13 @@ def test_a_lock_that_is_held_too_long_does_not_stop_the_work(tmp_path, monkeypat
 
 
 def test_the_key_holds_what_a_library_is_made_of(monkeypatch):
-    recipe = build.cpu_recipe()
+    recipe = recipes.cpu_recipe()
     assert {"sources", "torch", "cuda", "python", "compiler", "flags", "architecture"} <= recipe.meta.keys()
     name = build._name(recipe)
     monkeypatch.setattr("torch.__version__", "9.9.9")
-    assert build._name(build.cpu_recipe()) != name
+    assert build._name(recipes.cpu_recipe()) != name
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted((build.kernels_folder() / "cpu").iterdir()):
+    for path in sorted((recipes.kernels_folder() / "cpu").iterdir()):
         digest.update(f"cpu/{path.name}".encode() + b"\0" + path.read_bytes())
     assert recipe.meta["sources"] == digest.hexdigest()
 
@@ -247,6 +248,175 @@ def test_unknown_mode_is_bad_usage():
     )
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: STYLEGAN_PG_KERNELS='fast' is unknown: choose from auto")
+
+
+# --- CUDA, whose compiler can be wrong in more ways; none needs a GPU -----------------------------------------------
+
+PROBE_CUDA = "from stylegan_pg.ops import native; c = native.choose('cuda'); print(c.name, '|', c.why, '|', c.remedy)"
+# The same, then in strict mode, then the command.
+PROBE_ALL = f"""
+import os, sys
+from stylegan_pg.__main__ import main
+from stylegan_pg.errors import RunError
+{PROBE_CUDA}
+os.environ["STYLEGAN_PG_KERNELS"] = "strict"
+try:
+    native.choose("cuda")
+except RunError as error:
+    print(error)
+sys.argv = ["stylegan-pg", "kernels", "build", "--device", "cuda"]
+main()
+"""
+VERSION = f"Cuda compilation tools, release {torch.version.cuda}, V{torch.version.cuda}.1"
+needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="this PyTorch was built without CUDA")
+
+
+def cuda_toolkit(folder: Path, version: str = VERSION, body: str = "exit 1") -> str:
+    """A CUDA_HOME whose nvcc says `version`, and otherwise does `body`."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f'#!/bin/sh\n[ "$1" = --version ] && {{ echo "{version}"; exit 0; }}\n{body}\n')
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(
+    ("version", "body", "why", "remedy"),
+    [
+        (None, "", "nvcc is missing from", "install the CUDA toolkit"),
+        ("exit", "", "does not run", "install the CUDA toolkit"),
+        (
+            "release 11.8, V11.8.89",
+            "",
+            f"is of CUDA 11.8, PyTorch of CUDA {torch.version.cuda}",
+            "set CUDA_HOME to a CUDA",
+        ),
+        (
+            "release 99.1, V99.1.0",
+            "",
+            f"is of CUDA 99.1, PyTorch of CUDA {torch.version.cuda}",
+            "set CUDA_HOME to a CUDA",
+        ),
+        (
+            VERSION,
+            "echo 'x.cu: fatal error: cuda_fp16.h: No such file' >&2; exit 1",
+            "cuda_fp16.h",
+            "whole CUDA toolkit",
+        ),
+        (
+            VERSION,
+            "echo '#error -- unsupported GNU version! gcc 99' >&2; exit 1",
+            "unsupported GNU",
+            "CXX to an older g++",
+        ),
+        (
+            VERSION,
+            "echo \"nvcc fatal error: Unsupported gpu architecture 'compute_80'\"; exit 1",
+            "Unsupp",
+            "newer CUDA",
+        ),
+        (VERSION, "kill -9 $$", "compiling the cuda kernels failed", "read the log"),
+    ],
+)
+def test_an_nvcc_that_is_wrong(tmp_path, version, body, why, remedy):
+    """One warning that names the cause and the remedy, and the reference; in strict mode one error."""
+    home = str(tmp_path / "nowhere")
+    if version == "exit":
+        home = cuda_toolkit(tmp_path / "toolkit", body="exit 1")
+        Path(home, "bin", "nvcc").write_text("#!/bin/sh\nexit 1\n")
+    elif version:
+        home = cuda_toolkit(tmp_path / "toolkit", version, body)
+    env = environment(tmp_path / "cache", CUDA_HOME=home)
+    done = subprocess.run([sys.executable, "-c", PROBE_ALL], env=env, capture_output=True, text=True)
+    first, strict = done.stdout.splitlines()
+    name, cause, cure = first.split(" | ")
+    assert name == "reference"
+    assert why in cause
+    assert remedy in cure
+    assert strict.startswith("no cuda kernels: ")
+    assert strict.endswith("(STYLEGAN_PG_KERNELS=strict)")
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith("warning: plain PyTorch stands in for the cuda kernels: ")
+    assert done.returncode == 1
+    assert error.startswith("error: no cuda kernels: ")
+    assert why in error
+
+
+def test_a_pytorch_without_cuda_says_so(monkeypatch):
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert recipes.cuda_recipe().problem == ("this PyTorch was built without CUDA", "install a PyTorch for CUDA")
+
+
+def test_which_gpus_the_kernels_are_for(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert recipes.architectures((13, 0)) == ["10.0", "10.0+PTX", "8.0", "9.0"]
+    assert recipes.architectures((12, 4)) == ["8.0", "9.0", "9.0+PTX"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6;9.0a+PTX")
+    assert recipes.architectures((13, 0)) == ["8.6", "9.0a", "9.0a+PTX"]
+    flags = [f for f in recipes.cuda_recipe().compile if "gencode" in f]
+    assert flags[1:] == ["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_90a,code=compute_90a"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere")
+    with pytest.raises(recipes.BuildError, match="'Ampere' is unknown"):
+        recipes.architectures((13, 0))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda i: (9, 0))
+    assert recipes.architectures((13, 0)) == ["9.0"]
+
+
+@pytest.mark.slow
+@needs_cuda_build
+@pytest.mark.skipif(recipes.nvcc() is None, reason="nvcc is not installed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/test_gpu.py")
+def test_cuda_kernels_built_where_there_is_no_gpu(tmp_path):
+    """They load; a launch says what is missing; as prebuilt ones they serve machines with some of their GPUs, and no
+    compiler."""
+    command = [
+        sys.executable,
+        "-m",
+        "stylegan_pg",
+        "kernels",
+        "build",
+        "--device",
+        "cuda",
+        "--into",
+        str(tmp_path / "p"),
+    ]
+    env = environment(tmp_path / "cache", TORCH_CUDA_ARCH_LIST="8.0 9.0+PTX", CXX=str(recipes.cxx()))
+    assert "cuda: compiled" in subprocess.check_output(command, env=env, text=True)
+    probe = PROBE_CUDA + "; import torch; from stylegan_pg.ops import calls; x = torch.ones(2, 3); "
+    probe += "calls.Tail(c.kernels, x, None, None, None, 'relu', 1.0, None, 1).elementwise(0)"
+    env |= {"TORCH_CUDA_ARCH_LIST": "9.0", "CUDA_HOME": str(tmp_path), "STYLEGAN_PG_PREBUILT": str(tmp_path / "p")}
+    env["STYLEGAN_PG_CACHE"] = str(tmp_path / "other")
+    done = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("cuda | prebuilt:"), done.stdout + done.stderr
+    assert "the launch failed with CUDA error" in done.stderr
+    env["TORCH_CUDA_ARCH_LIST"] = "8.6"
+    assert (
+        subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True).stdout[:9] == "reference"
+    )
+
+
+def test_status_names_every_device():
+    done = subprocess.run([sys.executable, "-m", "stylegan_pg", "kernels"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for line in ("cpu upfirdn2d: ", "cpu bias_act: ", "cuda"):
+        assert line in done.stdout
+
+
+def test_bench_prints_its_table():
+    command = [sys.executable, "-m", "stylegan_pg", "kernels", "bench", "--seconds", "0", "--only", "up2 fp32 nchw 64"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, head, row = done.stdout.splitlines()
+    assert head.split()[0] == "case"
+    assert row.startswith("up2 fp32 nchw 64")
+    assert all(float(v) > 0 for v in row.split()[4:])
+    done = subprocess.run([*command, "--device", "tpu"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "choose cpu or cuda" in done.stderr
 
 
 # Under torchrun: rank 1 is told another mode than rank 0.

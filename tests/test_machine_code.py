@@ -1,5 +1,6 @@
 """What nvcc makes of the CUDA kernels, for A100, H100 and B200: every instantiation without local memory or spills,
-small enough for three quarters of a multiprocessor's threads, the fast paths with 128-bit accesses and few instructions.
+small enough for three quarters of a multiprocessor's threads, the fast paths with 128-bit accesses and few
+instructions.
 """
 
 import re
