@@ -2,6 +2,7 @@
 what PyTorch asks of an operator (schema, fake tensors, export, compile)."""
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -234,6 +235,47 @@ def test_infinities_and_nan():
     torch.testing.assert_close(clamped, torch.tensor([[5.0, -5.0, float("nan"), 0.0]]), equal_nan=True)
     small = torch.tensor([[1e-40, float("nan"), 3.3895e38, 1.00390625]]).bfloat16()
     torch.testing.assert_close(bias_act(small, gain=1.0), small, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_than_two_to_the_31_elements(layout):
+    """An index of 32 bits would have wrapped before the far end."""
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10e9:
+        pytest.skip("needs 10 GB of free memory")
+    size = (3, 24, 5488, 5488)
+    x = torch.zeros(size, dtype=torch.bfloat16)
+    if layout == torch.channels_last:
+        x = torch.zeros(3, 5488, 5488, 24, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    corner = x[-1:, :, -16:, -16:].copy_(numbers(1, 24, 16, 16)).double()
+    f, bias = FILTERS["1331"], numbers(24, dtype=torch.float32)
+    y = upfirdn2d(x, f, padding=(3, 0, 3, 0))
+    close(
+        y[-1:, :, -16:, -16:].double(), reference.upfirdn2d(corner, f, (1, 1), (1, 1), (3, 0, 3, 0), False, 1.0), 1e-2
+    )
+    del y
+    y = bias_act(x, bias, act="lrelu", gain=1.0)
+    expected = reference.bias_act(corner, bias.double(), None, None, "lrelu", 1.0, None, 1)
+    close(y[-1:, :, -16:, -16:].double(), expected, 1e-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_derivatives_in_bfloat16_are_those_of_float32(layout):
+    """Forward, backward and the derivative of the backward, rounded a few times on the way."""
+    how = tail("bias scale noise", (2, 24, 9, 11), torch.float32)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x = how["x"].bfloat16().to(dtype).contiguous(memory_format=layout).requires_grad_(True)
+        bias, scale, noise = (how[k].clone().requires_grad_(True) for k in ("bias", "scale", "noise"))
+        y = upfirdn2d(x, FILTERS["1331"], up=2, padding=(2, 1, 2, 1), gain=4.0)
+        y = upfirdn2d(bias_act(y, bias, act="swish"), FILTERS["1331"], down=2, padding=1)
+        y = bias_act(y, scale=scale, noise=noise, act="tanh")
+        first = torch.autograd.grad(y.float().square().sum(), [x, bias, scale, noise], create_graph=True)
+        second = torch.autograd.grad(sum(g.float().square().sum() for g in first), [x, bias, scale, noise])
+        assert [t.dtype for t in first] == [dtype, *[torch.float32] * 3]
+        results.append([y, *first, *second])
+    for k, (low, full) in enumerate(zip(*results, strict=True)):
+        close(low.float(), full.float(), 0.02 if k < 5 else 0.1)
 
 
 # --- as operators of PyTorch ------------------------------------------------------------------------------------------

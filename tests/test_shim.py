@@ -256,6 +256,33 @@ def test_what_is_too_large_for_one_launch_goes_to_the_reference(on_device_code):
     check(bias_act(x, noise=noise, act="relu", gain=1.0), (x + noise).relu(), 1e-6)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_indices_beyond_31_bits(on_device_code, shim, layout):
+    """The last blocks of tensors of more than 2^31 elements (of which only what is touched takes memory): a smaller
+    index would have wrapped before them."""
+    # Whole numbers of rounds of the general kernel's grid, so that the last block makes the last element.
+    if layout == torch.contiguous_format:
+        x = torch.zeros(1, 9, 16384, 16384, dtype=torch.bfloat16)
+    else:
+        x = torch.zeros(1, 12288, 24576, 8, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    channels = x.shape[1]
+    assert x.numel() > 2**31
+    corner = x[..., -24:, -24:].copy_(random(1, channels, 24, 24)).clone()
+    shim.spg_shim_last_blocks(ctypes.c_int64(1))
+    try:
+        bias = random(channels, seed=1)
+        y = bias_act(x, bias, act="lrelu", gain=1.0)
+        plain = reference.bias_act(corner.double(), bias.double(), None, None, "lrelu", 1.0, None, 1)
+        check(y[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
+        for f in (setup_filter([1, 3, 3, 1]), random(3, 4, seed=2)):  # the fast kernel and the general one
+            fh, fw = f.shape
+            y = upfirdn2d(x, f, padding=(fw - 1, 0, fh - 1, 0))
+            plain = reference.upfirdn2d(corner.double(), f, (1, 1), (1, 1), (fw - 1, 0, fh - 1, 0), False, 1.0)
+            check(y[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
+    finally:
+        shim.spg_shim_last_blocks(ctypes.c_int64(0))
+
+
 # --- is it watched closely enough? ------------------------------------------------------------------------------------
 
 # what -> (file, the line or expression that is spoiled, what it becomes)

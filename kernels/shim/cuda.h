@@ -78,6 +78,7 @@ struct Machine {
   std::map<int, std::unique_ptr<Tracked>> shared;  // of the block, by line
   int epoch = 0;                                   // barriers that the block has passed
   int order = 0;                                   // 0 forward, 1 reverse, 2 random
+  int64_t last_blocks = 0;                         // run only so many, the last of the grid; 0: all
   std::mt19937 dice;
   std::string report;
 
@@ -151,9 +152,9 @@ inline void fibre_main() {
   swapcontext(&machine.current->context, &machine.scheduler);
 }
 
-inline std::vector<int> sequence(int count) {
-  std::vector<int> s(count);
-  for (int i = 0; i < count; i++) s[i] = machine.order == 1 ? count - 1 - i : i;
+inline std::vector<int64_t> sequence(int64_t count) {
+  std::vector<int64_t> s(count);
+  for (int64_t i = 0; i < count; i++) s[i] = machine.order == 1 ? count - 1 - i : i;
   if (machine.order == 2) std::shuffle(s.begin(), s.end(), machine.dice);
   return s;
 }
@@ -175,7 +176,7 @@ inline void run_block(int threads) {
     makecontext(&f.context, fibre_main, 0);
   }
   for (int waiting = threads; waiting;) {
-    for (int i : sequence(threads)) {
+    for (int64_t i : sequence(threads)) {
       if (m.fibres[i]->done) continue;
       m.current = m.fibres[i].get();
       swapcontext(&m.scheduler, &m.current->context);
@@ -200,8 +201,11 @@ int launch(K kernel, dim3 grid, dim3 block, const P& params) {
   m.block = block;
   m.kernel = [=] { kernel(params); };
   const int threads = block.x * block.y * block.z;
-  for (int i : sequence(grid.x * grid.y * grid.z)) {
-    m.block_index = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+  const int64_t blocks = int64_t(grid.x) * grid.y * grid.z;
+  const int64_t chosen = m.last_blocks ? std::min(m.last_blocks, blocks) : blocks;
+  for (int64_t i : sequence(chosen)) {
+    i += blocks - chosen;
+    m.block_index = dim3(unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y));
     run_block(threads);
   }
   return 0;
@@ -227,6 +231,9 @@ extern "C" __attribute__((visibility("default"))) inline void spg_shim_order(int
   shim::machine.order = order;
   shim::machine.dice.seed(seed);
 }
+extern "C" __attribute__((visibility("default"))) inline void spg_shim_last_blocks(int64_t count) {
+  shim::machine.last_blocks = count;
+}
 extern "C" __attribute__((visibility("default"))) inline int spg_shim_report(char* text, int size) {
   const int length = int(shim::machine.report.size());
   snprintf(text, size, "%s", shim::machine.report.c_str());
@@ -234,4 +241,5 @@ extern "C" __attribute__((visibility("default"))) inline int spg_shim_report(cha
   return length;
 }
 // Inline functions that nothing calls are not emitted, unless their addresses are taken.
-__attribute__((used)) static void* const spg_shim_entries[] = {(void*)spg_shim_order, (void*)spg_shim_report};
+__attribute__((used)) static void* const spg_shim_entries[] = {(void*)spg_shim_order, (void*)spg_shim_last_blocks,
+                                                                (void*)spg_shim_report};

@@ -1,0 +1,188 @@
+"""The CUDA kernels on a GPU: `pytest -m gpu`. Values and derivatives against the reference in double precision, what
+PyTorch asks of operators, tensors beyond 2^31 elements, a training step, and how fast they are (with -s).
+
+The same code runs on the CPU in tests/test_shim.py, and its machine code is looked at in tests/test_machine_code.py."""
+
+import itertools
+
+import pytest
+import torch
+from test_kernels import FACTORS, FILTERS, KINDS, LAYOUTS, OPS, PADDINGS, Layers, close, numbers, tail
+
+from stylegan_pg.networks.stylegan2 import Discriminator, Generator
+from stylegan_pg.ops import ACTIVATIONS, bench, bias_act, native, reference, setup_filter, upfirdn2d
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+DEVICE = "cuda"
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels_are_used():
+    choice = native.choose(DEVICE)
+    assert choice.name == DEVICE, f"{choice.why}: {choice.remedy}"
+
+
+def on(t: torch.Tensor | None) -> torch.Tensor | None:
+    return None if t is None else t.to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", FILTERS)
+def test_upfirdn2d_is_the_reference(name, dtype):
+    """All sizes, factors, paddings, orientations and layouts, with channels that make packs and that do not."""
+    f = FILTERS[name]
+    checked = 0
+    for size, (up, down), padding, flip, layout, channels in itertools.product(
+        [(1, 1), (5, 4), (33, 17), (16, 136)], FACTORS, PADDINGS[::2], (False, True), LAYOUTS, (3, 16)
+    ):
+        left, right, top, bottom = padding
+        if size[0] * up[1] + top + bottom < f.shape[0] or size[1] * up[0] + left + right < f.shape[1]:
+            continue
+        x = numbers(2, channels, *size, dtype=dtype).contiguous(memory_format=layout)
+        y = upfirdn2d(x.to(DEVICE), f.to(DEVICE), up=up, down=down, padding=padding, flip_filter=flip, gain=1.7)
+        expected = reference.upfirdn2d(x.double(), f, up, down, padding, flip, 1.7)
+        close(y.double().cpu(), expected, TOLERANCES[dtype])
+        checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_bias_act_and_its_gradients_are_the_reference(act, dtype, layout):
+    for shape, kind in itertools.product(((2, 5, 3, 7), (2, 16, 65, 64), (3, 136, 9, 4), (1, 1, 1, 1)), KINDS):
+        how = tail(kind, shape)
+        how["x"] = how["x"].contiguous(memory_format=layout)
+        # What the kernel is given is rounded first, so that only its own rounding counts.
+        rounded = {
+            k: None if t is None else (t.to(dtype).double() if k == "x" else t.float().double()) for k, t in how.items()
+        }
+        given = {k: t.clone().requires_grad_(True) for k, t in rounded.items() if t is not None}
+        plain = {k: given.get(k) for k in how}
+        expected = reference.bias_act(**plain, act=act, gain=1.3, clamp=None, dim=1)  # type: ignore[arg-type]  # x is given
+        dy = numbers(*shape, seed=4).to(dtype).double()
+        wanted = torch.autograd.grad(expected, list(given.values()), dy)
+
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        ours = {k: t.detach().to(DEVICE, dtype if k == "x" else acc).requires_grad_(True) for k, t in given.items()}
+        y = OPS.bias_act(*(ours.get(k) for k in ("x", "bias", "scale", "noise")), act, 1.3, None, 1)
+        got = torch.autograd.grad(y, list(ours.values()), dy.to(DEVICE, dtype))
+        close(y.double().cpu(), expected, TOLERANCES[dtype])
+        for a, b in zip(got, wanted, strict=True):
+            close(a.double().cpu(), b, 30 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_derivatives_of_both_orders(act, layout):
+    how = tail("bias scale noise", (2, 3, 2, 3))
+    how["x"] = how["x"].contiguous(memory_format=layout)
+    inputs = [t.to(DEVICE).requires_grad_(True) for t in how.values() if t is not None]
+    for clamp in (None, 1.1):
+        assert torch.autograd.gradcheck(lambda *t, clamp=clamp: OPS.bias_act(*t, act, 1.3, clamp, 1), inputs)
+        assert torch.autograd.gradgradcheck(lambda *t, clamp=clamp: OPS.bias_act(*t, act, 1.3, clamp, 1), inputs)
+    x, f = numbers(2, 3, 6, 5).to(DEVICE).requires_grad_(True), FILTERS["asymmetric 4x4"].to(DEVICE)
+    for up, down in FACTORS:
+        assert torch.autograd.gradcheck(lambda x, u=up, d=down: upfirdn2d(x, f, up=u, down=d, padding=3), [x])
+        assert torch.autograd.gradgradcheck(lambda x, u=up, d=down: upfirdn2d(x, f, up=u, down=d, padding=3), [x])
+
+
+@pytest.mark.parametrize("act", ["lrelu", "swish"])
+def test_opcheck(act):
+    inputs = [t.to(DEVICE).requires_grad_(True) for t in tail("bias scale noise", (2, 3, 4, 5)).values()]
+    rest, dy = (act, 1.3, 0.9, 1), numbers(2, 3, 4, 5, seed=4).to(DEVICE)
+    plain = [t.detach() for t in inputs]
+    torch.library.opcheck(OPS.bias_act, (*inputs, *rest))
+    torch.library.opcheck(OPS.bias_act_slope, (dy.clone().requires_grad_(True), *inputs, *rest))
+    torch.library.opcheck(OPS.bias_act_curvature, (dy, dy.flip(0), *plain, *rest))
+    torch.library.opcheck(OPS.bias_act_backward, (dy, *plain, *rest, [True, True, True]))
+    x, f = numbers(2, 3, 6, 5).to(DEVICE).requires_grad_(True), FILTERS["1331"].to(DEVICE)
+    torch.library.opcheck(OPS.upfirdn2d, (x, f, [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0))
+
+
+def test_export_and_compile_of_inference():
+    net, x = Layers().eval().to(DEVICE), numbers(3, 4, 8, 8, dtype=torch.float32).to(DEVICE)
+    with torch.no_grad():
+        expected = net(x)
+        close(torch.export.export(net, (x,)).module()(x), expected, 1e-6)
+        close(torch.compile(net, fullgraph=True)(x), expected, 1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_than_two_to_the_31_elements(layout):
+    """Only the far end is compared: an index of 32 bits would have wrapped before it."""
+    size = (3, 24, 5488, 5488)  # 2.17e9 elements, 4.3 GB
+    free, _ = torch.cuda.mem_get_info()
+    if free < 14e9:
+        pytest.skip(f"{free / 1e9:.0f} GB of GPU memory are free, 14 are needed")
+    x = torch.zeros(size, dtype=torch.float16, device=DEVICE).contiguous(memory_format=layout)
+    x[-1, :, -16:, -16:] = numbers(24, 16, 16, dtype=torch.float16).to(DEVICE)
+    corner = x[-1:, :, -16:, -16:].double().cpu()
+    for f in (setup_filter([1, 3, 3, 1]), FILTERS["3x5"]):
+        fh, fw = f.shape
+        y = upfirdn2d(x, f.to(DEVICE), padding=(fw - 1, 0, fh - 1, 0))
+        expected = reference.upfirdn2d(corner, f, (1, 1), (1, 1), (fw - 1, 0, fh - 1, 0), False, 1.0)
+        close(y[-1:, :, -16:, -16:].double().cpu(), expected, 2e-3)
+        del y
+    bias = numbers(24, dtype=torch.float32)
+    y = bias_act(x, bias.to(DEVICE), act="lrelu", gain=1.0)
+    expected = reference.bias_act(corner, bias.double(), None, None, "lrelu", 1.0, None, 1)
+    close(y[-1:, :, -16:, -16:].double().cpu(), expected, 2e-3)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_training_step_is_that_of_the_cpu(channels_last):
+    """Gradients of G through D, with R1, against the CPU in double precision."""
+    torch.manual_seed(0)
+    G = Generator(resolution=32, channel_base=512, channel_max=16, z_dim=16, w_dim=16, mapping_layers=2).double()
+    D = Discriminator(resolution=32, channel_base=512, channel_max=16, mbstd_group=2).double()
+    z, real = numbers(4, 16), numbers(4, 3, 32, 32)
+    results = []
+    for device in ("cpu", DEVICE):
+        G, D = G.to(device), D.to(device)
+        if channels_last:
+            G, D = (net.to(memory_format=torch.channels_last) for net in (G, D))
+        images = real.to(device).requires_grad_(True)
+        fake = G.synthesis(G.mapping(z.to(device), None)[:, None].expand(-1, G.num_ws, -1), noise="const")
+        penalty = torch.autograd.grad(D(images, None).sum(), images, create_graph=True)[0].square().sum()
+        loss = D(fake, None).sum() + penalty
+        parameters = [p for net in (G, D) for p in net.parameters()]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        results.append([loss.detach().cpu(), *(g.cpu() for g in gradients if g is not None)])
+    assert len(results[0]) == len(results[1]) > 20
+    for a, b in zip(*results, strict=True):
+        close(a, b, 1e-7)
+
+
+def test_streams_and_devices_are_respected():
+    x, bias = numbers(4, 8, 256, 256, dtype=torch.float32).to(DEVICE), numbers(8, dtype=torch.float32).to(DEVICE)
+    expected = bias_act(x, bias, act="lrelu")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        copy = x * 1
+        y = bias_act(copy, bias, act="lrelu")
+    stream.synchronize()
+    assert torch.equal(y, expected)
+    graph, out = torch.cuda.CUDAGraph(), None
+    f = setup_filter([1, 3, 3, 1]).to(DEVICE)
+    plain = upfirdn2d(x, f, padding=2)
+    with torch.cuda.graph(graph):  # which forbids waiting for the device
+        out = upfirdn2d(x, f, padding=2)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, plain)
+    if torch.cuda.device_count() > 1:
+        other = bias_act(x.to("cuda:1"), bias.to("cuda:1"), act="lrelu")
+        assert torch.equal(other.cpu(), expected.cpu())
+        assert torch.cuda.current_device() == 0
+
+
+def test_bandwidth_is_printed():
+    """Run with -s: achieved bandwidth beside that of a copy."""
+    print(f"\n{torch.cuda.get_device_name()}\n{bench.HEAD}")
+    rows = list(bench.rows(DEVICE, 0.05))
+    for row in rows:
+        print(bench.line(row))
+    assert len(rows) == 3 * 3 * 2 * 5
+    assert all(row["gb_per_sec"] > 0 for row in rows)
