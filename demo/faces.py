@@ -17,12 +17,12 @@ from pathlib import Path
 
 STYLE = "toon-head"
 # Bold enough to be learnt in minutes at 64x64, varied enough that thousands hardly repeat: large heads with shoulders,
-# colours that stay apart (skin from hair, clothes from background), mostly open eyes, no beards since they hide the
-# mouth.
+# colours that stay apart (skin from hair, hair from background), mostly open eyes, mouths that show on any skin, no
+# beards since they hide them.
 OPTIONS = {
     "scale": 1.05,
-    "backgroundColor": ["8ecae6", "ffd166", "95d5b2", "f4a6b0", "cdb4f6"],
-    "skinColor": ["8a5a3c", "b07a52", "dda582", "f5cfb3"],
+    "backgroundColor": ["8ecae6", "fdf0c4", "95d5b2", "f4a6b0", "cdb4f6"],
+    "skinColor": ["99673f", "b07a52", "dda582", "f5cfb3"],
     "hairColor": ["231815", "5a3220", "b5562a", "e0b95f"],
     "clothesColor": ["1d4ed8", "15803d", "f97316", "db2777", "6d28d9", "b91c1c", "f1f5f9", "334155"],
     "hairVariant": {"sideComed": 3, "spiky": 3, "undercut": 3, "bun": 2},
@@ -30,7 +30,7 @@ OPTIONS = {
     "beardProbability": 0,
     "eyesVariant": {"wide": 4, "happy": 1},
     "eyebrowsVariant": {"neutral": 2, "raised": 1, "sad": 1},
-    "mouthVariant": {"laugh": 3, "agape": 2, "smile": 2, "sad": 1},
+    "mouthVariant": {"laugh": 4, "angry": 3, "agape": 2},
 }
 SUPERSAMPLING = 2
 

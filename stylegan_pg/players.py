@@ -6,9 +6,11 @@ every rank, which then takes its share (schedule.deal). Losses are summed and di
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
+import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,6 +76,7 @@ class Players:
         self.phase: Phase | None = None
         self.state: dict[str, float] = {}  # running means that terms keep, such as pl_mean
         self.sums: dict[str, torch.Tensor] = {}
+        self.said: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------ phases
 
@@ -116,6 +119,46 @@ class Players:
         self.share = deal(phase.batch, phase.mbstd_group, dist.world())[dist.rank()]
         passes = math.ceil(len(self.share) / phase.micro_batch) if phase.micro_batch else 1
         self.parts = self._passes(self.share, phase.mbstd_group, passes)
+        if self.config.train.compile and not phase.fade:  # in a fade alpha changes at every step
+            self._compile()
+
+    def _compile(self) -> None:
+        """Have torch.compile take over the main passes; what differentiates twice stays eager, since it cannot do that.
+
+        What cannot be compiled here (no compiler, an operation it does not know) runs eagerly after one message.
+        """
+        if not hasattr(torch.compiler, "set_stance"):
+            self._say_once("train.compile needs torch 2.6 or newer: everything runs eagerly")
+            return
+        from torch._dynamo import config as dynamo  # not at the top: it takes a while
+
+        # One frame serves all layers of a kind, each of another size.
+        limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+        setattr(dynamo, limit, max(getattr(dynamo, limit), 64))
+        self.G.synthesis.compile(dynamic=False)
+        self.D.compile(dynamic=False)
+        try:
+            count = max(map(len, self.parts), default=0)
+            ws = torch.zeros([count, self.G.num_ws, self.G.w_dim], device=self.device, dtype=self.dtype)
+            c = torch.zeros([count, self.classes], device=self.device, dtype=self.dtype) if self.classes else None
+            if count:
+                self.score(self.synthesize(ws, "compile", 0), c).sum().backward()
+        except Exception as error:  # of many classes, from many layers
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._say_once(f"train.compile: {self.current} cannot be compiled here and runs eagerly: {first[:300]}")
+            self.G.synthesis._compiled_call_impl = self.D._compiled_call_impl = None
+        else:
+            if self.terms:
+                names = ", ".join(t.name for t in self.terms)
+                self._say_once(f"train.compile: what differentiates twice cannot be compiled and runs eagerly: {names}")
+        finally:
+            for net in (self.G, self.D):
+                net.zero_grad(set_to_none=True)
+
+    def _say_once(self, note: str) -> None:
+        if dist.is_main() and note not in self.said:
+            print(f"note: {note}", file=sys.stderr)
+        self.said.add(note)
 
     def _place(self, net: torch.nn.Module) -> torch.nn.Module:
         net = net.to(self.device, self.dtype)
@@ -232,7 +275,8 @@ class Players:
     def _d_term(self, term: TermConfig, *, real: torch.Tensor, condition: torch.Tensor | None) -> None:
         for part in self.parts:
             inputs = DInputs(self.score, real[part], None if condition is None else condition[part])
-            self._term_backward(term, TERMS[term.name].compute(inputs), self.current.batch)
+            with self._eager():
+                self._term_backward(term, TERMS[term.name].compute(inputs), self.current.batch)
 
     def _g_term(self, term: TermConfig) -> None:
         """Runs on fewer images where the configuration says so; they need no minibatch-stddev groups."""
@@ -252,7 +296,13 @@ class Players:
                 noise=torch.stack(noise).to(self.device, self.dtype),
                 state=self.state,
             )
-            self._term_backward(term, TERMS[term.name].compute(inputs), count)
+            with self._eager():
+                self._term_backward(term, TERMS[term.name].compute(inputs), count)
+
+    def _eager(self) -> contextlib.AbstractContextManager:
+        """Where torch.compile is not to be used."""
+        on = self.config.train.compile and hasattr(torch.compiler, "set_stance")
+        return torch.compiler.set_stance("force_eager") if on else contextlib.nullcontext()
 
     def _term_count(self, term: TermConfig) -> int:
         """Images of a global batch that a term is computed on."""

@@ -240,3 +240,25 @@ def test_metrics_and_conditional_labels(tiny_data, tmp_path):
     G = load_snapshot(snapshot)
     assert G.c_dim == 3
     assert G.description["label_names"] == ["a", "b", "c"]
+
+
+@pytest.mark.slow
+def test_compiled_passes_train_as_eager_ones_do(tiny_data, tmp_path):
+    """And where nothing can be compiled, one message says so and training goes on."""
+    small = {"resolution": 8, "growth__start": "null", "train__total_kimg": 0.032, "loss__r1_gamma": 1}
+    runs = {}
+    for name, compile_ in (("eager", "false"), ("compiled", "true"), ("broken", "true")):
+        run = tmp_path / name
+        env = harness.environment() | ({"CXX": "/nowhere/c++"} if name == "broken" else {})
+        args = harness.arguments(run, tiny_data, **small, train__compile=compile_)
+        output = harness.finish(harness.start(args, env=env), timeout=400)
+        runs[name] = harness.stats(run)
+        twice = output.count("note: train.compile: what differentiates twice cannot be compiled and runs eagerly: r1")
+        cannot = output.count("note: train.compile: 8x8 stable cannot be compiled here and runs eagerly")
+        assert (twice, cannot) == {"eager": (0, 0), "compiled": (1, 0), "broken": (0, 1)}[name], output
+        assert "recompile_limit" not in output
+    for other in (runs["compiled"], runs["broken"]):
+        for a, b in zip(runs["eager"], other, strict=True):
+            for key in ("loss_g", "loss_d", "r1_penalty", "pl_length"):
+                if key in a:
+                    assert b[key] == pytest.approx(a[key], rel=1e-3)
