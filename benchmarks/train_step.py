@@ -2,7 +2,8 @@
 
 `train 256`: G's and D's main step, batch 2, channel_base 16384; `generate 1024`: one image, channel_base 32768. The
 reference is the same computation (matrix-product demodulation, fused Adam) with plain PyTorch operations, NCHW, fp32;
-ours is channels_last with the kernels, in fp32 and with bf16 blocks. `ratio` is the reference's time over ours.
+ours is channels_last with the kernels, in fp32, with all blocks in bf16, and with those that model.low_precision=auto
+chooses here. `train 32`: a small network, batch 8, 128 channels. `ratio` is the reference's time over ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 
+from stylegan_pg import precision as precisions
+from stylegan_pg.config import load_config
 from stylegan_pg.losses import logistic_d, logistic_g
 from stylegan_pg.networks import NETWORKS, to_channels_last
 from stylegan_pg.ops import bench, native
@@ -20,9 +23,11 @@ from stylegan_pg.ops import bench, native
 kernels = native.compiled
 
 
-def networks(resolution: int, channel_base: int, precision: str, layout: str) -> tuple[Any, Any]:
+def networks(resolution: int, channels: tuple[int, int], at: list[int], layout: str) -> tuple[Any, Any]:
+    """G and D, in bfloat16 `at` these resolutions; channels are base and most."""
     torch.manual_seed(0)
-    how = {"resolution": resolution, "channel_base": channel_base, "low_precision": precision, "low_precision_from": 8}
+    how: dict[str, Any] = {"resolution": resolution, "channel_base": channels[0], "channel_max": channels[1]}
+    how |= {"low_precision": "bf16", "low_precision_at": at}
     make_G, make_D = NETWORKS["stylegan2"]
     nets = make_G(mapping_layers=8, **how), make_D(**how)
     return tuple(to_channels_last(net) if layout == "nhwc" else net for net in nets)  # type: ignore[return-value]  # two of them
@@ -31,8 +36,8 @@ def networks(resolution: int, channel_base: int, precision: str, layout: str) ->
 class Step:
     """One training step of a pair of networks of its own."""
 
-    def __init__(self, resolution: int, batch: int, channel_base: int, precision: str, layout: str):
-        self.G, self.D = networks(resolution, channel_base, precision, layout)
+    def __init__(self, resolution: int, batch: int, channels: tuple[int, int], at: list[int], layout: str):
+        self.G, self.D = networks(resolution, channels, at, layout)
         self.opts = [torch.optim.Adam(n.parameters(), lr=1e-4, betas=(0.0, 0.99), fused=True) for n in (self.G, self.D)]
         self.z, self.real = torch.randn(batch, 512), torch.randn(batch, 3, resolution, resolution)
         if layout == "nhwc":
@@ -54,8 +59,8 @@ class Step:
 
 
 class Generation:
-    def __init__(self, resolution: int, channel_base: int, precision: str, layout: str):
-        self.G = networks(resolution, channel_base, precision, layout)[0].eval()
+    def __init__(self, resolution: int, _batch: int, channels: tuple[int, int], at: list[int], layout: str):
+        self.G = networks(resolution, channels, at, layout)[0].eval()
         self.z = torch.randn(1, 512)
 
     @torch.inference_mode()
@@ -84,24 +89,31 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {native.choose('cpu').why}")
-    groups = {
-        "train 256": lambda *how: Step(256, 2, 16384, *how),
-        "generate 1024": lambda *how: Generation(1024, 32768, *how),
+    groups: dict[str, tuple[Any, int, int, tuple[int, int]]] = {
+        "train 32": (Step, 32, 8, (4096, 128)),
+        "train 256": (Step, 256, 2, (16384, 512)),
+        "generate 1024": (Generation, 1024, 1, (32768, 512)),
     }
     rows = []
-    for name, make in groups.items():
+    for name, (make, resolution, batch, channels) in groups.items():
         if args.only not in name:
             continue
+        overrides = [f"resolution={resolution}", f"train.batch={batch}", "run=none", "data.url=none"]
+        overrides += [f"model.channel_base={channels[0]}", f"model.channel_max={channels[1]}", "train.total_kimg=1"]
+        chosen, why = precisions.choose(load_config(None, overrides), torch.device("cpu"))
+        print(f"{name}: {why}")
+        every = [2**i for i in range(3, 11)]
         t = bench.interleaved(
             {
-                "reference": plainly(make("fp32", "nchw")),
-                "fp32": make("fp32", "nhwc"),
-                "bf16": make("bf16", "nhwc"),
+                "reference": plainly(make(resolution, batch, channels, [], "nchw")),
+                "fp32": make(resolution, batch, channels, [], "nhwc"),
+                "bf16": make(resolution, batch, channels, every, "nhwc"),
+                "auto": make(resolution, batch, channels, chosen, "nhwc"),
             },
             args.seconds,
             least=3,
         )
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16", "auto"):
             row = {"case": f"{name} {precision}", "ratio": round(t["reference"] / t[precision], 3)}
             row |= {"ours_sec": round(t[precision], 3), "reference_sec": round(t["reference"], 3)}
             rows.append(row)

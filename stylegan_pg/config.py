@@ -46,8 +46,9 @@ class ModelConfig:
     conv_clamp: Optional[float] = None  # limit of activations; 256 in the published networks
     mbstd_group: int = 4  # the largest divisor of the batch up to this is taken
     mbstd_channels: int = 1  # 0 for no minibatch stddev
-    low_precision: str = "fp32"  # fp32, bf16 or fp16 in the highest resolutions
-    low_precision_resolutions: int = 0  # how many of them, counted from `resolution` down
+    low_precision: str = "fp32"  # fp32, bf16 or fp16 in the highest resolutions; auto: bf16 where it is faster here
+    low_precision_resolutions: int = 0  # how many of them, counted from `resolution` down; for auto 0 stands for all
+    low_precision_at: Optional[list[int]] = None  # which exactly; null: see above; auto fills it in at the start
     w_avg_beta: float = 0.998
 
 
@@ -174,7 +175,7 @@ CHOICES = {
     "model.name": ("stylegan2",),
     "model.g_architecture": ("skip", "resnet", "orig"),
     "model.d_architecture": ("skip", "resnet", "orig"),
-    "model.low_precision": ("fp32", "bf16", "fp16"),
+    "model.low_precision": ("fp32", "bf16", "fp16", "auto"),
     "growth.optimizer": ("reset", "carry"),
     "loss.objective": ("logistic",),
     "train.device": ("auto", "cpu", "cuda"),
@@ -364,6 +365,10 @@ def check(config: Config) -> None:
         demand(value(key) is None or 0 < value(key) < math.inf, key, "above 0 and finite, or null")
     demand(config.train.threads <= 1024, "train.threads", "at most 1024")
     width = min(config.model.channel_base // 4, config.model.channel_max)
+    low = config.model.low_precision_at or []
+    demand(
+        all(is_power_of_two(r) and r >= 8 for r in low), "model.low_precision_at", "powers of two from 8 on, or null"
+    )
     mbstd = config.model.mbstd_channels
     demand(not mbstd or width % mbstd == 0, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
     taps = config.model.resample_filter

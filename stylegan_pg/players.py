@@ -59,11 +59,9 @@ class Players:
         Raises:
             UsageError: where configuration and dataset do not fit together.
         """
-        self.config, self.index, self.parallel = config, index, parallel
+        self.index, self.parallel = index, parallel
         self.device, self.dtype = parallel.device, getattr(torch, config.train.dtype)
-        self.model = config.model
-        if self.device.type == "cpu" and self.model.low_precision == "fp16":
-            self.model = dataclasses.replace(self.model, low_precision="fp32")  # CPUs have no fp16 convolutions
+        self.use(config)
         self.classes = len(index.label_names) if config.data.conditional else 0
         if config.data.conditional and not self.classes:
             raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")
@@ -77,6 +75,13 @@ class Players:
         self.state: dict[str, float] = {}  # running means that terms keep, such as pl_mean
         self.sums: dict[str, torch.Tensor] = {}
         self.said: set[str] = set()
+
+    def use(self, config: Config) -> None:
+        """Take a configuration, before the first phase."""
+        self.config = config
+        self.model = config.model
+        if self.device.type == "cpu" and self.model.low_precision == "fp16":
+            self.model = dataclasses.replace(self.model, low_precision="fp32")  # CPUs have no fp16 convolutions
 
     # ------------------------------------------------------------------------------------------------ phases
 

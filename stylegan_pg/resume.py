@@ -31,7 +31,7 @@ def to_plain(config: Config) -> dict[str, Any]:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and not key.endswith("_at"):
+        if isinstance(value, dict) and not key.endswith(("_at", "_from")):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

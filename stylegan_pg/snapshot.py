@@ -39,7 +39,10 @@ class NetworkShape:
 
 
 def _shared(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
-    low = model.low_precision_resolutions
+    low = model.low_precision_at
+    if low is None:  # "auto" before it has measured
+        count = 0 if model.low_precision == "auto" else model.low_precision_resolutions
+        low = [shape.full_resolution >> i for i in range(count)]
     return {
         "resolution": shape.resolution,
         "img_channels": shape.img_channels,
@@ -49,8 +52,8 @@ def _shared(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
         "fade": shape.fade,
         "resample_filter": list(model.resample_filter),
         "conv_clamp": model.conv_clamp,
-        "low_precision": model.low_precision if low else "fp32",
-        "low_precision_from": max(shape.full_resolution >> (low - 1), 8) if low else 2 * shape.full_resolution,
+        "low_precision": ("bf16" if model.low_precision == "auto" else model.low_precision) if low else "fp32",
+        "low_precision_at": [r for r in low if r >= 8],
     }
 
 

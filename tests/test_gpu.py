@@ -4,6 +4,7 @@ PyTorch asks of operators, tensors beyond 2^31 elements, a training step, and ho
 The same code runs on the CPU in tests/test_shim.py, and its machine code is looked at in tests/test_machine_code.py."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -135,8 +136,8 @@ def test_more_than_two_to_the_31_elements(layout):
 def test_a_training_step_is_that_of_the_cpu(channels_last):
     """Gradients of G through D, with R1, against the CPU in double precision."""
     torch.manual_seed(0)
-    G = Generator(resolution=32, channel_base=512, channel_max=16, z_dim=16, w_dim=16, mapping_layers=2).double()
-    D = Discriminator(resolution=32, channel_base=512, channel_max=16, mbstd_group=2).double()
+    G: Any = Generator(resolution=32, channel_base=512, channel_max=16, z_dim=16, w_dim=16, mapping_layers=2).double()
+    D: Any = Discriminator(resolution=32, channel_base=512, channel_max=16, mbstd_group=2).double()
     z, real = numbers(4, 16), numbers(4, 3, 32, 32)
     results = []
     for device in ("cpu", DEVICE):

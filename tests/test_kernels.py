@@ -271,7 +271,7 @@ def test_derivatives_in_bfloat16_are_those_of_float32(layout):
         y = upfirdn2d(bias_act(y, bias, act="swish"), FILTERS["1331"], down=2, padding=1)
         y = bias_act(y, scale=scale, noise=noise, act="tanh")
         first = torch.autograd.grad(y.float().square().sum(), [x, bias, scale, noise], create_graph=True)
-        second = torch.autograd.grad(sum(g.float().square().sum() for g in first), [x, bias, scale, noise])
+        second = torch.autograd.grad([g.float().square().sum() for g in first], [x, bias, scale, noise])
         assert [t.dtype for t in first] == [dtype, *[torch.float32] * 3]
         results.append([y, *first, *second])
     for k, (low, full) in enumerate(zip(*results, strict=True)):

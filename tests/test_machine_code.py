@@ -81,7 +81,8 @@ def kernels(request, tmp_path_factory) -> tuple[str, list[Kernel]]:
             assert numbers, f"no resource usage of {name}"
             lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);", text)
             code = [(int(a, 16), bool(p), op, rest) for a, p, op, rest in lines if op != "NOP"]
-            found.append(Kernel(name, tuple(arguments.split(", ")), *map(int, numbers.groups()), code))
+            registers, stack, shared, local = map(int, numbers.groups())
+            found.append(Kernel(name, tuple(arguments.split(", ")), registers, stack, shared, local, code))
     return request.param, found
 
 

@@ -329,7 +329,7 @@ def test_logits_of_dealt_shares_are_those_of_the_batch(batch, parts):
 
 
 def test_bfloat16_in_the_highest_resolutions():
-    low = {"low_precision": "bf16", "low_precision_from": 8}
+    low = {"low_precision": "bf16", "low_precision_at": [8, 16]}
     G, D = generator(16).float(), discriminator(16).float()
     half_G, half_D = generator(16, 1, **low).float(), discriminator(16, 1, **low).float()
     copy_same_names(half_G, G)
@@ -353,8 +353,8 @@ def test_bfloat16_in_the_highest_resolutions():
 def test_low_precision_blocks_are_those_from_the_given_resolution():
     seen: dict[str, torch.dtype] = {}
     for net in (
-        generator(16, low_precision="bf16", low_precision_from=16).float(),
-        discriminator(16, low_precision="bf16", low_precision_from=16).float(),
+        generator(16, low_precision="bf16", low_precision_at=[16]).float(),
+        discriminator(16, low_precision="bf16", low_precision_at=[16]).float(),
     ):
         blocks = net.synthesis if isinstance(net, Generator) else net
         for r in (4, 8, 16):
@@ -364,7 +364,7 @@ def test_low_precision_blocks_are_those_from_the_given_resolution():
         net(normal(4, 8).float() if isinstance(net, Generator) else normal(4, 3, 16, 16).float())
     assert [name for name, dtype in seen.items() if dtype == torch.bfloat16] == ["Generator.b16", "Discriminator.b16"]
     for make in (Generator, Discriminator):  # half precision does not run on CPUs, but can be built there
-        net = make(resolution=16, channel_base=64, low_precision="fp16", low_precision_from=8)
+        net = make(resolution=16, channel_base=64, low_precision="fp16", low_precision_at=[8, 16, 32])
         assert {p.dtype for p in net.parameters()} == {torch.float32}
         assert sorted(n for n, m in net.named_modules() if getattr(m, "dtype", None) == torch.float16) == sorted(
             n for n, _ in net.named_modules() if n.split(".")[-1] in ("b8", "b16")

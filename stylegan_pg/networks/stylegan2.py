@@ -28,12 +28,13 @@ ARCHITECTURES = ("skip", "resnet", "orig")
 LOW_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _channels(resolution: int, channel_base: int, channel_max: int) -> int:
+def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+    """Channels of the layers of a resolution (Karras et al. 2020, table 2 of the supplement)."""
     return min(channel_base // resolution, channel_max)
 
 
-def _block_dtype(resolution: int, low_precision: str, low_precision_from: int) -> torch.dtype | None:
-    return LOW_PRECISION[low_precision] if resolution >= low_precision_from else None
+def _block_dtype(resolution: int, low_precision: str, low_precision_at: Sequence[int]) -> torch.dtype | None:
+    return LOW_PRECISION[low_precision] if resolution in low_precision_at else None
 
 
 class MappingNetwork(nn.Module):
@@ -120,7 +121,7 @@ class SynthesisNetwork(nn.Module):
         resample_filter: Sequence[float],
         conv_clamp: float | None,
         low_precision: str,
-        low_precision_from: int,
+        low_precision_at: Sequence[int],
     ):
         super().__init__()
         self.resolution, self.fade, self.architecture = resolution, fade, architecture
@@ -130,13 +131,13 @@ class SynthesisNetwork(nn.Module):
         for r in self.resolutions:
             block = SynthesisBlock(
                 r,
-                _channels(r // 2, channel_base, channel_max),
-                _channels(r, channel_base, channel_max),
+                channels_at(r // 2, channel_base, channel_max),
+                channels_at(r, channel_base, channel_max),
                 w_dim,
                 img_channels,
                 architecture,
                 torgb=architecture == "skip" or r == resolution or (fade and r == resolution // 2),
-                dtype=_block_dtype(r, low_precision, low_precision_from),
+                dtype=_block_dtype(r, low_precision, low_precision_at),
                 use_noise=use_noise,
                 resample_filter=tuple(resample_filter),
                 clamp=conv_clamp,
@@ -191,7 +192,7 @@ class Generator(nn.Module):
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp: float | None = 256.0,
         low_precision: str = "fp32",
-        low_precision_from: int = 1 << 30,
+        low_precision_at: Sequence[int] = (),
     ):
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
@@ -209,7 +210,7 @@ class Generator(nn.Module):
             resample_filter=resample_filter,
             conv_clamp=conv_clamp,
             low_precision=low_precision,
-            low_precision_from=low_precision_from,
+            low_precision_at=low_precision_at,
         )
         self.num_ws = self.synthesis.num_ws
 
@@ -310,7 +311,7 @@ class Discriminator(nn.Module):
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp: float | None = 256.0,
         low_precision: str = "fp32",
-        low_precision_from: int = 1 << 30,
+        low_precision_at: Sequence[int] = (),
     ):
         super().__init__()
         self.resolution, self.img_channels, self.c_dim = resolution, img_channels, c_dim
@@ -325,17 +326,17 @@ class Discriminator(nn.Module):
         for r in self.resolutions[:-1]:
             block = DiscriminatorBlock(
                 r,
-                _channels(r, channel_base, channel_max),
-                _channels(r // 2, channel_base, channel_max),
+                channels_at(r, channel_base, channel_max),
+                channels_at(r // 2, channel_base, channel_max),
                 img_channels,
                 architecture,
                 has_fromrgb(r),
-                _block_dtype(r, low_precision, low_precision_from),
+                _block_dtype(r, low_precision, low_precision_at),
                 filter_,
                 conv_clamp,
             )
             setattr(self, f"b{r}", block)
-        width = _channels(4, channel_base, channel_max)
+        width = channels_at(4, channel_base, channel_max)
         self.cmap_dim = width if c_dim else 0
         self.b4 = DiscriminatorEpilogue(
             width, self.cmap_dim or 1, img_channels, has_fromrgb(4), mbstd_group, mbstd_channels, filter_, conv_clamp

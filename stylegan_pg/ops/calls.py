@@ -99,7 +99,7 @@ _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(ver
 
 def _factors_once(f: torch.Tensor, correlate: bool, gain: float):
     """`factors` as C floats, found once for each filter: looking at its values makes the CPU wait for the GPU."""
-    known = _factors.setdefault(f, {})
+    known: dict = _factors.setdefault(f, {})  # type: ignore[assignment]  # what was just put there
     key = (0 if f.is_inference() else f._version, correlate, gain)
     if key not in known:
         found = factors(f.cpu(), correlate, gain)

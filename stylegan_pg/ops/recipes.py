@@ -76,7 +76,7 @@ def cxx() -> str | None:
 
 
 @functools.cache
-def _cpu() -> str:
+def processor() -> str:
     """What -march=native depends on."""
     lines: dict[str, str] = {}
     with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def cpu_recipe() -> Recipe:
         flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-fopenmp"]
     compiler = cxx()
     return Recipe(
-        _meta("cpu", folder, ("cpu/*.cpp", "cpu/*.h"), _version(compiler), flags) | {"architecture": _cpu()},
+        _meta("cpu", folder, ("cpu/*.cpp", "cpu/*.h"), _version(compiler), flags) | {"architecture": processor()},
         tuple(sorted((folder / "cpu").glob("*.cpp"))),
         (compiler or "", *flags, "-c", "$in", "-o", "$out"),
         (compiler or "", "-shared", "$in", "-o", "$out", f"-L{lib}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}"),
