@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
-// What stylegan_pg/ops/native.py calls.
+// What stylegan_pg/ops/calls.py calls.
 #define SPG_API extern "C" __attribute__((visibility("default")))
 
 namespace spg {
 
-// Codes shared with stylegan_pg/ops/native.py and the CUDA side.
+// Codes shared with stylegan_pg/ops/calls.py and the CUDA side.
 enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 inline int bytes_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
