@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import precision as precisions
+from stylegan_pg import tuning
 from stylegan_pg.config import load_config
 from stylegan_pg.losses import logistic_d, logistic_g
 from stylegan_pg.networks import NETWORKS, to_channels_last
@@ -100,7 +100,7 @@ def main() -> None:
             continue
         overrides = [f"resolution={resolution}", f"train.batch={batch}", "run=none", "data.url=none"]
         overrides += [f"model.channel_base={channels[0]}", f"model.channel_max={channels[1]}", "train.total_kimg=1"]
-        chosen, why = precisions.choose(load_config(None, overrides), torch.device("cpu"))
+        chosen, why = tuning.choose_precision(load_config(None, overrides), torch.device("cpu"))
         print(f"{name}: {why}")
         every = [2**i for i in range(3, 11)]
         t = bench.interleaved(

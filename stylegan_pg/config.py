@@ -123,7 +123,7 @@ class TrainConfig:
     device: str = "auto"  # auto, cpu or cuda
     dtype: str = "float32"  # float64 is for tests
     threads: int = 0  # CPU threads per process, 0: leave to torch
-    channels_last: bool = True
+    channels_last: Optional[bool] = True  # null: measure at the start which layout is faster here
     compile: bool = False  # torch.compile the passes of stable phases that are differentiated once
     tf32: bool = False  # let GPUs round fp32 convolutions and products to 10 bits
     deterministic: bool = False  # bit-exact resume on GPUs, at some cost

@@ -7,7 +7,6 @@ written follows from it. The checkpoint comes last at each boundary, so whatever
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import os
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import __version__, checkpoint, dist, precision
+from stylegan_pg import __version__, checkpoint, dist, tuning
 from stylegan_pg.config import Config, to_yaml
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import batches
@@ -129,14 +128,14 @@ class Trainer:
                     )
                 if self.config.train.threads:
                     torch.set_num_threads(self.config.train.threads)
-                chosen = self.settle_precision(state)
+                kept = state["config"] if path else None
+                self.config, chosen = tuning.settle(self.config, self.players.device, kept)
                 notes = compare(state, self.config, self.index, self.plan, self.environment()) if path else []
-                model = self.config.model
-                box[:] = [str(path) if path else None, problems, notes, torch.get_num_threads(), model, chosen]
-        path, problems, notes, threads, model, chosen = box
+                box[:] = [str(path) if path else None, problems, notes, torch.get_num_threads(), self.config, chosen]
+        path, problems, notes, threads, config, chosen = box
         torch.set_num_threads(threads)  # rank 0's: other counts give other bits
-        self.config = dataclasses.replace(self.config, model=model)
-        self.players.use(self.config)
+        self.config = config  # as rank 0 has settled it
+        self.players.use(config)
         if path:
             fault = ""
             try:
@@ -156,7 +155,7 @@ class Trainer:
         for note in notes:
             self.say(f"warning: {note}")
         if chosen:
-            self.say(f"precision: {chosen}")
+            self.say(f"measured: {chosen}")
         if path:
             self.say(f"continuing from {path} at {self.players.nimg / 1000:.1f} kimg")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -175,18 +174,6 @@ class Trainer:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
                 raise UsageError(f"run={self.run} cannot be used as the run's folder: {error}") from None
-
-    def settle_precision(self, state: dict[str, Any]) -> str:
-        """Fill in what model.low_precision=auto stands for, as the run decided when it began, or from a measurement;
-        returns a line about that."""
-        model, why = self.config.model, ""
-        if model.low_precision == "auto" and model.low_precision_at is None:
-            if state:
-                chosen = state["config"]["model"].get("low_precision_at")
-            else:
-                chosen, why = precision.choose(self.config, self.players.device)
-            self.config = dataclasses.replace(self.config, model=dataclasses.replace(model, low_precision_at=chosen))
-        return why
 
     def open_logs(self) -> None:
         try:

@@ -1,0 +1,157 @@
+"""What is faster on this machine: `train.channels_last: null` and `model.low_precision: auto`.
+
+Both depend on the processor (only some multiply bfloat16 matrices), on the number of channels and on the size of the
+pictures, so they are measured: one generator block and one discriminator block of each resolution, forward and
+backward. What was measured is kept in the kernels' cache folder, and the choice in the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from stylegan_pg.config import Config
+from stylegan_pg.networks import to_channels_last
+from stylegan_pg.networks.stylegan2 import DiscriminatorBlock, SynthesisBlock, channels_at
+from stylegan_pg.ops import native
+from stylegan_pg.ops.build import cache_folder
+from stylegan_pg.ops.recipes import BuildError, processor
+
+WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
+REPEATS = 3
+LAYOUTS = {True: "nhwc", False: "nchw"}  # by channels_last
+
+
+def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) -> tuple[Config, str]:
+    """The configuration with what it leaves to measurement filled in, and a line about that or "".
+
+    `kept` is the configuration (as plain dictionaries) of the run that is continued, whose choices are taken over; None
+    for a new run, which measures for some seconds where nothing is known yet.
+    """
+    notes = []
+    if config.train.channels_last is None:
+        if kept:
+            last = kept["train"].get("channels_last")
+        else:
+            last, why = choose_layout(config, device)
+            notes.append(why)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=last))
+    if config.model.low_precision == "auto" and config.model.low_precision_at is None:
+        if kept:
+            at = kept["model"].get("low_precision_at")
+        else:
+            at, why = choose_precision(config, device)
+            notes.append(why)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, low_precision_at=at))
+    return config, "; ".join(notes)
+
+
+def candidates(config: Config) -> list[int]:
+    """The resolutions that may be in low precision: the highest `low_precision_resolutions` (0: all) from 8 on."""
+    count = config.model.low_precision_resolutions
+    every = [config.resolution >> i for i in range(config.resolution.bit_length())]
+    return [r for r in (every[:count] if count else every) if r >= 8]
+
+
+def choose_layout(config: Config, device: torch.device) -> tuple[bool, str]:
+    """Whether channels_last is the faster layout over all resolutions, and a line that says why."""
+    every = [r for r in (config.resolution >> i for i in range(config.resolution.bit_length())) if r >= 8]
+    times = _times(config, device, [(r, LAYOUTS[last], "fp32") for r in every for last in (True, False)])
+    nhwc, nchw = (sum(times[r, layout, "fp32"] for r in every) for layout in ("nhwc", "nchw"))
+    last = nhwc <= nchw
+    return last, f"layout {LAYOUTS[last]}: channels_last takes {nhwc / nchw:.2f} of the other's time"
+
+
+def choose_precision(config: Config, device: torch.device) -> tuple[list[int], str]:
+    """The resolutions to compute in bfloat16, and a line that says why."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return [], "this GPU has no bfloat16"
+    layout = LAYOUTS[bool(config.train.channels_last)]
+    times = _times(config, device, [(r, layout, p) for r in candidates(config) for p in ("fp32", "bf16")])
+    ratios = {r: times[r, layout, "bf16"] / times[r, layout, "fp32"] for r in candidates(config)}
+    chosen = [r for r, ratio in ratios.items() if ratio < WORTH_IT]
+    told = ", ".join(f"{r}: {ratio:.2f}" for r, ratio in ratios.items())
+    return chosen, f"bf16 at {chosen or 'no resolution'}; its time over that of fp32: {told}"
+
+
+Case = tuple[int, str, str]  # resolution, layout, precision
+
+
+def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case, float]:
+    """Seconds, from the cache or measured now; pairs of cases are measured in turns."""
+    m = config.model
+    key = {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "kernels": native.choose(device.type).why,
+        "model": [m.channel_base, m.channel_max, m.g_architecture, m.d_architecture, m.noise, list(m.resample_filter)],
+        "batch": _batch(config, 1),
+    }
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
+    path, table = None, {}
+    with contextlib.suppress(OSError, ValueError, BuildError):
+        path = cache_folder() / f"tuning-{name}.json"
+        table = json.loads(path.read_text("utf-8"))
+    table = {k: v for k, v in table.items() if isinstance(v, float)} if isinstance(table, dict) else {}
+    names = {case: " ".join(map(str, case)) for case in cases}
+    pairs = [cases[i : i + 2] for i in range(0, len(cases), 2)]
+    missing = [pair for pair in pairs if any(names[case] not in table for case in pair)]
+    for pair in missing:
+        table |= {names[case]: t for case, t in _measure(config, device, pair).items()}
+    if path and missing:
+        with contextlib.suppress(OSError):
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(table), "utf-8")
+            temporary.replace(path)
+    return {case: table[name] for case, name in names.items()}
+
+
+def _batch(config: Config, resolution: int) -> int:
+    """Images to measure with: one pass of the training, but not so many that large ones take minutes."""
+    whole = config.train.micro_batch or config.train.batch
+    return max(1, min(whole, 2**18 // resolution**2))
+
+
+def _measure(config: Config, device: torch.device, cases: list[Case]) -> dict[Case, float]:
+    """Seconds of each, the best of interleaved repeats."""
+    passes = {case: _passes(config, device, *case) for case in cases}
+    best = dict.fromkeys(passes, float("inf"))
+    for repeat in range(REPEATS + 1):
+        for case, run in passes.items():
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat:  # the first warms up
+                best[case] = min(best[case], time.perf_counter() - started)
+    return best
+
+
+def _passes(config: Config, device: torch.device, r: int, layout: str, precision: str) -> Callable[[], None]:
+    """Forward and backward of a generator's block and the discriminator's behind it."""
+    m, n, dtype = config.model, _batch(config, r), torch.bfloat16 if precision == "bf16" else None
+    low, high = (channels_at(x, m.channel_base, m.channel_max) for x in (r // 2, r))
+    filter_ = tuple(m.resample_filter)
+    layer: dict[str, Any] = {"use_noise": m.noise, "resample_filter": filter_, "clamp": m.conv_clamp}
+    g_block: Any = SynthesisBlock(r, low, high, m.w_dim, 3, m.g_architecture, torgb=False, dtype=dtype, **layer)
+    d_block: Any = DiscriminatorBlock(r, high, low, 3, m.d_architecture, False, dtype, filter_, m.conv_clamp)
+    x = torch.randn(n, low, r // 2, r // 2, device=device)
+    if layout == "nhwc":
+        g_block, d_block = to_channels_last(g_block), to_channels_last(d_block)
+        x = x.contiguous(memory_format=torch.channels_last)
+    g_block, d_block, x = g_block.to(device), d_block.to(device), x.requires_grad_(True)
+    ws = torch.randn(2, n, m.w_dim, device=device)
+
+    def run() -> None:
+        d_block(g_block(x, ws.unbind(), noise="random", generator=None)).float().sum().backward()
+
+    return run

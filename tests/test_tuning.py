@@ -1,0 +1,141 @@
+"""model.low_precision=auto, train.channels_last=null: measured once, kept in the run, never measured again."""
+
+import dataclasses
+import subprocess
+import sys
+
+import harness
+import pytest
+import torch
+
+from stylegan_pg import tuning
+from stylegan_pg.config import Config, load_config
+
+CPU = torch.device("cpu")
+
+
+def config_with(**model) -> Config:
+    config = load_config(None, ["run=none", "data.url=none", "resolution=64", "growth.start=8", "train.batch=4"])
+    small = {"channel_base": 256, "channel_max": 16, "low_precision": "auto"}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **(small | model)))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
+
+
+def pretend(monkeypatch, seconds) -> list:
+    """Replace the measurements; returns the list that what is asked for goes to."""
+    asked: list = []
+
+    def measure(config, device, cases):
+        asked.extend(cases)
+        return {case: seconds(*case) for case in cases}
+
+    monkeypatch.setattr(tuning, "_measure", measure)
+    return asked
+
+
+def bf16_helps_at_64(r, layout, precision):
+    return {64: 0.5, 32: 1.2, 16: 0.96}.get(r, 1.0) if precision == "bf16" else 1.0
+
+
+def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
+    asked = pretend(monkeypatch, bf16_helps_at_64)
+    chosen, why = tuning.choose_precision(config_with(low_precision_resolutions=3), CPU)
+    assert chosen == [64]
+    assert why == "bf16 at [64]; its time over that of fp32: 64: 0.50, 32: 1.20, 16: 0.96"
+    assert tuning.choose_precision(config_with(low_precision_resolutions=2), CPU)[0] == [64]
+    assert len(asked) == 6
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)  # another machine, as it were
+        tuning.choose_precision(config_with(low_precision_resolutions=1), CPU)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(asked) == 8
+
+
+@pytest.mark.parametrize("faster", ["nhwc", "nchw"])
+def test_the_layout_is_that_of_the_least_time_over_all_resolutions(monkeypatch, faster):
+    pretend(monkeypatch, lambda r, layout, precision: r / 10 if layout == faster and r == 64 else r / 9)
+    config = config_with(low_precision="fp32")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=None))
+    settled, why = tuning.settle(config, CPU, None)
+    assert settled.train.channels_last == (faster == "nhwc")
+    assert why.startswith(f"layout {faster}: ")
+    again = tuning.settle(config, CPU, {"train": {"channels_last": False}, "model": {}})
+    assert again[0].train.channels_last is False
+    assert again[1] == ""
+
+
+@pytest.mark.parametrize("damage", ['{"64 nhwc fp32": "fast"}', "[1]", "{", ""])
+def test_a_damaged_table_is_measured_anew(monkeypatch, tmp_path, damage):
+    pretend(monkeypatch, bf16_helps_at_64)
+    config = config_with(low_precision_resolutions=1)
+    tuning.choose_precision(config, CPU)
+    (table,) = (tmp_path / "cache").glob("tuning-*.json")
+    table.write_text(damage)
+    assert tuning.choose_precision(config, CPU)[0] == [64]
+
+
+def test_a_real_measurement():
+    """Whatever this machine is good at: the choice is what the printed ratios say."""
+    config = config_with(channel_base=4096, channel_max=128, low_precision_resolutions=2)
+    chosen, why = tuning.choose_precision(config, CPU)
+    ratios = dict(part.split(": ") for part in why.split("fp32: ")[1].split(", "))
+    assert list(ratios) == ["64", "32"]
+    assert all(0.02 < float(v) < 50 for v in ratios.values())
+    for r, value in ratios.items():
+        if abs(float(value) - 0.95) > 0.01:
+            assert (int(r) in chosen) == (float(value) < 0.95)
+    assert tuning.choose_layout(config, CPU)[1].startswith("layout n")
+
+
+def test_candidates():
+    assert tuning.candidates(config_with()) == [64, 32, 16, 8]
+    assert tuning.candidates(config_with(low_precision_resolutions=2)) == [64, 32]
+
+
+TOLD = """
+import sys
+from stylegan_pg import tuning
+from stylegan_pg.__main__ import main
+how = sys.argv.pop(1)
+def measure(config, device, cases):
+    assert how != "never", "measured again"
+    return {case: 0.5 if case[::2] == (16, "bf16") else 1.0 for case in cases}
+tuning._measure = measure
+main()
+"""
+
+
+@pytest.mark.distributed
+def test_a_run_keeps_what_it_chose(tiny_data, tmp_path):
+    """In its configuration and its checkpoints; a continued run does not measure."""
+    run = tmp_path / "run"
+    half = {"train__total_kimg": 0.064, "model__low_precision": "auto", "train__channels_last": "null"}
+    outputs = []
+    for how, changes in (("first", half), ("never", half | {"train__total_kimg": 0.096})):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        for table in (tmp_path / "cache").glob("tuning-*"):
+            table.unlink()
+        command = [sys.executable, "-c", TOLD, how, *harness.arguments(run, tiny_data, **changes)]
+        done = subprocess.run(command, env=harness.environment(), capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout + done.stderr)
+    assert outputs[0].count("measured: layout nhwc: channels_last takes 1.00 of the other's time; bf16 at [16]") == 1
+    assert "measured:" not in outputs[1]
+    assert "continuing from" in outputs[1]
+    settled = load_config(run / "config.yaml")
+    assert (settled.model.low_precision_at, settled.train.channels_last) == ([16], True)
+    _, state = harness.newest(run)
+    assert state["config"]["model"]["low_precision_at"] == [16]
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD, "never", "train", str(run / "config.yaml"), "train.total_kimg=0.104"],
+        env=harness.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
