@@ -30,11 +30,13 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="kimg between two measurements")
     parser.add_argument("--images", type=int, default=2048, help="for each measurement")
     args = parser.parse_args()
+    runs = {precision: Path("runs") / f"convergence-{precision}" for precision in ("fp32", "bf16")}
+    if there := [str(run) for run in runs.values() if (ROOT / run).exists()]:
+        sys.exit(f"error: {' and '.join(there)} would be continued, not run: remove or rename what is there")
     call("demo/faces.py", str(FACES), "--count", "5000", "--size", "64")
     call("-m", "stylegan_pg", "pack", str(FACES), str(DATA), "--resolution", "64", "--format", "png")
     curves: dict[str, dict[int, float]] = {}
-    for precision in ("fp32", "bf16"):
-        run = Path("runs") / f"convergence-{precision}"
+    for precision, run in runs.items():
         overrides = [f"run={run}", f"metrics.every_kimg={args.every}", f"metrics.images={args.images}"]
         overrides += [f"model.low_precision={precision}", "model.low_precision_resolutions=4", f"data.url={DATA}"]
         overrides += [f"train.total_kimg={args.kimg}"] if args.kimg else []

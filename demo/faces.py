@@ -84,6 +84,10 @@ def main() -> None:
     args = parser.parse_args()
     load_style()
     args.out.mkdir(parents=True, exist_ok=True)
+    note, how = args.out / ".options", json.dumps([OPTIONS, args.size, args.seed], sort_keys=True)
+    if any(args.out.glob("*.png")) and (not note.is_file() or note.read_text("utf-8") != how):
+        sys.exit(f"error: {args.out} holds faces that were drawn otherwise: remove it and what was packed from it")
+    note.write_text(how, "utf-8")
     meta = _description()["meta"]
     credit = (
         f"Faces: {meta['source']['name']} by {meta['creator']['name']} ({meta['source']['url']}), licensed under "

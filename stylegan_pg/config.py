@@ -291,7 +291,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             if not OmegaConf.is_dict(file):
                 raise UsageError(f"{source}: not a mapping of keys to values")
             for key in (item.split("=", 1)[0] for item in overrides):
-                if key.endswith("_at") and OmegaConf.select(file, key) is not None:
+                if key.endswith(("_at", "_from")) and OmegaConf.is_dict(OmegaConf.select(file, key)):
                     OmegaConf.update(file, key, {}, merge=False)  # a table given as a whole replaces the file's
             merged = OmegaConf.merge(merged, file)
         for item in overrides:
@@ -368,6 +368,9 @@ def check(config: Config) -> None:
     low = config.model.low_precision_at or []
     demand(
         all(is_power_of_two(r) and r >= 8 for r in low), "model.low_precision_at", "powers of two from 8 on, or null"
+    )
+    demand(
+        not low or config.model.low_precision != "fp32", "model.low_precision", "bf16, fp16 or auto where _at is given"
     )
     mbstd = config.model.mbstd_channels
     demand(not mbstd or width % mbstd == 0, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")

@@ -142,6 +142,7 @@ class Players:
         setattr(dynamo, limit, max(getattr(dynamo, limit), 64))
         self.G.synthesis.compile(dynamic=False)
         self.D.compile(dynamic=False)
+        fault = ""
         try:
             count = max(map(len, self.parts), default=0)
             ws = torch.zeros([count, self.G.num_ws, self.G.w_dim], device=self.device, dtype=self.dtype)
@@ -149,16 +150,15 @@ class Players:
             if count:
                 self.score(self.synthesize(ws, "compile", 0), c).sum().backward()
         except Exception as error:  # of many classes, from many layers
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._say_once(f"train.compile: {self.current} cannot be compiled here and runs eagerly: {first[:300]}")
+            fault = f"rank {dist.rank()}: {(str(error).strip() or type(error).__name__).splitlines()[0][:300]}"
+        for net in (self.G, self.D):
+            net.zero_grad(set_to_none=True)
+        if faults := [f for f in dist.gather_objects(fault) if f]:  # all or none: the slowest rank sets the pace
             self.G.synthesis._compiled_call_impl = self.D._compiled_call_impl = None
-        else:
-            if self.terms:
-                names = ", ".join(t.name for t in self.terms)
-                self._say_once(f"train.compile: what differentiates twice cannot be compiled and runs eagerly: {names}")
-        finally:
-            for net in (self.G, self.D):
-                net.zero_grad(set_to_none=True)
+            self._say_once(f"train.compile: {self.current} cannot be compiled here and runs eagerly: {faults[0]}")
+        elif self.terms:
+            names = ", ".join(t.name for t in self.terms)
+            self._say_once(f"train.compile: what differentiates twice cannot be compiled and runs eagerly: {names}")
 
     def _say_once(self, note: str) -> None:
         if dist.is_main() and note not in self.said:

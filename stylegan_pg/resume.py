@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import Phase
@@ -17,7 +17,7 @@ FREE = ("run", "data.url", "data.workers", "output.", "checkpoint.", "metrics.",
 FREE += ("train.check_ranks_every",)
 
 
-def to_plain(config: Config) -> dict[str, Any]:
+def to_plain(config: Config | TermConfig) -> dict[str, Any]:
     """The configuration as nested dictionaries that JSON can hold (keys as strings)."""
 
     def plain(value: Any) -> Any:
@@ -46,7 +46,9 @@ def compare(
     Raises:
         UsageError: if the difference makes it another run: other networks, other phases, other data.
     """
-    before, now = _flat(state["config"]), _flat(to_plain(config))
+    before, now = _flat(to_plain(Config())) | _flat(state["config"]), _flat(to_plain(config))  # keys may be new
+    term = to_plain(TermConfig())
+    before["loss.terms"] = [term | t for t in before["loss.terms"]]
     changed = {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys()}
     changed = {key: pair for key, pair in sorted(changed.items()) if pair[0] != pair[1]}
     fatal = [f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if k.startswith(FIXED) and k != "model.w_avg_beta"]

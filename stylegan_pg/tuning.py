@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from typing import Any
 
 import torch
 
+from stylegan_pg import dist
 from stylegan_pg.config import Config
 from stylegan_pg.networks import to_channels_last
 from stylegan_pg.networks.stylegan2 import DiscriminatorBlock, SynthesisBlock, channels_at
 from stylegan_pg.ops import native
 from stylegan_pg.ops.build import cache_folder
 from stylegan_pg.ops.recipes import BuildError, processor
+from stylegan_pg.schedule import at
 
 WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
 REPEATS = 3
@@ -41,17 +44,25 @@ def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) ->
         if kept:
             last = kept["train"].get("channels_last")
         else:
-            last, why = choose_layout(config, device)
+            last, why = _or(choose_layout, config, device, True)
             notes.append(why)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=last))
     if config.model.low_precision == "auto" and config.model.low_precision_at is None:
         if kept:
-            at = kept["model"].get("low_precision_at")
+            low = kept["model"].get("low_precision_at")
         else:
-            at, why = choose_precision(config, device)
+            low, why = _or(choose_precision, config, device, [])
             notes.append(why)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, low_precision_at=at))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, low_precision_at=low))
     return config, "; ".join(notes)
+
+
+def _or(choose: Callable[[Config, torch.device], tuple[Any, str]], config, device, default: Any) -> tuple[Any, str]:
+    """What `choose` finds, or the default where memory is too small to find out."""
+    try:
+        return choose(config, device)
+    except torch.cuda.OutOfMemoryError:
+        return default, f"{choose.__name__}: not enough memory to measure, so {default}"
 
 
 def candidates(config: Config) -> list[int]:
@@ -64,6 +75,8 @@ def candidates(config: Config) -> list[int]:
 def choose_layout(config: Config, device: torch.device) -> tuple[bool, str]:
     """Whether channels_last is the faster layout over all resolutions, and a line that says why."""
     every = [r for r in (config.resolution >> i for i in range(config.resolution.bit_length())) if r >= 8]
+    if not every:
+        return True, "layout nhwc: 4x4 is too small to measure"
     times = _times(config, device, [(r, LAYOUTS[last], "fp32") for r in every for last in (True, False)])
     nhwc, nchw = (sum(times[r, layout, "fp32"] for r in every) for layout in ("nhwc", "nchw"))
     last = nhwc <= nchw
@@ -87,14 +100,18 @@ Case = tuple[int, str, str]  # resolution, layout, precision
 
 def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case, float]:
     """Seconds, from the cache or measured now; pairs of cases are measured in turns."""
-    m = config.model
+    m, kernels = config.model, native.choose(device.type)
     key = {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "kernels": native.choose(device.type).why,
+        "kernels": kernels.built.path.parent.name if kernels.built else kernels.name,
         "model": [m.channel_base, m.channel_max, m.g_architecture, m.d_architecture, m.noise, list(m.resample_filter)],
-        "batch": _batch(config, 1),
+        "clamp": m.conv_clamp,
+        "exactness": [config.train.tf32, config.train.deterministic],
+        "batch": [
+            _batch(config, r) for r in (config.resolution >> i for i in range(config.resolution.bit_length() - 2))
+        ],
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
     path, table = None, {}
@@ -116,9 +133,11 @@ def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case
 
 
 def _batch(config: Config, resolution: int) -> int:
-    """Images to measure with: one pass of the training, but not so many that large ones take minutes."""
-    whole = config.train.micro_batch or config.train.batch
-    return max(1, min(whole, 2**18 // resolution**2))
+    """Images to measure with: one pass of a rank, but not so many that large ones take minutes."""
+    t = config.train
+    share = math.ceil(at(resolution, t.batch_at, t.batch) / dist.world())
+    whole = at(resolution, t.micro_batch_at, t.micro_batch) or share
+    return max(1, min(whole, share, 2**18 // resolution**2))
 
 
 def _measure(config: Config, device: torch.device, cases: list[Case]) -> dict[Case, float]:

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from stylegan_pg.config import Config, check, configs_folder, load_config, to_yaml
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
-from stylegan_pg.schedule import phases
+from stylegan_pg.resume import compare, to_plain
+from stylegan_pg.schedule import phases, term_weight
 from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
@@ -317,3 +319,46 @@ def test_a_table_given_as_a_whole_replaces_the_files(tmp_path):
     assert load_config(file, ["train.batch_at.16=8"]).train.batch_at == {8: 64, 16: 8}
     with pytest.raises(UsageError, match="nothing_at"):
         load_config(file, ["train.nothing_at={}"])
+
+
+def test_tables_by_kimg_and_lists_are_replaced_too(tmp_path):
+    text = "run: r\ndata: {url: u}\nloss: {r1_gamma_from: {10: 3, 20: 2}}\n"
+    text += "model: {low_precision: auto, low_precision_at: [64, 32]}\n"
+    file = file_of(tmp_path, text + "resolution: 64\ngrowth: {start: 8}\n")
+    assert load_config(file).loss.r1_gamma_from == {10: 3.0, 20: 2.0}
+    assert load_config(file, ["loss.r1_gamma_from={5: 1}"]).loss.r1_gamma_from == {5: 1.0}
+    assert load_config(file, ["loss.r1_gamma_from={}"]).loss.r1_gamma_from == {}
+    assert load_config(file, ["model.low_precision_at=null"]).model.low_precision_at is None
+    assert load_config(file, ["model.low_precision_at=[16]"]).model.low_precision_at == [16]
+    for override, message in {
+        "loss.r1_gamma_from={-1: 2}": "loss.r1_gamma_from",
+        "loss.r1_gamma_from={1: -2}": "loss.r1_gamma_from",
+        "model.low_precision_at=[24]": "powers of two",
+        "model.low_precision=fp32": "bf16, fp16 or auto",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            load_config(file, [override])
+
+
+def test_the_weight_of_a_term_by_kimg():
+    term = config_of("loss.r1_gamma=9", "loss.r1_gamma_at={8: 1}", "loss.r1_gamma_from={2: 5, 3: 4}").loss.all_terms()[
+        0
+    ]
+    weights = [
+        term_weight(term, r, nimg) for r, nimg in ((8, 0), (16, 1999), (8, 2000), (16, 2999), (8, 3000), (4, 10**9))
+    ]
+    assert weights == [1, 9, 5, 5, 4, 4]
+
+
+def test_checkpoints_from_before_a_key_was_there_continue_without_a_word():
+    config = config_of("loss.terms=[{name: r1, every: 3}]", "growth.start=8", "resolution=16")
+    plan = phases(config)
+    old = to_plain(config)
+    del old["loss"]["r1_gamma_from"], old["train"]["compile"], old["model"]["low_precision_at"]
+    del old["loss"]["terms"][0]["weight_from"]
+    state = {"config": old, "dataset": "d", "nimg": 64, "phase": 0, "environment": {}}
+    index = types.SimpleNamespace(identity="d", path="p")
+    assert compare(state, config, index, plan, {}) == []  # type: ignore[arg-type]  # all that it reads of an index
+    changed = config_of("loss.terms=[{name: r1, every: 4}]", "growth.start=8", "resolution=16", "train.compile=true")
+    notes = compare(state, changed, index, plan, {})  # type: ignore[arg-type]
+    assert [n.split(" was")[0] for n in notes] == ["loss.terms", "train.compile"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from stylegan_pg.ops import ACTIVATIONS, bias_act, native, reference, setup_filter, upfirdn2d
+from stylegan_pg.ops import ACTIVATIONS, bias_act, calls, native, reference, setup_filter, upfirdn2d
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SMOOTH = ("tanh", "sigmoid", "softplus", "swish")
@@ -103,6 +103,28 @@ def test_upfirdn2d_of_odd_memory():
     assert bias_act(base[:0], torch.ones(8), act="lrelu").shape == (0, 8, 20, 22)
     one_dimensional = torch.tensor([1.0, 3, 3, 1]) / 8
     close(upfirdn2d(base, one_dimensional, padding=2), upfirdn2d(base, FILTERS["1331"], padding=2), 1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_results_have_the_layout_of_x(implementation, layout):
+    """As the fake implementations promise, whatever the layouts of the gradients are."""
+    x = numbers(2, 6, 8, 8).contiguous(memory_format=layout)
+    other = numbers(2, 6, 8, 8).contiguous(memory_format=next(m for m in LAYOUTS if m != layout))
+    tail_ = (x, numbers(6), None, None, "swish", 1.0, None, 1)
+    results = [OPS.upfirdn2d(x, FILTERS["1331"], [1, 1], [2, 2], [1, 1, 1, 1], False, 1.0), OPS.bias_act(*tail_)]
+    results += [OPS.bias_act_slope(other, *tail_), OPS.bias_act_curvature(other, other, *tail_)]
+    results += [OPS.bias_act_backward(other, *tail_, [True, False, False])[0]]
+    for y in results:
+        assert y.is_contiguous(memory_format=layout)
+
+
+def test_tensors_on_another_device_are_named():
+    """Their addresses would mean nothing where x is."""
+    kernels = native.compiled(torch.ones(1))
+    if kernels is None:
+        pytest.skip("no compiled kernels here")
+    with pytest.raises(ValueError, match="x is on cpu, bias on meta"):
+        calls.Tail(kernels, torch.ones(2, 3), torch.ones(3, device="meta"), None, None, "relu", 1.0, None, 1)
 
 
 def test_bad_arguments_are_named():

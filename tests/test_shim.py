@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from stylegan_pg.ops import ACTIVATIONS, bias_act, calls, native, recipes, reference, setup_filter, upfirdn2d
+from stylegan_pg.errors import RunError
+from stylegan_pg.ops import ACTIVATIONS, bias_act, build, calls, native, recipes, reference, setup_filter, upfirdn2d
 
 pytestmark = pytest.mark.slow
 DTYPES = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -251,6 +252,24 @@ def test_a_launch_that_fails_is_named(shim, monkeypatch):
     monkeypatch.setattr(native, "compiled", lambda x: calls.Kernels("cuda", Failing()))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="bias_act on cpu: the launch failed with CUDA error 209"):
         bias_act(random(2, 3), act="relu")
+
+
+def test_a_library_that_does_not_run_here_is_not_used(monkeypatch, capsys):
+    """As one with machine code for other GPUs: it loads, and no launch succeeds."""
+
+    class Failing:
+        def __getattr__(self, name):
+            return lambda *args: 209
+
+    monkeypatch.setattr(native, "_here", lambda device: [torch.ones(8)])
+    monkeypatch.setattr(native.build, "load", lambda kind: build.Built(Failing(), Path("/x/kernels.so"), "prebuilt"))  # type: ignore[arg-type]
+    choice = native._choose.__wrapped__("cuda", "auto")
+    assert choice.name == "reference"
+    assert "CUDA error 209" in choice.why
+    assert "TORCH_CUDA_ARCH_LIST" in choice.remedy
+    assert capsys.readouterr().err.count("warning:") == 1
+    with pytest.raises(RunError, match="does not run on cpu"):
+        native._choose.__wrapped__("cuda", "strict")
 
 
 def test_what_is_too_large_for_one_launch_goes_to_the_reference(on_device_code):

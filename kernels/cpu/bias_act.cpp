@@ -234,7 +234,7 @@ int with_dtype(int dtype, const G& run) {
   if (dtype == kFloat32) run(float());
   else if (dtype == kFloat64) run(double());
   else if (dtype == kBFloat16) run(bfloat16());
-  else return 1;
+  else return -1;
   return 0;
 }
 
@@ -248,7 +248,7 @@ SPG_API int64_t spg_bias_act_chunks_cpu(int64_t c, int64_t inner, int channels_l
 
 // order 0: out = f(z). order 1: out = g f'(z). order 2: out = g h f''(z). bias [c], scale [n or 1, c] and noise
 // [n or 1, inner] are of the accumulating format (float; for double, double); noise may be null. clamp < 0 stands for
-// none. Returns 0, or 1 for a number format that has no kernel.
+// none. Returns 0, or -1 for a number format that has no kernel.
 SPG_API int spg_bias_act_cpu(int dtype, int act, int order, const void* x, const void* g, const void* h, void* out,
                                 int64_t n, int64_t c, int64_t inner, int channels_last, const void* bias,
                                 const void* scale, int64_t scale_stride, const void* noise, int64_t noise_stride,

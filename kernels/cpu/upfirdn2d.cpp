@@ -308,7 +308,7 @@ void upfirdn2d(const T* x, T* y, const float* f, const Shape& s, bool correlate,
 }  // namespace
 }  // namespace spg
 
-// x [n, c, h, w] -> y [n, c, out_h, out_w], both dense in the same layout; f [kh, kw] float32. Returns 0, or 1 for a
+// x [n, c, h, w] -> y [n, c, out_h, out_w], both dense in the same layout; f [kh, kw] float32. Returns 0, or -1 for a
 // number format that has no kernel.
 SPG_API int spg_upfirdn2d_cpu(int dtype, const void* x, void* y, const float* f, int64_t n, int64_t c, int64_t h,
                                  int64_t w, int64_t out_h, int64_t out_w, int up_x, int up_y, int down_x, int down_y,
@@ -328,6 +328,6 @@ SPG_API int spg_upfirdn2d_cpu(int dtype, const void* x, void* y, const float* f,
       upfirdn2d(static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), f, s, correlate, gain);
       return 0;
     default:
-      return 1;
+      return -1;
   }
 }

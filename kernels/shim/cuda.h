@@ -1,4 +1,4 @@
-// Enough of CUDA to run the device code of this folder on a CPU and to watch it: `g++ -x c++ -DSPG_SHIM cuda/api.cu`.
+// Enough of CUDA to run the device code of this folder on a CPU and to watch it: `g++ -x c++ -DSPG_SHIM cuda/*.cu`.
 //
 // Each thread of a block is a fibre with a stack of its own; __syncthreads() really yields to the next one. Threads run
 // forward, in reverse or in random order, which shows what depends on the order. Shared memory keeps account of who

@@ -79,6 +79,11 @@ def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
     return x.contiguous(), torch.contiguous_format
 
 
+def in_layout_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y without gaps in memory, in x's layout."""
+    return y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+
+
 def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
     """fx and fy, 4 values each, whose outer product is gain times the filter [4, 4] in the orientation of a
     correlation; None where there are none or the filter has another size."""
@@ -144,6 +149,9 @@ class Tail:
     """The arguments that bias_act, its derivatives and its backward pass share, as the kernels take them."""
 
     def __init__(self, kernels: Kernels, x, bias, scale, noise, act: str, gain: float, clamp: float | None, dim: int):
+        for name, t in (("bias", bias), ("scale", scale), ("noise", noise)):
+            if t is not None and t.device != x.device:  # whose address would mean nothing there
+                raise ValueError(f"bias_act: x is on {x.device}, {name} on {t.device}")
         self.kernels = kernels
         self.x, self.layout = dense(x)
         self.act = ACTS[act]

@@ -19,7 +19,7 @@ import torch
 from stylegan_pg import dist
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.ops import build
-from stylegan_pg.ops.calls import Kernels
+from stylegan_pg.ops.calls import Kernels, Tail
 from stylegan_pg.ops.recipes import RECIPES, BuildError
 
 MODES = ("auto", "cuda", "cpu", "reference", "strict")
@@ -58,15 +58,37 @@ def _choose(device: str, mode_: str) -> Choice:
     if mode_ == "reference" or mode_ not in ("auto", "strict", device):
         return Choice("reference", f"STYLEGAN_PG_KERNELS={mode_}")
     try:
-        built = build.load(device)
+        built, kernels = _load(device)
     except BuildError as error:
         if mode_ == "strict":
             raise RunError(f"no {device} kernels: {error} (STYLEGAN_PG_KERNELS=strict)") from None
         if dist.is_main():
             print(f"warning: plain PyTorch stands in for the {device} kernels: {error}", file=sys.stderr)
         return Choice("reference", error.cause, log=error.log, remedy=error.remedy)
-    kernels, log = Kernels(device, built.library), str(built.path.parent / "build.log")
-    return Choice(device, f"{built.origin}: {built.path}", built, kernels, log)
+    return Choice(device, f"{built.origin}: {built.path}", built, kernels, str(built.path.parent / "build.log"))
+
+
+def _here(device: str) -> list[torch.Tensor]:
+    """Something small on each device that needs a trial: machine code for other GPUs loads, but does not run."""
+    count = torch.cuda.device_count() if device == "cuda" and torch.cuda.is_available() else 0
+    return [torch.ones(8, device=f"cuda:{i}") for i in range(count)]
+
+
+def _load(device: str) -> tuple[build.Built, Kernels]:
+    """
+    Raises:
+        BuildError: where there is no library, or it does not run on what is here.
+    """
+    built = build.load(device)
+    kernels = Kernels(device, built.library)
+    for x in _here(device):
+        try:
+            Tail(kernels, x, None, None, None, "linear", 1.0, None, 0).elementwise(0)
+        except RuntimeError as error:
+            cause, log = f"{built.path} does not run on {x.device}: {error}", str(built.path.parent / "build.log")
+            remedy = "unset TORCH_CUDA_ARCH_LIST, or add this GPU's number to it; see that the driver is new enough"
+            raise BuildError(cause, log, remedy) from None
+    return built, kernels
 
 
 def choose(device: str) -> Choice:
@@ -88,19 +110,20 @@ def agree(device: str) -> str:
     Raises:
         RunError: on all ranks, where one fails in strict mode.
     """
-    fault, name = "", ""
+    fault, name, why = "", "", ""
     try:
-        name = choose(device).name
+        choice = choose(device)
+        name, why = choice.name, "; ".join(filter(None, (choice.why, choice.log, choice.remedy)))
     except RunError as error:
         fault = str(error)
-    told = dist.gather_objects((name, fault))
-    faults = [f"rank {i}: {f}" for i, (_, f) in enumerate(told) if f]
+    told = dist.gather_objects((name, fault, why))
+    faults = [f"rank {i}: {f}" for i, (_, f, _) in enumerate(told) if f]
     if faults:
         raise RunError("; ".join(faults))
-    names = [n for n, _ in told]
+    names = [n for n, *_ in told]
     if len(set(names)) > 1:
         missing = [i for i, n in enumerate(names) if n == "reference"]
-        _forced[device] = f"ranks {missing} have no kernels"
+        _forced[device] = f"ranks {missing} have no kernels (rank {missing[0]}: {told[missing[0]][2]})"
         if dist.is_main():
             print(f"warning: plain PyTorch stands in for the {device} kernels: {_forced[device]}", file=sys.stderr)
         return "reference"

@@ -127,7 +127,7 @@ def nvcc() -> str | None:
 
 
 def architectures(toolkit: tuple[int, int]) -> list[str]:
-    """What to compile for: $TORCH_CUDA_ARCH_LIST, as PyTorch reads it, else the GPUs here, else A100, H100 and (where
+    """What to compile for: the numbers in $TORCH_CUDA_ARCH_LIST, else the GPUs here, else A100, H100 and (where
     the toolkit knows it) B200. "9.0" stands for machine code, "9.0+PTX" for what later GPUs can translate.
 
     Raises:

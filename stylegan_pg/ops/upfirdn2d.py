@@ -54,7 +54,9 @@ def _compute(x, f, up, down, padding, flip_filter, gain):
     if kernels is not None:
         size = _out_size(x, f, up, down, padding)
         y = calls.upfirdn2d(kernels, x, f, up, down, padding, flip_filter, gain, size)
-    return calls.dense(reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain))[0] if y is None else y
+    if y is None:
+        y = calls.in_layout_of(x, reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain))
+    return y
 
 
 def _fake(x, f, up, down, padding, flip_filter, gain):
