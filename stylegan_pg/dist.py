@@ -165,7 +165,7 @@ def main_decides() -> Iterator[list[Any]]:
     fault: BaseException | None = None
     try:
         yield box
-    except Exception as error:
+    except Exception as error:  # whatever it is, the other ranks must hear of it
         fault = error
     told = (type(fault).__name__, str(fault)) if fault else None
     result, first = broadcast_object((list(box), told)) if world() > 1 else (list(box), told)

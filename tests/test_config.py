@@ -360,5 +360,5 @@ def test_checkpoints_from_before_a_key_was_there_continue_without_a_word():
     index = types.SimpleNamespace(identity="d", path="p")
     assert compare(state, config, index, plan, {}) == []  # type: ignore[arg-type]  # all that it reads of an index
     changed = config_of("loss.terms=[{name: r1, every: 4}]", "growth.start=8", "resolution=16", "train.compile=true")
-    notes = compare(state, changed, index, plan, {})  # type: ignore[arg-type]
+    notes = compare(state, changed, index, plan, {})  # type: ignore[arg-type]  # as above
     assert [n.split(" was")[0] for n in notes] == ["loss.terms", "train.compile"]

@@ -76,7 +76,9 @@ def kernels(request, tmp_path_factory) -> tuple[str, list[Kernel]]:
             r"Function : (\S+)(.*?)\n\s*\.\.\.\.\.", output_of(dump, "-sass", str(cubin)), re.S
         ):
             readable = output_of("c++filt", mangled).replace("__nv_", "").replace("spg::", "")
-            name, arguments = re.fullmatch(r"(?:void )?(\w+)<(.*)>\(.*\)", readable.strip()).groups()  # type: ignore[union-attr]
+            parts = re.fullmatch(r"(?:void )?(\w+)<(.*)>\(.*\)", readable.strip())
+            assert parts, f"not a template's instantiation: {readable}"
+            name, arguments = parts.groups()
             numbers = re.search(rf"Function {mangled}:\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
             assert numbers, f"no resource usage of {name}"
             lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);", text)

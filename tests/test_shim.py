@@ -26,7 +26,7 @@ def compiled(source: Path, out: Path, optimise: str = "-O1") -> ctypes.CDLL:
     command += ["-Wno-unknown-pragmas", "-o", str(out), *map(str, sorted((source / "cuda").glob("*.cu")))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return calls.Kernels("cuda", ctypes.CDLL(str(out))).library
+    return calls.Kernels("cuda", ctypes.CDLL(str(out))).lib
 
 
 @pytest.fixture(scope="module")
@@ -241,28 +241,25 @@ def test_the_factors_of_a_filter_are_found_once(on_device_code, monkeypatch):
     assert len(seen) == 2
 
 
-def test_a_launch_that_fails_is_named(shim, monkeypatch):
-    class Failing:
-        def __getattr__(self, name):
-            def function(*args):
-                return 209
+class Failing:
+    """A library whose launches fail, as machine code for other GPUs does."""
 
-            return function
+    def __getattr__(self, name):
+        return lambda *args: 209
 
-    monkeypatch.setattr(native, "compiled", lambda x: calls.Kernels("cuda", Failing()))  # type: ignore[arg-type]
+
+def test_a_launch_that_fails_is_named(monkeypatch):
+    library: Any = Failing()
+    monkeypatch.setattr(native, "compiled", lambda x: calls.Kernels("cuda", library))
     with pytest.raises(RuntimeError, match="bias_act on cpu: the launch failed with CUDA error 209"):
         bias_act(random(2, 3), act="relu")
 
 
 def test_a_library_that_does_not_run_here_is_not_used(monkeypatch, capsys):
-    """As one with machine code for other GPUs: it loads, and no launch succeeds."""
-
-    class Failing:
-        def __getattr__(self, name):
-            return lambda *args: 209
-
+    """It loads, and no launch succeeds."""
+    library: Any = Failing()
     monkeypatch.setattr(native, "_here", lambda device: [torch.ones(8)])
-    monkeypatch.setattr(native.build, "load", lambda kind: build.Built(Failing(), Path("/x/kernels.so"), "prebuilt"))  # type: ignore[arg-type]
+    monkeypatch.setattr(native.build, "load", lambda kind: build.Built(library, Path("/x/kernels.so"), "prebuilt"))
     choice = native._choose.__wrapped__("cuda", "auto")
     assert choice.name == "reference"
     assert "CUDA error 209" in choice.why

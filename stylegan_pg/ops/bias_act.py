@@ -83,14 +83,13 @@ def _gradients(dz, x, bias, scale, noise, dim):
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
     """`_gradients` of `_slope` in one pass; `wanted` tells which of dbias, dscale and dnoise (else they are empty)."""
     kernels = native.compiled(x)
-    tail = None if kernels is None else calls.Tail(kernels, x, bias, scale, noise, act, gain, clamp, dim)
-    fused = None if tail is None else tail.backward(dy, *wanted)
-    if fused is None:
+    if kernels is None or kernels.kind != "cpu":  # on a GPU PyTorch's own reductions are as good
         dz = _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
         dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
         dx = calls.in_layout_of(x, dx)
     else:
-        dx, dbias, dscale, dnoise = fused
+        tail = calls.Tail(kernels, x, bias, scale, noise, act, gain, clamp, dim)
+        dx, dbias, dscale, dnoise = tail.backward(dy, *wanted)
         if dscale is not None:
             dscale = dscale.sum_to_size(scale.shape).to(scale.dtype)
         if dnoise is not None:

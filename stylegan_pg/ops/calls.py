@@ -45,13 +45,13 @@ class Kernels:
     """A loaded library for one kind of device, "cpu" or "cuda"."""
 
     kind: str
-    library: ctypes.CDLL
+    lib: ctypes.CDLL
 
     def __post_init__(self):
         for name, types in SIGNATURES[self.kind].items():
-            getattr(self.library, f"spg_{name}_{self.kind}").argtypes = types
+            getattr(self.lib, f"spg_{name}_{self.kind}").argtypes = types
         if self.kind == "cpu":
-            self.library.spg_bias_act_chunks_cpu.restype = _I64
+            self.lib.spg_bias_act_chunks_cpu.restype = _I64
 
     def call(self, name: str, x: torch.Tensor, *args: Any) -> bool:
         """Run a function on x's device, in PyTorch's current stream; False where there is no kernel for it.
@@ -59,7 +59,7 @@ class Kernels:
         Raises:
             RuntimeError: CUDA could not launch it.
         """
-        function = getattr(self.library, f"spg_{name}_{self.kind}")
+        function = getattr(self.lib, f"spg_{name}_{self.kind}")
         if self.kind == "cpu":
             code = function(*args)
         elif x.is_cuda:
@@ -197,13 +197,10 @@ class Tail:
         return out if done else None
 
     def backward(self, dy: torch.Tensor, with_bias: bool, with_scale: bool, with_noise: bool):
-        """dx, and the sums over everything that share a bias [c], a scale [n, c] and a noise value [n, inner]; None
-        on a GPU, where PyTorch's own reductions are as good."""
-        if self.kernels.kind != "cpu":
-            return None
+        """dx, and the sums over everything that share a bias [c], a scale [n, c] and a noise value [n, inner]; CPU."""
         dy = self.alike(dy)
         dx = torch.empty_like(self.x, memory_format=self.layout)
-        rows = [self.n, self.kernels.library.spg_bias_act_chunks_cpu(self.c, self.inner, self.pixels), self.c]
+        rows = [self.n, self.kernels.lib.spg_bias_act_chunks_cpu(self.c, self.inner, self.pixels), self.c]
         empty = functools.partial(torch.empty, dtype=self.acc)
         sums, products = empty(rows) if with_bias else None, empty(rows) if with_scale else None
         over_channels = empty([self.n, self.inner]) if with_noise else None
