@@ -72,19 +72,32 @@ def test_upfirdn2d_is_the_reference(size, name):
                 continue
             expected = reference.upfirdn2d(x, f, up, down, padding, flip, 1.7)
             y = upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip, gain=1.7)
-            assert y.is_contiguous(memory_format=layout if reference.is_channels_last(x) else torch.contiguous_format)
+            assert y.is_contiguous(memory_format=reference.layout_of(x))
             # Exactly separable filters are summed in another order; the others may differ in the last bit only.
             close(y, expected, tolerance)
             checked += 1
     assert checked > 20
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3, 9001), (1, 300, 3, 61), (2, 1, 1, 9)])
+@pytest.mark.parametrize("padding", [(2, 3), (9000, 2), (3, 9001)])
+def test_upfirdn2d_in_several_pieces_of_a_row(shape, padding):
+    """Rows longer than what is worked on at a time, pieces of them that lie in the padding as a whole."""
+    x = numbers(*shape, dtype=torch.float32)
+    if shape[1] > 1:
+        x, padding = x.contiguous(memory_format=torch.channels_last), tuple(min(p, 90) for p in padding)
+    padding = (*padding, 11, 11)
+    for name, (up, down) in itertools.product(("1331", "full 4x4", "12 taps"), FACTORS):
+        y = upfirdn2d(x, FILTERS[name], up=up, down=down, padding=padding)
+        close(y, reference.upfirdn2d(x, FILTERS[name], up, down, padding, False, 1.0), 1e-6)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("how", [{"up": 2, "padding": (2, 1, 2, 1)}, {"down": 2, "padding": 1}, {"padding": 2}])
 def test_upfirdn2d_in_bfloat16_rounds_once(how, layout):
     """The result is the float32 one, rounded: nothing in between is kept in 8 bits."""
-    x = numbers(2, 24, 19, 21, dtype=torch.bfloat16).contiguous(memory_format=layout)
-    for name in ("1331", "full 4x4", "12 taps"):
+    for name, width in itertools.product(("1331", "full 4x4", "12 taps"), (71, 21, 5)):
+        x = numbers(2, 24, 19, width, dtype=torch.bfloat16).contiguous(memory_format=layout)
         padding = 12 if name == "12 taps" else how["padding"]
         y = upfirdn2d(x, FILTERS[name], **(how | {"padding": padding}))
         expected = upfirdn2d(x.float(), FILTERS[name], **(how | {"padding": padding}))

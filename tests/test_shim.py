@@ -40,7 +40,7 @@ class Guarded:
     """A tensor between poisoned margins: reading NaN spoils the result, and what is written over them is found."""
 
     def __init__(self, t: torch.Tensor, poison: float = float("nan"), offset: int = 0):
-        layout = torch.channels_last if reference.is_channels_last(t) else torch.contiguous_format
+        layout = reference.layout_of(t)
         t = t.contiguous(memory_format=layout)
         self.begin = MARGIN + offset  # an odd one, and no pack is aligned
         self.buffer, self.poison = torch.full([t.numel() + 2 * MARGIN + offset], poison, dtype=t.dtype), poison
@@ -72,7 +72,7 @@ def run_upfirdn2d(lib, x, f, up, down, padding, flip, gain, order=0, offset=0):
     lib.spg_shim_order(order, 1)
     h = (x.shape[2] * up[1] + padding[2] + padding[3] - f.shape[0]) // down[1] + 1
     w = (x.shape[3] * up[0] + padding[0] + padding[1] - f.shape[1]) // down[0] + 1
-    layout = torch.channels_last if reference.is_channels_last(x) else torch.contiguous_format
+    layout = reference.layout_of(x)
     empty = torch.zeros(x.shape[0], x.shape[1], h, w, dtype=x.dtype).contiguous(memory_format=layout)
     source, out = Guarded(x, offset=offset), Guarded(empty, poison=77)
     out.layout = layout

@@ -39,7 +39,7 @@ def _compiled(order, given, tail):
 def _value(x, bias, scale, noise, act, gain, clamp, dim):
     y = _compiled(0, (), (x, bias, scale, noise, act, gain, clamp, dim))
     if y is None:
-        y = calls.in_layout_of(x, reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim))
+        y = reference.in_layout_of(x, reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim))
     return y.clone() if y is x else y  # an operator's output must not be its input
 
 
@@ -48,7 +48,7 @@ def _slope(g, x, bias, scale, noise, act, gain, clamp, dim):
     if out is not None:
         return out
     z = _pre_activation(x, bias, scale, noise, dim)
-    return calls.in_layout_of(x, _unclamped(g * reference.DERIVATIVES[act][0](z) * gain, z, act, gain, clamp))
+    return reference.in_layout_of(x, _unclamped(g * reference.DERIVATIVES[act][0](z) * gain, z, act, gain, clamp))
 
 
 def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
@@ -56,7 +56,7 @@ def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
     if out is not None:
         return out
     z = _pre_activation(x, bias, scale, noise, dim)
-    return calls.in_layout_of(x, _unclamped(g * h * reference.DERIVATIVES[act][1](z) * gain, z, act, gain, clamp))
+    return reference.in_layout_of(x, _unclamped(g * h * reference.DERIVATIVES[act][1](z) * gain, z, act, gain, clamp))
 
 
 def _unclamped(out, z, act, gain, clamp):
@@ -86,7 +86,7 @@ def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
     if kernels is None or kernels.kind != "cpu":  # on a GPU PyTorch's own reductions are as good
         dz = _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
         dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
-        dx = calls.in_layout_of(x, dx)
+        dx = reference.in_layout_of(x, dx)
     else:
         tail = calls.Tail(kernels, x, bias, scale, noise, act, gain, clamp, dim)
         dx, dbias, dscale, dnoise = tail.backward(dy, *wanted)
@@ -100,11 +100,7 @@ def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
 
 
 def _fake(x, *_):
-    return torch.empty_like(x, memory_format=_layout(x))
-
-
-def _layout(x):
-    return torch.channels_last if reference.is_channels_last(x) else torch.contiguous_format
+    return torch.empty_like(x, memory_format=reference.layout_of(x))
 
 
 def _fake_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):

@@ -79,11 +79,6 @@ def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
     return x.contiguous(), torch.contiguous_format
 
 
-def in_layout_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """y without gaps in memory, in x's layout."""
-    return y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
-
-
 def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
     """fx and fy, 4 values each, whose outer product is gain times the filter [4, 4] in the orientation of a
     correlation; None where there are none or the filter has another size."""

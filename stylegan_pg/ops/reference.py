@@ -28,6 +28,16 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def layout_of(x: torch.Tensor) -> torch.memory_format:
+    """The layout of an operation's result: channels_last where x is, else contiguous."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def in_layout_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y without gaps in memory, in x's layout."""
+    return y.contiguous(memory_format=layout_of(x))
+
+
 def upfirdn2d(
     x: torch.Tensor,
     f: torch.Tensor,
@@ -42,24 +52,21 @@ def upfirdn2d(
     up and down are (x, y), padding (left, right, top, bottom).
     """
     n, c, h, w = x.shape
-    up_x, up_y = up
+    (up_x, up_y), (left, right, top, bottom) = up, padding
+    y = x
     if (up_x, up_y) != (1, 1):
         # The layout is kept: depth-wise convolution is several times as fast in channels_last on CPUs.
-        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-        y = torch.empty([n, c, h * up_y, w * up_x], dtype=x.dtype, device=x.device, memory_format=layout).zero_()
+        size = [n, c, h * up_y, w * up_x]
+        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout_of(x)).zero_()
         y[:, :, ::up_y, ::up_x] = x
-        x = y
-    left, right, top, bottom = padding
-    if left != right or top != bottom or left < 0 or top < 0:
-        # In this order: what is cropped on one side may be padding of the other.
-        x = F.pad(x, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
-        x = x[:, :, max(-top, 0) : x.shape[2] - max(-bottom, 0), max(-left, 0) : x.shape[3] - max(-right, 0)]
-        left, top = 0, 0
+    # In this order: what is cropped on one side may be padding of the other.
+    y = F.pad(y, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
+    y = y[:, :, max(-top, 0) : y.shape[2] - max(-bottom, 0), max(-left, 0) : y.shape[3] - max(-right, 0)]
     f = (f.to(torch.float64 if x.dtype == torch.float64 else torch.float32) * gain).to(x.dtype)
     if not flip_filter:  # true convolution
         f = f.flip([0, 1])
-    f = f[None, None].expand(c, 1, -1, -1).contiguous()
-    return F.conv2d(x, f, padding=(top, left), groups=c)[:, :, :: down[1], :: down[0]]
+    y = F.conv2d(y, f[None, None].expand(c, 1, -1, -1).contiguous(), groups=c)
+    return in_layout_of(x, y[:, :, :: down[1], :: down[0]])
 
 
 def bias_act(

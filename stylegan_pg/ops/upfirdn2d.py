@@ -55,14 +55,13 @@ def _compute(x, f, up, down, padding, flip_filter, gain):
         size = _out_size(x, f, up, down, padding)
         y = calls.upfirdn2d(kernels, x, f, up, down, padding, flip_filter, gain, size)
     if y is None:
-        y = calls.in_layout_of(x, reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain))
+        y = reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
     return y
 
 
 def _fake(x, f, up, down, padding, flip_filter, gain):
-    layout = torch.channels_last if reference.is_channels_last(x) else torch.contiguous_format
     size = [x.shape[0], x.shape[1], *_out_size(x, f, up, down, padding)]
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=reference.layout_of(x))
 
 
 def _setup_context(ctx, inputs, output):

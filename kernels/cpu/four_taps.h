@@ -1,0 +1,137 @@
+// The case that networks are made of: a separable filter of four taps at up 2, down 2 or neither, alike in x and y.
+//
+// The columns of some rows are filtered into a buffer, which has zeros where the padding is, then its rows. All loops
+// go over packs of constant size; the last one overlaps the one before it, so short rows have no slow remainder.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "numbers.h"
+#include "shape.h"
+
+#define SPG_INLINE inline __attribute__((always_inline))
+
+namespace spg {
+
+template <class T>
+constexpr int kPack = 64 / sizeof(T);
+
+// Calls body(j, count) so that all of [0, n) is covered, here and there twice; count is a constant.
+template <class T, class Body>
+SPG_INLINE void in_packs(int64_t n, const Body& body) {
+  int64_t j = 0;
+  for (; j + kPack<T> <= n; j += kPack<T>) body(j, std::integral_constant<int, kPack<T>>());
+  if (j == n) return;
+  if (n >= kPack<T>) return body(n - kPack<T>, std::integral_constant<int, kPack<T>>());
+  for (; j + 16 <= n; j += 16) body(j, std::integral_constant<int, 16>());
+  for (; j + 4 <= n; j += 4) body(j, std::integral_constant<int, 4>());
+  for (; j < n; j++) body(j, std::integral_constant<int, 1>());
+}
+
+template <class A>
+struct Taps {  // a copy, which nothing that is written can change: it stays in registers
+  A a, b, c, d;
+  explicit Taps(const A* t) : a(t[0]), b(t[1]), c(t[2]), d(t[3]) {}
+};
+
+template <int up, int down>
+struct FourTaps {
+  static bool fits(const Shape& s) {
+    return s.kw == 4 && s.kh == 4 && s.up_x == up && s.up_y == up && s.down_x == down && s.down_y == down;
+  }
+
+  // buffer[j] = the filtered column j of the rows that output row oy reaches; `zeros` is what lies outside of the image.
+  template <class T, class A>
+  static SPG_INLINE void columns(A* __restrict buffer, const T* image, const T* zeros, const Taps<A>& taps,
+                                 int64_t height, int64_t pitch, int64_t oy, int64_t top, int64_t length) {
+    const int64_t q = oy * down - top, first = up == 2 ? (q + 1) >> 1 : q;
+    auto row = [&](int64_t iy) { return iy >= 0 && iy < height ? image + iy * pitch : zeros; };
+    const T *__restrict r0 = row(first), *__restrict r1 = row(first + 1);
+    if constexpr (up == 2) {
+      const A a = q & 1 ? taps.b : taps.a, b = q & 1 ? taps.d : taps.c;
+      in_packs<T>(length, [&](int64_t j, auto count) {
+#pragma omp simd
+        for (int i = 0; i < count; i++) buffer[j + i] = a * load(r0[j + i]) + b * load(r1[j + i]);
+      });
+    } else {
+      const T *__restrict r2 = row(first + 2), *__restrict r3 = row(first + 3);
+      const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
+      in_packs<T>(length, [&](int64_t j, auto count) {
+#pragma omp simd
+        for (int i = 0; i < count; i++)
+          buffer[j + i] = a * load(r0[j + i]) + b * load(r1[j + i]) + c * load(r2[j + i]) + d * load(r3[j + i]);
+      });
+    }
+  }
+
+  // out[0, pixels * width) from the buffer, whose first value is the first one that the first output reaches.
+  template <class T, class A>
+  static SPG_INLINE void row(T* __restrict out, const A* __restrict p, const Taps<A>& taps, int64_t width, int64_t pixels,
+                             bool odd) {
+    const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
+    if constexpr (up == 1 && down == 1) {  // neighbours of all values lie at the same distance: one flat loop
+      in_packs<T>(pixels * width, [&](int64_t j, auto count) {
+        const A* __restrict q = p + j;
+#pragma omp simd
+        for (int i = 0; i < count; i++)
+          store(out + j + i, a * q[i] + b * q[i + width] + c * q[i + 2 * width] + d * q[i + 3 * width]);
+      });
+    } else if constexpr (up == 2) {  // by turns taps 0 and 2, 1 and 3
+      auto single = [&](A s, A t) {
+        in_packs<T>(width, [&](int64_t j, auto count) {
+#pragma omp simd
+          for (int i = 0; i < count; i++) store(out + j + i, s * p[j + i] + t * p[j + i + width]);
+        });
+      };
+      if (odd) {
+        single(b, d);
+        out += width, pixels--;  // the next one begins at the same pixel
+      }
+      const int64_t pairs = pixels / 2;
+      if (width == 1) {
+        in_packs<T>(pairs, [&](int64_t j, auto count) {
+          const A* __restrict q = p + j;
+          T* __restrict o = out + 2 * j;
+#pragma omp simd
+          for (int i = 0; i < count; i++) {
+            store(o + 2 * i, a * q[i] + c * q[i + 1]);
+            store(o + 2 * i + 1, b * q[i + 1] + d * q[i + 2]);
+          }
+        });
+      } else {
+        for (int64_t k = 0; k < pairs; k++)
+          in_packs<T>(width, [&](int64_t j, auto count) {
+            const A* __restrict q = p + k * width + j;
+            T* __restrict o = out + 2 * k * width + j;
+#pragma omp simd
+            for (int i = 0; i < count; i++) {
+              store(o + i, a * q[i] + c * q[i + width]);
+              store(o + i + width, b * q[i + width] + d * q[i + 2 * width]);
+            }
+          });
+      }
+      out += 2 * pairs * width, p += pairs * width;
+      if (pixels % 2) single(a, c);
+    } else if (width == 1) {
+      in_packs<T>(pixels, [&](int64_t j, auto count) {
+        const A* __restrict q = p + 2 * j;
+        T* __restrict o = out + j;
+#pragma omp simd
+        for (int i = 0; i < count; i++)
+          store(o + i, a * q[2 * i] + b * q[2 * i + 1] + c * q[2 * i + 2] + d * q[2 * i + 3]);
+      });
+    } else {
+      for (int64_t k = 0; k < pixels; k++)
+        in_packs<T>(width, [&](int64_t j, auto count) {
+          const A* __restrict q = p + 2 * k * width + j;
+          T* __restrict o = out + k * width + j;
+#pragma omp simd
+          for (int i = 0; i < count; i++)
+            store(o + i, a * q[i] + b * q[i + width] + c * q[i + 2 * width] + d * q[i + 3 * width]);
+        });
+    }
+  }
+};
+
+}  // namespace spg
