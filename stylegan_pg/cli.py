@@ -127,23 +127,63 @@ def sample(
 
 @app.command()
 def metrics(
-    snapshot: Annotated[Path, typer.Argument(help="RUN/snapshots/*.safetensors")],
+    snapshot: Annotated[Path, typer.Argument(help="RUN/snapshots/*.safetensors, or a packed dataset of its images.")],
     data: Annotated[str, typer.Option(help="Packed dataset to compare with.")],
-    metrics: Annotated[str, typer.Option(help="Names, separated by commas: swd.")] = "swd",
-    images: Annotated[int, typer.Option(min=1, help="How many of each side.")] = 8192,
-    psi: Annotated[float, typer.Option(help="Truncation; 1, none, is the convention.")] = 1.0,
+    metrics: Annotated[
+        str, typer.Option(help="Names, separated by commas, such as fid50k_full,kid50k_full,pr50k3_full,is50k,swd.")
+    ] = "swd",
+    images: Annotated[
+        Optional[int], typer.Option(min=1, help="How many, for swd and ms_ssim (8192 and 10000 pairs by default).")
+    ] = None,
+    psi: Annotated[str, typer.Option(help="Truncation, or FROM:TO:STEP; 1, none, is the convention.")] = "1",
+    weights: Annotated[
+        Optional[list[Path]], typer.Option(help="Of Inception, VGG16 or LPIPS; recognised by content, repeat for more.")
+    ] = None,
+    extractor: Annotated[
+        str, typer.Option(help="Instead of Inception and VGG16: pixels, or package.module:function.")
+    ] = "",
+    precision: Annotated[str, typer.Option(help="Of the feature networks: fp32 or bf16.")] = "fp32",
+    per_class: Annotated[bool, typer.Option("--per-class", help="Each class on its own.")] = False,
+    neighbours: Annotated[int, typer.Option(min=0, help="Show so many samples beside their nearest real images.")] = 0,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for pictures.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of latents and of the choice of real images.")] = 0,
+    cache: Annotated[bool, typer.Option(help="Keep what is computed of real images.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Measure a snapshot against a dataset; prints one JSON object."""
+    """Measure a snapshot against a dataset; prints one JSON object for each psi and class.
+
+    Under torchrun the work is shared out over the processes.
+    """
     import json
 
-    from stylegan_pg.metrics.evaluate import evaluate_snapshot
+    from stylegan_pg import dist
+    from stylegan_pg.generate import choose_device
+    from stylegan_pg.metrics.command import evaluate_snapshot
+    from stylegan_pg.metrics.evaluate import Tools
 
-    result = evaluate_snapshot(
-        snapshot, data, names=metrics.split(","), images=images, psi=psi, batch=batch, device=device
+    choose_device(device)
+    tools = Tools(
+        dist.init(device), tuple(map(str, weights or ())), extractor, precision, batch=batch, seed=seed, cache=cache
     )
-    print(json.dumps(result))
+    failed = True
+    try:
+        for result in evaluate_snapshot(
+            snapshot,
+            data,
+            names=metrics.split(","),
+            images=images,
+            psi=psi,
+            per_class=per_class,
+            neighbours=neighbours,
+            out=out,
+            tools=tools,
+        ):
+            if dist.is_main():
+                print(json.dumps(result), flush=True)
+        failed = False
+    finally:
+        dist.shutdown(failed=failed)
 
 
 kernels = typer.Typer(help="The compiled operations: what is used here, why, and how fast.", no_args_is_help=False)

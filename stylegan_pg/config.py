@@ -150,8 +150,13 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class MetricsConfig:
     every_kimg: float = 0.0  # 0: never
-    names: list[str] = field(default_factory=lambda: ["swd"])
-    images: int = 4096
+    at_snapshots: bool = False  # also then
+    names: list[str] = field(default_factory=lambda: ["swd"])  # metrics/protocol.py says what they mean
+    images: int = 4096  # of swd and ms_ssim, where their name does not say
+    weights: list[str] = field(default_factory=list)  # files of feature networks, recognised by content
+    extractor: str = ""  # instead of Inception and VGG16: pixels, or package.module:function
+    precision: str = "fp32"  # of feature networks: fp32 or bf16
+    best: str = ""  # the metric that snapshots/best.safetensors goes by; empty: the first one
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,32 @@ def gather_objects(value: Any) -> list[Any]:
     return out
 
 
+def gather_on_main(value: Any) -> list[Any] | None:
+    """Every rank's value, in order of rank, on rank 0; None on the others."""
+    if world() == 1:
+        return [value]
+    out: list[Any] | None = [None] * world() if is_main() else None
+    with _peers():
+        td.gather_object(value, out)
+    return out
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Run a block without collectives on all ranks: where it fails on one, it fails on all, none is left waiting."""
+    fault: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # whatever it is, the other ranks must hear of it
+        fault = error
+    told = gather_objects((type(fault).__name__, str(fault)) if fault else None)
+    if fault is not None:
+        raise fault
+    for i, first in enumerate(told):
+        if first:
+            raise (UsageError if first[0] == "UsageError" else RunError)(f"rank {i}: {first[1]}")
+
+
 @contextlib.contextmanager
 def main_decides() -> Iterator[list[Any]]:
     """Run a block on rank 0 alone and have its fault raised by all, instead of leaving the others waiting.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -137,12 +138,22 @@ class Reporter:
         self.tick_time += seconds
 
     def metrics(self, nimg: int, values: dict[str, float], **facts: Any) -> None:
-        """A line of metrics.jsonl, and TensorBoard."""
+        """A line of metrics.jsonl, the curves in metrics.png, and TensorBoard."""
+        from stylegan_pg.metrics.figures import draw_curves  # matplotlib takes its time
+
         self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
+        self._guard(draw_curves, self.run / "metrics.jsonl", self.run / "metrics.png")
         self.say(f"{nimg / 1000:.1f} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
         if self.board:
             for name, value in values.items():
                 self._guard(self.board.add_scalar, f"metrics/{name}", value, nimg)
+
+    def link_best(self, snapshot: Path) -> None:
+        """Let best.safetensors in the snapshot's folder be this one, and drop the one that was the best before."""
+        self._guard(_link, snapshot, snapshot.with_name("best.safetensors"))
+        for other in snapshot.parent.glob("best-*.safetensors"):
+            if other != snapshot:
+                self._guard(other.unlink)
 
     def grid(self, name: str, nimg: int, images: torch.Tensor, columns: int) -> None:
         """uint8 [N, C, R, R] as one picture, samples/NAME.png."""
@@ -155,6 +166,17 @@ class Reporter:
         self.bar.close()
         if self.board:
             self._guard(self.board.close)
+
+
+def _link(target: Path, path: Path) -> None:
+    """A symbolic link within a folder, or a copy where there are none."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target.name)
+    except OSError:
+        shutil.copyfile(target, temporary)
+    os.replace(temporary, path)
 
 
 def _clock(seconds: int | None) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 import platform
 import signal
 import sys
@@ -25,7 +24,7 @@ from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import batches
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.generate import images_of, labels_to_c, latents
-from stylegan_pg.metrics.evaluate import SlicedWasserstein, check_names
+from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.ops import native
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.players import Players
@@ -44,7 +43,6 @@ class Trainer:
             UsageError: where configuration and dataset do not fit together.
         """
         self.config, self.index = config, index
-        check_names(config.metrics.names)
         self.players = Players(config, index, parallel)
         self.plan = phases(config)
         self.end = self.plan[-1].end
@@ -60,7 +58,7 @@ class Trainer:
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
-        self.distances: dict[int, SlicedWasserstein] = {}
+        self.metrics = Periodic(config, index)
 
     def train(self, *, must_resume: bool = False) -> int:
         """Start, or continue from the newest good checkpoint, until the end or a request to stop.
@@ -106,7 +104,7 @@ class Trainer:
                     "make room, and run the same command again"
                 )
         if p.nimg >= self.end and dist.is_main() and not self.snapshot_path().exists():
-            self.snapshot()  # its writing had failed
+            self.snapshot(self.snapshot_path())  # its writing had failed
         if self.reporter:
             self.reporter.close()
         return DONE if p.nimg >= self.end else TO_BE_CONTINUED
@@ -227,15 +225,17 @@ class Trainer:
         due = due or self.stopping or last
         if tick or due:
             self.gather_bad()
+        if tick and dist.is_main():
+            self.tick(before)
+        snapshot = crossed(out.snapshot_kimg, before, after) or last
+        every = self.config.metrics.every_kimg
+        if crossed(every, before, after) or (last and every) or (snapshot and self.config.metrics.at_snapshots):
+            self.measure()
         if dist.is_main():
-            if tick:
-                self.tick(before)
-            if crossed(self.config.metrics.every_kimg, before, after) or (last and self.config.metrics.every_kimg):
-                self.measure()
             if crossed(out.grid_kimg, before, after) or (last and out.grid_kimg):
                 self.grids()
-            if crossed(out.snapshot_kimg, before, after) or last:
-                self.snapshot()
+            if snapshot:
+                self.snapshot(self.snapshot_path())
         if due:
             self.checkpoint()
 
@@ -273,19 +273,21 @@ class Trainer:
             self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
 
     def measure(self) -> None:
-        p, resolution = self.players, self.players.current.resolution
-        assert self.reporter
-        if resolution < 8:  # too small for neighbourhoods of 7x7
+        """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
+        p, started = self.players, time.time()
+        try:
+            values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
+        except (UsageError, RunError, RuntimeError, OSError, ValueError, MemoryError) as error:
+            self.say(f"warning: the metrics at {p.nimg / 1000:.1f} kimg are missing: {error}; training goes on")
             return
-        if resolution not in self.distances:  # of one resolution at a time, the descriptors are large
-            self.distances = {resolution: SlicedWasserstein(p.table, self.config.metrics.images)}
-        started = time.time()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(os.cpu_count() or 1)  # the other ranks wait
-        values = self.distances[resolution](p.G_ema, alpha=p.alpha, batch=max(1, min(32, 2**20 // resolution**2)))
-        torch.set_num_threads(threads)
-        self.reporter.metrics(p.nimg, values, resolution=resolution, images=self.distances[resolution].images)
-        self.reporter.not_training(time.time() - started)
+        if self.reporter and values:
+            seconds = round(time.time() - started, 1)
+            self.reporter.metrics(p.nimg, values, resolution=p.current.resolution, seconds=seconds)
+            self.reporter.not_training(time.time() - started)
+            if self.metrics.is_best(self.run / "metrics.jsonl", values):
+                path = self.run / "snapshots" / f"best-{self.moment(self.config.metrics.every_kimg)}.safetensors"
+                if self.snapshot(path):
+                    self.reporter.link_best(path)
 
     def moment(self, every_kimg: float) -> str:
         """nimg as part of a file's name: in kimg where that tells the moments apart."""
@@ -295,7 +297,8 @@ class Trainer:
     def snapshot_path(self) -> Path:
         return self.run / "snapshots" / f"{self.moment(self.config.output.snapshot_kimg)}.safetensors"
 
-    def snapshot(self) -> None:
+    def snapshot(self, path: Path) -> bool:
+        """Whether it could be written; if not, that is told."""
         p = self.players
         description = {
             "network": self.config.model.name,
@@ -307,12 +310,13 @@ class Trainer:
             "config": to_plain(self.config),
             "stylegan_pg": __version__,
         }
-        path = self.snapshot_path()
         try:
             save_snapshot(path, p.G_ema, description)
             self.say(f"{p.nimg / 1000:.1f} kimg: snapshot {path}")
+            return True
         except OSError as error:
             self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
+            return False
 
     def checkpoint(self) -> None:
         """Written by rank 0; a failure is told and counted, and tried again at the next tick."""

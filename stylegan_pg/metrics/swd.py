@@ -71,10 +71,10 @@ class PatchCollector:
         while self.levels[-1] > COARSEST:
             self.levels.append(self.levels[-1] // 2)
         self.count = 0
-        self._patches: dict[int, list[torch.Tensor]] = {r: [] for r in self.levels}
+        self._patches: dict[int, list[tuple[int, torch.Tensor]]] = {r: [] for r in self.levels}
 
-    def add(self, images: torch.Tensor) -> None:
-        """uint8 [N, C, R, R].
+    def add(self, images: torch.Tensor, first: int | None = None) -> None:
+        """uint8 [N, C, R, R]; `first` is the number of the first of them, by default the next one.
 
         Raises:
             UsageError: for images of another shape or type.
@@ -85,27 +85,32 @@ class PatchCollector:
                 f"the sliced Wasserstein distance expects uint8 images of shape [N, {', '.join(map(str, expected))}], "
                 f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}: convert them before"
             )
+        first = self.count if first is None else first
         for part in images.split(16):  # its pyramid stays in the processor's cache
-            self._add(part)
+            self._add(part, first)
+            first += len(part)
 
-    def _add(self, images: torch.Tensor) -> None:
+    def _add(self, images: torch.Tensor, first: int) -> None:
         n, k = len(images), self.patches_per_image
         pyramid = laplacian_pyramid(images.float(), len(self.levels))
         offsets = torch.arange(NEIGHBOURHOOD)
         for r, level in zip(self.levels, pyramid, strict=True):
             span = r - NEIGHBOURHOOD + 1
             places = torch.stack(
-                [
-                    torch.randint(span, [2, k], generator=generator(self.seed, "patches", r, self.count + i))
-                    for i in range(n)
-                ]
+                [torch.randint(span, [2, k], generator=generator(self.seed, "patches", r, first + i)) for i in range(n)]
             )
             rows = (places[:, 0, :, None] + offsets)[:, :, :, None]  # [N, k, 7, 1]
             columns = (places[:, 1, :, None] + offsets)[:, :, None, :]
             image = torch.arange(n)[:, None, None, None]
             patches = level.permute(0, 2, 3, 1)[image, rows, columns]  # [N, k, 7, 7, C]
-            self._patches[r].append(patches.reshape(n * k, -1, self.channels))
+            self._patches[r].append((first, patches.reshape(n * k, -1, self.channels)))
         self.count += n
+
+    def merge(self, other: PatchCollector) -> None:
+        """Take in another part of the same set."""
+        self.count += other.count
+        for r, parts in other._patches.items():
+            self._patches[r] += parts
 
     def descriptors(self) -> dict[int, torch.Tensor]:
         """level resolution -> float32 [N * patches_per_image, 49 * C], each channel at mean 0 and deviation 1 over
@@ -118,7 +123,7 @@ class PatchCollector:
             raise UsageError("no images to take the sliced Wasserstein distance of: add some first")
         result = {}
         for r, parts in self._patches.items():
-            x = torch.cat(parts)
+            x = torch.cat([patches for _, patches in sorted(parts, key=lambda part: part[0])])
             variance, mean = torch.var_mean(x, dim=[0, 1], correction=0)
             result[r] = x.sub_(mean).div_(variance.sqrt().clamp(min=1e-12)).flatten(1)
         return result

@@ -1,0 +1,145 @@
+"""What `stylegan-pg metrics` does: a snapshot against a dataset, over truncation, over classes, beside its nearest real
+images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stylegan_pg import dist
+from stylegan_pg.data.index import DatasetIndex, load_index
+from stylegan_pg.data.stream import read_batch
+from stylegan_pg.errors import UsageError
+from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, tile
+from stylegan_pg.metrics.evaluate import Evaluator, Pictures, Tools
+from stylegan_pg.metrics.features import load_extractor
+from stylegan_pg.metrics.figures import draw_sweep
+from stylegan_pg.metrics.protocol import parse
+from stylegan_pg.snapshot import load_snapshot
+
+MOST_STEPS = 1000
+
+
+def parse_psi(text: str) -> list[float]:
+    """'0.7' -> [0.7]; '0.3:1.0:0.1' -> [0.3, 0.4, ..., 1.0].
+
+    Raises:
+        UsageError: for anything else.
+    """
+    try:
+        parts = [float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if len(parts) == 1 and math.isfinite(parts[0]):
+        return parts
+    if len(parts) == 3 and all(map(math.isfinite, parts)) and parts[2] > 0 and parts[0] <= parts[1]:
+        steps = math.floor((parts[1] - parts[0]) / parts[2] + 1e-9) + 1
+        if steps <= MOST_STEPS:
+            return [round(parts[0] + i * parts[2], 9) for i in range(steps)]
+    raise UsageError(f"--psi {text!r} is not possible: give a number, or FROM:TO:STEP such as 0.3:1.0:0.1")
+
+
+def _load(path: Path, device: torch.device) -> tuple[Any, int]:
+    """A snapshot's generator, or the pictures of a packed dataset, and their resolution."""
+    if path.is_dir():
+        index = load_index(str(path))
+        return Pictures(index.table(max(index.resolutions))), max(index.resolutions)
+    G = load_snapshot(path, device)
+    return G, G.resolution
+
+
+def _fit(G: Any, snapshot: Path, index: DatasetIndex) -> None:
+    channels = G.table.channels if isinstance(G, Pictures) else G.img_channels
+    if index.channels != channels:
+        raise UsageError(f"{snapshot} makes images of {channels} channels, {index.path} has {index.channels}")
+    if G.c_dim and len(index.label_names) != G.c_dim:
+        raise UsageError(f"{snapshot} knows {G.c_dim} classes, {index.path} has {len(index.label_names)}")
+
+
+def evaluate_snapshot(
+    snapshot: Path,
+    data: str,
+    *,
+    names: Sequence[str],
+    images: int | None,
+    psi: str,
+    per_class: bool,
+    neighbours: int,
+    out: Path | None,
+    tools: Tools,
+) -> Iterator[dict[str, Any]]:
+    """Measure a snapshot, or another packed dataset, against a packed dataset.
+
+    Yields {"snapshot", "resolution", "psi", ["class"], "images", metric: value} for every psi and class, on all ranks.
+
+    With `neighbours` also OUT/neighbours.png, that many samples each beside its nearest real images; for several psi
+    OUT/truncation.png.
+
+    Raises:
+        UsageError: unknown metrics, unreadable snapshots or datasets, ones that do not fit together, missing weights.
+    """
+    steps = parse_psi(psi)
+    for name in names:
+        parse(name)
+    G, resolution = _load(snapshot, tools.device)
+    index = load_index(data)
+    _fit(G, snapshot, index)
+    if per_class and not G.c_dim:
+        raise UsageError(f"--per-class: {snapshot} is unconditional")
+    if isinstance(G, Pictures) and (neighbours or steps != [1.0]):
+        raise UsageError(f"--psi and --neighbours need a generator, and {snapshot} is a dataset")
+    if (neighbours or len(steps) > 1) and out is None:
+        out = snapshot.parent / f"{snapshot.stem}-metrics"
+    classes: list[int | None] = [*range(G.c_dim)] if per_class else [None]
+    rows = []
+    for only in classes:
+        evaluator = Evaluator(index, resolution, [], tools, only)
+        for value in steps:
+            # What is known of the real images serves every psi.
+            evaluator.protocols = [parse(name, psi=value, images=images) for name in names]
+            facts = {"snapshot": str(snapshot), "resolution": resolution, "psi": value}
+            facts["images"] = max(
+                p.count if p.kind != "swd" else min(p.count, len(evaluator.mine)) for p in evaluator.protocols
+            )
+            facts |= {} if only is None else {"class": index.label_names[only]}
+            found = evaluator(G)
+            yield facts | found
+            suffix = "" if value == 1 else f"_psi{value:g}"
+            rows.append({"psi": value} | {name.replace(suffix, "", 1): number for name, number in found.items()})
+    if not dist.is_main():
+        return
+    try:
+        if len(steps) > 1 and not per_class and out is not None:
+            draw_sweep(rows, out / "truncation.png")
+            yield {"picture": str(out / "truncation.png")}
+        if neighbours and out is not None:
+            path = out / "neighbours.png"
+            save_image(nearest_real(G, index, tools, neighbours, steps[0]), path)
+            yield {"picture": str(path)}
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error}") from None
+
+
+def nearest_real(G: Any, index: DatasetIndex, tools: Tools, count: int, psi: float, nearest: int = 7) -> torch.Tensor:
+    """One picture uint8 [C, H, W]: in each row a sample and the real images nearest to it in feature space (whether a
+    generator repeats what it was shown)."""
+    extract = load_extractor(tools.extractor or "inception", tools.weights, tools.device, tools.precision)
+    table = index.table(G.resolution)
+    z, c = latents(range(count), G.z_dim), labels_to_c(G, None, count)
+    samples = torch.cat(list(images_of(G, z, c, batch=tools.batch, psi=psi)))
+    wanted = torch.cat([extract(part)["pool"] for part in samples.split(tools.batch)])
+    nearest = min(nearest, len(table))
+    best, which = torch.full([count, nearest], torch.inf), torch.zeros([count, nearest], dtype=torch.int64)
+    for i in range(0, len(table), tools.batch):
+        ordinals = torch.arange(i, min(i + tools.batch, len(table)))
+        distance = torch.cdist(wanted, extract(read_batch(table, ordinals.tolist()))["pool"])
+        distances = torch.cat([best, distance], dim=1)
+        candidates = torch.cat([which, ordinals.expand(count, -1)], dim=1)
+        best, chosen = distances.topk(nearest, dim=1, largest=False)
+        which = candidates.gather(1, chosen)
+    rows = [torch.cat([samples[i : i + 1], read_batch(table, which[i].tolist())]) for i in range(count)]
+    return tile(torch.cat(rows), nearest + 1)

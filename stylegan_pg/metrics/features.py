@@ -1,0 +1,284 @@
+"""Feature extractors: torch-fidelity's networks, whose weights are read without unpickling anything, or the user's.
+
+No package ships the weights. They are looked for among the files given, in the environment, in this package's cache and
+in torch.hub's, and recognised by what is in them. Other weights than the published ones work, but a number made with
+them carries their hash in its name: it is comparable with others of the same hash only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import safetensors
+import safetensors.torch
+import torch
+import torch_fidelity.feature_extractor_inceptionv3 as fidelity_inception
+import torch_fidelity.sample_similarity_lpips as fidelity_lpips
+import torchvision
+from torch import nn
+
+from stylegan_pg.errors import UsageError
+from stylegan_pg.ops.build import cache_folder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the published weights of a network come from, how they begin to be recognised, and their name."""
+
+    file: str
+    url: str
+    variable: str
+    key: str  # a tensor that only this network has
+    sha256: str  # how the published file's hash begins, "" where nobody says
+
+
+WEIGHTS = {
+    "inception": Weights(
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/",
+        "STYLEGAN_PG_INCEPTION",
+        "Mixed_7c.branch_pool.conv.weight",
+        "6726825d",
+    ),
+    "vgg16": Weights(
+        "vgg16-397923af.pth",
+        "https://download.pytorch.org/models/",
+        "STYLEGAN_PG_VGG16",
+        "classifier.3.weight",
+        "397923af",
+    ),
+    "lpips": Weights(
+        "weights-vgg16-lpips.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/",
+        "STYLEGAN_PG_LPIPS",
+        "lin0.model.1.weight",
+        "",
+    ),
+}
+
+
+def weights_folder() -> Path:
+    return cache_folder() / "weights"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file; nothing in it is run.
+
+    Raises:
+        UsageError: for a file that is missing, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"the weight file {path} does not exist") from None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(f"the weight file {path} cannot be read: {reason}") from None
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UsageError(f"the weight file {path} holds no table of tensors")
+    return dict(state)
+
+
+def find_weights(network: str, files: Sequence[str | Path] = ()) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The weights of "inception", "vgg16" or "lpips": among `files`, else by environment variable, else in a cache.
+
+    Raises:
+        UsageError: naming the file and where to put it; or a file that none of the networks fits.
+    """
+    wanted = WEIGHTS[network]
+    for path in map(Path, files):
+        state = read_weights(path)
+        if wanted.key in state:
+            return path, state
+        if not any(w.key in state for w in WEIGHTS.values()):
+            raise UsageError(f"the weight file {path} fits none of {', '.join(WEIGHTS)}: the README names theirs")
+    if given := os.environ.get(wanted.variable):
+        return Path(given), read_weights(Path(given))
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    for folder in (weights_folder(), hub):
+        if (folder / wanted.file).is_file():
+            return folder / wanted.file, read_weights(folder / wanted.file)
+    raise UsageError(
+        f"the weights of {network} are missing: fetch {wanted.url}{wanted.file} and put it into {weights_folder()}, or "
+        f"name the file by --weights, metrics.weights or {wanted.variable} (metrics that need no network: swd, ms_ssim)"
+    )
+
+
+def resize_matrix(size: int, to: int) -> torch.Tensor:
+    """float32 [to, size]: bilinear sampling at i * size / to, without the half-pixel shift, as TensorFlow 1 did and the
+    published numbers have it."""
+    place = torch.arange(to, dtype=torch.float32) * torch.tensor(size / to, dtype=torch.float32)
+    low = place.long()
+    matrix = torch.zeros(to, size)
+    part = place - low
+    matrix.scatter_add_(1, low[:, None], 1 - part[:, None])
+    matrix.scatter_add_(1, (low + 1).clamp(max=size - 1)[:, None], part[:, None])
+    return matrix
+
+
+class _Resized(nn.Module):
+    """What both classifiers do to uint8 RGB [n, 3, H, W] at first: to their size."""
+
+    size: int
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[2:]
+        x = images.to(torch.float32)
+        return resize_matrix(height, self.size).to(x.device) @ x @ resize_matrix(width, self.size).t().to(x.device)
+
+
+def rgb(x: torch.Tensor) -> torch.Tensor:
+    """Grey [n, 1, H, W] three times, RGBA without its alpha."""
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3]
+
+
+class Inception(_Resized):
+    """The Inception-v3 of 2015 that FID, KID and IS are defined by; batch norm folded into the convolutions."""
+
+    size = 299
+    # fmt: off
+    ORDER = (
+        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
+        "Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
+    )
+    # fmt: on
+    FEATURES = {"pool": 2048, "logits": 1008}
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        super().__init__()
+        # The library's constructor loads weights by unpickling them; it is handed the ones that were read safely.
+        with mock.patch.object(fidelity_inception, "load_state_dict_from_url", return_value=state):
+            network = fidelity_inception.FeatureExtractorInceptionV3("inception", ["2048"])
+        for module in list(network.modules()):
+            if isinstance(module, fidelity_inception.BasicConv2d):
+                module.conv = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
+                module.add_module("bn", nn.Identity())
+        self.blocks = nn.Sequential(*(getattr(network, name) for name in self.ORDER))
+        self.classes = nn.Parameter(network.fc.weight.detach(), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = (self.prepare(images) - 128) / 128
+        x = x.to(self.classes.dtype).contiguous(memory_format=torch.channels_last)
+        pool = self.blocks(x).flatten(1)
+        return {"pool": pool, "logits": pool @ self.classes.t()}
+
+
+class VGG16(_Resized):
+    """VGG16 down to its second fully connected layer, by which precision and recall are defined."""
+
+    size = 224
+    FEATURES = {"fc2": 4096}
+    MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's channels
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        super().__init__()
+        network = torchvision.models.vgg16()
+        network.load_state_dict(state)
+        self.network = network.eval()
+        self.network.classifier = network.classifier[:5]  # up to the activation of the second
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.prepare(images)
+        mean, deviation = (x.new_tensor(v)[:, None, None] for v in (self.MEAN, self.DEVIATION))
+        x = ((x - mean) / deviation).to(next(self.parameters()).dtype)
+        return {"fc2": self.network(x.contiguous(memory_format=torch.channels_last))}
+
+
+def pixels(images: torch.Tensor) -> torch.Tensor:
+    """Colours of 16 x 16 areas, [n, 768] in 0 to 1: for what must run without weights."""
+    return nn.functional.adaptive_avg_pool2d(images.float() / 255, 16).flatten(1)
+
+
+def lpips(lin: dict[str, torch.Tensor], vgg: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The perceptual distance [n] of two batches of images in 0 to 255, float32 [n, 3, H, W] (Zhang et al. 2018)."""
+    network = torchvision.models.vgg16()
+    network.load_state_dict(vgg)
+    with (
+        mock.patch.object(fidelity_lpips, "load_state_dict_from_url", return_value=lin),
+        mock.patch.object(fidelity_lpips, "torchvision_load_pretrained_vgg16", return_value=network),
+    ):
+        distance = fidelity_lpips.SampleSimilarityLPIPS("lpips").to(memory_format=torch.channels_last)
+    return lambda a, b: distance(a, b).flatten()
+
+
+class Extractor:
+    """uint8 [n, C, H, W] -> {feature: float32 [n, d] on the CPU}.
+
+    Attributes:
+        identity: what a cache may know it by: network, weights, number format.
+        mark: what a metric's name ends with, empty for the published weights in float32.
+        widths: feature -> d.
+    """
+
+    def __init__(self, module: Callable[[torch.Tensor], Any], identity: str, mark: str, device: torch.device):
+        self.module, self.identity, self.mark, self.device = module, identity, mark, device
+        self.widths: dict[str, int] = dict(getattr(module, "FEATURES", {}))
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.module(rgb(images.to(self.device)))
+        found = found if isinstance(found, Mapping) else {"pool": found}
+        return {name: f.float().cpu() for name, f in found.items()}
+
+
+def load_extractor(network: str, files: Sequence[str | Path], device: torch.device, precision: str) -> Extractor:
+    """inception, vgg16, pixels (needs no weights), or the importable name of a factory, "package.module:function".
+
+    A factory takes no arguments and returns a callable: uint8 RGB [n, 3, H, W] -> float [n, d].
+
+    Raises:
+        UsageError: for weights that are missing or do not fit, and factories that cannot be imported.
+    """
+    if precision not in DTYPES:
+        raise UsageError(f"metrics precision {precision!r} is not possible: {' or '.join(DTYPES)}")
+    if network == "pixels":
+        return Extractor(pixels, "pixels", "@pixels", device)
+    if network not in WEIGHTS:
+        return _imported(network, device)
+    path, state = find_weights(network, files)
+    try:
+        module: nn.Module = {"inception": Inception, "vgg16": VGG16}[network](state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()[:200]
+        raise UsageError(f"the weight file {path} does not fit {network}: {reason}") from None
+    module = module.requires_grad_(False).eval().to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
+    sha = _sha256(path)
+    published = bool(WEIGHTS[network].sha256) and sha.startswith(WEIGHTS[network].sha256)
+    mark = ("" if published else f"@{sha[:8]}") + ("" if precision == "fp32" else f"@{precision}")
+    return Extractor(module, f"{network}-{sha[:16]}-{precision}", mark, device)
+
+
+def _imported(name: str, device: torch.device) -> Extractor:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise UsageError(f"extractor {name!r} is not possible: pixels, or an importable name, package.module:function")
+    where, function = name.split(":")
+    try:
+        module = getattr(importlib.import_module(where), function)()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the extractor {name} cannot be imported: {error}") from None
+    if isinstance(module, nn.Module):
+        module = module.requires_grad_(False).eval().to(device)
+    return Extractor(module, f"{name}-{getattr(module, 'identity', '')}", f"@{name}", device)

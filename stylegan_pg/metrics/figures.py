@@ -1,0 +1,62 @@
+"""Metrics as pictures: curves over training, and over truncation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds")
+
+
+def _plot(path: Path, x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(4.5 * columns, 3 * lines), layout="constrained")
+    for axes, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names, strict=False):
+        points = [(row[x], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+        axes.plot(*zip(*points, strict=True), marker=".")
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    for axes in list(figure.axes)[len(names) :]:
+        axes.set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=100)
+    temporary.replace(path)
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    found: dict[str, None] = {}
+    for row in rows:
+        numbers = (name for name, value in row.items() if isinstance(value, float))
+        found |= dict.fromkeys(name for name in numbers if name not in NOT_METRICS and not name.endswith("_kimg"))
+    return list(found)
+
+
+def draw_curves(log: Path, path: Path) -> None:
+    """Every metric of a run's metrics.jsonl over kimg.
+
+    Raises:
+        OSError: where files cannot be read or written.
+    """
+    rows = []
+    for line in log.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        rows.append(row | {"kimg": row["nimg"] / 1000})
+    if names := [name for name in _names(rows) if name != "kimg"]:
+        _plot(path, "kimg", "images shown (thousands)", rows, names)
+
+
+def draw_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Every metric over truncation psi.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    if names := _names(rows):
+        _plot(path, "psi", "truncation psi", rows, names)

@@ -1,0 +1,64 @@
+"""Perceptual path length: how much an image changes, to the eye, for a small step in latent space (Karras et al. 2019,
+section 4.1; StyleGAN2's figures are at the ends of paths in w: "ppl2_wend")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+EPSILON = 1e-4
+
+
+def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Along the great circle between the directions of a and b, [n, d]."""
+    a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
+    d = (a * b).sum(dim=-1, keepdim=True)
+    c = b - d * a
+    angle = t * d.clamp(-1, 1).acos()
+    result = a * angle.cos() + c / c.norm(dim=-1, keepdim=True).clamp(min=1e-12) * angle.sin()
+    return result / result.norm(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def path_lengths(
+    G: Any,
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    z: torch.Tensor,
+    t: torch.Tensor,
+    c: torch.Tensor | None,
+    *,
+    space: str,
+    psi: float = 1.0,
+    alpha: float = 1.0,
+) -> torch.Tensor:
+    """float64 [n] squared perceptual distances over EPSILON^2.
+
+    Args:
+        z: [2, n, z_dim], the two ends of each path.
+        t: [n], where on it, 0 to 1.
+        space: "w" or "z", in which paths are straight lines, or arcs of circles.
+    """
+    device, dtype = next(G.parameters()).device, next(G.parameters()).dtype
+    z, t = z.to(device, dtype), t.to(device, dtype)[:, None]
+    c = None if c is None else c.to(device, dtype)
+    if space == "z":
+        ws = [G.styles(_slerp(z[0], z[1], t + step) * z.shape[-1] ** 0.5, c, psi=psi) for step in (0.0, EPSILON)]
+    else:
+        ends = [G.styles(end, c, psi=psi) for end in z]
+        ws = [torch.lerp(ends[0], ends[1], (t + step)[:, :, None]) for step in (0.0, EPSILON)]
+    images = G.synthesis(torch.cat(ws), alpha=alpha, noise="const").float() * 127.5 + 127.5
+    if images.shape[-1] > 256:
+        images = torch.nn.functional.avg_pool2d(images, images.shape[-1] // 256)
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    a, b = images.contiguous(memory_format=torch.channels_last).chunk(2)
+    return distance(a, b).double().cpu() / EPSILON**2
+
+
+def middle_mean(lengths: torch.Tensor) -> float:
+    """The mean without the lowest and the highest hundredth."""
+    values = lengths.numpy()
+    low, high = np.percentile(values, 1, method="lower"), np.percentile(values, 99, method="higher")
+    return float(values[(values >= low) & (values <= high)].mean())

@@ -1,0 +1,38 @@
+"""Similarity of single images: multi-scale structural similarity, as a measure of how varied images are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def _blur(x: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """[n, c, h, w] weighted by the 1-D window along both axes, where it fits in."""
+    n, c, h, w = x.shape
+    x = F.conv2d(x.reshape(n * c, 1, h, w), window[None, None, :, None])
+    return F.conv2d(x, window[None, None, None, :]).flatten(1).reshape(n, c, -1, x.shape[3] - len(window) + 1)
+
+
+def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Multi-scale structural similarity [n] of pairs of images [n, c, h, w] in 0 to 255: 1 for equal ones (Wang et al.
+    2003; five scales, Gaussian window of 11 pixels and deviation 1.5, smaller in proportion where an image is)."""
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    a, b = a.float(), b.float()
+    result = torch.ones(len(a))
+    for scale, weight in enumerate(SCALES):
+        size = min(11, *a.shape[2:])
+        place = torch.arange(size) - (size - 1) / 2
+        window = torch.exp(-0.5 * (place / (1.5 * size / 11)) ** 2)
+        window /= window.sum()
+        mean_a, mean_b = _blur(a, window), _blur(b, window)
+        var_a, var_b = _blur(a * a, window) - mean_a**2, _blur(b * b, window) - mean_b**2
+        contrast = (2 * (_blur(a * b, window) - mean_a * mean_b) + c2) / (var_a + var_b + c2)
+        value = contrast.mean(dim=[1, 2, 3])
+        if scale == len(SCALES) - 1:
+            value = (contrast * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)).mean(dim=[1, 2, 3])
+        result *= value.clamp(min=0) ** weight
+        if scale < len(SCALES) - 1 and min(a.shape[2:]) > 1:
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return result

@@ -1,0 +1,514 @@
+"""Metrics against torch-fidelity's command line, closed forms and brute force; ranks, batches, caches, faults."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import harness
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import linalg
+
+from stylegan_pg.data.index import load_index
+from stylegan_pg.data.pack import pack
+from stylegan_pg.errors import UsageError
+from stylegan_pg.generate import save_image
+from stylegan_pg.metrics import features, real_cache
+from stylegan_pg.metrics.command import parse_psi
+from stylegan_pg.metrics.evaluate import Evaluator, Tools
+from stylegan_pg.metrics.protocol import parse
+from stylegan_pg.metrics.similarity import ms_ssim
+from stylegan_pg.metrics.statistics import (
+    InceptionScore,
+    Moments,
+    class_coverage,
+    frechet_distance,
+    kernel_distance,
+    mode_coverage,
+    precision_recall,
+)
+
+CPU = torch.device("cpu")
+
+
+def moments(x: torch.Tensor, split: int = 50) -> Moments:
+    result = Moments(x.shape[1])
+    for part in x.split(split):
+        result.add(part)
+    return result
+
+
+def gaussian(n: int, d: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(scale * rng.normal(size=[n, d]) @ rng.normal(size=[d, d]) + rng.normal(size=d)).float()
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(("n", "m"), [(500, 400), (24, 500), (500, 24), (10, 17), (31, 32), (64, 33)])
+def test_frechet_distance_is_scipys(n, m):
+    """For full covariances, singular ones, and sets smaller than the number of features."""
+    a, b = gaussian(n, 32, 1), gaussian(m, 32, 2, 3.0)
+    mean_a, mean_b = a.double().mean(0).numpy(), b.double().mean(0).numpy()
+    cov_a, cov_b = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
+    values = np.linalg.eigvals(cov_a @ cov_b)
+    expected = (
+        ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b) - 2 * np.real(np.sqrt(values.astype(complex))).sum()
+    )
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+    if n > 32 and m > 32:
+        root = np.real(linalg.sqrtm(cov_a @ cov_b))
+        assert np.trace(root) == pytest.approx(np.real(np.sqrt(values.astype(complex))).sum(), rel=1e-9)
+
+
+def test_frechet_distance_where_features_repeat():
+    """A covariance that Cholesky refuses, of more rows than features."""
+    a, b = gaussian(300, 16, 3), gaussian(300, 16, 4)
+    twice_a, twice_b = (torch.cat([x, x], dim=1) for x in (a, b))
+    expected = 2 * frechet_distance(moments(a), moments(b))
+    assert frechet_distance(moments(twice_a), moments(twice_b)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_of_gaussians():
+    """With diagonal covariances it is a sum over dimensions."""
+    a, b = Moments(3), Moments(3)
+    for m, mean, deviation in ((a, [0.0, 1, 2], [1.0, 2, 3]), (b, [1.0, 1, 0], [2.0, 2, 1])):
+        corners = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
+        m.add(torch.tensor(mean) + corners * torch.tensor(deviation))
+    unbiased = 8 / 7  # these corners have variance 1 as a population
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + unbiased * (1 + 4), rel=1e-12)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_moments_merge_exactly(n):
+    x = gaussian(n, 40, 5, 100.0)
+    whole = moments(x, n)
+    for parts, split in ((2, 7), (3, 64), (5, 1)):
+        ranks = [moments(x[i::parts], split) for i in range(parts)]
+        for other in ranks[1:]:
+            ranks[0].merge(Moments.from_state(other.state()))
+        assert ranks[0].count == n
+        torch.testing.assert_close(ranks[0].mean(), whole.mean(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ranks[0].covariance(), whole.covariance(), rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(whole.covariance(), torch.from_numpy(np.cov(x.double().numpy(), rowvar=False)))
+    big = max(sum(t.numel() for t in m.state().values()) for m in (whole, ranks[0]))
+    assert big <= 40 * 40 + 40 + 2  # however many rows there were
+
+
+def test_kernel_distance_is_unbiased():
+    """Near 0 between two sets of the same kind, and it finds a shift; for one subset of all it is the formula."""
+    a, b = (gaussian(4000, 8, 6) / 4).split(2000)
+    mean, deviation = kernel_distance(a, b, most=500)
+    assert abs(mean) < deviation
+    assert kernel_distance(a, a + 1)[0] > 0.1
+    x, y = a[:30].double(), b[:30].double() + 0.5
+    k = lambda s, t: (s @ t.t() / 8 + 1) ** 3  # noqa: E731
+    expected = 0.0
+    for i in range(30):
+        for j in range(30):
+            expected += (i != j) * float(k(x, x)[i, j] + k(y, y)[i, j]) / (30 * 29) - 2 * float(k(x, y)[i, j]) / 900
+    assert kernel_distance(x.float(), y.float(), subsets=1)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_precision_and_recall_by_brute_force():
+    real, fake = gaussian(60, 5, 8), gaussian(50, 5, 8)[:50] * 1.2
+
+    def covered(queries, by):
+        radii = [sorted(float((p - q).norm()) for q in by)[3] for p in by]
+        return np.mean([any(float((x - p).norm()) <= r for p, r in zip(by, radii, strict=True)) for x in queries])
+
+    precision, recall = precision_recall(real, fake, block=16)
+    assert precision == pytest.approx(covered(fake, real))
+    assert recall == pytest.approx(covered(real, fake))
+    assert precision_recall(real, real.clone()) == (1, 1)
+    assert precision_recall(real, real[:10] + 1e4) == (0, 0)
+
+
+def test_inception_score():
+    """Uniform, and certain but varied: 1 and the number of classes; any order and grouping gives the same."""
+    flat, sure = InceptionScore(100), InceptionScore(1000)
+    flat.add(range(100), torch.zeros(100, 7))
+    assert flat.score()[0] == pytest.approx(1)
+    sure.add(range(1000), 50 * torch.eye(10)[torch.arange(1000) % 10])
+    assert sure.score()[0] == pytest.approx(10, rel=0.05)
+    logits = gaussian(64, 9, 9)
+    whole, parts = InceptionScore(64), [InceptionScore(64), InceptionScore(64)]
+    whole.add(range(64), logits)
+    for i in range(0, 64, 8):
+        parts[i // 8 % 2].add(range(i, i + 8), logits[i : i + 8])
+    parts[0].merge(parts[1])
+    assert parts[0].score() == pytest.approx(whole.score(), rel=1e-12)
+
+
+def test_modes():
+    centres = torch.tensor([[i, j] for i in range(5) for j in range(5)], dtype=torch.float32)
+    samples = centres[:20].repeat(10, 1) + 0.01
+    assert mode_coverage(samples, centres, 0.05) == {"modes": 20, "high_quality": 1}
+    assert mode_coverage(samples + 0.4, centres, 0.05) == {"modes": 0, "high_quality": 0}
+    assert class_coverage(torch.arange(10), 10) == {"modes": 10, "kl": pytest.approx(0)}
+    assert class_coverage(torch.zeros(10, dtype=torch.int64), 10) == {"modes": 1, "kl": pytest.approx(np.log(10))}
+
+
+def test_ms_ssim():
+    """1 for equal images, symmetric, and lower the more noise there is."""
+    a = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 255, 64, mode="bicubic").clamp(0, 255)
+    torch.testing.assert_close(ms_ssim(a, a), torch.ones(4))
+    values = [ms_ssim(a, (a + s * torch.randn_like(a)).clamp(0, 255)).mean() for s in (2, 10, 30, 90)]
+    assert all(x > y for x, y in itertools.pairwise(values))
+    b = a.flip(0)
+    torch.testing.assert_close(ms_ssim(a, b), ms_ssim(b, a))
+    assert ms_ssim(a[..., :4, :4], b[..., :4, :4]).isfinite().all()  # smaller than the window
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fid50k_full", ("fid", 50_000, True, False, 1)),
+        ("fid50k", ("fid", 50_000, False, False, 1)),
+        ("kid128_full_mirror_psi0.5", ("kid", 128, True, True, 0.5)),
+        ("pr50k3_full", ("pr", 50_000, True, False, 1)),
+        ("pr2563", ("pr", 256, False, False, 1)),
+        ("is10k", ("is", 10_000, False, False, 1)),
+        ("ppl2_wend", ("ppl2", 50_000, False, False, 1)),
+        ("swd", ("swd", 8192, False, False, 1)),
+        ("ms_ssim500", ("ms_ssim", 500, False, False, 1)),
+    ],
+)
+def test_names_say_the_protocol(name, expected):
+    p = parse(name)
+    assert (p.kind, p.count, p.full, p.mirror, p.psi) == expected
+    assert p.name == name
+    if "psi" not in name:
+        assert (parse(name, psi=0.7).name, parse(name, psi=0.7).psi) == (f"{name}_psi0.7", 0.7)
+
+
+@pytest.mark.parametrize(
+    "name", ["fid", "fid0", "fid50k_half", "is50k_full", "pr50k_full", "ppl2", "swd_", "", "fid-5"]
+)
+def test_names_that_mean_nothing(name):
+    with pytest.raises(UsageError, match="unknown metric"):
+        parse(name)
+
+
+def test_psi_ranges():
+    assert parse_psi("0.3:1.0:0.1") == [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert parse_psi("0.7") == [0.7]
+    for text in ("", "a", "1:2", "1:0:0.1", "0:1:0", "0:1:1e-9", "nan", "0:inf:1"):
+        with pytest.raises(UsageError, match="--psi"):
+            parse_psi(text)
+
+
+# -------------------------------------------------------------------------------------------------------- generators
+
+
+class Painter(torch.nn.Module):
+    """Stands in for a generator: smooth pictures that follow from z alone, at any batch size to the bit."""
+
+    z_dim, c_dim, img_channels = 12, 0, 3
+
+    def __init__(self, resolution: int = 64):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.resolution = resolution
+
+    def forward(self, z, c=None, *, psi=1.0, alpha=1.0):
+        small = (psi * z).reshape(-1, 3, 2, 2)
+        return torch.nn.functional.interpolate(small, self.resolution, mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of 80 pictures of 64x64, and the dataset packed from it."""
+    folder = tmp_path_factory.mktemp("real")
+    rng = np.random.default_rng(4)
+    for i in range(80):
+        small = rng.integers(0, 256, [5, 5, 3], dtype=np.uint8)
+        Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.png")
+    out = tmp_path_factory.mktemp("packed") / "real"
+    pack(str(folder), out, resolution=64, lowest=8, format="png", workers=0, progress=False)
+    return folder, out
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory) -> Path:
+    """Weights of a random Inception, of which features vary as a trained one's do."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    torch.manual_seed(7)
+    with (
+        mock.patch.object(module, "load_state_dict_from_url"),
+        mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        network = module.FeatureExtractorInceptionV3("random", ["2048"])
+    for m in network.modules():
+        if isinstance(m, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.register_buffer("running_mean", 0.1 * torch.randn(m.num_features))
+            m.register_buffer("running_var", 0.7 * torch.rand(m.num_features) + 0.7)
+            m.weight.data.uniform_(0.8, 1.2)
+            m.bias.data.normal_(0, 0.1)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
+
+
+def evaluator(data: Path, names: str, **tools) -> Evaluator:
+    return Evaluator(load_index(str(data)), 64, [parse(n) for n in names.split(",")], Tools(CPU, **tools))
+
+
+def paint(e: Evaluator, G: Painter, count: int, folder: Path) -> None:
+    """The images that an evaluator has a generator make, as files."""
+    folder.mkdir()
+    for block in range(-(-count // 64)):
+        z, _ = e._latents(G, "metric-z", block, count)
+        for i, image in enumerate((G(z) * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)):
+            save_image(image, folder / f"{block * 64 + i:03d}.png")
+
+
+def fidelity(real: Path, fake: Path, weights: Path, *options: str) -> dict[str, float]:
+    """torch-fidelity's command line."""
+    command = [sys.executable, "-m", "torch_fidelity.fidelity", "--input1", str(fake), "--input2", str(real), "--json"]
+    command += ["--cpu", "--feature-extractor-weights-path", str(weights), "--no-cache", "--batch-size", "16", *options]
+    result = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout[result.stdout.index("{") :])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_cache")
+def test_inception_metrics_are_torch_fidelitys(pictures, inception, tmp_path):
+    """On the same files with the same weights; of fewer images than features."""
+    folder, data = pictures
+    e = evaluator(data, "fid72_full,kid72_full,is72", weights=(str(inception),), batch=20)
+    G = Painter()
+    ours = e(G)
+    paint(e, G, 72, tmp_path / "fake")
+    theirs = fidelity(folder, tmp_path / "fake", inception, "--fid", "--kid", "--isc", "--kid-subset-size", "72")
+    mark = f"@{features._sha256(inception)[:8]}"
+    assert set(ours) == {f"{n}{mark}" for n in ("fid72_full", "kid72_full", "kid72_full_std", "is72", "is72_std")}
+    assert ours[f"fid72_full{mark}"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+    assert ours[f"kid72_full{mark}"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert ours[f"is72{mark}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
+    # With statistics from the cache, in other batches.
+    again = evaluator(data, "fid72_full", weights=(str(inception),), batch=7)
+    with mock.patch.object(Evaluator, "_read", side_effect=AssertionError("the cache was not used")):
+        assert again(G)[f"fid72_full{mark}"] == pytest.approx(ours[f"fid72_full{mark}"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_cache")
+def test_precision_and_recall_are_torch_fidelitys(pictures, tmp_path):
+    import torchvision
+
+    torch.manual_seed(3)
+    network = torchvision.models.vgg16()
+    for m in network.modules():
+        if isinstance(m, torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+    weights = tmp_path / "vgg.pth"
+    torch.save(network.state_dict(), weights)
+    folder, data = pictures
+    e = evaluator(data, "pr603_full", weights=(str(weights),), batch=20)
+    ours = e(Painter())
+    paint(e, Painter(), 60, tmp_path / "fake")
+    theirs = fidelity(folder, tmp_path / "fake", weights, "--prc", "--feature-extractor", "vgg16")
+    mark = f"@{features._sha256(weights)[:8]}"
+    assert ours[f"pr603_full_precision{mark}"] == pytest.approx(theirs["precision"], abs=1e-3)
+    assert ours[f"pr603_full_recall{mark}"] == pytest.approx(theirs["recall"], abs=1e-3)
+    assert 0 < theirs["precision"] < 1
+
+
+def test_resizing_is_torch_fidelitys():
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
+    for h, w in ((64, 64), (33, 70), (299, 299), (512, 512)):
+        x = torch.rand(2, 3, h, w) * 255
+        ours = features.resize_matrix(h, 299) @ x @ features.resize_matrix(w, 299).t()
+        torch.testing.assert_close(ours, resize(x, size=(299, 299), align_corners=False), rtol=0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_results_do_not_depend_on_batches(pictures):
+    names = "fid70_full,kid70_full,is70,pr703_full,swd70,ms_ssim20,fid70_mirror,fid70_psi0.5"
+    first = evaluator(pictures[1], names, extractor="pixels", batch=64)(Painter())
+    second = evaluator(pictures[1], names, extractor="pixels", batch=9, cache=False)(Painter())
+    assert first.keys() == second.keys()
+    assert len(first) == 14
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, rel=1e-6), name
+    assert first["fid70_psi0.5@pixels"] != pytest.approx(first["fid70_full@pixels"], rel=1e-3)
+
+
+RANKS = """
+import json, sys, torch
+sys.path[:0] = [{tests!r}]
+from test_metrics import CPU, Painter, Tools, Evaluator, load_index, parse
+from stylegan_pg import dist
+from stylegan_pg.errors import UsageError
+dist.init("cpu")
+names = "fid70_full,kid70_full,is70,pr703_full,swd70,ms_ssim20"
+index = load_index({data!r})
+tools = Tools(CPU, extractor="pixels", batch=8, cache=False)
+values = Evaluator(index, 64, [parse(n) for n in names.split(",")], tools)(Painter())
+class Broken(Painter):
+    def forward(self, *args, **how):
+        if dist.rank() == dist.world() - 1:
+            raise MemoryError("no room on this one")
+        return super().forward(*args, **how)
+try:
+    Evaluator(index, 64, [parse("swd70")], Tools(CPU))(Broken())
+    fault = ""
+except (MemoryError, Exception) as error:
+    fault = str(error)
+told = dist.gather_objects((values, fault))
+assert all(v == told[0][0] for v, _ in told)
+if dist.is_main():
+    print("RESULT", json.dumps([values, [f for _, f in told]]))
+dist.shutdown()
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_results_do_not_depend_on_ranks(pictures, tmp_path):
+    """And a fault on one rank is every rank's, with none left waiting."""
+    script = tmp_path / "script.py"
+    script.write_text(RANKS.format(tests=str(Path(__file__).parent), data=str(pictures[1])))
+    results = []
+    for ranks in (1, 2, 3):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        command = [sys.executable, *launcher, str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), timeout=240)
+        line = next((s for s in done.stdout.splitlines() if s.startswith("RESULT")), None)
+        assert line, done.stderr
+        results.append(json.loads(line.removeprefix("RESULT")))
+        assert len(results[-1][1]) == ranks
+        assert all("no room on this one" in fault for fault in results[-1][1])
+    for values, _ in results[1:]:
+        assert values.keys() == results[0][0].keys()
+        for name, value in values.items():
+            assert value == pytest.approx(results[0][0][name], rel=1e-6), name
+
+
+# ------------------------------------------------------------------------------------------------------------ faults
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_damaged_cache_entry_is_computed_anew(pictures, capsys):
+    first = evaluator(pictures[1], "fid20_full,kid20_full", extractor="pixels")(Painter())
+    entries = sorted((Path(os.environ["STYLEGAN_PG_CACHE"]) / "metrics").iterdir())
+    assert len(entries) == 2
+    for spoil in (lambda data: data[: len(data) // 2], lambda data: data[:-9] + b"\x01" * 9, lambda data: b"junk"):
+        for path in entries:
+            path.write_bytes(spoil(path.read_bytes()))
+        capsys.readouterr()
+        assert evaluator(pictures[1], "fid20_full,kid20_full", extractor="pixels")(Painter()) == first
+        assert capsys.readouterr().err.count("damaged and computed anew") == 2
+    assert evaluator(pictures[1], "fid20_full,kid20_full", extractor="pixels")(Painter()) == first
+    assert capsys.readouterr().err == ""
+    with mock.patch.object(real_cache, "save", side_effect=OSError("No space left on device")):
+        other = evaluator(pictures[1], "fid20_full_mirror", extractor="pixels")
+        assert other(Painter())
+    assert "could not be kept: No space left" in capsys.readouterr().err
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/stylegan_pg_evil",))
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_faults_of_weights_and_data(pictures, inception, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    evil, junk, other = tmp_path / "evil.pth", tmp_path / "junk.pth", tmp_path / "other.pth"
+    torch.save({"Mixed_7c.branch_pool.conv.weight": Evil()}, evil)
+    junk.write_bytes(b"not weights at all")
+    torch.save({"weight": torch.zeros(3)}, other)
+    half = torch.load(inception, weights_only=True)
+    half["Mixed_7c.branch_pool.conv.weight"] = torch.zeros(1, 1, 1, 1)
+    torch.save(half, tmp_path / "half.pth")
+    cases = {
+        "weights of inception are missing: fetch https://": ("fid20_full", {}),
+        "weights of vgg16 are missing": ("pr203_full", {"weights": (str(inception),)}),
+        "weights of lpips are missing": ("ppl2_wend20", {}),
+        "does not exist": ("fid20_full", {"weights": (str(tmp_path / "nothing.pth"),)}),
+        "evil.pth cannot be read": ("fid20_full", {"weights": (str(evil),)}),
+        "junk.pth cannot be read": ("fid20_full", {"weights": (str(junk),)}),
+        "other.pth fits none of inception, vgg16, lpips": ("fid20_full", {"weights": (str(other),)}),
+        "half.pth does not fit inception": ("fid20_full", {"weights": (str(tmp_path / "half.pth"),)}),
+        "needs 90 real images, the dataset has 80": ("fid90", {"extractor": "pixels"}),
+        "cannot be imported": ("fid20_full", {"extractor": "no_such_module:make"}),
+        "extractor '../x.py' is not possible": ("fid20_full", {"extractor": "../x.py"}),
+        "precision 'fp4'": ("fid20_full", {"precision": "fp4"}),
+    }
+    for message, (names, tools) in cases.items():
+        G = Painter()
+        G.styles = None  # type: ignore[assignment]  # as if it had them
+        with pytest.raises(UsageError, match="(?s).*" + message.replace("(", r"\(").replace("?", r"\?")) as caught:
+            evaluator(pictures[1], names, **tools)(G)
+        assert "\n" not in str(caught.value)
+    assert not Path("/tmp/stylegan_pg_evil").exists()
+    with pytest.raises(UsageError, match="latent space"):
+        evaluator(pictures[1], "ppl2_wend20")(Painter())
+
+
+def factory():
+    """An extractor of the user's: the mean colour."""
+    return lambda images: images.float().mean(dim=[2, 3])
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_an_extractor_of_the_users(pictures):
+    values = evaluator(pictures[1], "fid40_full", extractor="test_metrics:factory")(Painter())
+    assert list(values) == ["fid40_full@test_metrics:factory"]
+    assert evaluator(pictures[1], "fid40_full", extractor="test_metrics:factory")(Painter()) == values
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_evaluation_leaves_training_alone(tiny_data, tmp_path, monkeypatch):
+    """Bit for bit; with one that fails for lack of weights, too. The best snapshot is kept, with curves."""
+    monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    names = {
+        "none": {},
+        "measured": {
+            "metrics__every_kimg": 0.016,
+            "metrics__names": "[fid32_full,swd]",
+            "metrics__extractor": "pixels",
+        },
+        "failing": {"metrics__every_kimg": 0.016, "metrics__names": "[fid32_full]"},
+    }
+    runs, printed = {}, {}
+    for name, changes in names.items():
+        runs[name] = tmp_path / name
+        changes = {"metrics__images": 32, **changes}
+        printed[name] = harness.finish(harness.start(harness.arguments(runs[name], tiny_data, **changes), ranks=2))
+    harness.assert_same_run(runs["none"], runs["measured"])
+    harness.assert_same_run(runs["none"], runs["failing"])
+    assert "the weights of inception are missing" in printed["failing"]
+    assert "training goes on" in printed["failing"]
+    rows = [json.loads(line) for line in (runs["measured"] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["nimg"] for row in rows] == [16, 32, 48, 64, 80, 96]
+    best = min((row for row in rows if row["resolution"] == 16), key=lambda row: row["fid32_full@pixels"])
+    link = runs["measured"] / "snapshots" / "best.safetensors"
+    assert link.resolve().name == f"best-{best['nimg']:09d}img.safetensors"
+    assert len(list(link.parent.glob("best-*"))) == 1
+    assert Image.open(runs["measured"] / "metrics.png").size[0] > 300
