@@ -1,11 +1,11 @@
-"""Metrics against torch-fidelity's command line, closed forms and brute force; ranks, batches, caches, faults."""
+"""Metrics as a whole: against torch-fidelity's command line, over ranks and batches, with bad input, in training."""
 
-import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import harness
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import linalg
 
+from stylegan_pg.config import ModelConfig
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.pack import pack
 from stylegan_pg.errors import UsageError
@@ -23,149 +23,10 @@ from stylegan_pg.metrics import features, real_cache
 from stylegan_pg.metrics.command import parse_psi
 from stylegan_pg.metrics.evaluate import Evaluator, Tools
 from stylegan_pg.metrics.protocol import parse
-from stylegan_pg.metrics.similarity import ms_ssim
-from stylegan_pg.metrics.statistics import (
-    InceptionScore,
-    Moments,
-    class_coverage,
-    frechet_distance,
-    kernel_distance,
-    mode_coverage,
-    precision_recall,
-)
+from stylegan_pg.networks import NETWORKS
+from stylegan_pg.snapshot import NetworkShape, generator_kwargs, load_snapshot, save_snapshot
 
 CPU = torch.device("cpu")
-
-
-def moments(x: torch.Tensor, split: int = 50) -> Moments:
-    result = Moments(x.shape[1])
-    for part in x.split(split):
-        result.add(part)
-    return result
-
-
-def gaussian(n: int, d: int, seed: int, scale: float = 1.0) -> torch.Tensor:
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(scale * rng.normal(size=[n, d]) @ rng.normal(size=[d, d]) + rng.normal(size=d)).float()
-
-
-# ----------------------------------------------------------------------------------------------------------- numbers
-
-
-@pytest.mark.parametrize(("n", "m"), [(500, 400), (24, 500), (500, 24), (10, 17), (31, 32), (64, 33)])
-def test_frechet_distance_is_scipys(n, m):
-    """For full covariances, singular ones, and sets smaller than the number of features."""
-    a, b = gaussian(n, 32, 1), gaussian(m, 32, 2, 3.0)
-    mean_a, mean_b = a.double().mean(0).numpy(), b.double().mean(0).numpy()
-    cov_a, cov_b = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
-    values = np.linalg.eigvals(cov_a @ cov_b)
-    expected = (
-        ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b) - 2 * np.real(np.sqrt(values.astype(complex))).sum()
-    )
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
-    if n > 32 and m > 32:
-        root = np.real(linalg.sqrtm(cov_a @ cov_b))
-        assert np.trace(root) == pytest.approx(np.real(np.sqrt(values.astype(complex))).sum(), rel=1e-9)
-
-
-def test_frechet_distance_where_features_repeat():
-    """A covariance that Cholesky refuses, of more rows than features."""
-    a, b = gaussian(300, 16, 3), gaussian(300, 16, 4)
-    twice_a, twice_b = (torch.cat([x, x], dim=1) for x in (a, b))
-    expected = 2 * frechet_distance(moments(a), moments(b))
-    assert frechet_distance(moments(twice_a), moments(twice_b)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_frechet_distance_of_gaussians():
-    """With diagonal covariances it is a sum over dimensions."""
-    a, b = Moments(3), Moments(3)
-    for m, mean, deviation in ((a, [0.0, 1, 2], [1.0, 2, 3]), (b, [1.0, 1, 0], [2.0, 2, 1])):
-        corners = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
-        m.add(torch.tensor(mean) + corners * torch.tensor(deviation))
-    unbiased = 8 / 7  # these corners have variance 1 as a population
-    assert frechet_distance(a, b) == pytest.approx(1 + 4 + unbiased * (1 + 4), rel=1e-12)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
-
-
-@pytest.mark.parametrize("n", [20, 400])
-def test_moments_merge_exactly(n):
-    x = gaussian(n, 40, 5, 100.0)
-    whole = moments(x, n)
-    for parts, split in ((2, 7), (3, 64), (5, 1)):
-        ranks = [moments(x[i::parts], split) for i in range(parts)]
-        for other in ranks[1:]:
-            ranks[0].merge(Moments.from_state(other.state()))
-        assert ranks[0].count == n
-        torch.testing.assert_close(ranks[0].mean(), whole.mean(), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(ranks[0].covariance(), whole.covariance(), rtol=1e-9, atol=1e-7)
-    torch.testing.assert_close(whole.covariance(), torch.from_numpy(np.cov(x.double().numpy(), rowvar=False)))
-    big = max(sum(t.numel() for t in m.state().values()) for m in (whole, ranks[0]))
-    assert big <= 40 * 40 + 40 + 2  # however many rows there were
-
-
-def test_kernel_distance_is_unbiased():
-    """Near 0 between two sets of the same kind, and it finds a shift; for one subset of all it is the formula."""
-    a, b = (gaussian(4000, 8, 6) / 4).split(2000)
-    mean, deviation = kernel_distance(a, b, most=500)
-    assert abs(mean) < deviation
-    assert kernel_distance(a, a + 1)[0] > 0.1
-    x, y = a[:30].double(), b[:30].double() + 0.5
-    k = lambda s, t: (s @ t.t() / 8 + 1) ** 3  # noqa: E731
-    expected = 0.0
-    for i in range(30):
-        for j in range(30):
-            expected += (i != j) * float(k(x, x)[i, j] + k(y, y)[i, j]) / (30 * 29) - 2 * float(k(x, y)[i, j]) / 900
-    assert kernel_distance(x.float(), y.float(), subsets=1)[0] == pytest.approx(expected, rel=1e-5)
-
-
-def test_precision_and_recall_by_brute_force():
-    real, fake = gaussian(60, 5, 8), gaussian(50, 5, 8)[:50] * 1.2
-
-    def covered(queries, by):
-        radii = [sorted(float((p - q).norm()) for q in by)[3] for p in by]
-        return np.mean([any(float((x - p).norm()) <= r for p, r in zip(by, radii, strict=True)) for x in queries])
-
-    precision, recall = precision_recall(real, fake, block=16)
-    assert precision == pytest.approx(covered(fake, real))
-    assert recall == pytest.approx(covered(real, fake))
-    assert precision_recall(real, real.clone()) == (1, 1)
-    assert precision_recall(real, real[:10] + 1e4) == (0, 0)
-
-
-def test_inception_score():
-    """Uniform, and certain but varied: 1 and the number of classes; any order and grouping gives the same."""
-    flat, sure = InceptionScore(100), InceptionScore(1000)
-    flat.add(range(100), torch.zeros(100, 7))
-    assert flat.score()[0] == pytest.approx(1)
-    sure.add(range(1000), 50 * torch.eye(10)[torch.arange(1000) % 10])
-    assert sure.score()[0] == pytest.approx(10, rel=0.05)
-    logits = gaussian(64, 9, 9)
-    whole, parts = InceptionScore(64), [InceptionScore(64), InceptionScore(64)]
-    whole.add(range(64), logits)
-    for i in range(0, 64, 8):
-        parts[i // 8 % 2].add(range(i, i + 8), logits[i : i + 8])
-    parts[0].merge(parts[1])
-    assert parts[0].score() == pytest.approx(whole.score(), rel=1e-12)
-
-
-def test_modes():
-    centres = torch.tensor([[i, j] for i in range(5) for j in range(5)], dtype=torch.float32)
-    samples = centres[:20].repeat(10, 1) + 0.01
-    assert mode_coverage(samples, centres, 0.05) == {"modes": 20, "high_quality": 1}
-    assert mode_coverage(samples + 0.4, centres, 0.05) == {"modes": 0, "high_quality": 0}
-    assert class_coverage(torch.arange(10), 10) == {"modes": 10, "kl": pytest.approx(0)}
-    assert class_coverage(torch.zeros(10, dtype=torch.int64), 10) == {"modes": 1, "kl": pytest.approx(np.log(10))}
-
-
-def test_ms_ssim():
-    """1 for equal images, symmetric, and lower the more noise there is."""
-    a = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 255, 64, mode="bicubic").clamp(0, 255)
-    torch.testing.assert_close(ms_ssim(a, a), torch.ones(4))
-    values = [ms_ssim(a, (a + s * torch.randn_like(a)).clamp(0, 255)).mean() for s in (2, 10, 30, 90)]
-    assert all(x > y for x, y in itertools.pairwise(values))
-    b = a.flip(0)
-    torch.testing.assert_close(ms_ssim(a, b), ms_ssim(b, a))
-    assert ms_ssim(a[..., :4, :4], b[..., :4, :4]).isfinite().all()  # smaller than the window
 
 
 @pytest.mark.parametrize(
@@ -226,10 +87,10 @@ class Painter(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> tuple[Path, Path]:
-    """A folder of 80 pictures of 64x64, and the dataset packed from it."""
+    """A folder of 64 pictures of 64x64, and the dataset packed from it."""
     folder = tmp_path_factory.mktemp("real")
     rng = np.random.default_rng(4)
-    for i in range(80):
+    for i in range(64):
         small = rng.integers(0, 256, [5, 5, 3], dtype=np.uint8)
         Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.png")
     out = tmp_path_factory.mktemp("packed") / "real"
@@ -293,20 +154,20 @@ def fidelity(real: Path, fake: Path, weights: Path, *options: str) -> dict[str, 
 def test_inception_metrics_are_torch_fidelitys(pictures, inception, tmp_path):
     """On the same files with the same weights; of fewer images than features."""
     folder, data = pictures
-    e = evaluator(data, "fid72_full,kid72_full,is72", weights=(str(inception),), batch=20)
+    e = evaluator(data, "fid40_full,kid40_full,is40", weights=(str(inception),), batch=20)
     G = Painter()
     ours = e(G)
-    paint(e, G, 72, tmp_path / "fake")
-    theirs = fidelity(folder, tmp_path / "fake", inception, "--fid", "--kid", "--isc", "--kid-subset-size", "72")
+    paint(e, G, 40, tmp_path / "fake")
+    theirs = fidelity(folder, tmp_path / "fake", inception, "--fid", "--kid", "--isc", "--kid-subset-size", "40")
     mark = f"@{features._sha256(inception)[:8]}"
-    assert set(ours) == {f"{n}{mark}" for n in ("fid72_full", "kid72_full", "kid72_full_std", "is72", "is72_std")}
-    assert ours[f"fid72_full{mark}"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
-    assert ours[f"kid72_full{mark}"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
-    assert ours[f"is72{mark}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
+    assert set(ours) == {f"{n}{mark}" for n in ("fid40_full", "kid40_full", "kid40_full_std", "is40", "is40_std")}
+    assert ours[f"fid40_full{mark}"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+    assert ours[f"kid40_full{mark}"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert ours[f"is40{mark}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
     # With statistics from the cache, in other batches.
-    again = evaluator(data, "fid72_full", weights=(str(inception),), batch=7)
+    again = evaluator(data, "fid40_full", weights=(str(inception),), batch=7)
     with mock.patch.object(Evaluator, "_read", side_effect=AssertionError("the cache was not used")):
-        assert again(G)[f"fid72_full{mark}"] == pytest.approx(ours[f"fid72_full{mark}"], rel=1e-6)
+        assert again(G)[f"fid40_full{mark}"] == pytest.approx(ours[f"fid40_full{mark}"], rel=1e-6)
 
 
 @pytest.mark.slow
@@ -322,13 +183,13 @@ def test_precision_and_recall_are_torch_fidelitys(pictures, tmp_path):
     weights = tmp_path / "vgg.pth"
     torch.save(network.state_dict(), weights)
     folder, data = pictures
-    e = evaluator(data, "pr603_full", weights=(str(weights),), batch=20)
+    e = evaluator(data, "pr323_full", weights=(str(weights),), batch=20)
     ours = e(Painter())
-    paint(e, Painter(), 60, tmp_path / "fake")
+    paint(e, Painter(), 32, tmp_path / "fake")
     theirs = fidelity(folder, tmp_path / "fake", weights, "--prc", "--feature-extractor", "vgg16")
     mark = f"@{features._sha256(weights)[:8]}"
-    assert ours[f"pr603_full_precision{mark}"] == pytest.approx(theirs["precision"], abs=1e-3)
-    assert ours[f"pr603_full_recall{mark}"] == pytest.approx(theirs["recall"], abs=1e-3)
+    assert ours[f"pr323_full_precision{mark}"] == pytest.approx(theirs["precision"], abs=1e-3)
+    assert ours[f"pr323_full_recall{mark}"] == pytest.approx(theirs["recall"], abs=1e-3)
     assert 0 < theirs["precision"] < 1
 
 
@@ -343,14 +204,14 @@ def test_resizing_is_torch_fidelitys():
 
 @pytest.mark.usefixtures("_own_cache")
 def test_results_do_not_depend_on_batches(pictures):
-    names = "fid70_full,kid70_full,is70,pr703_full,swd70,ms_ssim20,fid70_mirror,fid70_psi0.5"
+    names = "fid60_full,kid60_full,is60,pr603_full,swd60,ms_ssim20,fid60_mirror,fid60_psi0.5"
     first = evaluator(pictures[1], names, extractor="pixels", batch=64)(Painter())
     second = evaluator(pictures[1], names, extractor="pixels", batch=9, cache=False)(Painter())
     assert first.keys() == second.keys()
     assert len(first) == 14
     for name, value in first.items():
         assert second[name] == pytest.approx(value, rel=1e-6), name
-    assert first["fid70_psi0.5@pixels"] != pytest.approx(first["fid70_full@pixels"], rel=1e-3)
+    assert first["fid60_psi0.5@pixels"] != pytest.approx(first["fid60_full@pixels"], rel=1e-3)
 
 
 RANKS = """
@@ -360,7 +221,7 @@ from test_metrics import CPU, Painter, Tools, Evaluator, load_index, parse
 from stylegan_pg import dist
 from stylegan_pg.errors import UsageError
 dist.init("cpu")
-names = "fid70_full,kid70_full,is70,pr703_full,swd70,ms_ssim20"
+names = "fid60_full,kid60_full,is60,pr603_full,swd60,ms_ssim20"
 index = load_index({data!r})
 tools = Tools(CPU, extractor="pixels", batch=8, cache=False)
 values = Evaluator(index, 64, [parse(n) for n in names.split(",")], tools)(Painter())
@@ -370,7 +231,7 @@ class Broken(Painter):
             raise MemoryError("no room on this one")
         return super().forward(*args, **how)
 try:
-    Evaluator(index, 64, [parse("swd70")], Tools(CPU))(Broken())
+    Evaluator(index, 64, [parse("swd60")], Tools(CPU))(Broken())
     fault = ""
 except (MemoryError, Exception) as error:
     fault = str(error)
@@ -402,6 +263,89 @@ def test_results_do_not_depend_on_ranks(pictures, tmp_path):
         assert values.keys() == results[0][0].keys()
         for name, value in values.items():
             assert value == pytest.approx(results[0][0][name], rel=1e-6), name
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def rows_of(*arguments, expected: int = 0) -> list[dict]:
+    """What `stylegan-pg metrics` prints, in a process of its own."""
+    text = harness.finish(harness.start(["metrics", *map(str, arguments)], stderr=subprocess.DEVNULL), expected)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory) -> Path:
+    """Of a generator with three classes, 16x16."""
+    how: dict[str, Any] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
+    kwargs = generator_kwargs(ModelConfig(**how), NetworkShape(16, 16, False, 3, 3, 4))
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("snapshot") / "G.safetensors"
+    description = {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "nimg": 1, "label_names": ["a", "b", "c"]}
+    save_snapshot(path, NETWORKS["stylegan2"][0](**kwargs).eval(), description)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_cache")
+def test_command_sweeps_truncation_and_shows_neighbours(tiny_data, snapshot, tmp_path):
+    how = ["--data", tiny_data, "--extractor", "pixels", "--batch", 16, "--out", tmp_path]
+    sweep = [*how, "--metrics", "fid32_full,pr323_full,swd16", "--psi", "0.5:1.0:0.25", "--neighbours", 3]
+    *rows, drawn, shown = rows_of(snapshot, *sweep)
+    assert [row["psi"] for row in rows] == [0.5, 0.75, 1.0]
+    for row in rows:
+        suffix = "" if row["psi"] == 1 else f"_psi{row['psi']:g}"
+        assert {f"fid32_full{suffix}@pixels", f"swd16{suffix}", f"swd16{suffix}_16"} <= row.keys()
+        assert 0 <= row[f"pr323_full{suffix}_precision@pixels"] <= 1
+    assert Image.open(drawn["picture"]).size[0] > 600
+    assert Image.open(shown["picture"]).size == (8 * 16, 3 * 16)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_cache")
+def test_command_for_classes_and_for_pictures_of_others(tiny_data, snapshot):
+    how = ["--data", tiny_data, "--extractor", "pixels"]
+    rows = rows_of(snapshot, *how, "--metrics", "fid20_full", "--per-class")
+    assert [row["class"] for row in rows] == ["a", "b", "c"]
+    assert len({row["fid20_full@pixels"] for row in rows}) == 3
+    # A dataset in the generator's place: nothing is nearer to it than itself.
+    (same,) = rows_of(tiny_data, *how, "--metrics", "fid96_full,kid96_full,pr963_full,swd96")
+    assert same["fid96_full@pixels"] == pytest.approx(0, abs=1e-6)
+    assert same["pr963_full_precision@pixels"] == same["pr963_full_recall@pixels"] == 1
+    assert rows_of(tiny_data, *how, "--metrics", "fid97_full", expected=2) == []
+    assert rows_of(tiny_data, *how, "--psi", "0.5", expected=2) == []
+    assert rows_of(snapshot, *how, "--psi", "0.5:1", expected=2) == []
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_path_length(tiny_data, snapshot):
+    """With a distance that is known: images that move by as much as w does."""
+    G = load_snapshot(snapshot)
+    e = Evaluator(load_index(str(tiny_data)), 16, [parse("ppl2_wend40"), parse("ppl2_zfull40")], Tools(CPU, batch=9))
+    e._networks["lpips"] = lambda a, b: (a - b).square().mean(dim=[1, 2, 3])
+    first = e(G)
+    assert list(first) == ["ppl2_wend40", "ppl2_zfull40"]
+    assert all(0 < value < 1e9 for value in first.values())
+    e.tools = Tools(CPU, batch=40)
+    for name, value in e(G).items():
+        assert value == pytest.approx(first[name], rel=0.05)  # small differences of images, in float32
+
+
+@pytest.mark.slow
+def test_lpips_is_torch_fidelitys(tmp_path):
+    """Weights are handed over, not loaded by it; equal images have no distance, and noise a growing one."""
+    import torchvision
+
+    torch.manual_seed(0)
+    vgg = torchvision.models.vgg16().state_dict()
+    channels = [64, 128, 256, 512, 512]
+    lin = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}
+    distance = features.lpips(lin, vgg)
+    a = torch.rand(2, 3, 32, 32) * 255
+    assert distance(a, a).tolist() == [0, 0]
+    near, far = (distance(a, (a + s * torch.randn_like(a)).clamp(0, 255)) for s in (5, 60))
+    assert (near < far).all()
+    assert near.shape == (2,)
 
 
 # ------------------------------------------------------------------------------------------------------------ faults
@@ -450,7 +394,7 @@ def test_faults_of_weights_and_data(pictures, inception, tmp_path, monkeypatch):
         "junk.pth cannot be read": ("fid20_full", {"weights": (str(junk),)}),
         "other.pth fits none of inception, vgg16, lpips": ("fid20_full", {"weights": (str(other),)}),
         "half.pth does not fit inception": ("fid20_full", {"weights": (str(tmp_path / "half.pth"),)}),
-        "needs 90 real images, the dataset has 80": ("fid90", {"extractor": "pixels"}),
+        "needs 90 real images, the dataset has 64": ("fid90", {"extractor": "pixels"}),
         "cannot be imported": ("fid20_full", {"extractor": "no_such_module:make"}),
         "extractor '../x.py' is not possible": ("fid20_full", {"extractor": "../x.py"}),
         "precision 'fp4'": ("fid20_full", {"precision": "fp4"}),

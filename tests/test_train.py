@@ -236,8 +236,9 @@ def test_metrics_and_conditional_labels(tiny_data, tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in lines] == [32, 64, 96]
     assert all(line["swd"] > 0 for line in lines)
-    (snapshot,) = (run / "snapshots").iterdir()
-    G = load_snapshot(snapshot)
+    (last,) = (path for path in (run / "snapshots").iterdir() if not path.name.startswith("best"))
+    G = load_snapshot(last)
+    assert load_snapshot(run / "snapshots" / "best.safetensors").description["nimg"] in (32, 64, 96)
     assert G.c_dim == 3
     assert G.description["label_names"] == ["a", "b", "c"]
 

@@ -1,0 +1,147 @@
+"""The numbers that metrics are made of, against scipy, closed forms and brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from stylegan_pg.metrics.similarity import ms_ssim
+from stylegan_pg.metrics.statistics import (
+    InceptionScore,
+    Moments,
+    class_coverage,
+    frechet_distance,
+    kernel_distance,
+    mode_coverage,
+    precision_recall,
+)
+
+
+def moments(x: torch.Tensor, split: int = 50) -> Moments:
+    result = Moments(x.shape[1])
+    for part in x.split(split):
+        result.add(part)
+    return result
+
+
+def gaussian(n: int, d: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(scale * rng.normal(size=[n, d]) @ rng.normal(size=[d, d]) + rng.normal(size=d)).float()
+
+
+@pytest.mark.parametrize(("n", "m"), [(500, 400), (24, 500), (500, 24), (10, 17), (31, 32), (64, 33)])
+def test_frechet_distance_is_scipys(n, m):
+    """For full covariances, singular ones, and sets smaller than the number of features."""
+    a, b = gaussian(n, 32, 1), gaussian(m, 32, 2, 3.0)
+    mean_a, mean_b = a.double().mean(0).numpy(), b.double().mean(0).numpy()
+    cov_a, cov_b = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
+    values = np.linalg.eigvals(cov_a @ cov_b)
+    expected = (
+        ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b) - 2 * np.real(np.sqrt(values.astype(complex))).sum()
+    )
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+    if n > 32 and m > 32:
+        root = np.real(linalg.sqrtm(cov_a @ cov_b))
+        assert np.trace(root) == pytest.approx(np.real(np.sqrt(values.astype(complex))).sum(), rel=1e-9)
+
+
+def test_frechet_distance_where_features_repeat():
+    """A covariance that Cholesky refuses, of more rows than features."""
+    a, b = gaussian(300, 16, 3), gaussian(300, 16, 4)
+    twice_a, twice_b = (torch.cat([x, x], dim=1) for x in (a, b))
+    expected = 2 * frechet_distance(moments(a), moments(b))
+    assert frechet_distance(moments(twice_a), moments(twice_b)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_of_gaussians():
+    """With diagonal covariances it is a sum over dimensions."""
+    a, b = Moments(3), Moments(3)
+    for m, mean, deviation in ((a, [0.0, 1, 2], [1.0, 2, 3]), (b, [1.0, 1, 0], [2.0, 2, 1])):
+        corners = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
+        m.add(torch.tensor(mean) + corners * torch.tensor(deviation))
+    unbiased = 8 / 7  # these corners have variance 1 as a population
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + unbiased * (1 + 4), rel=1e-12)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_moments_merge_exactly(n):
+    x = gaussian(n, 40, 5, 100.0)
+    whole = moments(x, n)
+    for parts, split in ((2, 7), (3, 64), (5, 1)):
+        ranks = [moments(x[i::parts], split) for i in range(parts)]
+        for other in ranks[1:]:
+            ranks[0].merge(Moments.from_state(other.state()))
+        assert ranks[0].count == n
+        torch.testing.assert_close(ranks[0].mean(), whole.mean(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ranks[0].covariance(), whole.covariance(), rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(whole.covariance(), torch.from_numpy(np.cov(x.double().numpy(), rowvar=False)))
+    big = max(sum(t.numel() for t in m.state().values()) for m in (whole, ranks[0]))
+    assert big <= 40 * 40 + 40 + 2  # however many rows there were
+
+
+def test_kernel_distance_is_unbiased():
+    """Near 0 between two sets of the same kind, and it finds a shift; for one subset of all it is the formula."""
+    a, b = (gaussian(4000, 8, 6) / 4).split(2000)
+    mean, deviation = kernel_distance(a, b, most=500)
+    assert abs(mean) < deviation
+    assert kernel_distance(a, a + 1)[0] > 0.1
+    x, y = a[:30].double(), b[:30].double() + 0.5
+    k = lambda s, t: (s @ t.t() / 8 + 1) ** 3  # noqa: E731
+    expected = 0.0
+    for i in range(30):
+        for j in range(30):
+            expected += (i != j) * float(k(x, x)[i, j] + k(y, y)[i, j]) / (30 * 29) - 2 * float(k(x, y)[i, j]) / 900
+    assert kernel_distance(x.float(), y.float(), subsets=1)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_precision_and_recall_by_brute_force():
+    real, fake = gaussian(60, 5, 8), gaussian(50, 5, 8)[:50] * 1.2
+
+    def covered(queries, by):
+        radii = [sorted(float((p - q).norm()) for q in by)[3] for p in by]
+        return np.mean([any(float((x - p).norm()) <= r for p, r in zip(by, radii, strict=True)) for x in queries])
+
+    precision, recall = precision_recall(real, fake, block=16)
+    assert precision == pytest.approx(covered(fake, real))
+    assert recall == pytest.approx(covered(real, fake))
+    assert precision_recall(real, real.clone()) == (1, 1)
+    assert precision_recall(real, real[:10] + 1e4) == (0, 0)
+
+
+def test_inception_score():
+    """Uniform, and certain but varied: 1 and the number of classes; any order and grouping gives the same."""
+    flat, sure = InceptionScore(100), InceptionScore(1000)
+    flat.add(range(100), torch.zeros(100, 7))
+    assert flat.score()[0] == pytest.approx(1)
+    sure.add(range(1000), 50 * torch.eye(10)[torch.arange(1000) % 10])
+    assert sure.score()[0] == pytest.approx(10, rel=0.05)
+    logits = gaussian(64, 9, 9)
+    whole, parts = InceptionScore(64), [InceptionScore(64), InceptionScore(64)]
+    whole.add(range(64), logits)
+    for i in range(0, 64, 8):
+        parts[i // 8 % 2].add(range(i, i + 8), logits[i : i + 8])
+    parts[0].merge(parts[1])
+    assert parts[0].score() == pytest.approx(whole.score(), rel=1e-12)
+
+
+def test_modes():
+    centres = torch.tensor([[i, j] for i in range(5) for j in range(5)], dtype=torch.float32)
+    samples = centres[:20].repeat(10, 1) + 0.01
+    assert mode_coverage(samples, centres, 0.05) == {"modes": 20, "high_quality": 1}
+    assert mode_coverage(samples + 0.4, centres, 0.05) == {"modes": 0, "high_quality": 0}
+    assert class_coverage(torch.arange(10), 10) == {"modes": 10, "kl": pytest.approx(0)}
+    assert class_coverage(torch.zeros(10, dtype=torch.int64), 10) == {"modes": 1, "kl": pytest.approx(np.log(10))}
+
+
+def test_ms_ssim():
+    """1 for equal images, symmetric, and lower the more noise there is."""
+    a = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 255, 64, mode="bicubic").clamp(0, 255)
+    torch.testing.assert_close(ms_ssim(a, a), torch.ones(4))
+    values = [ms_ssim(a, (a + s * torch.randn_like(a)).clamp(0, 255)).mean() for s in (2, 10, 30, 90)]
+    assert all(x > y for x, y in itertools.pairwise(values))
+    b = a.flip(0)
+    torch.testing.assert_close(ms_ssim(a, b), ms_ssim(b, a))
+    assert ms_ssim(a[..., :4, :4], b[..., :4, :4]).isfinite().all()  # smaller than the window
