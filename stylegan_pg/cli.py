@@ -160,7 +160,7 @@ def metrics(
     from stylegan_pg import dist
     from stylegan_pg.generate import choose_device
     from stylegan_pg.metrics.command import evaluate_snapshot
-    from stylegan_pg.metrics.evaluate import Tools
+    from stylegan_pg.metrics.gather import Tools
 
     choose_device(device)
     tools = Tools(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as td
 
-from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.errors import PeersLost, RunError, UsageError
 
 
 def _from_environment(name: str, default: int) -> int:
@@ -84,7 +84,7 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
-        raise RunError(f"rank {rank()} lost the other ranks, one of which failed or was stopped: {reason}") from None
+        raise PeersLost(f"rank {rank()} lost the other ranks, one of which failed or was stopped: {reason}") from None
 
 
 def barrier() -> None:

@@ -9,3 +9,7 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """The run cannot go on for an outside reason (a full disk, ranks that drifted apart): exit code 1."""
+
+
+class PeersLost(RunError):  # noqa: N818 - it names what happened
+    """A collective call failed: the other ranks are gone, or no longer where this one is."""

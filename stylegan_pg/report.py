@@ -81,7 +81,11 @@ class Reporter:
     def _guard(self, function, *args, **kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except (OSError, ValueError) as error:  # TensorBoard's writer reports I/O on a closed file as ValueError
+        except (
+            OSError,
+            ValueError,
+            ImportError,
+        ) as error:  # TensorBoard's writer reports I/O on a closed file as ValueError
             text = f"{getattr(function, '__name__', 'output')}: {error}"
             if text not in self.complained:
                 self.complained.add(text)
@@ -139,10 +143,8 @@ class Reporter:
 
     def metrics(self, nimg: int, values: dict[str, float], **facts: Any) -> None:
         """A line of metrics.jsonl, the curves in metrics.png, and TensorBoard."""
-        from stylegan_pg.metrics.figures import draw_curves  # matplotlib takes its time
-
         self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
-        self._guard(draw_curves, self.run / "metrics.jsonl", self.run / "metrics.png")
+        self._guard(_draw_curves, self.run)
         self.say(f"{nimg / 1000:.1f} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
         if self.board:
             for name, value in values.items():
@@ -166,6 +168,12 @@ class Reporter:
         self.bar.close()
         if self.board:
             self._guard(self.board.close)
+
+
+def _draw_curves(run: Path) -> None:
+    from stylegan_pg.metrics.figures import draw_curves  # matplotlib takes its time
+
+    draw_curves(run / "metrics.jsonl", run / "metrics.png")
 
 
 def _link(target: Path, path: Path) -> None:

@@ -22,7 +22,7 @@ from stylegan_pg import __version__, checkpoint, dist, tuning
 from stylegan_pg.config import Config, to_yaml
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import batches
-from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
+from stylegan_pg.errors import DONE, TO_BE_CONTINUED, PeersLost, RunError, UsageError
 from stylegan_pg.generate import images_of, labels_to_c, latents
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.ops import native
@@ -275,19 +275,23 @@ class Trainer:
     def measure(self) -> None:
         """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
         p, started = self.players, time.time()
+        moment = f"the metrics at {p.nimg / 1000:.1f} kimg"
         try:
             values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
-        except (UsageError, RunError, RuntimeError, OSError, ValueError, MemoryError) as error:
-            self.say(f"warning: the metrics at {p.nimg / 1000:.1f} kimg are missing: {error}; training goes on")
+        except PeersLost:
+            raise
+        except Exception as error:  # also what a user's extractor raises, and want of memory
+            self.say(f"warning: {moment} are missing: {error or type(error).__name__}; training goes on")
             return
+        for reason in self.metrics.missing:
+            self.say(f"warning: {moment} are incomplete: {reason}; training goes on")
         if self.reporter and values:
             seconds = round(time.time() - started, 1)
             self.reporter.metrics(p.nimg, values, resolution=p.current.resolution, seconds=seconds)
             self.reporter.not_training(time.time() - started)
-            if self.metrics.is_best(self.run / "metrics.jsonl", values):
-                path = self.run / "snapshots" / f"best-{self.moment(self.config.metrics.every_kimg)}.safetensors"
-                if self.snapshot(path):
-                    self.reporter.link_best(path)
+            path = self.run / "snapshots" / f"best-{self.moment(self.config.metrics.every_kimg)}.safetensors"
+            if self.metrics.is_best(self.run / "metrics.jsonl", values) and self.snapshot(path):
+                self.reporter.link_best(path)
 
     def moment(self, every_kimg: float) -> str:
         """nimg as part of a file's name: in kimg where that tells the moments apart."""

@@ -14,16 +14,20 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import ModelConfig, load_config
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.pack import pack
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import save_image
 from stylegan_pg.metrics import features, real_cache
 from stylegan_pg.metrics.command import parse_psi
-from stylegan_pg.metrics.evaluate import Evaluator, Tools
+from stylegan_pg.metrics.evaluate import Evaluator
+from stylegan_pg.metrics.gather import Tools
+from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.metrics.protocol import parse
+from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.networks import NETWORKS
+from stylegan_pg.networks.stylegan2 import SynthesisBlock
 from stylegan_pg.snapshot import NetworkShape, generator_kwargs, load_snapshot, save_snapshot
 
 CPU = torch.device("cpu")
@@ -166,7 +170,7 @@ def test_inception_metrics_are_torch_fidelitys(pictures, inception, tmp_path):
     assert ours[f"is40{mark}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
     # With statistics from the cache, in other batches.
     again = evaluator(data, "fid40_full", weights=(str(inception),), batch=7)
-    with mock.patch.object(Evaluator, "_read", side_effect=AssertionError("the cache was not used")):
+    with mock.patch.object(RealSide, "_read", side_effect=AssertionError("the cache was not used")):
         assert again(G)[f"fid40_full{mark}"] == pytest.approx(ours[f"fid40_full{mark}"], rel=1e-6)
 
 
@@ -219,7 +223,8 @@ import json, sys, torch
 sys.path[:0] = [{tests!r}]
 from test_metrics import CPU, Painter, Tools, Evaluator, load_index, parse
 from stylegan_pg import dist
-from stylegan_pg.errors import UsageError
+from stylegan_pg.metrics import gather
+gather.BLOCK = 8  # so that every rank has some
 dist.init("cpu")
 names = "fid60_full,kid60_full,is60,pr603_full,swd60,ms_ssim20"
 index = load_index({data!r})
@@ -233,7 +238,7 @@ class Broken(Painter):
 try:
     Evaluator(index, 64, [parse("swd60")], Tools(CPU))(Broken())
     fault = ""
-except (MemoryError, Exception) as error:
+except Exception as error:
     fault = str(error)
 told = dist.gather_objects((values, fault))
 assert all(v == told[0][0] for v, _ in told)
@@ -317,12 +322,17 @@ def test_command_for_classes_and_for_pictures_of_others(tiny_data, snapshot):
     assert rows_of(snapshot, *how, "--psi", "0.5:1", expected=2) == []
 
 
+class Squares(torch.nn.Module):
+    def forward(self, a, b):
+        return (a - b).square().mean(dim=[1, 2, 3])
+
+
 @pytest.mark.usefixtures("_own_cache")
 def test_path_length(tiny_data, snapshot):
     """With a distance that is known: images that move by as much as w does."""
     G = load_snapshot(snapshot)
     e = Evaluator(load_index(str(tiny_data)), 16, [parse("ppl2_wend40"), parse("ppl2_zfull40")], Tools(CPU, batch=9))
-    e._networks["lpips"] = lambda a, b: (a - b).square().mean(dim=[1, 2, 3])
+    e.networks._loaded["lpips"] = features.Distance(Squares(), "")
     first = e(G)
     assert list(first) == ["ppl2_wend40", "ppl2_zfull40"]
     assert all(0 < value < 1e9 for value in first.values())
@@ -342,10 +352,10 @@ def test_lpips_is_torch_fidelitys(tmp_path):
     lin = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}
     distance = features.lpips(lin, vgg)
     a = torch.rand(2, 3, 32, 32) * 255
-    assert distance(a, a).tolist() == [0, 0]
+    assert distance(a, a).flatten().tolist() == [0, 0]
     near, far = (distance(a, (a + s * torch.randn_like(a)).clamp(0, 255)) for s in (5, 60))
     assert (near < far).all()
-    assert near.shape == (2,)
+    assert near.shape[0] == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ faults
@@ -385,7 +395,10 @@ def test_faults_of_weights_and_data(pictures, inception, tmp_path, monkeypatch):
     half = torch.load(inception, weights_only=True)
     half["Mixed_7c.branch_pool.conv.weight"] = torch.zeros(1, 1, 1, 1)
     torch.save(half, tmp_path / "half.pth")
+    published = tmp_path / features.WEIGHTS["inception"].file
+    published.write_bytes(inception.read_bytes())
     cases = {
+        "but not their checksum": ("fid20_full", {"weights": (str(published),)}),
         "weights of inception are missing: fetch https://": ("fid20_full", {}),
         "weights of vgg16 are missing": ("pr203_full", {"weights": (str(inception),)}),
         "weights of lpips are missing": ("ppl2_wend20", {}),
@@ -395,7 +408,7 @@ def test_faults_of_weights_and_data(pictures, inception, tmp_path, monkeypatch):
         "other.pth fits none of inception, vgg16, lpips": ("fid20_full", {"weights": (str(other),)}),
         "half.pth does not fit inception": ("fid20_full", {"weights": (str(tmp_path / "half.pth"),)}),
         "needs 90 real images, the dataset has 64": ("fid90", {"extractor": "pixels"}),
-        "cannot be imported": ("fid20_full", {"extractor": "no_such_module:make"}),
+        "cannot be had: ModuleNotFoundError": ("fid20_full", {"extractor": "no_such_module:make"}),
         "extractor '../x.py' is not possible": ("fid20_full", {"extractor": "../x.py"}),
         "precision 'fp4'": ("fid20_full", {"precision": "fp4"}),
     }
@@ -456,3 +469,45 @@ def test_evaluation_leaves_training_alone(tiny_data, tmp_path, monkeypatch):
     assert link.resolve().name == f"best-{best['nimg']:09d}img.safetensors"
     assert len(list(link.parent.glob("best-*"))) == 1
     assert Image.open(runs["measured"] / "metrics.png").size[0] > 300
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_what_needs_no_network_is_measured_all_the_same(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    e = evaluator(pictures[1], "fid60_full,swd16,fid60_full,pr323_full")
+    assert set(e(Painter())) == {"swd16_64", "swd16_32", "swd16_16", "swd16"}
+    assert set(e.missing) == {"fid60_full", "pr323_full"}
+    with pytest.raises(UsageError, match="inception are missing"):
+        evaluator(pictures[1], "fid60_full")(Painter())
+
+
+def test_path_length_is_measured_in_full_precision(tiny_data, snapshot):
+    """Rounding to 8 bits of mantissa would be hundreds of times as long as a step."""
+    index, lengths = load_index(str(tiny_data)), []
+    for at in ([], [8, 16]):
+        G = load_snapshot(snapshot)
+        blocks = [m for m in G.modules() if isinstance(m, SynthesisBlock)]
+        for block in blocks:
+            block.dtype = torch.bfloat16 if block.resolution in at else None
+        e = Evaluator(index, 16, [parse("ppl2_wend16")], Tools(CPU))
+        e.networks._loaded["lpips"] = features.Distance(Squares(), "")
+        lengths.append(e(G)["ppl2_wend16"])
+        assert [b.dtype for b in blocks if b.resolution in at] == [torch.bfloat16] * len(at)
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-3)
+
+
+def test_the_best_so_far(tmp_path):
+    """By its first metric, within a resolution; lines that were cut off and numbers that are none do not count."""
+    config = load_config(
+        None, ["run=x", "data.url=y", "resolution=16", "metrics.names=[fid20,swd]", "train.total_kimg=1"]
+    )
+    periodic, log = Periodic(config, mock.Mock()), tmp_path / "metrics.jsonl"
+    best = []
+    for resolution, value in ((8, 3.0), (16, 9.0), (16, float("nan")), (16, 8.0), (16, 8.0), (16, 8.5), (16, 2.0)):
+        with log.open("a") as file:
+            file.write(json.dumps({"nimg": 1, "resolution": resolution, "fid20@pixels": value}) + '\n{"nim\n')
+        best.append(periodic.is_best(log, {"fid20_std@pixels": 0.0, "fid20@pixels": value}))
+    assert best == [True, True, False, True, False, False, True]
+    assert not periodic.is_best(tmp_path / "nothing", {"fid20": 1.0})
+    with pytest.raises(UsageError, match=r"metrics\.best"):
+        Periodic(load_config(None, ["run=x", "data.url=y", "train.total_kimg=1", "metrics.best=kid20"]), mock.Mock())

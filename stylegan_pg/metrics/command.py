@@ -15,9 +15,10 @@ from stylegan_pg.data.index import DatasetIndex, load_index
 from stylegan_pg.data.stream import read_batch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, tile
-from stylegan_pg.metrics.evaluate import Evaluator, Pictures, Tools
+from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.features import load_extractor
 from stylegan_pg.metrics.figures import draw_sweep
+from stylegan_pg.metrics.gather import Networks, Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.snapshot import load_snapshot
 
@@ -95,30 +96,45 @@ def evaluate_snapshot(
     if (neighbours or len(steps) > 1) and out is None:
         out = snapshot.parent / f"{snapshot.stem}-metrics"
     classes: list[int | None] = [*range(G.c_dim)] if per_class else [None]
-    rows = []
+    rows, networks, missing = [], Networks(tools), {}
     for only in classes:
-        evaluator = Evaluator(index, resolution, [], tools, only)
+        evaluator = Evaluator(index, resolution, [], tools, only, networks)
         for value in steps:
             # What is known of the real images serves every psi.
             evaluator.protocols = [parse(name, psi=value, images=images) for name in names]
             facts = {"snapshot": str(snapshot), "resolution": resolution, "psi": value}
             facts["images"] = max(
-                p.count if p.kind != "swd" else min(p.count, len(evaluator.mine)) for p in evaluator.protocols
+                p.count if p.kind != "swd" else min(p.count, len(evaluator.real.mine)) for p in evaluator.protocols
             )
             facts |= {} if only is None else {"class": index.label_names[only]}
             found = evaluator(G)
+            missing |= evaluator.missing
             yield facts | found
             suffix = "" if value == 1 else f"_psi{value:g}"
             rows.append({"psi": value} | {name.replace(suffix, "", 1): number for name, number in found.items()})
-    if not dist.is_main():
-        return
+    if dist.is_main():
+        yield from _draw(G, index, tools, rows if len(steps) > 1 and not per_class else [], neighbours, steps[0], out)
+    if missing:
+        raise UsageError("; ".join(dict.fromkeys(missing.values())))
+
+
+def _draw(
+    G: Any,
+    index: DatasetIndex,
+    tools: Tools,
+    sweep: list[dict[str, Any]],
+    neighbours: int,
+    psi: float,
+    out: Path | None,
+) -> Iterator[dict[str, Any]]:
+    """The pictures that were asked for: {"picture": path}."""
     try:
-        if len(steps) > 1 and not per_class and out is not None:
-            draw_sweep(rows, out / "truncation.png")
+        if sweep and out is not None:
+            draw_sweep(sweep, out / "truncation.png")
             yield {"picture": str(out / "truncation.png")}
         if neighbours and out is not None:
             path = out / "neighbours.png"
-            save_image(nearest_real(G, index, tools, neighbours, steps[0]), path)
+            save_image(nearest_real(G, index, tools, neighbours, psi), path)
             yield {"picture": str(path)}
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error}") from None

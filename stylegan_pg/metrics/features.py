@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import safetensors
 import safetensors.torch
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as fidelity_inception
@@ -26,6 +24,7 @@ import torch_fidelity.sample_similarity_lpips as fidelity_lpips
 import torchvision
 from torch import nn
 
+from stylegan_pg.dist import parameters_hash
 from stylegan_pg.errors import UsageError
 from stylegan_pg.ops.build import cache_folder
 
@@ -93,7 +92,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"the weight file {path} does not exist") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except Exception as error:  # a file of another kind can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"the weight file {path} cannot be read: {reason}") from None
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -165,7 +164,6 @@ class Inception(_Resized):
         "Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
     )
     # fmt: on
-    FEATURES = {"pool": 2048, "logits": 1008}
 
     def __init__(self, state: dict[str, torch.Tensor]):
         super().__init__()
@@ -190,7 +188,6 @@ class VGG16(_Resized):
     """VGG16 down to its second fully connected layer, by which precision and recall are defined."""
 
     size = 224
-    FEATURES = {"fc2": 4096}
     MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's channels
 
     def __init__(self, state: dict[str, torch.Tensor]):
@@ -212,16 +209,64 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
     return nn.functional.adaptive_avg_pool2d(images.float() / 255, 16).flatten(1)
 
 
-def lpips(lin: dict[str, torch.Tensor], vgg: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The perceptual distance [n] of two batches of images in 0 to 255, float32 [n, 3, H, W] (Zhang et al. 2018)."""
+def lpips(lin: dict[str, torch.Tensor], vgg: dict[str, torch.Tensor]) -> nn.Module:
+    """The perceptual distance [n, 1, 1] of two batches of images in 0 to 255, float32 [n, 3, H, W] (Zhang et al. 2018).
+
+    Raises:
+        RuntimeError: for weights that do not fit.
+    """
     network = torchvision.models.vgg16()
     network.load_state_dict(vgg)
     with (
         mock.patch.object(fidelity_lpips, "load_state_dict_from_url", return_value=lin),
         mock.patch.object(fidelity_lpips, "torchvision_load_pretrained_vgg16", return_value=network),
     ):
-        distance = fidelity_lpips.SampleSimilarityLPIPS("lpips").to(memory_format=torch.channels_last)
-    return lambda a, b: distance(a, b).flatten()
+        return fidelity_lpips.SampleSimilarityLPIPS("lpips").to(memory_format=torch.channels_last)
+
+
+class Distance:
+    """float32 [n, 3, H, W] twice, in 0 to 255 -> [n]; `mark` as an Extractor's."""
+
+    def __init__(self, module: nn.Module, mark: str):
+        self.module, self.mark = module, mark
+
+    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.module(a, b).flatten()
+
+
+def load_distance(files: Sequence[str | Path], device: torch.device) -> Distance:
+    """
+    Raises:
+        UsageError: for weights that are missing or do not fit.
+    """
+    (path, lin), (vgg_path, vgg) = (find_weights(name, files) for name in ("lpips", "vgg16"))
+    try:
+        module = lpips(lin, vgg)
+    except RuntimeError as error:
+        raise _misfit(f"{path} and {vgg_path}", "lpips", error) from None
+    sha = _checked(vgg_path, "vgg16")
+    return Distance(module.to(device), "" if _is_published(sha, "vgg16") else f"@{sha[:8]}")
+
+
+def _misfit(path: object, network: str, error: Exception) -> UsageError:
+    return UsageError(f"the weight file {path} does not fit {network}: {str(error).splitlines()[-1].strip()[:200]}")
+
+
+def _is_published(sha256: str, network: str) -> bool:
+    known = WEIGHTS[network].sha256
+    return bool(known) and sha256.startswith(known)
+
+
+def _checked(path: Path, network: str) -> str:
+    """A weight file's checksum.
+
+    Raises:
+        UsageError: for a file that bears the published one's name without being it.
+    """
+    sha = _sha256(path)
+    if path.name == WEIGHTS[network].file and not _is_published(sha, network):
+        raise UsageError(f"{path} has the published weights' name, but not their checksum: fetch or rename it")
+    return sha
 
 
 class Extractor:
@@ -230,24 +275,34 @@ class Extractor:
     Attributes:
         identity: what a cache may know it by: network, weights, number format.
         mark: what a metric's name ends with, empty for the published weights in float32.
-        widths: feature -> d.
+        lasting: whether the identity says all that its features depend on.
     """
 
-    def __init__(self, module: Callable[[torch.Tensor], Any], identity: str, mark: str, device: torch.device):
-        self.module, self.identity, self.mark, self.device = module, identity, mark, device
-        self.widths: dict[str, int] = dict(getattr(module, "FEATURES", {}))
+    def __init__(
+        self,
+        module: Callable[[torch.Tensor], Any],
+        identity: str,
+        mark: str,
+        device: torch.device,
+        lasting: bool = True,
+    ):
+        self.module, self.identity, self.mark, self.device, self.lasting = module, identity, mark, device, lasting
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         found = self.module(rgb(images.to(self.device)))
         found = found if isinstance(found, Mapping) else {"pool": found}
+        if any(f.ndim != 2 or len(f) != len(images) for f in found.values()) or not {"pool", "fc2"} & found.keys():
+            shapes = {name: list(f.shape) for name, f in found.items()}
+            raise UsageError(f"the extractor {self.identity} must give [{len(images)}, d] features, not {shapes}")
         return {name: f.float().cpu() for name, f in found.items()}
 
 
 def load_extractor(network: str, files: Sequence[str | Path], device: torch.device, precision: str) -> Extractor:
     """inception, vgg16, pixels (needs no weights), or the importable name of a factory, "package.module:function".
 
-    A factory takes no arguments and returns a callable: uint8 RGB [n, 3, H, W] -> float [n, d].
+    A factory takes no arguments and returns a callable: uint8 RGB [n, 3, H, W] -> float [n, d]. Statistics of real
+    images are kept on disk if it is a torch module, whose weights are hashed, or has a text `identity`.
 
     Raises:
         UsageError: for weights that are missing or do not fit, and factories that cannot be imported.
@@ -262,12 +317,10 @@ def load_extractor(network: str, files: Sequence[str | Path], device: torch.devi
     try:
         module: nn.Module = {"inception": Inception, "vgg16": VGG16}[network](state)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()[:200]
-        raise UsageError(f"the weight file {path} does not fit {network}: {reason}") from None
+        raise _misfit(path, network, error) from None
     module = module.requires_grad_(False).eval().to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
-    sha = _sha256(path)
-    published = bool(WEIGHTS[network].sha256) and sha.startswith(WEIGHTS[network].sha256)
-    mark = ("" if published else f"@{sha[:8]}") + ("" if precision == "fp32" else f"@{precision}")
+    sha = _checked(path, network)
+    mark = ("" if _is_published(sha, network) else f"@{sha[:8]}") + ("" if precision == "fp32" else f"@{precision}")
     return Extractor(module, f"{network}-{sha[:16]}-{precision}", mark, device)
 
 
@@ -277,8 +330,10 @@ def _imported(name: str, device: torch.device) -> Extractor:
     where, function = name.split(":")
     try:
         module = getattr(importlib.import_module(where), function)()
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"the extractor {name} cannot be imported: {error}") from None
+    except Exception as error:  # it is the user's, and anything can happen
+        raise UsageError(f"the extractor {name} cannot be had: {type(error).__name__}: {error}") from None
+    identity = getattr(module, "identity", "")
     if isinstance(module, nn.Module):
         module = module.requires_grad_(False).eval().to(device)
-    return Extractor(module, f"{name}-{getattr(module, 'identity', '')}", f"@{name}", device)
+        identity = identity or parameters_hash(module.state_dict().values())
+    return Extractor(module, f"{name}-{identity}", f"@{name}", device, lasting=bool(identity))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +47,9 @@ def draw_curves(log: Path, path: Path) -> None:
     """
     rows = []
     for line in log.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        rows.append(row | {"kimg": row["nimg"] / 1000})
+        with contextlib.suppress(ValueError, KeyError):  # a line that a full disk has cut off
+            row = json.loads(line)
+            rows.append(row | {"kimg": row["nimg"] / 1000})
     if names := [name for name in _names(rows) if name != "kimg"]:
         _plot(path, "kimg", "images shown (thousands)", rows, names)
 

@@ -3,7 +3,8 @@ section 4.1; StyleGAN2's figures are at the ends of paths in w: "ppl2_wend")."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,20 @@ def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     angle = t * d.clamp(-1, 1).acos()
     result = a * angle.cos() + c / c.norm(dim=-1, keepdim=True).clamp(min=1e-12) * angle.sin()
     return result / result.norm(dim=-1, keepdim=True)
+
+
+@contextlib.contextmanager
+def _full_precision(G: Any) -> Iterator[None]:
+    """Blocks that work in 16 bits would round the small steps away."""
+    blocks = [m for m in G.modules() if isinstance(getattr(m, "dtype", None), torch.dtype)]
+    before = [block.dtype for block in blocks]
+    try:
+        for block in blocks:
+            block.dtype = None
+        yield
+    finally:
+        for block, dtype in zip(blocks, before, strict=True):
+            block.dtype = dtype
 
 
 @torch.no_grad()
@@ -49,7 +64,8 @@ def path_lengths(
     else:
         ends = [G.styles(end, c, psi=psi) for end in z]
         ws = [torch.lerp(ends[0], ends[1], (t + step)[:, :, None]) for step in (0.0, EPSILON)]
-    images = G.synthesis(torch.cat(ws), alpha=alpha, noise="const").float() * 127.5 + 127.5
+    with _full_precision(G):
+        images = G.synthesis(torch.cat(ws), alpha=alpha, noise="const").float() * 127.5 + 127.5
     if images.shape[-1] > 256:
         images = torch.nn.functional.avg_pool2d(images, images.shape[-1] // 256)
     images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stylegan_pg import dist
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics.evaluate import Evaluator, Tools
-from stylegan_pg.metrics.protocol import parse
-
-LARGER_IS_BETTER = ("is", "pr")
+from stylegan_pg.metrics.evaluate import Evaluator, better
+from stylegan_pg.metrics.gather import Tools
+from stylegan_pg.metrics.protocol import LEAST_RESOLUTION, parse
 
 
 class Periodic:
@@ -30,6 +31,7 @@ class Periodic:
         self.best = parse(self.config.best, images=self.config.images) if self.config.best else None
         if self.best and self.best.name not in [p.name for p in self.protocols]:
             raise UsageError(f"metrics.best={self.best.name} is none of metrics.names={self.config.names}")
+        self.missing: list[str] = []  # why some could not be measured the last time
         self.evaluator: Evaluator | None = None  # of one resolution at a time: what it knows of real images is large
 
     def measure(self, G: Any, resolution: int, device: torch.device, alpha: float) -> dict[str, float]:
@@ -38,23 +40,36 @@ class Periodic:
         Raises:
             UsageError, RunError and others: on all ranks, whatever went wrong on one.
         """
-        protocols = [p for p in self.protocols if p.kind != "swd" or resolution >= 8]
+        protocols = [p for p in self.protocols if resolution >= LEAST_RESOLUTION.get(p.kind, 1)]
         if not protocols:
             return {}
         if self.evaluator is None or self.evaluator.resolution != resolution:
             how, batch = self.config, max(1, min(32, 2**20 // resolution**2))
             tools = Tools(device, tuple(how.weights), how.extractor, how.precision, batch=batch)
-            self.evaluator = Evaluator(self.index, resolution, protocols, tools)
-        return self.evaluator(G, alpha=alpha)
+            self.evaluator = None  # before the next one takes its memory
+            with dist.together():
+                self.evaluator = Evaluator(self.index, resolution, protocols, tools)
+        assert self.evaluator is not None
+        values = self.evaluator(G, alpha=alpha)
+        self.missing = list(dict.fromkeys(self.evaluator.missing.values()))
+        return values
 
     def is_best(self, log: Path, values: dict[str, float]) -> bool:
-        """Whether the last line of a metrics.jsonl, with these values, is the best of its resolution."""
+        """Whether these values, the last of a metrics.jsonl, are the best of their resolution."""
         wanted = self.best or self.protocols[0]
-        name = next((n for n in values if n.startswith(wanted.name) and "_std" not in n), None)
-        name = wanted.name if wanted.name in values else name
-        if name is None or not log.exists():
+        name = next((n for n in values if re.fullmatch(re.escape(wanted.name) + r"(_precision)?(@.*)?", n)), None)
+        lines = log.read_text("utf-8").splitlines() if log.exists() else []
+        rows = [row for row in map(_parsed, lines) if "resolution" in row]
+        if name is None or not rows:
             return False
-        rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-        known = [row[name] for row in rows if name in row and row["resolution"] == rows[-1]["resolution"]]
-        better = max if wanted.kind in LARGER_IS_BETTER else min
-        return values[name] == better([*known, values[name]]) and known[:-1].count(values[name]) == 0
+        before = [row[name] for row in rows[:-1] if name in row and row["resolution"] == rows[-1]["resolution"]]
+        return better(wanted.kind, values[name], before)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of a log, {} for one that a full disk has cut off."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from stylegan_pg.errors import UsageError
 
 NETWORK = {"fid": "inception", "kid": "inception", "is": "inception", "pr": "vgg16", "ppl2": "lpips"}
+LEAST_RESOLUTION = {"swd": 8, "ppl2": 16}
 DEFAULT_COUNT = {"ppl2": 50_000, "swd": 8192, "ms_ssim": 10_000}
 _NAME = re.compile(
     r"(?:(?:(?P<many>fid|kid|is)(?P<count>[1-9]\d*k?)|(?P<pr>pr)(?P<prs>[1-9]\d*?k?)3)(?P<full>_full)?"
@@ -55,7 +56,7 @@ def parse(name: str, *, psi: float = 1.0, images: int | None = None) -> Protocol
         UsageError: for names that mean nothing.
     """
     m = _NAME.fullmatch(name.strip())
-    if m is None or (m["many"] == "is" and (m["full"] or m["mirror"])):
+    if m is None or (m["many"] == "is" and m["full"]) or (m["mirror"] and not (m["pr"] or m["many"] in ("fid", "kid"))):
         raise UsageError(
             f"unknown metric {name!r}: choose for example from fid50k_full, kid50k_full, pr50k3_full, is50k, "
             "ppl2_wend, swd, ms_ssim; counts can be others (fid2048_full), _mirror and _psi0.7 may follow"

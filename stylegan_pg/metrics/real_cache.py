@@ -12,9 +12,12 @@ import torch
 
 from stylegan_pg.ops.build import cache_folder
 
+VERSION = 1  # grows when what is computed changes
+
 
 def path_of(key: str) -> Path:
-    return cache_folder() / "metrics" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
+    return cache_folder() / "metrics" / f"{digest[:32]}.safetensors"
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
