@@ -1,5 +1,6 @@
 """Metrics as a whole: against torch-fidelity's command line, over ranks and batches, with bad input, in training."""
 
+import csv
 import json
 import os
 import subprocess
@@ -296,13 +297,17 @@ def snapshot(tmp_path_factory) -> Path:
 def test_command_sweeps_truncation_and_shows_neighbours(tiny_data, snapshot, tmp_path):
     how = ["--data", tiny_data, "--extractor", "pixels", "--batch", 16, "--out", tmp_path]
     sweep = [*how, "--metrics", "fid32_full,pr323_full,swd16", "--psi", "0.5:1.0:0.25", "--neighbours", 3]
-    *rows, drawn, shown = rows_of(snapshot, *sweep)
+    *rows, drawn, table, shown = rows_of(snapshot, *sweep)
     assert [row["psi"] for row in rows] == [0.5, 0.75, 1.0]
     for row in rows:
         suffix = "" if row["psi"] == 1 else f"_psi{row['psi']:g}"
         assert {f"fid32_full{suffix}@pixels", f"swd16{suffix}", f"swd16{suffix}_16"} <= row.keys()
         assert 0 <= row[f"pr323_full{suffix}_precision@pixels"] <= 1
     assert Image.open(drawn["picture"]).size[0] > 600
+    with Path(table["table"]).open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["psi"]) for line in lines] == [0.5, 0.75, 1.0]
+    assert float(lines[0]["fid32_full@pixels"]) == rows[0]["fid32_full_psi0.5@pixels"]
     assert Image.open(shown["picture"]).size == (8 * 16, 3 * 16)
 
 

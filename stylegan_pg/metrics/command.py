@@ -3,6 +3,7 @@ images."""
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def evaluate_snapshot(
     Yields {"snapshot", "resolution", "psi", ["class"], "images", metric: value} for every psi and class, on all ranks.
 
     With `neighbours` also OUT/neighbours.png, that many samples each beside its nearest real images; for several psi
-    OUT/truncation.png.
+    OUT/truncation.png and .csv.
 
     Raises:
         UsageError: unknown metrics, unreadable snapshots or datasets, ones that do not fit together, missing weights.
@@ -127,11 +128,16 @@ def _draw(
     psi: float,
     out: Path | None,
 ) -> Iterator[dict[str, Any]]:
-    """The pictures that were asked for: {"picture": path}."""
+    """The pictures and tables that were asked for: {"picture" or "table": path}."""
     try:
         if sweep and out is not None:
             draw_sweep(sweep, out / "truncation.png")
             yield {"picture": str(out / "truncation.png")}
+            with (out / "truncation.csv").open("w", newline="") as file:
+                table = csv.DictWriter(file, list(sweep[0]), restval="")
+                table.writeheader()
+                table.writerows(sweep)
+            yield {"table": str(out / "truncation.csv")}
         if neighbours and out is not None:
             path = out / "neighbours.png"
             save_image(nearest_real(G, index, tools, neighbours, psi), path)
