@@ -89,7 +89,7 @@ def test_kernel_distance_is_unbiased():
     assert abs(mean) < deviation
     assert kernel_distance(a, a + 1)[0] > 0.1
     x, y = a[:30].double(), b[:30].double() + 0.5
-    k = lambda s, t: (s @ t.t() / 8 + 1) ** 3  # noqa: E731
+    k = lambda s, t: (s @ t.t() / 8 + 1) ** 3  # noqa: E731 - a formula
     expected = 0.0
     for i in range(30):
         for j in range(30):

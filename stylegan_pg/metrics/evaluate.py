@@ -7,9 +7,8 @@ streams are never touched.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -24,7 +23,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import images_of
 from stylegan_pg.metrics import gather
 from stylegan_pg.metrics.gather import Networks, Rows, Tools
-from stylegan_pg.metrics.path_length import middle_mean, path_lengths
+from stylegan_pg.metrics.path_length import held, middle_mean, path_lengths
 from stylegan_pg.metrics.protocol import LEAST_RESOLUTION, NETWORK, Protocol
 from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.metrics.statistics import frechet_distance, kernel_distance, precision_recall
@@ -77,7 +76,8 @@ class Evaluator:
         for p in protocols:
             self._check(p, G)
         values: dict[str, float] = {}
-        with _exactly():
+        # Without TF32, whatever the training does: numbers and cached statistics are those of float32.
+        with held([torch.backends.cudnn, torch.backends.cuda.matmul], "allow_tf32", False):
             able = self._able(protocols)
             for psi, group in groupby(sorted(able, key=lambda p: p.psi), key=lambda p: p.psi):
                 some = list(group)
@@ -190,20 +190,6 @@ class Evaluator:
             return {f"{name}_precision{mark}": precision, f"{name}_recall{mark}": recall}
         mean, deviation = kernel_distance(real.all(), fake.all()) if p.kind == "kid" else fake.score()
         return {name + mark: mean, f"{name}_std{mark}": deviation}
-
-
-@contextlib.contextmanager
-def _exactly() -> Iterator[None]:
-    """Without TF32, whatever the training does: numbers and cached statistics are those of float32."""
-    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = False
-        yield
-    finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
 
 
 def better(kind: str, new: float, old: Sequence[float]) -> bool:

@@ -4,7 +4,7 @@ section 4.1; StyleGAN2's figures are at the ends of paths in w: "ppl2_wend")."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,16 @@ def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _full_precision(G: Any) -> Iterator[None]:
-    """Blocks that work in 16 bits would round the small steps away."""
-    blocks = [m for m in G.modules() if isinstance(getattr(m, "dtype", None), torch.dtype)]
-    before = [block.dtype for block in blocks]
+def held(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
+    """With an attribute of some objects at this value, whatever it was and will be."""
+    before = [getattr(x, name) for x in objects]
     try:
-        for block in blocks:
-            block.dtype = None
+        for x in objects:
+            setattr(x, name, value)
         yield
     finally:
-        for block, dtype in zip(blocks, before, strict=True):
-            block.dtype = dtype
+        for x, old in zip(objects, before, strict=True):
+            setattr(x, name, old)
 
 
 @torch.no_grad()
@@ -64,7 +63,9 @@ def path_lengths(
     else:
         ends = [G.styles(end, c, psi=psi) for end in z]
         ws = [torch.lerp(ends[0], ends[1], (t + step)[:, :, None]) for step in (0.0, EPSILON)]
-    with _full_precision(G):
+    # Blocks that work in 16 bits would round the small steps away.
+    blocks = [m for m in G.modules() if isinstance(getattr(m, "dtype", None), torch.dtype)]
+    with held(blocks, "dtype", None):
         images = G.synthesis(torch.cat(ws), alpha=alpha, noise="const").float() * 127.5 + 127.5
     if images.shape[-1] > 256:
         images = torch.nn.functional.avg_pool2d(images, images.shape[-1] // 256)
