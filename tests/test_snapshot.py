@@ -434,7 +434,7 @@ def test_metrics(plain, conditional, dataset, tmp_path, capsys, monkeypatch):
         "no such folder": ["metrics", plain[1], "--data", tmp_path / "nothing"],
         "no such file": ["metrics", tmp_path / "nothing", "--data", dataset],
         "knows 3 classes": ["metrics", conditional[1], "--data", dataset],
-        "8, 16, 32": ["metrics", low, "--data", dataset],
+        "8 pixels or more": ["metrics", low, "--data", dataset],
     }
     for message, arguments in faults.items():
         code, printed, err = command(capsys, monkeypatch, *arguments)
