@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from stylegan_pg import tuning
-from stylegan_pg.config import load_config
 from stylegan_pg.losses import logistic_d, logistic_g
 from stylegan_pg.networks import NETWORKS, to_channels_last
 from stylegan_pg.ops import bench, native
+from stylegan_pg.settings import load_config
 
 kernels = native.compiled
 

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from stylegan_pg.config import load_config
 from stylegan_pg.generate import save_image
+from stylegan_pg.settings import load_config
 
 FACES = 5000
 

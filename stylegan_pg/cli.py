@@ -76,7 +76,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a checkpoint to continue.")] = False,
 ) -> None:
     """Train, or continue where the run in the same folder was stopped."""
-    from stylegan_pg.config import load_config
+    from stylegan_pg.settings import load_config
 
     settings = load_config(config, overrides or [])
     if dry_run:

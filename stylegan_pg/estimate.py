@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from stylegan_pg.config import Config, to_yaml
+from stylegan_pg.config import Config
 from stylegan_pg.data.index import load_index
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
 from stylegan_pg.networks import NETWORKS  # which registers the operators, too
 from stylegan_pg.schedule import Phase, largest_divisor, phases
+from stylegan_pg.settings import to_yaml
 from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 

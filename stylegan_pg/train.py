@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from stylegan_pg import __version__, checkpoint, dist, tuning
-from stylegan_pg.config import Config, to_yaml
+from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import batches
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, PeersLost, RunError, UsageError
@@ -31,6 +31,7 @@ from stylegan_pg.players import Players
 from stylegan_pg.report import Means, Reporter
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import crossed, phase_at, phases
+from stylegan_pg.settings import to_yaml
 from stylegan_pg.snapshot import save_snapshot
 
 

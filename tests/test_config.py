@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from stylegan_pg.config import Config, check, configs_folder, load_config, to_yaml
+from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import phases, term_weight
+from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
 from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_pg.config import ModelConfig, load_config
+from stylegan_pg.config import ModelConfig
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.pack import pack
 from stylegan_pg.errors import UsageError
@@ -29,6 +29,7 @@ from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.networks import NETWORKS
 from stylegan_pg.networks.stylegan2 import SynthesisBlock
+from stylegan_pg.settings import load_config
 from stylegan_pg.snapshot import NetworkShape, generator_kwargs, load_snapshot, save_snapshot
 
 CPU = torch.device("cpu")

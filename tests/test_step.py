@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from stylegan_pg import ema
-from stylegan_pg.config import load_config
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.stream import batches
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.players import Players
 from stylegan_pg.schedule import phases
+from stylegan_pg.settings import load_config
 
 
 def players(data, *overrides):
@@ -108,7 +108,7 @@ def test_a_full_size_step_fits_into_16_gib():
     whole process."""
     code = """
 import resource
-from stylegan_pg.config import load_config
+from stylegan_pg.settings import load_config
 from stylegan_pg.data.index import DatasetIndex, SampleTable
 from stylegan_pg.data.stream import Batch
 from stylegan_pg.parallel import Parallel

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stylegan_pg import tuning
-from stylegan_pg.config import Config, load_config
+from stylegan_pg.config import Config
+from stylegan_pg.settings import load_config
 
 CPU = torch.device("cpu")
 
