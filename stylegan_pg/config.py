@@ -24,7 +24,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = "stylegan2"
+    name: str = "stylegan2"  # stylegan2, stylegan, progan, or mlp for points
+    base: list[int] = field(default_factory=lambda: [4, 4])  # rows and columns of a picture at resolution 4
     z_dim: int = 512
     w_dim: int = 512
     mapping_layers: int = 8
@@ -51,6 +52,7 @@ class GrowthConfig:
     stable_kimg_at: dict[int, float] = field(default_factory=dict)
     fade_kimg_at: dict[int, float] = field(default_factory=dict)
     optimizer: str = "reset"  # at the start and the end of each fade: reset, or carry over by name
+    optimizer_at: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class OptimConfig:
     beta1: float = 0.0
     beta2: float = 0.99
     eps: float = 1e-8
+    d_steps: int = 1  # steps of D for each round of G: G moves at every d_steps-th step
+    g_steps: int = 1  # steps of G in such a round
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,15 @@ class TermConfig:
     name: str = MISSING
     weight: float = 1.0
     every: int = 1
+    target: float = 1.0  # of the gradient's norm: gradient_penalty, dragan
     weight_at: dict[int, float] = field(default_factory=dict)  # by resolution
     weight_from: dict[int, float] = field(default_factory=dict)  # from a kimg of the run on; goes before the others
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    objective: str = "logistic"
+    objective: str = "logistic"  # logistic, saturating, wgan, lsgan, hinge or relativistic
+    d_clip: float = 0.0  # limit of every weight of D after its steps (WGAN); 0: none
     r1_gamma: float = 10.0  # 0 for no R1
     r1_gamma_at: dict[int, float] = field(default_factory=dict)
     r1_gamma_from: dict[int, float] = field(default_factory=dict)  # {kimg: gamma}: from there on, whatever the size
@@ -105,6 +111,19 @@ class EmaConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """What D sees of both real and generated images is changed at random (Karras et al. 2020, ADA)."""
+
+    mode: str = "none"  # none; ada: probability follows from D's signs; fixed; diffaugment
+    p: float = 0.0  # probability of each operation: to start with (ada), or all along (fixed)
+    target: float = 0.6  # of the mean sign of D's scores of real images (ada)
+    interval: int = 4  # steps between adjustments of p (ada)
+    kimg: float = 500.0  # over which p can go from 0 to 1 (ada)
+    pipeline: str = "bgc"  # b: blit, g: geometry, c: colour, f: filter, n: noise, o: cutout (ada, fixed)
+    policy: str = "color,translation,cutout"  # (diffaugment)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     total_kimg: Optional[float] = None  # null: as long as the growth phases take
     batch: int = 32  # images per step, over all devices
@@ -119,6 +138,9 @@ class TrainConfig:
     tf32: bool = False  # let GPUs round fp32 convolutions and products to 10 bits
     deterministic: bool = False  # bit-exact resume on GPUs, at some cost
     check_ranks_every: int = 500  # steps between comparisons of the ranks' parameters
+    freeze_d: int = 0  # resolutions of D, counted from the image down, that stay as they were initialised
+    loss_scale: float = 1.0  # losses times, gradients by this power of two, for fp16
+    max_skipped: int = 20  # steps with a loss or gradient that is not finite, after which training stops
 
 
 @dataclass(frozen=True)
@@ -155,11 +177,13 @@ class Config:
     run: str = MISSING  # folder of the run
     seed: int = 0
     resolution: int = 1024
+    init: str = ""  # a snapshot or checkpoint to take weights from, by name, at the start of a new run
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
