@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 
-def logistic_g(fake: torch.Tensor) -> torch.Tensor:
+def logistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
     """Non-saturating generator loss softplus(-D(G(z))), same shape as `fake` (Goodfellow et al. 2014)."""
     return F.softplus(-fake)
 
@@ -26,8 +26,9 @@ def logistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
 
 class Objective(NamedTuple):
-    g: Callable[[torch.Tensor], torch.Tensor]
+    g: Callable[..., torch.Tensor]
     d: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    paired: bool = False
 
 
 OBJECTIVES = {"logistic": Objective(logistic_g, logistic_d)}
@@ -57,6 +58,10 @@ class DInputs:
     D: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
     real: torch.Tensor
     c: torch.Tensor | None
+    fake: torch.Tensor | None = None
+    c_fake: torch.Tensor | None = None
+    u: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
 
 
 @dataclass
@@ -70,14 +75,14 @@ class GInputs:
     state: dict[str, float] = field(default_factory=dict)
 
 
-def r1_term(x: DInputs) -> dict[str, torch.Tensor]:
+def r1_term(x: DInputs, target: float = 1.0) -> dict[str, torch.Tensor]:
     """|grad D(x)|^2 / 2, to be weighted by gamma."""
     real = x.real.detach().requires_grad_(True)
     penalty = r1(x.D(real, x.c), real)
     return {"loss": penalty / 2, "r1_penalty": penalty}
 
 
-def path_length_term(x: GInputs) -> dict[str, torch.Tensor]:
+def path_length_term(x: GInputs, target: float = 1.0) -> dict[str, torch.Tensor]:
     """(length - running mean)^2; the mean is the one from before this step, so that it is the same for all ranks."""
     h, w = x.noise.shape[2:]
     lengths = path_lengths(x.synthesis(x.ws), x.ws, x.noise / (h * w) ** 0.5)
@@ -93,6 +98,8 @@ class Term(NamedTuple):
     compute: Callable[..., dict[str, torch.Tensor]]
     reports: tuple[str, ...] = ()
     keep: dict[str, str] = {}
+    needs: tuple[str, ...] = ()
+    of_scores: bool = False
 
 
 TERMS = {

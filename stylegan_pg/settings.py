@@ -52,6 +52,8 @@ POSITIVE = [
 ]
 NOT_NEGATIVE = [
     "seed",
+    "train.freeze_d",
+    "train.max_skipped",
     "data.workers",
     "model.mbstd_channels",
     "model.low_precision_resolutions",
@@ -210,6 +212,9 @@ def check(config: Config) -> None:
         demand(0 < config.train.total_kimg < math.inf, "train.total_kimg", "above 0 and finite")
     for key in ("model.conv_clamp", "ema.rampup"):
         demand(value(key) is None or 0 < value(key) < math.inf, key, "above 0 and finite, or null")
+    scale = config.train.loss_scale
+    fits = scale is None or (scale >= 1 and math.log2(scale).is_integer())
+    demand(fits, "train.loss_scale", "a power of two from 1 on, or null")
     demand(config.train.threads <= 1024, "train.threads", "at most 1024")
     width = min(config.model.channel_base // 4, config.model.channel_max)
     low = config.model.low_precision_at or []

@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import __version__, checkpoint, dist, tuning
+from stylegan_pg import __version__, checkpoint, dist, transfer, tuning
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import batches
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, PeersLost, RunError, UsageError
+from stylegan_pg.game import Game
 from stylegan_pg.generate import images_of, labels_to_c, latents
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.ops import native
 from stylegan_pg.parallel import Parallel
-from stylegan_pg.players import Players
 from stylegan_pg.report import Means, Reporter
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import crossed, phase_at, phases
@@ -44,7 +44,7 @@ class Trainer:
             UsageError: where configuration and dataset do not fit together.
         """
         self.config, self.index = config, index
-        self.players = Players(config, index, parallel)
+        self.players = Game(config, index, parallel)
         self.plan = phases(config)
         self.end = self.plan[-1].end
         for r in sorted({p.resolution for p in self.plan}):
@@ -56,6 +56,7 @@ class Trainer:
         self.told: dict[str, None] = {}  # those of all ranks, as far as they are known
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
+        self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
@@ -74,8 +75,11 @@ class Trainer:
         while p.nimg < self.end and not self.stopping:
             phase = phase_at(self.plan, p.nimg)
             if p.phase != phase:
-                p.enter(phase)
+                fresh = p.enter(phase, self.init)
                 self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
+                if self.init:
+                    self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
+                    self.init = None
                 if p.nimg == 0:
                     self.grids()
             data = batches(
@@ -96,6 +100,7 @@ class Trainer:
                     for name, (total, count) in stats.items():
                         self.means.add(name, total, count)
                     self.bad.update(dict.fromkeys(batch.bad))
+                    self.count_faults(before)
                     self.maintain(before)
                     if self.stopping or self.failing:
                         break
@@ -135,6 +140,9 @@ class Trainer:
         torch.set_num_threads(threads)  # rank 0's: other counts give other bits
         self.config = config  # as rank 0 has settled it
         self.players.use(config)
+        if config.init and not path:
+            with dist.together():
+                self.init = transfer.read(config.init, config.model.name)
         if path:
             fault = ""
             try:
@@ -240,6 +248,26 @@ class Trainer:
         if due:
             self.checkpoint()
 
+    def count_faults(self, nimg: int) -> None:
+        """What the step at nimg left out because it was not finite is told; too much of it stops the run.
+
+        Raises:
+            RunError: with what to do; the checkpoints stay as they are.
+        """
+        p = self.players
+        if not p.faults:
+            return
+        p.state["skipped"] = p.state.get("skipped", 0) + 1
+        told = f"the step at nimg {nimg} ({p.phase}) was left out: {'; '.join(p.faults)}"
+        self.say(f"warning: {told} ({p.state['skipped']:.0f} of at most {self.config.train.max_skipped})")
+        if p.state["skipped"] > self.config.train.max_skipped:
+            newest = next(iter(checkpoint.found(self.folder)), None)
+            raise RunError(
+                f"training has diverged: more than train.max_skipped={self.config.train.max_skipped} steps were left "
+                f"out; {told}. The last good checkpoint is {newest or 'none yet'}; run the same command again with a "
+                "larger loss.r1_gamma, smaller optim.g_lr and optim.d_lr, or model.low_precision=fp32"
+            )
+
     def tick(self, before: int) -> None:
         assert self.reporter
         p = self.players
@@ -250,7 +278,7 @@ class Trainer:
             "lr_g": p.current.g_lr,
             "lr_d": p.current.d_lr,
             "batch": p.current.batch,
-            **p.state,
+            **{name: value for name, value in p.state.items() if not name.startswith("_")},
         }
         if self.told:
             facts["bad_samples"] = len(self.told)
