@@ -98,7 +98,8 @@ class LossConfig:
         """R1 and path length, as far as they are switched on, and the further terms."""
         terms = []
         if self.r1_gamma or any(self.r1_gamma_at.values()) or any(self.r1_gamma_from.values()):
-            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, self.r1_gamma_at, self.r1_gamma_from))
+            at, since = self.r1_gamma_at, self.r1_gamma_from
+            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, weight_at=at, weight_from=since))
         if self.pl_weight:
             terms.append(TermConfig("path_length", self.pl_weight, self.pl_every))
         return terms + list(self.terms)
