@@ -98,8 +98,8 @@ class LossConfig:
         """R1 and path length, as far as they are switched on, and the further terms."""
         terms = []
         if self.r1_gamma or any(self.r1_gamma_at.values()) or any(self.r1_gamma_from.values()):
-            gammas = {"weight_at": self.r1_gamma_at, "weight_from": self.r1_gamma_from}
-            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, **gammas))
+            at, since = self.r1_gamma_at, self.r1_gamma_from
+            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, weight_at=at, weight_from=since))
         if self.pl_weight:
             terms.append(TermConfig("path_length", self.pl_weight, self.pl_every))
         return terms + list(self.terms)

@@ -44,9 +44,6 @@ class Players:
         if config.data.conditional and not self.classes:
             raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")
         self.terms = config.loss.all_terms()
-        for term in self.terms:
-            if term.name not in TERMS:
-                raise UsageError(f"loss.terms: unknown term {term.name!r}: choose from {', '.join(TERMS)}")
         self.nimg = 0
         self.phase: Phase | None = None
         self.state: dict[str, float] = {}  # running means of terms, ADA's p, ...: numbers that a checkpoint keeps

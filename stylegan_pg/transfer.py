@@ -79,7 +79,7 @@ def _has_more_inputs(net: nn.Module, name: str, tensor: torch.Tensor, old: torch
 def freeze(D: Any, count: int) -> list[nn.Parameter]:
     """The parameters of D's `count` highest resolutions, which are not to be trained (Mo et al. 2020, Freeze-D).
 
-    The last one, 4x4, always learns.
+    The last one, 4x4, always learns, and so does a D without resolutions.
     """
-    frozen = sorted(D.resolutions, reverse=True)[:-1][:count]
+    frozen = sorted(getattr(D, "resolutions", []), reverse=True)[:-1][:count]
     return [p for r in frozen for p in getattr(D, f"b{r}").parameters()]

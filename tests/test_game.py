@@ -1,9 +1,9 @@
 """Steps of the game out of the ordinary: unequal turns, clipped or frozen weights, values that are not finite."""
 
+import harness
 import pytest
 import torch
 
-import harness
 from stylegan_pg import losses
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.stream import batches

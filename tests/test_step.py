@@ -9,8 +9,8 @@ import torch
 from stylegan_pg import ema
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.stream import batches
-from stylegan_pg.parallel import Parallel
 from stylegan_pg.game import Game
+from stylegan_pg.parallel import Parallel
 from stylegan_pg.schedule import phases
 from stylegan_pg.settings import load_config
 

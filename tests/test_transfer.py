@@ -1,9 +1,9 @@
 """Starting from another run's weights."""
 
+import harness
 import pytest
 import torch
 
-import harness
 from stylegan_pg import checkpoint
 from stylegan_pg.errors import UsageError
 from stylegan_pg.snapshot import load_snapshot
