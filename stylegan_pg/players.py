@@ -22,12 +22,11 @@ from stylegan_pg.data.index import DatasetIndex, SampleTable
 from stylegan_pg.data.stream import Batch, one_hot
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
-from stylegan_pg.networks import NETWORKS, copy_same_names, to_channels_last
+from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.ops import downsample2d, upsample2d
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.rng import derive, generator
 from stylegan_pg.schedule import Phase, deal, ema_beta, lazy_ratio, term_weight
-from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 
 class Draw(NamedTuple):
@@ -101,11 +100,11 @@ class Players:
         shape = NetworkShape(
             phase.resolution, self.config.resolution, phase.fade, self.index.channels, self.classes, phase.mbstd_group
         )
-        make_G, make_D = NETWORKS[model.name]
-        self.G_kwargs = generator_kwargs(model, shape)
+        pair = NETWORKS[model.name]
+        self.G_kwargs = pair.g_kwargs(model, shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.config.seed, "init", phase.index))
-            G, D = make_G(**self.G_kwargs), make_D(**discriminator_kwargs(model, shape))
+            G, D = pair.G(**self.G_kwargs), pair.D(**pair.d_kwargs(model, shape))
         if old:
             copy_same_names(G, old[0])
             copy_same_names(D, old[1])

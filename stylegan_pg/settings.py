@@ -19,7 +19,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 
 CHOICES = {
-    "model.name": ("stylegan2",),
+    "model.name": ("stylegan2", "stylegan", "progan"),
     "model.g_architecture": ("skip", "resnet", "orig"),
     "model.d_architecture": ("skip", "resnet", "orig"),
     "model.low_precision": ("fp32", "bf16", "fp16", "auto"),
@@ -211,6 +211,8 @@ def check(config: Config) -> None:
     for key in ("model.conv_clamp", "ema.rampup"):
         demand(value(key) is None or 0 < value(key) < math.inf, key, "above 0 and finite, or null")
     demand(config.train.threads <= 1024, "train.threads", "at most 1024")
+    base = config.model.base
+    demand(len(base) == 2 and min(base) > 0, "model.base", "[rows, columns] at resolution 4, both above 0")
     width = min(config.model.channel_base // 4, config.model.channel_max)
     low = config.model.low_precision_at or []
     demand(
