@@ -17,10 +17,9 @@ from stylegan_pg.config import Config
 from stylegan_pg.data.index import load_index
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
-from stylegan_pg.networks import NETWORKS  # which registers the operators, too
+from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
 from stylegan_pg.schedule import Phase, largest_divisor, phases
 from stylegan_pg.settings import to_yaml
-from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,13 @@ def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__
 def cost_of(config: Config, phase: Phase, channels: int, classes: int) -> Cost:
     """Measures one step on one minibatch-stddev group, on the meta device: it takes no memory to speak of."""
     shape = NetworkShape(phase.resolution, config.resolution, phase.fade, channels, classes, phase.mbstd_group)
-    n, r = phase.mbstd_group, phase.resolution
+    n, pair = phase.mbstd_group, NETWORKS[config.model.name]
     objective = OBJECTIVES[config.loss.objective]
     with torch.device("meta"):
-        make_G, make_D = NETWORKS[config.model.name]
-        G: Any = make_G(**generator_kwargs(config.model, shape))
-        D: Any = make_D(**discriminator_kwargs(config.model, shape))
+        G: Any = pair.G(**pair.g_kwargs(config.model, shape))
+        D: Any = pair.D(**pair.d_kwargs(config.model, shape))
         z, c = torch.randn(n, config.model.z_dim), torch.randn(n, classes) if classes else None
-        real = torch.randn(n, channels, r, r)
+        real = torch.randn(n, channels, *G.img_size)
 
         def g_main() -> torch.Tensor:
             return objective.g(D(G(z, c), c)).sum()
