@@ -39,7 +39,12 @@ def pack(
     lowest: Annotated[int, typer.Option(help="Smallest resolution of the pyramid.")] = 4,
     format: Annotated[str, typer.Option(help="jpg, png or webp; tiny resolutions are always lossless.")] = "jpg",
     quality: Annotated[int, typer.Option(help="Of jpg and webp, 1 to 100.")] = 95,
-    crop: Annotated[str, typer.Option(help="center: the central square; none: refuse what is not square.")] = "center",
+    base: Annotated[
+        str, typer.Option(help="Rows x columns at resolution 4, such as 4x6 for pictures half as wide again as high.")
+    ] = "4x4",
+    crop: Annotated[
+        str, typer.Option(help="To that shape: center, the central part; pad, with white; none, refuse other shapes.")
+    ] = "center",
     filter: Annotated[str, typer.Option(help="Down-sampling filter: lanczos or box.")] = "lanczos",
     labels: Annotated[
         str, typer.Option(help="auto (dataset.json, .cls or class folders), or a JSON or CSV file.")
@@ -59,6 +64,7 @@ def pack(
         format=format,
         quality=quality,
         crop=crop,
+        base=base,
         filter=filter,
         labels=labels,
         shard_size=shard_size,
@@ -94,11 +100,16 @@ def train(
 def sample(
     snapshot: Annotated[Path, typer.Argument(help="RUN/snapshots/*.safetensors")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
-    seeds: Annotated[str, typer.Option(help="For example 0-63 or 1,5,9.")] = "0-63",
+    seeds: Annotated[
+        Optional[str], typer.Option(help="For example 1,5,9; 0-63 by default, 0-7 for a class grid.")
+    ] = None,
     psi: Annotated[float, typer.Option(help="Truncation: 1 for none, 0 for the mean image.")] = 0.7,
     cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,
     labels: Annotated[Optional[str], typer.Option(help="Classes, by number or name, for conditional ones.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
+    class_grid: Annotated[
+        bool, typer.Option("--class-grid", help="One picture: a row for each class, a column for each seed.")
+    ] = False,
     columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,
     interpolate: Annotated[int, typer.Option(min=0, help="Frames from each seed to the next, as a strip.")] = 0,
     noise: Annotated[str, typer.Option(help="const, random or none.")] = "const",
@@ -111,11 +122,12 @@ def sample(
     for line in write_samples(
         snapshot,
         out,
-        seeds=seeds,
+        seeds=("0-7" if class_grid else "0-63") if seeds is None else seeds,
         psi=psi,
         cutoff=cutoff,
         labels=labels,
         grid=grid,
+        class_grid=class_grid,
         columns=columns,
         interpolate=interpolate,
         noise=noise,

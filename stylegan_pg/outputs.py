@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stylegan_pg import __version__, dist
 from stylegan_pg.config import Config
-from stylegan_pg.data.index import DatasetIndex
+from stylegan_pg.data.index import MODES, DatasetIndex
 from stylegan_pg.data.stream import read_batch
 from stylegan_pg.errors import PeersLost
 from stylegan_pg.game import Game
-from stylegan_pg.generate import images_of, labels_to_c, latents
+from stylegan_pg.generate import grid_inputs, grid_ordinals, images_of
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.report import Reporter
 from stylegan_pg.resume import to_plain
@@ -66,18 +67,18 @@ class Outputs:
         self.reporter.tick(p.nimg, facts, p.device)
 
     def grids(self) -> None:
-        """Fixed latents through G_ema, and once per resolution the real images beside them."""
-        if not self.reporter:
+        """Fixed latents through G_ema, with labels a row for each class, and once per resolution the real images."""
+        if not self.reporter or self.index.channels not in MODES:  # points are no pictures
             return
         p, (columns, rows) = self.players, self.config.output.grid
-        count = columns * rows
-        z, c = latents(range(count), self.config.model.z_dim), labels_to_c(p.G_ema, None, count)
+        classes = np.unique(p.table.label).tolist() if p.classes else []
+        z, c = grid_inputs(p.G_ema, columns, rows, classes)
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
-        images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, count)), **how)))
+        images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
         self.reporter.grid(f"fakes-{self.moment(self.config.output.grid_kimg)}", p.nimg, images, columns)
         name = f"reals-r{p.current.resolution:04d}"
         if not (self.run / "samples" / f"{name}.png").exists():
-            chosen = [i * len(p.table) // count for i in range(count)]
+            chosen = grid_ordinals(p.table.label, columns, rows, classes)
             self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
 
     def measure(self) -> None:

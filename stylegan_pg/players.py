@@ -13,7 +13,7 @@ import torch
 from stylegan_pg import checkpoint, dist, transfer
 from stylegan_pg.compiling import compile_pair
 from stylegan_pg.config import Config, TermConfig
-from stylegan_pg.data.index import DatasetIndex, SampleTable
+from stylegan_pg.data.index import DatasetIndex, SampleTable, check_base
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
@@ -39,6 +39,7 @@ class Players:
         self.index, self.parallel = index, parallel
         self.device, self.dtype = parallel.device, getattr(torch, config.train.dtype)
         self.use(config)
+        check_base(index, config)
         self.classes = len(index.label_names) if config.data.conditional else 0
         if config.data.conditional and not self.classes:
             raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")

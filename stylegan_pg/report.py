@@ -158,10 +158,10 @@ class Reporter:
                 self._guard(other.unlink)
 
     def grid(self, name: str, nimg: int, images: torch.Tensor, columns: int) -> None:
-        """uint8 [N, C, R, R] as one picture, samples/NAME.png."""
+        """uint8 [N, C, H, W] as one picture, samples/NAME.png: grey, RGB or RGBA, as C says."""
         picture = tile(images, columns)
         self._guard(save_image, picture, self.run / "samples" / f"{name}.png")
-        if self.board and picture.shape[0] in (1, 3):
+        if self.board:
             self._guard(self.board.add_image, name.rsplit("-", 1)[0], picture, nimg)
 
     def close(self) -> None:

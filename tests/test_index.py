@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from stylegan_pg.data.index import CorruptSample, SampleTable, decode, load_index
+from stylegan_pg.config import Config
+from stylegan_pg.data.index import CorruptSample, SampleTable, check_base, decode, identity_of, load_index
 from stylegan_pg.data.pack import pack
 from stylegan_pg.errors import UsageError
 
@@ -122,6 +124,48 @@ def test_what_is_not_a_packed_dataset_is_refused(tmp_path, dataset):
         load_index(str(dataset))
 
 
+DESCRIPTION = {
+    "format": 1, "count": 3, "resolutions": [4, 8], "channels": 3,
+    "labels": {"names": ["cat", "dog"], "counts": [2, 1]},
+    "source": "pictures", "crop": "center", "filter": "lanczos", "quality": 95, "lossless_up_to": 32,
+    "shards": [{"name": "00000", "count": 3, "index_sha256": {"4": "ab" * 32, "8": "cd" * 32}}],
+    "unreadable": 0, "pack": {},
+}  # fmt: skip
+
+
+def test_identities_of_square_datasets_are_what_they_were_before_there_were_others():
+    golden = "e875a9a82f212717f9ac7ac09ff3c409d067cba74561066de8b43369eaffc5f9"
+    assert identity_of(DESCRIPTION) == identity_of(DESCRIPTION | {"base": [4, 4]}) == golden
+    others = {identity_of(DESCRIPTION | {"base": base}) for base in ([4, 6], [6, 4], [8, 8])}
+    assert len(others | {golden}) == 4
+
+
+def test_datasets_that_do_not_say_their_base_are_square(original, dataset):
+    content = json.loads((dataset / "index.json").read_text())
+    del content["base"], content["pack"]["base"]  # as versions wrote it that knew squares only
+    (dataset / "index.json").write_text(json.dumps(content))
+    old, new = load_index(str(dataset)), load_index(str(original))
+    assert (old.base, old.size_at(64), old.identity) == ((4, 4), (64, 64), new.identity)
+    np.testing.assert_array_equal(old.table(32).image(5), new.table(32).image(5))
+    source = original.parent / "in"
+    again = pack(source, dataset, resolution=64, shard_size="40kB", workers=0, progress=False)
+    assert again.was_complete
+    for base in ([4, 6], [4], "4x6", [0, 4], 5):
+        (dataset / "index.json").write_text(json.dumps(content | {"base": base}))
+        with pytest.raises(UsageError, match="is damaged"):
+            load_index(str(dataset))
+
+
+def test_model_and_dataset_must_have_one_shape(original):
+    index = load_index(str(original))
+    config = Config(run="x", resolution=64)
+    check_base(index, config)
+    other = replace(config, model=replace(config.model, base=[4, 6]))
+    with pytest.raises(UsageError, match=r"model.base=\[4, 6\] .* base is 4x4 .*model.base=\[4,4\].*--base 4x6"):
+        check_base(index, other)
+    check_base(replace(index, base=(4, 6)), other)
+
+
 def test_a_resolution_that_was_not_packed_is_named(original):
     with pytest.raises(UsageError, match="no resolution 128, only 4, 8, 16, 32, 64"):
         load_index(str(original)).table(128)
@@ -222,10 +266,13 @@ def test_decode_is_strict():
         (encoded(colour[:, :, 0]), 1),
         (simplejpeg.encode_jpeg(colour[:, :, :1].copy(), 95, "GRAY", "GRAY"), 1),
     ]:
-        assert decode(data, 16, channels).shape == (channels, 16, 16)
+        assert decode(data, (16, 16), channels).shape == (channels, 16, 16)
         with pytest.raises(ValueError, match="16x16, not 8x8"):
-            decode(data, 8, channels)
-    np.testing.assert_array_equal(decode(encoded(colour), 16, 3), colour.transpose(2, 0, 1))
+            decode(data, (8, 8), channels)
+    np.testing.assert_array_equal(decode(encoded(colour), (16, 16), 3), colour.transpose(2, 0, 1))
+    assert decode(encoded(colour[:12]), (12, 16), 3).shape == (3, 12, 16)
+    with pytest.raises(ValueError, match=r"is 12x16, not 16x12 \(rows x columns\)"):
+        decode(encoded(colour[:12]), (16, 12), 3)
     for data, channels, message in [
         (encoded(colour), 1, "mode is RGB, not L"),
         (encoded(colour[:, :, 0]), 3, "mode is L, not RGB"),
@@ -236,4 +283,4 @@ def test_decode_is_strict():
         (b"", 3, "does not decode"),
     ]:
         with pytest.raises(ValueError, match=message):
-            decode(data, 16, channels)
+            decode(data, (16, 16), channels)

@@ -23,8 +23,8 @@ def corrupted(images: torch.Tensor, strength: float, seed: int = 5) -> torch.Ten
     return (images + strength * noise).clamp(0, 255).to(torch.uint8)
 
 
-def collect(images: torch.Tensor, *, split: int | None = None, **kwargs) -> dict[int, torch.Tensor]:
-    collector = PatchCollector(images.shape[2], images.shape[1], **kwargs)
+def collect(images: torch.Tensor, *, split: int | None = None, **kwargs) -> dict[tuple[int, int], torch.Tensor]:
+    collector = PatchCollector((images.shape[2], images.shape[3]), images.shape[1], **kwargs)
     for part in images.split(split or len(images)):
         collector.add(part)
     return collector.descriptors()
@@ -96,15 +96,15 @@ def test_distance_agrees_with_the_reference():
     a, b = (collect(x) for x in (pictures(24, 3, 32), corrupted(pictures(24, 3, 32, seed=1), 40)))
     ours = sliced_wasserstein(a, b, repeats=4, directions=500)
     for r in (32, 16):
-        expected = reference_distance(a[r].double().numpy(), b[r].double().numpy(), 2000, seed=3)
+        expected = reference_distance(a[r, r].double().numpy(), b[r, r].double().numpy(), 2000, seed=3)
         assert ours[f"swd_{r}"] == pytest.approx(expected, rel=0.03)
     assert ours["swd"] == pytest.approx((ours["swd_32"] + ours["swd_16"]) / 2)
 
 
 def test_known_distance_in_one_dimension():
     """Points shifted by s: every projection moves by s * u, whose mean magnitude for one dimension is s."""
-    a = {16: torch.linspace(-1, 1, 50)[:, None]}
-    assert sliced_wasserstein(a, {16: a[16] + 0.25})["swd_16"] == pytest.approx(250, rel=1e-5)
+    a = {(16, 16): torch.linspace(-1, 1, 50)[:, None]}
+    assert sliced_wasserstein(a, {(16, 16): a[16, 16] + 0.25})["swd_16"] == pytest.approx(250, rel=1e-5)
 
 
 def test_identical_sets_have_distance_zero():
@@ -157,7 +157,7 @@ def test_deterministic_and_apart_from_the_global_stream():
 def test_places_cover_the_image_and_differ_between_images():
     """On a ramp the window's mean tells its place."""
     ramp = torch.arange(16, dtype=torch.uint8).expand(2, 1, 16, 16).contiguous()
-    x = collect(ramp, patches_per_image=200)[16].reshape(2, 200, 49).mean(dim=2)
+    x = collect(ramp, patches_per_image=200)[16, 16].reshape(2, 200, 49).mean(dim=2)
     for image in x:
         assert len({round(v, 3) for v in image.tolist()}) == 10  # 16 - 7 + 1 columns
     assert not torch.equal(x[0], x[1])
@@ -175,10 +175,10 @@ def test_flat_images_are_finite():
     assert all(np.isfinite(v) for v in sliced_wasserstein(a, collect(pictures(4, 3, 32))).values())
 
 
-@pytest.mark.parametrize("resolution", [0, 4, 24, 48, 100])
-def test_resolution_without_pyramid(resolution):
-    with pytest.raises(UsageError, match=str(resolution)):
-        PatchCollector(resolution, 3)
+@pytest.mark.parametrize("size", [(0, 0), (4, 4), (4, 64), (64, 7)])
+def test_images_too_small_for_neighbourhoods(size):
+    with pytest.raises(UsageError, match=f"8 pixels or more on each side, not {size[0]}x{size[1]}"):
+        PatchCollector(size, 3)
 
 
 @pytest.mark.parametrize(
@@ -192,16 +192,16 @@ def test_resolution_without_pyramid(resolution):
 )
 def test_images_that_do_not_fit(images):
     with pytest.raises(UsageError, match="uint8"):
-        PatchCollector(32, 3).add(images)
+        PatchCollector((32, 32), 3).add(images)
 
 
 def test_no_images():
     with pytest.raises(UsageError, match="no images"):
-        PatchCollector(32, 3).descriptors()
+        PatchCollector((32, 32), 3).descriptors()
 
 
 def test_sets_that_cannot_be_compared():
-    with pytest.raises(UsageError, match="resolutions or channels"):
+    with pytest.raises(UsageError, match="sizes or channels"):
         sliced_wasserstein(collect(pictures(2, 3, 32)), collect(pictures(2, 1, 32)))
-    with pytest.raises(UsageError, match="resolutions or channels"):
+    with pytest.raises(UsageError, match="sizes or channels"):
         sliced_wasserstein(collect(pictures(2, 3, 32)), collect(pictures(2, 3, 16)))

@@ -11,6 +11,9 @@ A packed dataset is a folder that `stylegan-pg pack` wrote:
 
 Every resolution has the same shard boundaries and the same order: ordinal i is the same picture at all of them, which
 is what lets a run grow. Offsets and checksums make each sample readable and verifiable by itself, at random.
+
+At resolution r a picture has base[0] r / 4 rows and base[1] r / 4 columns; index.json says the base, and where it says
+none it is 4x4: pictures are r x r.
 """
 
 import functools
@@ -19,9 +22,10 @@ import io
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simplejpeg
@@ -29,7 +33,11 @@ from PIL import Image
 
 from stylegan_pg.errors import UsageError
 
+if TYPE_CHECKING:
+    from stylegan_pg.config import Config  # takes its time, which every process that packs would spend
+
 FORMAT = 1
+SQUARE = (4, 4)  # the base of r x r pictures
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow mode
 _DEFINING = ("format", "count", "resolutions", "channels", "labels", "shards")
 
@@ -56,7 +64,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What a packed dataset is. `label_names` is empty when unlabelled; `identity` is the same for the same data."""
+    """What a packed dataset is. `label_names` is empty when unlabelled; `identity` is the same for the same data;
+    `base` is (rows, columns) at resolution 4."""
 
     path: str
     count: int
@@ -65,6 +74,11 @@ class DatasetIndex:
     label_names: tuple[str, ...]
     identity: str
     shards: tuple[Shard, ...] = field(repr=False)
+    base: tuple[int, int] = SQUARE
+
+    def size_at(self, resolution: int) -> tuple[int, int]:
+        """(height, width) of the pictures at one resolution, in pixels."""
+        return size_at(resolution, self.base)
 
     def table(self, resolution: int) -> "SampleTable":
         """Where every sample of one resolution lies.
@@ -94,6 +108,7 @@ class DatasetIndex:
             crc32=columns[4].astype(np.uint32),
             resolution=resolution,
             channels=self.channels,
+            base=self.base,
         )
 
     def source_of(self, ordinal: int) -> str:
@@ -120,14 +135,15 @@ class SampleTable:
     crc32: np.ndarray
     resolution: int
     channels: int
+    base: tuple[int, int] = SQUARE
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of every picture."""
+        return size_at(self.resolution, self.base)
 
     def __len__(self) -> int:
         return len(self.shard)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns of each image."""
-        return (self.channels, self.resolution, self.resolution)
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -152,10 +168,10 @@ class SampleTable:
         return data
 
     def image(self, i: int) -> np.ndarray:
-        """Sample i decoded: uint8 [channels, resolution, resolution], the same bytes every time. Raises as `read`."""
+        """Sample i decoded: uint8 [channels, *image_size], the same bytes every time. Raises as `read`."""
         data = self.read(i)
         try:
-            return decode(data, self.resolution, self.channels)
+            return decode(data, self.image_size, self.channels)
         except ValueError as error:
             raise self._corrupt(i, str(error)) from error
 
@@ -199,8 +215,40 @@ def identity_of(description: dict[str, Any]) -> str:
 
     The shard indexes' checksums stand for the samples: their order, labels, and the checksum of each one's bytes.
     """
-    canonical = json.dumps({key: description[key] for key in _DEFINING}, sort_keys=True, separators=(",", ":"))
+    defining = {key: description[key] for key in _DEFINING}
+    if (base := _base(description)) != SQUARE:  # square datasets are what they were before there were others
+        defining["base"] = base
+    canonical = json.dumps(defining, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _base(description: dict[str, Any]) -> tuple[int, int]:
+    rows, columns = map(int, description.get("base", SQUARE))
+    if min(rows, columns) < 1:
+        raise ValueError(f"its base is {rows}x{columns}")
+    return rows, columns
+
+
+def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels at a resolution, for a base of (rows, columns) at resolution 4."""
+    return base[0] * resolution // 4, base[1] * resolution // 4
+
+
+def check_base(index: DatasetIndex, config: "Config") -> None:
+    """Whether the networks of a configuration make pictures of the shape that a dataset has.
+
+    Raises:
+        UsageError: naming both shapes, and the remedy.
+    """
+    wanted = tuple(config.model.base)
+    if wanted != index.base:
+        there, asked = (f"{rows}x{columns}" for rows, columns in (index.base, wanted))
+        height, width = index.size_at(config.resolution)
+        raise UsageError(
+            f"model.base={list(wanted)} does not fit {index.path}, whose base is {there} ({height} rows and {width} "
+            f"columns at resolution {config.resolution}): set model.base=[{index.base[0]},{index.base[1]}], or pack "
+            f"the pictures again with --base {asked}"
+        )
 
 
 def resolution_folder(resolution: int) -> str:
@@ -208,16 +256,16 @@ def resolution_folder(resolution: int) -> str:
     return f"r{resolution:04d}"
 
 
-def decode(data: bytes, resolution: int, channels: int) -> np.ndarray:
-    """Encoded JPEG, PNG or WebP -> uint8 [channels, resolution, resolution]; strict, and deterministic to the byte.
+def decode(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Encoded JPEG, PNG or WebP -> uint8 [channels, *size], size = (height, width); strict, deterministic to the byte.
 
     Raises ValueError for bytes that do not decode cleanly, and for another size or another number of channels.
     """
     pixels = _decode_jpeg(data, channels) if data[:3] == b"\xff\xd8\xff" else _decode_other(data, channels)
-    if pixels.shape[:2] != (resolution, resolution):
-        height, width = pixels.shape[:2]
-        raise ValueError(f"is {width}x{height}, not {resolution}x{resolution}")
-    return np.ascontiguousarray(pixels.reshape(resolution, resolution, channels).transpose(2, 0, 1))
+    if pixels.shape[:2] != size:
+        (height, width), (rows, columns) = pixels.shape[:2], size
+        raise ValueError(f"is {height}x{width}, not {rows}x{columns} (rows x columns)")
+    return np.ascontiguousarray(pixels.reshape(*size, channels).transpose(2, 0, 1))
 
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
@@ -269,6 +317,7 @@ def _parse(path: Path, text: str) -> DatasetIndex:
                 Shard(s["name"], int(s["count"]), {int(r): h for r, h in s["index_sha256"].items()})
                 for s in data["shards"]
             ),
+            base=_base(data),
         )
         if sum(shard.count for shard in index.shards) != index.count:
             raise ValueError("the shards' counts do not add up")

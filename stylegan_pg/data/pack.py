@@ -30,11 +30,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stylegan_pg.data.index import FORMAT, MODES, identity_of, load_index
+from stylegan_pg.data.index import FORMAT, MODES, SQUARE, identity_of, load_index, size_at
 from stylegan_pg.data.picture import CONTINUES, FILTERS, LOSSLESS_UP_TO, Recipe, Result, make
 from stylegan_pg.data.shards import Group, clean, committed_groups, write_whole
 from stylegan_pg.data.sources import File, Listing, classes_of, few, list_source, open_zip
 from stylegan_pg.errors import RunError, UsageError
+
+LONGEST = 8192  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class PackReport:
     out: str
     count: int
     resolutions: tuple[int, ...]
+    base: tuple[int, int]
     label_names: tuple[str, ...]
     identity: str
     unreadable: tuple[tuple[str, str], ...]
@@ -54,13 +57,14 @@ class PackReport:
     def summary(self) -> str:
         """The report as a few lines of text for people."""
         names = f", {len(self.label_names)} classes" if self.label_names else ", no labels"
-        lines = [f"{self.out}: {self.count} pictures at {', '.join(map(str, self.resolutions))} pixels{names}"]
+        heights_widths = [size_at(r, self.base) for r in self.resolutions]
+        sizes = [str(h) if h == w else f"{h}x{w}" for h, w in heights_widths]
+        what = "pixels" if self.base[0] == self.base[1] else "rows x columns"
+        lines = [f"{self.out}: {self.count} pictures at {', '.join(sizes)} {what}{names}"]
         if self.was_complete:
             lines.insert(0, f"{self.out} is already complete with these options: nothing to do")
         if self.upscaled:
-            lines.append(
-                f"warning: {self.upscaled} pictures were smaller than {self.resolutions[-1]} pixels and were enlarged"
-            )
+            lines.append(f"warning: {self.upscaled} pictures were smaller than {sizes[-1]} {what} and were enlarged")
         if self.unreadable:
             path, reason = self.unreadable[0]
             lines.append(
@@ -82,6 +86,7 @@ def pack(
     format: str = "jpg",
     quality: int = 95,
     crop: str = "center",
+    base: str | Sequence[int] = SQUARE,
     filter: str = "lanczos",
     labels: str | os.PathLike[str] = "auto",
     shard_size: str | int = "256MB",
@@ -94,6 +99,9 @@ def pack(
     source: a folder (with pictures at any depth, or with tars), a zip, a tar, or a list of tars.
     resolution, lowest: top and bottom of the pyramid in pixels, powers of two, 4 <= lowest <= resolution <= 4096.
     format: "jpg", "png" or "webp" for levels above 32 pixels; quality 1..100 for jpg and webp.
+    crop: "center", "pad" or "none", for pictures of another shape than the dataset's.
+    base: (rows, columns) of the pictures at resolution 4, or a text such as "4x6" (1024 rows and 1536 columns at
+        resolution 1024).
     labels: "auto" takes dataset.json in SOURCE (as the public StyleGAN tools write it), else the .cls files beside
         the pictures (WebDataset), else the first-level folders if every picture lies in one and there are at least
         two (folders that are all numbers of five digits and more are buckets, not classes); "none" takes none; else
@@ -108,7 +116,7 @@ def pack(
     options, sources, labels or an `out` that holds something else, RunError for a full disk, a SOURCE that fails while
     being read and worker processes that die.
     """
-    recipe = _check_options(resolution, lowest, format, quality, crop, filter, channels, shard_size)
+    recipe = _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 0:
         raise UsageError(f"workers = {workers}: give 0 or more processes")
@@ -123,6 +131,7 @@ def pack(
     classes, names = classes_of(listing, labels)
     plan = {
         **asdict(recipe),
+        "base": list(recipe.base),
         "pictures": len(listing.pictures),
         "listing_sha256": _digest((p.path, p.size) for p in listing.pictures),
         "labels_sha256": _digest([*names, *classes]),
@@ -140,13 +149,13 @@ def pack(
     return _report(out, was_complete=False)
 
 
-def _check_options(resolution, lowest, format, quality, crop, filter, channels, shard_size) -> Recipe:
+def _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size) -> Recipe:
     for name, value in {"resolution": resolution, "lowest": lowest}.items():
         if not 4 <= value <= 4096 or value & (value - 1):
             raise UsageError(f"{name} = {value}: give a power of two from 4 to 4096")
     if lowest > resolution:
         raise UsageError(f"lowest = {lowest} is above resolution = {resolution}: lower the one or raise the other")
-    choices = {"format": (format, ("jpg", "png", "webp")), "crop": (crop, ("center", "none"))}
+    choices = {"format": (format, ("jpg", "png", "webp")), "crop": (crop, ("center", "pad", "none"))}
     choices |= {"filter": (filter, tuple(FILTERS)), "channels": (channels, tuple(MODES))}
     for name, (value, known) in choices.items():
         if value not in known:
@@ -155,7 +164,25 @@ def _check_options(resolution, lowest, format, quality, crop, filter, channels, 
         raise UsageError("format = jpg has no alpha channel: take png or webp for channels = 4")
     if not 1 <= quality <= 100:
         raise UsageError(f"quality = {quality}: give a number from 1 to 100")
-    return Recipe(resolution, lowest, format, quality, crop, filter, channels, _bytes(shard_size))
+    return Recipe(
+        resolution, lowest, format, quality, crop, filter, channels, _bytes(shard_size), _base(base, resolution)
+    )
+
+
+def _base(base: str | Sequence[int], resolution: int) -> tuple[int, int]:
+    """ "4x6" -> (4, 6)."""
+    text = base if isinstance(base, str) else "x".join(map(str, base))
+    match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", text, re.ASCII)
+    if not match:
+        raise UsageError(f"base = {text}: give rows and columns at resolution 4, such as 4x6")
+    rows, columns = int(match[1]), int(match[2])
+    height, width = size_at(resolution, (rows, columns))
+    if max(height, width) > LONGEST:
+        raise UsageError(
+            f"base = {text} gives {height} rows and {width} columns at resolution {resolution}: with at most {LONGEST} "
+            "of each, choose a smaller base or resolution"
+        )
+    return rows, columns
 
 
 def _bytes(size: str | int) -> int:
@@ -268,6 +295,7 @@ def _bookkeeping(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
 
 
 def _compare(out: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    there = {"base": list(SQUARE), **there}  # of a version that knew no other
     different = [f"{k} was {there.get(k)}, is {now[k]}" for k in now if there.get(k) != now[k] and "sha256" not in k]
     if there.get("listing_sha256") != now["listing_sha256"]:
         different.append("the pictures in SOURCE (their paths or sizes) are others")
@@ -293,6 +321,7 @@ def _finish(out, sources, listing: Listing, classes, names, recipe: Recipe, plan
         "format": FORMAT,
         "count": len(packed),
         "resolutions": recipe.resolutions,
+        "base": recipe.base,
         "channels": recipe.channels,
         "labels": {"names": names, "counts": [counts[i] for i in range(len(names))]} if classes else None,
         "source": sources[0].resolve().name + (f" and {len(sources) - 1} more" if len(sources) > 1 else ""),
@@ -330,6 +359,7 @@ def _report(out: Path, was_complete: bool) -> PackReport:
         out=str(out),
         count=index["count"],
         resolutions=tuple(index["resolutions"]),
+        base=tuple(index.get("base", SQUARE)),
         label_names=tuple(index["labels"]["names"]) if index["labels"] else (),
         identity=index["identity"],
         unreadable=tuple((path, reason) for path, reason in report["unreadable"]),

@@ -11,10 +11,14 @@ What happens to a picture, in this order:
 * Transparency (alpha or a transparent palette entry) is composited over white, unless channels = 4 keeps it.
 * channels = 1 takes the luma (ITU-R 601), channels = 3 repeats grey, channels = 4 adds an opaque alpha.
 * The EXIF orientation is applied.
-* crop = "center" takes the central square; crop = "none" counts pictures that are not square as unreadable.
-* One resize with `filter` makes the top level; smaller pictures are enlarged, and counted in the report. The lower
-  levels are exact means of 2^k x 2^k pixels of the top level before its compression, rounded once, halves up.
-* Levels up to 32 pixels are lossless PNG; JPEG is written without chroma subsampling.
+* Pictures get the shape of `base`, a square unless it says otherwise: crop = "center" takes the largest central part
+  of that shape, to the nearest pixel; crop = "pad" adds what is missing, equally on both sides, white, or transparent
+  for channels = 4; crop = "none" counts pictures of another shape as unreadable.
+* One resize with `filter` makes the top level, base[0] r / 4 rows of base[1] r / 4 pixels at resolution r; smaller
+  pictures are enlarged, and counted in the report. The lower levels are exact means of 2^k x 2^k pixels of the top
+  level before its compression, rounded once, halves up; of RGBA pixels the colours are weighted by their opacity, so
+  that what is transparent does not bleed into what is not (and are 0 where nothing is opaque).
+* Levels up to resolution 32 are lossless PNG; JPEG is written without chroma subsampling.
 """
 
 import errno
@@ -28,11 +32,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from stylegan_pg.data.index import MODES
+from stylegan_pg.data.index import MODES, SQUARE, size_at
 from stylegan_pg.data.sources import File
 from stylegan_pg.errors import RunError
 
-LOSSLESS_UP_TO = 32  # pixels; a PNG is hardly larger there, and JPEG blocks would be most of the picture
+LOSSLESS_UP_TO = 32  # the resolution; a PNG is hardly larger there, and JPEG blocks would be most of the picture
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 _ORIENTATIONS = {  # EXIF value -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,6 +62,7 @@ class Recipe:
     filter: str
     channels: int
     shard_size: int  # bytes
+    base: tuple[int, int] = SQUARE
 
     @property
     def resolutions(self) -> list[int]:
@@ -90,30 +95,50 @@ def make(picture: File, recipe: Recipe) -> Result:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            square = _square(_load(data, recipe.channels), recipe.crop)
+            shaped = _shaped(_load(data, recipe.channels), recipe.base, recipe.crop)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its text holds an address in memory
         return Result([], "not a picture of a known format", False)
     except Exception as error:  # broken data makes Pillow raise nearly anything
         return Result([], str(error) or type(error).__name__, False)
-    size = recipe.resolution
-    top = np.asarray(square.resize((size, size), FILTERS[recipe.filter])).reshape(size, size, recipe.channels)
-    levels = pyramid(top, recipe.lowest)
-    images = [_encode(level, recipe.format_at(len(level)), recipe.quality) for level in levels]
-    return Result(images, "", square.width < size)
+    height, width = size_at(recipe.resolution, recipe.base)
+    top = np.asarray(shaped.resize((width, height), FILTERS[recipe.filter])).reshape(height, width, recipe.channels)
+    levels = zip(recipe.resolutions, pyramid(top, len(recipe.resolutions)), strict=True)
+    images = [_encode(level, recipe.format_at(resolution), recipe.quality) for resolution, level in levels]
+    return Result(images, "", shaped.width < width or shaped.height < height)
 
 
-def pyramid(top: np.ndarray, lowest: int) -> list[np.ndarray]:
-    """uint8 [R, R, C] -> uint8 levels of `lowest` ... R pixels: means of 2^k x 2^k of its pixels, halves rounded up."""
-    levels, sums, shift = [top], top, 0
-    while len(sums) > lowest:
-        wide = np.uint16 if shift < 8 else np.uint32  # 16 x 16 pixels of 255 and the half still fit 16 bits
-        rows = np.add(sums[0::2], sums[1::2], dtype=wide)
-        sums = np.add(rows[:, 0::2], rows[:, 1::2], dtype=wide)
-        shift += 2
-        levels.insert(0, ((sums + wide(1 << (shift - 1))) >> wide(shift)).astype(np.uint8))
-    return levels
+def pyramid(top: np.ndarray, levels: int) -> list[np.ndarray]:
+    """uint8 [H, W, C] -> so many uint8 levels, each twice the size of the one before and the last one `top`: means of
+    2^k x 2^k of its pixels, halves rounded up; colours weighted by the opacity if C is 4."""
+    result = [top]
+    sums = top
+    if top.shape[2] == 4:
+        alpha = top[:, :, 3:].astype(np.uint64)
+        sums = np.concatenate([top[:, :, :3] * alpha, alpha], axis=2)
+    for k in range(1, levels):
+        if top.shape[2] == 4:
+            sums = _sums(sums, np.uint64)
+            alpha = np.maximum(sums[:, :, 3:], 1)
+            means = np.concatenate([sums[:, :, :3] // alpha, _rounded(sums[:, :, 3:], 2 * k)], axis=2)
+            means[:, :, :3] += sums[:, :, :3] % alpha * 2 >= alpha
+        else:
+            sums = _sums(sums, np.uint16 if k < 5 else np.uint32)  # 16 x 16 pixels of 255 and the half fit 16 bits
+            means = _rounded(sums, 2 * k)
+        result.insert(0, means.astype(np.uint8))
+    return result
+
+
+def _sums(x: np.ndarray, wide: type[np.unsignedinteger]) -> np.ndarray:
+    """[H, W, C] -> [H / 2, W / 2, C], of 2x2 each."""
+    rows = np.add(x[0::2], x[1::2], dtype=wide)
+    return np.add(rows[:, 0::2], rows[:, 1::2], dtype=wide)
+
+
+def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
+    """Over 2^shift, halves up."""
+    return (sums + sums.dtype.type(1 << (shift - 1))) >> sums.dtype.type(shift)
 
 
 def _load(data: bytes, channels: int) -> Image.Image:
@@ -189,15 +214,23 @@ def _srgb() -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-def _square(picture: Image.Image, crop: str) -> Image.Image:
-    width, height = picture.size
-    if width == height:
-        return picture
-    if crop == "none":
-        raise ValueError(f"is {width}x{height}, not square, and crop = none")
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+def _shaped(picture: Image.Image, base: tuple[int, int], crop: str) -> Image.Image:
+    """Cropped or padded to the shape of `base`, (rows, columns)."""
+    (width, height), (rows, columns) = picture.size, base
+    wide, high = width * rows, height * columns  # equal where the shape fits
+    if crop == "pad":
+        across = max(width, round(high / rows))
+        down = max(height, round(wide / columns))
+        canvas = Image.new(picture.mode, (across, down), "#ffffff00" if picture.mode == "RGBA" else "white")
+        canvas.paste(picture, ((across - width) // 2, (down - height) // 2))
+        return canvas
+    across = min(width, max(1, round(high / rows)))
+    down = min(height, max(1, round(wide / columns)))
+    if crop == "none" and (across, down) != picture.size:
+        shape = "square" if rows == columns else f"{columns} wide for {rows} high"
+        raise ValueError(f"is {width}x{height} (width x height), not {shape}, and crop = none")
+    left, top = (width - across) // 2, (height - down) // 2
+    return picture.crop((left, top, left + across, top + down))
 
 
 def _encode(pixels: np.ndarray, format: str, quality: int) -> bytes:

@@ -17,7 +17,7 @@ from stylegan_pg.data.index import DatasetIndex, SampleTable
 from stylegan_pg.errors import UsageError
 
 PREFIX = "points:"
-RESOLUTION = 4  # at which a base of [1, 1] is one pixel
+RESOLUTION, BASE = 4, (1, 1)  # one pixel
 PER_MODE = 1000  # points, drawn once
 
 
@@ -47,10 +47,6 @@ class PointTable(SampleTable):
     """The points, float32 [count, 2], in a packed dataset's place; nothing is read from files."""
 
     points: np.ndarray
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return (2, 1, 1)
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -101,6 +97,7 @@ def load_points(url: str) -> PointIndex:
         crc32=nothing.astype(np.uint32),
         resolution=RESOLUTION,
         channels=2,
+        base=BASE,
         points=points,
     )
     return PointIndex(
@@ -108,6 +105,7 @@ def load_points(url: str) -> PointIndex:
         count=len(label),
         resolutions=(RESOLUTION,),
         channels=2,
+        base=BASE,
         label_names=tuple(str(i) for i in range(modes)),
         identity=hashlib.sha256(url.encode() + points.astype("<f4").tobytes()).hexdigest(),
         shards=(),

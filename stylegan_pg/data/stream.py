@@ -29,7 +29,7 @@ PATIENCE = 30.0  # seconds that a worker goes on after SIGTERM
 
 @dataclass
 class Batch:
-    """A rank's share of a batch: image uint8 [n, C, R, R], of points float32; condition float32 [n, classes], one-hot,
+    """A rank's share of a batch: image uint8 [n, C, H, W], of points float32; condition float32 [n, classes], one-hot,
     or None; bad: what each corrupt sample that had to be replaced was; fault: why it could not be read, if so."""
 
     image: torch.Tensor
@@ -60,7 +60,7 @@ def one_hot(labels: Sequence[int] | np.ndarray | torch.Tensor, classes: int) -> 
 
 
 def read_image(table: SampleTable, ordinal: int) -> tuple[np.ndarray, int, list[str]]:
-    """The image at `ordinal`, uint8 [C, R, R]; the ordinal it really came from; what was bad on the way.
+    """The image at `ordinal`, uint8 [C, H, W]; the ordinal it really came from; what was bad on the way.
 
     A file that cannot be read right now is tried again. Bytes that are bad every time are replaced by the next
     sample, which is the same on every machine.
@@ -98,7 +98,7 @@ class _Samples(Dataset):
 
     def __getitems__(self, wanted: list[tuple[int, int]]) -> Batch:
         n = len(wanted)
-        images = np.empty([n, *self.table.image_shape], self.table.dtype)
+        images = np.empty([n, self.table.channels, *self.table.image_size], self.table.dtype)
         labels = np.zeros([n], np.int64)
         bad: list[str] = []
         for k, (epoch, ordinal) in enumerate(wanted):
@@ -184,5 +184,5 @@ def _whole(batch: Batch) -> Batch:
 
 
 def read_batch(table: SampleTable, ordinals: Sequence[int]) -> torch.Tensor:
-    """Images uint8 [n, C, R, R] by their place in the dataset."""
+    """Images uint8 [n, C, H, W] by their place in the dataset."""
     return torch.from_numpy(np.stack([read_image(table, int(i))[0] for i in ordinals]))

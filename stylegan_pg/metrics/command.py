@@ -15,7 +15,7 @@ from stylegan_pg import dist
 from stylegan_pg.data.index import DatasetIndex, load_index
 from stylegan_pg.data.stream import read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, tile
+from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, size_of, tile
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.features import load_extractor
 from stylegan_pg.metrics.figures import draw_sweep
@@ -46,7 +46,7 @@ def parse_psi(text: str) -> list[float]:
 
 
 def _load(path: Path, device: torch.device) -> tuple[Any, int]:
-    """A snapshot's generator, or the pictures of a packed dataset, and their resolution."""
+    """A snapshot's generator, or the pictures of a packed dataset; and their resolution."""
     if path.is_dir():
         index = load_index(str(path))
         return Pictures(index.table(max(index.resolutions))), max(index.resolutions)
@@ -54,10 +54,16 @@ def _load(path: Path, device: torch.device) -> tuple[Any, int]:
     return G, G.resolution
 
 
-def _fit(G: Any, snapshot: Path, index: DatasetIndex) -> None:
+def _fit(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
     channels = G.table.channels if isinstance(G, Pictures) else G.img_channels
     if index.channels != channels:
         raise UsageError(f"{snapshot} makes images of {channels} channels, {index.path} has {index.channels}")
+    made, real = G.table.image_size if isinstance(G, Pictures) else size_of(G), index.size_at(resolution)
+    if made != real:
+        raise UsageError(
+            f"{snapshot} makes images of {made[0]}x{made[1]} (rows x columns), {index.path} has {real[0]}x{real[1]}: "
+            "pack the dataset with the --base of the images"
+        )
     if G.c_dim and len(index.label_names) != G.c_dim:
         raise UsageError(f"{snapshot} knows {G.c_dim} classes, {index.path} has {len(index.label_names)}")
 
@@ -89,7 +95,7 @@ def evaluate_snapshot(
         parse(name)
     G, resolution = _load(snapshot, tools.device)
     index = load_index(data)
-    _fit(G, snapshot, index)
+    _fit(G, resolution, snapshot, index)
     if per_class and not G.c_dim:
         raise UsageError(f"--per-class: {snapshot} is unconditional")
     if isinstance(G, Pictures) and (neighbours or steps != [1.0]):

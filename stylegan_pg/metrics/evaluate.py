@@ -24,7 +24,7 @@ from stylegan_pg.generate import images_of
 from stylegan_pg.metrics import gather
 from stylegan_pg.metrics.gather import Networks, Rows, Tools
 from stylegan_pg.metrics.path_length import held, middle_mean, path_lengths
-from stylegan_pg.metrics.protocol import LEAST_RESOLUTION, NETWORK, Protocol
+from stylegan_pg.metrics.protocol import LEAST_SIDE, NETWORK, Protocol
 from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.metrics.statistics import frechet_distance, kernel_distance, precision_recall
 from stylegan_pg.metrics.swd import sliced_wasserstein
@@ -66,6 +66,7 @@ class Evaluator:
         networks: Networks | None = None,
     ):
         self.protocols, self.tools, self.resolution = list(protocols), tools, resolution
+        self.size = index.size_at(resolution)
         self.networks = networks or Networks(tools)
         self.real = RealSide(index, resolution, self.networks, only_class)
         self.missing: dict[str, str] = {}
@@ -98,9 +99,10 @@ class Evaluator:
             raise UsageError(f"{p.name} needs {self._images(p)} images, there are {len(G.table)}: use a smaller count")
         if p.kind == "ppl2" and not hasattr(G, "styles"):
             raise UsageError(f"{p.name} needs a generator with a latent space w")
-        least = LEAST_RESOLUTION.get(p.kind, 1)
-        if self.resolution < least:
-            raise UsageError(f"{p.name} needs images of {least} pixels or more, not {self.resolution}")
+        least = LEAST_SIDE.get(p.kind, 1)
+        if min(self.size) < least:
+            height, width = self.size
+            raise UsageError(f"{p.name} needs images of {least} pixels or more on each side, not {height}x{width}")
 
     def _able(self, protocols: list[Protocol]) -> list[Protocol]:
         """Those whose networks are there, on all ranks: the others must not cost these their images."""
@@ -125,7 +127,7 @@ class Evaluator:
     def _generate(self, G: Any, protocols: list[Protocol], psi: float, how: dict[str, Any]) -> dict[str, Any]:
         """What this rank's share of images gives, for every metric from the same ones."""
         channels = self.real.table.channels
-        fakes = {p.name: gather.gatherer(p, self.resolution, channels, self.tools.seed, "fake") for p in protocols}
+        fakes = {p.name: gather.gatherer(p, self.size, channels, self.tools.seed, "fake") for p in protocols}
         wanted = {p.name: self._images(p) for p in protocols}
         total = max(wanted.values(), default=0)
         batch = -(-self.tools.batch // 2) * 2  # even: similarity is of neighbours

@@ -26,6 +26,7 @@ from torch import nn
 
 from stylegan_pg.dist import parameters_hash
 from stylegan_pg.errors import UsageError
+from stylegan_pg.generate import over_white
 from stylegan_pg.ops.build import cache_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -149,8 +150,8 @@ class _Resized(nn.Module):
 
 
 def rgb(x: torch.Tensor) -> torch.Tensor:
-    """Grey [n, 1, H, W] three times, RGBA without its alpha."""
-    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3]
+    """Grey [n, 1, H, W] three times, RGBA over white; [n, 3, H, W] of 0 to 255."""
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else over_white(x)
 
 
 class Inception(_Resized):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stylegan_pg import dist
+from stylegan_pg.generate import over_white
 from stylegan_pg.metrics.protocol import NETWORK, Protocol
 from stylegan_pg.metrics.similarity import ms_ssim
 from stylegan_pg.metrics.statistics import InceptionScore, Moments
@@ -108,10 +109,10 @@ class LazyMoments:
         return self.found
 
 
-def gatherer(p: Protocol, resolution: int, channels: int, seed: int, side: str) -> Any:
-    """What takes in one side ("real" or "fake") of a metric."""
+def gatherer(p: Protocol, size: tuple[int, int], channels: int, seed: int, side: str) -> Any:
+    """What takes in one side ("real" or "fake") of a metric, for images of this size (height, width)."""
     if p.kind == "swd":
-        return PatchCollector(resolution, channels, seed=derive(seed, side))
+        return PatchCollector(size, min(channels, 3), seed=derive(seed, side))
     if p.kind in ("kid", "pr", "ppl2", "ms_ssim"):
         return Rows()
     return InceptionScore(p.count) if p.kind == "is" else LazyMoments()
@@ -120,7 +121,9 @@ def gatherer(p: Protocol, resolution: int, channels: int, seed: int, side: str) 
 def take_in(
     p: Protocol, into: Any, first: int, images: torch.Tensor, networks: Networks, known: dict[str, Any]
 ) -> None:
-    """Images with numbers from `first` on; `known` holds the features that were already computed of them."""
+    """Images with numbers from `first` on, RGBA ones over white; `known` holds the features that were already computed
+    of them."""
+    images = over_white(images)
     if p.kind == "swd":
         into.add(images, first)
     elif p.kind == "ms_ssim":  # of pairs: the even numbers with the odd ones behind them

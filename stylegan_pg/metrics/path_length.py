@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from stylegan_pg.generate import over_white
+
 EPSILON = 1e-4
 
 
@@ -67,10 +69,10 @@ def path_lengths(
     blocks = [m for m in G.modules() if isinstance(getattr(m, "dtype", None), torch.dtype)]
     with held(blocks, "dtype", None):
         images = G.synthesis(torch.cat(ws), alpha=alpha, noise="const").float() * 127.5 + 127.5
-    if images.shape[-1] > 256:
-        images = torch.nn.functional.avg_pool2d(images, images.shape[-1] // 256)
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-    a, b = images.contiguous(memory_format=torch.channels_last).chunk(2)
+    images = over_white(images)
+    if (side := min(images.shape[2:])) > 256:
+        images = torch.nn.functional.avg_pool2d(images, side // 256)
+    a, b = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last).chunk(2)
     return distance(a, b).double().cpu() / EPSILON**2
 
 

@@ -15,7 +15,7 @@ from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.evaluate import Evaluator, better
 from stylegan_pg.metrics.gather import Tools
-from stylegan_pg.metrics.protocol import LEAST_RESOLUTION, parse
+from stylegan_pg.metrics.protocol import LEAST_SIDE, parse
 
 
 class Periodic:
@@ -40,11 +40,12 @@ class Periodic:
         Raises:
             UsageError, RunError and others: on all ranks, whatever went wrong on one.
         """
-        protocols = [p for p in self.protocols if resolution >= LEAST_RESOLUTION.get(p.kind, 1)]
+        size = self.index.size_at(resolution)
+        protocols = [p for p in self.protocols if min(size) >= LEAST_SIDE.get(p.kind, 1)]
         if not protocols:
             return {}
         if self.evaluator is None or self.evaluator.resolution != resolution:
-            how, batch = self.config, max(1, min(32, 2**20 // resolution**2))
+            how, batch = self.config, max(1, min(32, 2**20 // (size[0] * size[1])))
             tools = Tools(device, tuple(how.weights), how.extractor, how.precision, batch=batch)
             self.evaluator = None  # before the next one takes its memory
             with dist.together():

@@ -6,6 +6,9 @@ is50k: the Inception score. ppl2_wend: perceptual path length of 50,000 pairs in
 all along). swd, ms_ssim: sliced Wasserstein distance and multi-scale structural similarity, which need no network.
 Counts can be others (fid2048_full, pr2563: 256 images, swd4096, ppl2_wend10k); _mirror adds the mirrored copies of the
 real images, _psi0.7 truncates.
+
+Whatever the metric, RGBA images are seen over white. Networks get grey images as three equal channels, and images of
+any shape resized to the network's own square.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from stylegan_pg.errors import UsageError
 
 NETWORK = {"fid": "inception", "kid": "inception", "is": "inception", "pr": "vgg16", "ppl2": "lpips"}
-LEAST_RESOLUTION = {"swd": 8, "ppl2": 16}
+LEAST_SIDE = {"swd": 8, "ppl2": 16}  # pixels
 DEFAULT_COUNT = {"ppl2": 50_000, "swd": 8192, "ms_ssim": 10_000}
 _NAME = re.compile(
     r"(?:(?:(?P<many>fid|kid|is)(?P<count>[1-9]\d*k?)|(?P<pr>pr)(?P<prs>[1-9]\d*?k?)3)(?P<full>_full)?"

@@ -33,6 +33,8 @@ class RealSide:
     def __init__(self, index: DatasetIndex, resolution: int, networks: Networks, only_class: int | None = None):
         self.table, self.networks, self.tools = index.table(resolution), networks, networks.tools
         self.name = f"{index.identity}-{resolution} | class {only_class}"
+        if index.channels == 4:
+            self.name += " | over white"  # what was kept without these words had dropped the alpha
         self.mine = np.arange(len(self.table))
         if only_class is not None:
             self.mine = np.flatnonzero(self.table.label == only_class)
@@ -92,7 +94,7 @@ class RealSide:
 
     def _read(self, p: Protocol) -> Any:
         """This rank's share."""
-        into = gather.gatherer(p, self.table.resolution, self.table.channels, self.tools.seed, "real")
+        into = gather.gatherer(p, self.table.image_size, self.table.channels, self.tools.seed, "real")
         numbers, batch = self._numbers(p), self.tools.batch
         starts = [b * gather.BLOCK + i for b in gather.share(len(numbers)) for i in range(0, gather.BLOCK, batch)]
         starts = [first for first in starts if first < len(numbers)]

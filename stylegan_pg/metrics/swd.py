@@ -7,6 +7,7 @@ at a coarse level mean similar large-scale structure, at the finest one similar 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +19,19 @@ from stylegan_pg.rng import generator
 
 NEIGHBOURHOOD = 7
 COARSEST = 16
+LEAST = 8
+
+Size = tuple[int, int]  # (height, width) of a level
+Patches = dict[Size, list[tuple[int, torch.Tensor]]]  # with the number of the first image
+
+
+def _name(size: Size) -> str:
+    return f"swd_{size[0]}" if size[0] == size[1] else f"swd_{size[0]}x{size[1]}"
+
+
+def _key(size: Size) -> Sequence[int]:
+    """What random numbers of a level are drawn for."""
+    return size[:1] if size[0] == size[1] else size
 
 
 def _binomial(x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
@@ -54,32 +68,38 @@ def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
 class PatchCollector:
     """Gathers the neighbourhoods of one set of images, batch by batch.
 
+    Levels are halved for as long as sides are even and the smaller one stays at 16 pixels or more.
+
     Args:
-        resolution, channels: of the images, a power of two of at least 8.
+        size: (height, width) of the images, at least 8 pixels each; channels: of the images.
         patches_per_image: neighbourhoods at each level of each image.
         seed: places follow from it and the image's number alone, not from how images are batched.
 
     Raises:
-        UsageError: for resolutions without a pyramid.
+        UsageError: for images that are too small.
     """
 
-    def __init__(self, resolution: int, channels: int, *, patches_per_image: int = 128, seed: int = 0):
-        if resolution & (resolution - 1) or resolution < 8:
-            raise UsageError(f"the sliced Wasserstein distance needs images of 8, 16, 32, ... pixels, not {resolution}")
+    def __init__(self, size: tuple[int, int], channels: int, *, patches_per_image: int = 128, seed: int = 0):
+        if min(size) < LEAST:
+            raise UsageError(
+                f"the sliced Wasserstein distance needs images of {LEAST} pixels or more on each side, "
+                f"not {size[0]}x{size[1]}"
+            )
         self.channels, self.patches_per_image, self.seed = channels, patches_per_image, seed
-        self.levels = [resolution]
-        while self.levels[-1] > COARSEST:
-            self.levels.append(self.levels[-1] // 2)
+        self.levels = [size]
+        while min(size) >= 2 * COARSEST and size[0] % 2 == size[1] % 2 == 0:
+            size = size[0] // 2, size[1] // 2
+            self.levels.append(size)
         self.count = 0
-        self._patches: dict[int, list[tuple[int, torch.Tensor]]] = {r: [] for r in self.levels}
+        self._patches: Patches = {size: [] for size in self.levels}
 
     def add(self, images: torch.Tensor, first: int | None = None) -> None:
-        """uint8 [N, C, R, R]; `first` is the number of the first of them, by default the next one.
+        """uint8 [N, C, H, W]; `first` is the number of the first of them, by default the next one.
 
         Raises:
             UsageError: for images of another shape or type.
         """
-        expected = (self.channels, self.levels[0], self.levels[0])
+        expected = (self.channels, *self.levels[0])
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise UsageError(
                 f"the sliced Wasserstein distance expects uint8 images of shape [N, {', '.join(map(str, expected))}], "
@@ -94,27 +114,29 @@ class PatchCollector:
         n, k = len(images), self.patches_per_image
         pyramid = laplacian_pyramid(images.float(), len(self.levels))
         offsets = torch.arange(NEIGHBOURHOOD)
-        for r, level in zip(self.levels, pyramid, strict=True):
-            span = r - NEIGHBOURHOOD + 1
-            places = torch.stack(
-                [torch.randint(span, [2, k], generator=generator(self.seed, "patches", r, first + i)) for i in range(n)]
-            )
-            rows = (places[:, 0, :, None] + offsets)[:, :, :, None]  # [N, k, 7, 1]
-            columns = (places[:, 1, :, None] + offsets)[:, :, None, :]
+        for size, level in zip(self.levels, pyramid, strict=True):
+            places = [self._places(size, first + i) for i in range(n)]
+            rows, columns = (torch.stack(axis)[:, :, None] + offsets for axis in zip(*places, strict=True))
+            rows, columns = rows[:, :, :, None], columns[:, :, None, :]  # [N, k, 7, 1] and [N, k, 1, 7]
             image = torch.arange(n)[:, None, None, None]
             patches = level.permute(0, 2, 3, 1)[image, rows, columns]  # [N, k, 7, 7, C]
-            self._patches[r].append((first, patches.reshape(n * k, -1, self.channels)))
+            self._patches[size].append((first, patches.reshape(n * k, -1, self.channels)))
         self.count += n
+
+    def _places(self, size: Size, number: int) -> list[torch.Tensor]:
+        """Top rows and left columns, [k] each, of one image's neighbourhoods at one level."""
+        g = generator(self.seed, "patches", *_key(size), number)
+        return [torch.randint(side - NEIGHBOURHOOD + 1, [self.patches_per_image], generator=g) for side in size]
 
     def merge(self, other: PatchCollector) -> None:
         """Take in another part of the same set."""
         self.count += other.count
-        for r, parts in other._patches.items():
-            self._patches[r] += parts
+        for size, parts in other._patches.items():
+            self._patches[size] += parts
 
-    def descriptors(self) -> dict[int, torch.Tensor]:
-        """level resolution -> float32 [N * patches_per_image, 49 * C], each channel at mean 0 and deviation 1 over
-        the whole set.
+    def descriptors(self) -> dict[Size, torch.Tensor]:
+        """(height, width) of a level -> float32 [N * patches_per_image, 49 * C], each channel at mean 0 and deviation 1
+        over the whole set.
 
         Raises:
             UsageError: if no images were added.
@@ -122,41 +144,42 @@ class PatchCollector:
         if not self.count:
             raise UsageError("no images to take the sliced Wasserstein distance of: add some first")
         result = {}
-        for r, parts in self._patches.items():
+        for size, parts in self._patches.items():
             x = torch.cat([patches for _, patches in sorted(parts, key=lambda part: part[0])])
             variance, mean = torch.var_mean(x, dim=[0, 1], correction=0)
-            result[r] = x.sub_(mean).div_(variance.sqrt().clamp(min=1e-12)).flatten(1)
+            result[size] = x.sub_(mean).div_(variance.sqrt().clamp(min=1e-12)).flatten(1)
         return result
 
 
 def sliced_wasserstein(
-    real: dict[int, torch.Tensor],
-    fake: dict[int, torch.Tensor],
+    real: dict[Size, torch.Tensor],
+    fake: dict[Size, torch.Tensor],
     *,
     repeats: int = 4,
     directions: int = 128,
     seed: int = 0,
 ) -> dict[str, float]:
-    """{"swd_64": ..., "swd_32": ..., "swd_16": ..., "swd": their mean}, times 1000 as in the paper.
+    """{"swd_64": ..., "swd_32": ..., "swd_16": ..., "swd": their mean}, times 1000 as in the paper; levels that
+    are not square are "swd_64x96".
 
     Both sides are what `descriptors` gave. Where one has more rows, its first ones count.
 
     Raises:
         UsageError: if the two have different levels or channels.
     """
-    if {r: t.shape[1] for r, t in real.items()} != {r: t.shape[1] for r, t in fake.items()}:
-        raise UsageError("the two sets of images have different resolutions or channels")
+    if {size: t.shape[1] for size, t in real.items()} != {size: t.shape[1] for size, t in fake.items()}:
+        raise UsageError("the two sets of images have different sizes or channels")
     result: dict[str, float] = {}
-    for r in real:
-        n = min(len(real[r]), len(fake[r]))
-        a, b = real[r][:n], fake[r][:n]
+    for size in real:
+        n = min(len(real[size]), len(fake[size]))
+        a, b = real[size][:n], fake[size][:n]
         distances = []
         for repeat in range(repeats):
-            g = generator(seed, "directions", r, repeat)
+            g = generator(seed, "directions", *_key(size), repeat)
             d = torch.randn([a.shape[1], directions], generator=g)
             d = (d / d.norm(dim=0)).t().contiguous()
             pa, pb = (_sort_rows(d @ x.t()) for x in (a, b))
             distances.append(pa.sub_(pb).abs_().mean().item())
-        result[f"swd_{r}"] = 1000 * sum(distances) / repeats
+        result[_name(size)] = 1000 * sum(distances) / repeats
     result["swd"] = sum(result.values()) / len(real)
     return result
