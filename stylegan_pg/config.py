@@ -102,7 +102,8 @@ class LossConfig:
         """R1 and path length, as far as they are switched on, and the further terms."""
         terms = []
         if self.r1_gamma or any(self.r1_gamma_at.values()) or any(self.r1_gamma_from.values()):
-            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, self.r1_gamma_at, self.r1_gamma_from))
+            at, since = self.r1_gamma_at, self.r1_gamma_from
+            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, weight_at=at, weight_from=since))
         if self.pl_weight:
             terms.append(TermConfig("path_length", self.pl_weight, self.pl_every))
         return terms + list(self.terms)
@@ -143,8 +144,8 @@ class TrainConfig:
     deterministic: bool = False  # bit-exact resume on GPUs, at some cost
     check_ranks_every: int = 500  # steps between comparisons of the ranks' parameters
     freeze_d: int = 0  # resolutions of D, counted from the image down, that stay as they were initialised
-    loss_scale: float = 1.0  # losses times, gradients by this power of two, for fp16
-    max_skipped: int = 20  # steps with a loss or gradient that is not finite, after which training stops
+    loss_scale: Optional[float] = None  # to start with; halved where gradients overflow; null: 65536 with fp16, else 1
+    max_skipped: int = 20  # steps left out for a loss or gradient that was not finite, after which training stops
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
 from stylegan_pg.networks import NETWORKS  # which registers the operators, too
 from stylegan_pg.schedule import Phase
 from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
@@ -111,36 +112,40 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     """
     meter = meter or Meter()
     shape = NetworkShape(phase.resolution, config.resolution, phase.fade, channels, classes, phase.mbstd_group)
-    n = phase.mbstd_group
+    n, pair = phase.mbstd_group, NETWORKS[config.model.name]
     objective = OBJECTIVES[config.loss.objective]
     with torch.device("meta"):
-        make_G, make_D = NETWORKS[config.model.name]
-        G: Any = make_G(**generator_kwargs(config.model, shape))
-        D: Any = make_D(**discriminator_kwargs(config.model, shape))
+        G: Any = pair.G(**pair.g_kwargs(config.model, shape))
+        D: Any = pair.D(**pair.d_kwargs(config.model, shape))
         z, c = torch.randn(n, config.model.z_dim), torch.randn(n, classes) if classes else None
-        with meter, torch.no_grad():
-            real = torch.randn_like(G(z, c))
+        images = torch.randn(3, n, channels, *G.img_size)
+        real, fake, noise = images.unbind()
+        u = torch.rand(n)
 
     def g_main() -> torch.Tensor:
-        return objective.g(D(G(z, c), c)).sum()
+        scores_real = None
+        if objective.paired:
+            with torch.no_grad():
+                scores_real = D(real, c)
+        return objective.g(D(G(z, c), c), scores_real).sum()
 
     def d_main() -> torch.Tensor:
         with torch.no_grad():
             fake = G(z, c)
         return objective.d(D(real, c), D(fake, c)).sum()
 
-    def term_loss(name: str) -> torch.Tensor:
-        if TERMS[name].on == "D":
-            return TERMS[name].compute(DInputs(D, real, c))["loss"].sum()
-        inputs = GInputs(G.synthesis, G.styles(z, c), torch.randn_like(real))
-        return TERMS[name].compute(inputs)["loss"].sum()
+    def term_loss(term: Term) -> torch.Tensor:
+        on_g = term.on == "G"
+        inputs = GInputs(G.synthesis, G.styles(z, c), noise) if on_g else DInputs(D, real, c, fake, c, u, noise)
+        return term.compute(inputs)["loss"].sum()
 
-    flops, peak = 0.0, 0
-    g_share = config.optim.g_steps / config.optim.d_steps  # nimg counts the steps of D
+    flops, peak = 0.0, 0.0
+    g_share = config.optim.g_steps / config.optim.d_steps  # of the steps of D, which nimg counts
     passes: list[tuple[str, Callable[[], torch.Tensor], float]] = [("G", g_main, g_share), ("D", d_main, 1.0)]
-    for term in config.loss.all_terms():
-        share = g_share / config.loss.pl_batch_shrink if TERMS[term.name].on == "G" else 1.0
-        passes.append((TERMS[term.name].on, lambda name=term.name: term_loss(name), share / term.every))
+    for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
+        if not spec.of_scores:
+            share = g_share / config.loss.pl_batch_shrink if spec.on == "G" else 1.0
+            passes.append((spec.on, partial(term_loss, spec), share / term.every))
     for player, forward, weight in passes:
         G.requires_grad_(player == "G")
         D.requires_grad_(player == "D")

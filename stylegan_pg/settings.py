@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import automatic
 
@@ -30,6 +30,7 @@ CHOICES = {
     "train.device": ("auto", "cpu", "cuda"),
     "train.dtype": ("float32", "float64"),
 }
+TERMS = ("r1", "r2", "gradient_penalty", "drift", "dragan", "path_length")  # losses.py says what they are
 POSITIVE = [
     "model.z_dim",
     "model.w_dim",
@@ -41,6 +42,8 @@ POSITIVE = [
     "optim.g_lr",
     "optim.d_lr",
     "optim.eps",
+    "optim.d_steps",
+    "optim.g_steps",
     "loss.r1_every",
     "loss.pl_every",
     "loss.pl_batch_shrink",
@@ -55,11 +58,14 @@ POSITIVE = [
 ]
 NOT_NEGATIVE = [
     "seed",
+    "train.freeze_d",
+    "train.max_skipped",
     "data.workers",
     "model.mbstd_channels",
     "model.low_precision_resolutions",
     "growth.stable_kimg",
     "growth.fade_kimg",
+    "loss.d_clip",
     "loss.r1_gamma",
     "loss.pl_weight",
     "train.micro_batch",
@@ -218,6 +224,9 @@ def check(config: Config) -> None:
         demand(0 < config.train.total_kimg < math.inf, "train.total_kimg", "above 0 and finite")
     for key in ("model.conv_clamp", "ema.rampup"):
         demand(value(key) is None or 0 < value(key) < math.inf, key, "above 0 and finite, or null")
+    scale = config.train.loss_scale
+    fits = scale is None or (scale >= 1 and math.log2(scale).is_integer())
+    demand(fits, "train.loss_scale", "a power of two from 1 on, or null")
     demand(config.train.threads <= 1024, "train.threads", "at most 1024")
     width = min(config.model.channel_base // 4, config.model.channel_max)
     low = config.model.low_precision_at or []
@@ -242,9 +251,30 @@ def check(config: Config) -> None:
     demand(fits, "growth.optimizer_at", "a table from resolutions (powers of two, 4 or more) to reset or carry")
     fits = all(k >= 0 and 0 <= v < math.inf for k, v in config.loss.r1_gamma_from.items())
     demand(fits, "loss.r1_gamma_from", "a table from kimg (0 or more) to numbers of 0 or more")
+    demand(config.model.name != "mlp" or start is None, "growth.start", "null: points do not grow")
     for term in config.loss.terms:
-        if term.every < 1:
-            raise UsageError(f"loss.terms: {term.name}: every={term.every} is not possible: it must be 1 or more")
+        _check_term(term)
+    names = [term.name for term in config.loss.all_terms()]
+    for name in names:
+        if names.count(name) > 1:
+            own = {"r1": " (loss.r1_gamma=0 takes R1 away)", "path_length": " (loss.pl_weight=0 takes it away)"}
+            raise UsageError(f"loss.terms: {name} is there twice: leave one of them away{own.get(name, '')}")
+
+
+def _check_term(term: TermConfig) -> None:
+    def demand(condition: bool, key: str, wanted: str) -> None:
+        if not condition:
+            value = getattr(term, key)
+            raise UsageError(f"loss.terms: {term.name}: {key}={value} is not possible: it must be {wanted}")
+
+    demand(term.name in TERMS, "name", " or ".join(TERMS))
+    demand(term.every >= 1, "every", "1 or more")
+    demand(0 <= term.weight < math.inf, "weight", "0 or more and finite")
+    demand(0 < term.target < math.inf, "target", "above 0 and finite")
+    fits = all(is_power_of_two(r) and r >= 4 and 0 <= v < math.inf for r, v in term.weight_at.items())
+    demand(fits, "weight_at", "a table from resolutions (powers of two, 4 or more) to numbers of 0 or more")
+    fits = all(k >= 0 and 0 <= v < math.inf for k, v in term.weight_from.items())
+    demand(fits, "weight_from", "a table from kimg (0 or more) to numbers of 0 or more")
 
 
 def to_yaml(config: Config) -> str:

@@ -124,6 +124,15 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.shard)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of each image."""
+        return (self.channels, self.resolution, self.resolution)
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        return np.uint8
+
     def read(self, i: int) -> bytes:
         """The encoded bytes of sample i (0 <= i < count).
 
@@ -156,12 +165,16 @@ class SampleTable:
 
 
 def load_index(url: str) -> DatasetIndex:
-    """The index of the packed dataset at `url`: its folder, or the index.json in it.
+    """The index of the packed dataset at `url`: its folder, or the index.json in it; `points:NAME` is made up.
 
     Raises UsageError where there is no such folder, no complete dataset in it, or an index.json that is damaged,
     edited or of another format version.
     """
     url = str(url).removeprefix("file://")
+    if url.startswith("points:"):
+        from stylegan_pg.data.points import load_points  # which needs the classes above
+
+        return load_points(url)
     if "://" in url:
         raise UsageError(f"{url}: packed datasets are read from the file system; mount or copy it, and give its path")
     path = Path(url)

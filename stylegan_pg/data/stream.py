@@ -29,8 +29,8 @@ PATIENCE = 30.0  # seconds that a worker goes on after SIGTERM
 
 @dataclass
 class Batch:
-    """A rank's share of a batch: image uint8 [n, C, R, R]; condition float32 [n, classes], one-hot, or None;
-    bad: what each corrupt sample that had to be replaced was; fault: why the batch could not be read, if so."""
+    """A rank's share of a batch: image uint8 [n, C, R, R], of points float32; condition float32 [n, classes], one-hot,
+    or None; bad: what each corrupt sample that had to be replaced was; fault: why it could not be read, if so."""
 
     image: torch.Tensor
     condition: torch.Tensor | None
@@ -97,8 +97,8 @@ class _Samples(Dataset):
         self.table, self.classes, self.seed, self.mirror = table, classes, seed, mirror
 
     def __getitems__(self, wanted: list[tuple[int, int]]) -> Batch:
-        n, r = len(wanted), self.table.resolution
-        images = np.empty([n, self.table.channels, r, r], np.uint8)
+        n = len(wanted)
+        images = np.empty([n, *self.table.image_shape], self.table.dtype)
         labels = np.zeros([n], np.int64)
         bad: list[str] = []
         for k, (epoch, ordinal) in enumerate(wanted):

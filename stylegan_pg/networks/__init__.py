@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stylegan_pg.networks import stylegan2
+from stylegan_pg.networks import mlp, stylegan2
 
 # name -> (generator, discriminator)
 NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "stylegan2": (stylegan2.Generator, stylegan2.Discriminator),
+    "mlp": (mlp.Generator, mlp.Discriminator),
 }
 
 

@@ -197,6 +197,7 @@ class Generator(nn.Module):
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.resolution, self.img_channels = resolution, img_channels
+        self.img_size = (resolution, resolution)
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, mapping_layers)
         self.synthesis = SynthesisNetwork(
             w_dim,
