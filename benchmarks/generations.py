@@ -2,8 +2,8 @@
 
 ProGAN (WGAN-GP), StyleGAN and StyleGAN2, each on two processes and for at most about eight minutes on two cores; then
 StyleGAN2 at 32x32 all along for as many FLOPs as its growing run. One figure shows samples, losses and critics' scores
-of all (runs/generations/figure.png). `ratio` is the sliced Wasserstein distance at the first measurement at 32x32 over that
-at the end, and for `progressive` the fixed run's distance over the growing one's: above 1 growing wins.
+of all (runs/generations/figure.png). `ratio` is the sliced Wasserstein distance at the first measurement at 32x32 over
+that at the end, and for `progressive` the fixed run's distance over the growing one's: above 1 growing wins.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
-from stylegan_pg.networks import NETWORKS  # which registers the operators, too
+from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
 from stylegan_pg.schedule import Phase
-from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         G: Any = pair.G(**pair.g_kwargs(config.model, shape))
         D: Any = pair.D(**pair.d_kwargs(config.model, shape))
         z, c = torch.randn(n, config.model.z_dim), torch.randn(n, classes) if classes else None
-        images = torch.randn(3, n, channels, *G.img_size)
-        real, fake, noise = images.unbind()
+        real, fake, noise = (torch.randn(n, channels, *G.img_size) for _ in range(3))
         u = torch.rand(n)
 
     def g_main() -> torch.Tensor:
@@ -141,25 +139,26 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
 
     flops, peak = 0.0, 0.0
     g_share = config.optim.g_steps / config.optim.d_steps  # of the steps of D, which nimg counts
-    passes: list[tuple[str, Callable[[], torch.Tensor], float]] = [("G", g_main, g_share), ("D", d_main, 1.0)]
+    passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # who learns, share of steps and of images
+    passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
     for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
         if not spec.of_scores:
-            share = g_share / config.loss.pl_batch_shrink if spec.on == "G" else 1.0
-            passes.append((spec.on, partial(term_loss, spec), share / term.every))
-    for player, forward, weight in passes:
+            often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
+            passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
+    for player, forward, often, images in passes:
         G.requires_grad_(player == "G")
         D.requires_grad_(player == "D")
         saved, before = _Saved(), meter.flops
         with meter, torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
             loss = forward()
-        kept = saved.bytes()
+        # Layers keep their weights, scaled, which do not grow with the batch.
+        peak = max(peak, images / n * (saved.bytes() - 4 * sum(sizes)))
         with meter:
             loss.backward()
-        flops += weight * (meter.flops - before) / n
-        peak = max(peak, kept)
+        flops += often * images / n * (meter.flops - before)
         G.zero_grad()
         D.zero_grad()
-    sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
     width = 8 if config.train.dtype == "float64" else 4
     own = 5 * sizes[0] + 4 * sizes[1]  # weights, gradient, two moments; and G_ema
-    return Cost(sizes[0], sizes[1], flops, own * width, max(peak - width * sum(sizes), 0) / n * (width / 4))
+    return Cost(sizes[0], sizes[1], flops, own * width, peak * width / 4)

@@ -84,6 +84,13 @@ class Plan:
         return sum(row.hours for row in self.rows)
 
     @property
+    def full_hours(self) -> float:
+        """Of as many images at full resolution, in the last phase's batches."""
+        last = self.rows[-1]
+        steps = self.images / last.phase.batch
+        return steps * last.share * self.full.flops_per_image / self.machine.flops_per_hour
+
+    @property
     def saved(self) -> float:
         """Share of the FLOPs saved against as many images at full resolution all along."""
         return 1 - self.flops / (self.images * self.full.flops_per_image)
@@ -227,6 +234,7 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
 
     steps.stairs([p.batch for p in phases_], edges, color="tab:blue", baseline=None)
     steps.set_yscale("log", base=2)
+    steps.set_ylim(min(p.batch for p in phases_) / 1.5, max(p.batch for p in phases_) * 1.5)
     steps.yaxis.set_major_formatter("{x:g}")
     steps.set_ylabel("images per step", color="tab:blue")
     rates = steps.twinx()
@@ -238,8 +246,7 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
 
     until = [0.0, *itertools.accumulate(row.hours for row in plan.rows)]
     time.plot(edges, until, color="tab:blue", label="this schedule")
-    at_full = plan.full.flops_per_image * plan.images / (plan.machine.flops_per_hour * plan.machine.devices)
-    time.plot([0, edges[-1]], [0, at_full], color="grey", ls="--", label="full resolution all along")
+    time.plot([0, edges[-1]], [0, plan.full_hours], color="grey", ls="--", label="full resolution all along")
     time.set_ylabel("hours")
     time.set_xlabel("images shown (kimg)")
     time.legend(loc="upper left")

@@ -16,11 +16,10 @@ from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex, SampleTable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS
-from stylegan_pg.networks import NETWORKS, copy_same_names, to_channels_last
+from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.rng import derive, generator
 from stylegan_pg.schedule import Phase, deal, lazy_ratio
-from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 
 class Players:
@@ -74,11 +73,11 @@ class Players:
         shape = NetworkShape(
             phase.resolution, self.config.resolution, phase.fade, self.index.channels, self.classes, phase.mbstd_group
         )
-        make_G, make_D = NETWORKS[self.model.name]
-        self.G_kwargs = generator_kwargs(self.model, shape)
+        pair = NETWORKS[self.model.name]
+        self.G_kwargs = pair.g_kwargs(self.model, shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.config.seed, "init", phase.index))
-            G, D = make_G(**self.G_kwargs), make_D(**discriminator_kwargs(self.model, shape))
+            G, D = pair.G(**self.G_kwargs), pair.D(**pair.d_kwargs(self.model, shape))
         new = []
         if old:
             copy_same_names(G, old[0])

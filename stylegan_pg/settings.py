@@ -228,6 +228,8 @@ def check(config: Config) -> None:
     fits = scale is None or (scale >= 1 and math.log2(scale).is_integer())
     demand(fits, "train.loss_scale", "a power of two from 1 on, or null")
     demand(config.train.threads <= 1024, "train.threads", "at most 1024")
+    base = config.model.base
+    demand(len(base) == 2 and min(base) > 0, "model.base", "[rows, columns] at resolution 4, both above 0")
     width = min(config.model.channel_base // 4, config.model.channel_max)
     low = config.model.low_precision_at or []
     demand(

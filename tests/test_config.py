@@ -15,11 +15,10 @@ import torch
 
 from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
-from stylegan_pg.networks import NETWORKS
+from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import phases, term_weight
 from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
-from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
@@ -84,9 +83,9 @@ def test_dry_run_of_shipped_configurations(name, tmp_path):
         assert match, f"{row!r} is not in:\n{result.stdout}"
         g, d, gflops, gib = (float(text.replace(",", "")) for text in match.groups())
         shape = NetworkShape(phase.resolution, config.resolution, phase.fade, 3, 0, phase.mbstd_group)
-        make_G, make_D = NETWORKS[config.model.name]
+        pair = NETWORKS[config.model.name]
         with torch.device("meta"):
-            G, D = make_G(**generator_kwargs(config.model, shape)), make_D(**discriminator_kwargs(config.model, shape))
+            G, D = pair.G(**pair.g_kwargs(config.model, shape)), pair.D(**pair.d_kwargs(config.model, shape))
         assert [g, d] == [sum(p.numel() for p in net.parameters()) for net in (G, D)]
         # At least every weight used once in a forward and a backward pass; at least what Adam keeps.
         assert gflops * 1e9 > 6 * (g + d) / 2

@@ -177,7 +177,7 @@ def test_filters_of_any_length_keep_the_sizes(taps):
         image = generator(16, **kwargs)(normal(2, 8), alpha=0.5)
         assert image.shape[2:] == (16, 16)
         assert discriminator(16, **kwargs)(image, alpha=0.5).shape == (2, 1)
-    layer = SynthesisLayer(3, 5, 10, 10, up=2, resample_filter=taps).double()
+    layer = SynthesisLayer(3, 5, 10, (10, 10), up=2, resample_filter=taps).double()
     assert layer(normal(1, 3, 5, 5), normal(1, 10)).shape == (1, 5, 10, 10)
     for kernel, h in itertools.product((1, 3), (4, 6)):
         x = normal(1, 3, h, h)
@@ -261,7 +261,7 @@ def epilogue(x: torch.Tensor, bias: torch.Tensor, clamp: float) -> torch.Tensor:
 @torch.no_grad()
 def test_modulated_convolution_is_a_grouped_one_with_weights_per_sample():
     n, i, o, size = 4, 6, 5, 7
-    layer = shaken(lambda: SynthesisLayer(i, o, 10, size, clamp=1.5))
+    layer = shaken(lambda: SynthesisLayer(i, o, 10, (size, size), clamp=1.5))
     rgb = shaken(lambda: ToRGB(i, 3, 10, clamp=1.5))
     x, w = normal(n, i, size, size), normal(n, 10, seed=1)
 
@@ -283,7 +283,7 @@ def test_modulated_convolution_is_a_grouped_one_with_weights_per_sample():
 def test_up_sampling_layers(taps):
     """Zeros put in, true convolution with the kernel, then the filter; output pixel 2j, 2j + 1 lie within pixel j."""
     n, i, o, size = 2, 3, 4, 5
-    layer = shaken(lambda: SynthesisLayer(i, o, 10, 2 * size, up=2, resample_filter=taps))
+    layer = shaken(lambda: SynthesisLayer(i, o, 10, (2 * size, 2 * size), up=2, resample_filter=taps))
     x, w = normal(n, i, size, size), normal(n, 10, seed=1)
     weights = modulated_weights(layer, w, 1.0, True).numpy()
     spread = np.zeros([n, i, 2 * size, 2 * size])
