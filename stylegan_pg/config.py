@@ -46,13 +46,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    start: Optional[int] = None  # first resolution; null trains at full resolution all along
+    schedule: str = "tables"  # as given; auto: what no table says follows from resolution, total_kimg and devices
+    devices: int = 8  # that the automatic schedule is made for; a run may have any number
+    start: Optional[int] = None  # first resolution; null trains at full resolution all along (auto: 8, ProGAN: 4)
     stable_kimg: float = 600.0  # per resolution, after its fade
     fade_kimg: float = 600.0  # per doubling
     stable_kimg_at: dict[int, float] = field(default_factory=dict)
     fade_kimg_at: dict[int, float] = field(default_factory=dict)
     optimizer: str = "reset"  # at the start and the end of each fade: reset, or carry over by name
-    optimizer_at: dict[int, str] = field(default_factory=dict)
+    optimizer_at: dict[int, str] = field(default_factory=dict)  # on entering the phases of a resolution
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class OptimConfig:
     g_lr: float = 0.002
     d_lr: float = 0.002
     lr_at: dict[int, float] = field(default_factory=dict)  # for both players
+    g_lr_at: dict[int, float] = field(default_factory=dict)  # for one, before lr_at
+    d_lr_at: dict[int, float] = field(default_factory=dict)
     beta1: float = 0.0
     beta2: float = 0.99
     eps: float = 1e-8

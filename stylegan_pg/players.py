@@ -93,7 +93,7 @@ class Players:
         elif init:
             transfer.adopt(self.G_ema, init["G_ema"])
         self.opt_G, self.opt_D = self._optimizer(self.G, "G", phase.g_lr), self._optimizer(self.D, "D", phase.d_lr)
-        if old and self.config.growth.optimizer == "carry":
+        if old and phase.optimizer == "carry":
             checkpoint.restore_optimizer(self.G, self.opt_G, checkpoint.optimizer_tensors(old[0], old[3]))
             checkpoint.restore_optimizer(self.D, self.opt_D, checkpoint.optimizer_tensors(old[1], old[4]))
         self.phase = phase

@@ -17,12 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.errors import UsageError
+from stylegan_pg.schedule import automatic
 
 CHOICES = {
     "model.name": ("stylegan2", "stylegan", "progan", "mlp"),
     "model.g_architecture": ("skip", "resnet", "orig"),
     "model.d_architecture": ("skip", "resnet", "orig"),
     "model.low_precision": ("fp32", "bf16", "fp16", "auto"),
+    "growth.schedule": ("tables", "auto"),
     "growth.optimizer": ("reset", "carry"),
     "loss.objective": ("logistic", "saturating", "wgan", "lsgan", "hinge", "relativistic"),
     "train.device": ("auto", "cpu", "cuda"),
@@ -36,6 +38,7 @@ POSITIVE = [
     "model.channel_base",
     "model.channel_max",
     "model.mbstd_group",
+    "growth.devices",
     "optim.g_lr",
     "optim.d_lr",
     "optim.eps",
@@ -130,7 +133,7 @@ def _explain(error: OmegaConfBaseException, source: str) -> UsageError:
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration from a YAML file and `key=value` overrides, checked.
+    """The configuration from a YAML file and `key=value` overrides, checked, an automatic schedule filled in.
 
     Raises:
         UsageError: no such file, no YAML, an unknown key (naming the nearest known one), a value of a wrong type or
@@ -164,6 +167,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         raise
     assert isinstance(config, Config)
     check(config)
+    if config.growth.schedule == "auto":
+        config = automatic(config)
+        check(config)
     return config
 
 
@@ -210,7 +216,9 @@ def check(config: Config) -> None:
     if start is not None:
         possible = is_power_of_two(start) and 4 <= start <= config.resolution
         demand(possible, "growth.start", f"a power of two from 4 to {config.resolution}, or null")
-    else:
+    if config.growth.schedule == "auto":
+        demand(config.train.total_kimg is not None, "train.total_kimg", "given for growth.schedule=auto")
+    if start is None:
         demand(config.train.total_kimg is not None, "train.total_kimg", "given where nothing grows")
     if config.train.total_kimg is not None:
         demand(0 < config.train.total_kimg < math.inf, "train.total_kimg", "above 0 and finite")
@@ -235,11 +243,14 @@ def check(config: Config) -> None:
     taps = config.model.resample_filter
     demand(len(taps) >= 2 and sum(taps) != 0, "model.resample_filter", "at least two taps with a sum other than 0")
     demand(len(config.output.grid) == 2 and min(config.output.grid) > 0, "output.grid", "[columns, rows]")
-    tables = "growth.stable_kimg_at growth.fade_kimg_at optim.lr_at loss.r1_gamma_at train.batch_at"
-    for key in [*tables.split(), "train.micro_batch_at"]:
+    tables = "growth.stable_kimg_at growth.fade_kimg_at loss.r1_gamma_at train.batch_at train.micro_batch_at"
+    for key in [*tables.split(), "optim.lr_at", "optim.g_lr_at", "optim.d_lr_at"]:
         fits = all(is_power_of_two(r) and r >= 4 and 0 <= v < math.inf for r, v in value(key).items())
         demand(fits, key, "a table from resolutions (powers of two, 4 or more) to numbers of 0 or more")
     demand(all(v > 0 for v in config.train.batch_at.values()), "train.batch_at", "above 0")
+    optimizer = config.growth.optimizer_at
+    fits = all(is_power_of_two(r) and r >= 4 and v in CHOICES["growth.optimizer"] for r, v in optimizer.items())
+    demand(fits, "growth.optimizer_at", "a table from resolutions (powers of two, 4 or more) to reset or carry")
     fits = all(k >= 0 and 0 <= v < math.inf for k, v in config.loss.r1_gamma_from.items())
     demand(fits, "loss.r1_gamma_from", "a table from kimg (0 or more) to numbers of 0 or more")
     demand(config.model.name != "mlp" or start is None, "growth.start", "null: points do not grow")
