@@ -1,5 +1,0 @@
-"""placeholder until the branch arrives"""
-
-
-def make(config, channels):
-    return None
