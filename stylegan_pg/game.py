@@ -40,7 +40,7 @@ class Game(Players):
         """
         super().__init__(config, index, parallel)
         self.objective = OBJECTIVES[config.loss.objective]
-        self.augment = augment.make(config.augment, index.channels)
+        self.augment = augment.make(config.augment)
         if self.augment:
             self.state["augment_p"] = config.augment.p
         self.observed = Observed()
@@ -65,7 +65,7 @@ class Game(Players):
             return partial(self.D, alpha=self.alpha)
         key = generator(self.config.seed, f"augment-{purpose}", self.nimg)
         drawn = self.augment.draw(self.current.batch, self.state["augment_p"], key, self.G.img_size)
-        mine = augment.pick(drawn, rows, self.device, self.dtype)
+        mine = augment.pick(drawn, rows)
 
         def score(images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
             assert self.augment is not None
@@ -94,8 +94,8 @@ class Game(Players):
             self.faults.append(f"not finite: {', '.join(bad)}")
         self._rescale()
         self._keep_means(stats)
-        if self.augment:
-            self.augment.steer(self.state, stats, self.current.step(self.nimg), self.current.batch)
+        if self.config.augment.mode == "ada":
+            self._steer(*stats.get("sign_real", (0.0, 0)))
         self.nimg += self.current.batch
         return stats, stop
 
@@ -278,6 +278,15 @@ class Game(Players):
             self.state["clean_steps"] = self.state.get("clean_steps", 0) + 1
             if self.state["clean_steps"] >= PATIENCE:
                 self.state |= {"loss_scale": min(2 * scale, FP16_SCALE), "clean_steps": 0}
+
+    def _steer(self, signs: float, count: int) -> None:
+        """Gather the signs of D's scores of real images, and every few steps move ADA's p by them."""
+        a, state, step = self.config.augment, self.state, self.current.step(self.nimg) + 1
+        state["_signs"], state["_signed"] = state.get("_signs", 0.0) + signs, state.get("_signed", 0) + count
+        if step % a.interval == 0 and state["_signed"]:
+            mean = state["_signs"] / state["_signed"]
+            p = augment.adjust(state["augment_p"], mean, self.current.batch, a.interval, a.target, a.kimg)
+            state |= {"augment_p": p, "_signs": 0.0, "_signed": 0}
 
     def _keep_means(self, stats: dict[str, tuple[float, int]]) -> None:
         """Update the running means that terms ask for."""

@@ -27,6 +27,7 @@ CHOICES = {
     "growth.schedule": ("tables", "auto"),
     "growth.optimizer": ("reset", "carry"),
     "loss.objective": ("logistic", "saturating", "wgan", "lsgan", "hinge", "relativistic"),
+    "augment.mode": ("none", "ada", "fixed", "diffaugment"),
     "train.device": ("auto", "cpu", "cuda"),
     "train.dtype": ("float32", "float64"),
 }
@@ -47,6 +48,8 @@ POSITIVE = [
     "loss.r1_every",
     "loss.pl_every",
     "loss.pl_batch_shrink",
+    "augment.interval",
+    "augment.kimg",
     "ema.kimg",
     "train.batch",
     "train.check_ranks_every",
@@ -74,7 +77,9 @@ NOT_NEGATIVE = [
     "output.snapshot_kimg",
     "metrics.every_kimg",
 ]
-UNIT = ["model.w_avg_beta", "optim.beta1", "optim.beta2", "loss.pl_decay", "loss.style_mixing"]
+UNIT = ["model.w_avg_beta", "optim.beta1", "optim.beta2", "loss.pl_decay", "loss.style_mixing", "augment.p"]
+AUGMENT_LETTERS = "bgcfno"  # of augment.pipeline
+AUGMENT_POLICIES = ("color", "translation", "cutout")  # of augment.policy
 
 
 def is_power_of_two(n: int) -> bool:
@@ -242,6 +247,13 @@ def check(config: Config) -> None:
     demand(not mbstd or width % mbstd == 0, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
     taps = config.model.resample_filter
     demand(len(taps) >= 2 and sum(taps) != 0, "model.resample_filter", "at least two taps with a sum other than 0")
+    for key, names, known in (
+        ("augment.pipeline", list(config.augment.pipeline), AUGMENT_LETTERS),
+        ("augment.policy", config.augment.policy.split(","), AUGMENT_POLICIES),
+    ):
+        once = len(names) == len(set(names)) > 0
+        demand(once and set(names) <= set(known), key, f"some of {', '.join(known)}, each once")
+    demand(-1 <= config.augment.target <= 1, "augment.target", "between -1 and 1")
     demand(len(config.output.grid) == 2 and min(config.output.grid) > 0, "output.grid", "[columns, rows]")
     tables = "growth.stable_kimg_at growth.fade_kimg_at loss.r1_gamma_at train.batch_at train.micro_batch_at"
     for key in [*tables.split(), "optim.lr_at", "optim.g_lr_at", "optim.d_lr_at"]:

@@ -1,0 +1,107 @@
+"""The pipeline of adaptive discriminator augmentation (Karras et al. 2020, "Training generative adversarial networks
+with limited data", appendix B): strengths, order and probabilities as published.
+
+Lognormal(0, (s ln 2)^2) is written as 2 to the power of N(0, s^2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from stylegan_pg.augment import colour, geometry
+
+# The operations by letter: blit, geometry, colour, filter, noise, cutout. They are applied in this order.
+LETTERS = "bgcfno"
+
+# All from the pseudocode in appendix B; lengths are shares of the image's width and height.
+SHIFT = 0.125  # integer translation: uniform in +-
+SCALE = 0.2  # isotropic: s of the lognormal
+STRETCH = 0.2  # anisotropic: s of the lognormal
+MOVE = 0.125  # fractional translation: standard deviation
+BRIGHTNESS = 0.2  # standard deviation
+CONTRAST = 0.5  # s of the lognormal
+SATURATION = 1.0  # s of the lognormal
+BAND = 1.0  # amplification of a frequency band: s of the lognormal
+POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # expected in the bands of natural images
+NOISE = 0.1  # scale of the half-normal distribution of the noise's standard deviation
+CUTOUT = 0.5  # side
+
+
+def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: tuple[int, int]) -> dict:
+    """The parameters of `count` images of `size` (height, width), for the operations in `pipeline` (of LETTERS).
+
+    Every operation is on with probability p on its own, and else has the value that changes nothing. The same numbers
+    are drawn whatever p is, so from the same generator all that is on at some p is on, and the same, at a higher one.
+
+    Returns CPU tensors of `count` rows, float32 but for noise_seed (int64):
+        b: flip [0 or 1]; turns [0..3], by 90 degrees counter-clockwise; shift [2], (x, y) in whole pixels.
+        g: scale, factor; pre_rotation and post_rotation, radians counter-clockwise; stretch, factor of x and 1 / that
+            of y, between the two; move [2], (x, y) in pixels.
+        c: brightness, added; contrast, factor; luma_flip [0 or 1]; hue, radians; saturation, factor.
+        f: bands [4], factors.   n: noise, standard deviation; noise_seed.   o: cutout [3], (x, y, side), see cut_out.
+    """
+
+    def some(value: torch.Tensor, otherwise: float | torch.Tensor, probability: float = p) -> torch.Tensor:
+        on = torch.rand([count], generator=generator) < probability
+        return torch.where(on.reshape(-1, *[1] * (value.ndim - 1)), value, otherwise)
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.rand([count, *shape], generator=generator) * (high - low) + low
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn([count, *shape], generator=generator)
+
+    def whole(below: int) -> torch.Tensor:
+        return torch.randint(below, [count], generator=generator).float()
+
+    sides = torch.tensor([size[1], size[0]], dtype=torch.float32)
+    params = {}
+    if "b" in pipeline:
+        params["flip"] = some(whole(2), 0)
+        params["turns"] = some(whole(4), 0)
+        params["shift"] = some((uniform(-SHIFT, SHIFT, 2) * sides).round(), 0)
+    if "g" in pipeline:
+        p_rot = 1 - math.sqrt(1 - p)  # of each of the two, so that p is the probability of any
+        params["scale"] = some((normal() * SCALE).exp2(), 1)
+        params["pre_rotation"] = some(uniform(-math.pi, math.pi), 0, p_rot)
+        params["stretch"] = some((normal() * STRETCH).exp2(), 1)
+        params["post_rotation"] = some(uniform(-math.pi, math.pi), 0, p_rot)
+        params["move"] = some(normal(2) * MOVE * sides, 0)
+    if "c" in pipeline:
+        params["brightness"] = some(normal() * BRIGHTNESS, 0)
+        params["contrast"] = some((normal() * CONTRAST).exp2(), 1)
+        params["luma_flip"] = some(whole(2), 0)
+        params["hue"] = some(uniform(-math.pi, math.pi), 0)
+        params["saturation"] = some((normal() * SATURATION).exp2(), 1)
+    if "f" in pipeline:
+        power, bands = torch.tensor(POWER), torch.ones([count, 4])
+        for i in range(4):
+            gains = torch.ones([count, 4])
+            gains[:, i] = (normal() * BAND).exp2()
+            gains /= (power * gains.square()).sum(dim=1, keepdim=True).sqrt()  # so that power stays as expected
+            bands = bands * some(gains, 1)
+        params["bands"] = bands
+    if "n" in pipeline:
+        params["noise"] = some(normal().abs() * NOISE, 0)
+        params["noise_seed"] = torch.randint(2**63 - 1, [count], generator=generator)
+    if "o" in pipeline:
+        centre = uniform(0, 1, 2)
+        params["cutout"] = torch.cat([centre, some(torch.full([count, 1], CUTOUT), 0)], dim=1)
+    return params
+
+
+def apply(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[N, C, H, W] (H, W of at least 2) under what `draw` drew; an image whose operations are all off is unchanged."""
+    if "flip" in params or "scale" in params:
+        images = geometry.transform(images, params)
+    if "hue" in params:
+        images = colour.recolour(images, params)
+    if "bands" in params:
+        images = colour.equalise(images, params["bands"])
+    if "noise" in params:
+        images = colour.add_noise(images, params["noise"], params["noise_seed"])
+    if "cutout" in params:
+        images = colour.cut_out(images, params["cutout"])
+    return images

@@ -1,0 +1,140 @@
+"""Colour, frequency bands, noise and cutout of augmentation: what changes values and leaves pixels where they are.
+
+Of an image with alpha (2 or 4 channels) colour and noise leave the alpha alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from stylegan_pg.augment.geometry import changed, mirror
+
+# The low-pass filter of the sym2 wavelet (Daubechies' 4 taps) in closed form.
+SYM2 = tuple(t / (4 * math.sqrt(2)) for t in (1 + 3**0.5, 3 + 3**0.5, 3 - 3**0.5, 1 - 3**0.5))
+
+
+def colours(images: torch.Tensor) -> int:
+    """How many of the channels are colours: 1 or 3, the rest is alpha."""
+    return 3 if images.shape[1] >= 3 else 1
+
+
+def on_colours(images: torch.Tensor, f) -> torch.Tensor:
+    """Apply f to the colour channels of [N, C, H, W]."""
+    k = colours(images)
+    return f(images) if k == images.shape[1] else torch.cat([f(images[:, :k]), images[:, k:]], dim=1)
+
+
+# ----------------------------------------------------------------------------------------------------------- colour
+
+
+def matrix(params: dict[str, torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor [N, count, count] and offset [N, count] (float64) of the colour operations, in ada.draw's order.
+
+    On grey (count = 1) hue and saturation do nothing: they turn around the axis of the greys.
+    """
+    p = {k: params[k].double()[:, None, None] for k in ("brightness", "contrast", "luma_flip", "hue", "saturation")}
+    one = torch.eye(count, dtype=torch.float64)
+    luma = torch.full([count, count], 1 / count, dtype=torch.float64)  # v v^T of the unit vector along the greys
+    factor = p["contrast"] * (one - 2 * luma * p["luma_flip"])
+    offset = p["contrast"] * p["brightness"] * (1 - 2 * p["luma_flip"])  # a grey stays a grey in what follows
+    if count == 3:
+        cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(3)
+        hue = luma + (one - luma) * p["hue"].cos() + cross * p["hue"].sin()  # Rodrigues' formula
+        hue = torch.where(p["hue"] == 0, one, hue)
+        saturation = torch.where(p["saturation"] == 1, one, luma + (one - luma) * p["saturation"])
+        factor = saturation @ hue @ factor
+    return factor, offset[:, :, 0].expand(-1, count)
+
+
+def recolour(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Apply the colour operations to [N, C, H, W]."""
+    factor, offset = matrix(params, colours(images))
+    one = torch.eye(factor.shape[1], dtype=factor.dtype)
+    which = (factor != one).flatten(1).any(dim=1) | (offset != 0).any(dim=1)
+    return changed(images, which, lambda x, a, b: on_colours(x, lambda y: _affine(y, a, b)), factor, offset)
+
+
+def _affine(x: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    factor, offset = (t.to(x.device, x.dtype) for t in (factor, offset))
+    return torch.baddbmm(offset[:, :, None], factor, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+# ---------------------------------------------------------------------------------------------------------- filters
+
+
+def _convolve(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.conv1d(a[None, None], b.flip(0)[None, None], padding=len(b) - 1)[0, 0]
+
+
+def _spread(f: torch.Tensor, step: int) -> torch.Tensor:
+    """f(z^step): its taps `step` apart."""
+    out = f.new_zeros([(len(f) - 1) * step + 1])
+    out[::step] = f
+    return out
+
+
+def bands() -> torch.Tensor:
+    """Zero-phase filters [4, 43] (float64) of the frequency bands up to pi/8, pi/4, pi/2 and pi, which sum to 1.
+
+    An undecimated wavelet tree: with H the low-pass filter and L = H(z)H(1/z)/2, all but L is the highest band, and L
+    splits again at half the frequency (Karras et al. 2020, ADA, appendix B).
+    """
+    low = torch.tensor(SYM2, dtype=torch.float64)
+    low = _convolve(low, low.flip(0)) / 2
+    high = -low
+    high[len(high) // 2] += 1  # what is orthonormal is complementary in power
+    tree = [torch.ones([1], dtype=torch.float64)]  # from the whole downwards
+    found = []
+    for step in (1, 2, 4):
+        found.append(_convolve(tree[-1], _spread(high, step)))
+        tree.append(_convolve(tree[-1], _spread(low, step)))
+    found.append(tree[-1])
+    width = max(len(f) for f in found)
+    return torch.stack([F.pad(f, [(width - len(f)) // 2] * 2) for f in reversed(found)])
+
+
+def equalise(images: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    """Amplify the four frequency bands of [N, C, H, W] by gains [N, 4], along rows and columns."""
+    return changed(images, (gains != 1).any(dim=1), _filter, gains.double() @ bands())
+
+
+def _filter(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    n, c, h, w = x.shape
+    f = taps.to(x.device, x.dtype).repeat_interleave(c, dim=0)[:, None]
+    x = mirror(x, taps.shape[1] // 2).reshape(1, n * c, h + taps.shape[1] - 1, w + taps.shape[1] - 1)
+    x = F.conv2d(F.conv2d(x, f[:, :, None, :], groups=n * c), f[:, :, :, None], groups=n * c)
+    return x.reshape(n, c, h, w)
+
+
+# ------------------------------------------------------------------------------------------------- noise and cutout
+
+
+def add_noise(images: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+    """Add N(0, sigma^2) to every colour of every pixel; each image's noise [colours, H, W] follows from its seed."""
+    return changed(images, sigma != 0, _noisy, sigma, seed)
+
+
+def _noisy(x: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+    size = [colours(x), *x.shape[2:]]
+    noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(int(s))) for s in seed])
+    noise = (noise * sigma[:, None, None, None]).to(x.device, x.dtype)
+    return on_colours(x, lambda y: y + noise)
+
+
+def cut_out(images: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """Set a rectangle of each image to 0 (mid-grey, half transparent), given as [N, 3]: the centre x, y and the side,
+    all as shares of the image's sides. A pixel goes if its centre lies inside."""
+    return changed(images, box[:, 2] > 0, _cut, box)
+
+
+def _cut(x: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    box = box.double()
+    columns, rows = (
+        ((torch.arange(size) + 0.5) / size - box[:, i, None]).abs() < box[:, 2, None] / 2
+        for i, size in enumerate((x.shape[3], x.shape[2]))
+    )
+    inside = rows.to(x.device)[:, None, :, None] & columns.to(x.device)[:, None, None, :]
+    return torch.where(inside, torch.zeros_like(x), x)

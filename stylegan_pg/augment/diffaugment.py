@@ -1,0 +1,76 @@
+"""DiffAugment (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 4): every image
+is changed, always."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from stylegan_pg.augment.colour import colours, cut_out, on_colours
+
+POLICIES = ("color", "translation", "cutout")  # applied in this order
+
+# Section 4 and the authors' settings; lengths are shares of the image's width and height.
+BRIGHTNESS = 0.5  # added: uniform in +-
+SATURATION = (0.0, 2.0)  # factor of the distance from the pixel's mean over the colours
+CONTRAST = (0.5, 1.5)  # factor of the distance from the image's mean
+TRANSLATION = 0.125  # uniform in +-, in whole pixels; zeros come in
+CUTOUT = 0.5  # side
+
+
+def draw(policy: str, count: int, generator: torch.Generator, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """The parameters of `count` images of `size` (height, width), for policies as in "color,translation,cutout".
+
+    Returns CPU tensors (float32) of `count` rows: color: brightness, saturation, contrast; translation: shift [2],
+    (x, y) in whole pixels; cutout: cutout [3], (x, y, side), see colour.cut_out.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.rand([count, *shape], generator=generator) * (high - low) + low
+
+    params, names = {}, policy.split(",")
+    if "color" in names:
+        params["brightness"] = uniform(-BRIGHTNESS, BRIGHTNESS)
+        params["saturation"] = uniform(*SATURATION)
+        params["contrast"] = uniform(*CONTRAST)
+    if "translation" in names:
+        limits = [round(side * TRANSLATION) for side in (size[1], size[0])]
+        shifts = [torch.randint(-limit, limit + 1, [count], generator=generator) for limit in limits]
+        params["shift"] = torch.stack(shifts, dim=1).float()
+    if "cutout" in names:
+        params["cutout"] = torch.cat([uniform(0, 1, 2), torch.full([count, 1], CUTOUT)], dim=1)
+    return params
+
+
+def apply(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[N, C, H, W] under what `draw` drew; colour leaves an alpha channel alone."""
+    if "brightness" in params:
+        values = [params[k].to(images.device, images.dtype)[:, None, None, None] for k in _COLOUR]
+        images = on_colours(images, lambda x: _recolour(x, *values))
+    if "shift" in params:
+        images = translate(images, params["shift"])
+    if "cutout" in params:
+        images = cut_out(images, params["cutout"])
+    return images
+
+
+_COLOUR = ("brightness", "saturation", "contrast")
+
+
+def _recolour(x, brightness, saturation, contrast):
+    x = x + brightness
+    if colours(x) > 1:
+        x = torch.lerp(x.mean(dim=1, keepdim=True), x, saturation)
+    return torch.lerp(x.mean(dim=[1, 2, 3], keepdim=True), x, contrast)
+
+
+def translate(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Move [N, C, H, W] by shift [N, 2], (x, y) in whole pixels, within the image; zeros come in."""
+    _, c, h, w = images.shape
+    limit = int(shift.abs().max())
+    padded = F.pad(images, [limit] * 4)
+    shift = shift.long().to(images.device)
+    x = torch.arange(w, device=images.device) + limit - shift[:, :1]
+    y = torch.arange(h, device=images.device) + limit - shift[:, 1:]
+    index = (y[:, :, None] * (w + 2 * limit) + x[:, None, :]).flatten(1)
+    return padded.flatten(2).gather(2, index[:, None].expand(-1, c, -1)).unflatten(2, (h, w))

@@ -1,0 +1,203 @@
+"""Blitting and geometric transforms of augmentation: one 3x3 matrix per image, executed once.
+
+Everything is linear in the images and differentiable twice. The plane continues beyond the image by reflection, as far
+as a transform reaches: coordinates are folded back, so nothing but the filter's margin is ever padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from stylegan_pg.ops import upfirdn2d
+
+# The orthonormal low-pass filter of the sym6 wavelet (Daubechies 1992, table 8.3): 12 taps of nearly linear phase.
+# Up-sampling with it and down-sampling with its mirror image is the identity.
+SYM6 = (
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+)
+DELAY = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6)  # its centre, in samples: not quite the middle, 5.5
+
+
+def changed(images: torch.Tensor, which: torch.Tensor, f: Callable[..., torch.Tensor], *per_image) -> torch.Tensor:
+    """f(images, *per_image) for the images in the mask `which` [N] (on the CPU); the others stay, bit for bit."""
+    if not which.any():
+        return images
+    if which.all():
+        return f(images, *per_image)
+    index = which.nonzero().flatten()
+    there = index.to(images.device)
+    return images.index_copy(0, there, f(images.index_select(0, there), *(t[index] for t in per_image)))
+
+
+def mirror(images: torch.Tensor, pad: int) -> torch.Tensor:
+    """Continue [N, C, H, W] (H, W of at least 2) by reflection about its outer pixels, by `pad` on every side."""
+    h, w = (size - 1 for size in images.shape[2:])
+    top = left = pad
+    while top or left:  # a reflection reaches no further than the image; what it makes can be reflected again
+        y, x = min(top, h), min(left, w)
+        images = F.pad(images, [x, x, y, y], mode="reflect")
+        top, left = top - y, left - x
+    return images
+
+
+def fold(x: torch.Tensor, size: int) -> torch.Tensor:
+    """The pixel coordinate in [0, size - 1] that `x` meets in a plane of mirrored copies (the outer pixels are not
+    doubled)."""
+    period = 2 * (size - 1)
+    return (x - period * (x / period).round()).abs()
+
+
+def _matrix(*rows: list) -> torch.Tensor:
+    """[N, 3, 3] in float64 from two rows of numbers and tensors [N]; the third is 0, 0, 1."""
+    entries = torch.broadcast_tensors(
+        *(torch.as_tensor(v, dtype=torch.float64) for row in (*rows, [0, 0, 1]) for v in row)
+    )
+    return torch.stack(entries, dim=-1).reshape(-1, 3, 3)
+
+
+def _translation(x, y) -> torch.Tensor:
+    return _matrix([1, 0, x], [0, 1, y])
+
+
+def _scaling(x, y) -> torch.Tensor:
+    return _matrix([x, 0, 0], [0, y, 0])
+
+
+def _turn(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Counter-clockwise on the screen, where y points down, is [[cos, sin], [-sin, cos]]; this is its inverse."""
+    return _matrix([cos, -sin, 0], [sin, cos, 0])
+
+
+def inverse(params: dict[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Matrices [N, 3, 3] (float64, CPU) from an output pixel's (x, y, 1) to where it comes from in the input, for
+    images of `size` (height, width); see ada.draw for the parameters, which are applied in its order."""
+    p = {k: v.double() for k, v in params.items()}
+    height, width = size
+    m = _translation((width - 1) / 2, (height - 1) / 2)
+    if "flip" in p:
+        quarters = params["turns"].long() % 4  # from a table, so that these are exact
+        cos, sin = (torch.tensor(table, dtype=torch.float64)[quarters] for table in ([1, 0, -1, 0], [0, 1, 0, -1]))
+        m = m @ _scaling(1 - 2 * p["flip"], 1) @ _turn(cos, sin) @ _translation(-p["shift"][:, 0], -p["shift"][:, 1])
+    if "scale" in p:
+        m = m @ _scaling(1 / p["scale"], 1 / p["scale"])
+        m = m @ _turn(p["pre_rotation"].cos(), p["pre_rotation"].sin())
+        m = m @ _scaling(1 / p["stretch"], p["stretch"])
+        m = m @ _turn(p["post_rotation"].cos(), p["post_rotation"].sin())
+        m = m @ _translation(-p["move"][:, 0], -p["move"][:, 1])
+    return m @ _translation(-(width - 1) / 2, -(height - 1) / 2)
+
+
+def transform(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[N, C, H, W] under the blitting and geometric operations in `params`, same shape.
+
+    An image whose matrix moves whole pixels to whole pixels is copied exactly, and not touched at all by the identity;
+    all others are resampled.
+    """
+    m = inverse(params, (images.shape[2], images.shape[3]))
+    identity = (m == torch.eye(3, dtype=m.dtype)).flatten(1).all(dim=1)
+    whole = (m == m.round()).flatten(1).all(dim=1) & (m[:, :2, :2].det().abs() == 1)
+    m = m.expand(len(images), -1, -1)
+    images = changed(images, (whole & ~identity).expand(len(images)), blit, m)
+    return changed(images, (~whole).expand(len(images)), resample, m)
+
+
+def _sources(m: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the output positions x [w] by y [h] come from: x and y [N, h, w], not yet folded."""
+    m = m.to(x.device, x.dtype)[:, :, :, None, None]
+    x, y = x[None, None, :], y[None, :, None]
+    return m[:, 0, 0] * x + (m[:, 0, 1] * y + m[:, 0, 2]), m[:, 1, 0] * x + (m[:, 1, 1] * y + m[:, 1, 2])
+
+
+def blit(images: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """Copy pixels by inverse matrices [N, 3, 3] of whole numbers."""
+    _, c, h, w = images.shape
+    x, y = (torch.arange(size, device=images.device, dtype=torch.float32) for size in (w, h))
+    x, y = _sources(m, x, y)
+    index = (fold(y, h) * w + fold(x, w)).long().flatten(1)
+    return images.flatten(2).gather(2, index[:, None].expand(-1, c, -1)).unflatten(2, (h, w))
+
+
+def resample(images: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """Resample by inverse matrices [N, 3, 3]: up-sample by 2, interpolate linearly, down-sample (Karras et al. 2020,
+    ADA, appendix B: sym6, against aliasing).
+
+    Sample u of the up-sampled image lies at pixel (u - DELAY) / 2: without that a flip would move it by 0.4 pixels.
+    """
+    _, _, h, w = images.shape
+    f = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    f = torch.outer(f, f)
+    first = math.floor(DELAY)  # sample of the up-sampled image that is computed first; of 2h x 2w, all that is needed
+    up = upfirdn2d(mirror(images, 3), f, up=2, padding=(5 - first, first - 6) * 2, gain=2)
+
+    taps, like = len(SYM6), {"device": images.device, "dtype": images.dtype}
+    x, y = ((torch.arange(2 * size + taps - 2, **like) - DELAY) / 2 for size in (w, h))
+    x, y = _sources(m, x, y)
+    u, v = (2 * fold(x, w) + (DELAY - first), 2 * fold(y, h) + (DELAY - first))
+    return upfirdn2d(bilinear(up, u, v), f, down=2, flip_filter=True, gain=0.5)
+
+
+def bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Interpolate [N, C, H, W] at pixel coordinates x, y [N, h, w] within it -> [N, C, h, w]. Differentiable in the
+    images, to any order."""
+    _, _, h, w = images.shape
+    if images.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return gathered(images, x, y)
+    grid = torch.stack([x * (2 / (w - 1)) - 1, y * (2 / (h - 1)) - 1], dim=-1)
+    return _Sample.apply(images, grid)
+
+
+def gathered(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The same by indexing: slower, with a gradient that GPUs can sum up in a fixed order."""
+    (_, c, h, w), size = images.shape, x.shape[1:]
+    left, top = x.floor().clamp(0, w - 2), y.floor().clamp(0, h - 2)
+    flat, corner = images.flatten(2), (top * w + left).long()
+
+    def at(dy: int, dx: int) -> torch.Tensor:
+        index = (corner + (dy * w + dx)).flatten(1)[:, None].expand(-1, c, -1)
+        return flat.gather(2, index).unflatten(2, size)
+
+    x, y = (x - left)[:, None], (y - top)[:, None]
+    return (at(0, 0) * (1 - x) + at(0, 1) * x) * (1 - y) + (at(1, 0) * (1 - x) + at(1, 1) * x) * y
+
+
+class _Sample(torch.autograd.Function):
+    """F.grid_sample as a linear function of the images, whose own gradient lacks a second one in many versions."""
+
+    @staticmethod
+    def forward(ctx, images, grid):
+        ctx.save_for_backward(grid)
+        ctx.size = images.shape
+        return F.grid_sample(images, grid, align_corners=True)
+
+    @staticmethod
+    def backward(ctx, *dy):
+        return _Spread.apply(dy[0], *ctx.saved_tensors, ctx.size), None
+
+
+class _Spread(torch.autograd.Function):
+    """Its transpose."""
+
+    @staticmethod
+    def forward(ctx, dy, grid, size):
+        ctx.save_for_backward(grid)
+        backward = torch.ops.aten.grid_sampler_2d_backward
+        return backward(dy, dy.new_empty(size), grid, 0, 0, True, [True, False])[0]
+
+    @staticmethod
+    def backward(ctx, *ddx):
+        return _Sample.apply(ddx[0], *ctx.saved_tensors), None, None
