@@ -31,6 +31,7 @@ GENERATIONS = {
         "augment__p": 0.3,
         "augment__interval": 2,
         "augment__kimg": 0.1,
+        "augment__target": -1,
     },
     "stylegan": {
         "model__name": "stylegan",
@@ -72,6 +73,8 @@ def test_killed_in_any_phase(straight, tiny_data, tmp_path):
 def test_ranks_and_micro_batches(straight, tiny_data, tmp_path):
     name, whole = straight
     one, state = harness.newest(whole)
+    # StyleGAN's instance norm takes away what the constant's bias adds: its gradient is nothing but rounding.
+    one = {k: t for k, t in one.items() if not k.endswith("b4.input.bias")}
     for how, ranks in (({}, 2), ({"train__micro_batch": 4}, 0)):
         run = tmp_path / f"ranks{ranks}"
         args = harness.arguments(run, tiny_data, **(GROWING | GENERATIONS[name] | how))
@@ -95,7 +98,9 @@ def test_what_it_leaves(straight):
     }
     assert expected[name] <= set().union(*lines)
     if name == "progan":
-        assert len({line["augment_p"] for line in lines}) > 3  # ADA steers
+        p = [line["augment_p"] for line in lines]
+        assert p == sorted(p)  # ADA steers: the mean sign is above a target of -1
+        assert p[0] < 0.5 < p[-1]
     G = load_snapshot(next((whole / "snapshots").glob("*.safetensors")))
     images = G(torch.randn(2, G.z_dim), torch.eye(G.c_dim)[:2] if G.c_dim else None)
     assert images.shape == (2, 3, 16, 16)
