@@ -210,7 +210,7 @@ def test_truncation(kind):
     mean_image = G.synthesis(mean.expand(1, G.num_ws, -1))
     close(G(z, psi=0, cutoff=G.num_ws), mean_image.expand(3, -1, -1, -1))
     w = G.mapping(z)
-    own = {"stylegan": 8, "progan": 1}.get(kind, G.num_ws)
+    own: int = {"stylegan": 8, "progan": 1}.get(kind, G.num_ws)
     for cutoff in (None, 0, 3, G.num_ws):
         ws = G.styles(z, psi=0.6, cutoff=cutoff)
         layers = own if cutoff is None else cutoff
@@ -270,7 +270,9 @@ def test_logits_of_dealt_shares_are_those_of_the_batch(batch, parts):
 def penalty(kind: str, term: str, layout: torch.memory_format) -> tuple[Any, Any]:
     """A network and a function that gives the penalty's value."""
     if term == "path_length":
-        G = to_channels_last(generator(8, kind=kind)) if layout == torch.channels_last else generator(8, kind=kind)
+        G = generator(8, kind=kind)
+        if layout == torch.channels_last:
+            to_channels_last(G)
         y = normal(2, 3, 8, 8, seed=1) / 8
         ws = normal(2, G.num_ws, G.w_dim, seed=2).requires_grad_(True)
         return G, lambda: (losses.path_lengths(G.synthesis(ws), ws, y) - 0.1).square().sum()

@@ -110,6 +110,30 @@ def test_a_snapshot_gives_the_same_generator_bit_for_bit(how, tmp_path):
 
 
 @torch.no_grad()
+def test_snapshots_from_before_base_grids_load(tmp_path):
+    G, description = built()
+    kwargs = {name: value for name, value in description["kwargs"].items() if name != "base"}
+    assert kwargs.keys() == {
+        *("resolution", "img_channels", "c_dim", "channel_base", "channel_max", "fade", "resample_filter"),
+        *("conv_clamp", "low_precision", "low_precision_at", "z_dim", "w_dim", "mapping_layers", "architecture"),
+        "use_noise",
+    }
+    save_snapshot(tmp_path / "G.safetensors", G, {**description, "kwargs": kwargs})
+    z = latents([0, 1], 8)
+    assert torch.equal(load_snapshot(tmp_path / "G.safetensors")(z), G(z))
+
+
+@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan"])
+@torch.no_grad()
+def test_snapshots_of_double_precision_are_used_in_single(tmp_path, name):
+    G, description = built(name=name)
+    save_snapshot(tmp_path / "G.safetensors", copy.deepcopy(G).double(), description)
+    loaded = load_snapshot(tmp_path / "G.safetensors")
+    assert {t.dtype for t in [*loaded.parameters(), *loaded.buffers()]} == {torch.float32}
+    assert torch.equal(loaded(z := latents([0], 8)), G(z))
+
+
+@torch.no_grad()
 def test_half_precision_snapshots_run_on_cpus(tmp_path):
     path = saved(tmp_path / "G.safetensors", low_precision="fp16", low_precision_resolutions=2)[1]
     z = latents([0], 8)

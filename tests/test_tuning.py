@@ -81,9 +81,10 @@ def test_a_damaged_table_is_measured_anew(monkeypatch, tmp_path, damage):
     assert tuning.choose_precision(config, CPU)[0] == [64]
 
 
-def test_a_real_measurement():
+@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan"])
+def test_a_real_measurement(name):
     """Whatever this machine is good at: the choice is what the printed ratios say."""
-    config = config_with(channel_base=4096, channel_max=128, low_precision_resolutions=2)
+    config = config_with(name=name, channel_base=4096, channel_max=128, low_precision_resolutions=2, base=[4, 6])
     chosen, why = tuning.choose_precision(config, CPU)
     ratios = dict(part.split(": ") for part in why.split("fp32: ")[1].split(", "))
     assert list(ratios) == ["64", "32"]
