@@ -27,9 +27,9 @@ def networks(resolution: int, channels: tuple[int, int], at: list[int], layout: 
     """G and D, in bfloat16 `at` these resolutions; channels are base and most."""
     torch.manual_seed(0)
     how: dict[str, Any] = {"resolution": resolution, "channel_base": channels[0], "channel_max": channels[1]}
-    how |= {"low_precision": "bf16", "low_precision_at": at}
-    make_G, make_D = NETWORKS["stylegan2"]
-    nets = make_G(mapping_layers=8, **how), make_D(**how)
+    how |= {"low_precision": "bf16", "low_precision_at": at, "conv_clamp": 256.0}
+    pair = NETWORKS["stylegan2"]
+    nets = pair.G(mapping_layers=8, **how), pair.D(**how)
     return tuple(to_channels_last(net) if layout == "nhwc" else net for net in nets)  # type: ignore[return-value]  # two of them
 
 

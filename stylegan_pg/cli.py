@@ -86,7 +86,7 @@ def train(
 
     settings = load_config(config, overrides or [])
     if dry_run:
-        from stylegan_pg.estimate import describe
+        from stylegan_pg.plan import describe
 
         print(describe(settings))
         return
@@ -94,6 +94,23 @@ def train(
     from stylegan_pg.train import run
 
     raise typer.Exit(run(settings, load_index(settings.data.url), must_resume=resume))
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
+    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    devices: Annotated[int, typer.Option(help="That train together.")] = 1,
+    device_flops: Annotated[float, typer.Option(help="A device's peak, FLOPs per second.")] = 4e14,
+    utilisation: Annotated[float, typer.Option(help="The share of it that training is assumed to use.")] = 0.3,
+    out: Annotated[Optional[Path], typer.Option(help="Draw the plan into this PNG.")] = None,
+) -> None:
+    """Print the phases of a training run with their FLOPs, memory and hours, and what growing saves."""
+    from stylegan_pg.plan import Machine, report
+    from stylegan_pg.settings import load_config
+
+    machine = Machine(devices, device_flops, utilisation)
+    print(report(load_config(config, overrides or []), machine, out))
 
 
 @app.command()

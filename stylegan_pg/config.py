@@ -46,13 +46,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    start: Optional[int] = None  # first resolution; null trains at full resolution all along
+    schedule: str = "tables"  # as given; auto: what no table says follows from resolution, total_kimg and devices
+    devices: int = 8  # that the automatic schedule is made for; a run may have any number
+    start: Optional[int] = None  # first resolution; null trains at full resolution all along (auto: 8, ProGAN: 4)
     stable_kimg: float = 600.0  # per resolution, after its fade
     fade_kimg: float = 600.0  # per doubling
     stable_kimg_at: dict[int, float] = field(default_factory=dict)
     fade_kimg_at: dict[int, float] = field(default_factory=dict)
     optimizer: str = "reset"  # at the start and the end of each fade: reset, or carry over by name
-    optimizer_at: dict[int, str] = field(default_factory=dict)
+    optimizer_at: dict[int, str] = field(default_factory=dict)  # on entering the phases of a resolution
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class OptimConfig:
     g_lr: float = 0.002
     d_lr: float = 0.002
     lr_at: dict[int, float] = field(default_factory=dict)  # for both players
+    g_lr_at: dict[int, float] = field(default_factory=dict)  # for one, before lr_at
+    d_lr_at: dict[int, float] = field(default_factory=dict)
     beta1: float = 0.0
     beta2: float = 0.99
     eps: float = 1e-8
@@ -98,7 +102,8 @@ class LossConfig:
         """R1 and path length, as far as they are switched on, and the further terms."""
         terms = []
         if self.r1_gamma or any(self.r1_gamma_at.values()) or any(self.r1_gamma_from.values()):
-            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, self.r1_gamma_at, self.r1_gamma_from))
+            at, since = self.r1_gamma_at, self.r1_gamma_from
+            terms.append(TermConfig("r1", self.r1_gamma, self.r1_every, weight_at=at, weight_from=since))
         if self.pl_weight:
             terms.append(TermConfig("path_length", self.pl_weight, self.pl_every))
         return terms + list(self.terms)
@@ -139,8 +144,8 @@ class TrainConfig:
     deterministic: bool = False  # bit-exact resume on GPUs, at some cost
     check_ranks_every: int = 500  # steps between comparisons of the ranks' parameters
     freeze_d: int = 0  # resolutions of D, counted from the image down, that stay as they were initialised
-    loss_scale: float = 1.0  # losses times, gradients by this power of two, for fp16
-    max_skipped: int = 20  # steps with a loss or gradient that is not finite, after which training stops
+    loss_scale: Optional[float] = None  # to start with; halved where gradients overflow; null: 65536 with fp16, else 1
+    max_skipped: int = 20  # steps left out for a loss or gradient that was not finite, after which training stops
 
 
 @dataclass(frozen=True)

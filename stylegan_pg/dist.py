@@ -101,8 +101,8 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     return tensor
 
 
-def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_mib: int = 32) -> None:
-    """Sum the gradients over the ranks, in flattened buckets; every parameter that requires one must have one.
+def sum_gradients(gradients: Iterable[torch.Tensor], bucket_mib: int = 32) -> None:
+    """Sum gradients over the ranks in place, in flattened buckets; all ranks give the same ones in the same order.
 
     Of our own making rather than DistributedDataParallel's: passes that take gradients of gradients through single
     modules leave its bookkeeping behind, and ranks drift apart without a word.
@@ -122,15 +122,12 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], bucket_mib: int = 32
             grad.copy_(part.view_as(grad))
         bucket.clear()
 
-    for p in parameters:
-        if not p.requires_grad:
-            continue
-        assert p.grad is not None
-        if bucket and (bucket[0].dtype != p.grad.dtype or size >= bucket_mib << 20):
+    for grad in gradients:
+        if bucket and (bucket[0].dtype != grad.dtype or size >= bucket_mib << 20):
             flush()
             size = 0
-        bucket.append(p.grad)
-        size += p.grad.numel() * p.grad.element_size()
+        bucket.append(grad)
+        size += grad.numel() * grad.element_size()
     flush()
 
 

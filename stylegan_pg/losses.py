@@ -14,23 +14,80 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+DRAGAN_NOISE = 0.25  # standard deviation, in images of [-1, 1]
 
-def logistic_g(fake: torch.Tensor) -> torch.Tensor:
-    """Non-saturating generator loss softplus(-D(G(z))), same shape as `fake` (Goodfellow et al. 2014)."""
+
+def logistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """Non-saturating generator loss softplus(-D(G(z))), same shape as `fake` (Goodfellow et al. 2014, section 3)."""
     return F.softplus(-fake)
 
 
 def logistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """softplus(D(G(z))) + softplus(-D(x)), same shape as the scores."""
+    """softplus(D(G(z))) + softplus(-D(x)), same shape as the scores (Goodfellow et al. 2014, equation 1)."""
     return F.softplus(fake) + F.softplus(-real)
 
 
+def saturating_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """log(1 - sigmoid(D(G(z)))), G's side of the same minimax game (Goodfellow et al. 2014, equation 1)."""
+    return -F.softplus(fake)
+
+
+def wgan_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """-D(G(z)) (Arjovsky et al. 2017, algorithm 1); also G's side of the hinge loss."""
+    return -fake
+
+
+def wgan_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """D(G(z)) - D(x); D is kept Lipschitz by a gradient penalty or by loss.d_clip (as above)."""
+    return fake - real
+
+
+def lsgan_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """(D(G(z)) - 1)^2 / 2 (Mao et al. 2017, equation 9)."""
+    return (fake - 1).square() / 2
+
+
+def lsgan_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """((D(x) - 1)^2 + D(G(z))^2) / 2 (Mao et al. 2017, equation 9)."""
+    return ((real - 1).square() + fake.square()) / 2
+
+
+def hinge_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim and Ye 2017; Miyato et al. 2018, equation 16)."""
+    return F.relu(1 - real) + F.relu(1 + fake)
+
+
+def relativistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """softplus(D(x) - D(G(z))) of the i-th generated with the i-th real image (Jolicoeur-Martineau 2019, RSGAN;
+    Huang et al. 2024, R3GAN)."""
+    if real is None:
+        raise ValueError("the relativistic loss of G needs D's scores of real images")
+    return F.softplus(real - fake)
+
+
+def relativistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """softplus(D(G(z)) - D(x)), paired as G's side is."""
+    return F.softplus(fake - real)
+
+
 class Objective(NamedTuple):
-    g: Callable[[torch.Tensor], torch.Tensor]
+    """What the players minimise, of the scores' shape: g(D(G(z)), D(x)) and d(D(x), D(G(z))).
+
+    `paired` says that g looks at D(x), the scores of as many real images; otherwise None will do."""
+
+    g: Callable[..., torch.Tensor]
     d: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    paired: bool = False
 
 
-OBJECTIVES = {"logistic": Objective(logistic_g, logistic_d)}
+OBJECTIVES = {
+    "logistic": Objective(logistic_g, logistic_d),
+    "saturating": Objective(saturating_g, logistic_d),
+    "wgan": Objective(wgan_g, wgan_d),
+    "lsgan": Objective(lsgan_g, lsgan_d),
+    "hinge": Objective(wgan_g, hinge_d),
+    "relativistic": Objective(relativistic_g, relativistic_d, paired=True),
+}
 
 
 def r1(logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -38,6 +95,13 @@ def r1(logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     (Mescheder et al. 2018, equation 9; without its gamma/2). `real` must require grad."""
     (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
     return gradient.square().sum(dim=[1, 2, 3])
+
+
+def gradient_norm(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Norm [N] of the gradient of D's scores with respect to the images, differentiable, with the derivative 0 where
+    the gradient vanishes. `images` must require grad."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
 
 
 def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -52,11 +116,20 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) ->
 
 @dataclass
 class DInputs:
-    """What a term on D sees of one micro-batch. `D(images, c)` has the fade's alpha bound."""
+    """What a term on D sees of one micro-batch. `D(images, c)` has augmentation and the fade's alpha bound.
+
+    real, fake [N, C, H, W]: this step's images, detached; c, c_fake [N, classes]: their labels, None without any;
+    u [N], uniform in [0, 1), and noise [N, C, H, W], N(0, 1), drawn by sample. What is not in a term's `needs` may be
+    None.
+    """
 
     D: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
     real: torch.Tensor
     c: torch.Tensor | None
+    fake: torch.Tensor | None = None
+    c_fake: torch.Tensor | None = None
+    u: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
 
 
 @dataclass
@@ -70,14 +143,54 @@ class GInputs:
     state: dict[str, float] = field(default_factory=dict)
 
 
-def r1_term(x: DInputs) -> dict[str, torch.Tensor]:
+def r1_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
     """|grad D(x)|^2 / 2, to be weighted by gamma."""
     real = x.real.detach().requires_grad_(True)
     penalty = r1(x.D(real, x.c), real)
     return {"loss": penalty / 2, "r1_penalty": penalty}
 
 
-def path_length_term(x: GInputs) -> dict[str, torch.Tensor]:
+def r2_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+    """|grad D(G(z))|^2 / 2 with respect to the generated images, to be weighted by gamma (Mescheder et al. 2018,
+    equation 10)."""
+    assert x.fake is not None
+    fake = x.fake.detach().requires_grad_(True)
+    penalty = r1(x.D(fake, x.c_fake), fake)
+    return {"loss": penalty / 2, "r2_penalty": penalty}
+
+
+def gradient_penalty_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+    """(|grad D| - target)^2 / target^2 at u x + (1 - u) G(z), with the real image's label (Gulrajani et al. 2017,
+    equation 3, lambda being the weight).
+
+    That text has the target 1, where the division changes nothing. With it the penalty is the relative deviation from
+    the target, so that a weight means the same at any.
+    """
+    assert x.fake is not None
+    assert x.u is not None
+    mixed = torch.lerp(x.fake.detach(), x.real.detach(), x.u[:, None, None, None]).requires_grad_(True)
+    norm = gradient_norm(x.D(mixed, x.c), mixed)
+    return {"loss": (norm / target - 1).square(), "gp_norm": norm}
+
+
+def drift_term(scores_real: torch.Tensor, scores_fake: torch.Tensor, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+    """D(x)^2, which keeps D's scores near zero (Karras et al. 2018, appendix A.1); scores [N, 1]."""
+    return {"loss": scores_real.flatten(1).square().sum(dim=1)}
+
+
+def dragan_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+    """(|grad D| - target)^2 at x + 0.25 N(0, 1) (Kodali et al. 2017, section 2.3, lambda being the weight).
+
+    The noise has a fixed scale, as the paper's N(0, cI) has, and not one that follows from the batch, which would make
+    the penalty depend on how the batch is dealt out: half the standard deviation of typical images in [-1, 1], 0.5.
+    """
+    assert x.noise is not None
+    near = (x.real.detach() + DRAGAN_NOISE * x.noise).requires_grad_(True)
+    norm = gradient_norm(x.D(near, x.c), near)
+    return {"loss": (norm - target).square(), "dragan_norm": norm}
+
+
+def path_length_term(x: GInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
     """(length - running mean)^2; the mean is the one from before this step, so that it is the same for all ranks."""
     h, w = x.noise.shape[2:]
     lengths = path_lengths(x.synthesis(x.ws), x.ws, x.noise / (h * w) ** 0.5)
@@ -86,16 +199,24 @@ def path_length_term(x: GInputs) -> dict[str, torch.Tensor]:
 
 
 class Term(NamedTuple):
-    """`compute` gives {"loss": [N]} and the values [N] named in `reports`; `keep` maps some of these to the running
-    mean of theirs that is kept in the state (with loss.pl_decay)."""
+    """`compute(inputs, target=...)` gives {"loss": [N]} and the values [N] named in `reports`; `keep` maps some of
+    these to the running mean of theirs that is kept in the state (with loss.pl_decay). `needs`: which of the inputs
+    "fake" (with its labels), "u" and "noise" it looks at. A term `of_scores` is added in D's main pass instead of
+    making one of its own: compute(scores_real, scores_fake, target=...)."""
 
     on: str
     compute: Callable[..., dict[str, torch.Tensor]]
     reports: tuple[str, ...] = ()
     keep: dict[str, str] = {}
+    needs: tuple[str, ...] = ()
+    of_scores: bool = False
 
 
 TERMS = {
     "r1": Term("D", r1_term, ("r1_penalty",)),
+    "r2": Term("D", r2_term, ("r2_penalty",), needs=("fake",)),
+    "gradient_penalty": Term("D", gradient_penalty_term, ("gp_norm",), needs=("fake", "u")),
+    "drift": Term("D", drift_term, of_scores=True),
+    "dragan": Term("D", dragan_term, ("dragan_norm",), needs=("noise",)),
     "path_length": Term("G", path_length_term, ("pl_length", "pl_penalty"), keep={"pl_length": "pl_mean"}),
 }

@@ -6,6 +6,7 @@ pass, also one through a gradient, counts on every rank.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -37,7 +38,7 @@ class Parallel:
                 f"accelerate sees {self.accelerator.num_processes} processes, the process group {dist.world()}: "
                 "start with `torchrun --nproc-per-node N` or `accelerate launch --multi_gpu --num_processes N`"
             )
-        self.half_precision = config.model.low_precision == "fp16" and self.device.type == "cuda"
+        self.scale = 1.0  # of losses, so that small gradients survive fp16; a power of two
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
         torch.backends.cudnn.benchmark = not config.train.deterministic
         if config.train.deterministic:
@@ -45,24 +46,38 @@ class Parallel:
             torch.use_deterministic_algorithms(True)
 
     def backward(self, loss: torch.Tensor) -> None:
-        self.accelerator.backward(loss)
+        self.accelerator.backward(loss * self.scale if self.scale != 1 else loss)
 
-    def step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> str:
         """Sum the gradients over the ranks, step, and clear them.
 
         A parameter that a pass did not reach has the gradient zero, on one rank as on many: Adam must not skip it
         here and step it there.
+
+        Args:
+            loss: this rank's, of shape []; only whether it is finite counts.
+
+        Returns:
+            "", or on all ranks alike what was not finite: "the loss" or the first such parameter's name. Then nothing
+            has moved.
         """
-        for p in module.parameters():
-            if p.requires_grad and p.grad is None:
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        for _, p in named:
+            if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        dist.sum_gradients(module.parameters())
-        if self.half_precision:
-            for p in module.parameters():
-                if p.grad is not None:
-                    torch.nan_to_num(p.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=p.grad)
-        optimizer.step()
+        grads = [p.grad for _, p in named if p.grad is not None]
+        total = loss.detach().to(grads[0].dtype).reshape(1).clone()
+        dist.sum_gradients([*grads, total])
+        if self.scale != 1:
+            for grad in grads:
+                grad.mul_(1 / self.scale)
+        norms = torch._foreach_norm  # type: ignore[attr-defined]  # as torch's own clip_grad_norm_ does
+        sizes = torch.stack([total[0], *norms(grads)]).tolist()
+        fault = next((i for i, size in enumerate(sizes) if not math.isfinite(size)), None)
+        if fault is None:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return "" if fault is None else ["the loss", *(name for name, _ in named)][fault]
 
     def adam(self, parameters: Iterable[nn.Parameter], lr: float, beta1: float, beta2: float, eps: float):
         """Adam with fused updates."""

@@ -6,8 +6,9 @@ machines, without asking what happened before.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,6 +33,8 @@ class Phase:
     g_lr: float
     d_lr: float
     fade_length: int  # images over which alpha rises from 0 to 1, also where total_kimg cuts the phase short
+    size: tuple[int, int]  # of a picture: rows, columns
+    optimizer: str  # what becomes of Adam's moments on entering: reset, or carry (over by name)
 
     def step(self, nimg: int) -> int:
         """Index of the training step within the phase."""
@@ -42,12 +45,18 @@ class Phase:
         return min((nimg - self.start) / self.fade_length, 1.0) if self.fade else 1.0
 
     def __str__(self) -> str:
-        return f"{self.resolution}x{self.resolution} {'fade' if self.fade else 'stable'}"
+        return f"{self.size[0]}x{self.size[1]} {'fade' if self.fade else 'stable'}"
 
 
 def at(resolution: int, table: Mapping[int, T], default: T) -> T:
     """The value for a resolution: its own, or the default."""
     return table.get(resolution, default)
+
+
+def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a picture at a resolution, from `base`, those at resolution 4: [4, 6] and 1024 give
+    (1024, 1536)."""
+    return base[0] * resolution // 4, base[1] * resolution // 4
 
 
 def term_weight(term: TermConfig, resolution: int, nimg: int) -> float:
@@ -71,6 +80,8 @@ def phases(config: Config) -> list[Phase]:
     Raises:
         UsageError: if a micro-batch cannot hold one minibatch-stddev group, or nothing is left to train.
     """
+    if config.growth.schedule == "auto":
+        config = automatic(config)
     growth, total = config.growth, config.train.total_kimg
     plan: list[tuple[int, bool, float]] = []
     r = growth.start or config.resolution
@@ -97,7 +108,7 @@ def phases(config: Config) -> list[Phase]:
                 f"{group} images: raise it, or lower model.mbstd_group"
             )
         end = start + math.ceil(length / batch) * batch
-        lr = config.optim.lr_at.get(resolution)
+        optim = config.optim
         result.append(
             Phase(
                 index=len(result),
@@ -108,15 +119,76 @@ def phases(config: Config) -> list[Phase]:
                 batch=batch,
                 mbstd_group=group,
                 micro_batch=micro // group * group,
-                g_lr=config.optim.g_lr if lr is None else lr,
-                d_lr=config.optim.d_lr if lr is None else lr,
+                g_lr=at(resolution, {**optim.lr_at, **optim.g_lr_at}, optim.g_lr),
+                d_lr=at(resolution, {**optim.lr_at, **optim.d_lr_at}, optim.d_lr),
                 fade_length=math.ceil(whole / batch) * batch,
+                size=size_at(resolution, config.model.base),
+                optimizer=at(resolution, growth.optimizer_at, growth.optimizer),
             )
         )
         start = end
     if not result:
         raise UsageError("all phases have no length: raise growth.stable_kimg, growth.fade_kimg or train.total_kimg")
     return result
+
+
+def automatic(config: Config) -> Config:
+    """The configuration with the schedule written into its tables, from (resolution, total_kimg, growth.devices);
+    entries that the tables have already stay, and `growth.schedule` becomes "tables".
+
+    The rules continue what was published for 1 to 8 devices (Karras et al. 2018, appendix A.1; 2019, appendix C).
+    Fades and stable phases all have one length; with its own fade the last resolution gets five of them, or all that
+    is left where `growth.stable_kimg` and `fade_kimg` are the limit: ProGAN's 12,000 kimg to 1024x1024 are twenty
+    stretches of 600, and StyleGAN's 25,000 have the same 600.
+    A batch is 2048 / resolution images, so that a step costs about the same everywhere; at most 128 a device and 512
+    in all; and at least one minibatch-stddev group (4 images without) for every device, since it is dealt out in
+    whole groups. For eight devices: 512, 256, 128, 64, 32, 32, ...
+    `optim.g_lr` and `d_lr` go with these 2048 / resolution images. Where the batch is k times as large, the rate is
+    sqrt(k) times as high, rounded up to halves, but not above the published maximum of 0.003.
+    A micro-batch is what takes the memory of four images at 1024x1024 with channel_base 32768, published for devices
+    of 16 GB. Channels halve where the side doubles, so memory grows with the side, not with the area.
+
+    Raises:
+        UsageError: where a phase would last less than eight steps.
+    """
+    growth, train, optim, model = config.growth, config.train, config.optim, config.model
+    assert train.total_kimg is not None, "settings.check demands it"
+    start = growth.start or min(4 if model.name == "progan" else 8, config.resolution)
+    resolutions = [start << i for i in range((config.resolution // start).bit_length())]
+    stretch = train.total_kimg / (2 * len(resolutions) + 2)
+    stable, fade = min(growth.stable_kimg, stretch), min(growth.fade_kimg, stretch)
+    share = model.mbstd_group if model.mbstd_channels else 4
+    unit = growth.devices * share
+    batches = {r: max(unit, min(2048 // r, 128 * growth.devices, 512)) for r in resolutions}
+    batches = {r: math.ceil(batch / unit) * unit for r, batch in batches.items()} | train.batch_at
+    for r in resolutions[:-1]:
+        if 0 < min(stable, fade) * 1000 < 8 * batches[r]:
+            raise UsageError(
+                f"growth.schedule=auto: train.total_kimg={train.total_kimg:g} leaves {min(stable, fade):g} kimg for a "
+                f"phase at resolution {r}, less than eight batches of {batches[r]}: raise train.total_kimg or "
+                "growth.start, or lower growth.devices"
+            )
+    limit = max(0.003 / max(optim.g_lr, optim.d_lr), 1.0)
+    factor = {r: min(max(math.ceil(2 * math.sqrt(batches[r] * r / 2048)) / 2, 1.0), limit) for r in resolutions}
+
+    def rates(rate: float, table: Mapping[int, float]) -> dict[int, float]:
+        return {r: float(f"{rate * factor[r]:.6g}") for r in resolutions if r not in optim.lr_at} | dict(table)
+
+    micro = {r: max(min(2**27 // (model.channel_base * r), batches[r] // growth.devices), share) for r in resolutions}
+    return dataclasses.replace(
+        config,
+        growth=dataclasses.replace(
+            growth,
+            schedule="tables",
+            start=start,
+            stable_kimg_at=dict.fromkeys(resolutions, round(stable, 3)) | growth.stable_kimg_at,
+            fade_kimg_at=dict.fromkeys(resolutions[1:], round(fade, 3)) | growth.fade_kimg_at,
+        ),
+        train=dataclasses.replace(train, batch_at=batches, micro_batch_at=micro | train.micro_batch_at),
+        optim=dataclasses.replace(
+            optim, g_lr_at=rates(optim.g_lr, optim.g_lr_at), d_lr_at=rates(optim.d_lr, optim.d_lr_at)
+        ),
+    )
 
 
 def phase_at(plan: list[Phase], nimg: int) -> Phase:

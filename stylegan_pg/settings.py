@@ -15,19 +15,22 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.errors import UsageError
+from stylegan_pg.schedule import automatic
 
 CHOICES = {
-    "model.name": ("stylegan2",),
+    "model.name": ("stylegan2", "stylegan", "progan", "mlp"),
     "model.g_architecture": ("skip", "resnet", "orig"),
     "model.d_architecture": ("skip", "resnet", "orig"),
     "model.low_precision": ("fp32", "bf16", "fp16", "auto"),
+    "growth.schedule": ("tables", "auto"),
     "growth.optimizer": ("reset", "carry"),
-    "loss.objective": ("logistic",),
+    "loss.objective": ("logistic", "saturating", "wgan", "lsgan", "hinge", "relativistic"),
     "train.device": ("auto", "cpu", "cuda"),
     "train.dtype": ("float32", "float64"),
 }
+TERMS = ("r1", "r2", "gradient_penalty", "drift", "dragan", "path_length")  # losses.py says what they are
 POSITIVE = [
     "model.z_dim",
     "model.w_dim",
@@ -35,9 +38,12 @@ POSITIVE = [
     "model.channel_base",
     "model.channel_max",
     "model.mbstd_group",
+    "growth.devices",
     "optim.g_lr",
     "optim.d_lr",
     "optim.eps",
+    "optim.d_steps",
+    "optim.g_steps",
     "loss.r1_every",
     "loss.pl_every",
     "loss.pl_batch_shrink",
@@ -52,11 +58,14 @@ POSITIVE = [
 ]
 NOT_NEGATIVE = [
     "seed",
+    "train.freeze_d",
+    "train.max_skipped",
     "data.workers",
     "model.mbstd_channels",
     "model.low_precision_resolutions",
     "growth.stable_kimg",
     "growth.fade_kimg",
+    "loss.d_clip",
     "loss.r1_gamma",
     "loss.pl_weight",
     "train.micro_batch",
@@ -124,7 +133,7 @@ def _explain(error: OmegaConfBaseException, source: str) -> UsageError:
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration from a YAML file and `key=value` overrides, checked.
+    """The configuration from a YAML file and `key=value` overrides, checked, an automatic schedule filled in.
 
     Raises:
         UsageError: no such file, no YAML, an unknown key (naming the nearest known one), a value of a wrong type or
@@ -158,6 +167,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         raise
     assert isinstance(config, Config)
     check(config)
+    if config.growth.schedule == "auto":
+        config = automatic(config)
+        check(config)
     return config
 
 
@@ -204,13 +216,20 @@ def check(config: Config) -> None:
     if start is not None:
         possible = is_power_of_two(start) and 4 <= start <= config.resolution
         demand(possible, "growth.start", f"a power of two from 4 to {config.resolution}, or null")
-    else:
+    if config.growth.schedule == "auto":
+        demand(config.train.total_kimg is not None, "train.total_kimg", "given for growth.schedule=auto")
+    if start is None:
         demand(config.train.total_kimg is not None, "train.total_kimg", "given where nothing grows")
     if config.train.total_kimg is not None:
         demand(0 < config.train.total_kimg < math.inf, "train.total_kimg", "above 0 and finite")
     for key in ("model.conv_clamp", "ema.rampup"):
         demand(value(key) is None or 0 < value(key) < math.inf, key, "above 0 and finite, or null")
+    scale = config.train.loss_scale
+    fits = scale is None or (scale >= 1 and math.log2(scale).is_integer())
+    demand(fits, "train.loss_scale", "a power of two from 1 on, or null")
     demand(config.train.threads <= 1024, "train.threads", "at most 1024")
+    base = config.model.base
+    demand(len(base) == 2 and min(base) > 0, "model.base", "[rows, columns] at resolution 4, both above 0")
     width = min(config.model.channel_base // 4, config.model.channel_max)
     low = config.model.low_precision_at or []
     demand(
@@ -224,16 +243,40 @@ def check(config: Config) -> None:
     taps = config.model.resample_filter
     demand(len(taps) >= 2 and sum(taps) != 0, "model.resample_filter", "at least two taps with a sum other than 0")
     demand(len(config.output.grid) == 2 and min(config.output.grid) > 0, "output.grid", "[columns, rows]")
-    tables = "growth.stable_kimg_at growth.fade_kimg_at optim.lr_at loss.r1_gamma_at train.batch_at"
-    for key in [*tables.split(), "train.micro_batch_at"]:
+    tables = "growth.stable_kimg_at growth.fade_kimg_at loss.r1_gamma_at train.batch_at train.micro_batch_at"
+    for key in [*tables.split(), "optim.lr_at", "optim.g_lr_at", "optim.d_lr_at"]:
         fits = all(is_power_of_two(r) and r >= 4 and 0 <= v < math.inf for r, v in value(key).items())
         demand(fits, key, "a table from resolutions (powers of two, 4 or more) to numbers of 0 or more")
     demand(all(v > 0 for v in config.train.batch_at.values()), "train.batch_at", "above 0")
+    optimizer = config.growth.optimizer_at
+    fits = all(is_power_of_two(r) and r >= 4 and v in CHOICES["growth.optimizer"] for r, v in optimizer.items())
+    demand(fits, "growth.optimizer_at", "a table from resolutions (powers of two, 4 or more) to reset or carry")
     fits = all(k >= 0 and 0 <= v < math.inf for k, v in config.loss.r1_gamma_from.items())
     demand(fits, "loss.r1_gamma_from", "a table from kimg (0 or more) to numbers of 0 or more")
+    demand(config.model.name != "mlp" or start is None, "growth.start", "null: points do not grow")
     for term in config.loss.terms:
-        if term.every < 1:
-            raise UsageError(f"loss.terms: {term.name}: every={term.every} is not possible: it must be 1 or more")
+        _check_term(term)
+    names = [term.name for term in config.loss.all_terms()]
+    for name in names:
+        if names.count(name) > 1:
+            own = {"r1": " (loss.r1_gamma=0 takes R1 away)", "path_length": " (loss.pl_weight=0 takes it away)"}
+            raise UsageError(f"loss.terms: {name} is there twice: leave one of them away{own.get(name, '')}")
+
+
+def _check_term(term: TermConfig) -> None:
+    def demand(condition: bool, key: str, wanted: str) -> None:
+        if not condition:
+            value = getattr(term, key)
+            raise UsageError(f"loss.terms: {term.name}: {key}={value} is not possible: it must be {wanted}")
+
+    demand(term.name in TERMS, "name", " or ".join(TERMS))
+    demand(term.every >= 1, "every", "1 or more")
+    demand(0 <= term.weight < math.inf, "weight", "0 or more and finite")
+    demand(0 < term.target < math.inf, "target", "above 0 and finite")
+    fits = all(is_power_of_two(r) and r >= 4 and 0 <= v < math.inf for r, v in term.weight_at.items())
+    demand(fits, "weight_at", "a table from resolutions (powers of two, 4 or more) to numbers of 0 or more")
+    fits = all(k >= 0 and 0 <= v < math.inf for k, v in term.weight_from.items())
+    demand(fits, "weight_from", "a table from kimg (0 or more) to numbers of 0 or more")
 
 
 def to_yaml(config: Config) -> str:

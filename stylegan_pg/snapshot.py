@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,64 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from stylegan_pg.config import ModelConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class NetworkShape:
-    """What, besides the model's configuration, decides the form of a network of one phase."""
-
-    resolution: int
-    full_resolution: int  # the low-precision layers are counted down from here
-    fade: bool
-    img_channels: int
-    c_dim: int
-    mbstd_group: int
-
-
-def _shared(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
-    low = model.low_precision_at
-    if low is None:  # "auto" before it has measured
-        count = 0 if model.low_precision == "auto" else model.low_precision_resolutions
-        low = [shape.full_resolution >> i for i in range(count)]
-    return {
-        "resolution": shape.resolution,
-        "img_channels": shape.img_channels,
-        "c_dim": shape.c_dim,
-        "channel_base": model.channel_base,
-        "channel_max": model.channel_max,
-        "fade": shape.fade,
-        "resample_filter": list(model.resample_filter),
-        "conv_clamp": model.conv_clamp,
-        "low_precision": ("bf16" if model.low_precision == "auto" else model.low_precision) if low else "fp32",
-        "low_precision_at": [r for r in low if r >= 8],
-    }
-
-
-def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
-    """Arguments of the generator's class, all of them plain JSON values."""
-    return dict(
-        **_shared(model, shape),
-        z_dim=model.z_dim,
-        w_dim=model.w_dim,
-        mapping_layers=model.mapping_layers,
-        architecture=model.g_architecture,
-        use_noise=model.noise,
-    )
-
-
-def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
-    """Arguments of the discriminator's class."""
-    return dict(
-        **_shared(model, shape),
-        architecture=model.d_architecture,
-        mbstd_group=shape.mbstd_group,
-        mbstd_channels=model.mbstd_channels,
-    )
 
 
 def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, Any]) -> None:
@@ -131,27 +76,17 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
         if torch.device(device).type == "cpu" and kwargs.get("low_precision") == "fp16":
             kwargs["low_precision"] = "fp32"  # CPUs have no fp16 convolutions
         with torch.device("meta"):  # nothing is drawn: the caller's random streams stay as they are
-            G = NETWORKS[description["network"]][0](**kwargs)
-        G = G.to_empty(device=device)
-        G.load_state_dict(tensors)
+            G: Any = NETWORKS[description["network"]].G(**kwargs)
+        G.load_state_dict(tensors, assign=True)
+        G = G.to(device, torch.float32)
         alpha = float(description["alpha"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"{path}: the description does not fit the weights: {reason}") from None
-    _restore_filters(G, description["kwargs"])
     G.description = description
     if description["kwargs"].get("fade"):
         G.register_forward_pre_hook(partial(_at_alpha, alpha), with_kwargs=True)
     return G.eval().requires_grad_(False)
-
-
-def _restore_filters(G: torch.nn.Module, kwargs: Mapping[str, Any]) -> None:
-    """The filters are not stored: they follow from the description."""
-    from stylegan_pg.ops import setup_filter
-
-    for module in G.modules():
-        if "filter" in module._buffers:
-            module._buffers["filter"] = setup_filter(kwargs["resample_filter"]).to(next(G.parameters()).device)
 
 
 def _at_alpha(alpha: float, _: torch.nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -12,27 +12,25 @@ import fcntl
 import platform
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stylegan_pg import __version__, checkpoint, dist, tuning
+from stylegan_pg import __version__, checkpoint, dist, transfer, tuning
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import batches
-from stylegan_pg.errors import DONE, TO_BE_CONTINUED, PeersLost, RunError, UsageError
-from stylegan_pg.generate import images_of, labels_to_c, latents
+from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
+from stylegan_pg.game import Game
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.ops import native
+from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
-from stylegan_pg.players import Players
 from stylegan_pg.report import Means, Reporter
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import crossed, phase_at, phases
 from stylegan_pg.settings import to_yaml
-from stylegan_pg.snapshot import save_snapshot
 
 
 class Trainer:
@@ -44,7 +42,7 @@ class Trainer:
             UsageError: where configuration and dataset do not fit together.
         """
         self.config, self.index = config, index
-        self.players = Players(config, index, parallel)
+        self.players = Game(config, index, parallel)
         self.plan = phases(config)
         self.end = self.plan[-1].end
         for r in sorted({p.resolution for p in self.plan}):
@@ -56,10 +54,11 @@ class Trainer:
         self.told: dict[str, None] = {}  # those of all ranks, as far as they are known
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
+        self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
-        self.metrics = Periodic(config, index)
+        self.metrics = Periodic(config, index)  # which refuses what it does not know
 
     def train(self, *, must_resume: bool = False) -> int:
         """Start, or continue from the newest good checkpoint, until the end or a request to stop.
@@ -74,10 +73,13 @@ class Trainer:
         while p.nimg < self.end and not self.stopping:
             phase = phase_at(self.plan, p.nimg)
             if p.phase != phase:
-                p.enter(phase)
+                fresh = p.enter(phase, self.init)
                 self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
+                if self.init:
+                    self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
+                    self.init = None
                 if p.nimg == 0:
-                    self.grids()
+                    self.outputs.grids()
             data = batches(
                 p.table,
                 seed=self.config.seed,
@@ -96,6 +98,7 @@ class Trainer:
                     for name, (total, count) in stats.items():
                         self.means.add(name, total, count)
                     self.bad.update(dict.fromkeys(batch.bad))
+                    self.count_faults(before)
                     self.maintain(before)
                     if self.stopping or self.failing:
                         break
@@ -104,8 +107,9 @@ class Trainer:
                     f"{self.write_failures} checkpoints in a row could not be written; the last good one is kept: "
                     "make room, and run the same command again"
                 )
-        if p.nimg >= self.end and dist.is_main() and not self.snapshot_path().exists():
-            self.snapshot(self.snapshot_path())  # its writing had failed
+        path = self.outputs.snapshot_path()
+        if p.nimg >= self.end and dist.is_main() and not path.exists():
+            self.outputs.snapshot(path)  # its writing had failed
         if self.reporter:
             self.reporter.close()
         return DONE if p.nimg >= self.end else TO_BE_CONTINUED
@@ -135,6 +139,9 @@ class Trainer:
         torch.set_num_threads(threads)  # rank 0's: other counts give other bits
         self.config = config  # as rank 0 has settled it
         self.players.use(config)
+        if config.init and not path:
+            with dist.together():
+                self.init = transfer.read(config.init, config.model.name)
         if path:
             fault = ""
             try:
@@ -149,6 +156,7 @@ class Trainer:
         with dist.main_decides():
             if dist.is_main():
                 self.open_logs()
+        self.outputs = Outputs(self.config, self.index, self.players, self.metrics, self.reporter)
         for problem in problems:
             self.say(f"warning: passed over a bad checkpoint: {problem}")
         for note in notes:
@@ -215,113 +223,42 @@ class Trainer:
 
     def maintain(self, before: int) -> None:
         """Everything that is due after the step that began at nimg `before`."""
-        p, out = self.players, self.config.output
+        p = self.players
         after, last = p.nimg, p.nimg >= self.end
         if self.reporter:
             self.reporter.progress(after, f"{p.phase} alpha {p.phase.alpha(before):.2f}" if p.phase else "")
         if (after - before) and p.current.step(after) % self.config.train.check_ranks_every == 0:
             dist.check_same([*p.G.parameters(), *p.D.parameters()], f"the parameters at nimg {after}")
-        tick = crossed(out.tick_kimg, before, after) or last
+        tick = crossed(self.config.output.tick_kimg, before, after) or last
         due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.write_failures and tick)
         due = due or self.stopping or last
         if tick or due:
             self.gather_bad()
-        if tick and dist.is_main():
-            self.tick(before)
-        snapshot = crossed(out.snapshot_kimg, before, after) or last
-        every = self.config.metrics.every_kimg
-        if crossed(every, before, after) or (last and every) or (snapshot and self.config.metrics.at_snapshots):
-            self.measure()
-        if dist.is_main():
-            if crossed(out.grid_kimg, before, after) or (last and out.grid_kimg):
-                self.grids()
-            if snapshot:
-                self.snapshot(self.snapshot_path())
+        if tick:
+            self.outputs.tick(before, len(self.told))
+        self.outputs.due(before, last=last)
         if due:
             self.checkpoint()
 
-    def tick(self, before: int) -> None:
-        assert self.reporter
+    def count_faults(self, nimg: int) -> None:
+        """What the step at nimg left out because it was not finite is told; too much of it stops the run.
+
+        Raises:
+            RunError: with what to do; the checkpoints stay as they are.
+        """
         p = self.players
-        facts = {
-            "phase": str(p.phase),
-            "resolution": p.current.resolution,
-            "alpha": p.current.alpha(before),
-            "lr_g": p.current.g_lr,
-            "lr_d": p.current.d_lr,
-            "batch": p.current.batch,
-            **p.state,
-        }
-        if self.told:
-            facts["bad_samples"] = len(self.told)
-        self.reporter.tick(p.nimg, facts, p.device)
-
-    def grids(self) -> None:
-        """Fixed latents through G_ema, and once per resolution the real images beside them."""
-        if not self.reporter:
+        if not p.faults:
             return
-        p, (columns, rows) = self.players, self.config.output.grid
-        count = columns * rows
-        z, c = latents(range(count), self.config.model.z_dim), labels_to_c(p.G_ema, None, count)
-        how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
-        images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, count)), **how)))
-        self.reporter.grid(f"fakes-{self.moment(self.config.output.grid_kimg)}", p.nimg, images, columns)
-        name = f"reals-r{p.current.resolution:04d}"
-        if not (self.run / "samples" / f"{name}.png").exists():
-            from stylegan_pg.data.stream import read_batch
-
-            chosen = [i * len(p.table) // count for i in range(count)]
-            self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
-
-    def measure(self) -> None:
-        """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
-        p, started = self.players, time.time()
-        moment = f"the metrics at {p.nimg / 1000:.1f} kimg"
-        try:
-            values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
-        except PeersLost:
-            raise
-        except Exception as error:  # also what a user's extractor raises, and want of memory
-            self.say(f"warning: {moment} are missing: {error or type(error).__name__}; training goes on")
-            return
-        for reason in self.metrics.missing:
-            self.say(f"warning: {moment} are incomplete: {reason}; training goes on")
-        if self.reporter and values:
-            seconds = round(time.time() - started, 1)
-            self.reporter.metrics(p.nimg, values, resolution=p.current.resolution, seconds=seconds)
-            self.reporter.not_training(time.time() - started)
-            path = self.run / "snapshots" / f"best-{self.moment(self.config.metrics.every_kimg)}.safetensors"
-            if self.metrics.is_best(self.run / "metrics.jsonl", values) and self.snapshot(path):
-                self.reporter.link_best(path)
-
-    def moment(self, every_kimg: float) -> str:
-        """nimg as part of a file's name: in kimg where that tells the moments apart."""
-        nimg = self.players.nimg
-        return f"{nimg // 1000:06d}kimg" if float(every_kimg).is_integer() else f"{nimg:09d}img"
-
-    def snapshot_path(self) -> Path:
-        return self.run / "snapshots" / f"{self.moment(self.config.output.snapshot_kimg)}.safetensors"
-
-    def snapshot(self, path: Path) -> bool:
-        """Whether it could be written; if not, that is told."""
-        p = self.players
-        description = {
-            "network": self.config.model.name,
-            "kwargs": p.G_kwargs,
-            "alpha": p.alpha,
-            "nimg": p.nimg,
-            "label_names": list(self.index.label_names) if p.classes else [],
-            "dataset": self.index.identity,
-            "config": to_plain(self.config),
-            "stylegan_pg": __version__,
-        }
-        try:
-            save_snapshot(path, p.G_ema, description)
-            self.say(f"{p.nimg / 1000:.1f} kimg: snapshot {path}")
-            return True
-        except OSError as error:
-            self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
-            return False
+        p.state["skipped"] = p.state.get("skipped", 0) + 1
+        told = f"the step at nimg {nimg} ({p.phase}) was left out: {'; '.join(p.faults)}"
+        self.say(f"warning: {told} ({p.state['skipped']:.0f} of at most {self.config.train.max_skipped})")
+        if p.state["skipped"] > self.config.train.max_skipped:
+            newest = next(iter(checkpoint.found(self.folder)), None)
+            raise RunError(
+                f"training has diverged: more than train.max_skipped={self.config.train.max_skipped} steps were left "
+                f"out; {told}. The last good checkpoint is {newest or 'none yet'}; run the same command again with a "
+                "larger loss.r1_gamma, smaller optim.g_lr and optim.d_lr, or model.low_precision=fp32"
+            )
 
     def checkpoint(self) -> None:
         """Written by rank 0; a failure is told and counted, and tried again at the next tick."""

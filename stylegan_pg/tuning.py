@@ -21,8 +21,8 @@ import torch
 
 from stylegan_pg import dist
 from stylegan_pg.config import Config
-from stylegan_pg.networks import to_channels_last
-from stylegan_pg.networks.stylegan2 import DiscriminatorBlock, SynthesisBlock, channels_at
+from stylegan_pg.networks import NETWORKS, NetworkShape, to_channels_last
+from stylegan_pg.networks.form import Form, form_kwargs
 from stylegan_pg.ops import native
 from stylegan_pg.ops.build import cache_folder
 from stylegan_pg.ops.recipes import BuildError, processor
@@ -106,6 +106,7 @@ def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "kernels": kernels.built.path.parent.name if kernels.built else kernels.name,
+        "network": [m.name, list(m.base)],
         "model": [m.channel_base, m.channel_max, m.g_architecture, m.d_architecture, m.noise, list(m.resample_filter)],
         "clamp": m.conv_clamp,
         "exactness": [config.train.tf32, config.train.deterministic],
@@ -157,20 +158,29 @@ def _measure(config: Config, device: torch.device, cases: list[Case]) -> dict[Ca
 
 def _passes(config: Config, device: torch.device, r: int, layout: str, precision: str) -> Callable[[], None]:
     """Forward and backward of a generator's block and the discriminator's behind it."""
-    m, n, dtype = config.model, _batch(config, r), torch.bfloat16 if precision == "bf16" else None
-    low, high = (channels_at(x, m.channel_base, m.channel_max) for x in (r // 2, r))
-    filter_ = tuple(m.resample_filter)
-    layer: dict[str, Any] = {"use_noise": m.noise, "resample_filter": filter_, "clamp": m.conv_clamp}
-    g_block: Any = SynthesisBlock(r, low, high, m.w_dim, 3, m.g_architecture, torgb=False, dtype=dtype, **layer)
-    d_block: Any = DiscriminatorBlock(r, high, low, 3, m.d_architecture, False, dtype, filter_, m.conv_clamp)
-    x = torch.randn(n, low, r // 2, r // 2, device=device)
+    n, fp32 = _batch(config, r), precision == "fp32"
+    low: dict[str, Any] = {"low_precision": precision, "low_precision_at": [] if fp32 else [r]}
+    model, shape = dataclasses.replace(config.model, **low), NetworkShape(r, r, False, 3, 0, 1)
+    pair = NETWORKS[model.name]
+    with torch.device("meta"):
+        G: Any = pair.G(**pair.g_kwargs(model, shape))
+        D: Any = pair.D(**pair.d_kwargs(model, shape))
+    g_block, d_block = (_alone(getattr(net, f"b{r}")) for net in (G.synthesis, D))
+    form = Form(**form_kwargs(model, shape))
+    x = torch.randn(n, form.channels(r // 2), *form.size(r // 2), device=device)
     if layout == "nhwc":
         g_block, d_block = to_channels_last(g_block), to_channels_last(d_block)
         x = x.contiguous(memory_format=torch.channels_last)
     g_block, d_block, x = g_block.to(device), d_block.to(device), x.requires_grad_(True)
-    ws = torch.randn(2, n, m.w_dim, device=device)
+    ws = torch.randn(2, n, G.w_dim, device=device)
 
     def run() -> None:
         d_block(g_block(x, ws.unbind(), noise="random", generator=None)).float().sum().backward()
 
     return run
+
+
+def _alone(block: torch.nn.Module) -> Any:
+    """A block of a network on the meta device, with random weights of its own on the CPU."""
+    block.load_state_dict({name: torch.randn(t.shape) for name, t in block.state_dict().items()}, assign=True)
+    return block

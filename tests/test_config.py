@@ -15,11 +15,10 @@ import torch
 
 from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
-from stylegan_pg.networks import NETWORKS
+from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import phases, term_weight
 from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
-from stylegan_pg.snapshot import NetworkShape, discriminator_kwargs, generator_kwargs
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
@@ -84,9 +83,9 @@ def test_dry_run_of_shipped_configurations(name, tmp_path):
         assert match, f"{row!r} is not in:\n{result.stdout}"
         g, d, gflops, gib = (float(text.replace(",", "")) for text in match.groups())
         shape = NetworkShape(phase.resolution, config.resolution, phase.fade, 3, 0, phase.mbstd_group)
-        make_G, make_D = NETWORKS[config.model.name]
+        pair = NETWORKS[config.model.name]
         with torch.device("meta"):
-            G, D = make_G(**generator_kwargs(config.model, shape)), make_D(**discriminator_kwargs(config.model, shape))
+            G, D = pair.G(**pair.g_kwargs(config.model, shape)), pair.D(**pair.d_kwargs(config.model, shape))
         assert [g, d] == [sum(p.numel() for p in net.parameters()) for net in (G, D)]
         # At least every weight used once in a forward and a backward pass; at least what Adam keeps.
         assert gflops * 1e9 > 6 * (g + d) / 2
@@ -173,10 +172,10 @@ def test_overrides_without_a_value_or_a_key():
 ONE_UP = """model.z_dim model.w_dim model.mapping_layers model.channel_base model.channel_max model.mbstd_group
     optim.g_lr optim.d_lr optim.eps loss.r1_every loss.pl_every loss.pl_batch_shrink ema.kimg train.batch
     train.check_ranks_every output.tick_kimg checkpoint.every_kimg checkpoint.keep checkpoint.max_failures
-    metrics.images train.total_kimg"""
+    metrics.images train.total_kimg optim.d_steps optim.g_steps"""
 ZERO_UP = """seed data.workers model.mbstd_channels model.low_precision_resolutions growth.stable_kimg
     growth.fade_kimg loss.r1_gamma loss.pl_weight train.micro_batch train.threads output.grid_kimg
-    output.snapshot_kimg metrics.every_kimg"""
+    output.snapshot_kimg metrics.every_kimg loss.d_clip"""
 UNIT = "model.w_avg_beta optim.beta1 optim.beta2 loss.pl_decay loss.style_mixing"
 CHOICES = """model.name model.g_architecture model.d_architecture model.low_precision growth.optimizer loss.objective
     train.device train.dtype"""
@@ -239,8 +238,15 @@ def test_limits_that_are_possible():
 
 
 def test_terms_are_checked():
-    assert config_of("loss.terms=[{name: r1, weight: 2, every: 4}]").loss.terms[0].every == 4
-    assert "every=0" in refused("loss.terms=[{name: r1, every: 0}]")
+    assert config_of("loss.terms=[{name: r2, weight: 2, every: 4}]").loss.terms[0].every == 4
+    assert "every=0" in refused("loss.terms=[{name: r2, every: 0}]")
+    assert "target=0" in refused("loss.terms=[{name: gradient_penalty, target: 0}]")
+    assert "weight=-1" in refused("loss.terms=[{name: drift, weight: -1}]")
+    assert "weight_at=" in refused("loss.terms=[{name: drift, weight_at: {6: 1}}]")
+    assert "weight_from=" in refused("loss.terms=[{name: drift, weight_from: {0: -1}}]")
+    assert "gradient_penalty" in refused("loss.terms=[{name: gradient_penalti}]")
+    assert "r1 is there twice" in refused("loss.terms=[{name: r1}]")
+    assert config_of("loss.terms=[{name: r1}]", "loss.r1_gamma=0").loss.terms[0].name == "r1"
     assert "name" in refused("loss.terms=[{weight: 1}]")
     assert "weigth" in refused("loss.terms=[{name: r1, weigth: 1}]")
 
@@ -279,7 +285,7 @@ def test_overrides_reach_every_kind_of_key(tmp_path):
 
 @pytest.mark.parametrize("name", [*SHIPPED, None])
 def test_yaml_of_a_configuration_gives_it_back(name, tmp_path):
-    extra = ["loss.terms=[{name: r1, weight_at: {8: 1.5}, every: 3}]", "optim.eps=1e-12", "run='a: b # c'"]
+    extra = ["loss.terms=[{name: r2, weight_at: {8: 1.5}, every: 3}]", "optim.eps=1e-12", "run='a: b # c'"]
     config = config_of(*extra) if name is None else load_config(name)
     assert load_config(file_of(tmp_path, to_yaml(config))) == config
 
@@ -352,7 +358,7 @@ def test_the_weight_of_a_term_by_kimg():
 
 
 def test_checkpoints_from_before_a_key_was_there_continue_without_a_word():
-    config = config_of("loss.terms=[{name: r1, every: 3}]", "growth.start=8", "resolution=16")
+    config = config_of("loss.terms=[{name: r2, every: 3}]", "growth.start=8", "resolution=16")
     plan = phases(config)
     old = to_plain(config)
     del old["loss"]["r1_gamma_from"], old["train"]["compile"], old["model"]["low_precision_at"]
@@ -360,6 +366,6 @@ def test_checkpoints_from_before_a_key_was_there_continue_without_a_word():
     state = {"config": old, "dataset": "d", "nimg": 64, "phase": 0, "environment": {}}
     index = types.SimpleNamespace(identity="d", path="p")
     assert compare(state, config, index, plan, {}) == []  # type: ignore[arg-type]  # all that it reads of an index
-    changed = config_of("loss.terms=[{name: r1, every: 4}]", "growth.start=8", "resolution=16", "train.compile=true")
+    changed = config_of("loss.terms=[{name: r2, every: 4}]", "growth.start=8", "resolution=16", "train.compile=true")
     notes = compare(state, changed, index, plan, {})  # type: ignore[arg-type]  # as above
     assert [n.split(" was")[0] for n in notes] == ["loss.terms", "train.compile"]

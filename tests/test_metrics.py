@@ -27,10 +27,10 @@ from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
-from stylegan_pg.networks import NETWORKS
+from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.networks.stylegan2 import SynthesisBlock
 from stylegan_pg.settings import load_config
-from stylegan_pg.snapshot import NetworkShape, generator_kwargs, load_snapshot, save_snapshot
+from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 CPU = torch.device("cpu")
 
@@ -285,11 +285,12 @@ def rows_of(*arguments, expected: int = 0) -> list[dict]:
 def snapshot(tmp_path_factory) -> Path:
     """Of a generator with three classes, 16x16."""
     how: dict[str, Any] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
-    kwargs = generator_kwargs(ModelConfig(**how), NetworkShape(16, 16, False, 3, 3, 4))
+    pair = NETWORKS["stylegan2"]
+    kwargs = pair.g_kwargs(ModelConfig(**how), NetworkShape(16, 16, False, 3, 3, 4))
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("snapshot") / "G.safetensors"
     description = {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "nimg": 1, "label_names": ["a", "b", "c"]}
-    save_snapshot(path, NETWORKS["stylegan2"][0](**kwargs).eval(), description)
+    save_snapshot(path, pair.G(**kwargs).eval(), description)
     return path
 
 

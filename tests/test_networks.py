@@ -1,113 +1,70 @@
-"""The networks: growing is seamless, nothing is unused, and what the layers compute, by independent references."""
+"""The networks of every kind: growing is seamless, nothing is unused, shapes and conditions, derivatives, precision."""
 
 import copy
 import itertools
+import json
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy.signal import convolve2d
+from nets import CLASSES, KINDS, WITH_MAPPING, close, differ, discriminator, generator, labels, normal
 
+from stylegan_pg import losses
+from stylegan_pg.config import ModelConfig
 from stylegan_pg.errors import UsageError
-from stylegan_pg.networks import copy_same_names, to_channels_last
-from stylegan_pg.networks.layers import Conv2d, SynthesisLayer, ToRGB, minibatch_stddev
+from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
+from stylegan_pg.networks.layers import Conv2d, SynthesisLayer
 from stylegan_pg.networks.public_names import from_public, to_public
-from stylegan_pg.networks.stylegan2 import Discriminator, Generator
 from stylegan_pg.ops import downsample2d, upsample2d
 from stylegan_pg.schedule import deal
-
-ARCHITECTURES = ["skip", "resnet", "orig"]
-CLASSES = 3
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def shaken(make: Callable[[], torch.nn.Module], seed: int = 0) -> Any:
-    """In float64, with every parameter and buffer away from its initial value: no noise strength or bias is zero."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = make().double()
-        for tensor in net.state_dict().values():
-            tensor += 0.3 * torch.randn_like(tensor)
-    return net
-
-
-def generator(resolution: int, seed: int = 0, **kwargs) -> Generator:
-    small = {"z_dim": 8, "w_dim": 10, "mapping_layers": 2, "channel_base": 64, "channel_max": 12}
-    return shaken(lambda: Generator(**{"resolution": resolution, **small, **kwargs}), seed)
-
-
-def discriminator(resolution: int, seed: int = 0, **kwargs) -> Discriminator:
-    small = {"mapping_layers": 2, "channel_base": 64, "channel_max": 12}
-    return shaken(lambda: Discriminator(**{"resolution": resolution, **small, **kwargs}), seed)
-
-
-def labels(n: int) -> torch.Tensor:
-    return F.one_hot(torch.arange(n) % CLASSES, CLASSES).double()
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-12) -> None:
-    assert actual.shape == expected.shape
-    error = float((actual - expected).abs().max() / expected.abs().max())
-    assert error <= tolerance, f"{error:.2e} of the largest magnitude"
-
-
-def differ(a: torch.Tensor, b: torch.Tensor) -> None:
-    assert float((a - b).abs().max()) > 1e-3 * float(b.abs().max())
-
 
 # --- growth -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("low", [4, 8])
 @torch.no_grad()
-def test_the_generator_grows_without_a_jump(low, architecture):
-    old = generator(low, architecture=architecture)
-    fading = generator(2 * low, 1, architecture=architecture, fade=True)
+def test_the_generator_grows_without_a_jump(low, kind):
+    old = generator(low, kind=kind)
+    fading = generator(2 * low, 1, kind=kind, fade=True)
     fresh = copy_same_names(fading, old)
     assert fresh
     assert all(name.startswith(f"synthesis.b{2 * low}.") for name in fresh)
 
-    z, ws = normal(3, 8), normal(3, fading.num_ws, 10, seed=1)
+    z, ws = normal(3, 8), normal(3, fading.num_ws, fading.w_dim, seed=1)
     filter_ = old.synthesis.filter
     at_start = fading.synthesis(ws, alpha=0.0)
-    close(at_start, upsample2d(old.synthesis(ws[:, :-2]), filter_))
-    close(fading(z, alpha=0.0), upsample2d(old(z), filter_))
+    assert torch.equal(at_start, upsample2d(old.synthesis(ws[:, : old.num_ws]), filter_))
+    assert torch.equal(fading(z, alpha=0.0), upsample2d(old(z), filter_))
 
-    stable = generator(2 * low, 2, architecture=architecture)
+    stable = generator(2 * low, 2, kind=kind)
     assert copy_same_names(stable, fading) == []
     at_end = fading.synthesis(ws, alpha=1.0)
-    close(at_end, stable.synthesis(ws))
+    assert torch.equal(at_end, stable.synthesis(ws))
     close(stable.synthesis(ws, alpha=0.3), at_end)  # alpha means nothing outside a fade
     differ(at_start, at_end)
     close(fading.synthesis(ws, alpha=0.25), 0.75 * at_start + 0.25 * at_end)
 
 
 @pytest.mark.parametrize("c_dim", [0, CLASSES])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("low", [4, 8])
 @torch.no_grad()
-def test_the_discriminator_grows_without_a_jump(low, architecture, c_dim):
-    kwargs = {"architecture": architecture, "c_dim": c_dim}
+def test_the_discriminator_grows_without_a_jump(low, kind, c_dim):
+    kwargs = {"kind": kind, "c_dim": c_dim}
     old = discriminator(low, **kwargs)
     fading = discriminator(2 * low, 1, fade=True, **kwargs)
     assert all(name.startswith(f"b{2 * low}.") for name in copy_same_names(fading, old))
 
     x, c = normal(4, 3, 2 * low, 2 * low), labels(4) if c_dim else None
     at_start = fading(x, c, alpha=0.0)
-    close(at_start, old(downsample2d(x, old.filter), c))
+    assert torch.equal(at_start, old(downsample2d(x, old.filter), c))
 
     stable = discriminator(2 * low, 2, **kwargs)
     assert copy_same_names(stable, fading) == []
     at_end = fading(x, c, alpha=1.0)
-    close(at_end, stable(x, c))
+    assert torch.equal(at_end, stable(x, c))
     close(stable(x, c, alpha=0.3), at_end)
     differ(at_start, at_end)
     for alpha in (0.001, 0.999):  # and continuous in between
@@ -115,15 +72,12 @@ def test_the_discriminator_grows_without_a_jump(low, architecture, c_dim):
         assert float((fading(x, c, alpha=alpha) - nearest).abs().max()) < 0.1 * float((at_start - at_end).abs().max())
 
 
-@pytest.mark.parametrize(
-    ("g_architecture", "d_architecture", "fade", "c_dim"),
-    [(*pair, fade, 0) for pair in zip(ARCHITECTURES, ARCHITECTURES, strict=True) for fade in (True, False)]
-    + [("skip", "resnet", True, CLASSES)],
-)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("fade", "c_dim"), [(False, 0), (True, 0), (True, CLASSES)])
 @pytest.mark.parametrize("resolution", [8, 16])
-def test_every_parameter_is_used(resolution, g_architecture, d_architecture, fade, c_dim):
-    G = generator(resolution, architecture=g_architecture, fade=fade, c_dim=c_dim)
-    D = discriminator(resolution, architecture=d_architecture, fade=fade, c_dim=c_dim)
+def test_every_parameter_is_used(resolution, kind, fade, c_dim):
+    G = generator(resolution, kind=kind, fade=fade, c_dim=c_dim)
+    D = discriminator(resolution, kind=kind, fade=fade, c_dim=c_dim)
     c = labels(4) if c_dim else None
     image = G(normal(4, 8), c, alpha=0.4, noise="random", generator=torch.Generator().manual_seed(0))
     D(image, c, alpha=0.4).square().sum().backward()
@@ -133,7 +87,14 @@ def test_every_parameter_is_used(resolution, g_architecture, d_architecture, fad
             assert p.grad.abs().max() > 0, name
 
 
-def test_a_fading_network_has_no_public_form():
+def test_what_has_no_public_form():
+    for kind in ("stylegan", "progan"):
+        for net in (generator(8, kind=kind), discriminator(8, kind=kind)):
+            with pytest.raises(UsageError, match=f"not {kind}"):
+                to_public(net)
+    for net in (generator(8, base=(4, 6)), discriminator(8, base=(4, 6))):
+        with pytest.raises(UsageError, match="square"):
+            to_public(net)
     for net in (generator(8, fade=True), discriminator(8, fade=True)):
         with pytest.raises(UsageError, match="fade"):
             to_public(net)
@@ -146,38 +107,89 @@ def test_a_fading_network_has_no_public_form():
 # --- shapes and conditions --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @torch.no_grad()
-def test_image_channels(channels):
-    for architecture, fade in itertools.product(ARCHITECTURES, (False, True)):
-        kwargs = {"architecture": architecture, "img_channels": channels, "fade": fade}
+def test_image_channels(channels, kind):
+    for fade in (False, True):
+        kwargs = {"kind": kind, "img_channels": channels, "fade": fade}
         image = generator(16, **kwargs)(normal(2, 8), alpha=0.5)
         assert image.shape == (2, channels, 16, 16)
         assert discriminator(16, **kwargs)(image, alpha=0.5).shape == (2, 1)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("base", [(4, 6), (3, 5), (1, 1)])
+def test_base_grids(base, kind):
+    for resolution, fade in ((4, False), (16, False), (16, True)):
+        G = generator(resolution, kind=kind, base=base, fade=fade)
+        D = discriminator(resolution, kind=kind, base=base, fade=fade)
+        size = (base[0] * resolution // 4, base[1] * resolution // 4)
+        assert G.img_size == D.img_size == size
+        for noise in ("const", "random"):
+            image = G(normal(2, 8), alpha=0.5, noise=noise)
+            assert image.shape == (2, 3, *size)
+        scores = D(image, alpha=0.5)
+        assert scores.shape == (2, 1)
+        (gradient,) = torch.autograd.grad(scores.sum(), image)
+        assert gradient.isfinite().all()
+        assert (gradient != 0).all()  # no pixel is cut off
+        stored = {name: t for name, t in G.state_dict().items() if name.endswith("noise_const")}
+        for name, t in stored.items():
+            r = int(name.split(".")[1][1:])
+            assert t.shape == (base[0] * r // 4, base[1] * r // 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_conditions_are_needed_and_count():
-    G, D = generator(8, c_dim=CLASSES), discriminator(8, c_dim=CLASSES)
+def test_growing_a_non_square_grid(kind):
+    old, fading = (generator(r, kind=kind, base=(4, 6), fade=r > 4) for r in (4, 8))
+    assert all(name.startswith("synthesis.b8.") for name in copy_same_names(fading, old))
+    close(fading(z := normal(2, 8), alpha=0.0), upsample2d(old(z), old.synthesis.filter))
+    old, fading = (discriminator(r, kind=kind, base=(4, 6), fade=r > 4) for r in (4, 8))
+    copy_same_names(fading, old)
+    x = normal(2, 3, 8, 12)
+    close(fading(x, alpha=0.0), old(downsample2d(x, old.filter)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_conditions_are_needed_and_count(kind):
+    G, D = generator(8, kind=kind, c_dim=CLASSES), discriminator(8, kind=kind, c_dim=CLASSES)
     z, x = normal(4, 8), normal(4, 3, 8, 8)
     for call in (lambda: G(z), lambda: D(x)):
         with pytest.raises(ValueError, match="conditional"):
             call()
     differ(G(z, labels(4)), G(z, labels(4).roll(1, 0)))
     differ(D(x, labels(4)), D(x, labels(4).roll(1, 0)))
-    assert generator(8)(z).shape == (4, 3, 8, 8)
-    assert discriminator(8)(x).shape == (4, 1)
+    assert generator(8, kind=kind)(z).shape == (4, 3, 8, 8)
+    assert discriminator(8, kind=kind)(x).shape == (4, 1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_arguments_follow_from_the_configuration_and_are_plain(name):
+    model = ModelConfig(name=name, base=[4, 6], z_dim=8, w_dim=8, channel_base=64, low_precision="bf16")
+    shape, pair = NetworkShape(8, 16, True, 1, 2, 3), NETWORKS[name]
+    g_kwargs, d_kwargs = (json.loads(json.dumps(f(model, shape))) for f in (pair.g_kwargs, pair.d_kwargs))
+    assert g_kwargs == pair.g_kwargs(model, shape)
+    G: Any = pair.G(**g_kwargs)
+    D: Any = pair.D(**d_kwargs)
+    assert (G.img_size, G.img_channels, G.c_dim, G.z_dim) == ((8, 12), 1, 2, 8)
+    assert G(torch.randn(3, 8), torch.eye(2)[[0, 1, 0]]).shape == (3, 1, 8, 12)
+    assert (D.img_size, D.img_channels, D.c_dim, D.b4.mbstd_group) == ((8, 12), 1, 2, 3)
+    with pytest.raises(TypeError, match="surprise"):
+        pair.G(**g_kwargs, surprise=1)
 
 
 @pytest.mark.parametrize("taps", [[1, 1], [1, 2, 1], [1, 3, 3, 1], [1, 4, 6, 4, 1], [1, 5, 10, 10, 5, 1]])
 @torch.no_grad()
 def test_filters_of_any_length_keep_the_sizes(taps):
-    for architecture in ARCHITECTURES:
-        kwargs = {"architecture": architecture, "fade": True, "resample_filter": taps}
+    for kind in KINDS.keys() - {"progan"}:
+        kwargs: dict[str, Any] = {"kind": kind, "fade": True, "resample_filter": taps}
         image = generator(16, **kwargs)(normal(2, 8), alpha=0.5)
         assert image.shape[2:] == (16, 16)
         assert discriminator(16, **kwargs)(image, alpha=0.5).shape == (2, 1)
-    layer = SynthesisLayer(3, 5, 10, 10, up=2, resample_filter=taps).double()
+    layer = SynthesisLayer(3, 5, 10, (10, 10), up=2, resample_filter=taps).double()
     assert layer(normal(1, 3, 5, 5), normal(1, 10)).shape == (1, 5, 10, 10)
     for kernel, h in itertools.product((1, 3), (4, 6)):
         x = normal(1, 3, h, h)
@@ -188,31 +200,42 @@ def test_filters_of_any_length_keep_the_sizes(taps):
 # --- styles and noise -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_truncation():
-    G, z = generator(16), normal(3, 8)
+def test_truncation(kind):
+    G, z = generator(64, kind=kind), normal(3, 8)
     mean = G.mapping.w_avg
+    assert mean.shape == (G.w_dim,)
     assert float(mean.abs().min()) > 0
     mean_image = G.synthesis(mean.expand(1, G.num_ws, -1))
-    close(G(z, psi=0), mean_image.expand(3, -1, -1, -1))
+    close(G(z, psi=0, cutoff=G.num_ws), mean_image.expand(3, -1, -1, -1))
     w = G.mapping(z)
+    own = {"stylegan": 8, "progan": 1}.get(kind, G.num_ws)
     for cutoff in (None, 0, 3, G.num_ws):
         ws = G.styles(z, psi=0.6, cutoff=cutoff)
-        layers = G.num_ws if cutoff is None else cutoff
+        layers = own if cutoff is None else cutoff
         for i in range(G.num_ws):
             close(ws[:, i], mean + 0.6 * (w - mean) if i < layers else w)
     close(G.styles(z), w[:, None].expand(-1, G.num_ws, -1))
     close(G(z, psi=0.6, cutoff=3), G.synthesis(G.styles(z, psi=0.6, cutoff=3)))
+    assert G.num_ws == (1 if kind == "progan" else 10)
 
 
 @torch.no_grad()
-def test_noise_modes():
-    G, z = generator(8), normal(1, 8).expand(2, -1)
+def test_progan_has_no_noise():
+    G, z = generator(8, kind="progan"), normal(2, 8)
+    assert torch.equal(G(z, noise="random"), G(z, noise="none"))
+
+
+@pytest.mark.parametrize("kind", WITH_MAPPING)
+@torch.no_grad()
+def test_noise_modes(kind):
+    G, z = generator(8, kind=kind), normal(1, 8).expand(2, -1)
     fixed, without = G(z), G(z, noise="none")
     assert torch.equal(G(z), fixed)
     close(fixed[0], fixed[1])
     differ(fixed, without)
-    silent = generator(8, 1, use_noise=False)
+    silent = generator(8, 1, kind=kind, use_noise=False)
     assert copy_same_names(silent, G) == []
     close(silent(z), without)
 
@@ -226,91 +249,7 @@ def test_noise_modes():
     differ(random(1)[:1], random(1)[1:])  # every image has its own
 
 
-@torch.no_grad()
-def test_latents_and_labels_are_normalised():
-    G = generator(8, c_dim=CLASSES)
-    close(G.mapping(5 * normal(3, 8), labels(3)), G.mapping(normal(3, 8), labels(3)), 1e-6)
-    w = G.mapping(z := normal(3, 8), c := labels(3))
-    x = z / z.square().mean(dim=1, keepdim=True).sqrt()
-    e = c @ G.mapping.embed.weight.t() / math.sqrt(CLASSES) + G.mapping.embed.bias
-    x = torch.cat([x, e / e.square().mean(dim=1, keepdim=True).sqrt()], dim=1)
-    for i in range(2):
-        fc = getattr(G.mapping, f"fc{i}")
-        x = x @ fc.weight.t() * 0.01 / math.sqrt(x.shape[1]) + 0.01 * fc.bias
-        x = math.sqrt(2) * torch.where(x > 0, x, 0.2 * x)
-    close(w, x, 1e-6)
-
-
-# --- layers against references ----------------------------------------------------------------------------------------
-
-
-def modulated_weights(layer, w: torch.Tensor, gain: float, demodulate: bool) -> torch.Tensor:
-    """The per-sample weights [N, O, I, k, k] of Karras et al. 2020, equations 1 and 3."""
-    s = w @ layer.affine.weight.t() / math.sqrt(w.shape[1]) + layer.affine.bias
-    weights = layer.weight[None] * gain * s[:, None, :, None, None]
-    if demodulate:
-        weights = weights / (weights.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).sqrt()
-    return weights
-
-
-def epilogue(x: torch.Tensor, bias: torch.Tensor, clamp: float) -> torch.Tensor:
-    x = x + bias[:, None, None]
-    return (math.sqrt(2) * torch.where(x > 0, x, 0.2 * x)).clamp(-clamp, clamp)
-
-
-@torch.no_grad()
-def test_modulated_convolution_is_a_grouped_one_with_weights_per_sample():
-    n, i, o, size = 4, 6, 5, 7
-    layer = shaken(lambda: SynthesisLayer(i, o, 10, size, clamp=1.5))
-    rgb = shaken(lambda: ToRGB(i, 3, 10, clamp=1.5))
-    x, w = normal(n, i, size, size), normal(n, 10, seed=1)
-
-    def grouped(weights: torch.Tensor) -> torch.Tensor:
-        flat = weights.reshape(-1, i, *weights.shape[3:])
-        y = F.conv2d(x.reshape(1, n * i, size, size), flat, padding=flat.shape[-1] // 2, groups=n)
-        return y.reshape(n, -1, size, size)
-
-    plain = grouped(modulated_weights(layer, w, 1.0, True))
-    close(layer(x, w, noise="none"), epilogue(plain, layer.bias, 1.5))
-    close(layer(x, w), epilogue(plain + layer.noise_const * layer.noise_strength, layer.bias, 1.5))
-    close(layer(x, w, noise="none", gain=0.5), 0.5 * layer(x, w, noise="none"))
-    plain = grouped(modulated_weights(rgb, w, 1 / math.sqrt(i), False))
-    close(rgb(x, w), (plain + rgb.bias[:, None, None]).clamp(-1.5, 1.5))
-
-
-@pytest.mark.parametrize("taps", [[1, 1], [1, 3, 3, 1], [1, 5, 10, 10, 5, 1]])
-@torch.no_grad()
-def test_up_sampling_layers(taps):
-    """Zeros put in, true convolution with the kernel, then the filter; output pixel 2j, 2j + 1 lie within pixel j."""
-    n, i, o, size = 2, 3, 4, 5
-    layer = shaken(lambda: SynthesisLayer(i, o, 10, 2 * size, up=2, resample_filter=taps))
-    x, w = normal(n, i, size, size), normal(n, 10, seed=1)
-    weights = modulated_weights(layer, w, 1.0, True).numpy()
-    spread = np.zeros([n, i, 2 * size, 2 * size])
-    spread[:, :, ::2, ::2] = x
-    f = 4 * np.outer(taps, taps) / np.sum(taps) ** 2
-    start = len(taps) // 2  # of 2 * size pixels within the full result, kernel and filter being centred
-    expected = np.zeros([n, o, 2 * size, 2 * size])
-    for a, b, c in itertools.product(range(n), range(o), range(i)):
-        full = convolve2d(convolve2d(spread[a, c], weights[a, b, c]), f)
-        expected[a, b] += full[start : start + 2 * size, start : start + 2 * size]
-    close(layer(x, w, noise="none"), epilogue(torch.from_numpy(expected), layer.bias, 1e9), 1e-6)
-
-
-@pytest.mark.parametrize(("n", "group", "channels"), [(8, 4, 1), (12, 3, 2), (4, 4, 1), (5, 1, 3)])
-def test_minibatch_stddev(n, group, channels):
-    x = normal(n, 6, 4, 4)
-    y = minibatch_stddev(x, group, channels).numpy()
-    assert y.shape == (n, 6 + channels, 4, 4)
-    np.testing.assert_array_equal(y[:, :6], x)
-    for first in range(n // group):
-        members = list(range(first, n, n // group))
-        deviation = np.sqrt(x.numpy()[members].var(axis=0) + 1e-8)
-        for k in range(channels):
-            width = 6 // channels
-            np.testing.assert_allclose(y[members, 6 + k], deviation[k * width : (k + 1) * width].mean())
-    with pytest.raises(ValueError, match="does not divide"):
-        minibatch_stddev(normal(7, 6, 4, 4), 2)
+# --- minibatches
 
 
 @pytest.mark.parametrize(("batch", "parts"), [(12, 3), (16, 2), (20, 3), (8, 5)])
@@ -325,12 +264,65 @@ def test_logits_of_dealt_shares_are_those_of_the_batch(batch, parts):
     assert float((D(x[:4]) - whole[:4]).abs().max()) > 1e-6  # a contiguous slice has other groups
 
 
+# --- derivatives ------------------------------------------------------------------------------------------------------
+
+
+def penalty(kind: str, term: str, layout: torch.memory_format) -> tuple[Any, Any]:
+    """A network and a function that gives the penalty's value."""
+    if term == "path_length":
+        G = to_channels_last(generator(8, kind=kind)) if layout == torch.channels_last else generator(8, kind=kind)
+        y = normal(2, 3, 8, 8, seed=1) / 8
+        ws = normal(2, G.num_ws, G.w_dim, seed=2).requires_grad_(True)
+        return G, lambda: (losses.path_lengths(G.synthesis(ws), ws, y) - 0.1).square().sum()
+    D = discriminator(8, kind=kind, fade=True)
+    x = normal(4, 3, 8, 8).contiguous(memory_format=layout).requires_grad_(True)
+    if term == "r1":
+        return D, lambda: losses.r1(D(x, alpha=0.3), x).sum()
+
+    def gradient_penalty() -> torch.Tensor:
+        (gradient,) = torch.autograd.grad(D(x, alpha=0.3).sum(), x, create_graph=True)
+        return (gradient.square().sum(dim=[1, 2, 3]).sqrt() - 1).square().sum()
+
+    return D, gradient_penalty
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("term", ["r1", "gradient_penalty", "path_length"])
+@pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
+def test_derivatives_of_penalties(kind, term, layout):
+    """By finite differences along a direction of all parameters."""
+    net, value = penalty(kind, term, layout)
+    parameters = list(net.parameters())
+    directions = [normal(*p.shape, seed=i) for i, p in enumerate(parameters)]
+    gradients = torch.autograd.grad(value(), parameters, allow_unused=True)
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)
+    values = []
+    step = 1e-6
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p += sign * step * d
+        values.append(float(value().detach()))
+    assert slope != 0
+    assert abs((values[0] - values[1]) / (2 * step) - slope) < 1e-5 * abs(slope)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
+@torch.no_grad()
+def test_export_of_the_inference_graph(kind):
+    G, z = generator(8, kind=kind).float().eval(), normal(3, 8).float()
+    program = torch.export.export(G, (z,), {"psi": 0.7})
+    close(program.module()(z, psi=0.7), G(z, psi=0.7), 1e-6)
+
+
 # --- precision and layout ---------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_in_the_highest_resolutions():
-    low = {"low_precision": "bf16", "low_precision_at": [8, 16]}
-    G, D = generator(16).float(), discriminator(16).float()
+@pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
+def test_bfloat16_in_the_highest_resolutions(kind):
+    low = {"kind": kind, "low_precision": "bf16", "low_precision_at": [8, 16]}
+    G, D = generator(16, kind=kind).float(), discriminator(16, kind=kind).float()
     half_G, half_D = generator(16, 1, **low).float(), discriminator(16, 1, **low).float()
     copy_same_names(half_G, G)
     copy_same_names(half_D, D)
@@ -350,32 +342,31 @@ def test_bfloat16_in_the_highest_resolutions():
         assert p.grad.isfinite().all()
 
 
-def test_low_precision_blocks_are_those_from_the_given_resolution():
+@pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
+def test_low_precision_blocks_are_those_from_the_given_resolution(kind):
     seen: dict[str, torch.dtype] = {}
-    for net in (
-        generator(16, low_precision="bf16", low_precision_at=[16]).float(),
-        discriminator(16, low_precision="bf16", low_precision_at=[16]).float(),
-    ):
-        blocks = net.synthesis if isinstance(net, Generator) else net
+    low = {"kind": kind, "low_precision": "bf16", "low_precision_at": [16]}
+    G, D = generator(16, **low).float(), discriminator(16, **low).float()
+    for player, blocks in (("G", G.synthesis), ("D", D)):
         for r in (4, 8, 16):
-            name = f"{type(net).__name__}.b{r}"
+            name = f"{player}.b{r}"
             block = getattr(blocks, f"b{r}")
             block.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.dtype}))
-        net(normal(4, 8).float() if isinstance(net, Generator) else normal(4, 3, 16, 16).float())
-    assert [name for name, dtype in seen.items() if dtype == torch.bfloat16] == ["Generator.b16", "Discriminator.b16"]
-    for make in (Generator, Discriminator):  # half precision does not run on CPUs, but can be built there
-        net = make(resolution=16, channel_base=64, low_precision="fp16", low_precision_at=[8, 16, 32])
-        assert {p.dtype for p in net.parameters()} == {torch.float32}
+    D(G(normal(4, 8).float()))
+    assert [name for name, dtype in seen.items() if dtype == torch.bfloat16] == ["G.b16", "D.b16"]
+    low |= {"low_precision": "fp16", "low_precision_at": [8, 16, 32]}
+    for net in (generator(16, **low), discriminator(16, **low)):  # does not run on CPUs, but can be built there
+        assert {p.dtype for p in net.parameters()} == {torch.float64}
         assert sorted(n for n, m in net.named_modules() if getattr(m, "dtype", None) == torch.float16) == sorted(
             n for n, _ in net.named_modules() if n.split(".")[-1] in ("b8", "b16")
         )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_channels_last_gives_the_same(architecture):
-    G = generator(16, architecture=architecture, fade=True).float()
-    D = discriminator(16, architecture=architecture, fade=True).float()
+def test_channels_last_gives_the_same(kind):
+    G = generator(16, kind=kind, fade=True).float()
+    D = discriminator(16, kind=kind, fade=True).float()
     other_G: Any = to_channels_last(copy.deepcopy(G))
     other_D: Any = to_channels_last(copy.deepcopy(D))
     layouts = []

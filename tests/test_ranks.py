@@ -103,9 +103,9 @@ def test_accelerate_launch(tiny_data, tmp_path):
 # Run under torchrun in place of the command line: rank 1's D is moved by the least amount float32 knows, at one step.
 DRIFTING = """
 import sys, torch
-from stylegan_pg import __main__, dist, players
+from stylegan_pg import __main__, dist, game
 
-step = players.Players.step
+step = game.Game.step
 def drifting(self, batch, **how):
     result = step(self, batch, **how)
     if self.nimg == 24 and dist.rank() == 1:
@@ -113,7 +113,7 @@ def drifting(self, batch, **how):
         with torch.no_grad():
             p.view(-1)[0] = torch.nextafter(p.view(-1)[0], torch.tensor(9.0))
     return result
-players.Players.step = drifting
+game.Game.step = drifting
 sys.argv = ["stylegan-pg", *sys.argv[1:]]
 __main__.main()
 """

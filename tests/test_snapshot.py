@@ -20,24 +20,27 @@ from stylegan_pg.config import ModelConfig
 from stylegan_pg.data.pack import pack
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import images_of, labels_to_c, latents, parse_numbers, tile, to_uint8
-from stylegan_pg.networks import NETWORKS
-from stylegan_pg.snapshot import NetworkShape, generator_kwargs, load_snapshot, save_snapshot
+from stylegan_pg.networks import NETWORKS, NetworkShape
+from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 NAMES = ["cat", "dog", "owl"]
 
 
-def built(resolution: int = 16, *, fade: bool = False, c_dim: int = 0, **model) -> tuple[Any, dict[str, Any]]:
+def built(
+    resolution: int = 16, *, name: str = "stylegan2", fade: bool = False, c_dim: int = 0, **model
+) -> tuple[Any, dict[str, Any]]:
     """A generator with every weight away from its initial value, and its description."""
     small = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
     config = ModelConfig(**{**small, **model})
-    kwargs = generator_kwargs(config, NetworkShape(resolution, 16, fade, 3, c_dim, 4))
+    pair = NETWORKS[name]
+    kwargs = pair.g_kwargs(config, NetworkShape(resolution, 16, fade, 3, c_dim, 4))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        G = NETWORKS["stylegan2"][0](**kwargs)
+        G = pair.G(**kwargs)
         for tensor in G.state_dict().values():
             tensor += 0.3 * torch.randn(tensor.shape)
     names = NAMES[:c_dim]
-    return G.eval(), {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "nimg": 5000, "label_names": names}
+    return G.eval(), {"network": name, "kwargs": kwargs, "alpha": 1.0, "nimg": 5000, "label_names": names}
 
 
 def saved(path: Path, changes: dict[str, Any] | None = None, **how) -> tuple[Any, Path]:
@@ -81,6 +84,11 @@ def dataset(tmp_path_factory) -> Path:
         {"g_architecture": "orig", "noise": False},
         {"resample_filter": [1.0, 2.0, 1.0]},
         {"low_precision": "bf16", "low_precision_resolutions": 1},
+        {"base": [4, 6]},
+        {"name": "progan"},
+        {"name": "progan", "c_dim": 3},
+        {"name": "stylegan", "c_dim": 3},
+        {"name": "stylegan", "noise": False, "base": [3, 5], "resample_filter": [1.0, 2.0, 1.0]},
     ],
 )
 @torch.no_grad()

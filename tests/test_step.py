@@ -9,8 +9,8 @@ import torch
 from stylegan_pg import ema
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.stream import batches
+from stylegan_pg.game import Game
 from stylegan_pg.parallel import Parallel
-from stylegan_pg.players import Players
 from stylegan_pg.schedule import phases
 from stylegan_pg.settings import load_config
 
@@ -19,7 +19,7 @@ def players(data, *overrides):
     tiny = "resolution=16 growth.start=8 model.z_dim=8 model.w_dim=8 model.mapping_layers=2 model.channel_base=64"
     given = [f"data.url={data}", "run=unused", "train.batch=8", "growth.stable_kimg=0.016", "growth.fade_kimg=0.016"]
     config = load_config(None, [*tiny.split(), *given, "loss.r1_every=2", *overrides])
-    p = Players(config, load_index(str(data)), Parallel(config))
+    p = Game(config, load_index(str(data)), Parallel(config))
     return p, phases(config)
 
 
@@ -112,7 +112,7 @@ from stylegan_pg.settings import load_config
 from stylegan_pg.data.index import DatasetIndex, SampleTable
 from stylegan_pg.data.stream import Batch
 from stylegan_pg.parallel import Parallel
-from stylegan_pg.players import Players
+from stylegan_pg.game import Game
 from stylegan_pg.schedule import phases
 import torch
 
@@ -124,7 +124,7 @@ class Index:
     def table(self, resolution):
         return None
 
-p = Players(config, Index(), Parallel(config))
+p = Game(config, Index(), Parallel(config))
 p.enter(phases(config)[0])
 stats, _ = p.step(Batch(torch.randint(0, 256, [1, 3, 1024, 1024], dtype=torch.uint8), None, []))
 assert {"loss_g", "loss_d", "r1_penalty", "pl_length"} <= stats.keys()

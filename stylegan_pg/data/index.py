@@ -145,6 +145,10 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.shard)
 
+    @property
+    def dtype(self) -> type[np.generic]:
+        return np.uint8
+
     def read(self, i: int) -> bytes:
         """The encoded bytes of sample i (0 <= i < count).
 
@@ -177,12 +181,16 @@ class SampleTable:
 
 
 def load_index(url: str) -> DatasetIndex:
-    """The index of the packed dataset at `url`: its folder, or the index.json in it.
+    """The index of the packed dataset at `url`: its folder, or the index.json in it; `points:NAME` is made up.
 
     Raises UsageError where there is no such folder, no complete dataset in it, or an index.json that is damaged,
     edited or of another format version.
     """
     url = str(url).removeprefix("file://")
+    if url.startswith("points:"):
+        from stylegan_pg.data.points import load_points  # which needs the classes above
+
+        return load_points(url)
     if "://" in url:
         raise UsageError(f"{url}: packed datasets are read from the file system; mount or copy it, and give its path")
     path = Path(url)

@@ -29,8 +29,8 @@ PATIENCE = 30.0  # seconds that a worker goes on after SIGTERM
 
 @dataclass
 class Batch:
-    """A rank's share of a batch: image uint8 [n, C, H, W]; condition float32 [n, classes], one-hot, or None;
-    bad: what each corrupt sample that had to be replaced was; fault: why the batch could not be read, if so."""
+    """A rank's share of a batch: image uint8 [n, C, H, W], of points float32; condition float32 [n, classes], one-hot,
+    or None; bad: what each corrupt sample that had to be replaced was; fault: why it could not be read, if so."""
 
     image: torch.Tensor
     condition: torch.Tensor | None
@@ -98,7 +98,7 @@ class _Samples(Dataset):
 
     def __getitems__(self, wanted: list[tuple[int, int]]) -> Batch:
         n = len(wanted)
-        images = np.empty([n, self.table.channels, *self.table.image_size], np.uint8)
+        images = np.empty([n, self.table.channels, *self.table.image_size], self.table.dtype)
         labels = np.zeros([n], np.int64)
         bad: list[str] = []
         for k, (epoch, ordinal) in enumerate(wanted):

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from torch import nn
 
-from stylegan_pg.networks import stylegan2
+from stylegan_pg.config import ModelConfig
+from stylegan_pg.networks import mlp, progan, stylegan, stylegan2
+from stylegan_pg.networks.form import NetworkShape
 
-# name -> (generator, discriminator)
-NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "stylegan2": (stylegan2.Generator, stylegan2.Discriminator),
-}
+__all__ = ["NETWORKS", "NetworkShape", "Pair", "copy_same_names", "to_channels_last"]
+
+MODULES = {"stylegan2": stylegan2, "stylegan": stylegan, "progan": progan, "mlp": mlp}
+Kwargs = Callable[[ModelConfig, NetworkShape], dict[str, Any]]
+
+
+class Pair(NamedTuple):
+    """A generator's and a discriminator's class, and the functions that give their keyword arguments, which are plain
+    JSON values: `pair.G(**pair.g_kwargs(model, shape))`."""
+
+    G: type[nn.Module]
+    D: type[nn.Module]
+    g_kwargs: Kwargs
+    d_kwargs: Kwargs
+
+
+def _pair(module: Any) -> Pair:
+    return Pair(module.Generator, module.Discriminator, module.generator_kwargs, module.discriminator_kwargs)
+
+
+NETWORKS = {name: _pair(module) for name, module in MODULES.items()}
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:
-    """Compute in the layout that is fastest on CPUs and under mixed precision (results differ by rounding only);
-    a discriminator follows the layout of the images it is given."""
+    """Compute in the layout that is fastest on CPUs and under mixed precision (results differ by rounding only).
+
+    Modules that start a layout have an attribute `memory_format`; a discriminator follows that of the images it is
+    given.
+    """
     for part in module.modules():
-        if isinstance(part, stylegan2.SynthesisBlock):
-            part.memory_format = torch.channels_last
-    return module.to(memory_format=torch.channels_last)
+        if hasattr(part, "memory_format"):
+            part.memory_format = torch.channels_last  # type: ignore[assignment]  # no tensor, as pyright assumes
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a keyword of its own
 
 
 def copy_same_names(new: nn.Module, old: nn.Module) -> list[str]:

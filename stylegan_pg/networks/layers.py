@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,26 @@ from stylegan_pg.ops import ACTIVATIONS, bias_act, downsample2d, setup_filter, u
 
 
 def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Scale each row of [N, C] to a mean square of one (pixel norm; Karras et al. 2018, section 4.2)."""
-    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+    """Scale x [N, C, ...] to a mean square of one over its channels (pixel norm; Karras et al. 2018, section 4.2)."""
+    exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x * (exact.square().mean(dim=1, keepdim=True) + eps).rsqrt().to(x.dtype)
+
+
+def low_pass(taps: Sequence[float]) -> torch.Tensor:
+    """The filter of `taps` for a buffer that is not stored. It is on the CPU even where a network is built on the meta
+    device (for a snapshot's weights to be put into), as nothing would bring it back there."""
+    with torch.device("cpu"):
+        return setup_filter(taps)
+
+
+def noise_image(
+    noise: str, const: torch.Tensor, x: torch.Tensor, generator: torch.Generator | None
+) -> torch.Tensor | None:
+    """Per-pixel noise N(0, 1) for x [N, C, H, W]: `const` [H, W] as [1, 1, H, W], `random` ones from `generator` as
+    [N, 1, H, W], or None for `none`."""
+    if noise == "random":
+        return torch.randn([len(x), 1, *x.shape[2:]], device=x.device, generator=generator).to(const.dtype)
+    return None if noise == "none" else const[None, None]
 
 
 def resampling_conv2d(
@@ -45,8 +64,20 @@ def resampling_conv2d(
     return F.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), weight, stride=2)
 
 
+def gains_of(act: str, he_gain: float | None) -> tuple[float, float]:
+    """The gains of a layer's weight and of its activation.
+
+    By default the weight has none and the activation its own, sqrt(2) for leaky ReLU; with `he_gain` the weight has
+    this one, as in He's constant, and the activation none: the same but for the bias (Karras et al. 2018, section 4.1).
+    """
+    return (1.0, ACTIVATIONS[act][1]) if he_gain is None else (he_gain, 1.0)
+
+
 class FullyConnected(nn.Module):
-    """x W^T * lr_multiplier / sqrt(in) + b * lr_multiplier, then the activation with its gain. [N, in] -> [N, out]."""
+    """x W^T * lr_multiplier / sqrt(in) + b * lr_multiplier, then the activation with its gain. [N, in] -> [N, out].
+
+    For `he_gain` see gains_of.
+    """
 
     def __init__(
         self,
@@ -56,12 +87,14 @@ class FullyConnected(nn.Module):
         act: str = "linear",
         lr_multiplier: float = 1.0,
         bias_init: float = 0.0,
+        he_gain: float | None = None,
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
         self.bias = nn.Parameter(torch.full([out_features], float(bias_init)))
         self.act = act
-        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        weight_gain, self.act_gain = gains_of(act, he_gain)
+        self.weight_gain = weight_gain * lr_multiplier / math.sqrt(in_features)
         self.bias_gain = lr_multiplier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -69,11 +102,67 @@ class FullyConnected(nn.Module):
         bias = self.bias * self.bias_gain if self.bias_gain != 1 else self.bias
         if self.act == "linear":
             return torch.addmm(bias.to(x.dtype), x, weight.t())
-        return bias_act(x @ weight.t(), bias, act=self.act)
+        return bias_act(x @ weight.t(), bias, act=self.act, gain=self.act_gain)
+
+
+def given(c: torch.Tensor | None, c_dim: int) -> torch.Tensor:
+    """The condition of a conditional network.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if c is None:
+        raise ValueError(f"this network is conditional: give c of shape [N, {c_dim}]")
+    return c
+
+
+class MappingNetwork(nn.Module):
+    """z [N, z_dim] and c [N, c_dim] -> w [N, w_dim], both inputs normalised (Karras et al. 2019, section 2).
+
+    The generator's has a running mean of w, `w_avg`, which the trainer updates from the global batch. For `he_gain`
+    see gains_of.
+    """
+
+    w_avg: torch.Tensor
+
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        layers: int,
+        *,
+        lr_multiplier: float = 0.01,
+        w_avg: bool = True,
+        he_gain: float | None = None,
+    ):
+        super().__init__()
+        self.c_dim, self.layers = c_dim, layers
+        if c_dim:
+            self.embed = FullyConnected(c_dim, w_dim)
+        width = z_dim + (w_dim if c_dim else 0)
+        for i in range(layers):
+            layer: dict[str, Any] = {"act": "lrelu", "lr_multiplier": lr_multiplier, "he_gain": he_gain}
+            fc = FullyConnected(width if i == 0 else w_dim, w_dim, **layer)
+            setattr(self, f"fc{i}", fc)
+        if w_avg:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(self, z: torch.Tensor | None, c: torch.Tensor | None = None) -> torch.Tensor:
+        parts = [] if z is None else [normalize_2nd_moment(z)]
+        if self.c_dim:
+            parts.append(normalize_2nd_moment(self.embed(given(c, self.c_dim))))
+        x = torch.cat(parts, dim=1)
+        for i in range(self.layers):
+            x = getattr(self, f"fc{i}")(x)
+        return x
 
 
 class Conv2d(nn.Module):
-    """Convolution with bias, activation, gain and clamp, optionally changing the resolution. [N, in, H, W] -> out."""
+    """Convolution with bias, activation, gain and clamp, optionally changing the resolution. [N, in, H, W] -> out.
+
+    For `he_gain` see gains_of.
+    """
 
     filter: torch.Tensor
 
@@ -89,14 +178,15 @@ class Conv2d(nn.Module):
         down: int = 1,
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         clamp: float | None = None,
+        he_gain: float | None = None,
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.register_buffer("filter", setup_filter(resample_filter), persistent=False)
+        self.register_buffer("filter", low_pass(resample_filter), persistent=False)
         self.up, self.down, self.act, self.clamp = up, down, act, clamp
-        self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
-        self.act_gain = ACTIVATIONS[act][1]
+        weight_gain, self.act_gain = gains_of(act, he_gain)
+        self.weight_gain = weight_gain / math.sqrt(in_channels * kernel**2)
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
         weight = (self.weight * self.weight_gain).to(x.dtype)
@@ -129,7 +219,7 @@ class ModulatedConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
-        self.register_buffer("filter", setup_filter(resample_filter), persistent=False)
+        self.register_buffer("filter", low_pass(resample_filter), persistent=False)
         self.up, self.demodulate = up, demodulate
         self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel**2)
 
@@ -159,7 +249,7 @@ class SynthesisLayer(ModulatedConv2d):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         *,
         up: int = 1,
         use_noise: bool = True,
@@ -172,7 +262,7 @@ class SynthesisLayer(ModulatedConv2d):
         if use_noise:
             # Of shape [1] and not []: DeepSpeed cannot flatten parameters without dimensions.
             self.noise_strength = nn.Parameter(torch.zeros(1))
-            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+            self.register_buffer("noise_const", torch.randn(size))
 
     def forward(
         self,
@@ -184,12 +274,8 @@ class SynthesisLayer(ModulatedConv2d):
         gain: float = 1.0,
     ) -> torch.Tensor:
         x, d = self.modulated(x, w)
-        n = None
-        if self.use_noise and noise == "random":
-            shape = [x.shape[0], 1, *x.shape[2:]]
-            n = torch.randn(shape, device=x.device, generator=generator).to(self.bias.dtype) * self.noise_strength
-        elif self.use_noise and noise != "none":
-            n = self.noise_const[None, None] * self.noise_strength
+        n = noise_image(noise, self.noise_const, x, generator) if self.use_noise else None
+        n = None if n is None else n * self.noise_strength
         clamp = None if self.clamp is None else self.clamp * gain
         return bias_act(x, self.bias, scale=d, noise=n, act="lrelu", gain=math.sqrt(2) * gain, clamp=clamp)
 

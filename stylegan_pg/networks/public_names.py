@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stylegan_pg.errors import UsageError
+from stylegan_pg.networks import stylegan2
 
 
 def from_public(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -30,8 +31,14 @@ def to_public(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Our generator's or discriminator's state dict under the public names, filters included, detached.
 
     Raises:
-        UsageError: for a network in the middle of a fade, which the public layout cannot express.
+        UsageError: for what the public layout cannot express: a network of another kind, in the middle of a fade, or of
+            non-square pictures.
     """
+    if not isinstance(module, (stylegan2.Generator, stylegan2.Discriminator)):
+        kind = type(module).__module__.rsplit(".", 1)[-1]
+        raise UsageError(f"only StyleGAN2 networks have a public form, not {kind}: use its snapshot as it is")
+    if module.img_size != (module.resolution, module.resolution):
+        raise UsageError("only square networks on a 4x4 base have a public form: use the snapshot as it is")
     if getattr(module, "fade", False) or getattr(getattr(module, "synthesis", None), "fade", False):
         raise UsageError("a network within a fade has no public form: export a snapshot from a stable phase")
     public = {}

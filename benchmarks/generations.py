@@ -1,0 +1,179 @@
+"""Three generations grow from 4x4 to 32x32 on the demo's faces: `python benchmarks/generations.py`.
+
+ProGAN (WGAN-GP), StyleGAN and StyleGAN2, each on two processes and for at most about eight minutes on two cores; then
+StyleGAN2 at 32x32 all along for as many FLOPs as its growing run. One figure shows samples, losses and critics' scores
+of all (runs/generations/figure.png). `ratio` is the sliced Wasserstein distance at the first measurement at 32x32 over
+that at the end, and for `progressive` the fixed run's distance over the growing one's: above 1 growing wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FACES, DATA = Path("data") / "faces5000-64", Path("data") / "faces64"
+CONFIG = "configs/demo.yaml"
+PROCESSES = 2
+EVERYONE = {
+    "resolution": 32,
+    "growth.start": 4,
+    "growth.stable_kimg_at": "{4: 4, 8: 5, 16: 5, 32: 6}",
+    "growth.fade_kimg_at": "{8: 2, 16: 3, 32: 3}",
+    "train.batch": 16,
+    "train.batch_at": "{4: 32, 8: 32}",
+    "train.threads": 1,
+    "model.noise": "true",
+    "output.grid_kimg": 2,
+    "output.tick_kimg": 0.25,
+    "output.snapshot_kimg": 0,
+    "metrics.every_kimg": 4,
+    "metrics.images": 2048,
+}
+GENERATIONS: dict[str, dict[str, object]] = {
+    "progan": {
+        "model.name": "progan",
+        "loss.objective": "wgan",
+        "loss.r1_gamma_at": "{}",
+        "loss.r1_gamma": 0,
+        "loss.terms": "[{name: gradient_penalty, weight: 10}, {name: drift, weight: 0.001}]",
+        "optim.g_lr": 0.0015,
+        "optim.d_lr": 0.0015,
+    },
+    "stylegan": {
+        "model.name": "stylegan",
+        "model.mapping_layers": 4,
+        "loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}",
+        "loss.r1_every": 4,
+        "loss.style_mixing": 0.9,
+    },
+    "stylegan2": {"loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}"},
+}
+FIXED: dict[str, object] = {"growth.start": "null", "train.batch_at": "{}"}
+
+
+def call(*command: str, **how: Any) -> float:
+    """Run a command of ours; its exit code ends this one if it is not 0. Returns the seconds that it took."""
+    started = time.time()
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, **how)
+    if result.returncode:
+        sys.exit(result.returncode)
+    return time.time() - started
+
+
+def overrides(name: str, changes: dict[str, object], scale: float) -> list[str]:
+    values = EVERYONE | changes | {"run": f"runs/generations/{name}", "data.url": str(DATA)}
+    if scale != 1:
+        for key in ("growth.stable_kimg_at", "growth.fade_kimg_at"):
+            table = dict(part.split(":") for part in str(values[key]).strip("{}").split(","))
+            values[key] = "{" + ", ".join(f"{r}: {float(kimg) * scale:g}" for r, kimg in table.items()) + "}"
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def train(name: str, given: list[str]) -> float:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    print(f"+ train {name}", flush=True)
+    return call(*launcher, "-m", "stylegan_pg", "train", CONFIG, *given, env=env)
+
+
+def lines(run: str, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (ROOT / run / name).read_text("utf-8").splitlines()]
+
+
+def flops(given: list[str]) -> tuple[float, float]:
+    """FLOPs of a whole run, and per image in its last phase."""
+    from stylegan_pg.estimate import cost_of
+    from stylegan_pg.schedule import phases
+    from stylegan_pg.settings import load_config
+
+    config = load_config(str(ROOT / CONFIG), given)
+    plan = phases(config)
+    each = [cost_of(config, phase, 3, 0).flops_per_image for phase in plan]
+    return sum(f * (p.end - p.start) for f, p in zip(each, plan, strict=True)), each[-1]
+
+
+def figure(rows: list[dict[str, Any]], out: Path) -> None:
+    """Samples on the left, losses and the critic's scores of real and generated images over the images seen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    fig, axes = plt.subplots(len(rows), 3, figsize=(17, 4.6 * len(rows)), squeeze=False)
+    for row, (left, middle, right) in zip(rows, axes, strict=True):
+        run = f"runs/generations/{row['name']}"
+        grid = max((ROOT / run / "samples").glob("fakes-*.png"), key=lambda p: p.name)
+        left.imshow(Image.open(grid).convert("RGB"))
+        left.set_title(f"{row['name']}: SWD {row['swd']:.1f} after {row['minutes']:.1f} min")
+        left.axis("off")
+        stats = lines(run, "stats.jsonl")
+        kimg = [s["nimg"] / 1000 for s in stats]
+        for axis, names, title in (
+            (middle, ("loss_g", "loss_d"), "losses"),
+            (right, ("score_real", "score_fake"), "D's scores"),
+        ):
+            for name in names:
+                axis.plot(kimg, [s.get(name) for s in stats], label=name, linewidth=1)
+            axis.set_title(title)
+            axis.set_xlabel("kimg")
+            axis.legend()
+            axis.grid(alpha=0.3)
+    fig.tight_layout()
+    fig.savefig(out, dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all phases' lengths, for a shorter trial")
+    parser.add_argument("--only", nargs="+", default=[*GENERATIONS, "fixed"], choices=[*GENERATIONS, "fixed"])
+    args = parser.parse_args()
+    folder = ROOT / "runs" / "generations"
+    if there := [name for name in args.only if (folder / name).exists()]:
+        print(f"note: starting {', '.join(there)} afresh in {folder}")
+        for name in there:
+            shutil.rmtree(folder / name)
+    call("demo/faces.py", str(FACES), "--count", "5000", "--size", "64")
+    call("-m", "stylegan_pg", "pack", str(FACES), str(DATA), "--resolution", "64", "--format", "png")
+    rows = []
+    for name in args.only:
+        if name == "fixed":
+            total, _ = flops(overrides("stylegan2", GENERATIONS["stylegan2"], args.scale))
+            changes = GENERATIONS["stylegan2"] | FIXED | {"train.total_kimg": 1}
+            _, per_image = flops(overrides("fixed", changes, args.scale))
+            changes["train.total_kimg"] = round(total / per_image / 1000, 3)
+        else:
+            changes = GENERATIONS[name]
+        seconds = train(name, overrides(name, changes, args.scale))
+        metrics = lines(f"runs/generations/{name}", "metrics.jsonl")
+        measured = [line["swd"] for line in metrics if line["resolution"] == EVERYONE["resolution"]]
+        rows.append({"name": name, "minutes": seconds / 60, "swd": measured[-1], "first": measured[0]})
+    figure(rows, folder / "figure.png")
+    by_name = {row["name"]: row for row in rows}
+    print(f"{'case':<24} {'SWD':>8} {'minutes':>8} {'ratio':>7}")
+    results = []
+    for row in rows:
+        result = {"case": f"{row['name']} 32", "ratio": row["first"] / row["swd"]}
+        results.append(result | {"swd": row["swd"], "minutes": row["minutes"]})
+    if {"fixed", "stylegan2"} <= by_name.keys():
+        grown, fixed = by_name["stylegan2"], by_name["fixed"]
+        times = {"minutes": grown["minutes"], "fixed_minutes": fixed["minutes"], "fixed_swd": fixed["swd"]}
+        results.append({"case": "progressive against fixed", "ratio": fixed["swd"] / grown["swd"], **times})
+    for result in results:
+        swd, minutes = result.get("swd", by_name.get("stylegan2", {}).get("swd", 0.0)), result["minutes"]
+        print(f"{result['case']:<24} {swd:8.2f} {minutes:8.2f} {result['ratio']:7.2f}")
+    print(f"figure: {folder / 'figure.png'}")
+    for result in results:
+        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
+
+
+if __name__ == "__main__":
+    main()

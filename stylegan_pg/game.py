@@ -1,0 +1,288 @@
+"""One step of the game between G and D.
+
+A step computes what follows from (seed, nimg): latents, labels, mixing cut-offs and augmentations are drawn for the
+global batch by every rank, which then takes its share (schedule.deal). Losses are summed and divided by the global
+batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from stylegan_pg import augment, dist, ema, transfer
+from stylegan_pg.compiling import eager
+from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.data.index import DatasetIndex
+from stylegan_pg.data.stream import Batch
+from stylegan_pg.draws import Draw, draw, styles
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
+from stylegan_pg.observed import Observed
+from stylegan_pg.ops import downsample2d, upsample2d
+from stylegan_pg.parallel import Parallel
+from stylegan_pg.players import Players
+from stylegan_pg.rng import generator
+from stylegan_pg.schedule import deal, ema_beta, term_weight
+
+FP16_SCALE = 65536.0
+PATIENCE = 2000  # steps without an overflow, after which the loss scale is doubled
+
+
+class Game(Players):
+    """The players of a phase, and the steps that change them."""
+
+    def __init__(self, config: Config, index: DatasetIndex, parallel: Parallel):
+        """
+        Raises:
+            UsageError: where configuration and dataset do not fit together.
+        """
+        super().__init__(config, index, parallel)
+        self.objective = OBJECTIVES[config.loss.objective]
+        self.augment = augment.make(config.augment, index.channels)
+        if self.augment:
+            self.state["augment_p"] = config.augment.p
+        self.observed = Observed()
+        self.faults: list[str] = []  # what the last step left out, and why
+        half = self.model.low_precision == "fp16"
+        self.state["loss_scale"] = config.train.loss_scale or (FP16_SCALE if half else 1.0)
+
+    def draw(self, purpose: str, count: int) -> Draw:
+        """Latents, mixing cut-offs and labels of a global batch, from (seed, purpose, nimg)."""
+        key, labels = (self.config.seed, purpose, self.nimg), self.table.label if self.classes else None
+        return draw(key, count, self.G, self.config.loss.style_mixing, labels, self.classes)
+
+    def synthesize(self, ws: torch.Tensor, purpose: str, part: int) -> torch.Tensor:
+        """Images at the fade's alpha. The per-pixel noise is the one thing that depends on how a batch is dealt out."""
+        noise = generator(self.config.seed, f"noise-{purpose}", self.nimg, dist.rank(), part, device=self.device)
+        return self.G.synthesis(ws, alpha=self.alpha, noise="random", generator=noise)
+
+    def scorer(self, purpose: str, rows: list[int]) -> Callable[..., torch.Tensor]:
+        """D(images, c) at the fade's alpha, of images that stand at `rows` of the global batch: augmented as drawn
+        for this purpose and these rows."""
+        if self.augment is None:
+            return partial(self.D, alpha=self.alpha)
+        key = generator(self.config.seed, f"augment-{purpose}", self.nimg)
+        drawn = self.augment.draw(self.current.batch, self.state["augment_p"], key, self.G.img_size)
+        mine = augment.pick(drawn, rows, self.device, self.dtype)
+
+        def score(images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+            assert self.augment is not None
+            return self.D(self.augment.apply(images, mine), c, alpha=self.alpha)
+
+        return score
+
+    def step(self, batch: Batch, *, stop: bool = False) -> tuple[dict[str, tuple[float, int]], bool]:
+        """Train on this rank's share of one batch of real images and advance nimg by the global batch.
+
+        Where a loss or a gradient is not finite, that player does not move, and `faults` says so.
+
+        Returns {name: (sum, count)} of what was observed, over all ranks, and whether any rank was asked to `stop`.
+        """
+        self.faults, self.parallel.scale = [], self.state["loss_scale"]
+        real, condition = self.real_images(batch)
+        rounds, rest = divmod(self.current.step(self.nimg), self.config.optim.d_steps)
+        if rest == 0:
+            for i in range(self.config.optim.g_steps):
+                self.g_step(real, condition, rounds * self.config.optim.g_steps + i, f"-{i}" if i else "")
+        self.d_step(real, condition, self.current.step(self.nimg))
+        beta = ema_beta(self.current.batch, self.nimg, self.config.ema.kimg, self.config.ema.rampup)
+        ema.update(self.G_ema, self.G, beta)
+        stats, bad, stop = self.observed.reduce(self.device, stop)
+        if bad:
+            self.faults.append(f"not finite: {', '.join(bad)}")
+        self._rescale()
+        self._keep_means(stats)
+        if self.augment:
+            self.augment.steer(self.state, stats, self.current.step(self.nimg), self.current.batch)
+        self.nimg += self.current.batch
+        return stats, stop
+
+    def g_step(self, real: torch.Tensor, condition: torch.Tensor | None, number: int, turn: str = "") -> None:
+        """Step `number` of the generator in this phase, and its lazy terms where they are due; `turn` tells several
+        steps at one nimg apart."""
+        self.D.requires_grad_(False)
+        drawn = self.draw("g" + turn, self.current.batch)
+        self.observed.expect(self.current.batch, "loss_g")
+        w_sum, total = torch.zeros_like(self.G.mapping.w_avg), torch.zeros([], device=self.device)
+        for k, part in enumerate(self.parts):
+            rows = [self.share[i] for i in part]
+            x = drawn.pick(rows, self.device, self.dtype)
+            ws, w = styles(self.G, x)
+            w_sum += w.detach().sum(dim=0)
+            scores = self.scorer("g" + turn, rows)(self.synthesize(ws, "g" + turn, k), x.c)
+            scores_real = None
+            if self.objective.paired:
+                with torch.no_grad():
+                    scores_real = self.scorer("g-real" + turn, rows)(real[part], self._rows(condition, part))
+            loss = self.objective.g(scores, scores_real)
+            self.observed.add(loss_g=loss)
+            total = total + loss.detach().sum()
+            self.parallel.backward(loss.sum() / self.current.batch)
+        if self._finish("G", number, total, partial(self._g_term, turn=turn)):
+            w_mean = dist.all_reduce(w_sum) / self.current.batch
+            self.G.mapping.w_avg.lerp_(w_mean, 1 - self.config.model.w_avg_beta)
+        self.D.requires_grad_(True)
+
+    def d_step(self, real: torch.Tensor, condition: torch.Tensor | None, number: int) -> None:
+        """Step `number` of the discriminator in this phase, and its lazy terms where they are due."""
+        self.G.requires_grad_(False)
+        for p in transfer.freeze(self.D, self.config.train.freeze_d):
+            p.requires_grad_(False)
+        drawn = self.draw("d", self.current.batch)
+        due = [t for t in self._terms_of("D") if number % t.every == 0]
+        of_scores = [t for t in due if TERMS[t.name].of_scores]
+        keep = any("fake" in TERMS[t.name].needs for t in due)
+        self.observed.expect(self.current.batch, "loss_d", "score_real", "score_fake", "sign_real")
+        self.observed.expect(self.current.batch, *(name for t in of_scores for name in TERMS[t.name].reports))
+        fakes: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        total = torch.zeros([], device=self.device)
+        for k, part in enumerate(self.parts):
+            rows = [self.share[i] for i in part]
+            x = drawn.pick(rows, self.device, self.dtype)
+            with torch.no_grad():
+                fake = self.synthesize(styles(self.G, x)[0], "d", k)
+            scores_real = self.scorer("d-real", rows)(real[part], self._rows(condition, part))
+            scores_fake = self.scorer("d-fake", rows)(fake, x.c)
+            loss = self.objective.d(scores_real, scores_fake)
+            self.observed.add(
+                loss_d=loss, score_real=scores_real, score_fake=scores_fake, sign_real=scores_real.detach().sign()
+            )
+            for term in of_scores:
+                values = TERMS[term.name].compute(scores_real, scores_fake)
+                self.observed.add(**{name: v for name, v in values.items() if name != "loss"})
+                loss = loss + values["loss"].reshape(loss.shape) * (self._weight(term) * term.every)
+            total = total + loss.detach().sum()
+            self.parallel.backward(loss.sum() / self.current.batch)
+            if keep:
+                fakes.append((fake, x.c))
+        self._finish("D", number, total, partial(self._d_term, real=real, condition=condition, fakes=fakes))
+        self.D.requires_grad_(True)
+        self.G.requires_grad_(True)
+
+    def _finish(self, player: str, number: int, total: torch.Tensor, backward: Callable[..., torch.Tensor]) -> bool:
+        """The player's terms: those of every step join the main loss, each lazy one has a step of its own. Returns
+        whether the main step was made."""
+        mine = [t for t in self._terms_of(player) if number % t.every == 0 and not TERMS[t.name].of_scores]
+        often = [t for t in mine if t.every == 1]
+        for term in often:
+            total = total + backward(term)
+        moved = self._move(player, " + ".join(["main loss", *(t.name for t in often)]), total)
+        for term in mine:
+            if term.every > 1:
+                self._move(player, term.name, backward(term))
+        return moved
+
+    def _move(self, player: str, what: str, total: torch.Tensor) -> bool:
+        """An optimiser's step on the gradients that have gathered; False, with a fault noted, if it was skipped."""
+        net, optimizer = (self.G, self.opt_G) if player == "G" else (self.D, self.opt_D)
+        fault = self.parallel.step(net, optimizer, total)
+        if fault:
+            where = fault if fault == "the loss" else f"the gradient of {fault}"
+            self.faults.append(f"{player}, {what}: {where} is not finite")
+        elif player == "D" and self.config.loss.d_clip:
+            limit = self.config.loss.d_clip
+            with torch.no_grad():
+                for p in self.D.parameters():
+                    p.clamp_(-limit, limit)
+        return not fault
+
+    def _d_term(
+        self,
+        term: TermConfig,
+        *,
+        real: torch.Tensor,
+        condition: torch.Tensor | None,
+        fakes: list[tuple[torch.Tensor, torch.Tensor | None]],
+    ) -> torch.Tensor:
+        """Gradients of a term on D; returns its sum over this rank's images."""
+        spec, batch, seed = TERMS[term.name], self.current.batch, self.config.seed
+        u = torch.rand([batch], generator=generator(seed, f"{term.name}-u", self.nimg), dtype=torch.float64)
+        total = torch.zeros([], device=self.device)
+        self.observed.expect(batch, *spec.reports)
+        for k, part in enumerate(self.parts):
+            rows = [self.share[i] for i in part]
+            fake, c_fake = fakes[k] if "fake" in spec.needs else (None, None)
+            inputs = DInputs(
+                D=self.scorer(term.name, rows),
+                real=real[part],
+                c=self._rows(condition, part),
+                fake=fake,
+                c_fake=c_fake,
+                u=u[rows].to(self.device, self.dtype) if "u" in spec.needs else None,
+                noise=self._noise(term.name, rows) if "noise" in spec.needs else None,
+            )
+            total = total + self._term_backward(term, inputs, batch)
+        return total
+
+    def _g_term(self, term: TermConfig, *, turn: str) -> torch.Tensor:
+        """As _d_term, on G. Runs on fewer images where the configuration says so; they need no minibatch-stddev
+        groups."""
+        count = max(self.current.batch // self.config.loss.pl_batch_shrink, 1)
+        drawn = self.draw(term.name + turn, count)
+        share = deal(count, 1, dist.world())[dist.rank()]
+        total = torch.zeros([], device=self.device)
+        self.observed.expect(count, *TERMS[term.name].reports)
+        for k, part in enumerate(self._passes(share, 1, max(len(self.parts), 1))):
+            rows = [share[i] for i in part]
+            inputs = GInputs(
+                synthesis=partial(self.synthesize, purpose=term.name + turn, part=k),
+                ws=styles(self.G, drawn.pick(rows, self.device, self.dtype))[0],
+                noise=self._noise("pl" + turn, rows),
+                state=self.state,
+            )
+            total = total + self._term_backward(term, inputs, count)
+        return total
+
+    def _term_backward(self, term: TermConfig, inputs: DInputs | GInputs, count: int) -> torch.Tensor:
+        with eager(self.config.train.compile):
+            values = TERMS[term.name].compute(inputs, target=term.target)
+            self.observed.add(**{k: v for k, v in values.items() if k != "loss"})
+            self.parallel.backward(values["loss"].sum() * (self._weight(term) * term.every / count))
+        return values["loss"].detach().sum()
+
+    def _weight(self, term: TermConfig) -> float:
+        return term_weight(term, self.current.resolution, self.nimg)
+
+    def _noise(self, purpose: str, rows: list[int]) -> torch.Tensor:
+        """N(0, 1) of the images' shape, by sample, so that it does not depend on how the batch is dealt out."""
+        shape, seed = [self.index.channels, *self.G.img_size], self.config.seed
+        noise = [torch.randn(shape, generator=generator(seed, purpose, self.nimg, i)) for i in rows]
+        return torch.stack(noise).to(self.device, self.dtype)
+
+    @staticmethod
+    def _rows(condition: torch.Tensor | None, part: list[int]) -> torch.Tensor | None:
+        return None if condition is None else condition[part]
+
+    def real_images(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """uint8 -> [-1, 1]; within a fade blended with their own down- and up-sampled copy, as G's images are."""
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        real = batch.image.to(self.device)
+        if not real.is_floating_point():
+            real = real.to(self.dtype).div(127.5).sub(1)
+        real = real.to(self.dtype).contiguous(memory_format=layout)
+        if self.current.fade:
+            f = self.D.filter
+            real = torch.lerp(upsample2d(downsample2d(real, f), f), real, self.alpha)
+        c = None if batch.condition is None else batch.condition.to(self.device, self.dtype)
+        return real, c
+
+    def _rescale(self) -> None:
+        """Halve the loss scale after an overflow, which then is no fault; double it after a long time without one."""
+        scale = self.state["loss_scale"]
+        if scale > 1 and self.faults:
+            self.state |= {"loss_scale": scale / 2, "clean_steps": 0}
+            self.faults = []
+        elif self.model.low_precision == "fp16":
+            self.state["clean_steps"] = self.state.get("clean_steps", 0) + 1
+            if self.state["clean_steps"] >= PATIENCE:
+                self.state |= {"loss_scale": min(2 * scale, FP16_SCALE), "clean_steps": 0}
+
+    def _keep_means(self, stats: dict[str, tuple[float, int]]) -> None:
+        """Update the running means that terms ask for."""
+        for term in self.terms:
+            for name, kept in TERMS[term.name].keep.items():
+                if name in stats:
+                    (total, count), before = stats[name], self.state.get(kept, 0.0)
+                    self.state[kept] = before + self.config.loss.pl_decay * (total / count - before)

@@ -1,0 +1,252 @@
+"""What the growing networks have in common: from latents to styles to pictures, pictures to scores, and the fades.
+
+Each instance has exactly the resolution of its phase. With `fade=True` the previous resolution's way to and from RGB
+is kept as well, and `alpha` in [0, 1] blends it with the newest block (Karras et al. 2018, figure 2). Growing means
+building the next size and copying what has the same name: nothing is masked, nothing is unused.
+
+The three pairs differ in their blocks, which they build themselves: module `b{r}` of resolution r.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from stylegan_pg.networks.form import Form
+from stylegan_pg.networks.layers import Conv2d, FullyConnected, MappingNetwork, low_pass, minibatch_stddev
+from stylegan_pg.ops import downsample2d, upsample2d
+
+
+class SynthesisNetwork(nn.Module):
+    """ws [N, num_ws, w_dim] -> image [N, img_channels, H, W], roughly in [-1, 1].
+
+    A block takes x [N, in, H/2, W/2] (None at the lowest resolution), the list of its styles, each [N, w_dim], and
+    `noise` and `generator`; where it has a `torgb`, its result is turned into a picture. `skips`: every resolution adds
+    to the picture; otherwise a newer one replaces it. `image_filter` up-samples pictures.
+    """
+
+    filter: torch.Tensor
+
+    def __init__(
+        self,
+        form: Form,
+        blocks: Mapping[int, nn.Module],
+        num_ws: int,
+        image_filter: Sequence[float],
+        skips: bool = False,
+    ):
+        super().__init__()
+        self.resolution, self.resolutions, self.fade = form.resolution, form.resolutions, form.fade
+        self.num_ws, self.skips = num_ws, skips
+        self.register_buffer("filter", low_pass(image_filter), persistent=False)
+        for r, block in blocks.items():
+            setattr(self, f"b{r}", block)
+
+    def block_ws(self, i: int) -> slice:
+        """Which of the ws the block of the i-th resolution takes."""
+        return slice(0, self.num_ws)
+
+    def rgb(self, i: int, block: Any, x: torch.Tensor, ws: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The picture of a block's result."""
+        return block.torgb(x)
+
+    def forward(
+        self,
+        ws: torch.Tensor,
+        *,
+        alpha: float = 1.0,
+        noise: str = "const",
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """`alpha` counts only in a fading network; noise is const, random (from `generator`) or none."""
+        w = ws.unbind(dim=1)
+        x = img = None
+        for i, r in enumerate(self.resolutions):
+            block: Any = getattr(self, f"b{r}")
+            x = block(x, w[self.block_ws(i)], noise=noise, generator=generator)
+            if not hasattr(block, "torgb"):
+                continue
+            rgb = self.rgb(i, block, x, w).to(ws.dtype)
+            if img is None:
+                img = rgb
+            else:
+                weight = alpha if self.fade and r == self.resolution else 1.0
+                keep = 1.0 if self.skips else 1.0 - weight
+                img = keep * upsample2d(img, self.filter) + weight * rgb
+        assert img is not None
+        return img
+
+
+class Generator(nn.Module):
+    """z -> w -> image, from a mapping z [N, z_dim], c [N, c_dim] -> w [N, w_dim] and a synthesis network."""
+
+    truncation_cutoff: int | None = None  # how many of the ws truncation moves where nothing else is said; None: all
+
+    def __init__(self, form: Form, z_dim: int, w_dim: int, mapping: nn.Module, synthesis: SynthesisNetwork):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim = z_dim, form.c_dim, w_dim
+        self.resolution, self.img_channels = form.resolution, form.img_channels
+        self.img_size = form.size(form.resolution)
+        self.mapping: Any = mapping
+        self.synthesis = synthesis
+        self.num_ws = synthesis.num_ws
+
+    def styles(
+        self, z: torch.Tensor, c: torch.Tensor | None = None, *, psi: float = 1.0, cutoff: int | None = None
+    ) -> torch.Tensor:
+        """z [N, z_dim], c [N, c_dim] -> ws [N, num_ws, w_dim].
+
+        Truncation moves the first `cutoff` layers (None: the network's `truncation_cutoff`) towards the mean:
+        w_avg + psi (w - w_avg) (Karras et al. 2019, section 2.2; psi 1 leaves w alone).
+        """
+        ws = self.mapping(z, c)[:, None].repeat(1, self.num_ws, 1)
+        if psi != 1:
+            cutoff = self.truncation_cutoff if cutoff is None else cutoff
+            cutoff = self.num_ws if cutoff is None else cutoff
+            low = torch.lerp(self.mapping.w_avg.to(ws.dtype), ws[:, :cutoff], psi)
+            ws = torch.cat([low, ws[:, cutoff:]], dim=1)
+        return ws
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None = None,
+        *,
+        psi: float = 1.0,
+        cutoff: int | None = None,
+        alpha: float = 1.0,
+        noise: str = "const",
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Images [N, img_channels, H, W] in about [-1, 1] for latents z [N, z_dim]; see `styles`, SynthesisNetwork."""
+        ws = self.styles(z, c, psi=psi, cutoff=cutoff)
+        return self.synthesis(ws, alpha=alpha, noise=noise, generator=generator)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Two convolutions, of which the second halves the size; `layer` goes to each (see Conv2d)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        img_channels: int,
+        *,
+        fromrgb: bool,
+        dtype: torch.dtype | None,
+        layer: Mapping[str, Any],
+        down: int = 2,
+    ):
+        super().__init__()
+        self.dtype = dtype
+        if fromrgb:
+            self.fromrgb = Conv2d(img_channels, in_channels, 1, **layer)
+        self.conv0 = Conv2d(in_channels, in_channels, 3, **layer)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, down=down, **layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, in, H, W] -> [N, out, H/2, W/2]."""
+        return self.conv1(self.conv0(x.to(self.dtype or self.conv0.weight.dtype)))
+
+
+class DiscriminatorEpilogue(nn.Module):
+    """The end: minibatch stddev, a convolution and two dense layers. [N, C, *size] -> [N, out]."""
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        img_channels: int,
+        size: tuple[int, int],
+        *,
+        fromrgb: bool,
+        mbstd_group: int,
+        mbstd_channels: int,
+        layer: Mapping[str, Any],
+    ):
+        super().__init__()
+        self.mbstd_group, self.mbstd_channels = mbstd_group, mbstd_channels
+        if fromrgb:
+            self.fromrgb = Conv2d(img_channels, channels, 1, **{**layer, "clamp": None})
+        self.conv = Conv2d(channels + mbstd_channels, channels, 3, **layer)
+        dense = {"act": layer["act"], "he_gain": layer.get("he_gain")}
+        self.fc = FullyConnected(channels * size[0] * size[1], channels, **dense)
+        self.out = FullyConnected(channels, out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.fc.weight.dtype)
+        if self.mbstd_channels:
+            x = minibatch_stddev(x, min(self.mbstd_group, len(x)), self.mbstd_channels)
+        return self.out(self.fc(self.conv(x).flatten(1)))
+
+
+class Discriminator(nn.Module):
+    """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1]; conditional by projection
+    (Miyato & Koyama 2018) of the labels' embedding, which `mapping_layers` dense layers follow.
+
+    `mbstd_group` must divide every batch it is given (smaller batches form one group). `skips`: every resolution sees
+    the picture. `image_filter` down-samples pictures.
+    """
+
+    filter: torch.Tensor
+
+    def __init__(
+        self,
+        form: Form,
+        *,
+        block: Callable[..., nn.Module],
+        layer: Mapping[str, Any],
+        mbstd_group: int,
+        mbstd_channels: int,
+        image_filter: Sequence[float],
+        mapping_layers: int = 0,
+        skips: bool = False,
+    ):
+        super().__init__()
+        self.resolution, self.img_channels, self.c_dim = form.resolution, form.img_channels, form.c_dim
+        self.img_size, self.fade, self.skips = form.size(form.resolution), form.fade, skips
+        self.resolutions, self.columns = form.resolutions[::-1], {r: form.size(r)[1] for r in form.resolutions}
+        self.register_buffer("filter", low_pass(image_filter), persistent=False)
+        for r in self.resolutions[:-1]:
+            channels = form.channels(r), form.channels(r // 2), form.img_channels
+            how = {"fromrgb": skips or form.has_rgb(r), "dtype": form.dtype(r), "layer": layer}
+            setattr(self, f"b{r}", block(*channels, **how))
+        width = form.channels(4)
+        self.cmap_dim = width if form.c_dim else 0
+        self.b4 = DiscriminatorEpilogue(
+            width,
+            self.cmap_dim or 1,
+            form.img_channels,
+            form.size(4),
+            fromrgb=skips or form.has_rgb(4),
+            mbstd_group=mbstd_group,
+            mbstd_channels=mbstd_channels,
+            layer=layer,
+        )
+        if form.c_dim:
+            self.mapping = MappingNetwork(0, form.c_dim, self.cmap_dim, mapping_layers, w_avg=False)
+
+    def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0) -> torch.Tensor:
+        """`alpha` counts only in a fading network: 0 sees the down-sampled image alone."""
+        x: Any = None
+        for r in self.resolutions:
+            block = getattr(self, f"b{r}")
+            if hasattr(block, "fromrgb"):
+                while img.shape[-1] > self.columns[r]:
+                    img = downsample2d(img, self.filter)
+                dtype = getattr(block, "dtype", None) or block.fromrgb.weight.dtype
+                y = block.fromrgb(img.to(dtype))
+                if x is None:
+                    x = y
+                else:
+                    weight = alpha if self.fade and r == self.resolution // 2 else 1.0
+                    keep = 1.0 if self.skips else 1.0 - weight
+                    x = weight * x.to(dtype) + keep * y
+            x = block(x)
+        if self.c_dim:
+            x = (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+        return x

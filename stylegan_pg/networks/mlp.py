@@ -1,0 +1,143 @@
+"""A small pair of multi-layer perceptrons for points, or for pictures of any size taken as vectors.
+
+They show on toy data what an objective does, through the same trainer as the large networks; they do not grow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+
+from stylegan_pg.config import ModelConfig
+
+SLOPE = 0.2  # of D's leaky ReLU
+
+
+def layers(sizes: list[int], act: nn.Module) -> nn.Sequential:
+    """Dense layers from sizes[0] to sizes[-1] features, [N, first] -> [N, last], with `act` between them."""
+    dense = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    return nn.Sequential(*(part for layer in dense[:-1] for part in (layer, act)), dense[-1])
+
+
+class Mapping(nn.Module):
+    """w is z, with the label behind it: [N, z_dim], [N, c_dim] or None -> [N, z_dim + c_dim]."""
+
+    w_avg: torch.Tensor
+
+    def __init__(self, w_dim: int):
+        super().__init__()
+        self.register_buffer("w_avg", torch.zeros([w_dim]))
+
+    def forward(self, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        return z if c is None else torch.cat([z, c.to(z.dtype)], dim=1)
+
+
+class Synthesis(nn.Module):
+    """ws [N, 1, w_dim] -> images [N, C, H, W]; it has no noise inputs and nothing that fades."""
+
+    def __init__(self, sizes: list[int], img_shape: tuple[int, int, int]):
+        super().__init__()
+        self.img_shape = img_shape
+        self.layers = layers(sizes, nn.ReLU())
+
+    def forward(
+        self,
+        ws: torch.Tensor,
+        *,
+        alpha: float = 1.0,
+        noise: str = "const",
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        return self.layers(ws[:, 0]).reshape(-1, *self.img_shape)
+
+
+class Generator(nn.Module):
+    """z [N, z_dim] -> images [N, img_channels, *img_size], not limited to a range."""
+
+    num_ws = 1
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        img_size: tuple[int, int] = (1, 1),
+        img_channels: int = 2,
+        z_dim: int = 512,
+        c_dim: int = 0,
+        width: int = 128,
+        hidden: int = 3,
+    ):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, z_dim + c_dim
+        self.resolution, self.img_channels, self.img_size = resolution, img_channels, tuple(img_size)
+        height, columns = img_size
+        self.mapping = Mapping(self.w_dim)
+        sizes = [self.w_dim, *[width] * hidden, img_channels * height * columns]
+        self.synthesis = Synthesis(sizes, (img_channels, height, columns))
+
+    def styles(
+        self, z: torch.Tensor, c: torch.Tensor | None = None, *, psi: float = 1.0, cutoff: int | None = None
+    ) -> torch.Tensor:
+        """z [N, z_dim], c [N, c_dim] -> ws [N, 1, w_dim], truncated towards the mean w by psi below 1."""
+        w = self.mapping(z, c)
+        return (w if psi == 1 or cutoff == 0 else torch.lerp(self.mapping.w_avg.to(w.dtype), w, psi))[:, None]
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None = None,
+        *,
+        psi: float = 1.0,
+        cutoff: int | None = None,
+        **how: Any,
+    ) -> torch.Tensor:
+        """As stylegan2's; alpha, noise and its generator are accepted and change nothing."""
+        return self.synthesis(self.styles(z, c, psi=psi, cutoff=cutoff), **how)
+
+
+class Discriminator(nn.Module):
+    """Images [N, img_channels, *img_size] and c [N, c_dim], concatenated -> scores [N, 1]."""
+
+    filter: torch.Tensor
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        img_size: tuple[int, int] = (1, 1),
+        img_channels: int = 2,
+        c_dim: int = 0,
+        width: int = 128,
+        hidden: int = 3,
+    ):
+        super().__init__()
+        self.resolution, self.img_channels, self.c_dim = resolution, img_channels, c_dim
+        self.register_buffer("filter", torch.ones([1, 1]), persistent=False)  # nothing fades
+        sizes = [img_channels * img_size[0] * img_size[1] + c_dim, *[width] * hidden, 1]
+        self.layers = layers(sizes, nn.LeakyReLU(SLOPE))
+
+    def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0) -> torch.Tensor:
+        x = img.flatten(1)
+        return self.layers(x if c is None else torch.cat([x, c.to(x.dtype)], dim=1))
+
+
+def discriminator_kwargs(model: ModelConfig, shape: Any) -> dict[str, Any]:
+    """Arguments of Discriminator, plain JSON values: model.channel_max wide, with model.mapping_layers hidden layers.
+
+    shape: a NetworkShape."""
+    return {
+        "resolution": shape.resolution,
+        "img_size": [side * shape.resolution // 4 for side in model.base],
+        "img_channels": shape.img_channels,
+        "c_dim": shape.c_dim,
+        "width": model.channel_max,
+        "hidden": model.mapping_layers,
+    }
+
+
+def generator_kwargs(model: ModelConfig, shape: Any) -> dict[str, Any]:
+    """Arguments of Generator, of the same width and depth."""
+    return {**discriminator_kwargs(model, shape), "z_dim": model.z_dim}

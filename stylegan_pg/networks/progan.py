@@ -1,0 +1,129 @@
+"""Progressive GAN's generator and discriminator (Karras et al. 2018, appendix A, table 2).
+
+He's constant holds the activations' gain: sqrt(2) throughout, 1 in toRGB and the last dense layer, sqrt(2)/4 in the
+generator's first. The paper has no conditional networks of this kind: labels join the latent here as in its published
+code, and the discriminator judges them by projection. A `channel_base` of 16384 gives table 2's channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from stylegan_pg.config import ModelConfig
+from stylegan_pg.networks import growing
+from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
+from stylegan_pg.networks.layers import Conv2d, given, normalize_2nd_moment
+from stylegan_pg.ops import bias_act, downsample2d
+
+BOX = (1, 1)  # up-sampling by the nearest pixel, down-sampling by the mean of four
+LAYER = {"act": "lrelu", "resample_filter": BOX, "he_gain": math.sqrt(2)}
+
+# The discriminator's class takes what every growing one does.
+discriminator_kwargs = discriminator_form_kwargs
+
+
+def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+    """Arguments of Generator, all of them plain JSON values."""
+    return dict(**form_kwargs(model, shape), z_dim=model.z_dim)
+
+
+class Normalization(nn.Module):
+    """z [N, z_dim] and c [N, c_dim], side by side, on the hypersphere: this network's w [N, z_dim + c_dim].
+
+    There is nothing to learn in it; `w_avg` is what the trainer and truncation expect of a mapping.
+    """
+
+    w_avg: torch.Tensor
+
+    def __init__(self, z_dim: int, c_dim: int):
+        super().__init__()
+        self.c_dim = c_dim
+        self.register_buffer("w_avg", torch.zeros(z_dim + c_dim))
+
+    def forward(self, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        if self.c_dim:
+            z = torch.cat([z, given(c, self.c_dim).to(z.dtype)], dim=1)
+        return normalize_2nd_moment(z)
+
+
+class FirstLayer(nn.Module):
+    """w [N, w_dim] -> [N, out, *size]: a dense layer whose bias is shared by the pixels of a channel."""
+
+    def __init__(self, w_dim: int, out_channels: int, size: tuple[int, int]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(w_dim, out_channels, *size))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.weight_gain = math.sqrt(2) / 4 / math.sqrt(w_dim)
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        weight = self.weight * self.weight_gain
+        x = (w.to(weight.dtype) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+        return bias_act(x, self.bias, act="lrelu", gain=1.0)
+
+
+class SynthesisBlock(nn.Module):
+    """Two layers, each of them followed by pixel norm."""
+
+    memory_format = torch.contiguous_format  # of the first layer's result, which all that follows keeps
+
+    def __init__(self, form: Form, resolution: int, w_dim: int):
+        super().__init__()
+        channels, self.dtype = form.channels(resolution), form.dtype(resolution)
+        layer: dict[str, Any] = {**LAYER, "clamp": form.conv_clamp}
+        if resolution == 4:
+            self.first = FirstLayer(w_dim, channels, form.size(4))
+        else:
+            self.conv0 = Conv2d(form.channels(resolution // 2), channels, 3, up=2, **layer)
+        self.conv1 = Conv2d(channels, channels, 3, **layer)
+        if form.has_rgb(resolution):
+            self.torgb = Conv2d(channels, form.img_channels, 1)
+
+    def forward(self, x: torch.Tensor | None, ws: Sequence[torch.Tensor], **_noise) -> torch.Tensor:
+        """x [N, in, H/2, W/2], or None at 4x4, which takes the one w [N, w_dim] -> [N, out, H, W]."""
+        dtype = self.dtype or self.conv1.weight.dtype
+        if x is None:
+            y = self.first(ws[0]).to(dtype).contiguous(memory_format=self.memory_format)
+        else:
+            y = self.conv0(x.to(dtype))
+        return normalize_2nd_moment(self.conv1(normalize_2nd_moment(y)))
+
+
+class Generator(growing.Generator):
+    """Progressive GAN's generator, which has one w and no noise; for the further arguments see Form."""
+
+    def __init__(self, *, z_dim: int = 512, **form: Any):
+        f = Form(**form)
+        w_dim = z_dim + f.c_dim
+        blocks = {r: SynthesisBlock(f, r, w_dim) for r in f.resolutions}
+        synthesis = growing.SynthesisNetwork(f, blocks, 1, BOX)
+        super().__init__(f, z_dim, w_dim, Normalization(z_dim, f.c_dim), synthesis)
+
+
+class DiscriminatorBlock(growing.DiscriminatorBlock):
+    """Down-sampling comes behind the second convolution's activation."""
+
+    def __init__(self, *channels: int, **how: Any):
+        super().__init__(*channels, down=1, **how)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return downsample2d(super().forward(x), self.conv1.filter)
+
+
+class Discriminator(growing.Discriminator):
+    """Progressive GAN's discriminator; for the further arguments see Form."""
+
+    def __init__(self, *, mbstd_group: int = 4, mbstd_channels: int = 1, **form: Any):
+        f = Form(**form)
+        super().__init__(
+            f,
+            block=DiscriminatorBlock,
+            layer={**LAYER, "clamp": f.conv_clamp},
+            mbstd_group=mbstd_group,
+            mbstd_channels=mbstd_channels,
+            image_filter=BOX,
+        )

@@ -1,0 +1,39 @@
+"""What one training step observes: sums of named quantities over the ranks, and what was not finite."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from stylegan_pg import dist
+
+
+class Observed:
+    """Sums on the device; one all-reduce per step brings them to the host."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def expect(self, count: int, *names: str) -> None:
+        """These are being summed over `count` images of the global batch, on all ranks, also on one without a share
+        of it."""
+        for name in names:
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def add(self, **values: torch.Tensor) -> None:
+        """Values [n] of images of this rank; what nobody expects is left out."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double().sum()
+
+    def reduce(self, device: torch.device, flag: bool) -> tuple[dict[str, tuple[float, int]], list[str], bool]:
+        """{name: (sum, count)} over all ranks of what is finite, the names of what is not, and whether any rank
+        raised its `flag`. Starts afresh."""
+        zero = torch.zeros([], dtype=torch.float64, device=device)
+        vector = torch.stack([*(self.sums.get(name, zero) for name in self.counts), zero + flag])
+        values = dist.all_reduce(vector).tolist()
+        stats = {n: (total, count) for (n, count), total in zip(self.counts.items(), values[:-1], strict=True)}
+        self.sums, self.counts = {}, {}
+        bad = [name for name, (total, _) in stats.items() if not math.isfinite(total)]
+        return {name: v for name, v in stats.items() if name not in bad}, bad, values[-1] > 0

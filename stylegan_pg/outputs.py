@@ -1,0 +1,132 @@
+"""What a run gives while it goes on: lines of statistics, grids of pictures, metrics and snapshots."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stylegan_pg import __version__, dist
+from stylegan_pg.config import Config
+from stylegan_pg.data.index import MODES, DatasetIndex
+from stylegan_pg.data.stream import read_batch
+from stylegan_pg.errors import PeersLost
+from stylegan_pg.game import Game
+from stylegan_pg.generate import grid_inputs, grid_ordinals, images_of
+from stylegan_pg.metrics.periodic import Periodic
+from stylegan_pg.report import Reporter
+from stylegan_pg.resume import to_plain
+from stylegan_pg.schedule import crossed
+from stylegan_pg.snapshot import save_snapshot
+
+
+class Outputs:
+    """Of one run; the metrics are measured by all ranks, everything else is rank 0's, which has the reporter."""
+
+    def __init__(
+        self, config: Config, index: DatasetIndex, players: Game, metrics: Periodic, reporter: Reporter | None
+    ):
+        self.config, self.index, self.players, self.metrics, self.reporter = config, index, players, metrics, reporter
+        self.run = Path(config.run)
+
+    def say(self, message: str) -> None:
+        if self.reporter:
+            self.reporter.say(message)
+
+    def due(self, before: int, *, last: bool) -> None:
+        """Measure, draw and write what is due after the step that began at nimg `before`; `last` ends the run."""
+        after, out = self.players.nimg, self.config.output
+        snapshot = crossed(out.snapshot_kimg, before, after) or last
+        every = self.config.metrics.every_kimg
+        if crossed(every, before, after) or (last and every) or (snapshot and self.config.metrics.at_snapshots):
+            self.measure()
+        if dist.is_main():
+            if crossed(out.grid_kimg, before, after) or (last and out.grid_kimg):
+                self.grids()
+            if snapshot:
+                self.snapshot(self.snapshot_path())
+
+    def tick(self, before: int, bad_samples: int) -> None:
+        """A line of statistics since the last one."""
+        if not self.reporter:
+            return
+        p = self.players
+        facts = {
+            "phase": str(p.phase),
+            "resolution": p.current.resolution,
+            "alpha": p.current.alpha(before),
+            "lr_g": p.current.g_lr,
+            "lr_d": p.current.d_lr,
+            "batch": p.current.batch,
+            **{name: value for name, value in p.state.items() if not name.startswith("_")},
+        }
+        if bad_samples:
+            facts["bad_samples"] = bad_samples
+        self.reporter.tick(p.nimg, facts, p.device)
+
+    def grids(self) -> None:
+        """Fixed latents through G_ema, with labels a row for each class, and once per resolution the real images."""
+        if not self.reporter or self.index.channels not in MODES:  # points are no pictures
+            return
+        p, (columns, rows) = self.players, self.config.output.grid
+        classes = np.unique(p.table.label).tolist() if p.classes else []
+        z, c = grid_inputs(p.G_ema, columns, rows, classes)
+        how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
+        images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
+        self.reporter.grid(f"fakes-{self.moment(self.config.output.grid_kimg)}", p.nimg, images, columns)
+        name = f"reals-r{p.current.resolution:04d}"
+        if not (self.run / "samples" / f"{name}.png").exists():
+            chosen = grid_ordinals(p.table.label, columns, rows, classes)
+            self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
+
+    def measure(self) -> None:
+        """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
+        p, started = self.players, time.time()
+        moment = f"the metrics at {p.nimg / 1000:.1f} kimg"
+        try:
+            values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
+        except PeersLost:
+            raise
+        except Exception as error:  # also what a user's extractor raises, and want of memory
+            self.say(f"warning: {moment} are missing: {error or type(error).__name__}; training goes on")
+            return
+        for reason in self.metrics.missing:
+            self.say(f"warning: {moment} are incomplete: {reason}; training goes on")
+        if self.reporter and values:
+            seconds = round(time.time() - started, 1)
+            self.reporter.metrics(p.nimg, values, resolution=p.current.resolution, seconds=seconds)
+            self.reporter.not_training(time.time() - started)
+            path = self.run / "snapshots" / f"best-{self.moment(self.config.metrics.every_kimg)}.safetensors"
+            if self.metrics.is_best(self.run / "metrics.jsonl", values) and self.snapshot(path):
+                self.reporter.link_best(path)
+
+    def moment(self, every_kimg: float) -> str:
+        """nimg as part of a file's name: in kimg where that tells the moments apart."""
+        nimg = self.players.nimg
+        return f"{nimg // 1000:06d}kimg" if float(every_kimg).is_integer() else f"{nimg:09d}img"
+
+    def snapshot_path(self) -> Path:
+        return self.run / "snapshots" / f"{self.moment(self.config.output.snapshot_kimg)}.safetensors"
+
+    def snapshot(self, path: Path) -> bool:
+        """Whether it could be written; if not, that is told."""
+        p = self.players
+        description = {
+            "network": self.config.model.name,
+            "kwargs": p.G_kwargs,
+            "alpha": p.alpha,
+            "nimg": p.nimg,
+            "label_names": list(self.index.label_names) if p.classes else [],
+            "dataset": self.index.identity,
+            "config": to_plain(self.config),
+            "stylegan_pg": __version__,
+        }
+        try:
+            save_snapshot(path, p.G_ema, description)
+            self.say(f"{p.nimg / 1000:.1f} kimg: snapshot {path}")
+            return True
+        except OSError as error:
+            self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
+            return False

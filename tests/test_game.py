@@ -1,0 +1,139 @@
+"""Steps of the game out of the ordinary: unequal turns, clipped or frozen weights, values that are not finite."""
+
+import harness
+import pytest
+import torch
+
+from stylegan_pg import losses
+from stylegan_pg.data.index import load_index
+from stylegan_pg.data.stream import batches
+from stylegan_pg.game import Game
+from stylegan_pg.parallel import Parallel
+from stylegan_pg.schedule import phases
+from stylegan_pg.settings import load_config
+
+TINY = "resolution=8 train.total_kimg=1 model.z_dim=8 model.w_dim=8 model.mapping_layers=2 model.channel_base=64"
+
+
+def entered(data, *overrides):
+    given = [f"data.url={data}", "run=unused", "train.batch=8", "loss.r1_every=2", "loss.r1_gamma=1", *overrides]
+    config = load_config(None, [*TINY.split(), *given])
+    game = Game(config, load_index(str(data)), Parallel(config))
+    game.enter(phases(config)[0])
+    return game
+
+
+def stepped(game, count):
+    """Statistics of `count` steps, and after each of them which of the two nets have moved."""
+    p = game.current
+    data = batches(game.table, seed=0, start=game.nimg, end=p.end, batch=p.batch, share=game.share, workers=0)
+    for _, batch in zip(range(count), data, strict=False):
+        before = {k: t.clone() for k, t in game.tensors().items()}
+        stats, _ = game.step(batch)
+        after = game.tensors()
+        moved = {k for k, t in after.items() if k[:2] in ("G/", "D/") and not torch.equal(t, before[k])}
+        yield stats, moved
+
+
+def players_of(moved):
+    return "".join(sorted({name[0] for name in moved}))
+
+
+@pytest.mark.parametrize(
+    ("d_steps", "g_steps", "expected", "g_counts"),
+    [(1, 1, ["DG"] * 4, [8] * 4), (3, 1, ["DG", "D", "D", "DG"], [8, 0, 0, 8]), (1, 2, ["DG"] * 4, [16] * 4)],
+)
+def test_turns(tiny_data, d_steps, g_steps, expected, g_counts):
+    game = entered(tiny_data, f"optim.d_steps={d_steps}", f"optim.g_steps={g_steps}")
+    seen = list(stepped(game, 4))
+    assert [players_of(moved) for _, moved in seen] == expected
+    assert [stats.get("loss_g", (0, 0))[1] for stats, _ in seen] == g_counts
+    assert [stats["loss_d"][1] for stats, _ in seen] == [8] * 4
+    assert game.nimg == 32  # the clock is what D has seen
+
+
+def test_lazy_terms_follow_the_players_own_steps(tiny_data):
+    game = entered(tiny_data, "optim.d_steps=2", "loss.pl_every=2", "loss.pl_weight=1")
+    seen = list(stepped(game, 6))
+    assert [i for i, (stats, _) in enumerate(seen) if "pl_length" in stats] == [0, 4]  # G moves at 0, 2 and 4
+    assert [i for i, (stats, _) in enumerate(seen) if "r1_penalty" in stats] == [0, 2, 4]
+
+
+def test_clipped_weights(tiny_data):
+    game = entered(tiny_data, "loss.d_clip=0.01", "loss.r1_gamma=0")
+    list(stepped(game, 1))
+    assert max(float(p.detach().abs().max()) for p in game.D.parameters()) == pytest.approx(0.01)
+    assert max(float(p.detach().abs().max()) for p in game.G.parameters()) > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_frozen_resolutions_of_d(tiny_data, count):
+    game = entered(tiny_data, "resolution=16", f"train.freeze_d={count}")
+    moved = set().union(*(moved for _, moved in stepped(game, 2)))
+    frozen = {f"D/b{r}" for r in (16, 8)[:count]}  # never the last block, b4
+    for name in (k for k in game.tensors() if k.startswith("D/")):
+        assert (name in moved) == (name.split(".")[0] not in frozen), name
+
+
+def spoilt(monkeypatch, name, at):
+    """A term whose value is not finite at one nimg."""
+    whole = losses.TERMS[name]
+
+    def compute(x, **how):
+        values = whole.compute(x, **how)
+        return {k: v * float("inf") if at() else v for k, v in values.items()}
+
+    monkeypatch.setitem(losses.TERMS, name, whole._replace(compute=compute))
+
+
+@pytest.mark.parametrize(("every", "what"), [(1, "main loss + r1"), (2, "r1")])
+def test_a_term_that_is_not_finite_is_named_and_left_out(tiny_data, monkeypatch, every, what):
+    game = entered(tiny_data, f"loss.r1_every={every}", "loss.pl_weight=0")
+    spoilt(monkeypatch, "r1", lambda: game.nimg == 16)
+    found = []
+    for stats, moved in stepped(game, 4):
+        assert all(t.isfinite().all() for t in game.tensors().values())
+        found.append((players_of(moved), "r1_penalty" in stats, game.faults))
+    good, bad = found[0], found[2]
+    assert good[0] == "DG"
+    assert not good[2]
+    assert bad[:2] == ("G" if every == 1 else "DG", False)
+    assert bad[2] == [f"D, {what}: the loss is not finite", "not finite: r1_penalty"]
+    assert not found[3][2]
+
+
+def test_a_gradient_that_is_not_finite_names_its_layer(tiny_data):
+    game = entered(tiny_data)
+    game.G.synthesis.b8.conv1.weight.register_hook(lambda g: g * float("nan") if game.nimg == 8 else g)
+    found = [(players_of(moved), game.faults) for _, moved in stepped(game, 3)]
+    assert [players for players, _ in found] == ["DG", "D", "DG"]
+    assert found[1][1] == ["G, main loss: the gradient of synthesis.b8.conv1.weight is not finite"]
+
+
+def test_loss_scale(tiny_data):
+    """A power of two changes no bit; an overflow halves it, moves nothing, and is no fault."""
+    plain, scaled = entered(tiny_data), entered(tiny_data, "train.loss_scale=1024")
+    for game in (plain, scaled):
+        list(stepped(game, 2))
+    a, b = plain.tensors(), scaled.tensors()
+    assert all(torch.equal(t, b[name]) for name, t in a.items())
+    scaled.D.b4.out.weight.register_hook(lambda g: g * float("inf") if scaled.nimg == 16 else g)
+    found = [(players_of(moved), scaled.faults, scaled.state["loss_scale"]) for _, moved in stepped(scaled, 2)]
+    assert found == [("G", [], 512), ("DG", [], 512)]
+
+
+@pytest.mark.distributed
+def test_a_run_that_diverges_stops_at_the_last_good_checkpoint(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    harness.finish(harness.start(harness.arguments(run, tiny_data, train__total_kimg=0.032)))
+    kept = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
+    changes = {"optim__d_lr": 1e30, "train__max_skipped": 2, "train__total_kimg": 1, "checkpoint__every_kimg": 10}
+    args = harness.arguments(run, tiny_data, **changes)
+    told = harness.finish(harness.start(args), expected=1)
+    assert "Traceback" not in told
+    assert "(2 of at most 2)" in told
+    assert "more than train.max_skipped=2 steps were left out" in told
+    assert f"The last good checkpoint is {run / 'checkpoints'}" in told
+    assert "optim.d_lr" in told.splitlines()[-1]
+    assert {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()} == kept
+    assert torch.isfinite(torch.cat([t.flatten().float() for t in harness.newest(run)[0].values()])).all()

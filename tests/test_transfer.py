@@ -1,0 +1,103 @@
+"""Starting from another run's weights."""
+
+import harness
+import pytest
+import torch
+
+from stylegan_pg import checkpoint
+from stylegan_pg.errors import UsageError
+from stylegan_pg.snapshot import load_snapshot
+from stylegan_pg.transfer import read
+
+SHORT = {"output__grid_kimg": 0, "output__snapshot_kimg": 1, "train__total_kimg": 0.032, "growth__start": "null"}
+
+
+@pytest.fixture(scope="module")
+def source(tiny_data, tmp_path_factory):
+    """A short run at 16x16: its checkpoint and its snapshot."""
+    run = tmp_path_factory.mktemp("source") / "run"
+    harness.finish(harness.start(harness.arguments(run, tiny_data, **SHORT)))
+    return checkpoint.found(run / "checkpoints")[0], next((run / "snapshots").glob("*.safetensors"))
+
+
+def first_state(run):
+    """The players before their first step, from the checkpoint of a run whose learning rates are next to nothing."""
+    tensors, _ = harness.newest(run)
+    return tensors
+
+
+def started(tmp_path, data, init, **changes):
+    """What a run holds after one batch at a learning rate of next to nothing, and what it said."""
+    still = {"optim__g_lr": 1e-30, "optim__d_lr": 1e-30, "ema__kimg": 1e9, "model__w_avg_beta": 1, "init": init}
+    args = harness.arguments(tmp_path / "new", data, **(SHORT | still | {"train__total_kimg": 0.008} | changes))
+    told = harness.finish(harness.start(args))
+    return harness.newest(tmp_path / "new")[0], told
+
+
+def test_from_a_checkpoint(source, tiny_data, tmp_path):
+    tensors, told = started(tmp_path, tiny_data, source[0])
+    old, _ = checkpoint.read(source[0])
+    players = [k for k in old if k.split("/")[0] in ("G", "D", "G_ema")]
+    assert len(players) > 20
+    for name in players:
+        assert torch.equal(tensors[name], old[name]), name
+    assert f"started from {source[0]}; new: nothing" in told
+
+
+def test_from_a_snapshot_d_is_new(source, tiny_data, tmp_path):
+    tensors, told = started(tmp_path, tiny_data, source[1])
+    G = load_snapshot(source[1]).state_dict()
+    for name, t in G.items():
+        assert torch.equal(tensors[f"G/{name}"], t)
+        assert torch.equal(tensors[f"G_ema/{name}"], t)
+    line = next(text for text in told.splitlines() if "started from" in text)
+    assert "D/b16.fromrgb.weight" in line
+    assert "G/" not in line
+
+
+def test_to_a_growing_run_of_a_lower_resolution(source, tiny_data, tmp_path):
+    tensors, told = started(tmp_path, tiny_data, source[0], growth__start=8, train__total_kimg=0.016)
+    old, _ = checkpoint.read(source[0])
+    assert {k for k in tensors if k.startswith("G/")} < {k for k in old if k.startswith("G/")}
+    assert all(torch.equal(t, old[k]) for k, t in tensors.items() if k.startswith("G/"))
+    assert "new: D/b8.fromrgb" in told
+
+
+def test_a_conditional_run_starts_as_the_unconditional_generator(source, tiny_data, tmp_path):
+    _, told = started(tmp_path, tiny_data, source[0], data__conditional="true", output__snapshot_kimg=1)
+    line = next(text for text in told.splitlines() if "started from" in text)
+    assert "G/mapping.embed.weight" in line
+    assert "D/b4.out.weight" in line
+    assert "mapping.fc0" not in line.replace("D/mapping.fc0", "")
+    G = load_snapshot(next((tmp_path / "new" / "snapshots").glob("*.safetensors")))
+    old = load_snapshot(source[1])
+    z, c = torch.randn(4, G.z_dim, generator=torch.Generator().manual_seed(0)), torch.eye(G.c_dim)[[0, 1, 0, 1]]
+    torch.testing.assert_close(G(z, c), old(z), rtol=1e-4, atol=1e-4)
+
+
+def test_init_counts_at_the_start_only(source, tiny_data, tmp_path):
+    """A run that has a checkpoint of its own goes on from there, and does not miss the file."""
+    gone = tmp_path / "gone.safetensors"
+    gone.write_bytes(source[1].read_bytes())
+    run = tmp_path / "run"
+    harness.finish(harness.start(harness.arguments(run, tiny_data, **SHORT, init=gone)))
+    gone.unlink()
+    longer = SHORT | {"train__total_kimg": 0.064}
+    assert "continuing from" in harness.finish(harness.start(harness.arguments(run, tiny_data, **longer, init=gone)))
+
+
+def test_faults(source, tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        read(str(tmp_path / "nothing"), "stylegan2")
+    with pytest.raises(UsageError, match=r"holds stylegan2 networks, model.name is progan"):
+        read(str(source[1]), "progan")
+    broken = tmp_path / "broken.safetensors"
+    data = bytearray(source[0].read_bytes())
+    data[-100] ^= 1
+    broken.write_bytes(data)
+    with pytest.raises(UsageError, match="checksum"):
+        read(str(broken), "stylegan2")
+    text = tmp_path / "text.safetensors"
+    text.write_text("hello")
+    with pytest.raises(UsageError, match=r"init=.*text.safetensors"):
+        read(str(text), "stylegan2")
