@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,6 @@ from stylegan_pg.generate import (
     over_white,
     parse_classes,
     save_image,
-    size_of,
     tile,
 )
 from stylegan_pg.metrics import features, gather
@@ -43,14 +43,13 @@ from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.metrics.similarity import ms_ssim
 from stylegan_pg.metrics.swd import PatchCollector, sliced_wasserstein
-from stylegan_pg.networks import NETWORKS
+from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.report import Means, Reporter
-from stylegan_pg.snapshot import NetworkShape, generator_kwargs, load_snapshot, save_snapshot
+from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 CPU = torch.device("cpu")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 COUNT = 12
-SMALL = ModelConfig(z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
 
 
 def random_images(count: int, channels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -58,6 +57,19 @@ def random_images(count: int, channels: int, height: int, width: int, seed: int 
     g = torch.Generator().manual_seed(seed)
     small = torch.rand([count, channels, height // 4, width // 4], generator=g) * 255
     return torch.nn.functional.interpolate(small, (height, width), mode="bilinear").to(torch.uint8)
+
+
+def snapshot(path: Path, resolution: int, channels: int, c_dim: int = 0, base=(4, 4), names=()) -> Path:
+    """Of a small generator with every weight away from its initial value."""
+    model = ModelConfig(z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8, base=list(base))
+    kwargs = NETWORKS["stylegan2"].g_kwargs(model, NetworkShape(resolution, 16, False, channels, c_dim, 4))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        G = NETWORKS["stylegan2"].G(**kwargs)
+        for tensor in G.state_dict().values():
+            tensor += 0.3 * torch.randn(tensor.shape)
+    save_snapshot(path, G, {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "label_names": list(names)})
+    return path
 
 
 def by_hand(images: torch.Tensor) -> torch.Tensor:
@@ -153,7 +165,6 @@ def test_strips_between_seeds(channels):
     ends = torch.cat(list(images_of(G, latents([0, 1], 16))))
     assert torch.equal(frames[[0, 3]], ends)
     assert tile(frames, 4).shape == (channels, 8, 48)
-    assert (size_of(G), size_of(NETWORKS["stylegan2"][0](resolution=8, z_dim=4, w_dim=4))) == ((8, 12), (8, 8))
 
 
 def test_over_white_is_pillows():
@@ -295,12 +306,10 @@ def test_metrics_that_cannot_work_say_why(dataset, tmp_path):
     G = Painter(index.channels, (4, 6), 4)
     with pytest.raises(UsageError, match="swd12 needs images of 8 pixels or more on each side, not 4x6"):
         Evaluator(index, 4, [parse("swd12")], Tools(CPU))(G)
-    kwargs = generator_kwargs(SMALL, NetworkShape(8, 8, False, index.channels, 0, 4))
-    network = NETWORKS["stylegan2"][0](**kwargs)
-    save_snapshot(tmp_path / "G.safetensors", network, {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0})
+    square = snapshot(tmp_path / "G.safetensors", 8, index.channels)
     how: dict[str, Any] = {"names": ["swd"], "images": 4, "psi": "1", "per_class": False, "neighbours": 0, "out": None}
     with pytest.raises(UsageError, match=r"images of 8x8 \(rows x columns\), .* has 8x12: pack .* --base"):
-        next(evaluate_snapshot(tmp_path / "G.safetensors", index.path, tools=Tools(CPU), **how))
+        next(evaluate_snapshot(square, index.path, tools=Tools(CPU), **how))
     (same,) = evaluate_snapshot(Path(index.path), index.path, tools=Tools(CPU), **how)
     assert same["swd"] < 100
 
@@ -312,16 +321,8 @@ NAMES = ["cat", "dog", "a long name with more than forty letters in it"]
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory) -> Path:
-    """A snapshot of three classes whose images differ by class."""
-    kwargs = generator_kwargs(SMALL, NetworkShape(16, 16, False, 3, 3, 4))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        G = NETWORKS["stylegan2"][0](**kwargs)
-        for tensor in G.state_dict().values():
-            tensor += 0.3 * torch.randn(tensor.shape)
-    path = tmp_path_factory.mktemp("conditional") / "G.safetensors"
-    save_snapshot(path, G, {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "label_names": NAMES})
-    return path
+    """A snapshot of three classes whose images, of 16 rows and 24 columns, differ by class."""
+    return snapshot(tmp_path_factory.mktemp("conditional") / "G.safetensors", 16, 3, 3, (4, 6), NAMES)
 
 
 def command(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
@@ -340,7 +341,7 @@ def test_a_row_for_each_class(conditional, tmp_path, capsys, monkeypatch, labels
     assert command(capsys, monkeypatch, *arguments) == (0, f"{tmp_path / 'classes.png'}\n", "")
     picture = np.asarray(Image.open(tmp_path / "classes.png")).astype(int)
     assert picture.shape[0] == 16 * len(classes)
-    margin = picture.shape[1] - 16 * len(seeds)
+    margin = picture.shape[1] - 24 * len(seeds)
     G = load_snapshot(conditional)
     for row, k in enumerate(classes):
         (images,) = images_of(G, latents(seeds, 8), torch.eye(3)[[k] * 4], psi=0.7)
@@ -366,11 +367,8 @@ def test_rows_of_classes_without_names_and_of_tiny_pictures():
 
 def test_faults_of_class_grids(conditional, tmp_path, capsys, monkeypatch):
     sample = ["sample", conditional, "--out", tmp_path, "--class-grid"]
-    plain = tmp_path / "plain.safetensors"
-    for path, c_dim in ((plain, 0), (tmp_path / "many.safetensors", MOST_ROWS + 1)):
-        kwargs = generator_kwargs(SMALL, NetworkShape(4, 4, False, 1, c_dim, 4))
-        G = NETWORKS["stylegan2"][0](**kwargs)
-        save_snapshot(path, G, {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0})
+    plain = snapshot(tmp_path / "plain.safetensors", 4, 1)
+    snapshot(tmp_path / "many.safetensors", 4, 1, MOST_ROWS + 1)
     many = [sample[0], tmp_path / "many.safetensors", *sample[2:]]
     for arguments, message in (
         ([*sample, "--labels", "cow"], "--labels: 'cow' is no list of numbers"),
@@ -427,3 +425,64 @@ def test_labels_from_end_to_end(dataset):
     assert json.loads(Path(index.path, "index.json").read_text())["labels"]["counts"] == [6, 6]
     ordinals = grid_ordinals(index.table(8).label, 3, 2, [0, 1])
     assert [index.source_of(i)[0] for i in ordinals] == ["a"] * 3 + ["b"] * 3
+
+
+PROGAN = {
+    "model__name": "progan",
+    "loss__objective": "wgan",
+    "loss__r1_gamma": 0,
+    "loss__pl_weight": 0,
+    "loss__terms": "[{name: gradient_penalty, weight: 10}]",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("base", "channels", "changes"),
+    [((4, 6), 4, {"data__conditional": "true"}), ((5, 3), 1, PROGAN)],
+    ids=["rgba of classes", "grey"],
+)
+def test_from_pictures_to_a_trained_generator(tmp_path, capsys, monkeypatch, base, channels, changes):
+    """pack, train through a fade with metrics, sample, class grid, metrics: all in the pictures' own shape."""
+    height, width = base[0] * 4, base[1] * 4
+    for i, image in enumerate(random_images(16, channels, height, width)):
+        save_image(image, tmp_path / "in" / "ab"[i % 2] / f"{i:02d}.png")
+    packed(tmp_path / "in", tmp_path / "data", 16, base=base, channels=channels, format="png")
+    wrong = harness.arguments(tmp_path / "wrong", tmp_path / "data", **changes)
+    message = harness.finish(harness.start(wrong), expected=2)
+    assert f"set model.base=[{base[0]},{base[1]}]" in message
+
+    run = tmp_path / "run"
+    shape = {"model__base": f"[{base[0]},{base[1]}]", "metrics__every_kimg": 0.096, "metrics__images": 8}
+    printed = harness.finish(harness.start(harness.arguments(run, tmp_path / "data", **(shape | changes))))
+    assert "metrics at" not in printed  # no complaint about them
+    (line, *_) = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    assert line[f"swd_{height}x{width}"] > 0
+    index = load_index(str(tmp_path / "data"))
+    with Image.open(run / "samples" / "reals-r0016.png") as reals:
+        assert (reals.mode, reals.size) == (MODES[channels], (2 * width, 2 * height))
+        if channels == 4:  # a row for each class
+            expected = tile(read_batch(index.table(16), [0, 4, 8, 12]), 2)
+            np.testing.assert_array_equal(reals, expected.permute(1, 2, 0))
+    fakes = sorted((run / "samples").glob("fakes-*.png"))
+    with Image.open(fakes[0]) as first, Image.open(fakes[-1]) as last:
+        assert (first.mode, first.size) == (MODES[channels], (width, height))  # of 8x8's size
+        assert (last.mode, last.size) == (MODES[channels], (2 * width, 2 * height))
+
+    (snapshot,) = (p for p in (run / "snapshots").glob("*.safetensors") if "best" not in p.name)
+    sample = ["sample", snapshot, "--out", tmp_path / "out", "--seeds", "0-2"]
+    assert command(capsys, monkeypatch, *sample)[0] == 0
+    with Image.open(tmp_path / "out" / "seed000002.png") as picture:
+        assert (picture.mode, picture.size) == (MODES[channels], (width, height))
+    code, _, err = command(capsys, monkeypatch, *sample, "--class-grid")
+    if channels == 4:
+        assert code == 0
+        with Image.open(tmp_path / "out" / "classes.png") as picture:
+            assert (picture.mode, picture.height) == ("RGBA", 2 * height)
+            assert picture.width > 3 * width
+    else:
+        assert (code, "unconditional" in err) == (2, True)
+    code, printed, _ = command(capsys, monkeypatch, "metrics", snapshot, "--data", tmp_path / "data", "--images", 8)
+    assert code == 0
+    assert json.loads(printed)[f"swd_{height}x{width}"] > 0
