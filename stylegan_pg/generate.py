@@ -69,11 +69,6 @@ def images_of(
         yield to_uint8(G(z[i : i + batch].to(device, dtype), condition, **how)).cpu()
 
 
-def size_of(G: Any) -> tuple[int, int]:
-    """(height, width) of the images that a generator makes."""
-    return tuple(getattr(G, "img_size", (G.resolution, G.resolution)))
-
-
 def over_white(images: torch.Tensor) -> torch.Tensor:
     """RGBA images [N, 4, H, W] of 0 to 255 as people see them, [N, 3, H, W] over white (uint8 rounded); others as they
     are."""

@@ -230,7 +230,10 @@ def _base(description: dict[str, Any]) -> tuple[int, int]:
 
 
 def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels at a resolution, for a base of (rows, columns) at resolution 4."""
+    """(height, width) in pixels at a resolution, for a base of (rows, columns) at resolution 4.
+
+    As schedule.size_at, which comes with the configuration and so takes its time to import.
+    """
     return base[0] * resolution // 4, base[1] * resolution // 4
 
 

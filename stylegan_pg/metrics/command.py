@@ -15,7 +15,7 @@ from stylegan_pg import dist
 from stylegan_pg.data.index import DatasetIndex, load_index
 from stylegan_pg.data.stream import read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, size_of, tile
+from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, tile
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.features import load_extractor
 from stylegan_pg.metrics.figures import draw_sweep
@@ -58,7 +58,7 @@ def _fit(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
     channels = G.table.channels if isinstance(G, Pictures) else G.img_channels
     if index.channels != channels:
         raise UsageError(f"{snapshot} makes images of {channels} channels, {index.path} has {index.channels}")
-    made, real = G.table.image_size if isinstance(G, Pictures) else size_of(G), index.size_at(resolution)
+    made, real = G.table.image_size if isinstance(G, Pictures) else tuple(G.img_size), index.size_at(resolution)
     if made != real:
         raise UsageError(
             f"{snapshot} makes images of {made[0]}x{made[1]} (rows x columns), {index.path} has {real[0]}x{real[1]}: "
