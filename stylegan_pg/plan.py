@@ -5,9 +5,11 @@ Hours are FLOPs over what the devices do at an assumed utilisation. Talk between
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +147,7 @@ def table(plan: Plan) -> str:
         lines.append(
             [
                 str(p),
-                f"{p.start / 1000:g}-{p.end / 1000:g}",
+                f"{p.start / 1000:.9g}-{p.end / 1000:.9g}",
                 str(p.batch),
                 str(row.micro),
                 f"{p.g_lr:g}/{p.d_lr:g}",
@@ -204,8 +206,10 @@ def report(config: Config, machine: Machine, out: Path | None = None) -> str:
 def _check_writable(out: Path) -> None:
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the picture is a PNG: give a name that ends in .png")
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"--out {out}: " + ("is a folder" if out.is_dir() else f"there is no folder {out.parent}"))
+    if not os.path.isdir(out.parent):
+        raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
+    if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
+        raise UsageError(f"--out {out}: cannot be written: give another name")
 
 
 def draw(plan: Plan, out: Path, title: str = "") -> None:
@@ -261,5 +265,6 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
         figure.savefig(temporary, format="png", dpi=100)
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}") from None
