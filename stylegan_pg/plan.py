@@ -140,7 +140,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def table(plan: Plan) -> str:
     """The phases as lines of text, and what they come to."""
     head = "phase kimg batch micro lr(G/D) G-params D-params GFLOPs/img EFLOPs memory hours until"
-    lines, until = [head.split()], 0.0
+    lines: list[list[str]] = [[*head.split()]]
+    until = 0.0
     for row in plan.rows:
         p, cost = row.phase, row.cost
         until += row.hours
@@ -236,7 +237,7 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
     growth.set_yticks([math.log2(r) for r in ticks], [f"{r}" for r in ticks])
     growth.set_ylabel("resolution (orange: fades)")
 
-    steps.stairs([p.batch for p in phases_], edges, color="tab:blue", baseline=None)
+    steps.stairs([p.batch for p in phases_], edges, color="tab:blue", lw=1.5, baseline=None)
     steps.set_yscale("log", base=2)
     steps.set_ylim(min(p.batch for p in phases_) / 1.5, max(p.batch for p in phases_) * 1.5)
     steps.yaxis.set_major_formatter("{x:g}")
