@@ -5,9 +5,11 @@ Hours are FLOPs over what the devices do at an assumed utilisation. Talk between
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,14 +140,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def table(plan: Plan) -> str:
     """The phases as lines of text, and what they come to."""
     head = "phase kimg batch micro lr(G/D) G-params D-params GFLOPs/img EFLOPs memory hours until"
-    lines, until = [head.split()], 0.0
+    lines: list[list[str]] = [[*head.split()]]
+    until = 0.0
     for row in plan.rows:
         p, cost = row.phase, row.cost
         until += row.hours
         lines.append(
             [
                 str(p),
-                f"{p.start / 1000:g}-{p.end / 1000:g}",
+                f"{p.start / 1000:.9g}-{p.end / 1000:.9g}",
                 str(p.batch),
                 str(row.micro),
                 f"{p.g_lr:g}/{p.d_lr:g}",
@@ -204,8 +207,10 @@ def report(config: Config, machine: Machine, out: Path | None = None) -> str:
 def _check_writable(out: Path) -> None:
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the picture is a PNG: give a name that ends in .png")
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"--out {out}: " + ("is a folder" if out.is_dir() else f"there is no folder {out.parent}"))
+    if not os.path.isdir(out.parent):
+        raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
+    if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
+        raise UsageError(f"--out {out}: cannot be written: give another name")
 
 
 def draw(plan: Plan, out: Path, title: str = "") -> None:
@@ -232,7 +237,7 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
     growth.set_yticks([math.log2(r) for r in ticks], [f"{r}" for r in ticks])
     growth.set_ylabel("resolution (orange: fades)")
 
-    steps.stairs([p.batch for p in phases_], edges, color="tab:blue", baseline=None)
+    steps.stairs([p.batch for p in phases_], edges, color="tab:blue", lw=1.5, baseline=None)
     steps.set_yscale("log", base=2)
     steps.set_ylim(min(p.batch for p in phases_) / 1.5, max(p.batch for p in phases_) * 1.5)
     steps.yaxis.set_major_formatter("{x:g}")
@@ -261,5 +266,6 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
         figure.savefig(temporary, format="png", dpi=100)
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}") from None

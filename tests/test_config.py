@@ -16,6 +16,7 @@ import torch
 from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS, NetworkShape
+from stylegan_pg.plan import Machine, report
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import phases, term_weight
 from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
@@ -63,25 +64,27 @@ def test_shipped_configurations_load_by_name_and_by_path(name):
     assert all(before.end == after.start for before, after in itertools.pairwise(plan))
 
 
+def rows_of(text: str, config: Config) -> list[tuple[float, ...]]:
+    """Of the table in a plan, for each phase: parameters of G and of D, GFLOPs per image, GiB."""
+    number, rows = r"([\d,.]+)", []
+    for phase in phases(config):
+        row = rf"^{phase}\s+{phase.start / 1000:.9g}-{phase.end / 1000:.9g}\s+{phase.batch}\s+\d+"
+        row += rf"\s+{phase.g_lr:g}/{phase.d_lr:g}\s+{number}\s+{number}\s+{number}\s+\S+\s+{number} GiB\s"
+        match = re.search(row, text, re.MULTILINE)
+        assert match, f"{row!r} is not in:\n{text}"
+        rows.append(tuple(float(group.replace(",", "")) for group in match.groups()))
+    return rows
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-def test_dry_run_of_shipped_configurations(name, tmp_path):
+def test_plans_of_shipped_configurations(name):
     config = load_config(name)
-    # Counting takes seconds a phase: of growth, the last three phases will do.
-    overrides = [f"growth.start={config.resolution // 2}"] if config.growth.start else []
-    config = load_config(name, overrides)
-    result = command(tmp_path, "train", name, *overrides, "--dry-run")
-    assert result.returncode == 0, result.stderr
-    assert not list(tmp_path.iterdir())
-    assert to_yaml(config) in result.stdout
-    assert "no such folder" in result.stdout  # the dataset is not there, and that is no reason to stop
-    number = r"([\d,.]+)"
-    for phase in phases(config):
-        row = rf"^{phase}\s+{phase.start / 1000:g}-{phase.end / 1000:g}\s+{phase.batch}\s+{phase.micro_batch or 'all'}"
-        row += rf"\s+{phase.g_lr:g}/{phase.d_lr:g}\s+{number}\s+{number}\s+{number}\s+{number} GiB$"
-        match = re.search(row, result.stdout, re.MULTILINE)
-        assert match, f"{row!r} is not in:\n{result.stdout}"
-        g, d, gflops, gib = (float(text.replace(",", "")) for text in match.groups())
+    if config.growth.start:  # counting takes a second a phase: of growth, the last three phases will do
+        config = load_config(name, [f"growth.start={config.resolution // 2}"])
+    text = report(config, Machine(devices=8))
+    assert "no such folder" in text  # the dataset is not there, and that is no reason to stop
+    for phase, (g, d, gflops, gib) in zip(phases(config), rows_of(text, config), strict=True):
         shape = NetworkShape(phase.resolution, config.resolution, phase.fade, 3, 0, phase.mbstd_group)
         pair = NETWORKS[config.model.name]
         with torch.device("meta"):
@@ -90,6 +93,16 @@ def test_dry_run_of_shipped_configurations(name, tmp_path):
         # At least every weight used once in a forward and a backward pass; at least what Adam keeps.
         assert gflops * 1e9 > 6 * (g + d) / 2
         assert gib > 4 * 4 * (g + d) / 2**30 - 0.01
+
+
+@pytest.mark.slow
+def test_dry_run_changes_nothing(tmp_path):
+    config = load_config("demo")
+    result = command(tmp_path, "train", "demo", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.iterdir())
+    assert to_yaml(config) in result.stdout
+    rows_of(result.stdout, config)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -170,17 +183,17 @@ def test_overrides_without_a_value_or_a_key():
 
 # Keys whose values start above 0, at 0, lie between 0 and 1, are one of a few words, and go by resolution.
 ONE_UP = """model.z_dim model.w_dim model.mapping_layers model.channel_base model.channel_max model.mbstd_group
-    optim.g_lr optim.d_lr optim.eps loss.r1_every loss.pl_every loss.pl_batch_shrink ema.kimg train.batch
+    growth.devices optim.g_lr optim.d_lr optim.eps loss.r1_every loss.pl_every loss.pl_batch_shrink ema.kimg train.batch
     train.check_ranks_every output.tick_kimg checkpoint.every_kimg checkpoint.keep checkpoint.max_failures
     metrics.images train.total_kimg optim.d_steps optim.g_steps"""
 ZERO_UP = """seed data.workers model.mbstd_channels model.low_precision_resolutions growth.stable_kimg
     growth.fade_kimg loss.r1_gamma loss.pl_weight train.micro_batch train.threads output.grid_kimg
     output.snapshot_kimg metrics.every_kimg loss.d_clip"""
 UNIT = "model.w_avg_beta optim.beta1 optim.beta2 loss.pl_decay loss.style_mixing"
-CHOICES = """model.name model.g_architecture model.d_architecture model.low_precision growth.optimizer loss.objective
-    train.device train.dtype"""
-TABLES = """growth.stable_kimg_at growth.fade_kimg_at optim.lr_at loss.r1_gamma_at train.batch_at
-    train.micro_batch_at"""
+CHOICES = """model.name model.g_architecture model.d_architecture model.low_precision growth.schedule growth.optimizer
+    loss.objective train.device train.dtype"""
+TABLES = """growth.stable_kimg_at growth.fade_kimg_at optim.lr_at optim.g_lr_at optim.d_lr_at loss.r1_gamma_at
+    train.batch_at train.micro_batch_at"""
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +217,7 @@ def changed(node: Any, key: str, value: Any) -> Any:
         *((key, table) for key in TABLES.split() for table in ({12: 1}, {2: 1}, {8: -1}, {8: math.inf})),
         *(("resolution", value) for value in (0, 2, 48, -64)),
         *(("growth.start", value) for value in (0, 2, 12, 2048)),
+        *(("growth.optimizer_at", table) for table in ({12: "carry"}, {8: "keep"})),
         ("model.channel_base", 512),
         ("model.resample_filter", [1]),
         ("model.resample_filter", [1, -1]),
