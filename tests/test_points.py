@@ -12,9 +12,9 @@ from stylegan_pg.data.points import MIXTURES, PointIndex
 from stylegan_pg.data.stream import batches, read_batch, sample_at
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.statistics import mode_coverage
-from stylegan_pg.networks import NETWORKS, mlp
+from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.settings import load_config
-from stylegan_pg.snapshot import NetworkShape, load_snapshot, save_snapshot
+from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 NAMES = {"points:ring": 8, "points:grid25": 25}
 
@@ -96,9 +96,9 @@ def test_unknown_points_and_resolutions_are_refused():
 def pair(base: list[int], channels: int, c_dim: int) -> tuple[Any, Any, dict[str, Any]]:
     config = ModelConfig(name="mlp", base=base, channel_max=16, mapping_layers=2, z_dim=5)
     shape = NetworkShape(8, 8, False, channels, c_dim, 1)
-    make_G, make_D = NETWORKS["mlp"]
-    kwargs = mlp.generator_kwargs(config, shape)
-    return make_G(**kwargs), make_D(**mlp.discriminator_kwargs(config, shape)), kwargs
+    two = NETWORKS["mlp"]
+    kwargs = two.g_kwargs(config, shape)
+    return two.G(**kwargs), two.D(**two.d_kwargs(config, shape)), kwargs
 
 
 @pytest.mark.parametrize(("base", "channels", "c_dim"), [([1, 1], 2, 0), ([4, 6], 3, 4), ([2, 1], 1, 2)])
