@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import ModelConfig
+from stylegan_pg.networks.form import NetworkShape
 
 SLOPE = 0.2  # of D's leaky ReLU
 
@@ -124,10 +125,9 @@ class Discriminator(nn.Module):
         return self.layers(x if c is None else torch.cat([x, c.to(x.dtype)], dim=1))
 
 
-def discriminator_kwargs(model: ModelConfig, shape: Any) -> dict[str, Any]:
-    """Arguments of Discriminator, plain JSON values: model.channel_max wide, with model.mapping_layers hidden layers.
-
-    shape: a NetworkShape."""
+def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+    """Arguments of Discriminator, plain JSON values: model.channel_max wide, with model.mapping_layers hidden
+    layers."""
     return {
         "resolution": shape.resolution,
         "img_size": [side * shape.resolution // 4 for side in model.base],
@@ -138,6 +138,6 @@ def discriminator_kwargs(model: ModelConfig, shape: Any) -> dict[str, Any]:
     }
 
 
-def generator_kwargs(model: ModelConfig, shape: Any) -> dict[str, Any]:
+def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, of the same width and depth."""
     return {**discriminator_kwargs(model, shape), "z_dim": model.z_dim}
