@@ -3,8 +3,8 @@
 `fid 64 fp32`, `fid 256 fp32`: both tools, each a process of its own, on the same 2 x 256 images with the same (random)
 Inception weights; `ratio` is torch-fidelity's time over ours, `memory` the same of peak memory, `difference` the
 relative one of the two numbers. `bf16`: ours in bfloat16, against torch-fidelity in float32. `cached`: statistics of
-the real images known from before (in theirs too). `frechet 2048`: the distance alone, of 5000 and of 500 samples, from
-statistics. `memory`: our peak for 4 times as many images over that for these (1 is constant).
+the real images known from before (`ratio_to_their_cached`: in theirs too). `frechet 2048`: the distance alone, of 5000
+and of 500 samples, from statistics. `memory`: our peak for 4 times as many images over that for these (1 is constant).
 """
 
 from __future__ import annotations
@@ -19,29 +19,18 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
-from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from stylegan_pg.data.pack import pack
 from stylegan_pg.metrics.statistics import Moments, frechet_distance
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-def random_inception(path: Path) -> None:
-    torch.manual_seed(0)
-    with (
-        mock.patch.object(fidelity, "load_state_dict_from_url"),
-        mock.patch.object(fidelity.FeatureExtractorInceptionV3, "load_state_dict"),
-    ):
-        network = fidelity.FeatureExtractorInceptionV3("random", ["2048"])
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    torch.save(network.state_dict(), path)
+from measuring import random_inception
 
 
 def pictures(folder: Path, count: int, resolution: int, seed: int) -> Path:
@@ -103,44 +92,35 @@ def processes(folder: Path, weights: Path, resolution: int, args: argparse.Names
         packed.append(folder / f"packed-{side}{resolution}")
         pack(str(sides[-1]), packed[-1], resolution=resolution, lowest=resolution, format="png", progress=False)
     many = pictures(folder / f"many{resolution}", 4 * args.images, resolution, 2)
-    pack(
-        str(many),
-        folder / f"many-packed{resolution}",
-        resolution=resolution,
-        lowest=resolution,
-        format="png",
-        progress=False,
-    )
-    theirs = [
-        "-m",
-        "torch_fidelity.fidelity",
-        "--fid",
-        "--json",
-        "--cpu",
-        "--input1",
-        str(sides[1]),
-        "--input2",
-        str(sides[0]),
-    ]
-    theirs += ["--feature-extractor-weights-path", str(weights), "--cache-root", str(folder / "theirs"), "--silent"]
-    ours = ["-m", "stylegan_pg", "metrics", str(packed[1]), "--data", str(packed[0]), "--device", "cpu"]
-    ours += ["--metrics", f"fid{args.images}_full", "--weights", str(weights)]
+    packed.append(folder / f"packed-many{resolution}")
+    pack(str(many), packed[-1], resolution=resolution, lowest=resolution, format="png", progress=False)
+    theirs = ["-m", "torch_fidelity.fidelity", "--fid", "--json", "--cpu", "--silent", "--input1", str(sides[1])]
+    theirs += ["--input2", str(sides[0]), "--feature-extractor-weights-path", str(weights)]
+    theirs += ["--cache-root", str(folder / "theirs")]
+
+    def ours(made: Path, count: int, *options: str) -> list[str]:
+        command = ["-m", "stylegan_pg", "metrics", str(made), "--data", str(packed[0]), "--device", "cpu"]
+        return [*command, "--metrics", f"fid{count}_full", "--weights", str(weights), *options]
+
+    named = ["--input2-cache-name", f"real{resolution}"]
     variants = {
         "theirs": [*theirs, "--no-cache"],
-        "theirs cached": [*theirs, "--input2-cache-name", f"real{resolution}"],
-        "fp32": [*ours, "--no-cache"],
-        "bf16": [*ours, "--no-cache", "--precision", "bf16"],
-        "cached": ours,
-        "many": [*ours[:2], "metrics", str(folder / f"many-packed{resolution}"), *ours[4:-4], "--metrics",
-                 f"fid{4 * args.images}_full", "--weights", str(weights), "--no-cache"],
-    }  # fmt: skip
-    for name in ("cached", "theirs cached"):  # fill the caches
-        measured(variants[name], folder / "cache")
+        "theirs cached": [*theirs, *named],
+        "fp32": ours(packed[1], args.images, "--no-cache"),
+        "bf16": ours(packed[1], args.images, "--no-cache", "--precision", "bf16"),
+        "cached": ours(packed[1], args.images),
+        "many": ours(packed[2], 4 * args.images),
+    }
+    cache = folder / f"cache{resolution}"
+    # What fills a cache is a measurement as well: nothing is known beforehand, and the results are kept.
     found: dict[str, list[Any]] = {name: [] for name in variants}
     for i in range(args.rounds):
         for name, command in variants.items():
+            if i == 0 and name in ("theirs", "fp32"):
+                command = variants["cached"] if name == "fp32" else variants["theirs cached"]
             if name != "many" or not i:  # of which only the memory counts
-                found[name].append(measured(command, folder / "cache"))
+                found[name].append(measured(command, cache))
+                print("  {:14} {:7.1f} s {:7.0f} MiB".format(name, *found[name][-1]), file=sys.stderr, flush=True)
     seconds, memory = ({n: statistics.median(r[i] for r in runs) for n, runs in found.items()} for i in (0, 1))
     number = {
         n: next(v for k, v in runs[0][2].items() if k.startswith(("fid", "frechet"))) for n, runs in found.items()

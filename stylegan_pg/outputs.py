@@ -98,14 +98,16 @@ class Outputs:
             seconds = round(time.time() - started, 1)
             self.reporter.metrics(p.nimg, values, resolution=p.current.resolution, seconds=seconds)
             self.reporter.not_training(time.time() - started)
-            path = self.run / "snapshots" / f"best-{self.moment(self.config.metrics.every_kimg)}.safetensors"
+            how = self.config.metrics
+            moment = self.moment(how.every_kimg, self.config.output.snapshot_kimg if how.at_snapshots else 0)
+            path = self.run / "snapshots" / f"best-{moment}.safetensors"
             if self.metrics.is_best(self.run / "metrics.jsonl", values) and self.snapshot(path):
                 self.reporter.link_best(path)
 
-    def moment(self, every_kimg: float) -> str:
+    def moment(self, *every_kimg: float) -> str:
         """nimg as part of a file's name: in kimg where that tells the moments apart."""
-        nimg = self.players.nimg
-        return f"{nimg // 1000:06d}kimg" if float(every_kimg).is_integer() else f"{nimg:09d}img"
+        nimg, whole = self.players.nimg, all(float(every).is_integer() for every in every_kimg)
+        return f"{nimg // 1000:06d}kimg" if whole else f"{nimg:09d}img"
 
     def snapshot_path(self) -> Path:
         return self.run / "snapshots" / f"{self.moment(self.config.output.snapshot_kimg)}.safetensors"

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported, and inherited by the processes that tests start: two threads give the same bits everywhere
 # and leave ranks side by side room on a small machine.
@@ -57,3 +58,41 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "tiny"
     pack(str(source), out, resolution=32, format="png", workers=0, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of 64 pictures of 64x64, and the dataset packed from it."""
+    from measuring import packed
+
+    return packed(tmp_path_factory.mktemp("real"), 64)
+
+
+@pytest.fixture(scope="session")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights of a random Inception."""
+    from measuring import random_inception
+
+    return random_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a generator with three classes, 16x16."""
+    from stylegan_pg.config import ModelConfig
+    from stylegan_pg.networks import NETWORKS, NetworkShape
+    from stylegan_pg.snapshot import save_snapshot
+
+    how: dict[str, Any] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
+    pair = NETWORKS["stylegan2"]
+    kwargs = pair.g_kwargs(ModelConfig(**how), NetworkShape(16, 16, False, 3, 3, 4))
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("snapshot") / "G.safetensors"
+    description = {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "nimg": 1, "label_names": ["a", "b", "c"]}
+    save_snapshot(path, pair.G(**kwargs).eval(), description)
+    return path
+
+
+@pytest.fixture
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))

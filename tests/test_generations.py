@@ -173,18 +173,18 @@ def test_channels_and_sizes_are_the_published_ones():
     assert counts["stylegan"] == [26_219_627 - torgb, 23_087_249 - fromrgb]
 
 
-def initial(name: str, which: int, **kwargs: Any) -> Any:
+def initial(name: str, which: str, **kwargs: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return NETWORKS[name][which](channel_base=1024, channel_max=64, **kwargs)
+        return getattr(NETWORKS[name], which)(channel_base=1024, channel_max=64, **kwargs)
 
 
 @pytest.mark.parametrize("name", ["progan", "stylegan"])
 @torch.no_grad()
 def test_the_equalised_learning_rate_keeps_the_variance(name):
     """Weights start from N(0, 1); with them leaky ReLU layers turn mean squares of 1 into (1 + 0.2^2)."""
-    G = initial(name, 0, resolution=32, z_dim=64)
-    D = initial(name, 1, resolution=32)
+    G = initial(name, "G", resolution=32, z_dim=64)
+    D = initial(name, "D", resolution=32)
     for net in (G, D):
         for parameter, p in net.named_parameters():
             if parameter.endswith("weight") and "noise" not in parameter:

@@ -210,7 +210,7 @@ def test_truncation(kind):
     mean_image = G.synthesis(mean.expand(1, G.num_ws, -1))
     close(G(z, psi=0, cutoff=G.num_ws), mean_image.expand(3, -1, -1, -1))
     w = G.mapping(z)
-    own: int = {"stylegan": 8, "progan": 1}.get(kind, G.num_ws)
+    own = {"stylegan": 8, "progan": 1}.get(kind) or int(G.num_ws)
     for cutoff in (None, 0, 3, G.num_ws):
         ws = G.styles(z, psi=0.6, cutoff=cutoff)
         layers = own if cutoff is None else cutoff

@@ -34,7 +34,7 @@ from stylegan_pg.generate import (
     save_image,
     tile,
 )
-from stylegan_pg.metrics import features, gather
+from stylegan_pg.metrics import classifiers, features, gather
 from stylegan_pg.metrics.command import evaluate_snapshot
 from stylegan_pg.metrics.evaluate import Evaluator
 from stylegan_pg.metrics.gather import Tools
@@ -251,7 +251,7 @@ def test_networks_get_three_channels_of_a_square(channels):
     images = random_images(2, channels, 24, 40)
     seen: list[torch.Tensor] = []
 
-    class Network(features._Resized):
+    class Network(classifiers._Resized):
         size = 32
 
         def forward(self, x):

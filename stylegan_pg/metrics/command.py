@@ -18,7 +18,6 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, tile
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.features import load_extractor
-from stylegan_pg.metrics.figures import draw_sweep
 from stylegan_pg.metrics.gather import Networks, Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.snapshot import load_snapshot
@@ -137,6 +136,8 @@ def _draw(
     """The pictures and tables that were asked for: {"picture" or "table": path}."""
     try:
         if sweep and out is not None:
+            from stylegan_pg.metrics.figures import draw_sweep  # matplotlib takes its time
+
             draw_sweep(sweep, out / "truncation.png")
             yield {"picture": str(out / "truncation.png")}
             with (out / "truncation.csv").open("w", newline="") as file:

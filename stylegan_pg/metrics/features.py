@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,12 @@ from unittest import mock
 
 import safetensors.torch
 import torch
-import torch_fidelity.feature_extractor_inceptionv3 as fidelity_inception
-import torch_fidelity.sample_similarity_lpips as fidelity_lpips
-import torchvision
 from torch import nn
 
 from stylegan_pg.dist import parameters_hash
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import over_white
+from stylegan_pg.metrics.classifiers import VGG16, Inception, vgg16
 from stylegan_pg.ops.build import cache_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -126,83 +125,9 @@ def find_weights(network: str, files: Sequence[str | Path] = ()) -> tuple[Path, 
     )
 
 
-def resize_matrix(size: int, to: int) -> torch.Tensor:
-    """float32 [to, size]: bilinear sampling at i * size / to, without the half-pixel shift, as TensorFlow 1 did and the
-    published numbers have it."""
-    place = torch.arange(to, dtype=torch.float32) * torch.tensor(size / to, dtype=torch.float32)
-    low = place.long()
-    matrix = torch.zeros(to, size)
-    part = place - low
-    matrix.scatter_add_(1, low[:, None], 1 - part[:, None])
-    matrix.scatter_add_(1, (low + 1).clamp(max=size - 1)[:, None], part[:, None])
-    return matrix
-
-
-class _Resized(nn.Module):
-    """What both classifiers do to uint8 RGB [n, 3, H, W] at first: to their size."""
-
-    size: int
-
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        height, width = images.shape[2:]
-        x = images.to(torch.float32)
-        return resize_matrix(height, self.size).to(x.device) @ x @ resize_matrix(width, self.size).t().to(x.device)
-
-
 def rgb(x: torch.Tensor) -> torch.Tensor:
     """Grey [n, 1, H, W] three times, RGBA over white; [n, 3, H, W] of 0 to 255."""
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else over_white(x)
-
-
-class Inception(_Resized):
-    """The Inception-v3 of 2015 that FID, KID and IS are defined by; batch norm folded into the convolutions."""
-
-    size = 299
-    # fmt: off
-    ORDER = (
-        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
-        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
-        "Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
-    )
-    # fmt: on
-
-    def __init__(self, state: dict[str, torch.Tensor]):
-        super().__init__()
-        # The library's constructor loads weights by unpickling them; it is handed the ones that were read safely.
-        with mock.patch.object(fidelity_inception, "load_state_dict_from_url", return_value=state):
-            network = fidelity_inception.FeatureExtractorInceptionV3("inception", ["2048"])
-        for module in list(network.modules()):
-            if isinstance(module, fidelity_inception.BasicConv2d):
-                module.conv = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
-                module.add_module("bn", nn.Identity())
-        self.blocks = nn.Sequential(*(getattr(network, name) for name in self.ORDER))
-        self.classes = nn.Parameter(network.fc.weight.detach(), requires_grad=False)
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = (self.prepare(images) - 128) / 128
-        x = x.to(self.classes.dtype).contiguous(memory_format=torch.channels_last)
-        pool = self.blocks(x).flatten(1)
-        return {"pool": pool, "logits": pool @ self.classes.t()}
-
-
-class VGG16(_Resized):
-    """VGG16 down to its second fully connected layer, by which precision and recall are defined."""
-
-    size = 224
-    MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's channels
-
-    def __init__(self, state: dict[str, torch.Tensor]):
-        super().__init__()
-        network = torchvision.models.vgg16()
-        network.load_state_dict(state)
-        self.network = network.eval()
-        self.network.classifier = network.classifier[:5]  # up to the activation of the second
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self.prepare(images)
-        mean, deviation = (x.new_tensor(v)[:, None, None] for v in (self.MEAN, self.DEVIATION))
-        x = ((x - mean) / deviation).to(next(self.parameters()).dtype)
-        return {"fc2": self.network(x.contiguous(memory_format=torch.channels_last))}
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
@@ -216,8 +141,9 @@ def lpips(lin: dict[str, torch.Tensor], vgg: dict[str, torch.Tensor]) -> nn.Modu
     Raises:
         RuntimeError: for weights that do not fit.
     """
-    network = torchvision.models.vgg16()
-    network.load_state_dict(vgg)
+    import torch_fidelity.sample_similarity_lpips as fidelity_lpips
+
+    network = vgg16(vgg)
     with (
         mock.patch.object(fidelity_lpips, "load_state_dict_from_url", return_value=lin),
         mock.patch.object(fidelity_lpips, "torchvision_load_pretrained_vgg16", return_value=network),
@@ -315,12 +241,14 @@ def load_extractor(network: str, files: Sequence[str | Path], device: torch.devi
     if network not in WEIGHTS:
         return _imported(network, device)
     path, state = find_weights(network, files)
-    try:
-        module: nn.Module = {"inception": Inception, "vgg16": VGG16}[network](state)
-    except RuntimeError as error:
-        raise _misfit(path, network, error) from None
-    module = module.requires_grad_(False).eval().to(device, DTYPES[precision]).to(memory_format=torch.channels_last)
-    sha = _checked(path, network)
+    with ThreadPoolExecutor(1) as beside:
+        checksum = beside.submit(_checked, path, network)
+        try:
+            module: nn.Module = {"inception": Inception, "vgg16": VGG16}[network](state)
+        except RuntimeError as error:
+            raise _misfit(path, network, error) from None
+        module = module.requires_grad_(False).eval().to(device, DTYPES[precision])
+        module, sha = module.to(memory_format=torch.channels_last), checksum.result()
     mark = ("" if _is_published(sha, network) else f"@{sha[:8]}") + ("" if precision == "fp32" else f"@{precision}")
     return Extractor(module, f"{network}-{sha[:16]}-{precision}", mark, device)
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds")
 
 
-def _plot(path: Path, x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
+    """Axes for every name, in which those rows that have it are a line over x."""
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3 * lines), layout="constrained")
@@ -25,6 +26,10 @@ def _plot(path: Path, x: str, label: str, rows: Sequence[dict[str, Any]], names:
         axes.grid(alpha=0.3)
     for axes in list(figure.axes)[len(names) :]:
         axes.set_visible(False)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=100)
@@ -39,26 +44,36 @@ def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
     return list(found)
 
 
-def draw_curves(log: Path, path: Path) -> None:
-    """Every metric of a run's metrics.jsonl over kimg.
+def curves(log: Path) -> Figure | None:
+    """Every metric of a run's metrics.jsonl over kimg; None where there is none yet.
 
     Raises:
-        OSError: where files cannot be read or written.
+        OSError: where the log cannot be read.
     """
     rows = []
     for line in log.read_text("utf-8").splitlines():
         with contextlib.suppress(ValueError, KeyError):  # a line that a full disk has cut off
             row = json.loads(line)
             rows.append(row | {"kimg": row["nimg"] / 1000})
-    if names := [name for name in _names(rows) if name != "kimg"]:
-        _plot(path, "kimg", "images shown (thousands)", rows, names)
+    names = [name for name in _names(rows) if name != "kimg"]
+    return _figure("kimg", "images shown (thousands)", rows, names) if names else None
+
+
+def draw_curves(log: Path, path: Path) -> None:
+    """`curves` as a PNG.
+
+    Raises:
+        OSError: where files cannot be read or written.
+    """
+    if figure := curves(log):
+        _save(figure, path)
 
 
 def draw_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Every metric over truncation psi.
+    """Every metric over truncation psi, as a PNG.
 
     Raises:
         OSError: where the file cannot be written.
     """
     if names := _names(rows):
-        _plot(path, "psi", "truncation psi", rows, names)
+        _save(_figure("psi", "truncation psi", rows, names), path)

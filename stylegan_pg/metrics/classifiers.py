@@ -1,0 +1,183 @@
+"""The classifiers whose features the published numbers are defined by, built straight from their weights.
+
+They are those of torch-fidelity, by whose command line the tests go. Inception is written out here, because importing
+torch-fidelity or torchvision, which import torch's compiler, doubles the time that a small measurement takes to start.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_weights
+
+
+def resize_matrix(size: int, to: int) -> torch.Tensor:
+    """float32 [to, size]: bilinear sampling at i * size / to, without the half-pixel shift, as TensorFlow 1 did and the
+    published numbers have it."""
+    place = torch.arange(to, dtype=torch.float32) * torch.tensor(size / to, dtype=torch.float32)
+    low = place.long()
+    matrix = torch.zeros(to, size)
+    part = place - low
+    matrix.scatter_add_(1, low[:, None], 1 - part[:, None])
+    matrix.scatter_add_(1, (low + 1).clamp(max=size - 1)[:, None], part[:, None])
+    return matrix
+
+
+class _Resized(nn.Module):
+    """What both classifiers do to uint8 RGB [n, 3, H, W] at first: to their size."""
+
+    size: int
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[2:]
+        x = images.to(torch.float32)
+        return resize_matrix(height, self.size).to(x.device) @ x @ resize_matrix(width, self.size).t().to(x.device)
+
+
+POOLS = {
+    "down": lambda x: F.max_pool2d(x, 3, stride=2),
+    "mean": lambda x: F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False),  # as TensorFlow's: no zeros
+    "max": lambda x: F.max_pool2d(x, 3, stride=1, padding=1),
+}
+# What follows what, step by step: a convolution's name (a|b: two of them side by side) or a pool. Widths and kernels
+# are those of the weights.
+STEM = "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 down Conv2d_3b_1x1 Conv2d_4a_3x3 down"
+# fmt: off
+_THREE = "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
+_A = ("branch1x1", "branch5x5_1 branch5x5_2", _THREE, "mean branch_pool")
+_B = ("branch3x3", _THREE, "down")
+_C = (
+    "branch1x1", "branch7x7_1 branch7x7_2 branch7x7_3",
+    "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5", "mean branch_pool",
+)
+_D = ("branch3x3_1 branch3x3_2", "branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4", "down")
+_E = (
+    "branch1x1", "branch3x3_1 branch3x3_2a|branch3x3_2b",
+    "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a|branch3x3dbl_3b",
+)
+MIXED = {
+    "Mixed_5b": _A, "Mixed_5c": _A, "Mixed_5d": _A, "Mixed_6a": _B, "Mixed_6b": _C, "Mixed_6c": _C, "Mixed_6d": _C,
+    "Mixed_6e": _C, "Mixed_7a": _D, "Mixed_7b": (*_E, "mean branch_pool"), "Mixed_7c": (*_E, "max branch_pool"),
+}
+# fmt: on
+HALVING = {
+    "Conv2d_1a_3x3",
+    "Mixed_6a.branch3x3",
+    "Mixed_6a.branch3x3dbl_3",
+    "Mixed_7a.branch3x3_2",
+    "Mixed_7a.branch7x7x3_4",
+}  # fmt: skip
+UNPADDED = HALVING | {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
+
+
+class _Convolution(nn.Module):
+    """A convolution with the batch norm behind it folded in, and its activation."""
+
+    def __init__(self, state: dict[str, torch.Tensor], name: str):
+        super().__init__()
+        try:
+            weight = state.pop(f"{name}.conv.weight").float()
+            norm = [state.pop(f"{name}.bn.{key}").float() for key in ("running_mean", "running_var", "weight", "bias")]
+        except KeyError as error:
+            raise RuntimeError(f"it has no {error.args[0]}") from None
+        state.pop(f"{name}.bn.num_batches_tracked", None)
+        if weight.ndim != 4 or any(n.shape != weight.shape[:1] for n in norm):
+            raise RuntimeError(f"the shapes of {name} do not fit together")
+        mean, variance, scale, shift = norm
+        self.weight, self.bias = fuse_conv_bn_weights(weight, None, mean, variance, 0.001, scale, shift)
+        self.stride = 2 if name in HALVING else 1
+        self.padding = [0 if name in UNPADDED else k // 2 for k in weight.shape[2:]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding).relu_()
+
+
+class Inception(_Resized):
+    """The Inception-v3 that FID, KID and IS are defined by (Szegedy et al. 2016, with the pools and the 1008 classes of
+    TensorFlow's file of 2015), from weights named as torch-fidelity names them.
+
+    uint8 RGB [n, 3, H, W] -> {"pool": [n, 2048], "logits": [n, 1008], which are without their bias}
+
+    Raises (the constructor):
+        RuntimeError: for weights that do not fit.
+    """
+
+    size = 299
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        super().__init__()
+        state = dict(state)
+        chains = [("", STEM), *((f"{block}.", chain) for block, branches in MIXED.items() for chain in branches)]
+        names = (prefix + step for prefix, chain in chains for step in re.split("[ |]", chain) if step not in POOLS)
+        self.convolutions = nn.ModuleDict({_key(n): _Convolution(state, n) for n in dict.fromkeys(names)})
+        classes = state.pop("fc.weight", torch.empty(0)).float()
+        if classes.shape != (1008, 2048) or state.keys() - {"fc.bias"}:
+            raise RuntimeError(f"fc.weight is of shape {list(classes.shape)}, and {sorted(state)[:3]} are left over")
+        self.classes = nn.Parameter(classes, requires_grad=False)
+        with torch.no_grad():
+            self._pool(torch.zeros(1, 3, 75, 75))  # the smallest there can be: whether one fits on the other
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = (self.prepare(images) - 128) / 128
+        pool = self._pool(x.to(self.classes.dtype).contiguous(memory_format=torch.channels_last))
+        return {"pool": pool, "logits": pool @ self.classes.t()}
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._chain("", STEM, x)
+        for block, branches in MIXED.items():
+            x = torch.cat([self._chain(f"{block}.", chain, x) for chain in branches], dim=1)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    def _chain(self, prefix: str, chain: str, x: torch.Tensor) -> torch.Tensor:
+        for step in chain.split():
+            if step in POOLS:
+                x = POOLS[step](x)
+            else:
+                beside = [self.convolutions[_key(prefix + name)](x) for name in step.split("|")]
+                x = beside[0] if len(beside) == 1 else torch.cat(beside, dim=1)
+        return x
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # a module's name cannot have dots
+
+
+class VGG16(_Resized):
+    """VGG16 down to its second fully connected layer, by which precision and recall are defined (Simonyan and Zisserman
+    2015): uint8 RGB [n, 3, H, W] -> {"fc2": [n, 4096]}
+
+    Raises (the constructor):
+        RuntimeError: for weights that do not fit.
+    """
+
+    size = 224
+    MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's channels
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        super().__init__()
+        self.network = vgg16(state)
+        self.network.classifier = self.network.classifier[:5]  # up to the activation of the second
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.prepare(images)
+        mean, deviation = (x.new_tensor(v)[:, None, None] for v in (self.MEAN, self.DEVIATION))
+        x = ((x - mean) / deviation).to(next(self.parameters()).dtype)
+        return {"fc2": self.network(x.contiguous(memory_format=torch.channels_last))}
+
+
+def vgg16(state: dict[str, torch.Tensor]) -> Any:
+    """torchvision's VGG16 with these weights.
+
+    Raises:
+        RuntimeError: for weights that do not fit.
+    """
+    import torchvision
+
+    with torch.device("meta"):  # or its 138 million parameters would first be drawn at random
+        network = torchvision.models.vgg16()
+    network.load_state_dict(state, assign=True)
+    return network.float().eval()

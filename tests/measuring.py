@@ -1,0 +1,109 @@
+"""What the tests of metrics, and their benchmark, measure with: networks of random weights, and torch-fidelity."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import harness
+import numpy as np
+import torch
+from PIL import Image
+
+from stylegan_pg.data.index import load_index
+from stylegan_pg.data.pack import pack
+from stylegan_pg.generate import save_image
+from stylegan_pg.metrics.evaluate import Evaluator
+from stylegan_pg.metrics.gather import Tools
+from stylegan_pg.metrics.protocol import parse
+
+CPU = torch.device("cpu")
+
+
+def random_inception(path: Path, seed: int = 7) -> Path:
+    """Weights of a random Inception in a file, of which features vary as a trained one's do."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    torch.manual_seed(seed)
+    with (
+        mock.patch.object(module, "load_state_dict_from_url"),
+        mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        network = module.FeatureExtractorInceptionV3("random", ["2048"])
+    for m in network.modules():
+        if isinstance(m, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.register_buffer("running_mean", 0.1 * torch.randn(m.num_features))
+            m.register_buffer("running_var", 0.7 * torch.rand(m.num_features) + 0.7)
+            m.weight.data.uniform_(0.8, 1.2)
+            m.bias.data.normal_(0, 0.1)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def random_vgg16(seed: int = 3) -> dict[str, torch.Tensor]:
+    """Weights of a random VGG16. Drawing all 138 million takes seconds: the large tensors repeat a million numbers, out
+    of step with their rows."""
+    import torchvision
+
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in torchvision.models.vgg16().state_dict().items()}
+    drawn = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
+    state = {}
+    for name, shape in shapes.items():
+        count, fan_in = shape.numel(), shape[1:].numel()
+        values = drawn.repeat(-(-count // len(drawn)))[:count].reshape(shape)
+        state[name] = values * (2 / fan_in) ** 0.5 if len(shape) > 1 else torch.zeros(shape)
+    return state
+
+
+def packed(folder: Path, count: int) -> tuple[Path, Path]:
+    """A folder of pictures of 64x64, and the dataset packed from it."""
+    rng, source = np.random.default_rng(4), folder / "pictures"
+    source.mkdir()
+    for i in range(count):
+        small = rng.integers(0, 256, [5, 5, 3], dtype=np.uint8)
+        Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(source / f"{i:03d}.png")
+    pack(str(source), folder / "packed", resolution=64, lowest=8, format="png", workers=0, progress=False)
+    return source, folder / "packed"
+
+
+def fidelity(real: Path, fake: Path, weights: Path, *options: str) -> dict[str, float]:
+    """What torch-fidelity's command line says."""
+    command = [sys.executable, "-m", "torch_fidelity.fidelity", "--input1", str(fake), "--input2", str(real), "--json"]
+    command += ["--cpu", "--feature-extractor-weights-path", str(weights), "--no-cache", "--batch-size", "16", *options]
+    result = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout[result.stdout.index("{") :])
+
+
+class Painter(torch.nn.Module):
+    """Stands in for a generator: smooth pictures that follow from z alone, at any batch size to the bit."""
+
+    z_dim, c_dim, img_channels = 12, 0, 3
+
+    def __init__(self, resolution: int = 64):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.resolution = resolution
+
+    def forward(self, z, c=None, *, psi=1.0, alpha=1.0):
+        small = (psi * z).reshape(-1, 3, 2, 2)
+        return torch.nn.functional.interpolate(small, self.resolution, mode="bilinear")
+
+
+def evaluator(data: Path, names: str, **tools) -> Evaluator:
+    return Evaluator(load_index(str(data)), 64, [parse(n) for n in names.split(",")], Tools(CPU, **tools))
+
+
+def paint(e: Evaluator, G: Painter, count: int, folder: Path) -> None:
+    """The images that an evaluator has a generator make, as files."""
+    folder.mkdir()
+    for block in range(-(-count // 64)):
+        z, _ = e._latents(G, "metric-z", block, count)
+        for i, image in enumerate((G(z) * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)):
+            save_image(image, folder / f"{block * 64 + i:03d}.png")

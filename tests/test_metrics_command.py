@@ -1,0 +1,73 @@
+"""`stylegan-pg metrics`: sweeps over truncation, classes, neighbours, pictures of others, and what it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import harness
+import pytest
+from PIL import Image
+
+from stylegan_pg.__main__ import main
+from stylegan_pg.errors import UsageError
+from stylegan_pg.metrics.command import parse_psi
+
+
+def test_psi_ranges():
+    assert parse_psi("0.3:1.0:0.1") == [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert parse_psi("0.7") == [0.7]
+    for text in ("", "a", "1:2", "1:0:0.1", "0:1:0", "0:1:1e-9", "nan", "0:inf:1"):
+        with pytest.raises(UsageError, match="--psi"):
+            parse_psi(text)
+
+
+@pytest.fixture
+def rows_of(capsys, monkeypatch):
+    """What the command prints, in this process, once its exit code is the expected one."""
+
+    def call(*arguments: object, expected: int = 0) -> list[dict]:
+        monkeypatch.setattr(sys, "argv", ["stylegan-pg", "metrics", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert (ended.value.code or 0) == expected
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_cache")
+def test_command_sweeps_truncation_and_shows_neighbours(tiny_data, snapshot, tmp_path):
+    how = ["--data", tiny_data, "--extractor", "pixels", "--batch", 16, "--out", tmp_path]
+    sweep = [*how, "--metrics", "fid32_full,pr323_full,swd16", "--psi", "0.5:1.0:0.25", "--neighbours", 3]
+    arguments = ["metrics", *map(str, [snapshot, *sweep])]
+    text = harness.finish(harness.start(arguments, stderr=subprocess.DEVNULL))
+    *rows, drawn, table, shown = map(json.loads, text.splitlines())
+    assert [row["psi"] for row in rows] == [0.5, 0.75, 1.0]
+    for row in rows:
+        suffix = "" if row["psi"] == 1 else f"_psi{row['psi']:g}"
+        assert {f"fid32_full{suffix}@pixels", f"swd16{suffix}", f"swd16{suffix}_16"} <= row.keys()
+        assert 0 <= row[f"pr323_full{suffix}_precision@pixels"] <= 1
+    assert Image.open(drawn["picture"]).size[0] > 600
+    with Path(table["table"]).open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["psi"]) for line in lines] == [0.5, 0.75, 1.0]
+    assert float(lines[0]["fid32_full@pixels"]) == rows[0]["fid32_full_psi0.5@pixels"]
+    assert Image.open(shown["picture"]).size == (8 * 16, 3 * 16)
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_command_for_classes_and_for_pictures_of_others(tiny_data, snapshot, rows_of):
+    how = ["--data", tiny_data, "--extractor", "pixels"]
+    rows = rows_of(snapshot, *how, "--metrics", "fid20_full", "--per-class")
+    assert [row["class"] for row in rows] == ["a", "b", "c"]
+    assert len({row["fid20_full@pixels"] for row in rows}) == 3
+    # A dataset in the generator's place: nothing is nearer to it than itself.
+    (same,) = rows_of(tiny_data, *how, "--metrics", "fid96_full,kid96_full,pr963_full,swd96")
+    assert same["fid96_full@pixels"] == pytest.approx(0, abs=1e-6)
+    assert same["pr963_full_precision@pixels"] == same["pr963_full_recall@pixels"] == 1
+    assert rows_of(tiny_data, *how, "--metrics", "fid97_full", expected=2) == []
+    assert rows_of(tiny_data, *how, "--psi", "0.5", expected=2) == []
+    assert rows_of(snapshot, *how, "--psi", "0.5:1", expected=2) == []
