@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from stylegan_pg.ops import calls, native, reference
+from stylegan_pg.ops.operators import operator
 from stylegan_pg.ops.reference import ACTIVATIONS
 
 _STRAIGHT = ("linear", "relu", "lrelu")  # no second derivative
@@ -95,8 +96,7 @@ def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
         if dnoise is not None:
             dnoise = dnoise.reshape(-1, *noise.shape[1:]).sum_to_size(noise.shape).to(noise.dtype)
         rest = [None if dbias is None else dbias.to(bias.dtype), dscale, dnoise]
-    empty = x.new_empty([0])
-    return dx, *(t if want and t is not None else empty.clone() for t, want in zip(rest, wanted, strict=True))
+    return dx, *(t if want and t is not None else x.new_empty([0]) for t, want in zip(rest, wanted, strict=True))
 
 
 def _fake(x, *_):
@@ -121,11 +121,10 @@ def _backward_value(ctx, dy):
     act, gain, clamp, dim = ctx.args
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled():
-        dz = torch.ops.stylegan_pg.bias_act_slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
+        dz = _slope_op(dy, x, bias, scale, noise, act, gain, clamp, dim)
         return *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
     wanted = [t is not None and need for t, need in zip((bias, scale, noise), needs[1:4], strict=True)]
-    op = torch.ops.stylegan_pg.bias_act_backward
-    dx, *rest = op(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted)
+    dx, *rest = _backward_op(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted)
     return dx, *(t if want else None for t, want in zip(rest, wanted, strict=True)), None, None, None, None
 
 
@@ -137,10 +136,10 @@ def _setup_slope(ctx, inputs, output):
 def _backward_slope(ctx, gg):
     g, x, bias, scale, noise = ctx.saved_tensors
     act, gain, clamp, dim = ctx.args
-    dg = torch.ops.stylegan_pg.bias_act_slope(gg, x, bias, scale, noise, act, gain, clamp, dim)
+    dg = _slope_op(gg, x, bias, scale, noise, act, gain, clamp, dim)
     if act in _STRAIGHT:
         return dg, *[None] * 8
-    dz = torch.ops.stylegan_pg.bias_act_curvature(gg, g, x, bias, scale, noise, act, gain, clamp, dim)
+    dz = _curvature_op(gg, g, x, bias, scale, noise, act, gain, clamp, dim)
     return dg, *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
 
 
@@ -152,20 +151,12 @@ def _no_setup(ctx, inputs, output):
     pass
 
 
-for _name, _function, _fake_function in (
-    ("bias_act", _value, _fake),
-    ("bias_act_slope", _slope, lambda g, x, *rest: _fake(x)),
-    ("bias_act_curvature", _curvature, lambda g, h, x, *rest: _fake(x)),
-    ("bias_act_backward", _fused_backward, _fake_backward),
-):
-    _op.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"stylegan_pg::{_name}", _fake_function, lib=_op)
-for _name, _function, _setup in (
-    ("bias_act", _backward_value, _setup_value),
-    ("bias_act_slope", _backward_slope, _setup_slope),
-    ("bias_act_curvature", _backward_curvature, _no_setup),
-):
-    torch.library.register_autograd(f"stylegan_pg::{_name}", _function, setup_context=_setup, lib=_op)
+_value_op = operator(_op, "bias_act", _value, _fake, _setup_value, _backward_value)
+_slope_op = operator(_op, "bias_act_slope", _slope, lambda g, x, *rest: _fake(x), _setup_slope, _backward_slope)
+_curvature_op = operator(
+    _op, "bias_act_curvature", _curvature, lambda g, h, x, *rest: _fake(x), _no_setup, _backward_curvature
+)
+_backward_op = operator(_op, "bias_act_backward", _fused_backward, _fake_backward)
 
 
 def bias_act(
@@ -214,4 +205,4 @@ def bias_act(
     clamp = None if clamp is None else float(clamp)
     if not torch.compiler.is_compiling() and native.compiled(x) is None:
         return reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
-    return torch.ops.stylegan_pg.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
+    return _value_op(x, bias, scale, noise, act, gain, clamp, dim)

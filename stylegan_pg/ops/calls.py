@@ -79,6 +79,11 @@ def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
     return x.contiguous(), torch.contiguous_format
 
 
+def _packed(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """t as such numbers without gaps; most are already, and to ask costs less than to convert nothing."""
+    return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
+
+
 def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
     """fx and fy, 4 values each, whose outer product is gain times the filter [4, 4] in the orientation of a
     correlation; None where there are none or the filter has another size."""
@@ -123,7 +128,7 @@ def upfirdn2d(
     n, c, h, w = x.shape
     y = torch.empty([n, c, *out_size], dtype=x.dtype, device=x.device, memory_format=layout)
     separable = (_factors_once(f, flip_filter, gain),) if kernels.kind == "cuda" else ()
-    f = f.to(x.device, torch.float32).contiguous()
+    f = _packed(f.to(x.device), torch.float32)
     done = kernels.call(
         "upfirdn2d", x, DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), f.data_ptr(), *separable, n, c, h, w, *out_size,
         *up, *down, padding[0], padding[2], *f.shape, layout == torch.channels_last, flip_filter, gain,
@@ -132,8 +137,8 @@ def upfirdn2d(
 
 
 @functools.lru_cache(maxsize=256)
-def _constant(value: float, count: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full([count], value, dtype=dtype)
+def _constant(value: float, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.full(shape, value, dtype=dtype)
 
 
 def _address(t: torch.Tensor | None) -> int | None:
@@ -156,24 +161,24 @@ class Tail:
         else:
             if self.layout == torch.channels_last:
                 self.x, self.layout = x.contiguous(), torch.contiguous_format
-            self.n, self.c, self.inner, self.pixels = shape[:dim].numel(), shape[dim], shape[dim + 1 :].numel(), False
+            self.n, self.c, self.inner = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+            self.pixels = False
             if self.inner == 1 and scale is None and noise is None:  # rows of c values
                 self.n, self.inner, self.pixels = 1, self.n, True
         if self.pixels and self.n > 65535 and scale is None and noise is None:  # more than the grid of a GPU has layers
             self.n, self.inner = 1, self.n * self.inner
         acc = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.acc = acc
-        self.noise = None if noise is None else noise.to(acc).contiguous()
+        self.noise = None if noise is None else _packed(noise, acc)
         if kernels.kind == "cpu":  # where these are always there
-            bias = _constant(0.0, self.c, acc) if bias is None else bias
-            ones = _constant(1.0, self.c, acc)[None]
-            scale = ones if scale is None else scale
-        self.bias = None if bias is None else bias.to(acc).contiguous()
-        self.scale = None if scale is None else scale.to(acc).contiguous()
+            bias = _constant(0.0, acc, self.c) if bias is None else bias
+            scale = _constant(1.0, acc, 1, self.c) if scale is None else scale
+        self.bias = None if bias is None else _packed(bias, acc)
+        self.scale = None if scale is None else _packed(scale, acc)
         self.args = (
             self.n, self.c, self.inner, self.pixels, _address(self.bias),
-            _address(self.scale), self.c if self.scale is not None and len(self.scale) > 1 else 0,
-            _address(self.noise), self.inner if self.noise is not None and len(self.noise) > 1 else 0,
+            _address(self.scale), self.c if self.scale is not None and self.scale.shape[0] > 1 else 0,
+            _address(self.noise), self.inner if self.noise is not None and self.noise.shape[0] > 1 else 0,
             gain, -1.0 if clamp is None else clamp,
         )  # fmt: skip
 

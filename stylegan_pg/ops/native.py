@@ -42,7 +42,12 @@ class Choice:
 
 
 def mode() -> str:
-    chosen = os.environ.get("STYLEGAN_PG_KERNELS", "auto").lower() or "auto"
+    return _mode(os.environ.get("STYLEGAN_PG_KERNELS", ""))
+
+
+@functools.cache
+def _mode(text: str) -> str:
+    chosen = text.lower() or "auto"
     if chosen not in MODES:
         raise UsageError(f"STYLEGAN_PG_KERNELS={chosen!r} is unknown: choose from {', '.join(MODES)}")
     return chosen

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from stylegan_pg.ops import calls, native, reference
+from stylegan_pg.ops.operators import operator
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
 _op.define(
@@ -43,10 +44,8 @@ def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 def _out_size(x, f, up, down, padding):
     """(height, width) of the result."""
     left, right, top, bottom = padding
-    return (
-        (x.shape[2] * up[1] + top + bottom - f.shape[0]) // down[1] + 1,
-        (x.shape[3] * up[0] + left + right - f.shape[1]) // down[0] + 1,
-    )
+    (_, _, h, w), (fh, fw) = x.shape, f.shape
+    return (h * up[1] + top + bottom - fh) // down[1] + 1, (w * up[0] + left + right - fw) // down[0] + 1
 
 
 def _compute(x, f, up, down, padding, flip_filter, gain):
@@ -81,14 +80,11 @@ def _backward(ctx, dy):
         fh - top - 1,
         in_h * up_y - out_h * down_y + top - up_y + 1,
     ]
-    op = torch.ops.stylegan_pg.upfirdn2d
-    dx = op(dy, f, [down_x, down_y], [up_x, up_y], padding, not flip_filter, gain)
+    dx = _upfirdn2d(dy, f, [down_x, down_y], [up_x, up_y], padding, not flip_filter, gain)
     return dx, None, None, None, None, None, None
 
 
-_op.impl("upfirdn2d", _compute, "CompositeExplicitAutograd")
-torch.library.register_fake("stylegan_pg::upfirdn2d", _fake, lib=_op)
-torch.library.register_autograd("stylegan_pg::upfirdn2d", _backward, setup_context=_setup_context, lib=_op)
+_upfirdn2d = operator(_op, "upfirdn2d", _compute, _fake, _setup_context, _backward)
 
 
 def upfirdn2d(
@@ -129,7 +125,7 @@ def upfirdn2d(
         raise ValueError(
             f"upfirdn2d: {list(x.shape[2:])} with up={up}, padding={padding} is smaller than the filter {list(f.shape)}"
         )
-    return torch.ops.stylegan_pg.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
+    return _upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
 def filter2d(x: torch.Tensor, f: torch.Tensor, *, padding: int | Sequence[int] = 0, gain: float = 1.0) -> torch.Tensor:
