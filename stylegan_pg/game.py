@@ -272,12 +272,12 @@ class Game(Players):
         """Halve the loss scale after an overflow, which then is no fault; double it after a long time without one."""
         scale = self.state["loss_scale"]
         if scale > 1 and self.faults:
-            self.state |= {"loss_scale": scale / 2, "clean_steps": 0}
+            self.state |= {"loss_scale": scale / 2, "_clean_steps": 0}
             self.faults = []
         elif self.model.low_precision == "fp16":
-            self.state["clean_steps"] = self.state.get("clean_steps", 0) + 1
-            if self.state["clean_steps"] >= PATIENCE:
-                self.state |= {"loss_scale": min(2 * scale, FP16_SCALE), "clean_steps": 0}
+            self.state["_clean_steps"] = self.state.get("_clean_steps", 0) + 1
+            if self.state["_clean_steps"] >= PATIENCE:
+                self.state |= {"loss_scale": min(2 * scale, FP16_SCALE), "_clean_steps": 0}
 
     def _steer(self, signs: float, count: int) -> None:
         """Gather the signs of D's scores of real images, and every few steps move ADA's p by them."""

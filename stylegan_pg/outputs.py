@@ -60,7 +60,7 @@ class Outputs:
             "lr_g": p.current.g_lr,
             "lr_d": p.current.d_lr,
             "batch": p.current.batch,
-            **{name: value for name, value in p.state.items() if not name.startswith("_")},
+            **{name: v for name, v in p.state.items() if not name.startswith("_") and (name, v) != ("loss_scale", 1)},
         }
         if bad_samples:
             facts["bad_samples"] = bad_samples

@@ -200,7 +200,7 @@ class Trainer:
         p.nimg = state["nimg"]
         p.enter(self.plan[state["phase"]])
         p.load(tensors)
-        p.state = dict(state["running_means"])
+        p.state |= state["running_means"]  # which may know less than a configuration that has changed since
         self.means = Means(state["means"])
         self.told = dict.fromkeys(state["bad_samples"])
 
