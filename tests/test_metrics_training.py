@@ -8,6 +8,7 @@ import sys
 from unittest import mock
 
 import harness
+import numpy as np
 import pytest
 
 from stylegan_pg.errors import UsageError
@@ -145,7 +146,7 @@ def test_curves_show_what_the_log_says(tmp_path):
         for name, axes in shown.items():
             (line,) = axes.lines
             expected = [[row["nimg"] / 1000, row[name]] for row in rows[:count] if name in row]
-            assert line.get_xydata().tolist() == expected
+            assert np.asarray(line.get_xydata()).tolist() == expected
         draw_curves(log, picture)
         pictures.append(picture.read_bytes())
     assert len(set(pictures)) == 3
