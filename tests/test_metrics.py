@@ -14,7 +14,7 @@ from measuring import CPU, Painter, evaluator, fidelity, packed, paint, random_v
 
 from stylegan_pg.data.index import load_index
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics import classifiers, features, real_cache
+from stylegan_pg.metrics import classifiers, features, gather, real_cache
 from stylegan_pg.metrics.evaluate import Evaluator
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import parse
@@ -208,8 +208,9 @@ dist.shutdown()
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_results_do_not_depend_on_ranks(pictures, tmp_path):
+def test_results_do_not_depend_on_ranks(pictures, tmp_path, monkeypatch):
     """And a fault on one rank is every rank's, with none left waiting."""
+    monkeypatch.setattr(gather, "BLOCK", 8)  # as in the script
     alone = evaluator(pictures[1], NAMES, extractor="pixels", batch=20, cache=False)(Painter())
     script = tmp_path / "script.py"
     script.write_text(RANKS.format(tests=str(Path(__file__).parent), data=str(pictures[1]), names=NAMES))

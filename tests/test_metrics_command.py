@@ -58,6 +58,7 @@ def test_command_sweeps_truncation_and_shows_neighbours(tiny_data, snapshot, tmp
     assert Image.open(shown["picture"]).size == (8 * 16, 3 * 16)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_own_cache")
 def test_command_for_classes_and_for_pictures_of_others(tiny_data, snapshot, rows_of):
     how = ["--data", tiny_data, "--extractor", "pixels"]
