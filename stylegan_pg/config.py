@@ -143,9 +143,9 @@ class TrainConfig:
     tf32: bool = False  # let GPUs round fp32 convolutions and products to 10 bits
     deterministic: bool = False  # bit-exact resume on GPUs, at some cost
     check_ranks_every: int = 500  # steps between comparisons of the ranks' parameters
-    freeze_d: int = 0  # resolutions of D, counted from the image down, that stay as they were initialised
+    freeze_d: int = 0  # resolutions of D, counted from the image down, that stay as `init` has them
     loss_scale: Optional[float] = None  # to start with; halved where gradients overflow; null: 65536 with fp16, else 1
-    max_skipped: int = 20  # steps left out for a loss or gradient that was not finite, after which training stops
+    max_skipped: int = 20  # steps left out as not finite, after which training stops; 100 good ones make up for one
 
 
 @dataclass(frozen=True)

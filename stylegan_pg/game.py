@@ -64,7 +64,8 @@ class Game(Players):
         if self.augment is None:
             return partial(self.D, alpha=self.alpha)
         key = generator(self.config.seed, f"augment-{purpose}", self.nimg)
-        drawn = self.augment.draw(self.current.batch, self.state["augment_p"], key, self.G.img_size)
+        p = self.config.augment.p if self.config.augment.mode == "fixed" else self.state["augment_p"]
+        drawn = self.augment.draw(self.current.batch, p, key, self.G.img_size)
         mine = augment.pick(drawn, rows)
 
         def score(images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
@@ -90,7 +91,7 @@ class Game(Players):
         beta = ema_beta(self.current.batch, self.nimg, self.config.ema.kimg, self.config.ema.rampup)
         ema.update(self.G_ema, self.G, beta)
         stats, bad, stop = self.observed.reduce(self.device, stop)
-        if bad:
+        if bad and self.faults:
             self.faults.append(f"not finite: {', '.join(bad)}")
         self._rescale()
         self._keep_means(stats)
@@ -109,6 +110,8 @@ class Game(Players):
         for k, part in enumerate(self.parts):
             rows = [self.share[i] for i in part]
             x = drawn.pick(rows, self.device, self.dtype)
+            if self.objective.paired:
+                x = x._replace(c=self._rows(condition, part))
             ws, w = styles(self.G, x)
             w_sum += w.detach().sum(dim=0)
             scores = self.scorer("g" + turn, rows)(self.synthesize(ws, "g" + turn, k), x.c)
@@ -131,7 +134,9 @@ class Game(Players):
         for p in transfer.freeze(self.D, self.config.train.freeze_d):
             p.requires_grad_(False)
         drawn = self.draw("d", self.current.batch)
-        due = [t for t in self._terms_of("D") if number % t.every == 0]
+        due = self._due("D", number)
+        # Where a real and a generated image meet, they are of the same class.
+        paired = self.objective.paired or any("u" in TERMS[t.name].needs for t in due)
         of_scores = [t for t in due if TERMS[t.name].of_scores]
         keep = any("fake" in TERMS[t.name].needs for t in due)
         self.observed.expect(self.current.batch, "loss_d", "score_real", "score_fake", "sign_real")
@@ -141,6 +146,8 @@ class Game(Players):
         for k, part in enumerate(self.parts):
             rows = [self.share[i] for i in part]
             x = drawn.pick(rows, self.device, self.dtype)
+            if paired:
+                x = x._replace(c=self._rows(condition, part))
             with torch.no_grad():
                 fake = self.synthesize(styles(self.G, x)[0], "d", k)
             scores_real = self.scorer("d-real", rows)(real[part], self._rows(condition, part))
@@ -164,7 +171,7 @@ class Game(Players):
     def _finish(self, player: str, number: int, total: torch.Tensor, backward: Callable[..., torch.Tensor]) -> bool:
         """The player's terms: those of every step join the main loss, each lazy one has a step of its own. Returns
         whether the main step was made."""
-        mine = [t for t in self._terms_of(player) if number % t.every == 0 and not TERMS[t.name].of_scores]
+        mine = [t for t in self._due(player, number) if not TERMS[t.name].of_scores]
         often = [t for t in mine if t.every == 1]
         for term in often:
             total = total + backward(term)
@@ -185,7 +192,8 @@ class Game(Players):
             limit = self.config.loss.d_clip
             with torch.no_grad():
                 for p in self.D.parameters():
-                    p.clamp_(-limit, limit)
+                    if p.requires_grad:  # what is frozen stays
+                        p.clamp_(-limit, limit)
         return not fault
 
     def _d_term(
@@ -242,6 +250,10 @@ class Game(Players):
             self.parallel.backward(values["loss"].sum() * (self._weight(term) * term.every / count))
         return values["loss"].detach().sum()
 
+    def _due(self, player: str, number: int) -> list[TermConfig]:
+        """The terms that count at step `number` of a player."""
+        return [t for t in self._terms_of(player) if number % t.every == 0 and self._weight(t) > 0]
+
     def _weight(self, term: TermConfig) -> float:
         return term_weight(term, self.current.resolution, self.nimg)
 
@@ -274,10 +286,10 @@ class Game(Players):
         if scale > 1 and self.faults:
             self.state |= {"loss_scale": scale / 2, "_clean_steps": 0}
             self.faults = []
-        elif self.model.low_precision == "fp16":
+        elif self.model.low_precision == "fp16" and not self.faults:
             self.state["_clean_steps"] = self.state.get("_clean_steps", 0) + 1
             if self.state["_clean_steps"] >= PATIENCE:
-                self.state |= {"loss_scale": min(2 * scale, FP16_SCALE), "_clean_steps": 0}
+                self.state |= {"loss_scale": min(2 * scale, max(FP16_SCALE, scale)), "_clean_steps": 0}
 
     def _steer(self, signs: float, count: int) -> None:
         """Gather the signs of D's scores of real images, and every few steps move ADA's p by them."""

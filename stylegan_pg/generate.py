@@ -285,6 +285,8 @@ def _sample(
         raise UsageError("--class-grid has a row per class and a column per seed: no --interpolate or --columns")
     numbers = parse_numbers(seeds)
     G = load_snapshot(snapshot, choose_device(device))
+    if G.img_channels not in (1, 3, 4):
+        raise UsageError(f"{snapshot} makes points, not pictures: use it from Python, stylegan_pg.load_snapshot")
     how = {"psi": psi, "cutoff": cutoff, "noise": noise}
     if class_grid:
         classes = parse_classes(G, labels)

@@ -86,6 +86,12 @@ class Players:
         elif init:
             new = [f"G/{n}" for n in transfer.adopt(G, init["G"])]
             new += [f"D/{n}" for n in transfer.adopt(D, init.get("D", {}))]
+            frozen = {f"D/{name}" for name, _ in transfer.frozen(D, self.config.train.freeze_d)}
+            if lacking := sorted(frozen.intersection(new)):
+                raise UsageError(
+                    f"train.freeze_d={self.config.train.freeze_d} would keep D/{lacking[0].split('/')[1]} as it was "
+                    f"drawn: init={self.config.init} does not hold it; give a checkpoint of this resolution"
+                )
         self.G, self.D = (self._place(net) for net in (G, D))
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         if old:

@@ -14,7 +14,7 @@ from stylegan_pg.schedule import Phase
 FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
 # Another value here changes nothing about what is computed.
 FREE = ("run", "data.url", "data.workers", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
-FREE += ("train.check_ranks_every", "train.max_skipped", "init")
+FREE += ("train.check_ranks_every", "train.max_skipped", "train.loss_scale", "init")
 
 
 def to_plain(config: Config | TermConfig) -> dict[str, Any]:
@@ -53,6 +53,9 @@ def compare(
     changed = {key: pair for key, pair in sorted(changed.items()) if pair[0] != pair[1]}
     fatal = [f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if k.startswith(FIXED) and k != "model.w_avg_beta"]
     if fatal:
+        pair = changed.get("train.total_kimg")
+        if pair and any(text.startswith(("growth.stable_kimg_at", "growth.fade_kimg_at")) for text in fatal):
+            fatal.append(f"train.total_kimg, which growth.schedule=auto makes phases from, was {pair[0]}, is {pair[1]}")
         raise UsageError(
             f"the checkpoints in {config.run} are of another run: {'; '.join(fatal)}. Take the old values to continue "
             "it, or another run=FOLDER to start a new one"

@@ -253,6 +253,12 @@ def check(config: Config) -> None:
     ):
         once = len(names) == len(set(names)) > 0
         demand(once and set(names) <= set(known), key, f"some of {', '.join(known)}, each once")
+    mode, smallest = config.augment.mode, min(config.model.base) * (start or config.resolution) // 4
+    demand(mode != "fixed" or config.augment.p > 0, "augment.p", "above 0 with augment.mode=fixed")
+    fits = mode == "none" or (smallest >= 2 and config.model.name != "mlp")
+    demand(fits, "augment.mode", "none for pictures with a side of one pixel")
+    possible = not config.train.freeze_d or (config.init and start is None and config.model.name != "mlp")
+    demand(bool(possible), "train.freeze_d", "0 but for networks that do not grow, with init=CHECKPOINT")
     demand(-1 <= config.augment.target <= 1, "augment.target", "between -1 and 1")
     demand(len(config.output.grid) == 2 and min(config.output.grid) > 0, "output.grid", "[columns, rows]")
     tables = "growth.stable_kimg_at growth.fade_kimg_at loss.r1_gamma_at train.batch_at train.micro_batch_at"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import platform
 import signal
 import sys
@@ -31,6 +32,8 @@ from stylegan_pg.report import Means, Reporter
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import crossed, phase_at, phases
 from stylegan_pg.settings import to_yaml
+
+FORGIVEN = 0.01  # of a step that was left out, by each good one
 
 
 class Trainer:
@@ -237,7 +240,7 @@ class Trainer:
         if tick:
             self.outputs.tick(before, len(self.told))
         self.outputs.due(before, last=last)
-        if due:
+        if due and (not p.faults or self.stopping or last):  # a state that may have diverged takes no good one's place
             self.checkpoint()
 
     def count_faults(self, nimg: int) -> None:
@@ -248,11 +251,13 @@ class Trainer:
         """
         p = self.players
         if not p.faults:
+            p.state["_skipped"] = max(p.state.get("_skipped", 0.0) - FORGIVEN, 0.0)
             return
+        p.state["_skipped"] = p.state.get("_skipped", 0.0) + 1
         p.state["skipped"] = p.state.get("skipped", 0) + 1
         told = f"the step at nimg {nimg} ({p.phase}) was left out: {'; '.join(p.faults)}"
-        self.say(f"warning: {told} ({p.state['skipped']:.0f} of at most {self.config.train.max_skipped})")
-        if p.state["skipped"] > self.config.train.max_skipped:
+        self.say(f"warning: {told} ({math.ceil(p.state['_skipped'])} of at most {self.config.train.max_skipped})")
+        if p.state["_skipped"] > self.config.train.max_skipped:
             newest = next(iter(checkpoint.found(self.folder)), None)
             raise RunError(
                 f"training has diverged: more than train.max_skipped={self.config.train.max_skipped} steps were left "

@@ -14,7 +14,6 @@ from torch import nn
 
 from stylegan_pg import checkpoint
 from stylegan_pg.errors import UsageError
-from stylegan_pg.networks.layers import FullyConnected
 from stylegan_pg.snapshot import load_snapshot
 
 Weights = dict[str, dict[str, torch.Tensor]]
@@ -54,15 +53,24 @@ def read(path: str, network: str) -> Weights:
 def adopt(net: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     """Give `net` every tensor of `state` that fits; returns the names that stay as they were initialised.
 
-    A dense layer that has more inputs than it had (a generator that becomes conditional: the label's come behind the
-    latent's) keeps what it computed: the old weights, for the equalised learning rate's other factor, and zeros.
+    A mapping that becomes conditional keeps what it computed: its first layer has the label's inputs behind the
+    latent's (w_dim more), and takes the old weights, for the equalised learning rate's other factor, and zeros.
     """
-    new = []
-    for name, tensor in net.state_dict().items():
+    new, ours = [], net.state_dict()
+    first, width = ours.get("mapping.fc0.weight"), ours.get("mapping.embed.bias")
+    old_first = state.get("mapping.fc0.weight")
+    becomes_conditional = (
+        first is not None
+        and width is not None
+        and old_first is not None
+        and "mapping.embed.weight" not in state
+        and first.shape == (old_first.shape[0], old_first.shape[1] + len(width))
+    )
+    for name, tensor in ours.items():
         old = state.get(name)
         if old is not None and old.shape == tensor.shape:
             tensor.copy_(old)
-        elif old is not None and _has_more_inputs(net, name, tensor, old):
+        elif old is not None and name == "mapping.fc0.weight" and becomes_conditional:
             tensor.zero_()
             tensor[:, : old.shape[1]] = old.to(tensor) * math.sqrt(tensor.shape[1] / old.shape[1])
         else:
@@ -70,16 +78,15 @@ def adopt(net: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     return new
 
 
-def _has_more_inputs(net: nn.Module, name: str, tensor: torch.Tensor, old: torch.Tensor) -> bool:
-    layer, _, leaf = name.rpartition(".")
-    dense = leaf == "weight" and isinstance(net.get_submodule(layer), FullyConnected)
-    return dense and tensor.ndim == old.ndim == 2 and len(tensor) == len(old) and tensor.shape[1] > old.shape[1]
-
-
 def freeze(D: Any, count: int) -> list[nn.Parameter]:
     """The parameters of D's `count` highest resolutions, which are not to be trained (Mo et al. 2020, Freeze-D).
 
-    The last one, 4x4, always learns, and so does a D without resolutions.
+    The last one, 4x4, always learns.
     """
-    frozen = sorted(getattr(D, "resolutions", []), reverse=True)[:-1][:count]
-    return [p for r in frozen for p in getattr(D, f"b{r}").parameters()]
+    return [p for _, p in frozen(D, count)]
+
+
+def frozen(D: Any, count: int) -> list[tuple[str, nn.Parameter]]:
+    """Those parameters with their names in D."""
+    resolutions = sorted(D.resolutions, reverse=True)[:-1][:count] if count else []
+    return [(f"b{r}.{name}", p) for r in resolutions for name, p in getattr(D, f"b{r}").named_parameters()]

@@ -40,6 +40,10 @@ def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) ->
     for a new run, which measures for some seconds where nothing is known yet.
     """
     notes = []
+    if config.model.name == "mlp":  # neither matters to it
+        train = dataclasses.replace(config.train, channels_last=bool(config.train.channels_last))
+        model = dataclasses.replace(config.model, low_precision="fp32")
+        return dataclasses.replace(config, train=train, model=model), ""
     if config.train.channels_last is None:
         if kept:
             last = kept["train"].get("channels_last")

@@ -610,3 +610,14 @@ def test_impossible_settings_are_refused(key, value):
     settings.check(config)
     with pytest.raises(UsageError, match=rf"augment\.{key}"):
         settings.check(dataclasses.replace(config, augment=dataclasses.replace(config.augment, **{key: value})))
+
+
+def test_reflection_is_the_same_in_deterministic_mode():
+    """There it goes by indices, since the gradient of padding is refused on GPUs."""
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    plain = geometry.mirror(x, 9)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(geometry.mirror(x, 9), plain)
+    finally:
+        torch.use_deterministic_algorithms(False)

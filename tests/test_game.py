@@ -26,7 +26,8 @@ def entered(data, *overrides):
 def stepped(game, count):
     """Statistics of `count` steps, and after each of them which of the two nets have moved."""
     p = game.current
-    data = batches(game.table, seed=0, start=game.nimg, end=p.end, batch=p.batch, share=game.share, workers=0)
+    how = {"share": game.share, "classes": game.classes, "workers": 0}
+    data = batches(game.table, seed=0, start=game.nimg, end=p.end, batch=p.batch, **how)
     for _, batch in zip(range(count), data, strict=False):
         before = {k: t.clone() for k, t in game.tensors().items()}
         stats, _ = game.step(batch)
@@ -68,11 +69,34 @@ def test_clipped_weights(tiny_data):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_frozen_resolutions_of_d(tiny_data, count):
-    game = entered(tiny_data, "resolution=16", f"train.freeze_d={count}")
+    game = entered(tiny_data, "resolution=16", "init=some", f"train.freeze_d={count}")
     moved = set().union(*(moved for _, moved in stepped(game, 2)))
     frozen = {f"D/b{r}" for r in (16, 8)[:count]}  # never the last block, b4
     for name in (k for k in game.tensors() if k.startswith("D/")):
         assert (name in moved) == (name.split(".")[0] not in frozen), name
+
+
+def test_terms_of_no_weight_are_left_out(tiny_data):
+    none, zero = entered(tiny_data, "loss.r1_gamma=0"), entered(tiny_data, "loss.r1_gamma_at={8: 0}", "loss.r1_every=1")
+    for game in (none, zero):
+        assert not any("r1_penalty" in stats for stats, _ in stepped(game, 2))
+    a, b = none.tensors(), zero.tensors()
+    assert all(torch.equal(t, b[name]) for name, t in a.items())
+
+
+@pytest.mark.parametrize("extra", ["loss.objective=relativistic", "loss.terms=[{name: gradient_penalty}]"])
+def test_images_that_meet_are_of_one_class(tiny_data, monkeypatch, extra):
+    """A real image's partner, and what it is mixed with, is generated for its label."""
+    game = entered(tiny_data, "data.conditional=true", "loss.pl_weight=0", extra)
+    asked, given = [], []
+    whole = game.G.mapping.forward
+    monkeypatch.setattr(game.G.mapping, "forward", lambda z, c: asked.append(c) or whole(z, c))
+    real_images = game.real_images
+    monkeypatch.setattr(game, "real_images", lambda batch: given.append(batch.condition) or real_images(batch))
+    list(stepped(game, 1))
+    d_labels, g_labels = asked[-1], asked[0]
+    assert torch.equal(d_labels, given[0])
+    assert torch.equal(g_labels, given[0]) == ("relativistic" in extra)
 
 
 def spoilt(monkeypatch, name, at):

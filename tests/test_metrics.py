@@ -19,7 +19,6 @@ from stylegan_pg.metrics.evaluate import Evaluator
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
-from stylegan_pg.networks.stylegan2 import SynthesisBlock
 from stylegan_pg.snapshot import load_snapshot
 
 
@@ -255,13 +254,13 @@ def test_path_length_is_measured_in_full_precision(tiny_data, snapshot):
     index, lengths = load_index(str(tiny_data)), []
     for at in ([], [8, 16]):
         G = load_snapshot(snapshot)
-        blocks = [m for m in G.modules() if isinstance(m, SynthesisBlock)]
-        for block in blocks:
-            block.dtype = torch.bfloat16 if block.resolution in at else None
+        blocks = {r: getattr(G.synthesis, f"b{r}") for r in G.synthesis.resolutions}
+        for r, block in blocks.items():
+            block.dtype = torch.bfloat16 if r in at else None
         e = Evaluator(index, 16, [parse("ppl2_wend16")], Tools(CPU))
         e.networks._loaded["lpips"] = features.Distance(Squares(), "")
         lengths.append(e(G)["ppl2_wend16"])
-        assert [b.dtype for b in blocks if b.resolution in at] == [torch.bfloat16] * len(at)
+        assert [blocks[r].dtype for r in at] == [torch.bfloat16] * len(at)
     assert lengths[0] == pytest.approx(lengths[1], rel=1e-3)
 
 

@@ -46,7 +46,6 @@ GENERATIONS = {
         "data__conditional": "true",
         "loss__objective": "relativistic",
         "loss__terms": "[{name: r2, weight: 1, every: 2}]",
-        "train__freeze_d": 1,
     },
 }
 

@@ -120,7 +120,7 @@ config = load_config("stylegan2-ffhq1024", [
     "train.batch=1", "train.micro_batch=1", "train.device=cpu", "model.low_precision=fp32", "data.url=none"])
 
 class Index:
-    path, count, channels, label_names = "none", 1, 3, ()
+    path, count, channels, label_names, base = "none", 1, 3, (), (4, 4)
     def table(self, resolution):
         return None
 

@@ -6,8 +6,10 @@ import torch
 
 from stylegan_pg import checkpoint
 from stylegan_pg.errors import UsageError
+from stylegan_pg.networks import NETWORKS
+from stylegan_pg.settings import load_config
 from stylegan_pg.snapshot import load_snapshot
-from stylegan_pg.transfer import read
+from stylegan_pg.transfer import adopt, read
 
 SHORT = {"output__grid_kimg": 0, "output__snapshot_kimg": 1, "train__total_kimg": 0.032, "growth__start": "null"}
 
@@ -18,12 +20,6 @@ def source(tiny_data, tmp_path_factory):
     run = tmp_path_factory.mktemp("source") / "run"
     harness.finish(harness.start(harness.arguments(run, tiny_data, **SHORT)))
     return checkpoint.found(run / "checkpoints")[0], next((run / "snapshots").glob("*.safetensors"))
-
-
-def first_state(run):
-    """The players before their first step, from the checkpoint of a run whose learning rates are next to nothing."""
-    tensors, _ = harness.newest(run)
-    return tensors
 
 
 def started(tmp_path, data, init, **changes):
@@ -73,6 +69,38 @@ def test_a_conditional_run_starts_as_the_unconditional_generator(source, tiny_da
     old = load_snapshot(source[1])
     z, c = torch.randn(4, G.z_dim, generator=torch.Generator().manual_seed(0)), torch.eye(G.c_dim)[[0, 1, 0, 1]]
     torch.testing.assert_close(G(z, c), old(z), rtol=1e-4, atol=1e-4)
+
+
+def test_other_layers_of_another_form_are_new():
+    """More classes, a longer latent, another base: what would be filled up with zeros is drawn and named instead."""
+    shape = {"resolution": 8, "channel_base": 64, "channel_max": 8}
+    pair = NETWORKS["stylegan2"]
+    G = {"z_dim": 4, "w_dim": 4, "mapping_layers": 2, **shape}
+    for old, new, name in (
+        (pair.G(**G, c_dim=3), pair.G(**G, c_dim=5), "mapping.embed.weight"),
+        (pair.G(**G), pair.G(**(G | {"z_dim": 8})), "mapping.fc0.weight"),
+        (pair.D(**shape), pair.D(**shape, base=(4, 6)), "b4.fc.weight"),
+    ):
+        before = new.state_dict()[name].clone()
+        assert name in adopt(new, old.state_dict())
+        assert torch.equal(new.state_dict()[name], before)
+
+
+def test_frozen_layers_need_weights(source, tiny_data, tmp_path):
+    how = SHORT | {"train__freeze_d": 1, "init": source[1]}
+    told = harness.finish(harness.start(harness.arguments(tmp_path / "run", tiny_data, **how)), expected=2)
+    assert "does not hold it" in told
+    assert "Traceback" not in told
+    tensors, _ = started(tmp_path, tiny_data, source[0], train__freeze_d=1, optim__d_lr=0.01)
+    old, _ = checkpoint.read(source[0])
+    kept = {k for k in old if k.startswith("D/") and torch.equal(tensors[k], old[k])}
+    assert kept == {k for k in old if k.startswith("D/b16.")}
+
+
+@pytest.mark.parametrize("given", ["train.freeze_d=1", "train.freeze_d=1 init=x growth.start=8"])
+def test_freezing_without_a_start_is_refused(given):
+    with pytest.raises(UsageError, match=r"train\.freeze_d=1 is not possible"):
+        load_config(None, ["run=r", "data.url=d", "train.total_kimg=1", *given.split()])
 
 
 def test_init_counts_at_the_start_only(source, tiny_data, tmp_path):

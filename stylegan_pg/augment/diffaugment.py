@@ -34,7 +34,7 @@ def draw(policy: str, count: int, generator: torch.Generator, size: tuple[int, i
         params["saturation"] = uniform(*SATURATION)
         params["contrast"] = uniform(*CONTRAST)
     if "translation" in names:
-        limits = [round(side * TRANSLATION) for side in (size[1], size[0])]
+        limits = [int(side * TRANSLATION + 0.5) for side in (size[1], size[0])]
         shifts = [torch.randint(-limit, limit + 1, [count], generator=generator) for limit in limits]
         params["shift"] = torch.stack(shifts, dim=1).float()
     if "cutout" in names:

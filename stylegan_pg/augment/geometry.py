@@ -46,6 +46,12 @@ def changed(images: torch.Tensor, which: torch.Tensor, f: Callable[..., torch.Te
 
 def mirror(images: torch.Tensor, pad: int) -> torch.Tensor:
     """Continue [N, C, H, W] (H, W of at least 2) by reflection about its outer pixels, by `pad` on every side."""
+    if torch.are_deterministic_algorithms_enabled():  # which refuses the gradient of reflection on GPUs
+        for axis in (2, 3):
+            size = images.shape[axis]
+            place = fold(torch.arange(-pad, size + pad, dtype=torch.float64), size).long()
+            images = images.index_select(axis, place.to(images.device))
+        return images
     h, w = (size - 1 for size in images.shape[2:])
     top = left = pad
     while top or left:  # a reflection reaches no further than the image; what it makes can be reflected again
