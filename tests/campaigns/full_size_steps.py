@@ -1,0 +1,74 @@
+"""One whole training step at 1024x1024, with every term, on the CPU, and the memory it took.
+
+python tests/campaigns/full_size_steps.py [CONFIG fade|stable]: without arguments all architectures in both phases, each
+in a process of its own (about half an hour on two cores).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+CASES = [
+    (config, phase)
+    for config in ("progan-celebahq1024", "stylegan-ffhq1024", "ffhq1024")
+    for phase in ("fade", "stable")
+]
+
+
+class Index:
+    """In a dataset's place: RGB pictures without labels."""
+
+    path, count, channels, label_names, base = "none", 1, 3, (), (4, 4)
+
+    def table(self, resolution: int) -> None:
+        return None
+
+
+def step(name: str, kind: str) -> dict[str, float]:
+    """Seconds and peak memory (GiB, of this whole process) of one step on one image."""
+    import torch
+
+    from stylegan_pg.data.stream import Batch
+    from stylegan_pg.game import Game
+    from stylegan_pg.parallel import Parallel
+    from stylegan_pg.schedule import phases
+    from stylegan_pg.settings import load_config
+
+    one = ["train.batch=1", "train.batch_at={}", "train.micro_batch=1", "train.micro_batch_at={}"]
+    config = load_config(name, [*one, "train.device=cpu", "model.low_precision=fp32", "data.url=none"])
+    last = [p for p in phases(config) if p.resolution == 1024 and p.fade == (kind == "fade")][-1]
+    game = Game(config, Index(), Parallel(config))  # type: ignore[arg-type]  # what a step needs of a DatasetIndex
+    game.enter(last)
+    game.nimg = last.start
+    started = time.time()
+    stats, _ = game.step(Batch(torch.randint(0, 256, [1, 3, 1024, 1024], dtype=torch.uint8), None, []))
+    assert not game.faults, game.faults
+    expected = {"loss_g", "loss_d"}.union(*(set(reports) for reports in reports_of(game)))
+    assert expected <= stats.keys(), expected - stats.keys()
+    return {"seconds": time.time() - started, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def reports_of(game) -> list[tuple[str, ...]]:
+    from stylegan_pg.losses import TERMS
+
+    return [TERMS[term.name].reports for term in game.terms]
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        print(json.dumps(step(*sys.argv[1:])))
+        return
+    for name, kind in CASES:
+        done = subprocess.run([sys.executable, __file__, name, kind], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{name} {kind}: {done.stderr}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name:<24} {kind:<7} {result['seconds']:7.1f} s  {result['gib']:6.2f} GiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
