@@ -25,8 +25,8 @@ PROCESSES = 2
 EVERYONE = {
     "resolution": 32,
     "growth.start": 4,
-    "growth.stable_kimg_at": "{4: 4, 8: 5, 16: 5, 32: 6}",
-    "growth.fade_kimg_at": "{8: 2, 16: 3, 32: 3}",
+    "growth.stable_kimg_at": "{4: 2, 8: 4, 16: 4, 32: 5}",
+    "growth.fade_kimg_at": "{8: 1, 16: 2, 32: 2}",
     "train.batch": 16,
     "train.batch_at": "{4: 32, 8: 32}",
     "train.threads": 1,
@@ -34,8 +34,8 @@ EVERYONE = {
     "output.grid_kimg": 2,
     "output.tick_kimg": 0.25,
     "output.snapshot_kimg": 0,
-    "metrics.every_kimg": 4,
-    "metrics.images": 2048,
+    "metrics.every_kimg": 3,
+    "metrics.images": 1024,
 }
 GENERATIONS: dict[str, dict[str, object]] = {
     "progan": {
