@@ -78,7 +78,8 @@ def rows_of(text: str, config: Config) -> list[tuple[float, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-def test_plans_of_shipped_configurations(name):
+def test_plans_of_shipped_configurations(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no data
     config = load_config(name)
     if config.growth.start:  # counting takes a second a phase: of growth, the last three phases will do
         config = load_config(name, [f"growth.start={config.resolution // 2}"])

@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 def commands(prefix: str) -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    blocks = [block.replace("\\\n", "") for block in blocks]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith(prefix)]
 
@@ -39,12 +40,13 @@ def test_every_file_in_the_tree_is_described():
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_from_a_folder_to_pictures(tmp_path):
-    """pack, dry run, train, torchrun, sample, metrics, and the Python lines, with a tiny model in place of FFHQ's."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    """pack, plan, dry run, train, torchrun, transfer, sample, metrics, and the Python lines, with a tiny model in place
+    of FFHQ's."""
     dice = np.random.default_rng(0)
     for i in range(40):
-        Image.fromarray(dice.integers(0, 256, [40, 32, 3], dtype=np.uint8)).save(pictures / f"{i}.jpg")
+        folder = tmp_path / "pictures" / ("cat", "dog")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dice.integers(0, 256, [40, 32, 3], dtype=np.uint8)).save(folder / f"{i}.jpg")
     tiny = {k: v for k, v in harness.TINY.items() if "." in k or k == "resolution"}
     tiny |= {"resolution": 32, "growth.start": 16, "loss.r1_gamma_at": "{}", "train.batch_at": "{}"}
     tiny |= {"train.total_kimg": 0.064, "train.micro_batch_at": "{}", "model.low_precision": "fp32"}
@@ -63,18 +65,29 @@ def test_from_a_folder_to_pictures(tmp_path):
         return result.stdout
 
     (pack,) = commands("stylegan-pg pack")
-    run(pack.replace("~/pictures", str(pictures)).replace("--resolution 1024", "--resolution 32"))
-    dry, train = commands("stylegan-pg train")
+    run(pack.replace("~/pictures", str(tmp_path / "pictures")).replace("--resolution 1024", "--resolution 32"))
+    dry, train, transfer = commands("stylegan-pg train")
     assert "1024x1024 stable" in run(dry)
     run(f"{train} {overrides}")
     (snapshot,) = (p for p in (tmp_path / "runs" / "mine" / "snapshots").iterdir() if "best" not in p.name)
     single, *_ = commands("torchrun")
     run(f"{single.replace('--nproc-per-node 8', '--nproc-per-node 2')} {overrides}")
     published = "runs/ffhq1024/snapshots/025000kimg.safetensors"
-    for command in commands("stylegan-pg sample") + commands("stylegan-pg metrics"):
+    sample, classes = commands("stylegan-pg sample")
+    for command in [sample, *commands("stylegan-pg metrics")]:
         assert published in command
         run(command.replace(published, str(snapshot)))
     assert (tmp_path / "pictures" / "grid.png").exists()
+
+    (checkpoint, *_) = (tmp_path / "runs" / "mine" / "checkpoints").glob("*.safetensors")
+    transfer = transfer.replace("runs/ffhq256/checkpoints/000025000000.safetensors", str(checkpoint))
+    run(f"{transfer.replace('data/cats', 'data/ffhq1024')} {overrides} growth.start=null data.conditional=true")
+    (labelled,) = (p for p in (tmp_path / "runs" / "cats" / "snapshots").iterdir() if "best" not in p.name)
+    run(classes.replace("runs/animals/snapshots/best.safetensors", str(labelled)))
+    assert (tmp_path / "pictures" / "classes.png").exists()
+    (plan,) = commands("stylegan-pg plan")
+    assert "1024x1024 fade" in run(plan)
+    assert (tmp_path / "plan.png").exists()
 
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = code.replace(published, os.path.relpath(snapshot, tmp_path)) + "\nassert images.shape == (4, 3, 32, 32)"
