@@ -17,14 +17,34 @@ from stylegan_pg.ops import native, reference
 from stylegan_pg.ops.bias_act import bias_act
 from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
 
-SHAPES = {64: (8, 128), 256: (4, 64), 512: (1, 32)}
-
+# Batch and channels at a resolution: for a GPU what networks at 1024x1024 have there, too large for its caches.
+SHAPES = {
+    "cpu": {64: (8, 128), 256: (4, 64), 512: (1, 32)},
+    "cuda": {64: (32, 512), 256: (16, 128), 1024: (4, 32)},
+}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], seconds: float, least: int = 7) -> dict[str, float]:
+def clocked(function: Callable[[], Any], device: str = "cpu") -> float:
+    """Seconds of one call. On a GPU a share of ten in a row by its own clock, or launching would be measured."""
+    if device == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(10):
+        function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e4
+
+
+def interleaved(
+    functions: dict[str, Callable[[], Any]], seconds: float, least: int = 7, device: str = "cpu"
+) -> dict[str, float]:
     """Median seconds of each, run in turn for a while."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -32,11 +52,7 @@ def interleaved(functions: dict[str, Callable[[], Any]], seconds: float, least: 
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < least:
         for name, function in functions.items():
-            t = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - t)
+            times[name].append(clocked(function, device))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -69,7 +85,7 @@ def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]
     """One row for each operation, number format, layout and size, as it is measured."""
     f = setup_filter([1, 3, 3, 1]).to(device)
     formats = [d for d in DTYPES if DTYPES[d] in native.SUPPORTED.get(device, (torch.float32,))]
-    for resolution, (n, c) in SHAPES.items():
+    for resolution, (n, c) in SHAPES[device].items():
         for dtype in formats:
             for layout, memory_format in LAYOUTS.items():
                 x = torch.randn(n, c, resolution, resolution, device=device).to(DTYPES[dtype])
@@ -80,7 +96,7 @@ def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]
                     if only not in name:
                         continue
                     out = ours().clone()
-                    t = interleaved({"ours": ours, "plain": plain, "copy": out.clone}, seconds)
+                    t = interleaved({"ours": ours, "plain": plain, "copy": out.clone}, seconds, device=device)
                     # Backward and forward move x and y; x, dy and dx.
                     moved = 5 * x.nbytes if "backward" in op else x.nbytes + out.nbytes
                     copy = t["copy"] / t["ours"]
