@@ -152,12 +152,21 @@ class Patience:
 
 
 class _Body:
-    """A response's body, of which `length` bytes (None: all) are to come after `skip` that nobody wants."""
+    """A response's body, of which `length` bytes (None: all) are to come after `skip` that nobody wants.
+
+    Its own reading alone is watched for faults: what goes wrong with the bytes in the caller's hands is the caller's.
+    """
 
     def __init__(self, raw: Any, url: str, length: int | None, skip: int = 0, exact: bool = True):
         self.raw, self.url, self.left, self.skip, self.exact = raw, url, length, skip, exact
 
     def read(self, n: int) -> bytes:
+        with _s3_faults(self.url) if self.url.startswith("s3://") else _http_faults(self.url):
+            return self._read(n)
+
+    def _read(self, n: int) -> bytes:
+        if self.left == 0:
+            return b""
         while self.skip:
             got = self.raw.read(min(self.skip, CHUNK))
             if not got:
@@ -196,27 +205,31 @@ def _request(url: str, method: str = "GET", span: str = "") -> urllib.request.Re
 
 @contextlib.contextmanager
 def _open_http(url: str, start: int, end: int | None) -> Iterator[Stream]:
-    if end is not None and end <= start:
-        yield _Body(None, url, 0)
-        return
-    span = f"bytes={start}-{'' if end is None else end - 1}" if start or end is not None else ""
+    span = _span(start, end)
     with _http_faults(url):
         try:
             response = urllib.request.urlopen(_request(url, span=span), timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
-            if error.code != 416:
+            if error.code != 416:  # nothing from `start` on
                 raise
-            error.close()  # nothing from `start` on
-            yield _Body(None, url, 0)
-            return
-        with response:
-            length = int(response.headers["Content-Length"]) if response.headers.get("Content-Length") else None
-            skip = 0
-            if span and response.status != 206:  # the server knows no ranges
-                skip, length = start, None if length is None else max(length - start, 0)
-                if end is not None:
-                    length = end - start if length is None else min(length, end - start)
-            yield _Body(response, url, length, skip)
+            error.close()
+            response = None
+    if response is None or end == start:
+        yield _Body(None, url, 0)
+        return
+    length = int(response.headers["Content-Length"]) if response.headers.get("Content-Length") else None
+    skip = 0
+    if span and response.status != 206:  # the server knows no ranges
+        skip, length = start, None if length is None else max(length - start, 0)
+        if end is not None:
+            length = end - start if length is None else min(length, end - start)
+    with contextlib.closing(response):
+        yield _Body(response, url, length, skip)
+
+
+def _span(start: int, end: int | None) -> str:
+    """The Range header of [start, end)."""
+    return f"bytes={start}-{'' if end is None else max(end - 1, start)}" if start or end is not None else ""
 
 
 def _stat_http(url: str) -> Stat:
@@ -260,40 +273,40 @@ def _s3_client(_: int) -> Any:
     return boto3.session.Session().client("s3", config=how)
 
 
+def _s3_status(error: Exception) -> int:
+    answer = getattr(error, "response", None)
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
+
+
 @contextlib.contextmanager
 def _s3_faults(url: str) -> Iterator[None]:
     try:
         yield
-    except (Fault, UsageError):
+    except Fault:
         raise
     except Exception as error:  # botocore's have no common base with urllib3's, which come through in a body
-        name, text = type(error).__name__, str(error)
-        answer = getattr(error, "response", None)
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
-        lasting = status in _LASTING_STATUS or re.search("Credentials|NoRegion|ParamValidation|Invalid|Profile", name)
-        if not (lasting or status or isinstance(error, OSError) or "botocore" in str(type(error)) or "urllib3" in name):
-            if not type(error).__module__.startswith(("botocore", "urllib3", "boto3", "s3transfer")):
-                raise
-        raise (Lasting if lasting else Passing)(f"{url}: {text}") from None
+        kind, status = type(error), _s3_status(error)
+        if not isinstance(error, OSError) and not kind.__module__.startswith(("botocore", "urllib3", "boto3")):
+            raise
+        lasting = status in _LASTING_STATUS or re.search("Credential|Region|Param|Profile|InvalidE", kind.__name__)
+        raise (Lasting if lasting else Passing)(f"{url}: {error}") from None
 
 
 @contextlib.contextmanager
 def _open_s3(url: str, start: int, end: int | None) -> Iterator[Stream]:
-    if end is not None and end <= start:
+    span = _span(start, end)
+    with _s3_faults(url):
+        try:
+            answer = _s3().get_object(**_bucket_key(url), **({"Range": span} if span else {}))
+        except Exception as error:
+            if _s3_status(error) != 416:  # nothing from `start` on
+                raise
+            answer = None
+    if answer is None or end == start:
         yield _Body(None, url, 0)
         return
-    with _s3_faults(url):
-        span = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
-        try:
-            answer = _s3().get_object(**_bucket_key(url), **span)
-        except Exception as error:
-            status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status != 416:
-                raise
-            yield _Body(None, url, 0)
-            return
-        with contextlib.closing(answer["Body"]) as body:
-            yield _Body(body, url, int(answer["ContentLength"]))
+    with contextlib.closing(answer["Body"]) as body:
+        yield _Body(body, url, int(answer["ContentLength"]))
 
 
 # ---------------------------------------------------------------------------------------------- commands and files
@@ -324,12 +337,17 @@ def _open_pipe(url: str, start: int, end: int | None) -> Iterator[Stream]:
             process.wait()
 
 
-class _Printed(_Body):
+class _Plain(_Body):
+    """A file or a pipe, whose faults are plain OSErrors."""
+
+    def read(self, n: int) -> bytes:
+        return self._read(n)
+
+
+class _Printed(_Plain):
     """A command's output; its exit status says at the end whether that was all."""
 
-    def __init__(
-        self, raw: BinaryIO, url: str, start: int, end: int | None, process: subprocess.Popen, said: BinaryIO
-    ):
+    def __init__(self, raw: BinaryIO, url: str, start: int, end: int | None, process: subprocess.Popen, said: BinaryIO):
         super().__init__(raw, url, None if end is None else max(end - start, 0), start, exact=False)
         self.process, self.said = process, said
 
@@ -354,4 +372,4 @@ def file_path(url: str) -> str:
 def _open_file(url: str, start: int, end: int | None) -> Iterator[Stream]:
     with open(file_path(url), "rb") as file:
         file.seek(start)
-        yield _Body(file, url, None if end is None else max(end - start, 0), exact=False)
+        yield _Plain(file, url, None if end is None else max(end - start, 0), exact=False)
