@@ -127,6 +127,7 @@ class Patience:
 
     def __init__(self, seconds: float):
         self.seconds, self.dice = seconds, random.Random()  # not the shared generator, whose state is others'
+        self.furthest = 0  # for who sees progress in bytes
         self.progress()
 
     def progress(self) -> None:
@@ -217,7 +218,8 @@ def _open_http(url: str, start: int, end: int | None) -> Iterator[Stream]:
     if response is None or end == start:
         yield _Body(None, url, 0)
         return
-    length = int(response.headers["Content-Length"]) if response.headers.get("Content-Length") else None
+    announced = response.headers.get("Content-Length")
+    length = int(announced) if announced else None
     skip = 0
     if span and response.status != 206:  # the server knows no ranges
         skip, length = start, None if length is None else max(length - start, 0)
