@@ -1,0 +1,231 @@
+"""Which image is shown when: a function of (shard sizes, seed, window) and the number of images shown before.
+
+Epoch e of a dataset is a permutation of its shards, then a permutation of the samples within each group of consecutive
+shards. A group holds at least `window` samples of at least SPREAD shards (all of them where there are fewer), so a
+reader needs the shards of one group at a time. Image n of a run is place n mod count of epoch n div count: nothing is
+replayed to get there, and neither ranks nor workers come into it.
+
+Permutations are sorted raw words of Philox, a counter-based generator (Salmon et al. 2011) whose words numpy keeps the
+same in all its versions, keyed by rng.derive(seed, purpose, epoch, ...).
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from stylegan_pg.rng import derive
+
+WINDOW = 65536  # samples
+SPREAD = 8  # shards
+BLOCK = 256  # positions over which a mixture keeps its proportions
+_TRIES, _STRAIGHT = 32, 0.05  # arrangements of groups, of which the first with a smaller correlation is taken
+
+_Value = TypeVar("_Value")
+
+
+def flipped(seed: int, epoch: int, ordinal: int) -> bool:
+    """The mirror option's coin for one image in one epoch (of its source, in a mixture)."""
+    return bool(derive(seed, "mirror", epoch, ordinal) & 1)
+
+
+def permutation(n: int, seed: int, purpose: str, *key: int) -> np.ndarray:
+    """int64 [n], the numbers below n in an order that follows from the arguments, in every version of numpy."""
+    words = np.random.Philox(key=derive(seed, purpose, *key)).random_raw(n)
+    return np.argsort(words, kind="stable")
+
+
+class _Epoch(NamedTuple):
+    """Shards in the order of an epoch [shards]; where groups begin, and the last ends: among them, and in samples."""
+
+    shards: np.ndarray
+    first_shard: list[int]
+    first_sample: list[int]
+
+
+class Order:
+    """The order of one dataset."""
+
+    def __init__(self, shard_counts: Sequence[int], seed: int, window: int = WINDOW):
+        """`shard_counts`: samples of each shard; sample numbers (ordinals) go through the shards in turn."""
+        self.counts = np.asarray(shard_counts, np.int64)
+        self.seed, self.window = seed, max(int(window), 1)
+        self.ends = np.cumsum(self.counts)
+        self.count = int(self.ends[-1]) if len(self.ends) else 0
+        if not self.count:
+            raise ValueError("an order of no samples")
+        self._epochs: dict[Hashable, _Epoch] = {}
+        self._groups: dict[Hashable, np.ndarray] = {}
+
+    @property
+    def shards(self) -> int:
+        return len(self.counts)
+
+    def at(self, n: int) -> tuple[int, int]:
+        """(epoch, ordinal) of the n-th image of a run, n >= 0."""
+        epoch, place = divmod(n, self.count)
+        group = bisect.bisect_right(self._epoch(epoch).first_sample, place) - 1
+        return epoch, int(self._group(epoch, group)[place - self._epoch(epoch).first_sample[group]])
+
+    def shards_ahead(self, n: int, groups: int = 1) -> list[int]:
+        """The shards that images n and later need, in the order of first need: those of n's group (what is left of
+        it) and of `groups` - 1 further ones."""
+        return [shard for _distance, shard in self.needs(n, groups)]
+
+    def needs(self, n: int, groups: int = 1) -> list[tuple[int, int]]:
+        """As shards_ahead, each with the number of images from n on before its first one."""
+        found: dict[int, int] = {}
+        at = n
+        for _ in range(groups):
+            epoch, place = divmod(at, self.count)
+            first = self._epoch(epoch).first_sample
+            group = bisect.bisect_right(first, place) - 1
+            left = self._group(epoch, group)[place - first[group] :]
+            shards, index = np.unique(np.searchsorted(self.ends, left, side="right"), return_index=True)
+            for i in np.argsort(index):
+                found.setdefault(int(shards[i]), at - n + int(index[i]))
+            at += len(left)
+        return [(distance, shard) for shard, distance in found.items()]
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        return _kept(self._epochs, epoch, 2, lambda: self._arrange(epoch))
+
+    def _group(self, epoch: int, group: int) -> np.ndarray:
+        """Ordinals of the group's samples in the order they are shown."""
+
+        def make() -> np.ndarray:
+            shards, edge, _ = self._epoch(epoch)
+            ordinals = np.concatenate(
+                [np.arange(self.ends[s] - self.counts[s], self.ends[s]) for s in shards[edge[group] : edge[group + 1]]]
+            )
+            return ordinals[permutation(len(ordinals), self.seed, "order", epoch, group)]
+
+        return _kept(self._groups, (epoch, group), 3, make)
+
+    def _arrange(self, epoch: int) -> _Epoch:
+        """Shards and groups of an epoch. A chance likeness to the order of the files is avoided: with few groups it
+        would be frequent."""
+        best, least = None, 2.0
+        for attempt in range(_TRIES):
+            arranged = self._cut(permutation(self.shards, self.seed, "shards", epoch, attempt))
+            likeness = self._likeness(arranged)
+            if likeness < least:
+                best, least = arranged, likeness
+            if likeness < _STRAIGHT:
+                break
+        assert best is not None
+        return best
+
+    def _cut(self, shards: np.ndarray) -> _Epoch:
+        ends = np.cumsum(self.counts[shards])
+        edge, sample = [0], [0]
+        while True:
+            last = max(int(np.searchsorted(ends, sample[-1] + self.window)), edge[-1] + SPREAD - 1)  # of this group
+            left = self.count - int(ends[min(last, self.shards - 1)])
+            if left < self.window or self.shards - 1 - last < SPREAD:  # too little for another one
+                return _Epoch(shards, [*edge, self.shards], [*sample, self.count])
+            edge.append(last + 1)
+            sample.append(int(ends[last]))
+
+    def _likeness(self, epoch: _Epoch) -> float:
+        """Magnitude of the correlation between the samples' places in the files and the places of their groups."""
+        if len(epoch.first_shard) == 2:  # one group
+            return 0.0
+        weight = self.counts[epoch.shards].astype(float)
+        x = (self.ends - self.counts / 2)[epoch.shards]
+        middle = np.add(epoch.first_sample[:-1], epoch.first_sample[1:]) / 2
+        y = np.repeat(middle, np.diff(epoch.first_shard))
+        (xx, xy), (_, yy) = np.cov(x, y, aweights=weight).tolist()
+        return abs(xy) / math.sqrt(xx * yy)
+
+
+class Mixture:
+    """Several datasets in proportion to weights, each in an order and in epochs of its own: within an epoch of its
+    source every sample is shown once.
+
+    Ordinals and shards are numbered through the sources in turn. Of every BLOCK positions each source gets its share,
+    rounded so that no error adds up; which positions these are is drawn.
+    """
+
+    def __init__(self, sources: Sequence[Order], weights: Sequence[float], seed: int):
+        """Weights are greater than 0; their sum does not matter."""
+        if len(sources) != len(weights) or not sources or min(weights) <= 0:
+            raise ValueError("a mixture takes one weight above 0 for each of its sources")
+        self.sources, self.seed = list(sources), seed
+        exact = [Fraction(weight).limit_denominator(10**6) or Fraction(1, 10**6) for weight in weights]
+        self._sums = [sum(exact[: i + 1], Fraction(0)) for i in range(len(exact))]
+        self._share = [float(weight / self._sums[-1]) for weight in exact]
+        self.first = [sum(s.count for s in sources[:i]) for i in range(len(sources))]
+        self.first_shard = [sum(s.shards for s in sources[:i]) for i in range(len(sources))]
+        self.count = sum(s.count for s in sources)
+        self._blocks: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
+
+    @property
+    def shards(self) -> int:
+        return sum(source.shards for source in self.sources)
+
+    def at(self, n: int) -> tuple[int, int]:
+        """(epoch of its source, ordinal) of the n-th image of a run, n >= 0."""
+        source, before = self.source_at(n)
+        epoch, ordinal = self.sources[source].at(before)
+        return epoch, self.first[source] + ordinal
+
+    def source_at(self, n: int) -> tuple[int, int]:
+        """The source of the n-th image of a run, and how many of that source are shown before it."""
+        block, place = divmod(n, BLOCK)
+        sources, before = self._block(block)
+        return int(sources[place]), int(before[place])
+
+    def shards_ahead(self, n: int, groups: int = 1) -> list[int]:
+        """As Order.shards_ahead, for a group of every source."""
+        block, place = divmod(n, BLOCK)
+        sources, _ = self._block(block)
+        wanted = []
+        for i, quota in enumerate(self._before(block)):
+            shown = quota + int(np.count_nonzero(sources[:place] == i))
+            needs = self.sources[i].needs(shown, groups)
+            wanted += [(distance / self._share[i], self.first_shard[i] + shard) for distance, shard in needs]
+        return [shard for _distance, shard in sorted(wanted)]
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sources [BLOCK] of a block's positions, and how many of the same source come before each of them."""
+
+        def make() -> tuple[np.ndarray, np.ndarray]:
+            start, end = self._before(block), self._before(block + 1)
+            quotas = np.subtract(end, start)
+            drawn = permutation(BLOCK, self.seed, "mixture", block)
+            sources = np.repeat(np.arange(len(quotas)), quotas)[drawn]
+            before = np.empty([BLOCK], np.int64)
+            for i, first in enumerate(start):
+                before[sources == i] = np.arange(first, end[i])
+            return sources, before
+
+        return _kept(self._blocks, block, 4, make)
+
+    def _before(self, block: int) -> list[int]:
+        """Images of each source in all blocks before this one. The total is split into the last source's and the
+        others', those again, and so on: rounded so, no source ever loses what it had."""
+        left = block * BLOCK
+        counts = []
+        for i in range(len(self._sums) - 1, 0, -1):
+            others = left * self._sums[i - 1] / self._sums[i]
+            rounded = (2 * others.numerator + others.denominator) // (2 * others.denominator)
+            counts.append(left - rounded)
+            left = rounded
+        return [left, *reversed(counts)]
+
+
+def _kept(store: dict[Hashable, _Value], key: Hashable, limit: int, make: Callable[[], _Value]) -> _Value:
+    """store[key], made where it is missing; the oldest entries beyond `limit` go."""
+    if key not in store:
+        value = make()
+        while len(store) >= limit:
+            store.pop(next(iter(store)), None)
+        store[key] = value
+        return value
+    return store[key]
