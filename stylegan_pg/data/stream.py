@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stylegan_pg.data.index import CorruptSample, SampleTable
+from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError
 from stylegan_pg.rng import derive
 
