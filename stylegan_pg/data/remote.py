@@ -1,7 +1,7 @@
 """Bytes behind URLs: http(s), s3, the output of a command, and plain files; and which of their faults may pass.
 
     http://, https://   urllib: proxies from the environment, ranges where the server knows them
-    s3://BUCKET/KEY     boto3 (pip install 'stylegan-pg[s3]'); credentials, region, AWS_ENDPOINT_URL from the environment
+    s3://BUCKET/KEY     boto3 (pip install 'stylegan-pg[s3]'); credentials and AWS_ENDPOINT_URL from the environment
     pipe:COMMAND        what a command prints. It is split as a shell would, but there is no shell: for pipelines,
                         redirections and variables write pipe:bash -c '...'
     file://, a path     the file system
@@ -25,7 +25,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from stylegan_pg.errors import UsageError
@@ -37,7 +37,7 @@ _LASTING_STATUS = (400, 401, 403, 404, 405, 410, 416)
 _PIPELINE = {"|", ">", "<", ">>", "&&", "||", ";", "&", "2>&1"}
 
 
-class Fault(OSError):
+class Fault(OSError):  # noqa: N818 - what happened
     """Something that could not be read; the message names it."""
 
 
@@ -50,7 +50,7 @@ class Lasting(Fault):
 
 
 class Stat(NamedTuple):
-    """size in bytes, None where it cannot be known; tag: ETag, time of change, or "" - another one is another content."""
+    """size in bytes, None where it cannot be known; tag: ETag or time of change, "" where there is none."""
 
     size: int | None
     tag: str
@@ -127,15 +127,16 @@ class Patience:
 
     def __init__(self, seconds: float):
         self.seconds, self.dice = seconds, random.Random()  # not the shared generator, whose state is others'
+        self.furthest = 0  # for who sees progress in bytes
         self.progress()
 
     def progress(self) -> None:
         self.since, self.pauses = time.monotonic(), 0
 
-    def wait(self, fault: OSError) -> None:
+    def wait(self, fault: OSError, longest: float = 15.0) -> None:
         """Sleep before the next attempt; raises `fault` where there is to be none."""
-        pause = min(0.1 * 2**self.pauses, 15.0) * (0.5 + self.dice.random())
-        self.pauses += 1
+        pause = min(0.1 * 2**self.pauses, longest) * (0.5 + self.dice.random())
+        self.pauses = min(self.pauses + 1, 16)
         until = min(time.monotonic() + pause, self.since + self.seconds)
         if until <= time.monotonic() or Patience.giving_up:
             raise fault
@@ -217,7 +218,8 @@ def _open_http(url: str, start: int, end: int | None) -> Iterator[Stream]:
     if response is None or end == start:
         yield _Body(None, url, 0)
         return
-    length = int(response.headers["Content-Length"]) if response.headers.get("Content-Length") else None
+    announced = response.headers.get("Content-Length")
+    length = int(announced) if announced else None
     skip = 0
     if span and response.status != 206:  # the server knows no ranges
         skip, length = start, None if length is None else max(length - start, 0)
@@ -243,7 +245,7 @@ def _stat_http(url: str) -> Stat:
             error.close()
             with urllib.request.urlopen(_request(url, span="bytes=0-0"), timeout=TIMEOUT) as response:
                 headers, whole = response.headers, response.status != 206
-                size = headers.get("Content-Length" if whole else "Content-Range", "").rpartition("/")[2]
+                size = (headers.get("Content-Length" if whole else "Content-Range") or "").rpartition("/")[2]
         known = size is not None and size.isdigit()
         return Stat(int(size) if known else None, headers.get("ETag") or headers.get("Last-Modified") or "")
 
@@ -265,12 +267,12 @@ def _s3() -> Any:
 @functools.lru_cache(maxsize=1)
 def _s3_client(_: int) -> Any:
     try:
-        import boto3  # type: ignore[import-not-found]  # an extra
-        from botocore.config import Config  # type: ignore[import-not-found]
+        import boto3  # an extra
+        from botocore.config import Config
     except ImportError:
         raise UsageError("s3:// needs boto3: pip install 'stylegan-pg[s3]'") from None
     how = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"max_attempts": 1}, max_pool_connections=32)
-    return boto3.session.Session().client("s3", config=how)
+    return boto3.Session().client("s3", config=how)
 
 
 def _s3_status(error: Exception) -> int:
@@ -347,7 +349,9 @@ class _Plain(_Body):
 class _Printed(_Plain):
     """A command's output; its exit status says at the end whether that was all."""
 
-    def __init__(self, raw: BinaryIO, url: str, start: int, end: int | None, process: subprocess.Popen, said: BinaryIO):
+    def __init__(
+        self, raw: IO[bytes], url: str, start: int, end: int | None, process: subprocess.Popen, said: IO[bytes]
+    ):
         super().__init__(raw, url, None if end is None else max(end - start, 0), start, exact=False)
         self.process, self.said = process, said
 
