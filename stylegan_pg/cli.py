@@ -90,10 +90,10 @@ def train(
 
         print(describe(settings))
         return
-    from stylegan_pg.data.index import load_index
+    from stylegan_pg.data.mixture import load_dataset
     from stylegan_pg.train import run
 
-    raise typer.Exit(run(settings, load_index(settings.data.url), must_resume=resume))
+    raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume))
 
 
 @app.command()

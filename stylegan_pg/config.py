@@ -16,7 +16,9 @@ from omegaconf import MISSING
 
 @dataclass(frozen=True)
 class DataConfig:
-    url: str = MISSING  # the folder that `stylegan-pg pack` wrote
+    url: str = ""  # what `stylegan-pg pack` wrote: folder, http(s)://, s3://; or WebDataset tars: folder, a{00..99}.tar
+    mixture: dict[str, float] = field(default_factory=dict)  # instead of url: several, with weights
+    window: int = 65536  # samples that are shuffled at least at a time, of as many shards as hold them
     mirror: bool = False  # flip each image with probability 1/2
     conditional: bool = False  # use the class labels of the dataset
     workers: int = 2  # processes per rank that read and decode; 0 for none

@@ -17,8 +17,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from stylegan_pg.config import Config
-from stylegan_pg.data.index import load_index
-from stylegan_pg.errors import UsageError
+from stylegan_pg.data.mixture import load_dataset
+from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.estimate import Cost, Meter, cost_of
 from stylegan_pg.schedule import Phase, deal, phases, size_at
 from stylegan_pg.settings import to_yaml
@@ -124,8 +124,8 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
 def _dataset(config: Config) -> tuple[int, int, str]:
     """Channels, classes, and what there is to say; without a dataset at data.url, RGB without labels."""
     try:
-        index = load_index(config.data.url)
-    except UsageError as error:
+        index = load_dataset(config)
+    except (UsageError, RunError) as error:
         return 3, 0, f"not there yet ({error}); RGB without labels is assumed below"
     classes = len(index.label_names) if config.data.conditional else 0
     about = f"{index.count} images, resolutions {', '.join(map(str, index.resolutions))}, {index.channels} channels"

@@ -13,7 +13,8 @@ import torch
 from stylegan_pg import checkpoint, dist, transfer
 from stylegan_pg.compiling import compile_pair
 from stylegan_pg.config import Config, TermConfig
-from stylegan_pg.data.index import DatasetIndex, SampleTable, check_base
+from stylegan_pg.data.index import DatasetIndex, check_base
+from stylegan_pg.data.table import SampleTable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
@@ -42,7 +43,9 @@ class Players:
         check_base(index, config)
         self.classes = len(index.label_names) if config.data.conditional else 0
         if config.data.conditional and not self.classes:
-            raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")
+            raise UsageError(
+                f"data.conditional=true, but {index.path} has no labels for all its pictures: pack it with --labels"
+            )
         self.terms = config.loss.all_terms()
         self.nimg = 0
         self.phase: Phase | None = None

@@ -13,7 +13,7 @@ from stylegan_pg.schedule import Phase
 # Another value here makes another network, or moves the phases that nimg is counted in.
 FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
 # Another value here changes nothing about what is computed.
-FREE = ("run", "data.url", "data.workers", "data.cache_", "data.prefetch_shards", "data.patience_sec")
+FREE = ("run", "data.url", "data.mixture", "data.workers", "data.cache_", "data.prefetch_shards", "data.patience_sec")
 FREE += ("data.max_bad_share", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
 FREE += ("train.check_ranks_every", "train.max_skipped", "train.loss_scale", "init")
 
@@ -64,7 +64,7 @@ def compare(
     if state["dataset"] != index.identity:
         raise UsageError(
             f"the checkpoints in {config.run} were trained on other data than {index.path}: give data.url of the same "
-            "packed dataset to continue, or another run=FOLDER to start a new one"
+            "dataset (or data.mixture of the same, in the same proportions) to continue, or another run=FOLDER to start a new one"
         )
     nimg, number = state["nimg"], state["phase"]
     if number >= len(plan) or not plan[number].start < nimg <= plan[number].end:

@@ -39,6 +39,7 @@ POSITIVE = [
     "model.channel_base",
     "model.channel_max",
     "model.mbstd_group",
+    "data.window",
     "growth.devices",
     "optim.g_lr",
     "optim.d_lr",
@@ -217,6 +218,11 @@ def check(config: Config) -> None:
             raise UsageError(f"{key}={value(key)} is not possible: it must be {wanted}")
 
     demand(is_power_of_two(config.resolution) and config.resolution >= 4, "resolution", "a power of two, 4 or more")
+    if not config.data.url and not config.data.mixture:
+        raise UsageError("data.url is not set: give it in the configuration, or as data.url=... on the command line")
+    demand(not config.data.url or not config.data.mixture, "data.mixture", "empty where data.url is given")
+    fits = all(0 < weight < math.inf for weight in config.data.mixture.values())
+    demand(fits, "data.mixture", "a table from URLs to weights above 0")
     for key, choices in CHOICES.items():
         demand(value(key) in choices, key, " or ".join(choices))
     for key in POSITIVE:

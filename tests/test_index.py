@@ -16,8 +16,10 @@ import simplejpeg
 from PIL import Image
 
 from stylegan_pg.config import Config
-from stylegan_pg.data.index import CorruptSample, SampleTable, check_base, decode, identity_of, load_index
+from stylegan_pg.data.decode import decode
+from stylegan_pg.data.index import check_base, identity_of, load_index
 from stylegan_pg.data.pack import pack
+from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import UsageError
 
 COUNT = 12
@@ -103,8 +105,8 @@ def test_what_is_not_a_packed_dataset_is_refused(tmp_path, dataset):
         load_index(str(tmp_path / "missing"))
     with pytest.raises(UsageError, match="interrupted: run stylegan-pg pack again"):
         load_index(str(tmp_path))
-    with pytest.raises(UsageError, match="mount or copy it"):
-        load_index("s3://bucket/data")
+    with pytest.raises(UsageError, match="no way to read ftp://"):
+        load_index("ftp://server/data")
     text = (dataset / "index.json").read_text()
     content = json.loads(text)
     for changed, message in {

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from stylegan_pg.data import stream
-from stylegan_pg.data.index import CorruptSample, SampleTable, load_index
+from stylegan_pg.data.index import load_index
 from stylegan_pg.data.pack import pack
 from stylegan_pg.data.stream import Batch, batches, read_batch
+from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError
 from stylegan_pg.schedule import deal
 

@@ -16,41 +16,32 @@ At resolution r a picture has base[0] r / 4 rows and base[1] r / 4 columns; inde
 none it is 4x4: pictures are r x r.
 """
 
-import functools
+import glob
 import hashlib
-import io
 import json
 import os
-import zlib
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
-from stylegan_pg.errors import UsageError
+from stylegan_pg.data import remote
+from stylegan_pg.data.decode import SQUARE, size_at
+from stylegan_pg.data.kept import Arrays, kept
+from stylegan_pg.data.order import WINDOW, Mixture, Order
+from stylegan_pg.data.table import SampleTable, Tar
+from stylegan_pg.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from stylegan_pg.config import Config  # takes its time, which every process that packs would spend
 
 FORMAT = 1
-SQUARE = (4, 4)  # the base of r x r pictures
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow mode
+FETCHERS = 16  # small files of a remote dataset that are read at a time
+START_PATIENCE = 10.0  # seconds for a server to answer at the start
+SMALL = 4096  # samples, up to which a local index is parsed each time
+_REMEDY = "copy it again from where it was packed, or pack the source again into an empty folder"
 _DEFINING = ("format", "count", "resolutions", "channels", "labels", "shards")
-
-
-class CorruptSample(Exception):  # noqa: N818 - it names the thing, and callers treat it as an event to be counted
-    """A sample whose bytes are not what was packed: `shard` ("r0064/00003.tar"), `ordinal`, `reason`."""
-
-    def __init__(self, shard: str, ordinal: int, reason: str):
-        super().__init__(shard, ordinal, reason)  # these args are what pickling across processes carries
-        self.shard, self.ordinal, self.reason = shard, ordinal, reason
-
-    def __str__(self) -> str:
-        return f"sample {self.ordinal} in {self.shard}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -83,131 +74,115 @@ class DatasetIndex:
     def table(self, resolution: int) -> "SampleTable":
         """Where every sample of one resolution lies.
 
-        Checks the shard indexes against their checksums and the tars against their sizes (the tars' bytes are
-        verified sample by sample as they are read). Raises UsageError for a resolution that was not packed and for a
-        missing, truncated or altered file, by name.
+        Checks the shard indexes against their checksums and the tars of local datasets against their sizes (bytes are
+        verified sample by sample as they are read). What was parsed is kept in the user's cache, and taken from there
+        as long as the files have the same sizes and times.
+
+        Raises UsageError for a resolution that was not packed and for a missing, truncated or altered file, by name;
+        RunError where a server does not answer.
         """
         if resolution not in self.resolutions:
             raise UsageError(
                 f"{self.path} has no resolution {resolution}, only {', '.join(map(str, self.resolutions))}: "
                 "choose one of these, or pack the source again with a wider --resolution/--lowest range"
             )
-        folder = os.path.join(self.path, resolution_folder(resolution))
-        tars = [os.path.join(folder, f"{shard.name}.tar") for shard in self.shards]
-        rows: list[tuple[int, int, int, int, int]] = []
-        for number, (shard, tar) in enumerate(zip(self.shards, tars, strict=True)):
-            samples = _shard_samples(tar, shard.index_sha256[resolution], shard.count)
-            rows += [(number, o, s, -1 if label is None else label, crc) for _key, o, s, label, crc in samples]
-        columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+        stems = [f"{self.path}/{resolution_folder(resolution)}/{shard.name}" for shard in self.shards]
+        local = not remote.is_remote(self.path)
+        stamps = _stamps(stems) if local else np.zeros([0], np.int64)
+
+        def read() -> Arrays:
+            return _read_shards(stems, self.shards, resolution) | {"stamps": stamps}
+
+        if local and self.count <= SMALL:
+            found = read()
+        else:
+            place = os.path.abspath(self.path) if local else ""
+            found = kept(
+                f"packed {self.identity} {resolution} {place}", read, lambda a: np.array_equal(a["stamps"], stamps)
+            )
         return SampleTable(
-            paths=tars,
-            shard=columns[0].astype(np.int32),
-            offset=columns[1].copy(),
-            size=columns[2].copy(),
-            label=columns[3].copy(),
-            crc32=columns[4].astype(np.uint32),
+            tars=[
+                Tar(f"{stem}.tar", int(size), str(sha256))
+                for stem, size, sha256 in zip(stems, found["tar_bytes"], found["tar_sha256"], strict=True)
+            ],
+            shard=np.repeat(np.arange(len(stems), dtype=np.int32), [shard.count for shard in self.shards]),
+            offset=found["offset"],
+            size=found["size"],
+            label=found["label"],
+            crc32=found["crc32"],
             resolution=resolution,
             channels=self.channels,
             base=self.base,
         )
 
+    def order(self, seed: int, window: int = WINDOW) -> Order | Mixture:
+        """In which order a run shows the samples."""
+        return Order([shard.count for shard in self.shards], seed, window)
+
     def source_of(self, ordinal: int) -> str:
         """The path within SOURCE of the picture that a sample was; "" where sources.json is gone."""
         try:
-            return json.loads(Path(self.path, "sources.json").read_text("utf-8"))[ordinal]
+            return json.loads(remote.read_url(f"{self.path}/sources.json"))[ordinal]
         except (OSError, ValueError, IndexError):
             return ""
 
 
-@dataclass(frozen=True)
-class SampleTable:
-    """The samples of one resolution: tar paths, and arrays of [count] rows, one a sample.
+def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
+    """The index of a dataset.
 
-    shard int32 (index into `paths`), offset and size int64 (bytes of the image within the tar), label int64 (class,
-    -1 for none), crc32 uint32. Holds no open files itself, so it can be pickled and survives a fork.
+    url: a packed dataset (its folder or the index.json in it, local, http(s):// or s3://); tars that something else
+        wrote (foreign.py: a folder of them, one, a brace pattern, pipe:COMMAND); `points:NAME` is made up.
+    base: rows and columns at resolution 4 of what foreign pictures are cropped to; packed ones say it themselves.
+
+    Raises UsageError where there is no dataset, or one that is incomplete, damaged, edited or of another format
+    version; RunError where a server does not answer.
     """
-
-    paths: list[str]
-    shard: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-    label: np.ndarray
-    crc32: np.ndarray
-    resolution: int
-    channels: int
-    base: tuple[int, int] = SQUARE
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of every picture."""
-        return size_at(self.resolution, self.base)
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        return np.uint8
-
-    def read(self, i: int) -> bytes:
-        """The encoded bytes of sample i (0 <= i < count).
-
-        Raises CorruptSample when they are not the packed ones, OSError when the file cannot be read just now: a
-        repeated call opens the file afresh.
-        """
-        path, size = self.paths[self.shard[i]], int(self.size[i])
-        try:
-            data = _pread(_open(path).fd, size, int(self.offset[i]))
-        except OSError:
-            _open.cache_clear()  # a stale handle (NFS) would fail for ever
-            raise
-        if len(data) != size:
-            raise self._corrupt(i, f"the tar ends {size - len(data)} bytes too early")
-        if zlib.crc32(data) != self.crc32[i]:
-            raise self._corrupt(i, "checksum mismatch")
-        return data
-
-    def image(self, i: int) -> np.ndarray:
-        """Sample i decoded: uint8 [channels, *image_size], the same bytes every time. Raises as `read`."""
-        data = self.read(i)
-        try:
-            return decode(data, self.image_size, self.channels)
-        except ValueError as error:
-            raise self._corrupt(i, str(error)) from error
-
-    def _corrupt(self, i: int, reason: str) -> CorruptSample:
-        shard = "/".join(Path(self.paths[self.shard[i]]).parts[-2:])
-        return CorruptSample(shard, int(i), reason)
-
-
-def load_index(url: str) -> DatasetIndex:
-    """The index of the packed dataset at `url`: its folder, or the index.json in it; `points:NAME` is made up.
-
-    Raises UsageError where there is no such folder, no complete dataset in it, or an index.json that is damaged,
-    edited or of another format version.
-    """
-    url = str(url).removeprefix("file://")
+    url = str(url)
     if url.startswith("points:"):
         from stylegan_pg.data.points import load_points  # which needs the classes above
 
         return load_points(url)
-    if "://" in url:
-        raise UsageError(f"{url}: packed datasets are read from the file system; mount or copy it, and give its path")
-    path = Path(url)
-    if path.name == "index.json":
-        path = path.parent
-    if not path.is_dir():
-        raise UsageError(f"{path}: no such folder; give the folder that `stylegan-pg pack SOURCE OUT` wrote (OUT)")
+    url = url.removeprefix("file://")
+    local = "://" not in url and not url.startswith("pipe:")
+    folder = url.removesuffix("/index.json") if url != "index.json" else "."
+    packed = not url.endswith(".tar") and not any(c in url for c in "{*") and "::" not in url and "pipe:" not in url
+    if local and packed:
+        if not os.path.isdir(folder):
+            raise UsageError(
+                f"{folder}: no such folder; give the folder that `stylegan-pg pack SOURCE OUT` wrote (OUT), or "
+                "WebDataset tars"
+            )
+        packed = os.path.exists(f"{folder}/index.json") or not glob.glob(f"{glob.escape(folder)}/*.tar")
+    if not packed:
+        from stylegan_pg.data.foreign import load_foreign
+
+        return load_foreign(url, base)
+    file = f"{folder.rstrip('/')}/index.json" if folder != "/" else "/index.json"
     try:
-        text = (path / "index.json").read_text("utf-8")
+        text = read_at_start(file).decode()
     except FileNotFoundError:
         raise UsageError(
-            f"{path} has no index.json: it is not a packed dataset, or its packing was interrupted: "
+            f"{folder} has no index.json: it is not a packed dataset, or its packing was interrupted: "
             "run stylegan-pg pack again"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path / 'index.json'} cannot be read: {error}") from error
-    return _parse(path, text)
+        raise UsageError(
+            f"{remote.shown(file)} cannot be read: {error}"
+            if local
+            else f"{error}: no packed dataset can be read there"
+        ) from error
+    return _parse(file.removesuffix("/index.json") or "/", text)
+
+
+def read_at_start(url: str) -> bytes:
+    """A whole file, for which a server gets a little time.
+
+    Raises RunError where it does not answer; remote.Lasting and OSErrors of files as they are.
+    """
+    try:
+        return remote.read_url(url, patience=START_PATIENCE)
+    except remote.Passing as error:
+        raise RunError(f"{error}: try again when the server is up") from None
 
 
 def identity_of(description: dict[str, Any]) -> str:
@@ -227,14 +202,6 @@ def _base(description: dict[str, Any]) -> tuple[int, int]:
     if min(rows, columns) < 1:
         raise ValueError(f"its base is {rows}x{columns}")
     return rows, columns
-
-
-def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels at a resolution, for a base of (rows, columns) at resolution 4.
-
-    As schedule.size_at, which comes with the configuration and so takes its time to import.
-    """
-    return base[0] * resolution // 4, base[1] * resolution // 4
 
 
 def check_base(index: DatasetIndex, config: "Config") -> None:
@@ -259,45 +226,8 @@ def resolution_folder(resolution: int) -> str:
     return f"r{resolution:04d}"
 
 
-def decode(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Encoded JPEG, PNG or WebP -> uint8 [channels, *size], size = (height, width); strict, deterministic to the byte.
-
-    Raises ValueError for bytes that do not decode cleanly, and for another size or another number of channels.
-    """
-    pixels = _decode_jpeg(data, channels) if data[:3] == b"\xff\xd8\xff" else _decode_other(data, channels)
-    if pixels.shape[:2] != size:
-        (height, width), (rows, columns) = pixels.shape[:2], size
-        raise ValueError(f"is {height}x{width}, not {rows}x{columns} (rows x columns)")
-    return np.ascontiguousarray(pixels.reshape(*size, channels).transpose(2, 0, 1))
-
-
-def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
-    """uint8 [H, W, channels]. Strict mode raises for garbled data that other decoders pass silently."""
-    coded = simplejpeg.decode_jpeg_header(data)[2].upper()
-    if channels != (1 if coded == "GRAY" else 3):
-        raise ValueError(f"its colour space is {coded}, which does not give {channels} channels")
-    return simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB", strict=True)
-
-
-def _decode_other(data: bytes, channels: int) -> np.ndarray:
-    """uint8 [H, W] or [H, W, channels] of a PNG or WebP."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
-            picture.load()
-            # WebP knows no grey, and drops an alpha that is opaque everywhere.
-            if picture.format == "WEBP" and channels != 3:
-                picture = picture.convert(MODES[channels])
-    except MemoryError:
-        raise
-    except Exception as error:  # broken data makes Pillow raise nearly anything
-        raise ValueError(f"does not decode: {error}") from error
-    if picture.mode != MODES[channels]:
-        raise ValueError(f"its mode is {picture.mode}, not {MODES[channels]}")
-    return np.asarray(picture)
-
-
-def _parse(path: Path, text: str) -> DatasetIndex:
-    file = path / "index.json"
+def _parse(path: str, text: str) -> DatasetIndex:
+    file = remote.shown(f"{path}/index.json")
     remedy = "restore it, or pack the source again into an empty folder"
     try:
         data = json.loads(text)
@@ -310,7 +240,7 @@ def _parse(path: Path, text: str) -> DatasetIndex:
         if identity_of(data) != data["identity"]:
             raise ValueError("its identity does not match its contents")
         index = DatasetIndex(
-            path=str(path),
+            path=path,
             count=int(data["count"]),
             resolutions=tuple(map(int, data["resolutions"])),
             channels=int(data["channels"]),
@@ -329,47 +259,56 @@ def _parse(path: Path, text: str) -> DatasetIndex:
     return index
 
 
-def _shard_samples(tar: str, sha256: str, count: int) -> list[list[Any]]:
-    """The rows of one shard's index file, after checking it and the length of its tar."""
-    file = tar.removesuffix(".tar") + ".index.json"
-    remedy = "copy it again from where it was packed, or pack the source again into an empty folder"
+def _stamps(stems: list[str]) -> np.ndarray:
+    """Sizes and times of local tars and their indexes, int64 [shards, 4]. Raises UsageError for missing files."""
     try:
-        data = Path(file).read_bytes()
-        tar_bytes = os.stat(tar).st_size
+        files = [os.stat(stem + suffix) for stem in stems for suffix in (".index.json", ".tar")]
     except FileNotFoundError as error:
-        raise UsageError(f"{error.filename} is missing: {remedy}") from None
+        raise UsageError(f"{error.filename} is missing: {_REMEDY}") from None
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read ({error.strerror}): mend that, or {_REMEDY}") from None
+    return np.array([(file.st_size, file.st_mtime_ns) for file in files], np.int64).reshape(len(stems), 4)
+
+
+def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int) -> Arrays:
+    """The columns of a table, and lengths and SHA-256 of the tars, from the shards' indexes."""
+    rows: list[list[Any]] = []
+    tar_bytes, tar_sha256 = [], []
+    with ThreadPoolExecutor(FETCHERS if stems and remote.is_remote(stems[0]) else 1) as pool:
+        described = pool.map(_shard, stems, [shard.index_sha256[resolution] for shard in shards])
+        for stem, shard, one in zip(stems, shards, described, strict=True):
+            if len(one["samples"]) != shard.count:
+                named = f"{remote.shown(stem)}.index.json lists {len(one['samples'])} samples"
+                raise UsageError(f"{named}, index.json says {shard.count}: {_REMEDY}")
+            tar_bytes.append(one["tar_bytes"])
+            tar_sha256.append(one.get("tar_sha256", ""))
+            rows += [(o, s, -1 if label is None else label, crc) for _key, o, s, label, crc in one["samples"]]
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    return {
+        "offset": columns[0].copy(),
+        "size": columns[1].copy(),
+        "label": columns[2].copy(),
+        "crc32": columns[3].astype(np.uint32),
+        "tar_bytes": np.array(tar_bytes, np.int64),
+        "tar_sha256": np.array(tar_sha256, "U64"),
+    }
+
+
+def _shard(stem: str, sha256: str) -> dict[str, Any]:
+    """One shard's index file, after checking it and the length of its tar if that is local."""
+    file, tar = remote.shown(f"{stem}.index.json"), f"{stem}.tar"
+    try:
+        data = read_at_start(f"{stem}.index.json")
+        tar_bytes = None if remote.is_remote(stem) else os.stat(tar).st_size
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.filename} is missing: {_REMEDY}") from None
     except PermissionError as error:
         raise UsageError(f"{error.filename} may not be read: change its permissions") from None
     except OSError as error:
-        raise UsageError(f"{file} cannot be read ({error}): {remedy}") from None
+        raise UsageError(f"{file} cannot be read ({error}): {_REMEDY}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise UsageError(f"{file} is not the one that was packed (checksum mismatch): {remedy}")
+        raise UsageError(f"{file} is not the one that was packed (checksum mismatch): {_REMEDY}")
     shard = json.loads(data)
-    if tar_bytes != shard["tar_bytes"]:
-        raise UsageError(f"{tar} has {tar_bytes} bytes where {shard['tar_bytes']} were packed: {remedy}")
-    if len(shard["samples"]) != count:
-        raise UsageError(f"{file} lists {len(shard['samples'])} samples, index.json says {count}: {remedy}")
-    return shard["samples"]
-
-
-class _File:
-    """A file descriptor that closes when the last user lets go, so that eviction from the cache is thread-safe."""
-
-    def __init__(self, path: str):
-        self.fd = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
-# One cache per process. A fork shares the descriptors harmlessly: pread leaves the file position alone.
-_open = functools.lru_cache(maxsize=64)(_File)
-
-
-def _pread(fd: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`, fewer only at the end of the file (one pread may return less than asked)."""
-    data = os.pread(fd, size, offset)
-    while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
-        data += more
-    return data
+    if tar_bytes not in (None, shard["tar_bytes"]):
+        raise UsageError(f"{tar} has {tar_bytes} bytes where {shard['tar_bytes']} were packed: {_REMEDY}")
+    return shard

@@ -100,9 +100,9 @@ class Order:
 
         def make() -> np.ndarray:
             shards, edge, _ = self._epoch(epoch)
-            ordinals = np.concatenate(
-                [np.arange(self.ends[s] - self.counts[s], self.ends[s]) for s in shards[edge[group] : edge[group + 1]]]
-            )
+            mine = shards[edge[group] : edge[group + 1]]
+            starts, ends = (self.ends - self.counts)[mine].tolist(), self.ends[mine].tolist()
+            ordinals = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
             return ordinals[permutation(len(ordinals), self.seed, "order", epoch, group)]
 
         return _kept(self._groups, (epoch, group), 3, make)

@@ -30,7 +30,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stylegan_pg.data.index import FORMAT, MODES, SQUARE, identity_of, load_index, size_at
+from stylegan_pg.data.decode import MODES, SQUARE, size_at
+from stylegan_pg.data.index import FORMAT, identity_of, load_index
 from stylegan_pg.data.picture import CONTINUES, FILTERS, LOSSLESS_UP_TO, Recipe, Result, make
 from stylegan_pg.data.shards import Group, clean, committed_groups, write_whole
 from stylegan_pg.data.sources import File, Listing, classes_of, few, list_source, open_zip

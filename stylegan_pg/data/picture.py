@@ -32,7 +32,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from stylegan_pg.data.index import MODES, SQUARE, size_at
+from stylegan_pg.data.decode import MODES, SQUARE, size_at
 from stylegan_pg.data.sources import File
 from stylegan_pg.errors import RunError
 

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stylegan_pg.data.index import DatasetIndex, SampleTable
+from stylegan_pg.data.index import DatasetIndex
+from stylegan_pg.data.order import WINDOW, Order
+from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import UsageError
 
 PREFIX = "points:"
@@ -70,6 +72,9 @@ class PointIndex(DatasetIndex):
             raise UsageError(f"{self.path} has no resolution {resolution}: set resolution={RESOLUTION}")
         return self.samples
 
+    def order(self, seed: int, window: int = WINDOW) -> Order:
+        return Order([self.count], seed, window)
+
     def source_of(self, ordinal: int) -> str:
         return f"{self.path}[{ordinal}]"
 
@@ -89,7 +94,7 @@ def load_points(url: str) -> PointIndex:
     points = (mixture.centres[label] + mixture.deviation * noise).astype(np.float32)
     nothing = np.zeros([len(label)], np.int64)
     table = PointTable(
-        paths=[url],
+        tars=[Tar(url)],
         shard=nothing.astype(np.int32),
         offset=nothing,
         size=nothing,

@@ -179,7 +179,7 @@ def classes_of(listing: Listing, labels: str | os.PathLike[str]) -> tuple[list[i
     if given is None:
         return [], []
     found = _look_up(given, listing.pictures, origin)
-    return _number([found[picture.path] for picture in listing.pictures], origin)
+    return number_classes([found[picture.path] for picture in listing.pictures], origin)
 
 
 def _read_label(file: File) -> bytes:
@@ -261,7 +261,9 @@ def _look_up(given: dict[str, Any], pictures: list[File], origin: str) -> dict[s
     return found
 
 
-def _number(labels: list[Any], origin: str) -> tuple[list[int], list[str]]:
+def number_classes(labels: list[Any], origin: str) -> tuple[list[int], list[str]]:
+    """Class numbers of labels that are all integers or all names, and the classes' names. Raises UsageError for other
+    labels, naming their `origin`."""
     kinds = {type(label) for label in labels}
     if kinds & {list, tuple, dict}:
         raise UsageError(f"{origin} holds vector labels: only class labels, integers or names, are supported")

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stylegan_pg.data import remote, store
 from stylegan_pg.data.cache import Prefetcher
-from stylegan_pg.data.index import CorruptSample, SampleTable
 from stylegan_pg.data.order import Mixture, Order, flipped
 from stylegan_pg.data.remote import Patience
+from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError, UsageError
 
 LINGER = 30.0  # seconds that a worker goes on after SIGTERM

@@ -93,7 +93,8 @@ def evaluate_snapshot(
     for name in names:
         parse(name)
     G, resolution = _load(snapshot, tools.device)
-    index = load_index(data)
+    rows, columns = G.table.image_size if isinstance(G, Pictures) else tuple(G.img_size)
+    index = load_index(data, (rows * 4 // resolution, columns * 4 // resolution))
     _fit(G, resolution, snapshot, index)
     if per_class and not G.c_dim:
         raise UsageError(f"--per-class: {snapshot} is unconditional")

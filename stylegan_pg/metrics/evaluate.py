@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from stylegan_pg import dist
-from stylegan_pg.data.index import DatasetIndex, SampleTable
+from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import one_hot, read_batch
+from stylegan_pg.data.table import SampleTable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import images_of
 from stylegan_pg.metrics import gather
