@@ -163,6 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last - 1}/{size}")
         self.end_headers()
         part = part[: fault["truncate"]] if "truncate" in fault else part
+        self.note(status=status)  # before the client can go on
         sent = 0
         with contextlib.suppress(ConnectionError):
             step = max(fault["rate"] // 20, 1) if "rate" in fault else len(part)
@@ -170,7 +171,6 @@ class _Handler(BaseHTTPRequestHandler):
                 sent += self.wfile.write(part[sent : sent + step])
                 if "rate" in fault:
                     time.sleep(0.05)
-        self.note(status=status, sent=sent)
         if "truncate" in fault:
             self.close_connection = True
 

@@ -9,7 +9,7 @@ import torch
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.points import MIXTURES, PointIndex
-from stylegan_pg.data.stream import batches, read_batch, sample_at
+from stylegan_pg.data.stream import batches, read_batch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.statistics import mode_coverage
 from stylegan_pg.networks import NETWORKS, NetworkShape
@@ -64,16 +64,17 @@ def test_modes_lie_far_apart():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_stream_gives_the_order_that_seed_and_nimg_say(workers):
-    table = points("points:ring").table(4)
+    index = points("points:ring")
+    table, order = index.table(4), index.order(seed=5)
     start, size = 7990, 10  # across the end of an epoch
     data = list(
         batches(
-            table, seed=5, start=start, end=start + 2 * size, batch=size, share=[0, 3, 4], workers=workers, classes=8
+            table, order, start=start, end=start + 2 * size, batch=size, share=[0, 3, 4], workers=workers, classes=8
         )
     )
     assert len(data) == 2
     for k, batch in enumerate(data):
-        ordinals = [sample_at(5, start + k * size + i, len(table))[1] for i in (0, 3, 4)]
+        ordinals = [order.at(start + k * size + i)[1] for i in (0, 3, 4)]
         assert batch.image.dtype == torch.float32
         assert torch.equal(batch.image, torch.from_numpy(table.points[ordinals])[:, :, None, None])
         assert torch.equal(batch.image, read_batch(table, ordinals))

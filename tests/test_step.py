@@ -28,7 +28,8 @@ def players(data, *overrides):
 def take(p, phase, count):
     p.enter(phase)
     p.nimg = phase.start
-    data = batches(p.table, seed=0, start=phase.start, end=phase.end, batch=phase.batch, share=p.share, workers=0)
+    order = p.index.order(seed=0)
+    data = batches(p.table, order, start=phase.start, end=phase.end, batch=phase.batch, share=p.share, workers=0)
     return [p.step(batch)[0] for _, batch in zip(range(count), data, strict=False)]
 
 
@@ -83,7 +84,7 @@ def test_real_images_fade_too(tiny_data):
     p, plan = players(tiny_data)
     fade = plan[1]
     p.enter(fade)
-    batch = next(batches(p.table, seed=0, start=16, end=24, batch=8, share=p.share, workers=0))
+    batch = next(batches(p.table, p.index.order(seed=0), start=16, end=24, batch=8, share=p.share, workers=0))
     p.nimg = fade.start
     soft = p.real_images(batch)[0]
     p.nimg = fade.start + fade.fade_length

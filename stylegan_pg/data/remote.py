@@ -24,14 +24,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from stylegan_pg.errors import UsageError
 
 TIMEOUT = 30.0  # seconds without a byte, after which a connection counts as lost
-CHUNK = 1 << 20
+CHUNK, PIECE = 1 << 20, 1 << 16
 SCHEMES = ("http", "https", "s3")
 _LASTING_STATUS = (400, 401, 403, 404, 405, 410, 416)
 _PIPELINE = {"|", ">", "<", ">>", "&&", "||", ";", "&", "2>&1"}
@@ -58,6 +58,8 @@ class Stat(NamedTuple):
 
 class Stream(Protocol):
     def read(self, n: int, /) -> bytes: ...
+
+    def read1(self, n: int, /) -> bytes: ...  # as read, but what there is at once
 
 
 def is_remote(url: str) -> bool:
@@ -108,7 +110,7 @@ def read_url(url: str, start: int = 0, end: int | None = None, patience: float =
     while True:
         try:
             with open_url(url, start + len(data), end) as stream:
-                while chunk := stream.read(CHUNK):
+                while chunk := stream.read1(CHUNK):
                     data += chunk
                     waiting.progress()
             return bytes(data)
@@ -137,11 +139,12 @@ class Patience:
         """Sleep before the next attempt; raises `fault` where there is to be none."""
         pause = min(0.1 * 2**self.pauses, longest) * (0.5 + self.dice.random())
         self.pauses = min(self.pauses + 1, 16)
-        until = min(time.monotonic() + pause, self.since + self.seconds)
-        if until <= time.monotonic() or Patience.giving_up:
+        pause = min(pause, self.since + self.seconds - time.monotonic())
+        if pause <= 0 or Patience.giving_up:
             raise fault
-        while (left := until - time.monotonic()) > 0 and not Patience.giving_up:  # in slices: a signal may end it
-            time.sleep(min(left, 0.2))
+        while pause > 0 and not Patience.giving_up:  # in slices: a signal may end it
+            time.sleep(min(pause, 0.2))
+            pause -= 0.2
 
     @staticmethod
     def give_up() -> None:
@@ -162,10 +165,18 @@ class _Body:
         self.raw, self.url, self.left, self.skip, self.exact = raw, url, length, skip, exact
 
     def read(self, n: int) -> bytes:
-        with _s3_faults(self.url) if self.url.startswith("s3://") else _http_faults(self.url):
-            return self._read(n)
+        with self._faults():
+            return self._read(n, self.raw.read)
 
-    def _read(self, n: int) -> bytes:
+    def read1(self, n: int) -> bytes:
+        some = getattr(self.raw, "read1", None)
+        with self._faults():
+            return self._read(n, some) if some else self._read(min(n, PIECE), self.raw.read)
+
+    def _faults(self) -> contextlib.AbstractContextManager[None]:
+        return _s3_faults(self.url) if self.url.startswith("s3://") else _http_faults(self.url)
+
+    def _read(self, n: int, take: Callable[[int], bytes]) -> bytes:
         if self.left == 0:
             return b""
         while self.skip:
@@ -173,7 +184,7 @@ class _Body:
             if not got:
                 return b""  # shorter than `start`
             self.skip -= len(got)
-        data = self.raw.read(n if self.left is None else min(n, self.left))
+        data = take(n if self.left is None else min(n, self.left))
         if self.left is not None:
             if not data and self.left and self.exact:
                 raise Passing(f"{shown(self.url)}: the connection ended {self.left} bytes too early")
@@ -342,8 +353,8 @@ def _open_pipe(url: str, start: int, end: int | None) -> Iterator[Stream]:
 class _Plain(_Body):
     """A file or a pipe, whose faults are plain OSErrors."""
 
-    def read(self, n: int) -> bytes:
-        return self._read(n)
+    def _faults(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 class _Printed(_Plain):
@@ -355,8 +366,8 @@ class _Printed(_Plain):
         super().__init__(raw, url, None if end is None else max(end - start, 0), start, exact=False)
         self.process, self.said = process, said
 
-    def read(self, n: int) -> bytes:
-        data = super().read(n)
+    def _read(self, n: int, take: Callable[[int], bytes]) -> bytes:
+        data = super()._read(n, take)
         if not data and self.left != 0 and (status := self.process.wait()):
             self.said.seek(0)
             words = self.said.read().decode(errors="replace").split("\n")

@@ -237,7 +237,7 @@ def _transfer(
     if have == shard.size:
         return digest.hexdigest()
     with remote.open_url(shard.url, have) as stream:
-        while data := stream.read(CHUNK):
+        while data := stream.read1(CHUNK):
             try:
                 _write(fd, data, have)
             except OSError as error:
