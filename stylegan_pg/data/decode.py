@@ -92,7 +92,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
         height, width, coded, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise BadPicture(f"does not decode: {error}") from error
-    return height, width, coded.upper()
+    return int(str(height)), int(str(width)), coded.upper()
 
 
 def _decode_jpeg(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import numpy as np
 
 from stylegan_pg.data import cache
 from stylegan_pg.data.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
-from stylegan_pg.data.remote import is_remote
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
 
@@ -32,7 +30,8 @@ class CorruptSample(Exception):  # noqa: N818 - it names the thing, and callers 
 
 
 class Tar(NamedTuple):
-    """A shard: its path or URL; its length in bytes and SHA-256 (hex) where they are known.
+    """A shard: its path or URL; where they are known its length in bytes, its SHA-256 (hex), and a tag (an ETag or a
+    time) that changes with it.
 
     `foreign` ones were not packed by this program: no checksums of samples, and pictures of any size.
     """
@@ -40,6 +39,7 @@ class Tar(NamedTuple):
     path: str
     bytes: int | None = None
     sha256: str = ""
+    tag: str = ""
     foreign: bool = False
 
 
@@ -86,11 +86,7 @@ class SampleTable:
         repeated call opens the file afresh.
         """
         tar, size = self.tars[self.shard[i]], int(self.size[i])
-        try:
-            data = _pread(_handle(tar).fd, size, int(self.offset[i]))
-        except OSError:
-            _open.cache_clear()  # a stale handle (NFS) would fail for ever
-            raise
+        data = cache.read(tar.path, int(self.offset[i]), size, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
         if len(data) != size:
             raise self._corrupt(i, f"the tar ends {size - len(data)} bytes too early", "truncated")
         if not tar.foreign and zlib.crc32(data) != self.crc32[i]:
@@ -125,32 +121,3 @@ def join(tables: Sequence[SampleTable], labels: Sequence[np.ndarray]) -> SampleT
         channels=tables[0].channels,
         base=tables[0].base,
     )
-
-
-class _File:
-    """A file descriptor that closes when the last user lets go, so that eviction from the cache is thread-safe."""
-
-    def __init__(self, path: str):
-        self.fd = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
-# One cache per process. A fork shares the descriptors harmlessly: pread leaves the file position alone.
-_open = functools.lru_cache(maxsize=64)(_File)
-
-
-def _handle(tar: Tar) -> _File:
-    """Files in the cache are opened for each read: held open, they would take room that the cache believes is free."""
-    path = cache.local_path(tar.path, tar.bytes, tar.sha256 or None)
-    return _File(path) if is_remote(tar.path) else _open(path)
-
-
-def _pread(fd: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`, fewer only at the end of the file (one pread may return less than asked)."""
-    data = os.pread(fd, size, offset)
-    while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
-        data += more
-    return data
