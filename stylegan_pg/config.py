@@ -22,6 +22,11 @@ class DataConfig:
     mirror: bool = False  # flip each image with probability 1/2
     conditional: bool = False  # use the class labels of the dataset
     workers: int = 2  # processes per rank that read and decode; 0 for none
+    cache_dir: str = ""  # for remote shards, on this machine; empty: $STYLEGAN_PG_CACHE/shards or the user's cache
+    cache_gib: float = 100.0  # limit of that folder; 0 keeps nothing, and each picture is fetched by itself
+    prefetch_shards: int = 8  # remote shards fetched ahead of those in use; 0 for none
+    patience_sec: float = 600.0  # a server or disk may be away, before training stops to be continued
+    max_bad_share: float = 0.01  # of the pictures may be damaged; above it training stops
 
 
 @dataclass(frozen=True)

@@ -270,6 +270,8 @@ class Game(Players):
     def real_images(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """uint8 -> [-1, 1]; within a fade blended with their own down- and up-sampled copy, as G's images are."""
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        if batch.ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(batch.ready)
         real = batch.image.to(self.device)
         if not real.is_floating_point():
             real = real.to(self.dtype).div(127.5).sub(1)

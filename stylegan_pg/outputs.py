@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.data.decode import MODES
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import read_batch
-from stylegan_pg.errors import PeersLost
+from stylegan_pg.errors import PeersLost, RunError
 from stylegan_pg.game import Game
 from stylegan_pg.generate import grid_inputs, grid_ordinals, images_of
 from stylegan_pg.metrics.periodic import Periodic
@@ -49,8 +50,8 @@ class Outputs:
             if snapshot:
                 self.snapshot(self.snapshot_path())
 
-    def tick(self, before: int, bad_samples: int) -> None:
-        """A line of statistics since the last one."""
+    def tick(self, before: int, bad_samples: Mapping[str, int]) -> None:
+        """A line of statistics since the last one; `bad_samples`: how many of which kind."""
         if not self.reporter:
             return
         p = self.players
@@ -64,7 +65,8 @@ class Outputs:
             **{name: v for name, v in p.state.items() if not name.startswith("_") and (name, v) != ("loss_scale", 1)},
         }
         if bad_samples:
-            facts["bad_samples"] = bad_samples
+            facts["bad_samples"] = sum(bad_samples.values())
+            facts |= {f"bad_{kind}": count for kind, count in sorted(bad_samples.items())}
         self.reporter.tick(p.nimg, facts, p.device)
 
     def grids(self) -> None:
@@ -80,7 +82,10 @@ class Outputs:
         name = f"reals-r{p.current.resolution:04d}"
         if not (self.run / "samples" / f"{name}.png").exists():
             chosen = grid_ordinals(p.table.label, columns, rows, classes)
-            self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
+            try:
+                self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
+            except (OSError, RunError) as error:
+                self.say(f"warning: no grid of real images ({error}); training goes on")
 
     def measure(self) -> None:
         """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""

@@ -6,6 +6,7 @@ pass, also one through a gradient, counts on every rank.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from torch import nn
 
 from stylegan_pg import dist
 from stylegan_pg.config import Config
+from stylegan_pg.data.stream import Batch
 from stylegan_pg.errors import UsageError
 
 
@@ -38,12 +40,28 @@ class Parallel:
                 f"accelerate sees {self.accelerator.num_processes} processes, the process group {dist.world()}: "
                 "start with `torchrun --nproc-per-node N` or `accelerate launch --multi_gpu --num_processes N`"
             )
+        self.copies: torch.cuda.Stream | None = None  # where batches travel to the device
         self.scale = 1.0  # of losses, so that small gradients survive fp16; a power of two
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
         torch.backends.cudnn.benchmark = not config.train.deterministic
         if config.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+
+    def send(self, batch: Batch) -> Batch:
+        """Start to copy a batch to this rank's device, beside what that is doing."""
+        if self.device.type != "cuda" or batch.fault:
+            return batch
+        self.copies = self.copies or torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self.copies):
+            sent = [t if t is None else t.to(self.device, non_blocking=True) for t in (batch.image, batch.condition)]
+            ready = self.copies.record_event()
+        for t in sent:
+            if t is not None:
+                t.record_stream(torch.cuda.current_stream(self.device))  # where it will be used
+        image, condition = sent
+        assert image is not None
+        return dataclasses.replace(batch, image=image, condition=condition, ready=ready)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss * self.scale if self.scale != 1 else loss)

@@ -62,7 +62,7 @@ class Reporter:
         self.run, self.end = run, end
         self.complained: set[str] = set()
         run.mkdir(parents=True, exist_ok=True)
-        for name in ("stats.jsonl", "metrics.jsonl"):
+        for name in ("stats.jsonl", "metrics.jsonl", "data-faults.jsonl"):
             self._guard(cut_back, run / name, nimg)
         self.board = None
         if tensorboard:
@@ -149,6 +149,10 @@ class Reporter:
         if self.board:
             for name, value in values.items():
                 self._guard(self.board.add_scalar, f"metrics/{name}", value, nimg)
+
+    def data_fault(self, nimg: int, **facts: Any) -> None:
+        """A line of data-faults.jsonl."""
+        self._guard(self._append, "data-faults.jsonl", json.dumps({"nimg": nimg, **facts}))
 
     def link_best(self, snapshot: Path) -> None:
         """Let best.safetensors in the snapshot's folder be this one, and drop the one that was the best before."""

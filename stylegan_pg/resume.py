@@ -13,17 +13,8 @@ from stylegan_pg.schedule import Phase
 # Another value here makes another network, or moves the phases that nimg is counted in.
 FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
 # Another value here changes nothing about what is computed.
-FREE = (
-    "run",
-    "data.url",
-    "data.mixture",
-    "data.workers",
-    "output.",
-    "checkpoint.",
-    "metrics.",
-    "train.total_kimg",
-    "train.threads",
-)
+FREE = ("run", "data.url", "data.mixture", "data.workers", "data.cache_", "data.prefetch_shards", "data.patience_sec")
+FREE += ("data.max_bad_share", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
 FREE += ("train.check_ranks_every", "train.max_skipped", "train.loss_scale", "init")
 
 

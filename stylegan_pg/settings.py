@@ -65,6 +65,9 @@ NOT_NEGATIVE = [
     "train.freeze_d",
     "train.max_skipped",
     "data.workers",
+    "data.cache_gib",
+    "data.prefetch_shards",
+    "data.patience_sec",
     "model.mbstd_channels",
     "model.low_precision_resolutions",
     "growth.stable_kimg",
@@ -78,7 +81,15 @@ NOT_NEGATIVE = [
     "output.snapshot_kimg",
     "metrics.every_kimg",
 ]
-UNIT = ["model.w_avg_beta", "optim.beta1", "optim.beta2", "loss.pl_decay", "loss.style_mixing", "augment.p"]
+UNIT = [
+    "data.max_bad_share",
+    "model.w_avg_beta",
+    "optim.beta1",
+    "optim.beta2",
+    "loss.pl_decay",
+    "loss.style_mixing",
+    "augment.p",
+]
 AUGMENT_LETTERS = "bgcfno"  # of augment.pipeline
 AUGMENT_POLICIES = ("color", "translation", "cutout")  # of augment.policy
 
@@ -239,6 +250,7 @@ def check(config: Config) -> None:
     fits = scale is None or (scale >= 1 and math.log2(scale).is_integer())
     demand(fits, "train.loss_scale", "a power of two from 1 on, or null")
     demand(config.train.threads <= 1024, "train.threads", "at most 1024")
+    demand(config.data.patience_sec <= 3600, "data.patience_sec", "at most 3600: other ranks wait for no more than 2 h")
     base = config.model.base
     demand(len(base) == 2 and min(base) > 0, "model.base", "[rows, columns] at resolution 4, both above 0")
     width = min(config.model.channel_base // 4, config.model.channel_max)

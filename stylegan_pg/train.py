@@ -21,8 +21,9 @@ import torch
 from stylegan_pg import __version__, checkpoint, dist, transfer, tuning
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.data.stream import batches
+from stylegan_pg.data.stream import give_up_waiting
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
+from stylegan_pg.feed import Feed
 from stylegan_pg.game import Game
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.ops import native
@@ -30,7 +31,7 @@ from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.report import Means, Reporter
 from stylegan_pg.resume import compare, to_plain
-from stylegan_pg.schedule import crossed, phase_at, phases
+from stylegan_pg.schedule import Phase, crossed, phases
 from stylegan_pg.settings import to_yaml
 
 FORGIVEN = 0.01  # of a step that was left out, by each good one
@@ -52,9 +53,8 @@ class Trainer:
             index.table(r)  # says now, not days later, if a resolution is missing or damaged
         self.run = Path(config.run)
         self.folder = self.run / "checkpoints"
+        self.feed = Feed(config, index, parallel, self.plan)
         self.means = Means()
-        self.bad: dict[str, None] = {}  # corrupt samples that this rank has met
-        self.told: dict[str, None] = {}  # those of all ranks, as far as they are known
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
@@ -73,49 +73,46 @@ class Trainer:
         """
         self.restore(must_resume)
         p = self.players
-        while p.nimg < self.end and not self.stopping:
-            phase = phase_at(self.plan, p.nimg)
-            if p.phase != phase:
-                fresh = p.enter(phase, self.init)
-                self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
-                if self.init:
-                    self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
-                    self.init = None
-                if p.nimg == 0:
-                    self.outputs.grids()
-            data = batches(
-                p.table,
-                seed=self.config.seed,
-                start=p.nimg,
-                end=phase.end,
-                batch=phase.batch,
-                share=p.share,
-                classes=p.classes,
-                mirror=self.config.data.mirror,
-                workers=self.config.data.workers,
-            )
-            with contextlib.closing(data):
-                for batch in data:
-                    before = p.nimg
-                    stats, self.stopping = p.step(batch, stop=self.asked)
-                    for name, (total, count) in stats.items():
-                        self.means.add(name, total, count)
-                    self.bad.update(dict.fromkeys(batch.bad))
-                    self.count_faults(before)
-                    self.maintain(before)
-                    if self.stopping or self.failing:
-                        break
-            if self.failing:
-                raise RunError(
-                    f"{self.write_failures} checkpoints in a row could not be written; the last good one is kept: "
-                    "make room, and run the same command again"
-                )
+        with contextlib.closing(self.feed.batches(p.nimg, p.classes)) as stream:
+            ahead = self.feed.first(stream, self.asked)
+            while ahead and not self.stopping:
+                phase, batch = ahead
+                if p.phase != phase:
+                    self.enter(phase)
+                # Whether the next step will have data is known before this one: if not on all ranks, all stop with it.
+                ahead = next(stream, None)
+                before = p.nimg
+                stats, self.stopping = p.step(batch, stop=self.asked or bool(ahead and ahead[1].fault))
+                for name, (total, count) in stats.items():
+                    self.means.add(name, total, count)
+                self.feed.use(batch)
+                self.count_faults(before)
+                self.maintain(before)
+                if self.failing:
+                    raise RunError(
+                        f"{self.write_failures} checkpoints in a row could not be written; the last good one is kept: "
+                        "make room, and run the same command again"
+                    )
+            for reason in self.feed.why_no_more(ahead[1], self.asked) if ahead else []:
+                waited = f"data.patience_sec={self.config.data.patience_sec:g}"
+                self.say(f"stopped, as there was no more data for {waited} seconds: {reason}")
         path = self.outputs.snapshot_path()
         if p.nimg >= self.end and dist.is_main() and not path.exists():
             self.outputs.snapshot(path)  # its writing had failed
         if self.reporter:
             self.reporter.close()
         return DONE if p.nimg >= self.end else TO_BE_CONTINUED
+
+    def enter(self, phase: Phase) -> None:
+        """Go over to a phase, before its first step."""
+        p = self.players
+        fresh = p.enter(phase, self.init)
+        self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
+        if self.init:
+            self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
+            self.init = None
+        if p.nimg == 0:
+            self.outputs.grids()
 
     # -------------------------------------------------------------------------------------- start and continue
 
@@ -205,10 +202,11 @@ class Trainer:
         p.load(tensors)
         p.state |= state["running_means"]  # which may know less than a configuration that has changed since
         self.means = Means(state["means"])
-        self.told = dict.fromkeys(state["bad_samples"])
+        self.feed.load(state["bad_samples"])
 
     def request_stop(self, *_: Any) -> None:
-        self.asked = True  # nothing more: a signal may come at any moment, also within a write
+        self.asked = True  # nothing but flags: a signal may come at any moment, also within a write
+        give_up_waiting()
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact continuation depends on besides the checkpoint itself."""
@@ -238,7 +236,7 @@ class Trainer:
         if tick or due:
             self.gather_bad()
         if tick:
-            self.outputs.tick(before, len(self.told))
+            self.outputs.tick(before, self.feed.kinds())
         self.outputs.due(before, last=last)
         if due and (not p.faults or self.stopping or last):  # a state that may have diverged takes no good one's place
             self.checkpoint()
@@ -275,7 +273,7 @@ class Trainer:
                 "phase": p.current.index,
                 "running_means": p.state,
                 "means": self.means.sums,
-                "bad_samples": list(self.told),
+                "bad_samples": self.feed.state(),
                 "environment": self.environment(),
                 "config": to_plain(self.config),
                 "dataset": self.index.identity,
@@ -300,10 +298,17 @@ class Trainer:
             self.failing = True
 
     def gather_bad(self) -> None:
-        """The corrupt samples that all ranks have met, told once each."""
-        for sample in sorted({s for some in dist.gather_objects(list(self.bad)) for s in some} - self.told.keys()):
-            self.told[sample] = None
-            self.say(f"warning: replaced a corrupt picture by the next one: {sample}")
+        """The corrupt samples that all ranks have met, told once each.
+
+        Raises:
+            RunError: on all ranks, if there are too many of them.
+        """
+        for bad in self.feed.gather():
+            self.say(f"warning: replaced a corrupt picture by the next one: {bad}")
+            if self.reporter:
+                source = self.index.source_of(bad.ordinal)
+                self.reporter.data_fault(self.players.nimg, **bad._asdict(), source=source)
+        self.feed.check_share(self.players.current.resolution)
 
     def say(self, message: str) -> None:
         if self.reporter:

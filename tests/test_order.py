@@ -122,9 +122,9 @@ def test_epochs_and_seeds_differ(counts, seed):
 
 def test_the_order_stays_what_it_is():
     """Checkpoints of today are to continue with the versions of tomorrow."""
-    assert permutation(12, 3, "golden", 5).tolist() == GOLDEN_PERMUTATION
+    assert permutation(12, 3, "golden", 5).tolist() == [1, 7, 6, 0, 4, 2, 5, 10, 3, 11, 8, 9]
     order = Order([7, 3, 5, 11, 4, 4, 4, 4, 9, 2, 2, 2, 2, 2, 2, 2, 2, 30], 1, 20)
-    assert [order.at(n) for n in (0, 1, 94, 95, 10**9)] == GOLDEN_PLACES
+    assert [order.at(n) for n in (0, 1, 94, 95, 10**9)] == [(0, 54), (0, 55), (0, 68), (0, 20), (10309278, 87)]
 
 
 def test_memory_follows_the_window():

@@ -1,7 +1,9 @@
-"""The deterministic stream: which real images make up a batch follows from (seed, nimg) alone.
+"""The deterministic stream: which real images make up a batch follows from (seed, nimg) alone (order.py says how).
 
-Epoch e shows the whole dataset in the order of a permutation drawn from (seed, e); image number n of a run is the one
-at place n mod count of epoch n div count. So resuming is starting at nimg, at any batch, rank count or resolution.
+Nothing is lost without a word. Bytes that are bad every time are replaced by the next sample in the dataset, which is
+the same on every machine, and told with the batch. What may pass (a server that is down, a busy disk) is tried again
+for the configured patience; after that a batch carries the fault in place of images, and is the last one: the run can
+stop there and continue later.
 """
 
 from __future__ import annotations
@@ -11,47 +13,59 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stylegan_pg.data import remote, store
+from stylegan_pg.data.cache import Prefetcher
+from stylegan_pg.data.order import Mixture, Order, flipped
+from stylegan_pg.data.remote import Patience
 from stylegan_pg.data.table import CorruptSample, SampleTable
-from stylegan_pg.errors import RunError
-from stylegan_pg.rng import derive
+from stylegan_pg.errors import RunError, UsageError
 
-READ_TRIES = 4  # of a sample whose file cannot be read; the waits between them double from 0.1 s
+LINGER = 30.0  # seconds that a worker goes on after SIGTERM
+PREFETCH_THREADS = 4
+LOOK_AHEAD = 1.0  # seconds between looks at what to prefetch
 
-PATIENCE = 30.0  # seconds that a worker goes on after SIGTERM
+
+class Bad(NamedTuple):
+    """A sample whose bytes are bad every time: `kind` is one word (checksum, decode, size, truncated, ...)."""
+
+    resolution: int
+    ordinal: int
+    kind: str
+    shard: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"sample {self.ordinal} in {self.shard}: {self.reason}"
 
 
 @dataclass
 class Batch:
     """A rank's share of a batch: image uint8 [n, C, H, W], of points float32; condition float32 [n, classes], one-hot,
-    or None; bad: what each corrupt sample that had to be replaced was; fault: why it could not be read, if so."""
+    or None; bad: the samples that had to be replaced.
+
+    fault: why there are no images, if so; lasting: whether that is for good. ready: the event (CUDA) after which the
+    tensors hold their values.
+    """
 
     image: torch.Tensor
     condition: torch.Tensor | None
-    bad: list[str]
+    bad: list[Bad] = field(default_factory=list)
     fault: str = ""
+    lasting: bool = False
+    ready: Any = None
 
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng(derive(seed, "order", epoch)).permutation(count)
-
-
-def sample_at(seed: int, n: int, count: int) -> tuple[int, int]:
-    """(epoch, ordinal within the dataset) of the n-th image of a run."""
-    epoch, place = divmod(n, count)
-    return epoch, int(_order(seed, epoch, count)[place])
-
-
-def flipped(seed: int, epoch: int, ordinal: int) -> bool:
-    """The mirror option's coin for one image in one epoch."""
-    return bool(derive(seed, "mirror", epoch, ordinal) & 1)
+    def pin_memory(self) -> Batch:
+        self.image = self.image.pin_memory()
+        self.condition = None if self.condition is None else self.condition.pin_memory()
+        return self
 
 
 def one_hot(labels: Sequence[int] | np.ndarray | torch.Tensor, classes: int) -> torch.Tensor:
@@ -59,85 +73,126 @@ def one_hot(labels: Sequence[int] | np.ndarray | torch.Tensor, classes: int) -> 
     return torch.nn.functional.one_hot(torch.as_tensor(labels).long(), classes).float()
 
 
-def read_image(table: SampleTable, ordinal: int) -> tuple[np.ndarray, int, list[str]]:
-    """The image at `ordinal`, uint8 [C, H, W]; the ordinal it really came from; what was bad on the way.
-
-    A file that cannot be read right now is tried again. Bytes that are bad every time are replaced by the next
-    sample, which is the same on every machine.
+def read_sample(table: SampleTable, i: int) -> np.ndarray:
+    """Sample i, [C, H, W], as SampleTable.image.
 
     Raises:
-        RunError: if a file stays unreadable, or nothing in the dataset can be decoded.
+        CorruptSample: if the bytes were bad twice, the second time from the source itself.
+        OSError: if they could not be read for the configured patience.
     """
-    bad: list[str] = []
-    for step in range(len(table)):
-        i = (ordinal + step) % len(table)
-        problem: Exception | None = None
-        garbled = 0
-        for attempt in range(READ_TRIES):
+    waiting, garbled = Patience(store.settings().patience), 0
+    while True:
+        try:
+            return table.image(i)
+        except CorruptSample:
+            garbled += 1
+            if garbled == 2:
+                raise
+            table.doubt(i)
+        except OSError as fault:
+            waiting.wait(fault)
+
+
+def read_image(
+    table: SampleTable, ordinal: int, known: Collection[int] = frozenset()
+) -> tuple[np.ndarray, int, list[Bad]]:
+    """The image at `ordinal`, [C, H, W]; the ordinal it really came from; what was bad on the way, except for the
+    ordinals that are `known` to be bad, which are not read.
+
+    Raises:
+        OSError: as read_sample.
+        RunError: if nothing in the dataset can be decoded.
+    """
+    bad: list[Bad] = []
+    for i in ((ordinal + step) % len(table) for step in range(len(table))):
+        if i not in known:
             try:
-                return table.image(i), i, bad
+                return read_sample(table, i), i, bad
             except CorruptSample as error:
-                problem = error
-                garbled += 1
-                if garbled == 2:  # read twice with the same result: the bytes are bad
-                    break
-            except OSError as error:
-                problem = error
-                time.sleep(0.1 * 2**attempt)
-        if garbled < 2:
-            raise RunError(f"{table.paths[table.shard[i]]} cannot be read: {problem}")
-        bad.append(str(problem))
+                bad.append(Bad(table.resolution, i, error.kind, error.shard, error.reason))
     raise RunError(f"no sample of {table.paths[0]} and its neighbours can be decoded: pack the dataset again")
 
 
 class _Samples(Dataset):
-    """Whole batches by lists of (epoch, ordinal); runs in the worker processes."""
+    """Whole batches by (patience in seconds, list of (epoch, ordinal)); runs in the worker processes."""
 
-    def __init__(self, table: SampleTable, classes: int, seed: int, mirror: bool):
-        self.table, self.classes, self.seed, self.mirror = table, classes, seed, mirror
+    def __init__(self, table: SampleTable, classes: int, seed: int, mirror: bool, known: Collection[int]):
+        self.table, self.classes, self.seed, self.mirror, self.known = table, classes, seed, mirror, frozenset(known)
 
-    def __getitems__(self, wanted: list[tuple[int, int]]) -> Batch:
-        n = len(wanted)
+    def __getitems__(self, wanted: tuple[float, list[tuple[int, int]]]) -> Batch:
+        seconds, samples = wanted
+        n = len(samples)
         images = np.empty([n, self.table.channels, *self.table.image_size], self.table.dtype)
         labels = np.zeros([n], np.int64)
-        bad: list[str] = []
-        for k, (epoch, ordinal) in enumerate(wanted):
-            try:
-                image, source, problems = read_image(self.table, ordinal)
-            except RunError as error:  # told by the parent: a worker's own exception comes wrapped in a traceback
-                return Batch(torch.empty(0), None, bad, str(error))
-            images[k] = image[:, :, ::-1] if self.mirror and flipped(self.seed, epoch, ordinal) else image
-            labels[k] = self.table.label[source]
-            bad += problems
+        bad: list[Bad] = []
+        with store.patience(seconds):
+            for k, (epoch, ordinal) in enumerate(samples):
+                try:
+                    image, source, problems = read_image(self.table, ordinal, self.known)
+                except (OSError, RunError, UsageError) as error:  # raised here it would come wrapped in a traceback
+                    lasting = not isinstance(error, OSError)
+                    return Batch(torch.empty(0), None, bad, self._about(ordinal, error), lasting)
+                images[k] = image[:, :, ::-1] if self.mirror and flipped(self.seed, epoch, ordinal) else image
+                labels[k] = self.table.label[source]
+                bad += problems
         return Batch(torch.from_numpy(images), one_hot(labels, self.classes) if self.classes else None, bad)
+
+    def _about(self, ordinal: int, error: Exception) -> str:
+        if isinstance(error, OSError) and not isinstance(error, remote.Fault):  # which names the shard itself
+            return f"{self.table.paths[self.table.shard[ordinal]]} cannot be read: {error}"
+        return str(error)
 
 
 class _Positions(Sampler):
-    """For each step, the (epoch, ordinal) of this rank's share of the batch."""
+    """For each step, what _Samples wants for this rank's share of the batch; the first with a patience of its own."""
 
-    def __init__(self, seed: int, count: int, start: int, end: int, batch: int, share: Sequence[int]):
-        self.seed, self.count, self.share = seed, count, share
-        self.range = range(start, end, batch)
+    def __init__(self, order: Order | Mixture, steps: range, share: Sequence[int], first_patience: float | None):
+        self.order, self.steps, self.share, self.first = order, steps, share, first_patience
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for nimg in self.range:
-            yield [sample_at(self.seed, nimg + i, self.count) for i in self.share]
+    def __iter__(self) -> Iterator[tuple[float, list[tuple[int, int]]]]:
+        patience = store.settings().patience
+        for k, nimg in enumerate(self.steps):
+            first = k == 0 and self.first is not None
+            yield self.first if first else patience, [self.order.at(nimg + i) for i in self.share]
 
     def __len__(self) -> int:
-        return len(self.range)
+        return len(self.steps)
 
 
-def _in_worker(_: int) -> None:
+def _in_worker(settings: store.Settings, _: int) -> None:
+    store.configure(settings)
+    global _workers
+    _workers = []  # the parent's
     # Ctrl-C and SIGTERM may go to all processes, but it is the trainer that decides when to stop: a worker outlives
-    # the step that is being finished, and then goes in any case.
+    # the step that is being finished, and then goes in any case. But it waits for no server any more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(PATIENCE, os._exit, [0]).start())
+    signal.signal(signal.SIGTERM, _end_soon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _end_soon(*_: Any) -> None:
+    if not Patience.giving_up:
+        Patience.give_up()
+        timer = threading.Timer(LINGER, os._exit, [0])
+        timer.daemon = True  # a worker that is done does not stay for it
+        timer.start()
+
+
+def give_up_waiting() -> None:
+    """Whatever this process and its workers are waiting for, they wait no more: their batches come with a fault. For
+    a process that is about to stop; safe in a signal handler."""
+    Patience.give_up()
+    for worker in _workers:
+        worker.terminate()  # see _in_worker
+
+
+_workers: list[Any] = []  # of this process's streams
 
 
 def batches(
     table: SampleTable,
+    order: Order | Mixture,
     *,
-    seed: int,
     start: int,
     end: int,
     batch: int,
@@ -145,38 +200,82 @@ def batches(
     classes: int = 0,
     mirror: bool = False,
     workers: int = 2,
+    known: Collection[int] = frozenset(),
+    prefetch: int = 0,
+    first_patience: float | None = None,
+    pin: bool = False,
 ) -> Generator[Batch, None, None]:
     """This rank's part of every batch from nimg `start` to `end` (both at batch boundaries of the run).
 
-    Close the generator to end its workers.
-
-    Raises:
-        RunError: if a file stays unreadable.
+    After a batch with a fault there are no more. Close the generator to end its workers.
 
     Args:
+        order: of the images; of as many samples as the table has.
         share: indices into the global batch that are this rank's, in its order.
         classes: number of classes for one-hot conditions, 0 for none.
         workers: processes that read and decode ahead; the images do not depend on it.
+        known: samples that are replaced without looking at them.
+        prefetch: how many remote shards beyond those in use are fetched ahead.
+        first_patience: seconds for which the first batch is tried, if not as long as the others.
+        pin: put batches into pinned memory, from where copies to a GPU overlap with its work.
     """
+    steps = range(start, end, batch)
     loader = DataLoader(
-        _Samples(table, classes, seed, mirror),
-        batch_sampler=_Positions(seed, len(table), start, end, batch, share),
+        _Samples(table, classes, order.seed, mirror, known),
+        batch_sampler=_Positions(order, steps, share, first_patience),  # type: ignore[arg-type]  # pairs, not lists
         num_workers=workers,
         collate_fn=_whole,  # type: ignore[arg-type]  # its stub wants lists; __getitems__ makes whole batches
-        worker_init_fn=_in_worker,
+        worker_init_fn=functools.partial(_in_worker, store.settings()),
         prefetch_factor=4 if workers else None,
+        pin_memory=pin,
         generator=torch.Generator(),  # else the global stream gives it a seed that nothing here uses
     )
-    iterator = iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until a worker knows what to do with it
     try:
-        for item in iterator:
-            if item.fault:
-                raise RunError(item.fault)
+        iterator = iter(loader)  # which forks, before there are threads
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    mine = list(getattr(iterator, "_workers", ()))
+    _workers.extend(mine)
+    ahead = _Ahead(table, order, prefetch) if prefetch and store.settings().limit and steps else None
+    try:
+        for nimg in steps:
+            if ahead:
+                ahead.look(nimg)
+            item = next(iterator)
             yield item
+            if item.fault:
+                return
     finally:  # at once, and not when the garbage is collected
+        if ahead:
+            ahead.close()
+        for worker in mine:
+            _workers.remove(worker)
+            worker.terminate()  # what it may be waiting for is not wanted any more
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop:
             stop()
+
+
+class _Ahead:
+    """Has the shards fetched that the stream is going to need: those of the order's group that it is in, and some of
+    the next one's."""
+
+    def __init__(self, table: SampleTable, order: Order | Mixture, count: int):
+        self.shards = table.remote_shards()
+        self.order, self.count, self.last = order, count, float("-inf")
+        self.prefetcher = Prefetcher(min(count, PREFETCH_THREADS)) if self.shards else None
+
+    def look(self, nimg: int) -> None:
+        if self.prefetcher and time.monotonic() - self.last > LOOK_AHEAD:
+            self.last = time.monotonic()
+            now = self.order.shards_ahead(nimg, 1)
+            later = [i for i in self.order.shards_ahead(nimg, 2) if i not in now]
+            self.prefetcher.want([self.shards[i] for i in [*now, *later[: self.count]] if i in self.shards])
+
+    def close(self) -> None:
+        if self.prefetcher:
+            self.prefetcher.close()
 
 
 def _whole(batch: Batch) -> Batch:
@@ -184,5 +283,9 @@ def _whole(batch: Batch) -> Batch:
 
 
 def read_batch(table: SampleTable, ordinals: Sequence[int]) -> torch.Tensor:
-    """Images uint8 [n, C, H, W] by their place in the dataset."""
+    """Images uint8 [n, C, H, W] by their place in the dataset.
+
+    Raises:
+        OSError, RunError: as read_image.
+    """
     return torch.from_numpy(np.stack([read_image(table, int(i))[0] for i in ordinals]))

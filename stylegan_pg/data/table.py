@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stylegan_pg.data import cache
+from stylegan_pg.data import cache, store
 from stylegan_pg.data.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
@@ -101,6 +101,17 @@ class SampleTable:
             return to_pixels(data, self.image_size, self.channels)
         except BadPicture as error:
             raise self._corrupt(i, str(error), error.kind) from error
+
+    def doubt(self, i: int) -> None:
+        """Sample i was found to be corrupt: the next `read` takes a remote tar from its source again, unless what is
+        in the cache is known to be what the source has."""
+        tar = self.tars[self.shard[i]]
+        cache.doubt(tar.path, size=tar.bytes, sha256=tar.sha256 or None)
+
+    def remote_shards(self) -> dict[int, store.Shard]:
+        """Those tars that come through the cache, by their place in `tars`."""
+        found = enumerate(self.tars)
+        return {i: store.Shard(t.path, t.bytes, t.sha256 or None) for i, t in found if is_remote(t.path)}
 
     def _corrupt(self, i: int, reason: str, kind: str) -> CorruptSample:
         shard = "/".join(PurePosixPath(self.tars[self.shard[i]].path).parts[-2:])

@@ -1,0 +1,211 @@
+"""Bytes behind URLs, from real servers and commands, and which of their faults may pass."""
+
+import os
+import sys
+import time
+
+import pytest
+import serving
+
+from stylegan_pg.data import remote
+from stylegan_pg.data.remote import Lasting, Passing, Patience, open_url, read_url, shown, stat_url
+from stylegan_pg.errors import UsageError
+
+DATA = bytes(range(256)) * 1000
+SPANS = [(0, None), (0, 10), (5, None), (5, 300), (255_990, None), (255_990, 300_000), (256_000, None), (7, 7)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "x.tar").write_bytes(DATA)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    with serving.http(folder, tmp_path_factory.mktemp("books")) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _well_behaved(server):
+    yield
+    server.misbehave()
+
+
+@pytest.fixture(scope="module")
+def bucket(folder):
+    boto3 = pytest.importorskip("boto3")
+    with pytest.MonkeyPatch.context() as patch, serving.s3() as (endpoint, _):
+        for name, value in {"ACCESS_KEY_ID": "us", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": endpoint}.items():
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        remote._s3_client.cache_clear()
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        client.upload_file(str(folder / "x.tar"), "bucket", "data/x.tar")
+        yield "s3://bucket/data/x.tar"
+        remote._s3_client.cache_clear()
+
+
+def whole(url: str, start: int = 0, end: int | None = None, step: int = 1000) -> bytes:
+    with open_url(url, start, end) as stream:
+        return b"".join(iter(lambda: stream.read(step), b""))
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_spans(server, bucket, folder, span):
+    expected = DATA[slice(*span)]
+    printing = f"pipe:cat '{folder}/x.tar'"
+    for url in (f"{server.url}/x.tar", bucket, printing, str(folder / "x.tar"), f"file://{folder}/x.tar"):
+        assert whole(url, *span) == expected, url
+        assert read_url(url, *span) == expected
+    server.misbehave(no_ranges=True)
+    assert whole(f"{server.url}/x.tar", *span) == expected
+
+
+def test_what_is_known_without_reading(server, bucket, folder):
+    for url in (f"{server.url}/x.tar", bucket, str(folder / "x.tar")):
+        size, tag = stat_url(url)
+        assert size == len(DATA)
+        assert tag
+        assert stat_url(url) == (size, tag)
+    assert stat_url("pipe:cat x") == (None, "")
+    before = stat_url(f"{server.url}/x.tar")
+    os.utime(folder / "x.tar", (1, 1))
+    assert stat_url(f"{server.url}/x.tar") != before
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
+def test_servers_in_trouble_may_recover(server, status):
+    url = f"{server.url}/x.tar"
+    server.misbehave(status=status)
+    with pytest.raises(Passing, match=f"{url}: the server answered {status}"):
+        whole(url)
+    with pytest.raises(Passing):
+        stat_url(url)
+    server.misbehave(status=status, times=2)
+    assert read_url(url, patience=20) == DATA
+
+
+@pytest.mark.parametrize("status", [404, 403, 401, 410])
+def test_what_is_not_there_or_not_allowed(server, status):
+    server.misbehave(status=status)
+    with pytest.raises(Lasting, match=f"answered {status}"):
+        whole(f"{server.url}/x.tar")
+
+
+def test_truncated_bodies_go_on_where_they_ended(server):
+    url = f"{server.url}/x.tar"
+    server.misbehave(truncate=100_000)
+    with pytest.raises(Passing, match="ended 156000 bytes too early"):
+        whole(url)
+    before = len(server.requests())
+    assert read_url(url, patience=20) == DATA
+    assert [r["range"] for r in server.requests()[before:]] == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_a_server_that_is_away(server):
+    url = f"{server.url}/x.tar"
+    server.kill()
+    started = time.monotonic()
+    with pytest.raises(Passing, match="refused"):
+        read_url(url, patience=1)
+    assert 1 <= time.monotonic() - started < 10
+    server.start()
+    assert read_url(url) == DATA
+    with pytest.raises(Passing):
+        whole("http://no-such-host.invalid/x")
+
+
+def test_a_server_that_says_nothing(server, monkeypatch):
+    monkeypatch.setattr(remote, "TIMEOUT", 0.5)
+    server.misbehave(rate=1)  # a byte every 50 ms
+    with open_url(f"{server.url}/x.tar") as stream:
+        assert stream.read(3) == DATA[:3]
+    with serving.socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(Passing, match="timed out"):
+            whole(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
+
+
+def test_faults_of_the_caller_are_not_the_servers(server, bucket):
+    for url in (f"{server.url}/x.tar", bucket):
+        with pytest.raises(OSError, match="mine") as error, open_url(url):
+            raise OSError("mine")
+        assert not isinstance(error.value, remote.Fault)
+
+
+def test_s3_faults(bucket, monkeypatch):
+    with pytest.raises(Lasting, match=r"s3://bucket/nothing: .*(404|NoSuchKey)"):
+        whole("s3://bucket/nothing")
+    with pytest.raises(Lasting, match="404"):
+        stat_url("s3://bucket/nothing")
+    with pytest.raises(Lasting, match="NoSuchBucket"):
+        whole("s3://elsewhere/x.tar")
+    with pytest.raises(UsageError, match="BUCKET/KEY"):
+        whole("s3://bucket")
+    remote._s3_client.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{serving.free_port()}")
+    with pytest.raises(Passing, match="s3://bucket/data/x.tar: .*connect"):
+        whole(bucket)
+    remote._s3_client.cache_clear()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(Lasting, match="credentials"):
+        whole(bucket)
+    remote._s3_client.cache_clear()
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(UsageError, match=r"pip install 'stylegan-pg\[s3\]'"):
+        whole(bucket)
+    remote._s3_client.cache_clear()
+
+
+def test_commands(folder, tmp_path):
+    with pytest.raises(Passing, match=r"exit status 1: cat: .*No such file"):
+        whole(f"pipe:cat {tmp_path}/nothing")
+    with pytest.raises(Passing, match="exit status 3: it said nothing"):
+        whole(f"""pipe:bash -c 'head -c 1000 "{folder}/x.tar"; exit 3'""")
+    with pytest.raises(Lasting, match="no command no-such-command"):
+        whole("pipe:no-such-command x")
+    with pytest.raises(UsageError, match="without a shell"):
+        whole("pipe:cat x | head")
+    assert whole(f"""pipe:bash -c 'cat "{folder}/x.tar" | head -c 9'""") == DATA[:9]
+    marker = tmp_path / "made"
+    whole(f"pipe:echo $(touch {marker})")
+    assert not marker.exists()  # no shell has seen it
+    with open_url("pipe:cat /dev/zero") as stream:  # which never ends by itself
+        assert stream.read(5) == bytes(5)
+    assert whole("pipe:cat /dev/zero", 100, 110) == bytes(10)
+
+
+def test_urls_in_messages_tell_no_secrets():
+    assert shown("https://me:secret@host/x.tar?Signature=abc") == "https://host/x.tar"
+    assert shown("pipe:cat a?b") == "pipe:cat a?b"
+    with pytest.raises(UsageError, match="no way to read ftp"):
+        whole("ftp://host/x")
+
+
+def test_waiting_ends(monkeypatch):
+    now, naps = [0.0], []
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+
+    def nap(seconds):
+        naps.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(remote.time, "sleep", nap)
+    waiting, fault = Patience(100), Passing("away")
+    with pytest.raises(Passing, match="away"):
+        for _ in range(1000):
+            waiting.wait(fault)
+    assert now[0] == pytest.approx(100, abs=0.3)
+    waiting.progress()
+    waiting.wait(fault)
+    assert now[0] < 101
+    monkeypatch.setattr(Patience, "giving_up", True)
+    with pytest.raises(Passing):
+        waiting.wait(fault)
