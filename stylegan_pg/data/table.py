@@ -13,6 +13,7 @@ import numpy as np
 
 from stylegan_pg.data import cache, store
 from stylegan_pg.data.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
+from stylegan_pg.data.remote import is_remote
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
 
@@ -111,7 +112,7 @@ class SampleTable:
     def remote_shards(self) -> dict[int, store.Shard]:
         """Those tars that come through the cache, by their place in `tars`."""
         found = enumerate(self.tars)
-        return {i: store.Shard(t.path, t.bytes, t.sha256 or None) for i, t in found if is_remote(t.path)}
+        return {i: store.Shard(t.path, t.bytes, t.sha256 or None, t.tag) for i, t in found if is_remote(t.path)}
 
     def _corrupt(self, i: int, reason: str, kind: str) -> CorruptSample:
         shard = "/".join(PurePosixPath(self.tars[self.shard[i]].path).parts[-2:])
