@@ -234,7 +234,7 @@ def _dataset(url: str, base: str) -> DatasetIndex:
 @data.command("check")
 def data_check(
     url: Annotated[str, _URL],
-    resolution: Annotated[Optional[int], typer.Option(help="Only this one; all by default, of tars the largest.")] = None,
+    resolution: Annotated[Optional[int], typer.Option(help="One; all by default, of foreign tars the largest.")] = None,
     workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; all cores by default.")] = None,
     base: Annotated[str, _BASE] = "4x4",
 ) -> None:
@@ -248,7 +248,7 @@ def data_check(
     for line in check(index, resolutions if resolution is None else [resolution], workers):
         print(line, flush=True)
         bad += 1
-    print(f"{index.path}: {index.count} images, {f'{bad} faults' if bad else 'all good'}")
+    print(f"{index.path}: {index.count} images, {f'faults: {bad}' if bad else 'all good'}")
     if bad:
         raise typer.Exit(1)
 

@@ -18,7 +18,6 @@ from PIL import Image
 
 from stylegan_pg.data.decode import MODES
 from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.data.stream import batches
 from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError, UsageError
 
@@ -38,8 +37,8 @@ def check(index: DatasetIndex, resolutions: list[int], workers: int | None = Non
         if resolution not in index.resolutions:
             index.table(resolution)  # which says so
     # Not forked: the parent may have threads. A worker leaves Ctrl-C to the parent.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, signal.signal, deaf) as pool:
         for resolution in resolutions:
             try:
                 table = index.table(resolution)
@@ -115,6 +114,8 @@ def bench(
     index: DatasetIndex, resolution: int, *, batch: int, workers: int, window: int, seconds: float
 ) -> Iterator[str]:
     """Read batches as training does, for so many seconds, and say how fast that was. Raises as stream.batches."""
+    from stylegan_pg.data.stream import batches  # which comes with torch, and the processes of `check` need none
+
     begin = time.perf_counter()
     table = index.table(resolution)
     order = index.order(0, window)

@@ -13,7 +13,7 @@ import numpy as np
 
 from stylegan_pg.data import cache, store
 from stylegan_pg.data.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
-from stylegan_pg.data.remote import is_remote
+from stylegan_pg.data.remote import is_remote, shown
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
 
@@ -107,7 +107,7 @@ class SampleTable:
         """Sample i was found to be corrupt: the next `read` takes a remote tar from its source again, unless what is
         in the cache is known to be what the source has."""
         tar = self.tars[self.shard[i]]
-        cache.doubt(tar.path, size=tar.bytes, sha256=tar.sha256 or None)
+        cache.doubt(tar.path, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
 
     def remote_shards(self) -> dict[int, store.Shard]:
         """Those tars that come through the cache, by their place in `tars`."""
@@ -115,7 +115,7 @@ class SampleTable:
         return {i: store.Shard(t.path, t.bytes, t.sha256 or None, t.tag) for i, t in found if is_remote(t.path)}
 
     def _corrupt(self, i: int, reason: str, kind: str) -> CorruptSample:
-        shard = "/".join(PurePosixPath(self.tars[self.shard[i]].path).parts[-2:])
+        shard = "/".join(PurePosixPath(shown(self.tars[self.shard[i]].path)).parts[-2:])
         return CorruptSample(shard, int(i), reason, kind)
 
 
