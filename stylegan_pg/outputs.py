@@ -11,7 +11,8 @@ import torch
 
 from stylegan_pg import __version__, dist
 from stylegan_pg.config import Config
-from stylegan_pg.data.index import MODES, DatasetIndex
+from stylegan_pg.data.decode import MODES
+from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import read_batch
 from stylegan_pg.errors import PeersLost, RunError
 from stylegan_pg.game import Game

@@ -43,9 +43,7 @@ class Players:
         check_base(index, config)
         self.classes = len(index.label_names) if config.data.conditional else 0
         if config.data.conditional and not self.classes:
-            raise UsageError(
-                f"data.conditional=true, but {index.path} has no labels for all its pictures: pack it with --labels"
-            )
+            raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")
         self.terms = config.loss.all_terms()
         self.nimg = 0
         self.phase: Phase | None = None

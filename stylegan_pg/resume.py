@@ -64,7 +64,8 @@ def compare(
     if state["dataset"] != index.identity:
         raise UsageError(
             f"the checkpoints in {config.run} were trained on other data than {index.path}: give data.url of the same "
-            "dataset (or data.mixture of the same, in the same proportions) to continue, or another run=FOLDER to start a new one"
+            "dataset (or data.mixture of the same, in the same proportions) to continue, or "
+            "another run=FOLDER to start a new one"
         )
     nimg, number = state["nimg"], state["phase"]
     if number >= len(plan) or not plan[number].start < nimg <= plan[number].end:

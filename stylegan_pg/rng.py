@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # takes its time, which every process that packs would spend
 
 
 def generator(seed: int, purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator that is a function of (seed, purpose, key): the same on every rank and after every restart."""
+    import torch
+
     return torch.Generator(device).manual_seed(derive(seed, purpose, *key))
 
 

@@ -84,7 +84,7 @@ def _check_size(rows: int, columns: int, exact: tuple[int, int] | None, least: t
     if least and (rows < least[0] or columns < least[1]):
         raise BadPicture(f"is {rows}x{columns}, smaller than {least[0]}x{least[1]} (rows x columns)", "size")
     if rows * columns > MOST_PIXELS:
-        raise BadPicture(f"is {rows}x{columns} (rows x columns), more than {MOST_PIXELS} pixels", "size")
+        raise BadPicture(f"is {rows}x{columns} (rows x columns) and has more than {MOST_PIXELS} pixels", "size")
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str]:
@@ -92,7 +92,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
         height, width, coded, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise BadPicture(f"does not decode: {error}") from error
-    return height, width, coded.upper()
+    return int(str(height)), int(str(width)), coded.upper()
 
 
 def _decode_jpeg(
@@ -130,6 +130,8 @@ def _opened(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadPicture(f"has more than {MOST_PIXELS} pixels: {error}", "size") from error
     except Exception as error:  # broken data makes Pillow raise nearly anything
         raise BadPicture(f"does not decode: {error}") from error
 

@@ -126,8 +126,9 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
     """
     urls = expand(url)
     with ThreadPoolExecutor(FETCHERS if any(map(remote.is_remote, urls)) else 1) as pool:
-        marks = [f"{one} {stat.size} {stat.tag}" for one, stat in zip(urls, pool.map(_stat, urls), strict=True)]
-        columns = kept("foreign\n" + "\n".join(marks), lambda: _read_all(pool, urls, marks))
+        stats = list(pool.map(_stat, urls))
+        key = "\n".join(f"{one} {stat.size} {stat.tag}" for one, stat in zip(urls, stats, strict=True))
+        columns = kept(f"foreign\n{key}", lambda: _read_all(pool, urls, stats))
     names, probes = _unpacked(columns["names"]), columns["probes"].tolist()
     identity = hashlib.sha256(f"foreign {base[0]}x{base[1]}".encode())
     for name in ("offset", "size", "label", "keys", "names", "counts", "tar_bytes"):
@@ -143,7 +144,10 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
         identity=identity.hexdigest(),
         shards=tuple(Shard(f"{i:05d}", n, {}) for i, n in enumerate(columns["counts"].tolist())),
         base=base,
-        tars=tuple(Tar(one, int(n), foreign=True) for one, n in zip(urls, columns["tar_bytes"], strict=True)),
+        tars=tuple(
+            Tar(one, stat.size, tag=stat.tag if remote.is_remote(one) else "", foreign=True)
+            for one, stat in zip(urls, stats, strict=True)
+        ),
         columns=columns,
     )
 
@@ -170,11 +174,15 @@ def _unpacked(array: np.ndarray) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------- reading tars
 
 
-def _read_all(pool: ThreadPoolExecutor, urls: list[str], marks: list[str]) -> Arrays:
+def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat]) -> Arrays:
     """The columns of a dataset. Those of its tars are kept too: an interrupted reading of many goes on there."""
     if len(urls) >= MANY:
         print(f"reading the headers of {len(urls)} tars, this once", file=sys.stderr)
-    tars = list(pool.map(lambda url, mark: kept(f"tar {mark}", lambda: _read_one(url)), urls, marks))
+
+    def read(url: str, stat: remote.Stat) -> Arrays:
+        return kept(f"tar {url} {stat.size} {stat.tag}", lambda: _read_one(url, stat))
+
+    tars = list(pool.map(read, urls, stats))
     keys, labels = ([one for tar in tars for one in _unpacked(tar[name])] for name in ("keys", "labels"))
     counts = [len(tar["offset"]) for tar in tars]
     if not keys:
@@ -204,12 +212,11 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], marks: list[str]) -> Ar
     }
 
 
-def _read_one(url: str) -> Arrays:
+def _read_one(url: str, stat: remote.Stat) -> Arrays:
     """What one tar holds."""
     named = remote.shown(url)
     try:
-        path = cache.local_path(url)
-        with open(path, "rb") as file:
+        with open(cache.local_path(url, stat.size, tag=stat.tag), "rb") as file:
             samples = list(_samples(file, named))
             probe = next(filter(len, (_probe(file, sample.picture) for sample in samples[:PROBES])), [])
             return {

@@ -272,7 +272,7 @@ def _stamps(stems: list[str]) -> np.ndarray:
 
 def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int) -> Arrays:
     """The columns of a table, and lengths and SHA-256 of the tars, from the shards' indexes."""
-    rows: list[list[Any]] = []
+    rows: list[tuple[int, ...]] = []
     tar_bytes, tar_sha256 = [], []
     with ThreadPoolExecutor(FETCHERS if stems and remote.is_remote(stems[0]) else 1) as pool:
         described = pool.map(_shard, stems, [shard.index_sha256[resolution] for shard in shards])

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stylegan_pg.ops.build import cache_folder
-
 VERSION = 1  # grows when what is computed changes
 KEEP_SEC = 30 * 24 * 3600  # since the last use
 
@@ -27,6 +25,8 @@ def kept(key: str, make: Callable[[], Arrays], fits: Callable[[Arrays], bool] = 
 
     One process of a node makes them; the others wait. Raises what `make` raises.
     """
+    from stylegan_pg.ops.build import cache_folder  # which comes with torch
+
     path = cache_folder() / "indexes" / f"{hashlib.sha256(f'{VERSION} {key}'.encode()).hexdigest()[:40]}.npz"
     found = _load(path)
     if found is not None and fits(found):

@@ -157,7 +157,7 @@ class Mixture:
         if len(sources) != len(weights) or not sources or min(weights) <= 0:
             raise ValueError("a mixture takes one weight above 0 for each of its sources")
         self.sources, self.seed = list(sources), seed
-        exact = [Fraction(weight).limit_denominator(10**6) or Fraction(1, 10**6) for weight in weights]
+        exact = [Fraction(weight) for weight in weights]
         self._sums = [sum(exact[: i + 1], Fraction(0)) for i in range(len(exact))]
         self._share = [float(weight / self._sums[-1]) for weight in exact]
         self.first = [sum(s.count for s in sources[:i]) for i in range(len(sources))]

@@ -170,13 +170,17 @@ def _check_options(resolution, lowest, format, quality, crop, base, filter, chan
     )
 
 
-def _base(base: str | Sequence[int], resolution: int) -> tuple[int, int]:
-    """ "4x6" -> (4, 6)."""
-    text = base if isinstance(base, str) else "x".join(map(str, base))
+def parse_base(text: str) -> tuple[int, int]:
+    """ "4x6" -> (4, 6). Raises UsageError for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", text, re.ASCII)
     if not match:
         raise UsageError(f"base = {text}: give rows and columns at resolution 4, such as 4x6")
-    rows, columns = int(match[1]), int(match[2])
+    return int(match[1]), int(match[2])
+
+
+def _base(base: str | Sequence[int], resolution: int) -> tuple[int, int]:
+    text = base if isinstance(base, str) else "x".join(map(str, base))
+    rows, columns = parse_base(text)
     height, width = size_at(resolution, (rows, columns))
     if max(height, width) > LONGEST:
         raise UsageError(

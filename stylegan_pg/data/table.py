@@ -13,7 +13,7 @@ import numpy as np
 
 from stylegan_pg.data import cache, store
 from stylegan_pg.data.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
-from stylegan_pg.data.remote import is_remote
+from stylegan_pg.data.remote import is_remote, shown
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
 
@@ -31,7 +31,8 @@ class CorruptSample(Exception):  # noqa: N818 - it names the thing, and callers 
 
 
 class Tar(NamedTuple):
-    """A shard: its path or URL; its length in bytes and SHA-256 (hex) where they are known.
+    """A shard: its path or URL; where they are known its length in bytes, its SHA-256 (hex), and a tag (an ETag or a
+    time) that changes with it.
 
     `foreign` ones were not packed by this program: no checksums of samples, and pictures of any size.
     """
@@ -39,6 +40,7 @@ class Tar(NamedTuple):
     path: str
     bytes: int | None = None
     sha256: str = ""
+    tag: str = ""
     foreign: bool = False
 
 
@@ -85,7 +87,7 @@ class SampleTable:
         repeated call opens the file afresh.
         """
         tar, size = self.tars[self.shard[i]], int(self.size[i])
-        data = cache.read(tar.path, int(self.offset[i]), size, size=tar.bytes, sha256=tar.sha256 or None)
+        data = cache.read(tar.path, int(self.offset[i]), size, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
         if len(data) != size:
             raise self._corrupt(i, f"the tar ends {size - len(data)} bytes too early", "truncated")
         if not tar.foreign and zlib.crc32(data) != self.crc32[i]:
@@ -105,15 +107,15 @@ class SampleTable:
         """Sample i was found to be corrupt: the next `read` takes a remote tar from its source again, unless what is
         in the cache is known to be what the source has."""
         tar = self.tars[self.shard[i]]
-        cache.doubt(tar.path, size=tar.bytes, sha256=tar.sha256 or None)
+        cache.doubt(tar.path, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
 
     def remote_shards(self) -> dict[int, store.Shard]:
         """Those tars that come through the cache, by their place in `tars`."""
         found = enumerate(self.tars)
-        return {i: store.Shard(t.path, t.bytes, t.sha256 or None) for i, t in found if is_remote(t.path)}
+        return {i: store.Shard(t.path, t.bytes, t.sha256 or None, t.tag) for i, t in found if is_remote(t.path)}
 
     def _corrupt(self, i: int, reason: str, kind: str) -> CorruptSample:
-        shard = "/".join(PurePosixPath(self.tars[self.shard[i]].path).parts[-2:])
+        shard = "/".join(PurePosixPath(shown(self.tars[self.shard[i]].path)).parts[-2:])
         return CorruptSample(shard, int(i), reason, kind)
 
 

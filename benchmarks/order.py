@@ -1,0 +1,76 @@
+"""How well the order mixes: this program's window against webdataset's shuffle buffer of the same memory.
+
+    python benchmarks/order.py [--shards 200 --size 1000 --batch 32]
+
+Both see shards in a drawn order; webdataset then keeps `window` samples in a buffer and gives out drawn ones, as
+`wds.WebDataset(..., shardshuffle=True).shuffle(window)` does. Figures, means over epochs:
+
+    likeness    magnitude of the rank correlation between file order and stream order (0 is best)
+    together    share of neighbouring samples of the files that come into one batch (1 is that of reading in order)
+    spread      shards that a batch's samples are from
+
+A uniform permutation of the whole dataset is the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+
+import numpy as np
+from webdataset import filters
+
+from stylegan_pg.data.order import Order
+
+
+def ours(shards: int, size: int, window: int, epoch: int) -> Iterator[int]:
+    order, count = Order([size] * shards, 0, window), shards * size
+    return (order.at(n)[1] for n in range(epoch * count, (epoch + 1) * count))
+
+
+def webdataset(shards: int, size: int, window: int, epoch: int) -> Iterator[int]:
+    dice = random.Random(epoch)
+    files = list(range(shards))
+    dice.shuffle(files)
+    samples = (file * size + i for file in files for i in range(size))
+    return filters._shuffle(samples, window, min(window, 100), rng=dice)  # what .shuffle(window) calls
+
+
+def uniform(shards: int, size: int, _: int, epoch: int) -> Iterator[int]:
+    return iter(np.random.default_rng(epoch).permutation(shards * size).tolist())
+
+
+def figures(shown: np.ndarray, size: int, batch: int) -> tuple[float, float, float]:
+    count = len(shown)
+    assert sorted(shown.tolist()) == list(range(count))
+    place = np.empty([count], np.int64)
+    place[shown] = np.arange(count)
+    likeness = abs(float(np.corrcoef(np.arange(count), shown)[0, 1]))
+    together = float(np.mean(place[1:] // batch == place[:-1] // batch))
+    whole = shown[: count // batch * batch].reshape(-1, batch) // size
+    return likeness, together, float(np.mean([len(set(row.tolist())) for row in whole]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shards", type=int, default=200)
+    parser.add_argument("--size", type=int, default=1000, help="samples of a shard")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--windows", type=int, nargs="+", default=[1000, 8000, 65536])
+    given = parser.parse_args()
+    print(f"{given.shards} shards of {given.size}, batches of {given.batch}, {given.epochs} epochs")
+    print("order        window  likeness  together  spread")
+    rows = [(name, how, w) for w in given.windows for name, how in (("stylegan_pg", ours), ("webdataset", webdataset))]
+    for name, how, window in [*rows, ("uniform", uniform, given.shards * given.size)]:
+        found = []
+        for epoch in range(given.epochs):
+            shown = np.fromiter(how(given.shards, given.size, window, epoch), np.int64)
+            found.append(figures(shown, given.size, given.batch))
+        likeness, together, spread = np.mean(found, axis=0)
+        print(f"{name:11s} {window:7d}    {likeness:.4f}   {together:.5f}   {spread:5.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
