@@ -95,7 +95,7 @@ def test_tars_of_shard_writer_are_read_as_webdataset_reads_them(shards, tmp_path
     index = load_index(str(shards))
     assert (index.count, index.channels, index.label_names) == (COUNT, 3, ("0", "1", "2"))
     assert index.resolutions == (4, 8, 16, 32)
-    theirs = list(webdataset.WebDataset(str(shards / "a-{000..002}.tar"), shardshuffle=False))
+    theirs = list(webdataset.WebDataset(str(shards / "a-{000..002}.tar"), shardshuffle=False))  # type: ignore[attr-defined]
     table = index.table(32)
     for i, sample in enumerate(theirs):
         assert index.source_of(i) == sample["__key__"]
@@ -350,7 +350,9 @@ def test_reduced_decoding_keeps_what_it_needs():
         scale = min(height / size[0], width / size[1])
         across, down = size[1] * scale, size[0] * scale
         box = ((width - across) / 2, (height - down) / 2, (width + across) / 2, (height + down) / 2)
-        whole = Image.fromarray(simplejpeg.decode_jpeg(data)).resize(size[::-1], Image.Resampling.LANCZOS, box=box)
+        whole = Image.fromarray(simplejpeg.decode_jpeg(data)).resize(
+            (size[1], size[0]), Image.Resampling.LANCZOS, box=box
+        )
         assert np.abs(image.transpose(1, 2, 0).astype(int) - np.asarray(whole)).mean() < 2
     with pytest.raises(BadPicture, match="smaller"):
         decode_to_fit(jpeg(3, 64, 63), (64, 64), 3)

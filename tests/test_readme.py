@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_from_a_folder_to_pictures(tmp_path):
 
     (pack,) = commands("stylegan-pg pack")
     run(pack.replace("~/pictures", str(tmp_path / "pictures")).replace("--resolution 1024", "--resolution 32"))
-    dry, train, transfer = commands("stylegan-pg train")
+    dry, train, transfer, others = commands("stylegan-pg train")
     assert "1024x1024 stable" in run(dry)
     run(f"{train} {overrides}")
     (snapshot,) = (p for p in (tmp_path / "runs" / "mine" / "snapshots").iterdir() if "best" not in p.name)
@@ -88,6 +89,16 @@ def test_from_a_folder_to_pictures(tmp_path):
     (plan,) = commands("stylegan-pg plan")
     assert "1024x1024 fade" in run(plan)
     assert (tmp_path / "plan.png").exists()
+
+    (tmp_path / "tars").mkdir()
+    for i in range(2):
+        shutil.copy(tmp_path / "data" / "ffhq1024" / "r0032" / "00000.tar", tmp_path / "tars" / f"cats-00{i}.tar")
+    assert "dataset: 80 images, resolutions 4, 8, 16, 32" in run(others.replace("063", "001") + " --dry-run")
+    info, check, bench = commands("stylegan-pg data")
+    assert "2 classes: cat 20, dog 20" in run(info)
+    assert (tmp_path / "sheet.png").exists()
+    assert "40 images, all good" in run(check)
+    assert "images/s" in run(bench.replace("063", "001").replace("256", "32 --seconds 0.1"))
 
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = code.replace(published, os.path.relpath(snapshot, tmp_path)) + "\nassert images.shape == (4, 3, 32, 32)"
