@@ -145,7 +145,8 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     url = url.removeprefix("file://")
     local = "://" not in url and not url.startswith("pipe:")
     folder = url.removesuffix("/index.json") if url != "index.json" else "."
-    packed = not remote.shown(url).endswith(".tar") and not any(c in url for c in "{*") and "::" not in url and "pipe:" not in url
+    several = "::" in url or any(sign in url for sign in "{*")
+    packed = not (remote.shown(url).endswith(".tar") or several or url.startswith("pipe:"))
     if local and packed:
         if not os.path.isdir(folder):
             raise UsageError(
