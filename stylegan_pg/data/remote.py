@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import io
 import os
 import random
 import re
@@ -227,7 +228,7 @@ def _open_http(url: str, start: int, end: int | None) -> Iterator[Stream]:
             error.close()
             response = None
     if response is None or end == start:
-        yield _Body(None, url, 0)
+        yield _Body(io.BytesIO(), url, 0)
         return
     announced = response.headers.get("Content-Length")
     length = int(announced) if announced else None
@@ -316,7 +317,7 @@ def _open_s3(url: str, start: int, end: int | None) -> Iterator[Stream]:
                 raise
             answer = None
     if answer is None or end == start:
-        yield _Body(None, url, 0)
+        yield _Body(io.BytesIO(), url, 0)
         return
     with contextlib.closing(answer["Body"]) as body:
         yield _Body(body, url, int(answer["ContentLength"]))
