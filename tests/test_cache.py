@@ -229,13 +229,13 @@ def test_two_processes_share_a_limited_store(server, contents, folder):
     readers = [reader(folder, shards, i, 60, limit) for i in range(2)]
     most = 0
     while any(process.poll() is None for process in readers):
-        sizes = []
-        for path in folder.iterdir() if folder.exists() else []:
+        sizes = {}  # by shard: while the folder is being listed, a .part may get its final name
+        for path in [p for p in folder.iterdir() if p.suffix != ".json"] if folder.exists() else []:
             try:
-                sizes.append(path.stat().st_size if path.suffix != ".json" else 0)
+                sizes[path.name.split("-")[0]] = path.stat().st_size
             except FileNotFoundError:
                 continue
-        most = max(most, sum(sizes))
+        most = max(most, sum(sizes.values()))
     for process in readers:
         assert process.communicate()[0] == "read\n"
     assert 4 * SIZE < most <= limit

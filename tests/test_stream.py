@@ -61,7 +61,7 @@ def naps(monkeypatch) -> list[float]:
 
 def read(table: SampleTable, **how) -> list[Batch]:
     batch = how.setdefault("batch", 4)
-    order = Order(np.bincount(table.shard), how.pop("seed", 0))
+    order = Order(np.bincount(table.shard).tolist(), how.pop("seed", 0))
     return list(batches(table, order, **{"start": 0, "end": 13 * 4, "share": range(batch), "workers": 0, **how}))
 
 
@@ -138,7 +138,9 @@ def test_workers_change_nothing_and_end(table):
             assert b.condition is not None
             assert torch.equal(a.condition, b.condition)
     assert not multiprocessing.active_children()
-    endless = batches(table, Order(np.bincount(table.shard), 0), start=0, end=10**9, batch=4, share=range(4), workers=2)
+    endless = batches(
+        table, Order(np.bincount(table.shard).tolist(), 0), start=0, end=10**9, batch=4, share=range(4), workers=2
+    )
     next(endless)
     workers_alive = multiprocessing.active_children()
     assert len(workers_alive) == 2
@@ -241,7 +243,7 @@ def test_workers_that_wait_end_at_once(damaged):
     """Also with a long patience: when the trainer is asked to stop, and when the stream is closed."""
     for path in damaged.paths:
         os.unlink(path)
-    order = Order(np.bincount(damaged.shard), 0)
+    order = Order(np.bincount(damaged.shard).tolist(), 0)
     data = batches(damaged, order, start=0, end=40, batch=4, share=range(4), workers=2)
     started = time.monotonic()
     threading.Timer(1.0, stream.give_up_waiting).start()

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,12 +21,10 @@ from stylegan_pg.data.pack import pack
 
 pytestmark = pytest.mark.distributed
 
-SHARDS = 16  # at each of three resolutions; a run shows 96 images, one epoch
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """96 pictures in shards of six."""
+    """96 pictures in shards of four: a run shows each once."""
     import numpy as np
     from PIL import Image
 
@@ -81,20 +81,20 @@ def test_a_server_in_trouble(ranks, workers, data, server, undisturbed, tmp_path
     """Killed and restarted, slow, 404, 500 and truncated bodies, all within one run, which ends as if nothing was."""
     run = tmp_path / "run"
     args = arguments(run, server.url, data__workers=workers, data__prefetch_shards=1, data__window=1)
-    server.misbehave(rate=20_000)
+    server.misbehave(match=".tar", rate=20_000)
     process = harness.start(args, ranks=ranks)
     troubles = [{"status": 500}, {"status": 404}, {"truncate": 2000}, {"truncate": 2000, "no_ranges": True}, None]
-    for trouble in troubles:
-        if process.poll() is not None:
-            break
+    for k, trouble in enumerate(troubles):
+        wait_for(lambda k=k: harness.lines_of(run) >= k + (k > 2), process)  # the last ones come in the second phase
         if trouble is None:
             server.kill()
-        else:
-            server.misbehave(match=".tar", **trouble)
-        time.sleep(1.0)
-        server.misbehave(rate=20_000)
-        if trouble is None:
+            time.sleep(1.0)
             server.start()
+            continue
+        before = len(server.requests())
+        server.misbehave(match=".tar", **trouble)
+        wait_for(lambda before=before: len(server.requests()) > before + 2, process)
+        server.misbehave(match=".tar", rate=20_000)
     server.misbehave()
     output = harness.finish(process)
     assert "corrupt" not in output
@@ -106,9 +106,9 @@ def test_a_server_in_trouble(ranks, workers, data, server, undisturbed, tmp_path
     assert not (run / "data-faults.jsonl").exists()
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(0, 1), pytest.param(2, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("ranks", "workers"), [(0, 1), (2, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path):
-    """Longer than the patience: exit code 75 with a checkpoint; away at the start: exit code 1; and back again: the same
+    """Longer than the patience: exit code 75 with a checkpoint; at the start: exit code 1; and back again: the same
     command goes on to the same end."""
     run = tmp_path / "run"
     args = arguments(run, server.url, data__workers=workers, data__patience_sec=2, data__prefetch_shards=0)
@@ -116,21 +116,17 @@ def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path)
     process = harness.start(args, ranks=ranks)
     wait_for(lambda: server.requests("r0016/00"), process)
     server.kill()
-    expected = 1 if ranks else 75  # torchrun's own exit code
-    output = harness.finish(process, expected)
+    output = harness.finish(process, 1 if ranks else 75)  # torchrun has an exit code of its own
     assert "stopped, as there was no more data for data.patience_sec=2 seconds: http://127.0.0.1" in output
     assert "to continue, run the same command again" in output
-    assert "Traceback" not in output.replace("Traceback : to enable", "")
+    assert output.count("Traceback (most") == (ranks > 0)  # torchrun's own
     stopped = harness.newest(run)[1]["nimg"]
     assert 0 < stopped < 96
     if ranks:
         assert "exitcode  : 75" in output
     output = harness.finish(harness.start(args, ranks=ranks), 1)
-    assert (
-        "error: there is no data to start with: http://127.0.0.1" in output
-        or "error: rank" in output
-        or "does not" in output
-    )
+    assert f"error: {server.url}/index.json" in output
+    assert "refused" in output
     server.misbehave()
     server.start()
     output = harness.finish(harness.start(args, ranks=ranks))
@@ -147,9 +143,6 @@ def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):
         "sys.argv = [a.replace('CACHE', 'cache' + os.environ['RANK']) for a in sys.argv]\n"
         "from stylegan_pg.__main__ import main\nmain()\n"
     )
-    import subprocess
-    import sys
-
     args = arguments(run, server.url, data__cache_dir=f"{tmp_path}/CACHE", data__patience_sec=2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(wrapper)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": harness.environment()}
@@ -335,14 +328,13 @@ def test_s3(data, undisturbed, tmp_path, monkeypatch):
     assert_same_weights(run, undisturbed[2])
 
 
-def test_pipes(data, undisturbed, tmp_path):
-    """Tars out of commands, one of which fails at first; foreign, as no index comes with them."""
-    marker = tmp_path / "failed"
+def test_pipes(data, tmp_path):
+    """Tars out of commands; foreign, as no index comes with them."""
     tars = sorted((data / "r0016").glob("*.tar"))
-    flaky = f"pipe:bash -c 'test -e {marker} || {{ touch {marker}; exit 9; }}; cat {tars[0]}'"
-    assert len(tars) > 2
-    urls = "::".join([*(f"pipe:cat {tar}" for tar in tars[1:3])])
-    how = {"growth__start": "null", "train__total_kimg": 0.032}
+    urls = "::".join(f"pipe:cat {tar}" for tar in tars[:8])
+    how = {"growth__start": "null", "train__total_kimg": 0.032, "data__cache_dir": tmp_path / "cache"}
     harness.finish(harness.start(arguments(tmp_path / "run", urls, **how)))
-    assert harness.newest(tmp_path / "run")[1]["nimg"] == 32
-    assert flaky
+    for tar in tars[:8]:
+        shutil.copy(tar, tmp_path)
+    harness.finish(harness.start(arguments(tmp_path / "local", f"{tmp_path}/{{00000..00007}}.tar", **how)))
+    assert_same_weights(tmp_path / "run", tmp_path / "local")

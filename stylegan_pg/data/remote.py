@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import io
 import os
 import random
 import re
@@ -78,6 +79,9 @@ def open_url(url: str, start: int = 0, end: int | None = None) -> Iterator[Strea
 
     Raises, also from read: Passing, Lasting; other OSErrors for files; UsageError for a kind of URL that nobody knows.
     """
+    if end is not None and end <= start:
+        yield _Plain(io.BytesIO(), url, 0)
+        return
     if url.startswith("pipe:"):
         opened = _open_pipe(url, start, end)
     elif url.startswith(("http://", "https://")):
@@ -218,6 +222,7 @@ def _request(url: str, method: str = "GET", span: str = "") -> urllib.request.Re
 @contextlib.contextmanager
 def _open_http(url: str, start: int, end: int | None) -> Iterator[Stream]:
     span = _span(start, end)
+    response: Any = None
     with _http_faults(url):
         try:
             response = urllib.request.urlopen(_request(url, span=span), timeout=TIMEOUT)
@@ -225,9 +230,8 @@ def _open_http(url: str, start: int, end: int | None) -> Iterator[Stream]:
             if error.code != 416:  # nothing from `start` on
                 raise
             error.close()
-            response = None
-    if response is None or end == start:
-        yield _Body(None, url, 0)
+    if response is None:
+        yield _Body(io.BytesIO(), url, 0)
         return
     announced = response.headers.get("Content-Length")
     length = int(announced) if announced else None
@@ -315,8 +319,8 @@ def _open_s3(url: str, start: int, end: int | None) -> Iterator[Stream]:
             if _s3_status(error) != 416:  # nothing from `start` on
                 raise
             answer = None
-    if answer is None or end == start:
-        yield _Body(None, url, 0)
+    if answer is None:
+        yield _Body(io.BytesIO(), url, 0)
         return
     with contextlib.closing(answer["Body"]) as body:
         yield _Body(body, url, int(answer["ContentLength"]))

@@ -151,9 +151,9 @@ class _Positions(Sampler):
 
     def __iter__(self) -> Iterator[tuple[float, list[tuple[int, int]]]]:
         patience = store.settings().patience
-        for k, nimg in enumerate(self.steps):
-            first = k == 0 and self.first is not None
-            yield self.first if first else patience, [self.order.at(nimg + i) for i in self.share]
+        for nimg in self.steps:
+            first = nimg == self.steps.start and self.first is not None
+            yield (self.first or 0.0) if first else patience, [self.order.at(nimg + i) for i in self.share]
 
     def __len__(self) -> int:
         return len(self.steps)
