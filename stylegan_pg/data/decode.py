@@ -46,13 +46,13 @@ def header(data: bytes) -> tuple[int, int, int]:
 
 
 def decode(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
-    """-> uint8 [channels, *size], size = (height, width).
+    """-> uint8 [channels, *size], size = (height, width); in memory a pixel's channels lie together.
 
     Raises BadPicture for bytes that do not decode cleanly, and for another size or another number of channels.
     """
     jpeg = data[:3] == _JPEG
     pixels = _decode_jpeg(data, channels, size) if jpeg else np.asarray(_load(data, channels, size))
-    return np.ascontiguousarray(pixels.reshape(*size, channels).transpose(2, 0, 1))
+    return pixels.reshape(*size, channels).transpose(2, 0, 1)
 
 
 def decode_to_fit(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def decode_to_fit(data: bytes, size: tuple[int, int], channels: int) -> np.ndarr
         top, left = (rows - down) / 2, (columns - across) / 2
         box = (left, top, left + across, top + down)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return np.ascontiguousarray(np.asarray(picture).reshape(*size, channels).transpose(2, 0, 1))
+    return np.asarray(picture).reshape(*size, channels).transpose(2, 0, 1)
 
 
 def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]:
