@@ -34,7 +34,7 @@ EVERYONE = {
     "output.grid_kimg": 2,
     "output.tick_kimg": 0.25,
     "output.snapshot_kimg": 0,
-    "metrics.every_kimg": 3,
+    "metrics.every_kimg": 4,
     "metrics.images": 1024,
 }
 GENERATIONS: dict[str, dict[str, object]] = {
