@@ -34,7 +34,7 @@ EVERYONE = {
     "output.grid_kimg": 2,
     "output.tick_kimg": 0.25,
     "output.snapshot_kimg": 0,
-    "metrics.every_kimg": 3,
+    "metrics.every_kimg": 4,
     "metrics.images": 1024,
 }
 GENERATIONS: dict[str, dict[str, object]] = {
@@ -46,6 +46,7 @@ GENERATIONS: dict[str, dict[str, object]] = {
         "loss.terms": "[{name: gradient_penalty, weight: 10}, {name: drift, weight: 0.001}]",
         "optim.g_lr": 0.0015,
         "optim.d_lr": 0.0015,
+        "growth.stable_kimg_at": "{4: 2, 8: 3, 16: 3, 32: 3.5}",  # its penalty costs at each step
     },
     "stylegan": {
         "model.name": "stylegan",
@@ -53,6 +54,7 @@ GENERATIONS: dict[str, dict[str, object]] = {
         "loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}",
         "loss.r1_every": 4,
         "loss.style_mixing": 0.9,
+        "growth.stable_kimg_at": "{4: 2, 8: 4, 16: 4, 32: 4}",
     },
     "stylegan2": {"loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}"},
 }

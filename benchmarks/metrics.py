@@ -61,6 +61,7 @@ def measured(command: list[str], cache: Path) -> tuple[float, float, dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     args = parser.parse_args()
@@ -94,12 +95,13 @@ def processes(folder: Path, weights: Path, resolution: int, args: argparse.Names
     many = pictures(folder / f"many{resolution}", 4 * args.images, resolution, 2)
     packed.append(folder / f"packed-many{resolution}")
     pack(str(many), packed[-1], resolution=resolution, lowest=resolution, format="png", progress=False)
-    theirs = ["-m", "torch_fidelity.fidelity", "--fid", "--json", "--cpu", "--silent", "--input1", str(sides[1])]
+    theirs = ["-m", "torch_fidelity.fidelity", "--fid", "--json", "--silent", "--input1", str(sides[1])]
     theirs += ["--input2", str(sides[0]), "--feature-extractor-weights-path", str(weights)]
+    theirs += ["--cpu"] if args.device == "cpu" else ["--gpu", "0"]
     theirs += ["--cache-root", str(folder / "theirs")]
 
     def ours(made: Path, count: int, *options: str) -> list[str]:
-        command = ["-m", "stylegan_pg", "metrics", str(made), "--data", str(packed[0]), "--device", "cpu"]
+        command = ["-m", "stylegan_pg", "metrics", str(made), "--data", str(packed[0]), "--device", args.device]
         return [*command, "--metrics", f"fid{count}_full", "--weights", str(weights), *options]
 
     named = ["--input2-cache-name", f"real{resolution}"]

@@ -146,6 +146,8 @@ def _explain(error: OmegaConfBaseException, source: str) -> UsageError:
         near = difflib.get_close_matches(key, known, 1, 0.6)
         near = near or [by_leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.6)]
         return UsageError(f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if "incompatible with (int)" in reason and "_at." in key:
+        reason += "; in a table a space follows the colon: {8: 0.5, 16: 1}"  # else YAML takes 8:0.5 for a time of day
     return UsageError(f"{source}: {key + ': ' if key else ''}{reason}")
 
 

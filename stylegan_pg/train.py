@@ -26,6 +26,7 @@ from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.feed import Feed
 from stylegan_pg.game import Game
 from stylegan_pg.metrics.periodic import Periodic
+from stylegan_pg.networks import unread_keys
 from stylegan_pg.ops import native
 from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
@@ -110,6 +111,8 @@ class Trainer:
         self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
         if self.init:
             self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
+            if unused := transfer.unused(p.G, self.init["G"]):
+                self.say(f"not used of it: {', '.join(unused)}")
             self.init = None
         if p.nimg == 0:
             self.outputs.grids()
@@ -163,6 +166,8 @@ class Trainer:
             self.say(f"warning: {note}")
         if chosen:
             self.say(f"measured: {chosen}")
+        for remark in [] if path else remarks(config):
+            self.say(f"note: {remark}")
         if path:
             self.say(f"continuing from {path} at {self.players.nimg / 1000:.1f} kimg")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -313,6 +318,18 @@ class Trainer:
     def say(self, message: str) -> None:
         if self.reporter:
             self.reporter.say(message)
+
+
+def remarks(config: Config) -> list[str]:
+    """What is possible, but perhaps not meant."""
+    model, objective = config.model, config.loss.objective
+    found = [f"model.{key} changes nothing: {model.name} networks do not read it" for key in unread_keys(model)]
+    if config.augment.mode == "ada" and objective in ("wgan", "lsgan", "relativistic"):
+        found.append(
+            f"augment.mode=ada follows the signs of D's scores, which say little under loss.objective={objective}: "
+            "watch augment_p in stats.jsonl, or take augment.mode=fixed"
+        )
+    return found
 
 
 def run(config: Config, index: DatasetIndex, *, must_resume: bool = False) -> int:

@@ -78,6 +78,12 @@ def adopt(net: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     return new
 
 
+def unused(G: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
+    """The resolutions of a generator that `state` has and `G` has not: "b128" and so on, smallest first."""
+    found = {name.split(".")[1] for name in state.keys() - G.state_dict().keys() if name.startswith("synthesis.b")}
+    return sorted((name for name in found if name[1:].isdigit()), key=lambda name: int(name[1:]))
+
+
 def freeze(D: Any, count: int) -> list[nn.Parameter]:
     """The parameters of D's `count` highest resolutions, which are not to be trained (Mo et al. 2020, Freeze-D).
 

@@ -20,6 +20,7 @@ from stylegan_pg.plan import Machine, report
 from stylegan_pg.resume import compare, to_plain
 from stylegan_pg.schedule import phases, term_weight
 from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
+from stylegan_pg.train import remarks
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
@@ -384,3 +385,15 @@ def test_checkpoints_from_before_a_key_was_there_continue_without_a_word():
     changed = config_of("loss.terms=[{name: r2, every: 4}]", "growth.start=8", "resolution=16", "train.compile=true")
     notes = compare(state, changed, index, plan, {})  # type: ignore[arg-type]  # as above
     assert [n.split(" was")[0] for n in notes] == ["loss.terms", "train.compile"]
+
+
+def test_what_is_possible_but_perhaps_not_meant_is_told():
+    told = remarks(config_of("model.name=progan", "model.noise=false", "model.mapping_layers=2", "model.z_dim=64"))
+    assert [line.split()[0] for line in told] == ["model.mapping_layers", "model.noise"]
+    assert all("progan networks do not read it" in line for line in told)
+    for name in SHIPPED:
+        assert remarks(load_config(name)) == [], name
+    ada = ("augment.mode=ada", "loss.objective=wgan", "loss.r1_gamma=0", "loss.terms=[{name: gradient_penalty}]")
+    (line,) = remarks(config_of(*ada))
+    assert "augment.mode=ada follows the signs" in line
+    assert remarks(config_of("augment.mode=ada")) == []

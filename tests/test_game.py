@@ -27,7 +27,7 @@ def stepped(game, count):
     """Statistics of `count` steps, and after each of them which of the two nets have moved."""
     p = game.current
     how = {"share": game.share, "classes": game.classes, "workers": 0}
-    data = batches(game.table, seed=0, start=game.nimg, end=p.end, batch=p.batch, **how)
+    data = batches(game.table, game.index.order(seed=0), start=game.nimg, end=p.end, batch=p.batch, **how)
     for _, batch in zip(range(count), data, strict=False):
         before = {k: t.clone() for k, t in game.tensors().items()}
         stats, _ = game.step(batch)

@@ -83,6 +83,9 @@ def test_derivatives_of_both_orders(act, layout):
     for clamp in (None, 1.1):
         assert torch.autograd.gradcheck(lambda *t, clamp=clamp: OPS.bias_act(*t, act, 1.3, clamp, 1), inputs)
         assert torch.autograd.gradgradcheck(lambda *t, clamp=clamp: OPS.bias_act(*t, act, 1.3, clamp, 1), inputs)
+
+
+def test_derivatives_of_both_orders_of_upfirdn2d():
     x, f = numbers(2, 3, 6, 5).to(DEVICE).requires_grad_(True), FILTERS["asymmetric 4x4"].to(DEVICE)
     for up, down in FACTORS:
         assert torch.autograd.gradcheck(lambda x, u=up, d=down: upfirdn2d(x, f, up=u, down=d, padding=3), [x])

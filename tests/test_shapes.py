@@ -125,7 +125,17 @@ def test_the_stream_shows_what_was_packed(dataset):
     assert torch.equal(read_batch(table, range(COUNT)), images)
     for workers in (0, 1):
         shown = list(
-            batches(table, seed=0, start=0, end=COUNT, batch=4, share=range(4), classes=2, mirror=True, workers=workers)
+            batches(
+                table,
+                index.order(seed=0),
+                start=0,
+                end=COUNT,
+                batch=4,
+                share=range(4),
+                classes=2,
+                mirror=True,
+                workers=workers,
+            )
         )
         found = torch.cat([batch.image for batch in shown])
         known = {x.numpy().tobytes(): i for i, x in enumerate(images)}

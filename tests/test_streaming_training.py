@@ -206,7 +206,7 @@ def test_a_request_to_stop_ends_the_wait(server, undisturbed, tmp_path):
     assert_same_weights(run, undisturbed[0])
 
 
-def test_the_second_epoch_comes_from_the_cache(server, undisturbed, tmp_path):
+def test_the_second_epoch_comes_from_the_cache(server, tmp_path):
     """Each shard is asked for once, however many processes and epochs; and not at all by a second run."""
     cache = tmp_path / "cache"
     long = {"growth__start": "null", "train__total_kimg": 0.24, "data__cache_dir": cache, "data__workers": 2}

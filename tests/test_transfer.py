@@ -57,6 +57,7 @@ def test_to_a_growing_run_of_a_lower_resolution(source, tiny_data, tmp_path):
     assert {k for k in tensors if k.startswith("G/")} < {k for k in old if k.startswith("G/")}
     assert all(torch.equal(t, old[k]) for k, t in tensors.items() if k.startswith("G/"))
     assert "new: D/b8.fromrgb" in told
+    assert "not used of it: b16" in told
 
 
 def test_a_conditional_run_starts_as_the_unconditional_generator(source, tiny_data, tmp_path):

@@ -58,6 +58,7 @@ struct FourTaps {
       const T *__restrict r2 = row(first + 2), *__restrict r3 = row(first + 3);
       const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
       in_packs<T>(length, [&](int64_t j, auto count) {
+        for (int k = 1; k <= down; k++) __builtin_prefetch(r3 + k * pitch + j);  // what the next row needs
 #pragma omp simd
         for (int i = 0; i < count; i++)
           buffer[j + i] = a * load(r0[j + i]) + b * load(r1[j + i]) + c * load(r2[j + i]) + d * load(r3[j + i]);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from stylegan_pg.config import ModelConfig
 from stylegan_pg.networks import mlp, progan, stylegan, stylegan2
 from stylegan_pg.networks.form import NetworkShape
 
-__all__ = ["NETWORKS", "NetworkShape", "Pair", "copy_same_names", "to_channels_last"]
+__all__ = ["NETWORKS", "NetworkShape", "Pair", "copy_same_names", "to_channels_last", "unread_keys"]
 
 MODULES = {"stylegan2": stylegan2, "stylegan": stylegan, "progan": progan, "mlp": mlp}
 Kwargs = Callable[[ModelConfig, NetworkShape], dict[str, Any]]
@@ -33,6 +34,31 @@ def _pair(module: Any) -> Pair:
 
 
 NETWORKS = {name: _pair(module) for name, module in MODULES.items()}
+
+
+class _Watched:
+    """Stands for a ModelConfig, and remembers which of its keys were asked for."""
+
+    def __init__(self, model: ModelConfig):
+        self.model, self.read = model, set()
+
+    def __getattr__(self, key: str) -> Any:
+        self.read.add(key)
+        return getattr(self.model, key)
+
+
+def unread_keys(model: ModelConfig) -> list[str]:
+    """The keys of `model` that were changed from their defaults, but mean nothing to the networks it names."""
+    watched: Any = _Watched(model)
+    shape = NetworkShape(4, 4, False, 3, 0, 1)
+    for kwargs in NETWORKS[model.name][2:]:
+        kwargs(watched, shape)
+    # What is read elsewhere, whatever the networks: w_avg_beta where there is a w, the rest always.
+    known = watched.read | {"name", "mbstd_group", "mbstd_channels", "low_precision_resolutions", "low_precision"}
+    if "w_dim" in known:
+        known.add("w_avg_beta")
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in known]
+    return [name for name in names if getattr(model, name) != getattr(ModelConfig(), name)]
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:

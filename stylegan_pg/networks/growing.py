@@ -86,14 +86,14 @@ class Generator(nn.Module):
 
     truncation_cutoff: int | None = None  # how many of the ws truncation moves where nothing else is said; None: all
 
-    def __init__(self, form: Form, z_dim: int, w_dim: int, mapping: nn.Module, synthesis: SynthesisNetwork):
+    def __init__(self, form: Form, z_dim: int, w_dim: int, mapping: nn.Module, synthesis: nn.Module):
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim = z_dim, form.c_dim, w_dim
         self.resolution, self.img_channels = form.resolution, form.img_channels
         self.img_size = form.size(form.resolution)
         self.mapping: Any = mapping
-        self.synthesis = synthesis
-        self.num_ws = synthesis.num_ws
+        self.synthesis: Any = synthesis
+        self.num_ws: int = self.synthesis.num_ws
 
     def styles(
         self, z: torch.Tensor, c: torch.Tensor | None = None, *, psi: float = 1.0, cutoff: int | None = None

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import ModelConfig
-from stylegan_pg.networks.form import NetworkShape
+from stylegan_pg.networks import growing
+from stylegan_pg.networks.form import Form, NetworkShape
 
 SLOPE = 0.2  # of D's leaky ReLU
 
@@ -39,6 +40,8 @@ class Mapping(nn.Module):
 class Synthesis(nn.Module):
     """ws [N, 1, w_dim] -> images [N, C, H, W]; it has no noise inputs and nothing that fades."""
 
+    num_ws = 1
+
     def __init__(self, sizes: list[int], img_shape: tuple[int, int, int]):
         super().__init__()
         self.img_shape = img_shape
@@ -55,10 +58,8 @@ class Synthesis(nn.Module):
         return self.layers(ws[:, 0]).reshape(-1, *self.img_shape)
 
 
-class Generator(nn.Module):
+class Generator(growing.Generator):
     """z [N, z_dim] -> images [N, img_channels, *img_size], not limited to a range."""
-
-    num_ws = 1
 
     def __init__(
         self,
@@ -71,32 +72,10 @@ class Generator(nn.Module):
         width: int = 128,
         hidden: int = 3,
     ):
-        super().__init__()
-        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, z_dim + c_dim
-        self.resolution, self.img_channels, self.img_size = resolution, img_channels, tuple(img_size)
-        height, columns = img_size
-        self.mapping = Mapping(self.w_dim)
-        sizes = [self.w_dim, *[width] * hidden, img_channels * height * columns]
-        self.synthesis = Synthesis(sizes, (img_channels, height, columns))
-
-    def styles(
-        self, z: torch.Tensor, c: torch.Tensor | None = None, *, psi: float = 1.0, cutoff: int | None = None
-    ) -> torch.Tensor:
-        """z [N, z_dim], c [N, c_dim] -> ws [N, 1, w_dim], truncated towards the mean w by psi below 1."""
-        w = self.mapping(z, c)
-        return (w if psi == 1 or cutoff == 0 else torch.lerp(self.mapping.w_avg.to(w.dtype), w, psi))[:, None]
-
-    def forward(
-        self,
-        z: torch.Tensor,
-        c: torch.Tensor | None = None,
-        *,
-        psi: float = 1.0,
-        cutoff: int | None = None,
-        **how: Any,
-    ) -> torch.Tensor:
-        """As stylegan2's; alpha, noise and its generator are accepted and change nothing."""
-        return self.synthesis(self.styles(z, c, psi=psi, cutoff=cutoff), **how)
+        w_dim, rows, columns = z_dim + c_dim, *img_size
+        synthesis = Synthesis([w_dim, *[width] * hidden, img_channels * rows * columns], (img_channels, rows, columns))
+        super().__init__(Form(4, img_size, img_channels, c_dim), z_dim, w_dim, Mapping(w_dim), synthesis)
+        self.resolution = resolution  # a name only: img_size says how large pictures are
 
 
 class Discriminator(nn.Module):
