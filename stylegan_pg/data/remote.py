@@ -261,8 +261,8 @@ def _stat_http(url: str) -> Stat:
             with urllib.request.urlopen(_request(url, span="bytes=0-0"), timeout=TIMEOUT) as response:
                 headers, whole = response.headers, response.status != 206
                 size = (headers.get("Content-Length" if whole else "Content-Range") or "").rpartition("/")[2]
-        known = size is not None and size.isdigit()
-        return Stat(int(size) if known else None, headers.get("ETag") or headers.get("Last-Modified") or "")
+        text = str(size or "")
+        return Stat(int(text) if text.isdigit() else None, headers.get("ETag") or headers.get("Last-Modified") or "")
 
 
 # -------------------------------------------------------------------------------------------------------------- s3

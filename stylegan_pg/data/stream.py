@@ -48,8 +48,8 @@ class Bad(NamedTuple):
 
 @dataclass
 class Batch:
-    """A rank's share of a batch: image uint8 [n, C, H, W], channels last, of points float32; condition float32 [n, classes], one-hot,
-    or None; bad: the samples that had to be replaced.
+    """A rank's share of a batch: image uint8 [n, C, H, W], channels last, of points float32; condition float32
+    [n, classes], one-hot, or None; bad: the samples that had to be replaced.
 
     fault: why there are no images, if so; lasting: whether that is for good. ready: the event (CUDA) after which the
     tensors hold their values.
