@@ -18,7 +18,7 @@ HOSTFILE=${HOSTFILE:-$here/hostfile} PORT=${PORT:-29500}
 [ -r "$HOSTFILE" ] || bad_usage "there is no hostfile $HOSTFILE: name one in HOSTFILE, with lines like 'node1 slots=8'"
 slots=$(sed -n 's/^[^#]*slots *= *\([0-9][0-9]*\).*/\1/p' "$HOSTFILE")
 [ -n "$slots" ] || bad_usage "$HOSTFILE has no line like 'node1 slots=8'"
-STYLEGAN_PG_WORLD=$(echo "$slots" | paste -sd+ | sed 's/.*/echo $((&))/' | sh)
+STYLEGAN_PG_WORLD=$(echo "$slots" | awk '{ sum += $1 } END { print sum }')
 NPROC=$(echo "$slots" | sed -n "$((${NODE_RANK:-0} + 1))p")
 HEAD=${HEAD:-$(sed -n 's/^ *\([^# ][^ ]*\) .*slots.*/\1/p' "$HOSTFILE" | head -n 1)}
 export NPROC OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PDSH_RCMD_TYPE="${PDSH_RCMD_TYPE:-ssh}"

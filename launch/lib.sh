@@ -64,7 +64,8 @@ run_ranks() {
     export STYLEGAN_PG_AGENT
     stopping=''
     set -m # a process group of its own: signals for this one reach the launcher through here alone
-    "$@" &
+    # Slurm signals all processes of a step: torchrun would die of USR1, the ranks know what to do.
+    (trap '' USR1 && exec "$@") &
     child=$!
     set +m
     # shellcheck disable=SC2317,SC2329 # the trap calls it
@@ -74,14 +75,14 @@ run_ranks() {
         echo "stopping: the ranks finish their step and write a checkpoint" >&2
         touch "$STYLEGAN_PG_AGENT/stop"
         if [ -n "${STOP_GRACE:-}" ]; then
-            (sleep "$STOP_GRACE" && kill -TERM -- "-$child") 2>/dev/null &
+            (for ((i = 0; i < STOP_GRACE; i++)); do sleep 1; done && kill -TERM -- "-$child") >/dev/null 2>&1 &
             killer=$!
         fi
     }
     trap ask TERM INT USR1
     await "$child"
     [ -z "$killer" ] || kill "$killer" 2>/dev/null || true
-    codes=" $(cat "$STYLEGAN_PG_AGENT"/exit.* 2>/dev/null | tr '\n' ' ')"
+    codes=" $({ cat "$STYLEGAN_PG_AGENT"/exit.* 2>/dev/null || true; } | tr '\n' ' ')"
     rm -rf "$STYLEGAN_PG_AGENT"
     case $codes in
     *" 2 "*) exit 2 ;;
