@@ -43,7 +43,7 @@ try:
 except OSError:
     sys.exit(1)
 END
-    elif ! getent hosts "$HEAD" >/dev/null; then
+    elif ! getent ahosts "$HEAD" >/dev/null; then
         bad_usage "HEAD=$HEAD is not known on $(hostname): give the address of the node with NODE_RANK=0"
     fi
     conf="is_host=$is_host,join_timeout=${JOIN_TIMEOUT:-600},read_timeout=${JOIN_TIMEOUT:-600},last_call_timeout=5"
