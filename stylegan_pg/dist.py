@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as td
+from torch.distributed.rendezvous import rendezvous
 
 from stylegan_pg import launcher
 from stylegan_pg.errors import PeersLost, RunError, UsageError
@@ -24,11 +25,12 @@ from stylegan_pg.errors import PeersLost, RunError, UsageError
 _waited = 0.0  # seconds that this process has spent in collectives
 
 
-def init(device: str = "auto", timeout: float = 600.0) -> torch.device:
+def init(device: str = "auto", timeout: float = 600.0, join: float = 600.0) -> torch.device:
     """Join the process group that the environment describes, and choose this rank's device.
 
     Args:
-        timeout: seconds after which a rank that does not come, or no longer answers, counts as lost.
+        timeout: seconds after which a rank that no longer answers counts as lost.
+        join: seconds that the ranks wait for each other at the start.
 
     Raises:
         UsageError: contradictory environment variables, names that lead nowhere, a port or a rank that is taken, or
@@ -47,14 +49,25 @@ def init(device: str = "auto", timeout: float = 600.0) -> torch.device:
             raise UsageError(f"LOCAL_RANK={local}, but this node has {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(target)
     if at.world > 1 and not td.is_initialized():
-        _join(at, "cpu:gloo,cuda:nccl" if use_cuda else "gloo", datetime.timedelta(seconds=timeout))
+        _join(at, "cpu:gloo,cuda:nccl" if use_cuda else "gloo", datetime.timedelta(seconds=join))
+        _set_timeout(datetime.timedelta(seconds=timeout))
     return target
+
+
+def _set_timeout(timeout: datetime.timedelta) -> None:
+    """Of the collectives from now on; under its old name before torch 2.10 or so."""
+    barrier()  # no one leaves the start, where others may be late, before all are there
+    group = td.group.WORLD
+    if hasattr(group, "set_timeout"):
+        group.set_timeout(timeout)  # type: ignore[union-attr]
+    else:
+        td.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def _join(at: launcher.Place, backend: str, timeout: datetime.timedelta) -> None:
     where = f"rank {at.rank} on {socket.gethostname()}, MASTER_ADDR={at.address} MASTER_PORT={at.port}"
     try:
-        store, _, _ = next(td.rendezvous("env://", timeout=timeout))
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
         # torchrun's agents number their processes themselves and keep the store when they start them again.
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and store.add(f"taken/{at.rank}", 1) > 1:
             raise UsageError(f"there are two processes of rank {at.rank}, this one {where}: give each node its own")
@@ -67,7 +80,7 @@ def _join(at: launcher.Place, backend: str, timeout: datetime.timedelta) -> None
                 "another MASTER_PORT, the same on all nodes"
             ) from None
         raise PeersLost(
-            f"the {at.world} processes did not find each other within train.timeout_sec={timeout.total_seconds():g} "
+            f"the {at.world} processes did not find each other within train.join_sec={timeout.total_seconds():g} "
             f"({where}): {reason}. Are all nodes started, with the same MASTER_ADDR and MASTER_PORT, which a firewall "
             "lets through?"
         ) from None

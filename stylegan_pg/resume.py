@@ -14,7 +14,14 @@ from stylegan_pg.schedule import Phase
 FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
 # Another value here changes nothing about what is computed.
 FREE = ("run", "data.url", "data.workers", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
-FREE += ("train.check_ranks_every", "train.timeout_sec", "train.max_skipped", "train.loss_scale", "init")
+FREE += (
+    "train.check_ranks_every",
+    "train.join_sec",
+    "train.timeout_sec",
+    "train.max_skipped",
+    "train.loss_scale",
+    "init",
+)
 
 
 def to_plain(config: Config | TermConfig) -> dict[str, Any]:

@@ -52,6 +52,7 @@ POSITIVE = [
     "augment.kimg",
     "ema.kimg",
     "train.batch",
+    "train.join_sec",
     "train.timeout_sec",
     "train.check_ranks_every",
     "output.tick_kimg",

@@ -256,7 +256,7 @@ class Slurm:
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         return environment(SLURM_CONF=str(self.folder / "slurm.conf"), **(more or {}))
 
-    def __call__(self, *command: str, check: bool = True, **env: str) -> str:
+    def __call__(self, *command: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
         result = subprocess.run(command, capture_output=True, text=True, env=self.environment(env), cwd=self.folder)
         if check and result.returncode:
             raise RuntimeError(f"{' '.join(command)}: {result.stdout}{result.stderr}{self.log()}")
@@ -264,7 +264,7 @@ class Slurm:
 
     def submit(self, *words: str, **env: str) -> str:
         """sbatch; returns the job's number."""
-        return self("sbatch", "--parsable", *words, **env).strip()
+        return self("sbatch", "--parsable", *words, env=env).strip()
 
     def state(self, job: str) -> str:
         shown = self("scontrol", "show", "job", job, check=False)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import harness
 import pytest
@@ -52,7 +53,7 @@ def test_a_name_that_leads_to_the_node_itself(monkeypatch):
 
 
 def test_what_differs_between_ranks_is_named():
-    mine = peers.facts(Config(run="/a"), "data") | {"host": "first"}
+    mine: dict[str, Any] = peers.facts(Config(run="/a"), "data") | {"host": "first"}
     assert peers.differences([mine, mine | {"host": "second"}]) == ([], [])
     elsewhere = mine | {"config": peers.facts(Config(run="/b"), "data")["config"]}  # paths may differ
     assert peers.differences([mine, elsewhere]) == ([], [])
@@ -68,7 +69,7 @@ def test_what_differs_between_ranks_is_named():
     assert "the clock of late is 3600 seconds behind that of first" in warning
 
 
-def ranks(commands: list[list[str]], **env: str) -> list[tuple[int, str]]:
+def ranks(commands: list[tuple[int, list[str]]], **env: str) -> list[tuple[int, str]]:
     """Start one process for each command line as the ranks of a world by hand; their exit codes and output."""
     port = str(20000 + os.getpid() % 20000)
     base = harness.environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env
@@ -90,13 +91,13 @@ def test_ranks_with_different_configurations(tiny_data, tmp_path):
 
 def test_two_processes_of_one_rank(tiny_data, tmp_path):
     """Two masters on one node, and two of rank 1: one gets the place, the other says why it does not."""
-    args = harness.arguments(tmp_path / "run", tiny_data, train__timeout_sec=40)
+    args = harness.arguments(tmp_path / "run", tiny_data, train__join_sec=40)
     results = ranks([(0, args), (0, args)])
     assert sorted(code for code, _ in results) == [1, 2], results
     (told,) = [output for code, output in results if code == 2]
     assert "the port is taken" in told
     (waited,) = [output for code, output in results if code == 1]
-    assert "did not find each other within train.timeout_sec=40" in waited
+    assert "did not find each other within train.join_sec=40" in waited
     assert "Traceback" not in told + waited
 
 

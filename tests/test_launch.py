@@ -179,16 +179,15 @@ def test_a_killed_host_comes_back(undisturbed, tiny_data, tmp_path):
     hosts, run = Hosts(2, tmp_path), tmp_path / "run"
     command = [str(LAUNCH / "supervise.sh"), str(LAUNCH / "torchrun.sh")]
     command += harness.arguments(run, tiny_data, train__timeout_sec=15, **LONGER)[1:]
-    env = {"PAUSE": "1", "JOIN_TIMEOUT": "60", "MAX_RESTARTS": "0"}
+    env = {"PAUSE": "1", "JOIN_TIMEOUT": "90", "MAX_RESTARTS": "0"}
     try:
         for i in range(2):
             hosts.start(i, *command, **env)
         ticks(run, 8, hosts)
         killed = time.time()
         hosts.kill_host(0)
-        wait_until(lambda: "supervise: exit code 1" in hosts.log(1), 15 + 30, "the other host to notice", hosts.logs)
+        wait_until(lambda: "lost the other ranks" in hosts.log(1), 15 + 15, "the other host to notice", hosts.logs)
         assert time.time() - killed > 10  # by the time limit: no connection was closed
-        assert "lost the other ranks" in hosts.log(1)
         hosts.restore_link(0)
         hosts.start(0, *command, **env)
         hosts.join()
