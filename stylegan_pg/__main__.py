@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import sys
 
-from stylegan_pg.errors import FAULT, USAGE, RunError, UsageError
+from stylegan_pg import launcher
+from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a fault, 2 bad input or usage, 75 stopped, to be continued."""
-    from stylegan_pg.cli import app
-
+    code = FAULT  # of a bug, which shows its traceback
     try:
+        from stylegan_pg.cli import app
+
         app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else DONE if end.code is None else FAULT
     except UsageError as error:
-        _end(error, USAGE)
+        code = _told(error, USAGE)
     except RunError as error:
-        _end(error, FAULT)
+        code = _told(error, FAULT)
+    finally:
+        status = launcher.leave(code)
+    sys.exit(status)
 
 
-def _end(error: Exception, code: int) -> None:
+def _told(error: Exception, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

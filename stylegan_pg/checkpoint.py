@@ -11,18 +11,30 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from stylegan_pg.errors import UsageError
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class BadCheckpointError(Exception):
@@ -34,8 +46,29 @@ def _digest(tensors: Mapping[str, torch.Tensor], state: str) -> str:
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name}{t.dtype}{list(t.shape)}".encode())
-        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(t))
     return digest.hexdigest()
+
+
+def _bytes(t: torch.Tensor) -> memoryview:
+    return t.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _save(file: BinaryIO, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, str]) -> None:
+    """What safetensors' save writes, piece by piece: it would copy everything once more, and hold the interpreter's
+    lock meanwhile, where this lets training go on beside it."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+    header: dict[str, Any] = {"__metadata__": dict(meta)}
+    end = 0
+    for name in order:
+        t = tensors[name]
+        start, end = end, end + t.numel() * t.element_size()
+        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(_bytes(tensors[name]))
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
@@ -55,7 +88,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(save(host, meta))
+            _save(file, host, meta)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -133,6 +166,55 @@ def rotate(folder: Path, keep: int) -> None:
     for path in [*found(folder)[keep:], *folder.glob(f".*{SUFFIX}.*.tmp")]:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time: training waits for the copy alone."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self.copies: dict[str, torch.Tensor] = {}  # kept: fresh memory takes longer to get than to fill
+        self.thread: threading.Thread | None = None
+        self.result: tuple[int, str] | None = None
+
+    def start(self, nimg: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Copy, and begin to write the checkpoint of `nimg`; waits for the one before, if that is still being written.
+        On return tensors and state may change."""
+        self.wait()
+        self.copies = {name: _copied(t, self.copies.get(name)) for name, t in tensors.items()}
+        state = json.loads(json.dumps(state))
+        self.thread = threading.Thread(target=self._write, args=(nimg, state), name="checkpoint")
+        self.thread.start()
+
+    def _write(self, nimg: int, state: Mapping[str, Any]) -> None:
+        try:
+            write(path_for(self.folder, nimg), self.copies, state)
+            rotate(self.folder, self.keep)
+            self.result = nimg, ""
+        except Exception as error:  # whatever it is, outcome() hands it over
+            self.result = nimg, str(error) or type(error).__name__
+
+    def wait(self) -> None:
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+
+    def outcome(self, *, wait: bool) -> tuple[int, str] | None:
+        """What became of the checkpoint that was started last, told once: its nimg, and "" or why it could not be
+        written. None if there is nothing to tell, or (unless told to wait) nothing yet."""
+        if wait:
+            self.wait()
+        elif self.thread and self.thread.is_alive():
+            return None
+        result, self.result = self.result, None
+        return result
+
+
+def _copied(t: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
+    """The tensor on the host, contiguous, in memory of its own: `memory`, where that fits."""
+    if memory is None or memory.shape != t.shape or memory.dtype != t.dtype:
+        memory = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
+    return memory.copy_(t.detach())
 
 
 def flatten(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -100,6 +100,20 @@ def train(
 
 
 @app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print how a run is doing: progress, speed of each rank, stragglers, last checkpoint, faults, time to go."""
+    import json
+
+    from stylegan_pg.status import collect, render
+
+    facts = collect(run)
+    print(json.dumps(facts) if as_json else render(facts))
+
+
+@app.command()
 def plan(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
     overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,

@@ -149,6 +149,8 @@ class TrainConfig:
     compile: bool = False  # torch.compile the passes of stable phases that are differentiated once
     tf32: bool = False  # let GPUs round fp32 convolutions and products to 10 bits
     deterministic: bool = False  # bit-exact resume on GPUs, at some cost
+    join_sec: float = 600.0  # processes wait for each other at the start
+    timeout_sec: float = 600.0  # a rank that does not answer for so long is lost, and the others end
     check_ranks_every: int = 500  # steps between comparisons of the ranks' parameters
     freeze_d: int = 0  # resolutions of D, counted from the image down, that stay as `init` has them
     loss_scale: Optional[float] = None  # to start with; halved where gradients overflow; null: 65536 with fp16, else 1

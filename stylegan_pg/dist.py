@@ -10,35 +10,36 @@ import contextlib
 import datetime
 import hashlib
 import os
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as td
+from torch.distributed.rendezvous import rendezvous
 
+from stylegan_pg import launcher
 from stylegan_pg.errors import PeersLost, RunError, UsageError
 
-
-def _from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    try:
-        return int(text) if text else default
-    except ValueError:
-        raise UsageError(f"the environment variable {name}={text!r} is not a number") from None
+_waited = 0.0  # seconds that this process has spent in collectives
 
 
-def init(device: str = "auto") -> torch.device:
+def init(device: str = "auto", timeout: float = 600.0, join: float = 600.0) -> torch.device:
     """Join the process group that the environment describes, and choose this rank's device.
 
+    Args:
+        timeout: seconds after which a rank that no longer answers counts as lost.
+        join: seconds that the ranks wait for each other at the start.
+
     Raises:
-        UsageError: contradictory environment variables, or `cuda` asked for where there is none.
+        UsageError: contradictory environment variables, names that lead nowhere, a port or a rank that is taken, or
+            `cuda` asked for where there is none.
+        PeersLost: the others did not come in time.
     """
-    world_size, rank_ = _from_environment("WORLD_SIZE", 1), _from_environment("RANK", 0)
-    local = _from_environment("LOCAL_RANK", 0)
-    if not 0 <= rank_ < world_size:
-        raise UsageError(
-            f"RANK={rank_} does not lie in WORLD_SIZE={world_size}: start this with torchrun or accelerate"
-        )
+    at = launcher.place()
+    launcher.enter()
+    local = at.local
     use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if use_cuda and not torch.cuda.is_available():
         raise UsageError("train.device=cuda, but torch finds no CUDA device: use train.device=auto or cpu")
@@ -47,13 +48,42 @@ def init(device: str = "auto") -> torch.device:
         if local >= torch.cuda.device_count():
             raise UsageError(f"LOCAL_RANK={local}, but this node has {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(target)
-    if world_size > 1 and not td.is_initialized():
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if name not in os.environ:
-                raise UsageError(f"WORLD_SIZE={world_size} without {name}: start this with torchrun or accelerate")
-        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-        td.init_process_group(backend, timeout=datetime.timedelta(hours=2))
+    if at.world > 1 and not td.is_initialized():
+        _join(at, "cpu:gloo,cuda:nccl" if use_cuda else "gloo", datetime.timedelta(seconds=join))
+        _set_timeout(datetime.timedelta(seconds=timeout))
     return target
+
+
+def _set_timeout(timeout: datetime.timedelta) -> None:
+    """Of the collectives from now on; under its old name before torch 2.10 or so."""
+    barrier()  # no one leaves the start, where others may be late, before all are there
+    group = td.group.WORLD
+    if hasattr(group, "set_timeout"):
+        group.set_timeout(timeout)  # type: ignore[union-attr]
+    else:
+        td.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def _join(at: launcher.Place, backend: str, timeout: datetime.timedelta) -> None:
+    where = f"rank {at.rank} on {socket.gethostname()}, MASTER_ADDR={at.address} MASTER_PORT={at.port}"
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        # torchrun's agents number their processes themselves and keep the store when they start them again.
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and store.add(f"taken/{at.rank}", 1) > 1:
+            raise UsageError(f"there are two processes of rank {at.rank}, this one {where}: give each node its own")
+        td.init_process_group(backend, store=store, rank=at.rank, world_size=at.world, timeout=timeout)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:300]
+        if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+            raise UsageError(
+                f"the port is taken ({where}): is there another process of rank 0, or another run on this node? Take "
+                "another MASTER_PORT, the same on all nodes"
+            ) from None
+        raise PeersLost(
+            f"the {at.world} processes did not find each other within train.join_sec={timeout.total_seconds():g} "
+            f"({where}): {reason}. Are all nodes started, with the same MASTER_ADDR and MASTER_PORT, which a firewall "
+            "lets through?"
+        ) from None
 
 
 def shutdown(*, failed: bool = False) -> None:
@@ -80,11 +110,20 @@ def is_main() -> bool:
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
     """What torch.distributed raises when another rank is gone, as one message."""
+    global _waited
+    started = time.perf_counter()
     try:
         yield
+        _waited += time.perf_counter() - started
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise PeersLost(f"rank {rank()} lost the other ranks, one of which failed or was stopped: {reason}") from None
+
+
+def waited() -> float:
+    """Seconds that this process has spent in collectives so far, most of it waiting for slower ranks (of work that a
+    GPU does by itself, only the part that the CPU waited for)."""
+    return _waited
 
 
 def barrier() -> None:

@@ -29,7 +29,7 @@ class Parallel:
         Raises:
             UsageError: if the world is not the one that the launcher announced.
         """
-        self.device = dist.init(config.train.device)
+        self.device = dist.init(config.train.device, config.train.timeout_sec, config.train.join_sec)
         if self.device.type == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate looks for devices to pair with the ranks
         from accelerate import Accelerator

@@ -18,6 +18,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from stylegan_pg import status
 from stylegan_pg.generate import save_image, tile
 
 
@@ -94,6 +95,10 @@ class Reporter:
     def say(self, message: str) -> None:
         """A line on the console and in log.txt."""
         tqdm.write(message, file=sys.stderr)
+        self.note(message)
+
+    def note(self, message: str) -> None:
+        """A line in log.txt."""
         self._guard(self._append, "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
 
     def _append(self, name: str, line: str) -> None:
@@ -136,6 +141,10 @@ class Reporter:
                 f"{nimg / 1000:.1f}/{self.end / 1000:.1f} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
                 f"{rate:.1f} img/s  ETA {_clock(stats['eta_sec'])}  {memory:.0f} MiB"
             )
+
+    def ranks(self, nimg: int, paces: list[dict[str, Any]]) -> None:
+        """What status.Pace has taken on each rank, for `stylegan-pg status`."""
+        self._guard(status.write, self.run, nimg, paces)
 
     def not_training(self, seconds: float) -> None:
         """Leave a pause out of the next tick's images per second."""

@@ -15,7 +15,14 @@ FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.b
 # Another value here changes nothing about what is computed.
 FREE = ("run", "data.url", "data.mixture", "data.workers", "data.cache_", "data.prefetch_shards", "data.patience_sec")
 FREE += ("data.max_bad_share", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
-FREE += ("train.check_ranks_every", "train.max_skipped", "train.loss_scale", "init")
+FREE += (
+    "train.join_sec",
+    "train.timeout_sec",
+    "train.check_ranks_every",
+    "train.max_skipped",
+    "train.loss_scale",
+    "init",
+)
 
 
 def to_plain(config: Config | TermConfig) -> dict[str, Any]:
@@ -29,14 +36,15 @@ def to_plain(config: Config | TermConfig) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; values by resolution or kimg stay together."""
+    out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and not key.endswith(("_at", "_from")):
-            flat |= _flat(value, f"{prefix}{key}.")
+            out |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            out[prefix + key] = value
+    return out
 
 
 def compare(
@@ -47,7 +55,7 @@ def compare(
     Raises:
         UsageError: if the difference makes it another run: other networks, other phases, other data.
     """
-    before, now = _flat(to_plain(Config())) | _flat(state["config"]), _flat(to_plain(config))  # keys may be new
+    before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))  # keys may be new
     term = to_plain(TermConfig())
     before["loss.terms"] = [term | t for t in before["loss.terms"]]
     changed = {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys()}

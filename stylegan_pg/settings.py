@@ -53,6 +53,8 @@ POSITIVE = [
     "augment.kimg",
     "ema.kimg",
     "train.batch",
+    "train.join_sec",
+    "train.timeout_sec",
     "train.check_ranks_every",
     "output.tick_kimg",
     "checkpoint.every_kimg",

@@ -13,12 +13,13 @@ import math
 import platform
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stylegan_pg import __version__, checkpoint, dist, transfer, tuning
+from stylegan_pg import __version__, checkpoint, dist, launcher, peers, status, transfer, tuning
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import give_up_waiting
@@ -55,6 +56,7 @@ class Trainer:
         self.run = Path(config.run)
         self.folder = self.run / "checkpoints"
         self.feed = Feed(config, index, parallel, self.plan)
+        self.writer = checkpoint.Writer(self.folder, config.checkpoint.keep)  # rank 0 uses it
         self.means = Means()
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
@@ -62,10 +64,12 @@ class Trainer:
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
+        self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
 
-    def train(self, *, must_resume: bool = False) -> int:
-        """Start, or continue from the newest good checkpoint, until the end or a request to stop.
+    def train(self, *, must_resume: bool = False, warnings: Sequence[str] = ()) -> int:
+        """Start, or continue from the newest good checkpoint, until the end or a request to stop; `warnings` are told
+        once there is a log.
 
         Returns an exit code: errors.DONE or errors.TO_BE_CONTINUED.
 
@@ -73,6 +77,8 @@ class Trainer:
             UsageError: unreadable checkpoints or ones of another run; RunError: the run cannot go on.
         """
         self.restore(must_resume)
+        for warning in warnings:
+            self.say(f"warning: {warning}")
         p = self.players
         with contextlib.closing(self.feed.batches(p.nimg, p.classes)) as stream:
             ahead = self.feed.first(stream, self.asked)
@@ -170,7 +176,7 @@ class Trainer:
             self.say(f"note: {remark}")
         if path:
             self.say(f"continuing from {path} at {self.players.nimg / 1000:.1f} kimg")
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.request_stop)
 
     def claim_folder(self) -> None:
@@ -231,11 +237,18 @@ class Trainer:
         """Everything that is due after the step that began at nimg `before`."""
         p = self.players
         after, last = p.nimg, p.nimg >= self.end
+        self.asked = self.asked or launcher.asked_to_stop()
+        self.pace.pause(len(p.share))
         if self.reporter:
             self.reporter.progress(after, f"{p.phase} alpha {p.phase.alpha(before):.2f}" if p.phase else "")
         if (after - before) and p.current.step(after) % self.config.train.check_ranks_every == 0:
             dist.check_same([*p.G.parameters(), *p.D.parameters()], f"the parameters at nimg {after}")
         tick = crossed(self.config.output.tick_kimg, before, after) or last
+        if tick:
+            self.settle()
+            paces = dist.gather_on_main(self.pace.take())
+            if self.reporter and paces:
+                self.reporter.ranks(after, paces)
         due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.write_failures and tick)
         due = due or self.stopping or last
         if tick or due:
@@ -245,6 +258,7 @@ class Trainer:
         self.outputs.due(before, last=last)
         if due and (not p.faults or self.stopping or last):  # a state that may have diverged takes no good one's place
             self.checkpoint()
+        self.pace.go()
 
     def count_faults(self, nimg: int) -> None:
         """What the step at nimg left out because it was not finite is told; too much of it stops the run.
@@ -261,6 +275,7 @@ class Trainer:
         told = f"the step at nimg {nimg} ({p.phase}) was left out: {'; '.join(p.faults)}"
         self.say(f"warning: {told} ({math.ceil(p.state['_skipped'])} of at most {self.config.train.max_skipped})")
         if p.state["_skipped"] > self.config.train.max_skipped:
+            self.writer.wait()
             newest = next(iter(checkpoint.found(self.folder)), None)
             raise RunError(
                 f"training has diverged: more than train.max_skipped={self.config.train.max_skipped} steps were left "
@@ -269,9 +284,9 @@ class Trainer:
             )
 
     def checkpoint(self) -> None:
-        """Written by rank 0; a failure is told and counted, and tried again at the next tick."""
+        """Written by a thread of rank 0; the run ends with nothing unwritten."""
         p = self.players
-        fault: OSError | None = None
+        self.settle(wait=True)  # the one before; a disk that is slower than the interval holds training up
         if dist.is_main():
             state = {
                 "nimg": p.nimg,
@@ -283,19 +298,24 @@ class Trainer:
                 "config": to_plain(self.config),
                 "dataset": self.index.identity,
             }
-            path = checkpoint.path_for(self.folder, p.nimg)
-            try:
-                checkpoint.write(path, p.tensors(), state)
-                checkpoint.rotate(self.folder, self.config.checkpoint.keep)
-            except OSError as error:
-                fault = error
-        if dist.broadcast_object(None if fault is None else str(fault)) is None:
+            self.writer.start(p.nimg, p.tensors(), state)
+        if p.nimg >= self.end or self.stopping:
+            self.settle(wait=True)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Learn what became of the last checkpoint; a failure is told and counted, and tried again at the next tick."""
+        p = self.players
+        outcome = dist.broadcast_object(self.writer.outcome(wait=wait) if dist.is_main() else None)
+        if outcome is None:
+            return
+        nimg, fault = outcome
+        if not fault:
             self.write_failures = 0
             return
         self.write_failures += 1
         newest = next(iter(checkpoint.found(self.folder)), None)
         self.say(
-            f"warning: the checkpoint at {p.nimg / 1000:.1f} kimg could not be written ({fault}); the last good one is "
+            f"warning: the checkpoint at {nimg / 1000:.1f} kimg could not be written ({fault}); the last good one is "
             f"{newest or 'none yet'} (failure {self.write_failures} of {self.config.checkpoint.max_failures})"
         )
         done = p.nimg >= self.end or self.stopping
@@ -314,6 +334,11 @@ class Trainer:
                 source = self.index.source_of(bad.ordinal)
                 self.reporter.data_fault(self.players.nimg, **bad._asdict(), source=source)
         self.feed.check_share(self.players.current.resolution)
+
+    def note(self, message: str) -> None:
+        """A line in the log alone."""
+        if self.reporter:
+            self.reporter.note(message)
 
     def say(self, message: str) -> None:
         if self.reporter:
@@ -339,16 +364,27 @@ def run(config: Config, index: DatasetIndex, *, must_resume: bool = False) -> in
         UsageError, RunError: as Trainer does.
     """
     parallel = Parallel(config)
-    failed = True
+    failed, trainer = True, None
     try:
+        warnings = peers.check(config, index.identity)
         trainer = Trainer(config, index, parallel)
-        code = trainer.train(must_resume=must_resume)
+        code = trainer.train(must_resume=must_resume, warnings=warnings)
+        if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
+            launcher.ask_to_stop()
         failed = False
         if dist.is_main():
             done = "done" if code == DONE else "stopped; to continue, run the same command again"
-            print(f"{done}: {config.run} at {trainer.players.nimg / 1000:.1f} kimg", file=sys.stderr)
+            told = f"{done}: {config.run} at {trainer.players.nimg / 1000:.1f} kimg"
+            trainer.note(told)
+            print(told, file=sys.stderr)
         return code
+    except RunError as error:
+        if trainer:
+            trainer.note(f"error: {error}")
+        raise
     finally:
+        if trainer:
+            trainer.writer.wait()
         dist.shutdown(failed=failed)
 
 

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Train on one or more nodes with `accelerate launch`: run this on every node.
+#
+#   NNODES=2 NODE_RANK=0 HEAD=10.0.0.1 launch/accelerate.sh ffhq1024 run=/shared/mine
+#
+# Arguments are those of `stylegan-pg train`. Environment: NNODES (no range), NODE_RANK, HEAD, PORT, NPROC (the same on
+# all nodes), MAX_RESTARTS, JOIN_TIMEOUT, STOP_GRACE and PYTHON as for launch/torchrun.sh, and
+#   ACCELERATE_CONFIG  the configuration file (launch/accelerate/gpu.yaml where there are GPUs, else cpu.yaml)
+# TERM, INT and USR1 stop the whole run with a checkpoint. Exit codes: 0 done, 2 bad usage, 75 to be continued, 1 fault.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
+find_python
+find_devices
+NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500}
+case $NNODES in *[!0-9]*) bad_usage "NNODES=$NNODES: accelerate knows no ranges, launch/torchrun.sh does" ;; esac
+if nvidia-smi -L >/dev/null 2>&1; then
+    config=${ACCELERATE_CONFIG:-$here/accelerate/gpu.yaml}
+else
+    config=${ACCELERATE_CONFIG:-$here/accelerate/cpu.yaml}
+    # Without it accelerate pairs ranks with GPUs that are not there, and starts worlds of one.
+    export ACCELERATE_USE_CPU=true
+fi
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 STYLEGAN_PG_WORLD=$((NNODES * NPROC))
+[ "$NNODES" = 1 ] || prepare_node
+if [ "$STYLEGAN_PG_WORLD" = 1 ]; then
+    run_ranks "$PYTHON" -m stylegan_pg train "$@" # accelerate refuses a world of one with these files
+fi
+is_host=$([ "$NODE_RANK" = 0 ] && echo true || echo false)
+run_ranks "$PYTHON" -m accelerate.commands.launch --config_file "$config" \
+    --num_machines "$NNODES" --num_processes "$STYLEGAN_PG_WORLD" --machine_rank "$NODE_RANK" \
+    --main_process_ip "$HEAD" --main_process_port "$PORT" --max_restarts "${MAX_RESTARTS:-3}" \
+    --rdzv_backend c10d --rdzv_conf "is_host=$is_host,join_timeout=${JOIN_TIMEOUT:-600},rdzv_id=${JOB:-stylegan-pg}" \
+    -m stylegan_pg train "$@"

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Train on the nodes of a hostfile with DeepSpeed's launcher: run this on one of them, which reaches the others by ssh.
+#
+#   HOSTFILE=hosts launch/deepspeed.sh ffhq1024 run=/shared/mine
+#
+# or, where there is no ssh, on every node with its NODE_RANK. Arguments are those of `stylegan-pg train`. Environment:
+#   HOSTFILE    lines like `node1 slots=8` (launch/hostfile)
+#   HEAD, PORT  address of the first node, which the others reach (the hostfile's first), and a free port there (29500)
+#   NODE_RANK   this node's line in the hostfile, counted from 0; then nothing is started elsewhere
+#   STOP_GRACE, PYTHON  as for launch/torchrun.sh
+# Needs pip install stylegan-pg[deepspeed]. Exit codes, of this node's processes: 0 done, 2 bad usage, 75 to be
+# continued, 1 fault. TERM, INT and USR1 stop the run with a checkpoint if this node has processes of it.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
+find_python
+HOSTFILE=${HOSTFILE:-$here/hostfile} PORT=${PORT:-29500}
+[ -r "$HOSTFILE" ] || bad_usage "there is no hostfile $HOSTFILE: name one in HOSTFILE, with lines like 'node1 slots=8'"
+slots=$(sed -n 's/^[^#]*slots *= *\([0-9][0-9]*\).*/\1/p' "$HOSTFILE")
+[ -n "$slots" ] || bad_usage "$HOSTFILE has no line like 'node1 slots=8'"
+STYLEGAN_PG_WORLD=$(echo "$slots" | awk '{ sum += $1 } END { print sum }')
+NPROC=$(echo "$slots" | sed -n "$((${NODE_RANK:-0} + 1))p")
+HEAD=${HEAD:-$(sed -n 's/^ *\([^# ][^ ]*\) .*slots.*/\1/p' "$HOSTFILE" | head -n 1)}
+export NPROC OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PDSH_RCMD_TYPE="${PDSH_RCMD_TYPE:-ssh}"
+nvidia-smi -L >/dev/null 2>&1 || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}" ACCELERATE_USE_CPU=true
+options=()
+if [ -n "${NODE_RANK:-}" ]; then
+    options+=(--no_ssh --node_rank "$NODE_RANK")
+    export STYLEGAN_PG_WORLD # ssh hands on no such variables
+fi
+run_ranks "$PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --force_multi "${options[@]}" \
+    --master_addr "$HEAD" --master_port "$PORT" --no_local_rank --module stylegan_pg train "$@"

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Train on one or more nodes with torchrun: run this on every node.
+#
+#   NNODES=2 NODE_RANK=0 HEAD=10.0.0.1 launch/torchrun.sh ffhq1024 run=/shared/mine     on 10.0.0.1
+#   NNODES=2 NODE_RANK=1 HEAD=10.0.0.1 launch/torchrun.sh ffhq1024 run=/shared/mine     on the other
+#
+# Arguments are those of `stylegan-pg train`. The run's folder must be on a file system that all nodes share.
+# Environment:
+#   NNODES        number of nodes (1); or the least and the most, as in 1:4: nodes may then go and come
+#   NODE_RANK     0 on HEAD, others elsewhere (0)
+#   HEAD, PORT    address of the first node (127.0.0.1), which the others reach, and a free port there (29500)
+#   NPROC         processes on this node (its GPUs, or 1)
+#   LOCAL_ADDR    this node's own address, where its name does not lead to it
+#   MAX_RESTARTS  how often the processes are started again after one of them has failed (3)
+#   JOIN_TIMEOUT  seconds that nodes wait for each other (600)
+#   JOB           a name for this run, the same on all nodes, where several runs share HEAD and PORT
+#   STOP_GRACE    seconds from a request to stop until the processes are killed (none: as long as it takes)
+#   PYTHON        the interpreter (the checkout's .venv, else python3)
+# TERM, INT and USR1 stop the whole run with a checkpoint. Exit codes: 0 done, 2 bad usage, 75 to be continued, 1 fault.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
+find_python
+find_devices
+NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500}
+# Else a node that comes back meets the store's keys of the world before.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+command=("$PYTHON" -m torch.distributed.run --nproc-per-node "$NPROC" --max-restarts "${MAX_RESTARTS:-3}")
+command+=(--monitor-interval 1)
+if [ "$NNODES" = 1 ]; then
+    command+=(--standalone)
+    export STYLEGAN_PG_WORLD=$NPROC
+else
+    is_host=false
+    if [ "$NODE_RANK" = 0 ]; then
+        is_host=true
+        "$PYTHON" - "$HEAD" <<'END' || bad_usage "NODE_RANK=0, but HEAD=$HEAD is not an address of $(hostname): two nodes with NODE_RANK=0?"
+import socket, sys
+family, _, _, _, address = socket.getaddrinfo(sys.argv[1], 0, type=socket.SOCK_STREAM)[0]
+try:
+    socket.socket(family, socket.SOCK_STREAM).bind(address)
+except OSError:
+    sys.exit(1)
+END
+    elif ! getent ahosts "$HEAD" >/dev/null; then
+        bad_usage "HEAD=$HEAD is not known on $(hostname): give the address of the node with NODE_RANK=0"
+    fi
+    conf="is_host=$is_host,join_timeout=${JOIN_TIMEOUT:-600},read_timeout=${JOIN_TIMEOUT:-600},last_call_timeout=5"
+    command+=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-conf "$conf")
+    command+=(--rdzv-id "${JOB:-stylegan-pg}")
+    [ -z "${LOCAL_ADDR:-}" ] || command+=(--local-addr "$LOCAL_ADDR")
+    case $NNODES in *:*) ;; *) export STYLEGAN_PG_WORLD=$((NNODES * NPROC)) ;; esac
+    prepare_node
+fi
+run_ranks "${command[@]}" -m stylegan_pg train "$@"

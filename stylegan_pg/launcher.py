@@ -1,0 +1,153 @@
+"""What launchers and the processes they start tell each other, through the environment and one folder.
+
+Every launcher gives each process its place as RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. The scripts in
+launch/ also name a folder on the node, $STYLEGAN_PG_AGENT: a file `stop` in it asks the processes to stop and to write
+a checkpoint, and each leaves its exit code there, in `exit.LOCAL_RANK`: torchrun and accelerate turn all of them
+into 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from stylegan_pg.errors import DONE, TO_BE_CONTINUED, UsageError
+
+FOLDER = "STYLEGAN_PG_AGENT"
+EXPECTED = "STYLEGAN_PG_WORLD"  # how many processes the launch script has asked for
+# What schedulers call the number of processes they started; each of these would be a world of its own without RANK.
+COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+START = "start it with torchrun, accelerate or the scripts in launch/"
+
+
+class Place(NamedTuple):
+    """A process among others: `local` counts within its node."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    local_world: int = 1
+    address: str = ""  # of the master, with `port`; "" where there is one process
+    port: int = 0
+
+
+def place(env: Mapping[str, str] = os.environ) -> Place:
+    """This process's place, from its environment.
+
+    Raises:
+        UsageError: contradictory or missing variables, and worlds of one by accident: several processes that know
+            nothing of each other would train the same thing several times.
+    """
+    rank, world = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
+    expected = _number(env, EXPECTED, world)
+    if world != expected:
+        raise UsageError(f"a world of {world} processes, but {expected} were asked for ({EXPECTED}): {START}")
+    if not 0 <= rank < world:
+        raise UsageError(f"RANK={rank} does not lie in WORLD_SIZE={world}: {START}")
+    alone = "to train in one process all the same, set WORLD_SIZE=1"
+    if "WORLD_SIZE" not in env:
+        for name in COUNTS:
+            if _number(env, name, 1) > 1:
+                raise UsageError(
+                    f"{name}={env[name]}, but no RANK and WORLD_SIZE: each process would be a world of one; let one "
+                    f"task per node {START.removeprefix('start it ')} ({alone})"
+                )
+        if env.get("MASTER_ADDR"):
+            raise UsageError(
+                f"MASTER_ADDR={env['MASTER_ADDR']}, but no RANK and WORLD_SIZE: a world of one by accident, as "
+                "`accelerate launch --cpu --num_processes N` makes it; on CPUs use `ACCELERATE_USE_CPU=true "
+                f"accelerate launch --multi_gpu --num_processes N` or launch/accelerate.sh ({alone})"
+            )
+    if world == 1:
+        return Place()
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not env.get(name):
+            raise UsageError(f"WORLD_SIZE={world} without {name}: {START}")
+    found = Place(
+        rank,
+        world,
+        _number(env, "LOCAL_RANK", 0),
+        _number(env, "LOCAL_WORLD_SIZE", 1),
+        env["MASTER_ADDR"],
+        _number(env, "MASTER_PORT", 0),
+    )
+    _check_names(found, env)
+    return found
+
+
+def _check_names(at: Place, env: Mapping[str, str]) -> None:
+    """Names that do not resolve, or resolve to the machine itself where others must reach it."""
+    try:
+        master = _addresses(at.address)
+    except OSError as error:
+        raise UsageError(
+            f"MASTER_ADDR={at.address} (port {at.port}) is not known on {socket.gethostname()}: {error}; give the "
+            "address of the first node"
+        ) from None
+    if not 0 < at.port < 65536:
+        raise UsageError(f"MASTER_PORT={at.port} is no port: 1 to 65535, the same on all nodes")
+    spans = at.local_world < at.world and not all(a.startswith("127.") or a == "::1" for a in master)
+    if spans and not env.get("GLOO_SOCKET_IFNAME"):
+        own = socket.gethostname()
+        try:
+            mine = _addresses(own)
+        except OSError:
+            mine = {"127.0.0.1"}
+        if all(a.startswith("127.") or a == "::1" for a in mine):
+            raise UsageError(
+                f"this node's name {own} leads to {', '.join(sorted(mine))}, where the other nodes cannot reach it: "
+                "name the network interface in GLOO_SOCKET_IFNAME (see `ip address`), or mend /etc/hosts"
+            )
+
+
+def _addresses(name: str) -> set[str]:
+    return {str(entry[4][0]) for entry in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)}
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise UsageError(f"the environment variable {name}={text!r} is not a number") from None
+
+
+def enter() -> None:
+    """Forget what an earlier process in this one's place has left."""
+    for path in _in_folder(f"exit.{os.environ.get('LOCAL_RANK', '0')}"):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def asked_to_stop() -> bool:
+    """Whether the launch script on this node wants the run to stop."""
+    return any(path.exists() for path in _in_folder("stop"))
+
+
+def ask_to_stop() -> None:
+    """As if the launch script on this node had wanted it: another node's has."""
+    for path in _in_folder("stop"):
+        with contextlib.suppress(OSError):
+            path.touch()
+
+
+def leave(code: int) -> int:
+    """Note this process's exit code for the launch script; returns the one to end with.
+
+    A stop that a launch script has asked for then ends with 0: other codes are crashes to torchrun, which would start
+    the processes again.
+    """
+    for path in _in_folder(f"exit.{os.environ.get('LOCAL_RANK', '0')}"):
+        with contextlib.suppress(OSError):
+            path.write_text(f"{code}\n", "utf-8")
+    return DONE if code == TO_BE_CONTINUED and asked_to_stop() else code
+
+
+def _in_folder(name: str) -> list[Path]:
+    """The file of that name in the launch script's folder; none where no such script has started this."""
+    folder = os.environ.get(FOLDER)
+    return [Path(folder, name)] if folder else []

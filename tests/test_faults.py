@@ -1,0 +1,172 @@
+"""Ranks that do not belong together, are lost or hang; kills at any instant; what `status` says of all that."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import harness
+import pytest
+from campaigns import kills
+from conftest import ROOT
+
+from stylegan_pg import launcher, peers, status
+from stylegan_pg.config import Config
+from stylegan_pg.errors import UsageError
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"SLURM_NTASKS": "2"}, ["SLURM_NTASKS=2", "a world of one", "WORLD_SIZE=1"]),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, ["OMPI_COMM_WORLD_SIZE=4"]),
+        ({"MASTER_ADDR": "127.0.0.1"}, ["accelerate launch --cpu", "a world of one"]),
+        ({"STYLEGAN_PG_WORLD": "2"}, ["a world of 1", "2 were asked for"]),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, ["RANK=2", "WORLD_SIZE=2"]),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, ["without MASTER_ADDR"]),
+        ({"WORLD_SIZE": "2", "RANK": "x"}, ["RANK='x'"]),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"}, ["nowhere.invalid"]),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}, ["MASTER_PORT=0"]),
+    ],
+)
+def test_places_that_cannot_be(env, words):
+    with pytest.raises(UsageError) as caught:
+        launcher.place(env)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_name_that_leads_to_the_node_itself(monkeypatch):
+    """Over several nodes gloo would wait for connections where nobody can make them."""
+    env = {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "29500"}
+    monkeypatch.setattr(launcher.socket, "gethostname", lambda: "localhost")
+    with pytest.raises(UsageError, match="GLOO_SOCKET_IFNAME"):
+        launcher.place(env)
+    assert launcher.place(env | {"GLOO_SOCKET_IFNAME": "eth0"}).rank == 1
+    assert launcher.place(env | {"LOCAL_WORLD_SIZE": "4"}).rank == 1  # one node
+    assert launcher.place({"WORLD_SIZE": "1", "SLURM_NTASKS": "8"}).world == 1  # as the message says
+
+
+def test_what_differs_between_ranks_is_named():
+    mine: dict[str, Any] = peers.facts(Config(run="/a"), "data") | {"host": "first"}
+    assert peers.differences([mine, mine | {"host": "second"}]) == ([], [])
+    elsewhere = mine | {"config": peers.facts(Config(run="/b"), "data")["config"]}  # paths may differ
+    assert peers.differences([mine, elsewhere]) == ([], [])
+    seeds = mine | {"config": mine["config"] | {"seed": 5}}
+    ((fault,), _) = peers.differences([mine, mine, seeds])
+    assert fault == "rank 2 (first) has another configuration: seed=5 where rank 0 has 0"
+    ((fault,), _) = peers.differences([mine, mine | {"dataset": "other"}])
+    assert "other data" in fault
+    faults, _ = peers.differences([mine, mine | {"code": {"stylegan_pg": "0.0", "torch": mine["code"]["torch"]}}])
+    assert "runs stylegan_pg 0.0" in faults[0]
+    faults, (warning,) = peers.differences([mine, mine | {"host": "late", "time": mine["time"] - 3600}])
+    assert not faults
+    assert "the clock of late is 3600 seconds behind that of first" in warning
+
+
+def ranks(commands: list[tuple[int, list[str]]], **env: str) -> list[tuple[int, str]]:
+    """Start one process for each command line as the ranks of a world by hand; their exit codes and output."""
+    port = str(20000 + os.getpid() % 20000)
+    base = harness.environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [
+        subprocess.Popen([sys.executable, "-m", "stylegan_pg", *args], env=base | {"RANK": str(rank)}, **pipes)
+        for rank, args in commands
+    ]
+    return [(p.wait(), o) for p in started for o in (p.communicate(timeout=240)[0],)]
+
+
+def test_ranks_with_different_configurations(tiny_data, tmp_path):
+    args = harness.arguments(tmp_path / "run", tiny_data, train__timeout_sec=60)
+    for code, output in ranks([(0, args), (1, [*args, "optim.g_lr=0.1"])]):
+        assert code == 2, output
+        assert "optim.g_lr=0.1 where rank 0 has 0.002" in output
+        assert "Traceback" not in output
+
+
+def test_two_processes_of_one_rank(tiny_data, tmp_path):
+    """Two masters on one node, and two of rank 1: one gets the place, the other says why it does not."""
+    args = harness.arguments(tmp_path / "run", tiny_data, train__join_sec=40)
+    results = ranks([(0, args), (0, args)])
+    assert sorted(code for code, _ in results) == [1, 2], results
+    (told,) = [output for code, output in results if code == 2]
+    assert "the port is taken" in told
+    (waited,) = [output for code, output in results if code == 1]
+    assert "did not find each other within train.join_sec=40" in waited
+    assert "Traceback" not in told + waited
+
+
+def test_a_rank_that_hangs_ends_the_step_everywhere(tiny_data, tmp_path):
+    """SIGSTOP, which closes no connection: the other rank is done with it after the configured time."""
+    run = tmp_path / "run"
+    args = harness.arguments(run, tiny_data, train__timeout_sec=8, growth__stable_kimg_at="{16: 9}")
+    port = str(20000 + (os.getpid() + 7) % 20000)
+    env = harness.environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (harness.start(args, env=env | {"RANK": str(rank)}) for rank in range(2))
+    try:
+        end = time.time() + 180
+        while harness.lines_of(run) < 3:
+            assert time.time() < end
+            assert first.poll() is None, first.communicate()[0]
+            time.sleep(0.05)
+        paces = json.loads((run / status.FILE).read_text())["ranks"]
+        assert [r["device"] for r in paces] == ["cpu", "cpu"]
+        assert all(r["img_per_sec"] > 0 for r in paces)
+        os.kill(second.pid, signal.SIGSTOP)
+        stopped = time.time()
+        output = harness.finish(first, 1, timeout=60)
+        assert 4 < time.time() - stopped < 8 + 20
+        assert "rank 0 lost the other ranks" in output
+        facts = status.collect(run)
+        assert facts["state"] == "failed"
+        assert "lost the other ranks" in facts["last_faults"][-1]
+    finally:
+        second.kill()
+        second.communicate()
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant(tiny_data, tmp_path):
+    """Six kills of tests/campaigns/kills.py, of which some hit a file being written."""
+    hits = kills.campaign(tmp_path, tiny_data, 6, seed=1)
+    assert hits["checkpoints"] >= 1
+    assert hits["snapshots"] >= 1
+
+
+def test_usr1_stops_and_status_tells(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    process = harness.start(harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 9}"))
+    end = time.time() + 180
+    while harness.lines_of(run) < 6:
+        assert time.time() < end
+        time.sleep(0.05)
+    training = status.collect(run)
+    assert training["state"] == "training"
+    assert training["phase"] in ("8x8 stable", "16x16 fade")
+    process.send_signal(signal.SIGUSR1)
+    harness.finish(process, 75)
+    result = subprocess.run(
+        [sys.executable, "-m", "stylegan_pg", "status", str(run)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    nimg = harness.newest(run)[1]["nimg"]
+    for word in ("stopped, to be continued", f"{nimg:012d}.safetensors", "img/s", "rank 0", "faults      0", "to go"):
+        assert word in result.stdout, result.stdout
+    silent = status._state(["2026-01-01 00:00:00 5.0 kimg: snapshot"], False, 500.0, 10.0)
+    assert silent == "silent: killed, or hanging"
+    nowhere = subprocess.run([sys.executable, "-m", "stylegan_pg", "status", str(tmp_path)], capture_output=True)
+    assert nowhere.returncode == 2
+
+
+def test_stragglers():
+    def rank(seconds: float) -> dict:
+        return {"own_sec_per_img": seconds}
+
+    assert status.stragglers([rank(0.1), rank(0.11), rank(0.2), rank(0.1)]) == [2]
+    assert status.stragglers([rank(0.1), rank(0.2)]) == [1]
+    assert status.stragglers([rank(0.1), rank(0.0)]) == []
+    assert status.stragglers([]) == []

@@ -1,0 +1,277 @@
+"""launch/, with real processes: on hosts that are network namespaces, under a real Slurm, and alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import clusters
+import harness
+import pytest
+import yaml
+from clusters import LAUNCH, Hosts, Slurm, wait_until
+from conftest import ROOT
+
+SCRIPTS = sorted(p for p in (*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")) if p.name != "lib.sh")
+# 60 steps of a millisecond network, most of them at 16x16, a checkpoint after every second one.
+LONGER = {"growth__stable_kimg_at": "{16: 0.416}", "output__grid_kimg": 0}
+real_hosts = pytest.mark.skipif(bool(Hosts.missing()), reason=f"hosts as network namespaces: {Hosts.missing()}")
+real_slurm = pytest.mark.skipif(bool(Slurm.missing()), reason=f"a Slurm of two nodes: {Slurm.missing()}")
+
+
+def test_shellcheck():
+    checker = os.path.join(os.path.dirname(sys.executable), "shellcheck")
+    files = [*map(str, SCRIPTS), str(LAUNCH / "lib.sh"), str(ROOT / ".ci" / "run")]
+    result = subprocess.run([checker, "-x", "-P", str(LAUNCH), *files], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_help(script):
+    for words in (["--help"], []):
+        result = subprocess.run([str(script), *words], capture_output=True, text=True, cwd="/")
+        assert result.returncode == 0, result.stderr
+        assert f"launch/{script.name}" in result.stdout
+    assert script.name in (LAUNCH / "README.md").read_text("utf-8")
+
+
+def test_wrong_environment_is_named():
+    """Exit code 2 and one line, before anything is started."""
+
+    def fails(script: str, word: str, **env: str) -> None:
+        how = {"capture_output": True, "text": True, "timeout": 60, "env": clusters.environment(**env)}
+        result = subprocess.run([str(LAUNCH / script), "demo"], **how)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert word in result.stderr
+
+    fails("torchrun.sh", "NPROC=many", NPROC="many")
+    fails("torchrun.sh", "two nodes with NODE_RANK=0", NNODES="2", NODE_RANK="0", HEAD="192.0.2.1")
+    fails("torchrun.sh", "not known", NNODES="2", NODE_RANK="1", HEAD="nowhere.invalid")
+    fails("accelerate.sh", "no ranges", NNODES="1:2")
+    fails("deepspeed.sh", "no hostfile", HOSTFILE="/nowhere/hosts")
+    fails("slurm.sbatch", "sbatch")
+
+
+def test_kubernetes():
+    """The manifest's structure: what torchrun.sh needs to know agrees with what the job asks for."""
+    jobset = yaml.safe_load((LAUNCH / "kubernetes" / "jobset.yaml").read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (group,) = jobset["spec"]["replicatedJobs"]
+    assert group["replicas"] == 1
+    job = group["template"]["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == job["parallelism"]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy demands it
+    (container,) = pod["containers"]
+    env = {e["name"]: e.get("value") or e["valueFrom"]["fieldRef"]["fieldPath"] for e in container["env"]}
+    assert env["NNODES"] == str(job["completions"])
+    assert env["NPROC"] == container["resources"]["limits"]["nvidia.com/gpu"]
+    # JobSet names its pods NAME-JOB-REPLICA-INDEX, in a service of the set's name.
+    name = jobset["metadata"]["name"]
+    assert env["HEAD"] == f"{name}-{group['name']}-0-0.{name}"
+    assert jobset["spec"]["network"]["enableDNSHostnames"]
+    assert env["NODE_RANK"] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert container["ports"][0]["containerPort"] == int(env["PORT"])
+    assert int(env["STOP_GRACE"]) < pod["terminationGracePeriodSeconds"]
+    rules = {tuple(r["onExitCodes"]["values"]): r["action"] for r in job["podFailurePolicy"]["rules"][:2]}
+    assert rules == {(2,): "FailJob", (75,): "Ignore"}
+    assert {r["onExitCodes"]["containerName"] for r in job["podFailurePolicy"]["rules"][:2]} == {container["name"]}
+    mounts, volumes = ({v["name"] for v in vs} for vs in (container["volumeMounts"], pod["volumes"]))
+    assert mounts == volumes
+    assert container["command"][0].endswith("/launch/torchrun.sh")
+    assert container["args"][0] in {p.stem for p in (ROOT / "configs").glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("codes", "end", "starts"),
+    [("1 75 0", 0, 3), ("75 2", 2, 2), ("1 1 1 0", 1, 3), ("1 75 1 1 0", 0, 5)],
+)
+def test_supervise(codes, end, starts, tmp_path):
+    """A command that ends with one exit code after another."""
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    script = 'echo >> starts; code=$(head -n 1 codes); sed -i 1d codes; exit "$code"'
+    env = os.environ | {"PAUSE": "0", "TRIES": "3"}
+    command = [str(LAUNCH / "supervise.sh"), "bash", "-c", script]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert result.returncode == end, result.stderr
+    assert len((tmp_path / "starts").read_text()) == starts
+
+
+@pytest.mark.distributed
+def test_stopping_a_supervised_run(tiny_data, tmp_path):
+    """TERM to the loop goes through it, the launch script and torchrun to both ranks; its code is theirs."""
+    run = tmp_path / "run"
+    args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 9}")[1:]
+    command = [str(LAUNCH / "supervise.sh"), str(LAUNCH / "single.sh"), *args]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=clusters.environment(NPROC="2"))
+
+    def told() -> str:
+        return (tmp_path / "log").read_text()
+
+    wait_until(lambda: harness.lines_of(run) >= 3, 180, "training", told)
+    process.terminate()
+    assert process.wait(120) == 75, told()
+    assert "Traceback" not in told()
+    assert harness.newest(run)[1]["environment"]["world"] == 2
+    wrong = [str(LAUNCH / "single.sh"), *args, "train.batch=16"]  # another run's folder
+    result = subprocess.run(wrong, capture_output=True, text=True, env=clusters.environment(MAX_RESTARTS="0"))
+    assert result.returncode == 2, result.stderr
+    assert "train.batch was 8, is 16" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data, tmp_path_factory):
+    """Two ranks on this host, without any disturbance."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    harness.finish(harness.start(harness.arguments(run, tiny_data, **LONGER), ranks=2))
+    return run
+
+
+def ticks(run, count: int, hosts: Hosts, seconds: float = 240) -> None:
+    wait_until(lambda: harness.lines_of(run) >= count, seconds, f"{count} ticks", hosts.logs)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@real_hosts
+def test_bad_network_and_a_killed_worker(undisturbed, tiny_data, tmp_path):
+    """Two hosts: a link of 40 Mbit/s that is down for 30 s, then SIGKILL for a worker."""
+    hosts, run = Hosts(2, tmp_path), tmp_path / "run"
+    try:
+        hosts.limit(1, "40mbit")
+        args = harness.arguments(run, tiny_data, train__timeout_sec=120, **LONGER)[1:]
+        for i in range(2):
+            hosts.start(i, str(LAUNCH / "torchrun.sh"), *args)
+        ticks(run, 4, hosts)
+        hosts.cut_link(1)
+        time.sleep(2)
+        before = harness.lines_of(run)
+        time.sleep(28)
+        assert harness.lines_of(run) == before  # nobody goes on alone
+        hosts.restore_link(1)
+        ticks(run, before + 8, hosts)
+        worker = [p for p in hosts.pids(1, "stylegan_pg") if "torch.distributed.run" not in _words(p)]
+        for pid in worker:
+            os.kill(pid, signal.SIGKILL)
+        assert worker
+        hosts.join()
+        assert "continuing from" in hosts.log(0) + hosts.log(1)
+        harness.assert_same_run(run, undisturbed)
+        assert hosts.sent(1) > 60 * sum(t.numel() * 4 for n, t in harness.newest(run)[0].items() if n[:2] == "D/")
+    finally:
+        hosts.close()
+
+
+def _words(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/cmdline") as file:
+        return file.read().split("\0")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@real_hosts
+def test_a_killed_host_comes_back(undisturbed, tiny_data, tmp_path):
+    """The plug of the first host, which holds torchrun's store, is pulled: the step ends on the other within the
+    configured time, its supervisor starts it again, and when the first is back, both continue."""
+    hosts, run = Hosts(2, tmp_path), tmp_path / "run"
+    command = [str(LAUNCH / "supervise.sh"), str(LAUNCH / "torchrun.sh")]
+    command += harness.arguments(run, tiny_data, train__timeout_sec=15, **LONGER)[1:]
+    env = {"PAUSE": "1", "JOIN_TIMEOUT": "90", "MAX_RESTARTS": "0"}
+    try:
+        for i in range(2):
+            hosts.start(i, *command, **env)
+        ticks(run, 8, hosts)
+        killed = time.time()
+        hosts.kill_host(0)
+        wait_until(lambda: "lost the other ranks" in hosts.log(1), 15 + 15, "the other host to notice", hosts.logs)
+        assert time.time() - killed > 10  # by the time limit: no connection was closed
+        hosts.restore_link(0)
+        hosts.start(0, *command, **env)
+        hosts.join()
+        harness.assert_same_run(run, undisturbed)
+    finally:
+        hosts.close()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@real_hosts
+def test_a_smaller_world_and_back(tiny_data, tmp_path):
+    """Elastic: of two hosts one is killed, the other goes on alone, and takes the first in again."""
+    hosts, run = Hosts(2, tmp_path), tmp_path / "run"
+    changes = {"train__timeout_sec": 10, "growth__stable_kimg_at": "{16: 20}", "output__grid_kimg": 0}
+    command = [str(LAUNCH / "torchrun.sh"), *harness.arguments(run, tiny_data, **changes)[1:]]
+    try:
+        for i in range(2):
+            hosts.start(i, *command, NNODES="1:2")
+        ticks(run, 4, hosts)
+        hosts.kill_host(1)
+        note = "continuing on 1 ranks what ran on 2"
+        wait_until(lambda: note in hosts.log(0), 120, "the other host to go on", hosts.logs)
+        hosts.restore_link(1)
+        hosts.start(1, *command, NNODES="1:2")
+        note = "continuing on 2 ranks what ran on 1"
+        wait_until(lambda: note in hosts.log(0) + hosts.log(1), 120, "the host to be taken in", hosts.logs)
+        ticks(run, harness.lines_of(run) + 4, hosts)
+        (script,) = [p for p in hosts.pids(0, str(LAUNCH / "torchrun.sh")) if "unshare" not in _words(p)]
+        os.kill(script, signal.SIGTERM)
+        hosts.join(75)  # on both
+        assert harness.newest(run)[1]["environment"]["world"] == 2
+    finally:
+        hosts.close()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@real_hosts
+def test_accelerate_on_three_hosts(tiny_data, tmp_path):
+    """A worker is killed on the way; the end is that of three ranks on one host."""
+    changes = {"train__batch": 16, "train__total_kimg": 0.32, "growth__stable_kimg": 0.128, **LONGER}
+    changes |= {"growth__stable_kimg_at": "{16: 0.16}"}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    harness.finish(harness.start(harness.arguments(whole, tiny_data, **changes), ranks=3))
+    hosts = Hosts(3, tmp_path)
+    try:
+        args = harness.arguments(run, tiny_data, train__timeout_sec=60, **changes)[1:]
+        for i in range(3):
+            hosts.start(i, str(LAUNCH / "accelerate.sh"), *args)
+        ticks(run, 6, hosts)
+        worker = [p for p in hosts.pids(2, "stylegan_pg") if "accelerate.commands.launch" not in _words(p)]
+        for pid in worker:
+            os.kill(pid, signal.SIGKILL)
+        assert worker
+        hosts.join()
+        harness.assert_same_run(run, whole)
+    finally:
+        hosts.close()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@real_slurm
+def test_slurm_preempts_and_requeues(undisturbed, tiny_data, tmp_path):
+    """sbatch on two nodes; a job of a higher partition takes them; checkpoint, requeue, and the undisturbed end."""
+    run = tmp_path / "run"
+    args = harness.arguments(run, tiny_data, **LONGER)[1:]
+    slurm = Slurm(tmp_path)
+    try:
+        script = [str(LAUNCH / "slurm.sbatch"), *args]
+        job = slurm.submit("--nodes=2", *script, GLOO_SOCKET_IFNAME="lo", STYLEGAN_PG_CACHE=str(tmp_path / "cache"))
+        wait_until(lambda: harness.lines_of(run) >= 5, 240, "training", slurm.log)
+        urgent = slurm.submit("-p", "high", "--nodes=2", "--cpus-per-task=2", "--wrap", "sleep 3")
+        wait_until(lambda: slurm.state(urgent) == "COMPLETED", 240, "the urgent job", slurm.log)
+        assert slurm.state(job) == "PENDING"
+        stopped = harness.newest(run)[1]["nimg"]
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # or it is held for two minutes
+        wait_until(lambda: slurm.state(job) in ("COMPLETED", "FAILED"), 240, "the end", slurm.log)
+        log = (tmp_path / f"slurm-{job}.log").read_text()
+        assert slurm.state(job) == "COMPLETED", log
+        assert 0 < stopped < harness.newest(run)[1]["nimg"]
+        for word in ("write a checkpoint", "back into the queue", "continuing from", "done: "):
+            assert word in log
+        harness.assert_same_run(run, undisturbed)
+    finally:
+        slurm.close()
