@@ -201,9 +201,9 @@ class Trainer:
         torch.set_num_threads(state["environment"]["threads"])
         p = self.players
         p.nimg = state["nimg"]
+        p.state |= state["running_means"]  # which may know less than a configuration that has changed since
         p.enter(self.plan[state["phase"]])
         p.load(tensors)
-        p.state |= state["running_means"]  # which may know less than a configuration that has changed since
         self.means = Means(state["means"])
         self.told = dict.fromkeys(state["bad_samples"])
 
@@ -250,6 +250,8 @@ class Trainer:
             RunError: with what to do; the checkpoints stay as they are.
         """
         p = self.players
+        for note in p.notes:
+            self.say(f"warning: {note}")
         if not p.faults:
             p.state["_skipped"] = max(p.state.get("_skipped", 0.0) - FORGIVEN, 0.0)
             return
@@ -269,6 +271,7 @@ class Trainer:
         """Written by rank 0; a failure is told and counted, and tried again at the next tick."""
         p = self.players
         fault: OSError | None = None
+        tensors = p.tensors()
         if dist.is_main():
             state = {
                 "nimg": p.nimg,
@@ -282,7 +285,7 @@ class Trainer:
             }
             path = checkpoint.path_for(self.folder, p.nimg)
             try:
-                checkpoint.write(path, p.tensors(), state)
+                checkpoint.write(path, tensors, state)
                 checkpoint.rotate(self.folder, self.config.checkpoint.keep)
             except OSError as error:
                 fault = error
