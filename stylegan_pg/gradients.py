@@ -79,20 +79,23 @@ class GradientSum:
             self.queue.pop(0)
 
     def _send(self, b: int) -> None:
-        grads = [self.parameters[i].grad for i in self.members[b]]
-        flat = torch.cat([g.reshape(-1) for g in grads if g is not None])
+        flat = torch.cat([self._gradient(i).reshape(-1) for i in self.members[b]])
         self.flying.append((b, flat, dist.begin_sum(flat)))
 
+    def _gradient(self, i: int) -> torch.Tensor:
+        """Zero where no pass has come by, or none of any effect: autograd calls the hook for these too."""
+        p = self.parameters[i]
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        return p.grad
+
     def finish(self, kind: str) -> None:
-        """Every trainable parameter's `grad` becomes its sum over the ranks, zero where nobody has any. A collective
-        call, of the same kind and with the same parameters frozen on all ranks.
+        """Every trainable parameter's `grad` becomes its sum over the ranks. A collective call, of the same kind and
+        with the same parameters frozen on all ranks; nothing in a world of one.
 
         Raises:
             PeersLost: another rank is gone.
         """
-        for p in self.parameters:
-            if p.requires_grad and p.grad is None:
-                p.grad = torch.zeros_like(p)
         if dist.world() == 1:
             return
         if self.kind is None:  # this rank has not come to its last pass
@@ -102,7 +105,7 @@ class GradientSum:
             self._send(b)
         for b, flat, wait in self.flying:
             wait()
-            grads = [g for g in (self.parameters[i].grad for i in self.members[b]) if g is not None]
+            grads = [self._gradient(i) for i in self.members[b]]
             for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
                 grad.copy_(part.view_as(grad))
         if kind not in self.orders:
