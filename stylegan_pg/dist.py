@@ -119,7 +119,8 @@ def begin_sum(tensor: torch.Tensor) -> Callable[[], None]:
 def ensure_group() -> None:
     """A process group also for a single process, for libraries that want one."""
     if not td.is_initialized():
-        td.init_process_group("gloo", store=td.HashStore(), rank=0, world_size=1)
+        store = td.HashStore()  # pyright: ignore[reportPrivateImportUsage] - in the documentation all the same
+        td.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.gradients import GradientSum
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 OUT_OF_MEMORY = "out of memory"  # what Learner.step returns if a rank was
 
 
@@ -74,6 +76,8 @@ class Learner:
     One step is `begin`, as many `backward` as were announced, on any number of forward passes, and `step`.
     """
 
+    optimizer: Any
+
     def __init__(self, parallel: Parallel, net: nn.Module, named: dict[str, nn.Parameter], adam: dict):
         self.parallel, self.net, self.named, self.adam = parallel, net, named, adam
         self.kind, self.left = "", 0
@@ -89,10 +93,10 @@ class Learner:
 
     def begin(self, kind: str, passes: int) -> None:
         """Start afresh for a step of a kind, the same on all ranks, with so many backward passes on this rank."""
-        self.optimizer_zero()
+        self._clear()
         self.kind, self.left = kind, passes
 
-    def optimizer_zero(self) -> None:
+    def _clear(self) -> None:
         for p in self.named.values():
             p.grad = None
 
@@ -148,7 +152,7 @@ class Learner:
             fault = next((name for name, v in zip(names, values, strict=True) if not math.isfinite(v)), "")
         if not fault:
             self._apply()
-        self.optimizer_zero()
+        self._clear()
         return fault
 
     def _apply(self) -> None:
@@ -248,9 +252,8 @@ class ShardedLearner(Learner):
         }
         module = HandOver([self.vectors[n] for group in groups for n in group])
         self.order = [n for group in groups for n in group]
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=settings, dist_init_required=False
-        )
+        made: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
+        self.engine, self.optimizer = made[:2]
         self.shards = list(getattr(self.optimizer, "single_partition_of_fp32_groups", []))  # none at stage 0
         for name, p in self.named.items():  # the engine keeps its vectors where they are from now on
             p.data = _shaped(self.vectors[name].detach(), p)
@@ -297,7 +300,7 @@ class ShardedLearner(Learner):
         else:
             from deepspeed.utils import safe_get_full_optimizer_state as full
 
-            whole = {f"{kind}/{n}": full(self.vectors[n], kind) for kind in MOMENTS for n in self.order}
+            whole: dict[str, Any] = {f"{k}/{n}": full(self.vectors[n], k) for k in MOMENTS for n in self.order}
             of = self._shard_of()
             whole |= {f"step/{n}": self.optimizer.optimizer.state[of[n]]["step"].clone() for n in self.order}
         return {k: t if t.dim() == 0 else _shaped(t, self.named[k.split("/", 1)[1]]) for k, t in whole.items()}
@@ -335,9 +338,6 @@ class ShardedLearner(Learner):
             for name in self.order:
                 if f"{kind}/{name}" in flat:
                     fill(self.vectors[name], flat[f"{kind}/{name}"], kind)
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _flat(t: torch.Tensor) -> torch.Tensor:

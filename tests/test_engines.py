@@ -69,7 +69,8 @@ dist.init("cpu")
 rank, world = dist.rank(), dist.world()
 torch.manual_seed(0)
 layers = [nn.Linear(16, 16) for _ in range(6)]
-net = nn.ModuleDict({"body": nn.Sequential(*[m for l in layers for m in (l, nn.Softplus())]), "unused": nn.Linear(9, 9)})
+body = nn.Sequential(*[m for l in layers for m in (l, nn.Softplus())])
+net = nn.ModuleDict({"body": body, "unused": nn.Linear(9, 9)})
 plain = copy.deepcopy(net)
 sums = GradientSum(list(net.parameters()), 1.5 * 16 * 16 * 4 / 2**20)
 assert len(sums.buckets) > 3, sums.buckets
@@ -156,8 +157,8 @@ def test_deepspeed_on_other_worlds(tiny_data, tmp_path, deepspeed, plain):
 
 @pytest.mark.slow
 def test_resuming_across_engines_and_worlds(tiny_data, tmp_path, deepspeed):
-    """Ours on two ranks, ZeRO 2 on one, ZeRO 1 on two, ours on one, over growth boundaries where the moments are carried
-    over (so that parameters differ in their step counts): as the run that nobody interrupted."""
+    """Ours on two ranks, ZeRO 2 on one, ZeRO 1 on two, ours on one, over growth boundaries where the moments are
+    carried over (so that parameters differ in their step counts): as the run that nobody interrupted."""
     changes = {"growth__optimizer": "carry"}
     straight = trained(tmp_path / "straight", tiny_data, 2, **changes)
     legs = [(2, {}), (0, ZERO), (2, ZERO | {"train__zero_stage": 1}), (0, {})]
@@ -209,7 +210,7 @@ def test_deepspeed_with_fp16(tiny_data, tmp_path, stage):
 )
 def test_what_the_engines_cannot_do(overrides, message):
     with pytest.raises(UsageError, match=message):
-        load_config(None, ["run=r", "data.url=d", *overrides])
+        load_config(None, ["run=r", "data.url=d", "train.total_kimg=1", *overrides])
 
 
 def test_without_deepspeed(tiny_data, tmp_path):
@@ -261,7 +262,7 @@ def run_short(folder, data, where, room, expected=0, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["g", "path_length", "d", "backward"])
 def test_out_of_memory(tiny_data, tmp_path, where):
-    """On one rank, in a pass of G, a lazy term, a pass of D, or with sums under way: all ranks halve their micro-batches
+    """On one rank, in a pass of G, a lazy term, a pass of D, or with sums under way: all ranks halve the micro-batch
     and the run goes on as if they had been that small (in float64: to rounding)."""
     changes = {"train__dtype": "float64", "loss__pl_batch_shrink": 1}
     output = run_short(tmp_path, tiny_data, where, 4, **changes)
