@@ -233,11 +233,12 @@ import sys, torch
 from stylegan_pg import __main__, dist, game, gradients
 
 where, room = sys.argv.pop(1), int(sys.argv.pop(1))
+when = 32 if where == "path_length" else 16  # where that term is due
 last = lambda: dist.rank() == dist.world() - 1
 synthesize, send, at = game.Game.synthesize, gradients.GradientSum._send, []
 def small(self, ws, purpose, part):
     at[:] = [self.nimg]
-    if where == purpose and self.nimg == 16 and last() and len(ws) > room:
+    if where == purpose and self.nimg == when and last() and len(ws) > room:
         raise torch.OutOfMemoryError("injected")
     return synthesize(self, ws, purpose, part)
 def full(self, b):
