@@ -143,6 +143,10 @@ class TrainConfig:
     micro_batch: int = 0  # images per pass of one device, 0: its whole share of the batch
     micro_batch_at: dict[int, int] = field(default_factory=dict)
     device: str = "auto"  # auto, cpu or cuda
+    engine: str = "accelerate"  # or deepspeed: what sums gradients over the ranks and keeps Adam's moments
+    bucket_mib: float = 16.0  # of gradients that are summed over the ranks at once (accelerate)
+    zero_stage: int = 1  # shards of 0: nothing, 1: Adam's moments, 2: gradients too (deepspeed)
+    zero_offload: bool = False  # Adam and its moments on the host (deepspeed, stages 1 and 2)
     dtype: str = "float32"  # float64 is for tests
     threads: int = 0  # CPU threads per process, 0: leave to torch
     channels_last: Optional[bool] = True  # null: measure at the start which layout is faster here

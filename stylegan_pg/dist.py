@@ -12,7 +12,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -140,34 +140,26 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     return tensor
 
 
-def sum_gradients(gradients: Iterable[torch.Tensor], bucket_mib: int = 32) -> None:
-    """Sum gradients over the ranks in place, in flattened buckets; all ranks give the same ones in the same order.
-
-    Of our own making rather than DistributedDataParallel's: passes that take gradients of gradients through single
-    modules leave its bookkeeping behind, and ranks drift apart without a word.
-    """
+def begin_sum(tensor: torch.Tensor) -> Callable[[], None]:
+    """Start summing over the ranks, in place, and go on; the sum is there once what is returned has been called. All
+    ranks begin the same sums in the same order."""
     if world() == 1:
-        return
-    bucket: list[torch.Tensor] = []
-    size = 0
+        return lambda: None
+    with _peers():
+        work = td.all_reduce(tensor, async_op=True)
 
-    def flush() -> None:
-        if not bucket:
-            return
-        flat = torch.cat([g.reshape(-1) for g in bucket])
+    def wait() -> None:
         with _peers():
-            td.all_reduce(flat)
-        for grad, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            grad.copy_(part.view_as(grad))
-        bucket.clear()
+            work.wait()  # type: ignore[union-attr]  # None only for ranks outside of the group
 
-    for grad in gradients:
-        if bucket and (bucket[0].dtype != grad.dtype or size >= bucket_mib << 20):
-            flush()
-            size = 0
-        bucket.append(grad)
-        size += grad.numel() * grad.element_size()
-    flush()
+    return wait
+
+
+def ensure_group() -> None:
+    """A process group also for a single process, for libraries that want one."""
+    if not td.is_initialized():
+        store = td.HashStore()  # pyright: ignore[reportPrivateImportUsage] - in the documentation all the same
+        td.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:

@@ -21,7 +21,7 @@ from stylegan_pg.draws import Draw, draw, styles
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
 from stylegan_pg.observed import Observed
 from stylegan_pg.ops import downsample2d, upsample2d
-from stylegan_pg.parallel import Parallel
+from stylegan_pg.parallel import OUT_OF_MEMORY, Parallel, out_of_memory
 from stylegan_pg.players import Players
 from stylegan_pg.rng import generator
 from stylegan_pg.schedule import deal, ema_beta, term_weight
@@ -45,6 +45,7 @@ class Game(Players):
             self.state["augment_p"] = config.augment.p
         self.observed = Observed()
         self.faults: list[str] = []  # what the last step left out, and why
+        self.notes: list[str] = []  # what else happened in it
         half = self.model.low_precision == "fp16"
         self.state["loss_scale"] = config.train.loss_scale or (FP16_SCALE if half else 1.0)
 
@@ -77,11 +78,12 @@ class Game(Players):
     def step(self, batch: Batch, *, stop: bool = False) -> tuple[dict[str, tuple[float, int]], bool]:
         """Train on this rank's share of one batch of real images and advance nimg by the global batch.
 
-        Where a loss or a gradient is not finite, that player does not move, and `faults` says so.
+        Where a loss or a gradient is not finite, that player does not move, and `faults` says so; `notes` says if
+        memory ran out and micro-batches were halved.
 
         Returns {name: (sum, count)} of what was observed, over all ranks, and whether any rank was asked to `stop`.
         """
-        self.faults, self.parallel.scale = [], self.state["loss_scale"]
+        self.faults, self.notes, self.parallel.scale = [], [], self.state["loss_scale"]
         real, condition = self.real_images(batch)
         rounds, rest = divmod(self.current.step(self.nimg), self.config.optim.d_steps)
         if rest == 0:
@@ -105,25 +107,31 @@ class Game(Players):
         steps at one nimg apart."""
         self.D.requires_grad_(False)
         drawn = self.draw("g" + turn, self.current.batch)
-        self.observed.expect(self.current.batch, "loss_g")
-        w_sum, total = torch.zeros_like(self.G.mapping.w_avg), torch.zeros([], device=self.device)
-        for k, part in enumerate(self.parts):
-            rows = [self.share[i] for i in part]
-            x = drawn.pick(rows, self.device, self.dtype)
-            if self.objective.paired:
-                x = x._replace(c=self._rows(condition, part))
-            ws, w = styles(self.G, x)
-            w_sum += w.detach().sum(dim=0)
-            scores = self.scorer("g" + turn, rows)(self.synthesize(ws, "g" + turn, k), x.c)
-            scores_real = None
-            if self.objective.paired:
-                with torch.no_grad():
-                    scores_real = self.scorer("g-real" + turn, rows)(real[part], self._rows(condition, part))
-            loss = self.objective.g(scores, scores_real)
-            self.observed.add(loss_g=loss)
-            total = total + loss.detach().sum()
-            self.parallel.backward(loss.sum() / self.current.batch)
-        if self._finish("G", number, total, partial(self._g_term, turn=turn)):
+        w_sum = torch.zeros_like(self.G.mapping.w_avg)
+
+        def main() -> torch.Tensor:
+            self.observed.expect(self.current.batch, "loss_g")
+            total = torch.zeros([], device=self.device)
+            w_sum.zero_()
+            for k, part in enumerate(self.parts):
+                rows = [self.share[i] for i in part]
+                x = drawn.pick(rows, self.device, self.dtype)
+                if self.objective.paired:
+                    x = x._replace(c=self._rows(condition, part))
+                ws, w = styles(self.G, x)
+                w_sum.add_(w.detach().sum(dim=0))
+                scores = self.scorer("g" + turn, rows)(self.synthesize(ws, "g" + turn, k), x.c)
+                scores_real = None
+                if self.objective.paired:
+                    with torch.no_grad():
+                        scores_real = self.scorer("g-real" + turn, rows)(real[part], self._rows(condition, part))
+                loss = self.objective.g(scores, scores_real)
+                self.observed.add(loss_g=loss)
+                total = total + loss.detach().sum()
+                self.learners["G"].backward(loss.sum() / self.current.batch)
+            return total
+
+        if self._turn("G", number, main, partial(self._g_term, turn=turn)):
             w_mean = dist.all_reduce(w_sum) / self.current.batch
             self.G.mapping.w_avg.lerp_(w_mean, 1 - self.config.model.w_avg_beta)
         self.D.requires_grad_(True)
@@ -139,61 +147,99 @@ class Game(Players):
         paired = self.objective.paired or any("u" in TERMS[t.name].needs for t in due)
         of_scores = [t for t in due if TERMS[t.name].of_scores]
         keep = any("fake" in TERMS[t.name].needs for t in due)
-        self.observed.expect(self.current.batch, "loss_d", "score_real", "score_fake", "sign_real")
-        self.observed.expect(self.current.batch, *(name for t in of_scores for name in TERMS[t.name].reports))
-        fakes: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        total = torch.zeros([], device=self.device)
-        for k, part in enumerate(self.parts):
-            rows = [self.share[i] for i in part]
-            x = drawn.pick(rows, self.device, self.dtype)
-            if paired:
-                x = x._replace(c=self._rows(condition, part))
-            with torch.no_grad():
-                fake = self.synthesize(styles(self.G, x)[0], "d", k)
-            scores_real = self.scorer("d-real", rows)(real[part], self._rows(condition, part))
-            scores_fake = self.scorer("d-fake", rows)(fake, x.c)
-            loss = self.objective.d(scores_real, scores_fake)
-            self.observed.add(
-                loss_d=loss, score_real=scores_real, score_fake=scores_fake, sign_real=scores_real.detach().sign()
-            )
-            for term in of_scores:
-                values = TERMS[term.name].compute(scores_real, scores_fake)
-                self.observed.add(**{name: v for name, v in values.items() if name != "loss"})
-                loss = loss + values["loss"].reshape(loss.shape) * (self._weight(term) * term.every)
-            total = total + loss.detach().sum()
-            self.parallel.backward(loss.sum() / self.current.batch)
-            if keep:
-                fakes.append((fake, x.c))
-        self._finish("D", number, total, partial(self._d_term, real=real, condition=condition, fakes=fakes))
+        fakes: list[torch.Tensor] = []  # of this rank's share, in the order of the reals
+        c_fakes = None if drawn.c is None else drawn.c[self.share].to(self.device, self.dtype)
+
+        def main() -> torch.Tensor:
+            self.observed.expect(self.current.batch, "loss_d", "score_real", "score_fake", "sign_real")
+            self.observed.expect(self.current.batch, *(name for t in of_scores for name in TERMS[t.name].reports))
+            total = torch.zeros([], device=self.device)
+            fakes[:] = [torch.empty_like(real)] if keep else []
+            for k, part in enumerate(self.parts):
+                rows = [self.share[i] for i in part]
+                x = drawn.pick(rows, self.device, self.dtype)
+                if paired:
+                    x = x._replace(c=self._rows(condition, part))
+                with torch.no_grad():
+                    fake = self.synthesize(styles(self.G, x)[0], "d", k)
+                scores_real = self.scorer("d-real", rows)(real[part], self._rows(condition, part))
+                scores_fake = self.scorer("d-fake", rows)(fake, x.c)
+                loss = self.objective.d(scores_real, scores_fake)
+                self.observed.add(
+                    loss_d=loss, score_real=scores_real, score_fake=scores_fake, sign_real=scores_real.detach().sign()
+                )
+                for term in of_scores:
+                    values = TERMS[term.name].compute(scores_real, scores_fake)
+                    self.observed.add(**{name: v for name, v in values.items() if name != "loss"})
+                    loss = loss + values["loss"].reshape(loss.shape) * (self._weight(term) * term.every)
+                total = total + loss.detach().sum()
+                self.learners["D"].backward(loss.sum() / self.current.batch)
+                if keep:
+                    fakes[0][part] = fake
+            return total
+
+        c_fake = condition if paired else c_fakes
+        of_images = partial(self._d_term, real=real, condition=condition, fakes=fakes, c_fake=c_fake)
+        self._turn("D", number, main, of_images)
         self.D.requires_grad_(True)
         self.G.requires_grad_(True)
 
-    def _finish(self, player: str, number: int, total: torch.Tensor, backward: Callable[..., torch.Tensor]) -> bool:
-        """The player's terms: those of every step join the main loss, each lazy one has a step of its own. Returns
-        whether the main step was made."""
+    def _turn(
+        self,
+        player: str,
+        number: int,
+        main: Callable[[], torch.Tensor],
+        add: Callable[[TermConfig], torch.Tensor],
+    ) -> bool:
+        """The player's main step, which terms of every step join (`add` makes their passes), and a step of its own
+        for each lazy one. Returns whether the main step was made."""
         mine = [t for t in self._due(player, number) if not TERMS[t.name].of_scores]
         often = [t for t in mine if t.every == 1]
-        for term in often:
-            total = total + backward(term)
-        moved = self._move(player, " + ".join(["main loss", *(t.name for t in often)]), total)
+
+        def both() -> torch.Tensor:
+            total = main()
+            for term in often:
+                total = total + add(term)
+            return total
+
+        what = " + ".join(["main loss", *(t.name for t in often)])
+        moved = self._move(player, what, lambda: len(self.parts) + sum(len(self._parts_of(t)) for t in often), both)
         for term in mine:
             if term.every > 1:
-                self._move(player, term.name, backward(term))
+                self._move(player, term.name, lambda t=term: len(self._parts_of(t)), partial(add, term))
         return moved
 
-    def _move(self, player: str, what: str, total: torch.Tensor) -> bool:
-        """An optimiser's step on the gradients that have gathered; False, with a fault noted, if it was skipped."""
-        net, optimizer = (self.G, self.opt_G) if player == "G" else (self.D, self.opt_D)
-        fault = self.parallel.step(net, optimizer, total)
+    def _move(self, player: str, what: str, count: Callable[[], int], passes: Callable[[], torch.Tensor]) -> bool:
+        """One optimiser's step: `passes` makes `count` backward passes and returns the sum of their losses. False,
+        with a fault noted, if it was skipped.
+
+        If a rank runs out of memory, all ranks halve the micro-batch and make their passes again.
+
+        Raises:
+            RunError: out of memory with the smallest micro-batch there is.
+        """
+        learner, before = self.learners[player], self.observed.so_far()
+        while True:
+            learner.begin(what, count())
+            total, short = torch.zeros([], device=self.device), False
+            try:
+                total = passes()
+            except RuntimeError as error:  # handled below, where nothing holds on to what the passes made
+                if not out_of_memory(error):
+                    raise
+                short = True
+            if short and self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            fault = learner.step(total, short)
+            if fault != OUT_OF_MEMORY:
+                break
+            self.observed.back_to(before)
+            self.halve(f"{player}, {what}")
         if fault:
             where = fault if fault == "the loss" else f"the gradient of {fault}"
             self.faults.append(f"{player}, {what}: {where} is not finite")
         elif player == "D" and self.config.loss.d_clip:
-            limit = self.config.loss.d_clip
-            with torch.no_grad():
-                for p in self.D.parameters():
-                    if p.requires_grad:  # what is frozen stays
-                        p.clamp_(-limit, limit)
+            learner.clip(self.config.loss.d_clip)  # what is frozen stays
         return not fault
 
     def _d_term(
@@ -202,22 +248,22 @@ class Game(Players):
         *,
         real: torch.Tensor,
         condition: torch.Tensor | None,
-        fakes: list[tuple[torch.Tensor, torch.Tensor | None]],
+        fakes: list[torch.Tensor],
+        c_fake: torch.Tensor | None,
     ) -> torch.Tensor:
         """Gradients of a term on D; returns its sum over this rank's images."""
         spec, batch, seed = TERMS[term.name], self.current.batch, self.config.seed
         u = torch.rand([batch], generator=generator(seed, f"{term.name}-u", self.nimg), dtype=torch.float64)
         total = torch.zeros([], device=self.device)
         self.observed.expect(batch, *spec.reports)
-        for k, part in enumerate(self.parts):
+        for part in self._parts_of(term):
             rows = [self.share[i] for i in part]
-            fake, c_fake = fakes[k] if "fake" in spec.needs else (None, None)
             inputs = DInputs(
                 D=self.scorer(term.name, rows),
                 real=real[part],
                 c=self._rows(condition, part),
-                fake=fake,
-                c_fake=c_fake,
+                fake=fakes[0][part] if "fake" in spec.needs else None,
+                c_fake=self._rows(c_fake, part) if "fake" in spec.needs else None,
                 u=u[rows].to(self.device, self.dtype) if "u" in spec.needs else None,
                 noise=self._noise(term.name, rows) if "noise" in spec.needs else None,
             )
@@ -227,12 +273,11 @@ class Game(Players):
     def _g_term(self, term: TermConfig, *, turn: str) -> torch.Tensor:
         """As _d_term, on G. Runs on fewer images where the configuration says so; they need no minibatch-stddev
         groups."""
-        count = max(self.current.batch // self.config.loss.pl_batch_shrink, 1)
+        count, share = self._share_of(term)
         drawn = self.draw(term.name + turn, count)
-        share = deal(count, 1, dist.world())[dist.rank()]
         total = torch.zeros([], device=self.device)
         self.observed.expect(count, *TERMS[term.name].reports)
-        for k, part in enumerate(self._passes(share, 1, max(len(self.parts), 1))):
+        for k, part in enumerate(self._parts_of(term)):
             rows = [share[i] for i in part]
             inputs = GInputs(
                 synthesis=partial(self.synthesize, purpose=term.name + turn, part=k),
@@ -243,11 +288,26 @@ class Game(Players):
             total = total + self._term_backward(term, inputs, count)
         return total
 
+    def _share_of(self, term: TermConfig) -> tuple[int, list[int]]:
+        """How many images a term sees, and the positions of this rank's among them."""
+        if TERMS[term.name].on == "D":
+            return self.current.batch, self.share
+        count = max(self.current.batch // self.config.loss.pl_batch_shrink, 1)
+        return count, deal(count, 1, dist.world())[dist.rank()]
+
+    def _parts_of(self, term: TermConfig) -> list[list[int]]:
+        """The passes of a term, as positions within this rank's share."""
+        if TERMS[term.name].on == "D":
+            return self.parts
+        return self._passes(self._share_of(term)[1], 1, max(len(self.parts), 1))
+
     def _term_backward(self, term: TermConfig, inputs: DInputs | GInputs, count: int) -> torch.Tensor:
         with eager(self.config.train.compile):
             values = TERMS[term.name].compute(inputs, target=term.target)
             self.observed.add(**{k: v for k, v in values.items() if k != "loss"})
-            self.parallel.backward(values["loss"].sum() * (self._weight(term) * term.every / count))
+            self.learners[TERMS[term.name].on].backward(
+                values["loss"].sum() * (self._weight(term) * term.every / count)
+            )
         return values["loss"].detach().sum()
 
     def _due(self, player: str, number: int) -> list[TermConfig]:

@@ -27,6 +27,13 @@ class Observed:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double().sum()
 
+    def so_far(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        """For `back_to`, which forgets what was added since."""
+        return dict(self.sums), dict(self.counts)
+
+    def back_to(self, before: tuple[dict[str, torch.Tensor], dict[str, int]]) -> None:
+        self.sums, self.counts = dict(before[0]), dict(before[1])
+
     def reduce(self, device: torch.device, flag: bool) -> tuple[dict[str, tuple[float, int]], list[str], bool]:
         """{name: (sum, count)} over all ranks of what is finite, the names of what is not, and whether any rank
         raised its `flag`. Starts afresh."""

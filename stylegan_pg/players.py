@@ -15,22 +15,21 @@ from stylegan_pg.compiling import compile_pair
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex, check_base
 from stylegan_pg.data.table import SampleTable
-from stylegan_pg.errors import UsageError
+from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.losses import TERMS
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
-from stylegan_pg.parallel import Parallel
+from stylegan_pg.parallel import Learner, Parallel
 from stylegan_pg.rng import derive, generator
 from stylegan_pg.schedule import Phase, deal, lazy_ratio
 
 
 class Players:
-    """G, D, G_ema and their optimisers in one phase."""
+    """G, D, G_ema and what trains them in one phase."""
 
     G: Any  # of the classes in NETWORKS, whose attributes torch.nn.Module does not declare
     D: Any
     G_ema: Any
-    opt_G: torch.optim.Optimizer
-    opt_D: torch.optim.Optimizer
+    learners: dict[str, Learner]  # of G and D
 
     def __init__(self, config: Config, index: DatasetIndex, parallel: Parallel):
         """
@@ -49,6 +48,7 @@ class Players:
         self.phase: Phase | None = None
         self.state: dict[str, float] = {}  # running means of terms, ADA's p, ...: numbers that a checkpoint keeps
         self.said: set[str] = set()
+        self.notes: list[str] = []  # for the log
 
     def use(self, config: Config) -> None:
         """Take a configuration, before the first phase."""
@@ -71,7 +71,7 @@ class Players:
     def enter(self, phase: Phase, init: transfer.Weights | None = None) -> list[str]:
         """Build the networks of a phase; they take over what the ones before them had under the same names, or what
         `init` holds. Returns the names of those parameters that `init` had nothing for."""
-        old = (self.G, self.D, self.G_ema, self.opt_G, self.opt_D) if self.phase else None
+        old = (self.G, self.D, self.G_ema, self.learners) if self.phase else None
         shape = NetworkShape(
             phase.resolution, self.config.resolution, phase.fade, self.index.channels, self.classes, phase.mbstd_group
         )
@@ -99,20 +99,52 @@ class Players:
             copy_same_names(self.G_ema, old[2])
         elif init:
             transfer.adopt(self.G_ema, init["G_ema"])
-        self.opt_G, self.opt_D = self._optimizer(self.G, "G", phase.g_lr), self._optimizer(self.D, "D", phase.d_lr)
-        if old and phase.optimizer == "carry":
-            checkpoint.restore_optimizer(self.G, self.opt_G, checkpoint.optimizer_tensors(old[0], old[3]))
-            checkpoint.restore_optimizer(self.D, self.opt_D, checkpoint.optimizer_tensors(old[1], old[4]))
+        self.learners = {"G": self._learner(self.G, "G", phase.g_lr), "D": self._learner(self.D, "D", phase.d_lr)}
+        for player, learner in old[3].items() if old else ():
+            if phase.optimizer == "carry":
+                self.learners[player].restore(learner.gather())
+            learner.close()
         self.phase = phase
         self.table: SampleTable = self.index.table(phase.resolution)
         dist.check_same([*self.G.parameters(), *self.D.parameters()], f"the networks at the start of {phase}")
 
         self.share = deal(phase.batch, phase.mbstd_group, dist.world())[dist.rank()]
-        passes = math.ceil(len(self.share) / phase.micro_batch) if phase.micro_batch else 1
-        self.parts = self._passes(self.share, phase.mbstd_group, passes)
+        self.split(int(self.state.get(self._kept_micro_batch(), 0)) or phase.micro_batch)
         if self.config.train.compile and not phase.fade:  # in a fade alpha changes at every step
             self._compile()
         return new
+
+    def split(self, micro_batch: int) -> None:
+        """Deal this rank's share out to passes of `micro_batch` images, whole groups; 0: one pass."""
+        passes = math.ceil(len(self.share) / micro_batch) if micro_batch else 1
+        self.parts = self._passes(self.share, self.current.mbstd_group, passes)
+
+    def _kept_micro_batch(self) -> str:
+        """The name in `state` of the micro-batch that was found to fit in this phase, for what is configured."""
+        return f"_micro_batch_{self.current.index}_{self.current.micro_batch}"
+
+    def halve(self, where: str) -> None:
+        """Halve the micro-batch, on all ranks, after one of them ran out of memory in `where`.
+
+        Raises:
+            RunError: with what to do, if it is one minibatch-stddev group already.
+        """
+        phase = self.current
+        group, largest = phase.mbstd_group, len(deal(phase.batch, phase.mbstd_group, dist.world())[0])
+        before = min(int(self.state.get(self._kept_micro_batch(), 0)) or phase.micro_batch or largest, largest)
+        if before <= group:
+            raise RunError(
+                f"out of memory in {where} at nimg {self.nimg} ({phase}) with a micro-batch of {before}, which cannot "
+                f"be halved: a minibatch-stddev group is {group}. Lower model.mbstd_group or model.channel_base, set "
+                "model.low_precision, raise loss.pl_batch_shrink if it was path_length, or take larger devices"
+            )
+        after = max(before // 2 // group, 1) * group
+        self.state[self._kept_micro_batch()] = after
+        self.split(after)
+        self.notes.append(
+            f"out of memory in {where} at nimg {self.nimg} ({phase}): the micro-batch is now {after} instead of "
+            f"{before}, the batch still {phase.batch}; train.micro_batch={after} avoids this"
+        )
 
     def _compile(self) -> None:
         def trial() -> None:
@@ -141,10 +173,11 @@ class Players:
     def _terms_of(self, player: str) -> list[TermConfig]:
         return [t for t in self.terms if TERMS[t.name].on == player]
 
-    def _optimizer(self, net: torch.nn.Module, player: str, lr: float) -> torch.optim.Optimizer:
+    def _learner(self, net: torch.nn.Module, player: str, lr: float) -> Learner:
         ratio = lazy_ratio([t.every for t in self._terms_of(player) if t.every > 1 and not TERMS[t.name].of_scores])
         o = self.config.optim
-        return self.parallel.adam(net.parameters(), lr * ratio, o.beta1**ratio, o.beta2**ratio, o.eps)
+        frozen = {name for name, _ in transfer.frozen(net, self.config.train.freeze_d)} if player == "D" else set()
+        return self.parallel.prepare(net, frozen, lr * ratio, o.beta1**ratio, o.beta2**ratio, o.eps)
 
     def _passes(self, share: list[int], group: int, passes: int) -> list[list[int]]:
         """The positions within this rank's share that make up each pass: whole groups, at most `passes` times."""
@@ -153,14 +186,14 @@ class Players:
     # ----------------------------------------------------------------------------------------- for checkpoints
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a checkpoint keeps of the players, by part and name."""
+        """Everything that a checkpoint keeps of the players, by part and name. A collective call."""
         return checkpoint.flatten(
             {
                 "G": self.G.state_dict(),
                 "D": self.D.state_dict(),
                 "G_ema": self.G_ema.state_dict(),
-                "opt_G": checkpoint.optimizer_tensors(self.G, self.opt_G),
-                "opt_D": checkpoint.optimizer_tensors(self.D, self.opt_D),
+                "opt_G": self.learners["G"].gather(),
+                "opt_D": self.learners["D"].gather(),
             }
         )
 
@@ -176,5 +209,5 @@ class Players:
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:300]
                 raise UsageError(f"the checkpoint's {name} is not the configuration's: {reason}") from None
-        checkpoint.restore_optimizer(self.G, self.opt_G, checkpoint.part_of(tensors, "opt_G"))
-        checkpoint.restore_optimizer(self.D, self.opt_D, checkpoint.part_of(tensors, "opt_D"))
+        for player, learner in self.learners.items():
+            learner.restore(checkpoint.part_of(tensors, f"opt_{player}"))

@@ -30,6 +30,7 @@ CHOICES = {
     "augment.mode": ("none", "ada", "fixed", "diffaugment"),
     "train.device": ("auto", "cpu", "cuda"),
     "train.dtype": ("float32", "float64"),
+    "train.engine": ("accelerate", "deepspeed"),
 }
 TERMS = ("r1", "r2", "gradient_penalty", "drift", "dragan", "path_length")  # losses.py says what they are
 POSITIVE = [
@@ -56,6 +57,7 @@ POSITIVE = [
     "train.join_sec",
     "train.timeout_sec",
     "train.check_ranks_every",
+    "train.bucket_mib",
     "output.tick_kimg",
     "checkpoint.every_kimg",
     "checkpoint.keep",
@@ -294,6 +296,7 @@ def check(config: Config) -> None:
     fits = all(k >= 0 and 0 <= v < math.inf for k, v in config.loss.r1_gamma_from.items())
     demand(fits, "loss.r1_gamma_from", "a table from kimg (0 or more) to numbers of 0 or more")
     demand(config.model.name != "mlp" or start is None, "growth.start", "null: points do not grow")
+    _check_engine(config)
     for term in config.loss.terms:
         _check_term(term)
     names = [term.name for term in config.loss.all_terms()]
@@ -301,6 +304,21 @@ def check(config: Config) -> None:
         if names.count(name) > 1:
             own = {"r1": " (loss.r1_gamma=0 takes R1 away)", "path_length": " (loss.pl_weight=0 takes it away)"}
             raise UsageError(f"loss.terms: {name} is there twice: leave one of them away{own.get(name, '')}")
+
+
+def _check_engine(config: Config) -> None:
+    train = config.train
+    if train.zero_stage == 3:
+        raise UsageError(
+            "train.zero_stage=3 is not possible: ZeRO-3 takes weights apart as soon as a layer has run, and the terms "
+            "that differentiate twice (R1, path length) need them again; take train.zero_stage=2"
+        )
+    if train.zero_stage not in (0, 1, 2):
+        raise UsageError(f"train.zero_stage={train.zero_stage} is not possible: it must be 0, 1 or 2")
+    if train.zero_offload and not train.zero_stage:
+        raise UsageError("train.zero_offload=true needs train.zero_stage=1 or 2: stage 0 has no shards to move")
+    if train.engine == "deepspeed" and train.dtype != "float32":
+        raise UsageError(f"train.dtype={train.dtype} needs train.engine=accelerate: DeepSpeed's shards are float32")
 
 
 def _check_term(term: TermConfig) -> None:

@@ -209,9 +209,9 @@ class Trainer:
         torch.set_num_threads(state["environment"]["threads"])
         p = self.players
         p.nimg = state["nimg"]
+        p.state |= state["running_means"]  # which may know less than a configuration that has changed since
         p.enter(self.plan[state["phase"]])
         p.load(tensors)
-        p.state |= state["running_means"]  # which may know less than a configuration that has changed since
         self.means = Means(state["means"])
         self.feed.load(state["bad_samples"])
 
@@ -267,6 +267,8 @@ class Trainer:
             RunError: with what to do; the checkpoints stay as they are.
         """
         p = self.players
+        for note in p.notes:
+            self.say(f"warning: {note}")
         if not p.faults:
             p.state["_skipped"] = max(p.state.get("_skipped", 0.0) - FORGIVEN, 0.0)
             return
@@ -287,6 +289,7 @@ class Trainer:
         """Written by a thread of rank 0; the run ends with nothing unwritten."""
         p = self.players
         self.settle(wait=True)  # the one before; a disk that is slower than the interval holds training up
+        tensors = p.tensors()
         if dist.is_main():
             state = {
                 "nimg": p.nimg,
@@ -298,7 +301,7 @@ class Trainer:
                 "config": to_plain(self.config),
                 "dataset": self.index.identity,
             }
-            self.writer.start(p.nimg, p.tensors(), state)
+            self.writer.start(p.nimg, tensors, state)
         if p.nimg >= self.end or self.stopping:
             self.settle(wait=True)
 

@@ -1,0 +1,296 @@
+"""Both engines on several processes: sums that overlap the backward pass, ZeRO, checkpoints across engines, and what
+happens when memory runs out."""
+
+import os
+import subprocess
+import sys
+
+import harness
+import pytest
+import torch
+
+from stylegan_pg import checkpoint
+from stylegan_pg.errors import UsageError
+from stylegan_pg.ops.build import cache_folder
+from stylegan_pg.settings import load_config
+
+pytestmark = pytest.mark.distributed
+
+QUIET = {
+    "model__noise": "false",
+    "output__grid_kimg": 0,
+    "checkpoint__keep": 100,
+    "checkpoint__every_kimg": 0.008,
+    "train__check_ranks_every": 1,  # all ranks hold the same bits after every step
+}
+ZERO = {"train__engine": "deepspeed", "train__zero_stage": 2}
+
+
+@pytest.fixture(scope="session")
+def deepspeed():
+    """DeepSpeed compiles a helper when it first runs on a CPU (about two minutes): once, into a folder that stays."""
+    pytest.importorskip("deepspeed")
+    before = dict(os.environ)
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions"))
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    build = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
+    subprocess.run([sys.executable, "-c", build], check=True, timeout=600, capture_output=True)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def trained(run, data, ranks: int, **changes):
+    harness.finish(harness.start(harness.arguments(run, data, **(QUIET | changes)), ranks=ranks))
+    return [checkpoint.read(path)[0] for path in reversed(checkpoint.found(run / "checkpoints"))]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_data, tmp_path_factory):
+    """The checkpoints of a run on two ranks by our own sums: R1, path length, growth and a fade."""
+    return trained(tmp_path_factory.mktemp("plain") / "run", tiny_data, 2)
+
+
+def launched(script, ranks, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, str(script), *args], env=harness.environment(), **pipes)
+
+
+# Passes of many kinds, by GradientSum and, on a copy of the network, by one plain sum per tensor after the passes.
+SUMS = """
+import copy, torch
+from torch import nn
+import torch.distributed as td
+from stylegan_pg import dist
+from stylegan_pg.gradients import GradientSum
+
+dist.init("cpu")
+rank, world = dist.rank(), dist.world()
+torch.manual_seed(0)
+layers = [nn.Linear(16, 16) for _ in range(6)]
+body = nn.Sequential(*[m for l in layers for m in (l, nn.Softplus())])
+net = nn.ModuleDict({"body": body, "unused": nn.Linear(9, 9)})
+plain = copy.deepcopy(net)
+sums = GradientSum(list(net.parameters()), 1.5 * 16 * 16 * 4 / 2**20)
+assert len(sums.buckets) > 3, sums.buckets
+
+def loss(net, x, kind):
+    if kind == "penalty":  # the last bias is not reached
+        x = x.requires_grad_(True)
+        (g,) = torch.autograd.grad(net.body(x).sum(), x, create_graph=True)
+        return g.square().sum()
+    return net.body(x).square().sum()
+
+early = {}
+for step, (kind, passes) in enumerate([("main", 2), ("main", 1), ("penalty", 1), ("penalty", 3), ("main", 2)]):
+    if step == 4:
+        for n in (net, plain):
+            n.body[2].requires_grad_(False)
+    made = 0 if kind == "main" and step == 1 and rank == world - 1 else passes + (rank if step == 3 else 0)
+    for n in (net, plain):
+        n.zero_grad(set_to_none=True)
+        torch.manual_seed(100 * step + rank)
+        for k in range(made):
+            if n is net and k == made - 1:
+                sums.arm(kind)
+            loss(n, torch.randn(4, 16), kind).backward()
+    sums.finish(kind)
+    early[step] = sums.early
+    for (name, p), q in zip(net.named_parameters(), plain.parameters()):
+        if not p.requires_grad:
+            assert p.grad is None
+            continue
+        expected = torch.zeros_like(q) if q.grad is None else q.grad
+        td.all_reduce(expected)
+        same = torch.equal(p.grad, expected) if world == 2 else torch.allclose(p.grad, expected, rtol=1e-5, atol=1e-5)
+        assert same, (step, name)
+        dist.check_same([p.grad], name)
+if rank == 0:
+    print("early", early, len(sums.buckets))
+    # The parameters without a gradient stop the first step's queue at its head; once the order is known they do not.
+    assert early[0] == 0 and early[1] >= len(sums.buckets) - 2 and early[4] >= len(sums.buckets) - 2, early
+dist.shutdown()
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_sums_of_gradients(tmp_path, ranks):
+    """Several passes, unequal numbers of them, double backward, frozen and unreached parameters: as a plain sum after
+    the passes, on all ranks alike; and the buckets leave before the pass is over."""
+    script = tmp_path / "sums.py"
+    script.write_text(SUMS)
+    assert "early" in harness.finish(launched(script, ranks))
+
+
+@pytest.mark.slow
+def test_buckets_change_no_bit(tiny_data, tmp_path, plain):
+    """Of two ranks' sums, however small the buckets are."""
+    other = trained(tmp_path / "run", tiny_data, 2, train__bucket_mib=0.002)
+    assert len(plain) == len(other) == 12
+    for a, b in zip(plain, other, strict=True):
+        assert all(torch.equal(t, b[name]) for name, t in a.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_deepspeed_is_the_plain_sum(tiny_data, tmp_path, deepspeed, plain, stage):
+    """After one step to 1e-6 of each tensor's largest value, over a growth boundary and a fade hardly more (Adam in
+    shards rounds the last bit otherwise); the same bits on all ranks after every step."""
+    ours = trained(tmp_path / "run", tiny_data, 2, **ZERO | {"train__zero_stage": stage})
+    assert [t.keys() for t in ours] == [t.keys() for t in plain]
+    assert harness.largest_difference(plain[0], ours[0]) < 1e-6
+    assert max(harness.largest_difference(a, b) for a, b in zip(plain, ours, strict=True)) < 1e-4
+
+
+@pytest.mark.slow
+def test_deepspeed_on_other_worlds(tiny_data, tmp_path, deepspeed, plain):
+    """The first step's gradients (Adam's first moments, with beta1 = 0) on one, two and four ranks, of which two have
+    no share of the batch; the generator hardly moves, or its rounding would reach the discriminator's gradient."""
+    changes = {"train__total_kimg": 0.008, "optim__g_lr": 1e-30, "loss__pl_weight": 0, "loss__r1_gamma": 0}
+    one, *others = (trained(tmp_path / str(n), tiny_data, n, **(ZERO | changes))[0] for n in (0, 2, 4))
+    for other in others:
+        for part in ("opt_G/exp_avg/", "opt_D/exp_avg/"):
+            assert any(name.startswith(part) for name in one)
+            assert harness.largest_difference(one, other, part) < 1e-5
+
+
+@pytest.mark.slow
+def test_resuming_across_engines_and_worlds(tiny_data, tmp_path, deepspeed):
+    """Ours on two ranks, ZeRO 2 on one, ZeRO 1 on two, ours on one, over growth boundaries where the moments are
+    carried over (so that parameters differ in their step counts): as the run that nobody interrupted."""
+    changes = {"growth__optimizer": "carry"}
+    straight = trained(tmp_path / "straight", tiny_data, 2, **changes)
+    legs = [(2, {}), (0, ZERO), (2, ZERO | {"train__zero_stage": 1}), (0, {})]
+    for (ranks, engine), end in zip(legs, (0.024, 0.048, 0.072, "null"), strict=True):
+        parts = trained(tmp_path / "legs", tiny_data, ranks, **(changes | engine), train__total_kimg=end)
+    assert len(straight) == len(parts) == 12
+    counts = {float(t) for name, t in parts[-1].items() if name.startswith("opt_G/step/")}
+    assert len(counts) > 1
+    for a, b in zip(straight, parts, strict=True):
+        assert a.keys() == b.keys()
+        assert harness.largest_difference(a, b) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"train__zero_offload": "true"}, {"model__low_precision": "bf16"}])
+def test_deepspeed_with(tiny_data, tmp_path, deepspeed, changes):
+    """Adam on the host, and networks that compute in bfloat16: as without DeepSpeed."""
+    short = {"train__total_kimg": 0.016} | {k: v for k, v in changes.items() if k != "train__zero_offload"}
+    ours = trained(tmp_path / "zero", tiny_data, 2, **(ZERO | changes | short))
+    plain = trained(tmp_path / "plain", tiny_data, 2, **short)
+    assert harness.largest_difference(plain[0], ours[0]) < 1e-6
+    assert harness.largest_difference(plain[1], ours[1]) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_deepspeed_with_fp16(tiny_data, tmp_path, stage):
+    pytest.importorskip("deepspeed")
+    half = {
+        "model__low_precision": "fp16",
+        "train__device": "cuda",
+        "train__total_kimg": 0.016,
+        "train__engine": "deepspeed",
+    }
+    ours = trained(tmp_path / "zero", tiny_data, 0, **half, train__zero_stage=stage)
+    plain = trained(tmp_path / "plain", tiny_data, 0, **(half | {"train__engine": "accelerate"}))
+    assert harness.largest_difference(plain[0], ours[0], "G/") < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.zero_stage=3"], "differentiate twice"),
+        (["train.zero_stage=4"], "must be 0, 1 or 2"),
+        (["train.zero_stage=0", "train.zero_offload=true"], "needs train.zero_stage=1 or 2"),
+        (["train.engine=deepspeed", "train.dtype=float64"], "needs train.engine=accelerate"),
+        (["train.engine=horovod"], "accelerate or deepspeed"),
+    ],
+)
+def test_what_the_engines_cannot_do(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        load_config(None, ["run=r", "data.url=d", "train.total_kimg=1", *overrides])
+
+
+def test_without_deepspeed(tiny_data, tmp_path):
+    script = tmp_path / "without.py"
+    script.write_text(
+        "import sys\nsys.modules['deepspeed'] = None\nfrom stylegan_pg import __main__\n__main__.main()\n"
+    )
+    args = harness.arguments(tmp_path / "run", tiny_data, **(QUIET | ZERO))
+    how = {"env": harness.environment(), "capture_output": True, "text": True}
+    process = subprocess.run([sys.executable, str(script), *args], **how)
+    assert process.returncode == 2
+    assert "pip install 'stylegan-pg[deepspeed]'" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+# Run in place of the command line. On the last rank, at one step, there is memory for so many images; or the passes of
+# the whole run have none left once the first bucket is on its way.
+SHORT = """
+import sys, torch
+from stylegan_pg import __main__, dist, game, gradients
+
+where, room = sys.argv.pop(1), int(sys.argv.pop(1))
+when = 32 if where == "path_length" else 16  # where that term is due
+last = lambda: dist.rank() == dist.world() - 1
+synthesize, send, at = game.Game.synthesize, gradients.GradientSum._send, []
+def small(self, ws, purpose, part):
+    at[:] = [self.nimg]
+    if where == purpose and self.nimg == when and last() and len(ws) > room:
+        raise torch.OutOfMemoryError("injected")
+    return synthesize(self, ws, purpose, part)
+def full(self, b):
+    if where == "backward" and last() and at == [16] and len(self.flying) == 1 and not hasattr(game, "once"):
+        game.once = True
+        raise torch.OutOfMemoryError("injected")
+    return send(self, b)
+game.Game.synthesize, gradients.GradientSum._send = small, full
+sys.argv = ["stylegan-pg", *sys.argv[1:]]
+__main__.main()
+"""
+ROOMY = {"train__batch": 16, "train__total_kimg": 0.048, "checkpoint__every_kimg": 0.016, "train__bucket_mib": 0.002}
+
+
+def run_short(folder, data, where, room, expected=0, **changes):
+    script = folder / "short.py"
+    script.write_text(SHORT)
+    args = harness.arguments(folder / "run", data, **(QUIET | ROOMY | changes))
+    return harness.finish(launched(script, 2, where, str(room), *args), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["g", "path_length", "d", "backward"])
+def test_out_of_memory(tiny_data, tmp_path, where):
+    """On one rank, in a pass of G, a lazy term, a pass of D, or with sums under way: all ranks halve the micro-batch
+    and the run goes on as if they had been that small (in float64: to rounding)."""
+    changes = {"train__dtype": "float64", "loss__pl_batch_shrink": 1}
+    output = run_short(tmp_path, tiny_data, where, 4, **changes)
+    assert output.count("the micro-batch is now 4 instead of 8, the batch still 16") == 1
+    assert "the micro-batch is now 4" in (tmp_path / "run" / "log.txt").read_text()
+    tensors, state = harness.newest(tmp_path / "run")
+    assert state["running_means"]["_micro_batch_0_0"] == 4  # so that a continued run has the same bits
+    straight = trained(tmp_path / "straight", tiny_data, 2, **(ROOMY | changes))
+    assert harness.largest_difference(straight[-1], tensors) < 1e-9
+    lines, expected = harness.stats(tmp_path / "run"), harness.stats(tmp_path / "straight")
+    for a, b in zip(lines, expected, strict=True):
+        assert a == {k: pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for k, v in b.items()}
+
+
+@pytest.mark.slow
+def test_out_of_memory_under_deepspeed(tiny_data, tmp_path, deepspeed):
+    output = run_short(tmp_path, tiny_data, "g", 4, **ZERO)
+    assert output.count("the micro-batch is now 4 instead of 8") == 1
+    straight = trained(tmp_path / "straight", tiny_data, 2, **(ROOMY | ZERO))
+    assert harness.largest_difference(straight[0], harness.newest(tmp_path / "run")[0]) > 0
+    first = checkpoint.read(checkpoint.path_for(tmp_path / "run" / "checkpoints", 16))[0]
+    assert harness.largest_difference(straight[0], first) < 1e-6
+
+
+def test_out_of_memory_with_the_smallest_micro_batch(tiny_data, tmp_path):
+    """Both ranks stop and say what to do; the last checkpoint is there."""
+    output = run_short(tmp_path, tiny_data, "g", 3, expected=1)
+    assert "cannot be halved: a minibatch-stddev group is 4. Lower model.mbstd_group" in output
+    assert harness.newest(tmp_path / "run")[1]["nimg"] == 16
+    assert "Traceback" not in output.split("ChildFailedError")[0].split("torch/distributed/run.py")[0]
