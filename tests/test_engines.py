@@ -233,7 +233,7 @@ import sys, torch
 from stylegan_pg import __main__, dist, game, gradients
 
 where, room = sys.argv.pop(1), int(sys.argv.pop(1))
-when = 32 if where == "path_length" else 16  # where that term is due
+when = 0 if where == "path_length" else 16  # where that term is due, in the first phase
 last = lambda: dist.rank() == dist.world() - 1
 synthesize, send, at = game.Game.synthesize, gradients.GradientSum._send, []
 def small(self, ws, purpose, part):
