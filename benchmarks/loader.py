@@ -59,7 +59,7 @@ def pictures(folder: Path, count: int, resolution: int) -> Path:
     rng = np.random.default_rng(resolution)
     for i in range(count):
         total = np.zeros([resolution, resolution, 3])
-        for octave in range(3, resolution.bit_length() - 1):
+        for octave in range(2, resolution.bit_length() - 1):
             small = Image.fromarray(rng.integers(0, 256, [2**octave, 2**octave, 3], dtype=np.uint8))
             total += np.asarray(small.resize((resolution, resolution), Image.Resampling.BICUBIC)) / 2.0 ** (octave - 2)
         total = (total - total.min()) / (total.max() - total.min()) * 255
