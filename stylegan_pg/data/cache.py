@@ -88,10 +88,10 @@ class _File:
     """A file descriptor that closes when the last user lets go, so that forgetting it is thread-safe."""
 
     def __init__(self, fd: int):
-        self.fd = fd
+        self.fd, self.close = fd, os.close  # at the interpreter's end `os` may be gone before this is
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        self.close(self.fd)
 
 
 # One cache per process. A fork shares the descriptors harmlessly: pread leaves the file position alone.
