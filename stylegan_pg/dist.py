@@ -241,7 +241,7 @@ def check_same(tensors: Iterable[torch.Tensor], what: str) -> None:
     """Stop if the ranks hold different values.
 
     Raises:
-        RunError: naming the ranks that differ from rank 0.
+        RunError: naming the ranks that differ from rank 0, and both hashes.
     """
     if world() == 1:
         return
@@ -249,6 +249,7 @@ def check_same(tensors: Iterable[torch.Tensor], what: str) -> None:
     differing = [i for i, h in enumerate(hashes) if h != hashes[0]]
     if differing:
         raise RunError(
-            f"{what} of ranks {differing} differ from rank 0's: unequal software, hardware faults or a bug; "
+            f"{what} of ranks {differing} differ from rank 0's ({hashes[differing[0]]} on rank {differing[0]}, "
+            f"{hashes[0]} on rank 0): unequal software, hardware faults or a bug; "
             "run the same command again to continue from the last checkpoint"
         )
