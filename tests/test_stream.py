@@ -285,13 +285,13 @@ def test_only_bytes_that_are_bad_every_time_are_replaced(table, monkeypatch, nap
     whole, real = images(read(table)), SampleTable.image
     script = list(faults)
 
-    def image(self: SampleTable, i: int) -> np.ndarray:
+    def image(self: SampleTable, i: int, out: np.ndarray | None = None) -> np.ndarray:
         kind = script.pop(0) if script else ""
         if kind == "o":
             raise OSError("the network is away")
         if kind == "c":
             raise CorruptSample("r0008/00000.tar", i, "checksum mismatch")
-        return real(self, i)
+        return real(self, i, out)
 
     monkeypatch.setattr(SampleTable, "image", image)
     shown = read(table)
@@ -305,7 +305,7 @@ def test_what_was_not_read_twice_is_not_called_bad(table, monkeypatch):
     """Garbled once, and unreadable since."""
     script = iter("c")
 
-    def image(self: SampleTable, i: int) -> np.ndarray:
+    def image(self: SampleTable, i: int, out: np.ndarray | None = None) -> np.ndarray:
         if next(script, "o") == "o":
             raise OSError("the network is away")
         raise CorruptSample("r0008/00000.tar", i, "checksum mismatch")

@@ -45,18 +45,28 @@ def header(data: bytes) -> tuple[int, int, int]:
         return picture.height, picture.width, {"L": 1, "RGBA": 4}.get(picture.mode, 3)
 
 
-def decode(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
-    """-> uint8 [channels, *size], size = (height, width); in memory a pixel's channels lie together.
+def decode(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
+    """-> uint8 [channels, *size], size = (height, width); in memory a pixel's channels lie together, in `out` (uint8
+    [*size, channels], C-contiguous) where that is given.
 
     Raises BadPicture for bytes that do not decode cleanly, and for another size or another number of channels.
     """
-    jpeg = data[:3] == _JPEG
-    pixels = _decode_jpeg(data, channels, size) if jpeg else np.asarray(_load(data, channels, size))
+    if data[:3] == _JPEG:
+        pixels = _decode_jpeg(data, channels, size, out=out)
+    else:
+        pixels = _into(out, np.asarray(_load(data, channels, size)).reshape(*size, channels))
     return pixels.reshape(*size, channels).transpose(2, 0, 1)
 
 
-def decode_to_fit(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
-    """-> uint8 [channels, *size]: the largest central part of that shape, made smaller where it is larger.
+def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
+    if out is None:
+        return pixels
+    np.copyto(out, pixels)
+    return out
+
+
+def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
+    """-> uint8 [channels, *size], as `decode`: the largest central part of that shape, made smaller where it is larger.
 
     A JPEG is decoded at the smallest scale (in eighths) that is large enough; the rest is Lanczos resampling.
 
@@ -69,7 +79,7 @@ def decode_to_fit(data: bytes, size: tuple[int, int], channels: int) -> np.ndarr
         top, left = (rows - down) / 2, (columns - across) / 2
         box = (left, top, left + across, top + down)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(picture).reshape(*size, channels).transpose(2, 0, 1)
+    return _into(out, np.asarray(picture).reshape(*size, channels)).transpose(2, 0, 1)
 
 
 def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]:
@@ -96,7 +106,11 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
 
 
 def _decode_jpeg(
-    data: bytes, channels: int, exact: tuple[int, int] | None, least: tuple[int, int] | None = None
+    data: bytes,
+    channels: int,
+    exact: tuple[int, int] | None,
+    least: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """uint8 [H, W, channels]. Strict mode raises for garbled data that other decoders pass silently."""
     height, width, coded = _jpeg_header(data)
@@ -114,6 +128,7 @@ def _decode_jpeg(
             colorspace="GRAY" if channels == 1 else "RGB",
             min_height=need[0],
             min_width=need[1],
+            buffer=out,
             strict=True,
         )
     except ValueError as error:

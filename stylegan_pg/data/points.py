@@ -54,9 +54,11 @@ class PointTable(SampleTable):
     def dtype(self) -> type[np.generic]:
         return np.float32
 
-    def image(self, i: int) -> np.ndarray:
-        """Point i, float32 [2, 1, 1], in about [-1, 1]."""
-        return self.points[i].reshape(2, 1, 1)
+    def image(self, i: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Point i, float32 [2, 1, 1], in about [-1, 1], in the memory of `out` ([1, 1, 2]) where that is given."""
+        out = np.empty([1, 1, 2], np.float32) if out is None else out
+        out[0, 0] = self.points[i]
+        return out.transpose(2, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

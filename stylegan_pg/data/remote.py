@@ -125,6 +125,9 @@ def read_url(url: str, start: int = 0, end: int | None = None, patience: float =
 # --------------------------------------------------------------------------------------------------------- waiting
 
 
+_dice = random.SystemRandom()  # without a state that forked processes would share
+
+
 class Patience:
     """How long something is tried again: `seconds` since the last progress, with pauses that double, at random by
     half, up to 15 s. Each process waits by itself; `give_up` ends all waits of this one."""
@@ -132,7 +135,7 @@ class Patience:
     giving_up = False
 
     def __init__(self, seconds: float):
-        self.seconds, self.dice = seconds, random.Random()  # not the shared generator, whose state is others'
+        self.seconds = seconds
         self.furthest = 0  # for who sees progress in bytes
         self.progress()
 
@@ -141,7 +144,7 @@ class Patience:
 
     def wait(self, fault: OSError, longest: float = 15.0) -> None:
         """Sleep before the next attempt; raises `fault` where there is to be none."""
-        pause = min(0.1 * 2**self.pauses, longest) * (0.5 + self.dice.random())
+        pause = min(0.1 * 2**self.pauses, longest) * (0.5 + _dice.random())
         self.pauses = min(self.pauses + 1, 16)
         pause = min(pause, self.since + self.seconds - time.monotonic())
         if pause <= 0 or Patience.giving_up:

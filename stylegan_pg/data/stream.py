@@ -9,6 +9,8 @@ stop there and continue later.
 from __future__ import annotations
 
 import functools
+import gc
+import math
 import os
 import signal
 import threading
@@ -25,9 +27,13 @@ from stylegan_pg.data import remote, store
 from stylegan_pg.data.cache import Prefetcher
 from stylegan_pg.data.order import Mixture, Order, flipped
 from stylegan_pg.data.remote import Patience
+from stylegan_pg.data.slots import Slots
 from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError, UsageError
 
+AHEAD = range(2, 5)  # batches that each worker is ahead, of large and of small ones,
+AHEAD_BYTES = 256 << 20  # which are these together
+IN_USE = 3  # batches that the consumer has at a time: the step's, the next one, and one to spare
 LINGER = 30.0  # seconds that a worker goes on after SIGTERM
 PREFETCH_THREADS = 4
 LOOK_AHEAD = 1.0  # seconds between looks at what to prefetch
@@ -73,7 +79,7 @@ def one_hot(labels: Sequence[int] | np.ndarray | torch.Tensor, classes: int) -> 
     return torch.nn.functional.one_hot(torch.as_tensor(labels).long(), classes).float()
 
 
-def read_sample(table: SampleTable, i: int) -> np.ndarray:
+def read_sample(table: SampleTable, i: int, out: np.ndarray | None = None) -> np.ndarray:
     """Sample i, [C, H, W], as SampleTable.image.
 
     Raises:
@@ -83,7 +89,7 @@ def read_sample(table: SampleTable, i: int) -> np.ndarray:
     waiting, garbled = Patience(store.settings().patience), 0
     while True:
         try:
-            return table.image(i)
+            return table.image(i, out)
         except CorruptSample:
             garbled += 1
             if garbled == 2:
@@ -94,7 +100,7 @@ def read_sample(table: SampleTable, i: int) -> np.ndarray:
 
 
 def read_image(
-    table: SampleTable, ordinal: int, known: Collection[int] = frozenset()
+    table: SampleTable, ordinal: int, known: Collection[int] = frozenset(), out: np.ndarray | None = None
 ) -> tuple[np.ndarray, int, list[Bad]]:
     """The image at `ordinal`, [C, H, W]; the ordinal it really came from; what was bad on the way, except for the
     ordinals that are `known` to be bad, which are not read.
@@ -107,36 +113,59 @@ def read_image(
     for i in ((ordinal + step) % len(table) for step in range(len(table))):
         if i not in known:
             try:
-                return read_sample(table, i), i, bad
+                return read_sample(table, i, out), i, bad
             except CorruptSample as error:
                 bad.append(Bad(table.resolution, i, error.kind, error.shard, error.reason))
     raise RunError(f"no sample of {table.paths[0]} and its neighbours can be decoded: pack the dataset again")
 
 
+class _Wanted(NamedTuple):
+    """A rank's share of a batch, to be read: (epoch, ordinal) of its samples, the patience in seconds, and the slot
+    for the images, if one was free."""
+
+    samples: list[tuple[int, int]]
+    patience: float
+    slot: int | None
+
+
+class _Read(NamedTuple):
+    """What came of it: images [n, H, W, C], or None if they are in the slot; class numbers int64 [n]; the rest as in
+    Batch. No tensors but those that must be, as each takes a file descriptor on its way."""
+
+    slot: int | None
+    images: torch.Tensor | None
+    labels: np.ndarray
+    bad: list[Bad]
+    fault: str = ""
+    lasting: bool = False
+
+
 class _Samples(Dataset):
-    """Whole batches by (patience in seconds, list of (epoch, ordinal)); runs in the worker processes."""
+    """Whole batches; runs in the worker processes."""
 
-    def __init__(self, table: SampleTable, classes: int, seed: int, mirror: bool, known: Collection[int]):
-        self.table, self.classes, self.seed, self.mirror, self.known = table, classes, seed, mirror, frozenset(known)
+    def __init__(self, table: SampleTable, seed: int, mirror: bool, known: Collection[int], slots: Slots):
+        self.table, self.seed, self.mirror, self.known, self.slots = table, seed, mirror, frozenset(known), slots
 
-    def __getitems__(self, wanted: tuple[float, list[tuple[int, int]]]) -> Batch:
-        seconds, samples = wanted
-        n = len(samples)
+    def __getitems__(self, wanted: _Wanted) -> _Read:
+        n, slot = len(wanted.samples), wanted.slot
         # As decoders give them, a pixel's channels together: to part them would take a third of the decoding's time.
-        images = np.empty([n, *self.table.image_size, self.table.channels], self.table.dtype).transpose(0, 3, 1, 2)
+        shape = [n, *self.table.image_size, self.table.channels]
+        pixels = np.empty(shape, self.table.dtype) if slot is None else self.slots.arrays[slot]
         labels = np.zeros([n], np.int64)
         bad: list[Bad] = []
-        with store.patience(seconds):
-            for k, (epoch, ordinal) in enumerate(samples):
+        with store.patience(wanted.patience):
+            for k, (epoch, ordinal) in enumerate(wanted.samples):
                 try:
-                    image, source, problems = read_image(self.table, ordinal, self.known)
+                    _, source, problems = read_image(self.table, ordinal, self.known, pixels[k])
                 except (OSError, RunError, UsageError) as error:  # raised here it would come wrapped in a traceback
                     lasting = not isinstance(error, OSError)
-                    return Batch(torch.empty(0), None, bad, self._about(ordinal, error), lasting)
-                images[k] = image[:, :, ::-1] if self.mirror and flipped(self.seed, epoch, ordinal) else image
+                    return _Read(slot, None, labels, bad, self._about(ordinal, error), lasting)
+                if self.mirror and flipped(self.seed, epoch, ordinal):
+                    image = torch.from_numpy(pixels[k])
+                    image.copy_(image.flip(1))  # which NumPy takes eight times as long for
                 labels[k] = self.table.label[source]
                 bad += problems
-        return Batch(torch.from_numpy(images), one_hot(labels, self.classes) if self.classes else None, bad)
+        return _Read(slot, torch.from_numpy(pixels) if slot is None else None, labels, bad)
 
     def _about(self, ordinal: int, error: Exception) -> str:
         if isinstance(error, OSError) and not isinstance(error, remote.Fault):  # which names the shard itself
@@ -145,22 +174,31 @@ class _Samples(Dataset):
 
 
 class _Positions(Sampler):
-    """For each step, what _Samples wants for this rank's share of the batch; the first with a patience of its own."""
+    """What _Samples is to read, step by step; the first with a patience of its own."""
 
-    def __init__(self, order: Order | Mixture, steps: range, share: Sequence[int], first_patience: float | None):
-        self.order, self.steps, self.share, self.first = order, steps, share, first_patience
+    def __init__(
+        self,
+        order: Order | Mixture,
+        steps: range,
+        share: Sequence[int],
+        first_patience: float | None,
+        slots: Slots,
+    ):
+        self.order, self.steps, self.share, self.first, self.slots = order, steps, share, first_patience, slots
 
-    def __iter__(self) -> Iterator[tuple[float, list[tuple[int, int]]]]:
+    def __iter__(self) -> Iterator[_Wanted]:
         patience = store.settings().patience
         for nimg in self.steps:
             first = nimg == self.steps.start and self.first is not None
-            yield (self.first or 0.0) if first else patience, [self.order.at(nimg + i) for i in self.share]
+            samples = [self.order.at(nimg + i) for i in self.share]
+            yield _Wanted(samples, (self.first or 0.0) if first else patience, self.slots.take())
 
     def __len__(self) -> int:
         return len(self.steps)
 
 
 def _in_worker(settings: store.Settings, _: int) -> None:
+    gc.freeze()  # all that the parent had made need not be looked through again and again
     store.configure(settings)
     global _workers
     _workers = []  # the parent's
@@ -221,14 +259,18 @@ def batches(
         pin: put batches into pinned memory, from where copies to a GPU overlap with its work.
     """
     steps = range(start, end, batch)
+    shape = [len(share), *table.image_size, table.channels]
+    size = max(math.prod(shape) * np.dtype(table.dtype).itemsize, 1)
+    depth = min(max(AHEAD_BYTES // (size * max(workers, 1)), AHEAD[0]), AHEAD[-1])
+    slots = Slots(min(depth * workers + IN_USE, len(steps)), shape, table.dtype)
     loader = DataLoader(
-        _Samples(table, classes, order.seed, mirror, known),
-        batch_sampler=_Positions(order, steps, share, first_patience),  # type: ignore[arg-type]  # pairs, not lists
+        _Samples(table, order.seed, mirror, known, slots),
+        batch_sampler=_Positions(order, steps, share, first_patience, slots),  # type: ignore[arg-type]  # not lists
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
         collate_fn=_whole,  # type: ignore[arg-type]  # its stub wants lists; __getitems__ makes whole batches
         worker_init_fn=functools.partial(_in_worker, store.settings()),
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin,
+        prefetch_factor=depth if workers else None,
         generator=torch.Generator(),  # else the global stream gives it a seed that nothing here uses
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until a worker knows what to do with it
@@ -243,10 +285,11 @@ def batches(
         for nimg in steps:
             if ahead:
                 ahead.look(nimg)
-            item = next(iterator)
-            yield item
+            item = _assembled(next(iterator), slots, classes)
+            yield item.pin_memory() if pin and not item.fault else item
             if item.fault:
                 return
+            del item  # its slot is free once the consumer, too, lets go of it
     finally:  # at once, and not when the garbage is collected
         if ahead:
             ahead.close()
@@ -279,8 +322,15 @@ class _Ahead:
             self.prefetcher.close()
 
 
-def _whole(batch: Batch) -> Batch:
-    return batch
+def _whole(read: _Read) -> _Read:
+    return read
+
+
+def _assembled(read: _Read, slots: Slots, classes: int) -> Batch:
+    images = slots.lend(read.slot) if read.slot is not None else read.images
+    if read.fault or images is None:
+        return Batch(torch.empty(0), None, read.bad, read.fault, read.lasting)
+    return Batch(images.permute(0, 3, 1, 2), one_hot(read.labels, classes) if classes else None, read.bad)
 
 
 def read_batch(table: SampleTable, ordinals: Sequence[int]) -> torch.Tensor:

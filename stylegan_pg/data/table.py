@@ -94,12 +94,13 @@ class SampleTable:
             raise self._corrupt(i, "checksum mismatch", "checksum")
         return data
 
-    def image(self, i: int) -> np.ndarray:
-        """Sample i decoded: uint8 [channels, *image_size], the same bytes every time. Raises as `read`."""
+    def image(self, i: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Sample i decoded: uint8 [channels, *image_size], the same bytes every time, in the memory of `out`
+        ([*image_size, channels], C-contiguous) where that is given. Raises as `read`."""
         data = self.read(i)
         to_pixels = decode_to_fit if self.tars[self.shard[i]].foreign else decode
         try:
-            return to_pixels(data, self.image_size, self.channels)
+            return to_pixels(data, self.image_size, self.channels, out)
         except BadPicture as error:
             raise self._corrupt(i, str(error), error.kind) from error
 

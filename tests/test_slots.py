@@ -1,0 +1,74 @@
+"""Shared memory that batches come in: used again, and never under the hands of whoever still looks at a batch."""
+
+import gc
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from stylegan_pg.data import stream
+from stylegan_pg.data.index import load_index
+from stylegan_pg.data.slots import Slots
+from stylegan_pg.data.stream import batches, read_batch
+
+
+def test_a_slot_is_free_when_nothing_looks_at_it():
+    slots = Slots(2, [3, 4], np.uint8)
+    first, second = slots.take(), slots.take()
+    assert slots.take() is None
+    assert first is not None
+    assert second is not None
+    whole = slots.lend(first)
+    whole.fill_(7)
+    view, array = whole[1:].t(), whole.permute(1, 0).numpy()
+    del whole
+    gc.collect()
+    assert slots.take() is None
+    del view
+    assert slots.take() is None
+    assert (array == 7).all()
+    del array
+    assert slots.take() == first  # the pages that were touched already
+    assert (slots.lend(first) == 7).all()
+    other = slots.lend(second)
+    del slots
+    gc.collect()
+    other.fill_(9)  # its memory outlives the pool
+    assert other.sum() == 9 * 12
+
+
+@pytest.mark.parametrize("shape", [[0, 8, 8, 3], [4, 0]])
+def test_nothing_to_hold(shape):
+    assert Slots(3, shape, np.uint8).take() is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_batches_that_are_kept(tiny_data, workers, mirror):
+    """All of a long stream at once, every third of it, and none: the same images, each where it was."""
+    index = load_index(str(tiny_data))
+    table, order = index.table(16), index.order(3)
+    how = {"start": 0, "end": 8 * 40, "batch": 8, "share": [1, 5, 6], "workers": workers, "mirror": mirror}
+    kept = list(batches(table, order, **how))
+    copies = [b.image.clone() for b in batches(table, order, **how)]
+    assert len(kept) == len(copies) == 40 > stream.AHEAD[-1] * 2 + stream.IN_USE
+    assert all(torch.equal(b.image, c) for b, c in zip(kept, copies, strict=True))
+    some = [b for k, b in enumerate(batches(table, order, **how)) if k % 3 == 0]
+    assert all(torch.equal(b.image, c) for b, c in zip(some, copies[::3], strict=True))
+    for k in range(0, 40, 13):
+        plain = read_batch(table, [order.at(8 * k + i)[1] for i in (1, 5, 6)])
+        unlike = [not torch.equal(a, b) for a, b in zip(copies[k], plain, strict=True)]
+        flipped = [torch.equal(a, b.flip(-1)) for a, b in zip(copies[k], plain, strict=True)]
+        assert all(f for u, f in zip(unlike, flipped, strict=True) if u)
+        assert mirror or not any(unlike)
+    assert kept[0].image.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_is_used_again(tiny_data):
+    """A consumer that holds two batches at a time, as training does, sees a few places in memory only."""
+    index = load_index(str(tiny_data))
+    how = {"start": 0, "end": 8 * 60, "batch": 8, "share": range(8), "workers": 2}
+    data = batches(index.table(16), index.order(0), **how)
+    places = {now.image.data_ptr() for now, _next in itertools.pairwise(data)}
+    assert len(places) <= stream.AHEAD[-1] * 2 + stream.IN_USE
