@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
+# Test files at a time, the tests of one file in turn: most of a test's time passes in processes that start.
+JOBS         ?= 2
+SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadfile
 
 # Or pyright's wrapper asks the network whether a newer one exists, each time.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -19,10 +22,10 @@ $(STAMP): pyproject.toml
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-quick: setup
-	$(BIN)/python -m pytest -m "not slow and not distributed"
+	$(BIN)/python -m pytest -m "not slow and not distributed" $(SIDE_BY_SIDE)
 
 lint: setup
 	$(BIN)/ruff check .

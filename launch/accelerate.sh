@@ -6,7 +6,7 @@
 # Arguments are those of `stylegan-pg train`. Environment: NNODES (no range), NODE_RANK, HEAD, PORT, NPROC (the same on
 # all nodes), MAX_RESTARTS, JOIN_TIMEOUT, STOP_GRACE and PYTHON as for launch/torchrun.sh, and
 #   ACCELERATE_CONFIG  the configuration file (launch/accelerate/gpu.yaml where there are GPUs, else cpu.yaml)
-# TERM, INT and USR1 stop the whole run with a checkpoint. Exit codes: 0 done, 2 bad usage, 75 to be continued, 1 fault.
+# TERM, INT, USR1 and HUP stop the whole run with a checkpoint. Exit codes: 0 done, 2 bad usage, 75 to be continued, 1 fault.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
@@ -14,7 +14,7 @@ find_python
 find_devices
 NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500}
 case $NNODES in *[!0-9]*) bad_usage "NNODES=$NNODES: accelerate knows no ranges, launch/torchrun.sh does" ;; esac
-if nvidia-smi -L >/dev/null 2>&1; then
+if [ "$(count_gpus)" != 0 ]; then
     config=${ACCELERATE_CONFIG:-$here/accelerate/gpu.yaml}
 else
     config=${ACCELERATE_CONFIG:-$here/accelerate/cpu.yaml}

@@ -9,7 +9,7 @@
 #   NODE_RANK   this node's line in the hostfile, counted from 0; then nothing is started elsewhere
 #   STOP_GRACE, PYTHON  as for launch/torchrun.sh
 # Needs pip install stylegan-pg[deepspeed]. Exit codes, of this node's processes: 0 done, 2 bad usage, 75 to be
-# continued, 1 fault. TERM, INT and USR1 stop the run with a checkpoint if this node has processes of it.
+# continued, 1 fault. TERM, INT, USR1 and HUP stop the run with a checkpoint if this node has processes of it.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
@@ -22,11 +22,19 @@ STYLEGAN_PG_WORLD=$(echo "$slots" | awk '{ sum += $1 } END { print sum }')
 NPROC=$(echo "$slots" | sed -n "$((${NODE_RANK:-0} + 1))p")
 HEAD=${HEAD:-$(sed -n 's/^ *\([^# ][^ ]*\) .*slots.*/\1/p' "$HOSTFILE" | head -n 1)}
 export NPROC OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PDSH_RCMD_TYPE="${PDSH_RCMD_TYPE:-ssh}"
-nvidia-smi -L >/dev/null 2>&1 || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}" ACCELERATE_USE_CPU=true
+[ "$(count_gpus)" != 0 ] || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}" ACCELERATE_USE_CPU=true
+export STYLEGAN_PG_WORLD
 options=()
 if [ -n "${NODE_RANK:-}" ]; then
     options+=(--no_ssh --node_rank "$NODE_RANK")
-    export STYLEGAN_PG_WORLD # ssh hands on no such variables
+else
+    # ssh hands on no variables but those that DeepSpeed finds in this file.
+    make_agent
+    export DS_ENV_FILE="$agent/environment"
+    cat "$HOME/.deepspeed_env" 2>/dev/null >"$DS_ENV_FILE" || true
+    for name in STYLEGAN_PG_AGENT STYLEGAN_PG_WORLD OMP_NUM_THREADS DS_ACCELERATOR ACCELERATE_USE_CPU; do
+        [ -z "${!name:-}" ] || echo "$name=${!name}" >>"$DS_ENV_FILE"
+    done
 fi
 run_ranks "$PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --force_multi "${options[@]}" \
     --master_addr "$HEAD" --master_port "$PORT" --no_local_rank --module stylegan_pg train "$@"

@@ -18,10 +18,20 @@ find_python() {
     export PYTHON PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 }
 
+# The GPUs that a process here would see, as PyTorch counts them.
+count_gpus() {
+    if [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null; then
+        "$PYTHON" -c 'import torch; print(torch.cuda.device_count())' || echo 0
+    else
+        echo 0
+    fi
+}
+
 # Sets NPROC, a process for each GPU, or one; and threads so that the processes share the cores.
 find_devices() {
     if [ -z "${NPROC:-}" ]; then
-        NPROC=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || NPROC=1
+        NPROC=$(count_gpus)
+        [ "$NPROC" != 0 ] || NPROC=1
     fi
     case $NPROC in
     '' | *[!0-9]* | 0) bad_usage "NPROC=$NPROC is no number of processes" ;;
@@ -38,10 +48,28 @@ bad_usage() {
 
 # Compile the kernels once on this node, before the ranks start and wait for each other.
 prepare_node() {
-    export STYLEGAN_PG_CACHE="${STYLEGAN_PG_CACHE:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/stylegan_pg-$(id -u)}"
+    if [ -z "${STYLEGAN_PG_CACHE:-}" ]; then
+        STYLEGAN_PG_CACHE=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/stylegan_pg-$(id -u)
+        mkdir -m 700 "$STYLEGAN_PG_CACHE" 2>/dev/null || true
+        # Libraries are loaded from there: never from where somebody else could have put one.
+        if [ -L "$STYLEGAN_PG_CACHE" ] || ! [ -O "$STYLEGAN_PG_CACHE" ] ||
+            [ -n "$(find "$STYLEGAN_PG_CACHE" -maxdepth 0 -perm /022)" ]; then
+            bad_usage "$STYLEGAN_PG_CACHE could be written by others: name a folder of your own in STYLEGAN_PG_CACHE"
+        fi
+    fi
+    export STYLEGAN_PG_CACHE
     mkdir -p "$STYLEGAN_PG_CACHE"
     "$PYTHON" -m stylegan_pg kernels build ||
         echo "warning: the kernels could not be built on $(hostname); plain PyTorch operations take their place" >&2
+}
+
+# wait_for_name NAME: until it leads to an address; names of pods take a while after their start.
+wait_for_name() {
+    local end=$((SECONDS + ${NAME_TIMEOUT:-60}))
+    until getent ahosts "$1" >/dev/null; do
+        [ "$SECONDS" -lt "$end" ] || return 1
+        sleep 1
+    done
 }
 
 # await PID: wait for a child to its very end, however many signals arrive meanwhile; its exit code is in `status`.
@@ -54,36 +82,49 @@ await() {
     wait "$1" || status=$?
 }
 
+agent='' # this script's folder, through which it and the ranks tell each other things (stylegan_pg/launcher.py)
+make_agent() {
+    agent=$(mktemp -d "${TMPDIR:-/tmp}/stylegan_pg-agent.XXXXXX")
+    export STYLEGAN_PG_AGENT="$agent"
+}
+
 # run_ranks COMMAND...: run a launcher, and leave with 0 done, 2 bad usage, 75 to be continued, 1 a fault.
 #
-# TERM, INT and USR1 ask the ranks to stop (all of them at the same step, with a checkpoint), through a file. After
-# STOP_GRACE seconds, where that is given, the launcher itself is told to end.
+# TERM, INT, USR1 and HUP ask the ranks to stop (all of them at the same step, with a checkpoint), through a file, and
+# by a signal in case they are waiting for data. After STOP_GRACE seconds, where that is given, the launcher itself is
+# told to end.
 run_ranks() {
-    local child killer='' codes
-    STYLEGAN_PG_AGENT=$(mktemp -d "${TMPDIR:-/tmp}/stylegan_pg-agent.XXXXXX")
-    export STYLEGAN_PG_AGENT
+    local child='' killer='' codes
+    [ -n "$agent" ] || make_agent
     stopping=''
-    set -m # a process group of its own: signals for this one reach the launcher through here alone
-    # Slurm signals all processes of a step: torchrun would die of USR1, the ranks know what to do.
-    (trap '' USR1 && exec "$@") &
-    child=$!
-    set +m
     # shellcheck disable=SC2317,SC2329 # the trap calls it
     ask() {
         [ -z "$stopping" ] || return 0
         stopping=1
         echo "stopping: the ranks finish their step and write a checkpoint" >&2
-        touch "$STYLEGAN_PG_AGENT/stop"
+        touch "$agent/stop"
+        for file in "$agent"/pid.*; do
+            [ ! -r "$file" ] || kill -USR1 "$(cat "$file")" 2>/dev/null || true
+        done
+        [ -z "$child" ] || limit
+    }
+    limit() {
         if [ -n "${STOP_GRACE:-}" ]; then
             (for ((i = 0; i < STOP_GRACE; i++)); do sleep 1; done && kill -TERM -- "-$child") >/dev/null 2>&1 &
             killer=$!
         fi
     }
-    trap ask TERM INT USR1
+    trap ask TERM INT USR1 HUP
+    set -m # a process group of its own: signals for this one reach the launcher through here alone
+    # Slurm signals all processes of a step: torchrun would die of USR1, the ranks know what to do.
+    (trap '' USR1 && exec "$@") &
+    child=$!
+    set +m
+    [ -z "$stopping" ] || [ -n "$killer" ] || limit
     await "$child"
     [ -z "$killer" ] || kill "$killer" 2>/dev/null || true
-    codes=" $({ cat "$STYLEGAN_PG_AGENT"/exit.* 2>/dev/null || true; } | tr '\n' ' ')"
-    rm -rf "$STYLEGAN_PG_AGENT"
+    codes=" $({ cat "$agent"/exit.* 2>/dev/null || true; } | tr '\n' ' ')"
+    rm -rf "$agent"
     case $codes in
     *" 2 "*) exit 2 ;;
     *" 75 "*) exit 75 ;;

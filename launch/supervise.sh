@@ -9,7 +9,7 @@
 #   TRIES    faults in a row after which this gives up, with 1 (10)
 #   PAUSE    seconds before the next start (10)
 #   HEALTHY  seconds after which a start counts as good, and faults are counted anew (600)
-# TERM and INT stop the command (with a checkpoint) and then this, with its code.
+# TERM, INT, USR1 and HUP stop the command (with a checkpoint) and then this, with its code.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
@@ -20,13 +20,14 @@ stop() {
     stopping=1
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
 }
-trap stop TERM INT
+trap stop TERM INT USR1 HUP
 while :; do
     started=$SECONDS
     set -m # Ctrl-C reaches the command through here alone
     "$@" &
     child=$!
     set +m
+    [ -z "$stopping" ] || kill -TERM "$child" 2>/dev/null || true
     await "$child"
     code=$status child=''
     [ -z "$stopping" ] || exit "$code"

@@ -13,10 +13,11 @@
 #   LOCAL_ADDR    this node's own address, where its name does not lead to it
 #   MAX_RESTARTS  how often the processes are started again after one of them has failed (3)
 #   JOIN_TIMEOUT  seconds that nodes wait for each other (600)
+#   NAME_TIMEOUT  seconds that HEAD may take to become a known name (60)
 #   JOB           a name for this run, the same on all nodes, where several runs share HEAD and PORT
 #   STOP_GRACE    seconds from a request to stop until the processes are killed (none: as long as it takes)
 #   PYTHON        the interpreter (the checkout's .venv, else python3)
-# TERM, INT and USR1 stop the whole run with a checkpoint. Exit codes: 0 done, 2 bad usage, 75 to be continued, 1 fault.
+# TERM, INT, USR1 and HUP stop the whole run with a checkpoint. Exit codes: 0 done, 2 bad usage, 75 to be continued, 1 fault.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
@@ -33,18 +34,26 @@ if [ "$NNODES" = 1 ]; then
     export STYLEGAN_PG_WORLD=$NPROC
 else
     is_host=false
+    wait_for_name "$HEAD" ||
+        bad_usage "HEAD=$HEAD is not known on $(hostname): give the address of the node with NODE_RANK=0"
     if [ "$NODE_RANK" = 0 ]; then
         is_host=true
-        "$PYTHON" - "$HEAD" <<'END' || bad_usage "NODE_RANK=0, but HEAD=$HEAD is not an address of $(hostname): two nodes with NODE_RANK=0?"
-import socket, sys
-family, _, _, _, address = socket.getaddrinfo(sys.argv[1], 0, type=socket.SOCK_STREAM)[0]
+        found=0
+        "$PYTHON" - "$HEAD" "$PORT" <<'END' || found=$?
+import errno, socket, sys
+family, _, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
+s = socket.socket(family, socket.SOCK_STREAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 try:
-    socket.socket(family, socket.SOCK_STREAM).bind(address)
-except OSError:
-    sys.exit(1)
+    s.bind(address)
+except OSError as error:
+    sys.exit(3 if error.errno == errno.EADDRINUSE else 4)
 END
-    elif ! getent ahosts "$HEAD" >/dev/null; then
-        bad_usage "HEAD=$HEAD is not known on $(hostname): give the address of the node with NODE_RANK=0"
+        case $found in
+        0) ;;
+        3) bad_usage "PORT=$PORT is taken on $(hostname): another run? Take another, the same on all nodes" ;;
+        *) bad_usage "NODE_RANK=0, but HEAD=$HEAD is not an address of $(hostname): two nodes with NODE_RANK=0?" ;;
+        esac
     fi
     conf="is_host=$is_host,join_timeout=${JOIN_TIMEOUT:-600},read_timeout=${JOIN_TIMEOUT:-600},last_call_timeout=5"
     command+=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-conf "$conf")

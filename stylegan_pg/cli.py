@@ -120,14 +120,17 @@ def plan(
     devices: Annotated[int, typer.Option(help="That train together.")] = 1,
     device_flops: Annotated[float, typer.Option(help="A device's peak, FLOPs per second.")] = 4e14,
     utilisation: Annotated[float, typer.Option(help="The share of it that training is assumed to use.")] = 0.3,
+    link_gbit: Annotated[float, typer.Option(help="Each device's link to the others, Gbit per second.")] = 100.0,
     out: Annotated[Optional[Path], typer.Option(help="Draw the plan into this PNG.")] = None,
 ) -> None:
-    """Print the phases of a training run with their FLOPs, memory and hours, and what growing saves."""
+    """Print the phases of a training run with their FLOPs, memory and hours, what growing saves, and what a step takes
+    on 8 to 1,024 devices."""
     from stylegan_pg.plan import Machine, report
+    from stylegan_pg.scaling import Link
     from stylegan_pg.settings import load_config
 
     machine = Machine(devices, device_flops, utilisation)
-    print(report(load_config(config, overrides or []), machine, out))
+    print(report(load_config(config, overrides or []), machine, out, Link(1e9 * link_gbit)))
 
 
 @app.command()

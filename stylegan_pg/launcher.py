@@ -2,8 +2,8 @@
 
 Every launcher gives each process its place as RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. The scripts in
 launch/ also name a folder on the node, $STYLEGAN_PG_AGENT: a file `stop` in it asks the processes to stop and to write
-a checkpoint, and each leaves its exit code there, in `exit.LOCAL_RANK`: torchrun and accelerate turn all of them
-into 1.
+a checkpoint (SIGUSR1, to those in `pid.LOCAL_RANK`, ends what they wait for), and each leaves its exit code there, in
+`exit.LOCAL_RANK`: torchrun and accelerate turn all of them into 1.
 """
 
 from __future__ import annotations
@@ -117,10 +117,14 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
 
 
 def enter() -> None:
-    """Forget what an earlier process in this one's place has left."""
-    for path in _in_folder(f"exit.{os.environ.get('LOCAL_RANK', '0')}"):
+    """Forget what an earlier process in this one's place has left, and take that place."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    for path in _in_folder(f"exit.{local}"):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+    for path in _in_folder(f"pid.{local}"):
+        with contextlib.suppress(OSError):
+            path.write_text(f"{os.getpid()}\n", "utf-8")
 
 
 def asked_to_stop() -> bool:
@@ -141,7 +145,11 @@ def leave(code: int) -> int:
     A stop that a launch script has asked for then ends with 0: other codes are crashes to torchrun, which would start
     the processes again.
     """
-    for path in _in_folder(f"exit.{os.environ.get('LOCAL_RANK', '0')}"):
+    local = os.environ.get("LOCAL_RANK", "0")
+    for path in _in_folder(f"pid.{local}"):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    for path in _in_folder(f"exit.{local}"):
         with contextlib.suppress(OSError):
             path.write_text(f"{code}\n", "utf-8")
     return DONE if code == TO_BE_CONTINUED and asked_to_stop() else code

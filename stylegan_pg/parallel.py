@@ -25,11 +25,13 @@ from stylegan_pg.gradients import GradientSum
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 OUT_OF_MEMORY = "out of memory"  # what Learner.step returns if a rank was
+# What errors say that have no type of their own: of the host, and of libraries that get memory beside PyTorch's.
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, had no room for a tensor."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in NO_MEMORY)
 
 
 class Parallel:

@@ -1,6 +1,7 @@
 """What a configuration will do and cost: its phases with images, FLOPs, memory and hours, as a table and a picture.
 
-Hours are FLOPs over what the devices do at an assumed utilisation. Talk between devices is not in them.
+Hours are FLOPs over what the devices do at an assumed utilisation. Talk between devices is not in them; what it adds
+to a step, on how many devices, is a table of its own (scaling.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from stylegan_pg import scaling
 from stylegan_pg.config import Config
 from stylegan_pg.data.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
@@ -189,8 +191,16 @@ def describe(config: Config, machine: Machine | None = None) -> str:
     return "\n".join([to_yaml(config), f"dataset: {about}", "", table(plan)])
 
 
-def report(config: Config, machine: Machine, out: Path | None = None) -> str:
-    """The table of phases; with `out` also the picture, a PNG.
+def across(config: Config, plan: Plan, link: scaling.Link) -> str:
+    """What a step of the costliest phase takes on 8 to 1,024 devices, as lines of text."""
+    row, m = max(plan.rows, key=lambda row: row.flops), plan.machine
+    worlds = sorted({m.devices, *scaling.WORLDS})
+    steps = [scaling.step(config, row.phase, row.cost, n, m.flops * m.utilisation, link) for n in worlds]
+    return "\n".join(scaling.table(steps, row.phase, link))
+
+
+def report(config: Config, machine: Machine, out: Path | None = None, link: scaling.Link | None = None) -> str:
+    """The table of phases, and that of a step by number of devices; with `out` also the picture, a PNG.
 
     Raises:
         UsageError: where the picture cannot be written.
@@ -201,7 +211,8 @@ def report(config: Config, machine: Machine, out: Path | None = None) -> str:
     plan = make_plan(config, machine, channels, classes)
     if out is not None:
         draw(plan, out, Path(config.run).name)
-    return "\n".join([f"dataset: {about}", "", table(plan), *([f"picture: {out}"] if out else [])])
+    steps = across(config, plan, link or scaling.Link())
+    return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *([f"picture: {out}"] if out else [])])
 
 
 def _check_writable(out: Path) -> None:

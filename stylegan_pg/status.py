@@ -44,16 +44,18 @@ class Pace:
         self.since = None
 
     def take(self) -> dict[str, Any]:
-        """Since the last time: images per second, and seconds of its own work per image (without waiting)."""
+        """Since the last time: images per second, and seconds of its own work per image (without waiting), which a GPU
+        does not tell: it waits for others by itself."""
         seconds, own, images = self.seconds, max(self.seconds - self.waited, 0.0), self.images
+        known = self.device == "cpu"
         self.seconds, self.waited, self.images = 0.0, 0.0, 0
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": self.device,
             "img_per_sec": round(images / seconds, 3) if seconds else 0.0,
-            "own_sec_per_img": own / images if images else 0.0,
-            "busy": round(own / seconds, 4) if seconds else 0.0,
+            "own_sec_per_img": own / images if images and known else 0.0,
+            "busy": (round(own / seconds, 4) if seconds else 0.0) if known else None,
         }
 
 
@@ -159,7 +161,8 @@ def render(facts: dict[str, Any]) -> str:
     for i, rank in enumerate(facts["ranks"]):
         slow = "  STRAGGLER" if i in facts["stragglers"] else ""
         where = f"{rank['host']}:{rank['pid']} {rank['device']}"
-        out.append(f"rank {i:<6} {where:<28} {rank['img_per_sec']:8.1f} img/s  busy {100 * rank['busy']:3.0f} %{slow}")
+        busy = "" if rank["busy"] is None else f"  busy {100 * rank['busy']:3.0f} %"
+        out.append(f"rank {i:<6} {where:<28} {rank['img_per_sec']:8.1f} img/s{busy}{slow}")
     out.append(f"starts      {facts['starts']}")
     out.append(f"faults      {facts['faults']}" + (", the last of them:" if facts["faults"] else ""))
     return "\n".join([*out, *(f"  {line}" for line in facts["last_faults"])])

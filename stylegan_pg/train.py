@@ -303,17 +303,17 @@ class Trainer:
             }
             self.writer.start(p.nimg, tensors, state)
         if p.nimg >= self.end or self.stopping:
-            self.settle(wait=True)
+            self.settle(wait=True, final=True)
 
-    def settle(self, *, wait: bool = False) -> None:
-        """Learn what became of the last checkpoint; a failure is told and counted, and tried again at the next tick."""
-        p = self.players
+    def settle(self, *, wait: bool = False, final: bool = False) -> None:
+        """Learn what became of the last checkpoint; a failure is told and counted, and tried again at the next tick.
+        After the `final` one there is none."""
         outcome = dist.broadcast_object(self.writer.outcome(wait=wait) if dist.is_main() else None)
         if outcome is None:
             return
         nimg, fault = outcome
         if not fault:
-            self.write_failures = 0
+            self.write_failures, self.failing = 0, False
             return
         self.write_failures += 1
         newest = next(iter(checkpoint.found(self.folder)), None)
@@ -321,8 +321,7 @@ class Trainer:
             f"warning: the checkpoint at {nimg / 1000:.1f} kimg could not be written ({fault}); the last good one is "
             f"{newest or 'none yet'} (failure {self.write_failures} of {self.config.checkpoint.max_failures})"
         )
-        done = p.nimg >= self.end or self.stopping
-        if self.write_failures >= self.config.checkpoint.max_failures or done:
+        if self.write_failures >= self.config.checkpoint.max_failures or final:
             self.failing = True
 
     def gather_bad(self) -> None:
@@ -386,8 +385,8 @@ def run(config: Config, index: DatasetIndex, *, must_resume: bool = False) -> in
             trainer.note(f"error: {error}")
         raise
     finally:
-        if trainer:
-            trainer.writer.wait()
+        if trainer and (outcome := trainer.writer.outcome(wait=True)):
+            trainer.note(f"the checkpoint at {outcome[0] / 1000:.1f} kimg: {outcome[1] or 'written'}")
         dist.shutdown(failed=failed)
 
 

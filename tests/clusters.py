@@ -42,7 +42,8 @@ def wait_until(condition, seconds: float, what: str, log=lambda: "") -> None:
 
 
 class Hosts:
-    """`count` hosts 10.77.N.1, .2, ... on a bridge, each a network namespace with an interface eth0."""
+    """`count` hosts 10.77.N.1, .2, ... on a bridge, each a network namespace with an interface eth0 and a name that all
+    of them know."""
 
     def __init__(self, count: int, folder: Path):
         self.tag = f"sg{os.getpid() % 10000}"
@@ -75,6 +76,10 @@ class Hosts:
         for words in (["addr", "add", f"{self.address(i)}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
             run("ip", "-n", name, *words)
         run("ip", "-n", name, "link", "set", "lo", "up")
+        names = Path("/etc/netns", name, "hosts")  # which `ip netns exec` puts into the place of /etc/hosts
+        names.parent.mkdir(parents=True)
+        known = [f"{self.address(k)} {self.tag}h{k}" for k in range(self.count)]
+        names.write_text("\n".join(["127.0.0.1 localhost", *known, ""]))
 
     def address(self, i: int) -> str:
         return f"{self.net}.{i + 1}"
@@ -92,10 +97,15 @@ class Hosts:
                     "exec",
                     f"{self.tag}h{i}",
                     "unshare",
+                    "--uts",
                     "--pid",
                     "--fork",
                     "--kill-child",
                     "--mount-proc",
+                    "bash",
+                    "-c",
+                    f'echo {self.tag}h{i} >/proc/sys/kernel/hostname && exec "$@"',
+                    "bash",
                     *command,
                 ],
                 stdout=log,
@@ -162,6 +172,7 @@ class Hosts:
             self.kill_host(i)
         for i in range(self.count):
             subprocess.run(["ip", "netns", "delete", f"{self.tag}h{i}"], capture_output=True)
+            shutil.rmtree(f"/etc/netns/{self.tag}h{i}", ignore_errors=True)
             subprocess.run(["ip", "link", "delete", f"{self.tag}v{i}"], capture_output=True)
         subprocess.run(["ip", "link", "delete", self.bridge], capture_output=True)
 

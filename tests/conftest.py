@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported, and inherited by the processes that tests start: two threads give the same bits everywhere
-# and leave ranks side by side room on a small machine.
+# Before torch is imported, and inherited by the processes that tests start: the same bits everywhere, and room for
+# ranks side by side on a small machine. Tests that run beside others (pytest -n) take one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest

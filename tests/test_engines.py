@@ -26,7 +26,7 @@ QUIET = {
 ZERO = {"train__engine": "deepspeed", "train__zero_stage": 2}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deepspeed():
     """DeepSpeed compiles a helper when it first runs on a CPU (about two minutes): once, into a folder that stays."""
     pytest.importorskip("deepspeed")
@@ -260,20 +260,29 @@ def run_short(folder, data, where, room, expected=0, **changes):
     return harness.finish(launched(script, 2, where, str(room), *args), expected)
 
 
+DOUBLE = {"train__dtype": "float64", "loss__pl_batch_shrink": 1}
+
+
+@pytest.fixture(scope="module")
+def roomy(tiny_data, tmp_path_factory):
+    """A run that always has memory, in float64."""
+    run = tmp_path_factory.mktemp("roomy") / "run"
+    trained(run, tiny_data, 2, **(ROOMY | DOUBLE))
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["g", "path_length", "d", "backward"])
-def test_out_of_memory(tiny_data, tmp_path, where):
+def test_out_of_memory(tiny_data, tmp_path, roomy, where):
     """On one rank, in a pass of G, a lazy term, a pass of D, or with sums under way: all ranks halve the micro-batch
     and the run goes on as if they had been that small (in float64: to rounding)."""
-    changes = {"train__dtype": "float64", "loss__pl_batch_shrink": 1}
-    output = run_short(tmp_path, tiny_data, where, 4, **changes)
+    output = run_short(tmp_path, tiny_data, where, 4, **DOUBLE)
     assert output.count("the micro-batch is now 4 instead of 8, the batch still 16") == 1
     assert "the micro-batch is now 4" in (tmp_path / "run" / "log.txt").read_text()
     tensors, state = harness.newest(tmp_path / "run")
     assert state["running_means"]["_micro_batch_0_0"] == 4  # so that a continued run has the same bits
-    straight = trained(tmp_path / "straight", tiny_data, 2, **(ROOMY | changes))
-    assert harness.largest_difference(straight[-1], tensors) < 1e-9
-    lines, expected = harness.stats(tmp_path / "run"), harness.stats(tmp_path / "straight")
+    assert harness.largest_difference(harness.newest(roomy)[0], tensors) < 1e-9
+    lines, expected = harness.stats(tmp_path / "run"), harness.stats(roomy)
     for a, b in zip(lines, expected, strict=True):
         assert a == {k: pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for k, v in b.items()}
 
@@ -293,4 +302,4 @@ def test_out_of_memory_with_the_smallest_micro_batch(tiny_data, tmp_path):
     output = run_short(tmp_path, tiny_data, "g", 3, expected=1)
     assert "cannot be halved: a minibatch-stddev group is 4. Lower model.mbstd_group" in output
     assert harness.newest(tmp_path / "run")[1]["nimg"] == 16
-    assert "Traceback" not in output.split("ChildFailedError")[0].split("torch/distributed/run.py")[0]
+    assert output.count("Traceback") <= 1  # torchrun's own, about its processes

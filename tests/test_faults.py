@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,9 +70,15 @@ def test_what_differs_between_ranks_is_named():
     assert "the clock of late is 3600 seconds behind that of first" in warning
 
 
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
 def ranks(commands: list[tuple[int, list[str]]], **env: str) -> list[tuple[int, str]]:
     """Start one process for each command line as the ranks of a world by hand; their exit codes and output."""
-    port = str(20000 + os.getpid() % 20000)
+    port = free_port()
     base = harness.environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     started = [
@@ -105,7 +112,7 @@ def test_a_rank_that_hangs_ends_the_step_everywhere(tiny_data, tmp_path):
     """SIGSTOP, which closes no connection: the other rank is done with it after the configured time."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, train__timeout_sec=8, growth__stable_kimg_at="{16: 9}")
-    port = str(20000 + (os.getpid() + 7) % 20000)
+    port = free_port()
     env = harness.environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     first, second = (harness.start(args, env=env | {"RANK": str(rank)}) for rank in range(2))
     try:

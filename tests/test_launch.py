@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def test_help(script):
     assert script.name in (LAUNCH / "README.md").read_text("utf-8")
 
 
-def test_wrong_environment_is_named():
+def test_wrong_environment_is_named(tmp_path):
     """Exit code 2 and one line, before anything is started."""
 
     def fails(script: str, word: str, **env: str) -> None:
@@ -47,7 +48,17 @@ def test_wrong_environment_is_named():
 
     fails("torchrun.sh", "NPROC=many", NPROC="many")
     fails("torchrun.sh", "two nodes with NODE_RANK=0", NNODES="2", NODE_RANK="0", HEAD="192.0.2.1")
-    fails("torchrun.sh", "not known", NNODES="2", NODE_RANK="1", HEAD="nowhere.invalid")
+    fails("torchrun.sh", "not known", NNODES="2", NODE_RANK="1", HEAD="nowhere.invalid", NAME_TIMEOUT="1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        fails("torchrun.sh", f"PORT={port} is taken", NNODES="2", NODE_RANK="0", HEAD="127.0.0.1", PORT=port)
+    temporary = tmp_path / f"stylegan_pg-{os.getuid()}"
+    temporary.mkdir()
+    temporary.chmod(0o777)
+    private = {"STYLEGAN_PG_CACHE": "", "SLURM_TMPDIR": str(tmp_path)}
+    fails("torchrun.sh", "could be written by others", NNODES="2", NODE_RANK="1", HEAD="127.0.0.1", **private)
     fails("accelerate.sh", "no ranges", NNODES="1:2")
     fails("deepspeed.sh", "no hostfile", HOSTFILE="/nowhere/hosts")
     fails("slurm.sbatch", "sbatch")
@@ -75,6 +86,9 @@ def test_kubernetes():
     assert env["NODE_RANK"] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     assert container["ports"][0]["containerPort"] == int(env["PORT"])
     assert int(env["STOP_GRACE"]) < pod["terminationGracePeriodSeconds"]
+    assert jobset["spec"]["failurePolicy"]["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}  # or it would start them all again
+    ]
     rules = {tuple(r["onExitCodes"]["values"]): r["action"] for r in job["podFailurePolicy"]["rules"][:2]}
     assert rules == {(2,): "FailJob", (75,): "Ignore"}
     assert {r["onExitCodes"]["containerName"] for r in job["podFailurePolicy"]["rules"][:2]} == {container["name"]}

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -146,6 +147,34 @@ def test_full_disk(whole_run, tiny_data, tmp_path):
     harness.finish(harness.start(harness.arguments(run, tiny_data)))
     (tensors, _), (expected, _) = harness.newest(run), harness.newest(whole_run)
     assert all(torch.equal(t, expected[name]) for name, t in tensors.items())
+
+
+# The checkpoint before the last is slow to fail, so that the end finds it out.
+LATE = """
+import sys, time
+from stylegan_pg import __main__, checkpoint
+
+real = checkpoint.write
+def write(path, tensors, state):
+    if state["nimg"] == 80:
+        time.sleep(4)
+        raise OSError("injected")
+    real(path, tensors, state)
+checkpoint.write = write
+sys.argv = ["stylegan-pg", *sys.argv[1:]]
+__main__.main()
+"""
+
+
+def test_a_checkpoint_that_fails_late(whole_run, tiny_data, tmp_path):
+    """It is told, and the one at the end counts."""
+    (tmp_path / "late.py").write_text(LATE)
+    args = harness.arguments(tmp_path / "run", tiny_data)
+    command = [sys.executable, str(tmp_path / "late.py"), *args]
+    result = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert "the checkpoint at 0.1 kimg could not be written (injected)" in result.stdout + result.stderr
+    harness.assert_same_run(tmp_path / "run", whole_run)
 
 
 def test_disk_that_gets_room_again(tiny_data, tmp_path):

@@ -275,7 +275,7 @@ def batches(
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until a worker knows what to do with it
     try:
-        iterator = iter(loader)  # which forks, before there are threads
+        iterator = iter(loader)  # which forks, before the threads below are there
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     mine = list(getattr(iterator, "_workers", ()))
