@@ -30,9 +30,9 @@ from stylegan_pg.estimate import cost_of
 from stylegan_pg.schedule import phases
 from stylegan_pg.settings import load_config
 
-SIZES = {32: {"train__batch": 16, "model__channel_max": 128}, 64: {"train__batch": 16, "model__channel_max": 64}}
+SIZES = {32: {"train__batch": 16, "model__channel_max": 64}, 64: {"train__batch": 16, "model__channel_max": 32}}
 LINKS = (40, 200)  # Mbit/s
-STEPS = 24
+STEPS = 16
 
 
 def arguments(run: Path, data: Path, resolution: int, **changes: object) -> list[str]:
