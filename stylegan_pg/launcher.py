@@ -117,14 +117,16 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
 
 
 def enter() -> None:
-    """Forget what an earlier process in this one's place has left, and take that place."""
-    local = os.environ.get("LOCAL_RANK", "0")
-    for path in _in_folder(f"exit.{local}"):
+    """Take this process's place, and forget what an earlier one in it has left."""
+    _tell("exit", None)
+    _tell("pid", os.getpid())
+
+
+def _tell(what: str, value: int | None) -> None:
+    """Leave a number for the launch script on this node, or with None take it away."""
+    for path in _in_folder(f"{what}.{os.environ.get('LOCAL_RANK', '0')}"):
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-    for path in _in_folder(f"pid.{local}"):
-        with contextlib.suppress(OSError):
-            path.write_text(f"{os.getpid()}\n", "utf-8")
+            path.unlink(missing_ok=True) if value is None else path.write_text(f"{value}\n", "utf-8")
 
 
 def asked_to_stop() -> bool:
@@ -145,13 +147,8 @@ def leave(code: int) -> int:
     A stop that a launch script has asked for then ends with 0: other codes are crashes to torchrun, which would start
     the processes again.
     """
-    local = os.environ.get("LOCAL_RANK", "0")
-    for path in _in_folder(f"pid.{local}"):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-    for path in _in_folder(f"exit.{local}"):
-        with contextlib.suppress(OSError):
-            path.write_text(f"{code}\n", "utf-8")
+    _tell("pid", None)
+    _tell("exit", code)
     return DONE if code == TO_BE_CONTINUED and asked_to_stop() else code
 
 
