@@ -59,7 +59,7 @@ def _set_timeout(timeout: datetime.timedelta) -> None:
     barrier()  # no one leaves the start, where others may be late, before all are there
     group = td.group.WORLD
     if hasattr(group, "set_timeout"):
-        group.set_timeout(timeout)  # type: ignore[union-attr]
+        group.set_timeout(timeout)  # type: ignore[union-attr]  # not None, as just seen
     else:
         td.distributed_c10d._set_pg_timeout(timeout, group)
 

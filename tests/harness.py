@@ -40,6 +40,14 @@ TINY = {
     "output.tensorboard": "false",
     "checkpoint.every_kimg": 0.016,
 }
+# On top of that, where runs are compared step by step: nothing depends on how a batch is dealt out, and each step's
+# checkpoint is kept.
+COMPARABLE = {
+    "model__noise": "false",
+    "output__grid_kimg": 0,
+    "checkpoint__keep": 100,
+    "checkpoint__every_kimg": 0.008,
+}
 TIMES = ("img_per_sec", "eta_sec", "elapsed_sec", "memory_mib")
 
 

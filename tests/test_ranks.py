@@ -12,12 +12,7 @@ from stylegan_pg import checkpoint
 
 pytestmark = pytest.mark.distributed
 
-QUIET = {
-    "model__noise": "false",
-    "output__grid_kimg": 0,
-    "checkpoint__keep": 100,
-    "checkpoint__every_kimg": 0.008,
-}
+QUIET = harness.COMPARABLE
 
 
 def trained(folder, data, ranks: int, **changes):

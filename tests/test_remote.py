@@ -36,7 +36,7 @@ def _well_behaved(server):
 
 @pytest.fixture(scope="module")
 def bucket(folder):
-    boto3 = pytest.importorskip("boto3")
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     with pytest.MonkeyPatch.context() as patch, serving.s3() as (endpoint, _):
         for name, value in {"ACCESS_KEY_ID": "us", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": endpoint}.items():
             patch.setenv(f"AWS_{name}", value)

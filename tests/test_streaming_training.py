@@ -311,7 +311,7 @@ def test_a_cache_that_is_full_or_gets_damaged(server, undisturbed, tmp_path):
 def test_s3(data, undisturbed, tmp_path, monkeypatch):
     """Through moto's server, with credentials from the environment; killed and restarted in between it forgets
     everything, which is a shard that vanished, until it is uploaded again."""
-    boto3 = pytest.importorskip("boto3")
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     for name, value in {"ACCESS_KEY_ID": "us", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     with serving.s3() as (endpoint, _):
