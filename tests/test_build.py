@@ -260,6 +260,7 @@ from stylegan_pg.__main__ import main
 from stylegan_pg.errors import RunError
 {PROBE_CUDA}
 os.environ["STYLEGAN_PG_KERNELS"] = "strict"
+native.mode.cache_clear()  # it is read once
 try:
     native.choose("cuda")
 except RunError as error:

@@ -16,7 +16,7 @@ import pytest
 import serving
 
 from stylegan_pg.data import cache, remote, store
-from stylegan_pg.data.remote import Passing
+from stylegan_pg.data.patience import Passing
 from stylegan_pg.data.store import Settings, Shard
 from stylegan_pg.errors import UsageError
 

@@ -7,8 +7,9 @@ import time
 import pytest
 import serving
 
-from stylegan_pg.data import remote
-from stylegan_pg.data.remote import Lasting, Passing, Patience, open_url, read_url, shown, stat_url
+from stylegan_pg.data import patience, remote
+from stylegan_pg.data.patience import Fault, Lasting, Passing, Patience
+from stylegan_pg.data.remote import open_url, read_url, shown, stat_url
 from stylegan_pg.errors import UsageError
 
 DATA = bytes(range(256)) * 1000
@@ -135,7 +136,7 @@ def test_faults_of_the_caller_are_not_the_servers(server, bucket):
     for url in (f"{server.url}/x.tar", bucket):
         with pytest.raises(OSError, match="mine") as error, open_url(url):
             raise OSError("mine")
-        assert not isinstance(error.value, remote.Fault)
+        assert not isinstance(error.value, Fault)
 
 
 def test_s3_faults(bucket, monkeypatch):
@@ -191,13 +192,13 @@ def test_urls_in_messages_tell_no_secrets():
 
 def test_waiting_ends(monkeypatch):
     now, naps = [0.0], []
-    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
 
     def nap(seconds):
         naps.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(remote.time, "sleep", nap)
+    monkeypatch.setattr(patience.time, "sleep", nap)
     waiting, fault = Patience(100), Passing("away")
 
     def wait_on() -> None:

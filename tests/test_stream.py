@@ -17,7 +17,7 @@ from stylegan_pg.data import store, stream
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.order import Order
 from stylegan_pg.data.pack import pack
-from stylegan_pg.data.remote import Patience
+from stylegan_pg.data.patience import Patience
 from stylegan_pg.data.stream import Bad, Batch, batches, read_batch
 from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.schedule import deal

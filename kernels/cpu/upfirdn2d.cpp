@@ -19,7 +19,7 @@
 namespace spg {
 namespace {
 
-constexpr int kRowBuffer = 4096;  // values of a row that are worked on at a time: a few such rows fit in 48 KiB
+constexpr int kRowBuffer = 1024;  // values of a row that are worked on at a time: all rows that the taps reach stay in 32 KiB
 constexpr int kRowsPerTask = 32;
 
 template <class A>
@@ -218,7 +218,7 @@ void upfirdn2d(const T* x, T* y, const float* f, const Shape& s, bool correlate,
     if (!filter.fx.empty() && FourTaps<2, 1>::fits(s)) how = &four_taps<FourTaps<2, 1>, T, A>;
     if (!filter.fx.empty() && FourTaps<1, 2>::fits(s)) how = &four_taps<FourTaps<1, 2>, T, A>;
   }
-  const int64_t most = std::max<int64_t>(kRowBuffer / width * s.up_x / s.down_x, 16);
+  const int64_t most = std::max<int64_t>(kRowBuffer / width * s.up_x / s.down_x, 8);
   const int64_t segment = std::min(most, s.out_w), segments = (s.out_w + segment - 1) / segment;
   const int64_t row_blocks = (s.out_h + kRowsPerTask - 1) / kRowsPerTask;
   const int64_t work = std::min<int64_t>(kRowsPerTask, s.out_h) * segment * width;

@@ -10,6 +10,7 @@ import threading
 import time
 
 from stylegan_pg.data import remote, store
+from stylegan_pg.data.patience import Passing
 from stylegan_pg.data.store import NoRoom, Shard
 from stylegan_pg.errors import UsageError
 
@@ -25,7 +26,7 @@ def read(
 ) -> bytes:
     """`length` bytes at `offset` of a shard, fewer only where it ends; a remote shard is fetched first, as a whole.
 
-    Raises OSError (remote.Passing, remote.Lasting) when it could not be read for the configured patience; plain files
+    Raises OSError (Passing, Lasting) when it could not be read for the configured patience; plain files
     are tried once. UsageError as remote.open_url.
     """
     if not remote.is_remote(url):
@@ -48,7 +49,7 @@ def read(
 def local_path(url: str, size: int | None = None, sha256: str | None = None, tag: str = "") -> str:
     """The path of a shard on this machine, fetched first where it is remote; it may be evicted after other reads.
 
-    Raises as `read`; remote.Passing where the cache has no room for it.
+    Raises as `read`; Passing where the cache has no room for it.
     """
     if not remote.is_remote(url):
         return remote.file_path(url)
@@ -56,7 +57,7 @@ def local_path(url: str, size: int | None = None, sha256: str | None = None, tag
     try:
         _held(shard, str(store.folder()))
     except NoRoom as reason:
-        raise remote.Passing(str(reason)) from None
+        raise Passing(str(reason)) from None
     return str(store.folder() / shard.name)
 
 

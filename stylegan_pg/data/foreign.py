@@ -33,6 +33,7 @@ from stylegan_pg.data import cache, remote
 from stylegan_pg.data.decode import BadPicture, header, size_at
 from stylegan_pg.data.index import FETCHERS, DatasetIndex, Shard
 from stylegan_pg.data.kept import Arrays, kept
+from stylegan_pg.data.patience import Passing
 from stylegan_pg.data.sources import number_classes
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
@@ -155,7 +156,7 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
 def _stat(url: str) -> remote.Stat:
     try:
         return remote.stat_url(url)
-    except remote.Passing as error:
+    except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except FileNotFoundError:
         raise UsageError(f"{url}: no such tar; check the path") from None
@@ -228,7 +229,7 @@ def _read_one(url: str, stat: remote.Stat) -> Arrays:
                 "tar_bytes": np.array(os.fstat(file.fileno()).st_size),
                 "probe": np.array(probe, np.int64),
             }
-    except remote.Passing as error:
+    except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except OSError as error:
         raise UsageError(f"{named} cannot be read: {error}") from None

@@ -30,6 +30,7 @@ from stylegan_pg.data import remote
 from stylegan_pg.data.decode import SQUARE, size_at
 from stylegan_pg.data.kept import Arrays, kept
 from stylegan_pg.data.order import WINDOW, Mixture, Order
+from stylegan_pg.data.patience import Passing
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
 
@@ -178,11 +179,11 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
 def read_at_start(url: str) -> bytes:
     """A whole file, for which a server gets a little time.
 
-    Raises RunError where it does not answer; remote.Lasting and OSErrors of files as they are.
+    Raises RunError where it does not answer; Lasting and OSErrors of files as they are.
     """
     try:
         return remote.read_url(url, patience=START_PATIENCE)
-    except remote.Passing as error:
+    except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
 
 

@@ -1,4 +1,4 @@
-"""Bytes behind URLs: http(s), s3, the output of a command, and plain files; and which of their faults may pass.
+"""Bytes behind URLs: http(s), s3, the output of a command, and plain files.
 
     http://, https://   urllib: proxies from the environment, ranges where the server knows them
     s3://BUCKET/KEY     boto3 (pip install 'stylegan-pg[s3]'); credentials and AWS_ENDPOINT_URL from the environment
@@ -16,19 +16,18 @@ import functools
 import http.client
 import io
 import os
-import random
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from stylegan_pg.data.patience import Fault, Lasting, Passing, Patience
 from stylegan_pg.errors import UsageError
 
 TIMEOUT = 30.0  # seconds without a byte, after which a connection counts as lost
@@ -36,18 +35,6 @@ CHUNK, PIECE = 1 << 20, 1 << 16
 SCHEMES = ("http", "https", "s3")
 _LASTING_STATUS = (400, 401, 403, 404, 405, 410, 416)
 _PIPELINE = {"|", ">", "<", ">>", "&&", "||", ";", "&", "2>&1"}
-
-
-class Fault(OSError):  # noqa: N818 - what happened
-    """Something that could not be read; the message names it."""
-
-
-class Passing(Fault):
-    """May pass by itself: no connection, a timeout, a server's 5xx or 429, a body that ends early, a failed command."""
-
-
-class Lasting(Fault):
-    """Passes only if somebody does something: not there (any more), not allowed, no credentials, no such command."""
 
 
 class Stat(NamedTuple):
@@ -120,43 +107,6 @@ def read_url(url: str, start: int = 0, end: int | None = None, patience: float =
             return bytes(data)
         except Passing as fault:
             waiting.wait(fault)
-
-
-# --------------------------------------------------------------------------------------------------------- waiting
-
-
-_dice = random.SystemRandom()  # without a state that forked processes would share
-
-
-class Patience:
-    """How long something is tried again: `seconds` since the last progress, with pauses that double, at random by
-    half, up to 15 s. Each process waits by itself; `give_up` ends all waits of this one."""
-
-    giving_up = False
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self.furthest = 0  # for who sees progress in bytes
-        self.progress()
-
-    def progress(self) -> None:
-        self.since, self.pauses = time.monotonic(), 0
-
-    def wait(self, fault: OSError, longest: float = 15.0) -> None:
-        """Sleep before the next attempt; raises `fault` where there is to be none."""
-        pause = min(0.1 * 2**self.pauses, longest) * (0.5 + _dice.random())
-        self.pauses = min(self.pauses + 1, 16)
-        pause = min(pause, self.since + self.seconds - time.monotonic())
-        if pause <= 0 or Patience.giving_up:
-            raise fault
-        while pause > 0 and not Patience.giving_up:  # in slices: a signal may end it
-            time.sleep(min(pause, 0.2))
-            pause -= 0.2
-
-    @staticmethod
-    def give_up() -> None:
-        """No more waiting in this process, which is about to end. Safe in a signal handler."""
-        Patience.giving_up = True
 
 
 # ------------------------------------------------------------------------------------------------------------ http

@@ -22,7 +22,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from stylegan_pg.data import remote
-from stylegan_pg.data.remote import CHUNK, Fault, Passing, Patience
+from stylegan_pg.data.patience import Fault, Passing, Patience
+from stylegan_pg.data.remote import CHUNK
 from stylegan_pg.errors import UsageError
 
 AGREEING = 3  # equal copies with a wrong checksum, after which that is what the server has

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stylegan_pg.data import remote, store
+from stylegan_pg.data import store
 from stylegan_pg.data.cache import Prefetcher
 from stylegan_pg.data.order import Mixture, Order, flipped
-from stylegan_pg.data.remote import Patience
+from stylegan_pg.data.patience import Fault, Patience
 from stylegan_pg.data.slots import Slots
 from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError, UsageError
@@ -168,7 +168,7 @@ class _Samples(Dataset):
         return _Read(slot, torch.from_numpy(pixels) if slot is None else None, labels, bad)
 
     def _about(self, ordinal: int, error: Exception) -> str:
-        if isinstance(error, OSError) and not isinstance(error, remote.Fault):  # which names the shard itself
+        if isinstance(error, OSError) and not isinstance(error, Fault):  # which names the shard itself
             return f"{self.table.paths[self.table.shard[ordinal]]} cannot be read: {error}"
         return str(error)
 

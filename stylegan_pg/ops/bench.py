@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -45,13 +46,14 @@ def clocked(function: Callable[[], Any], device: str = "cpu") -> float:
 def interleaved(
     functions: dict[str, Callable[[], Any]], seconds: float, least: int = 7, device: str = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each, run in turn for a while."""
+    """Median seconds of each, run by turns for a while, in an order drawn anew for each round: who comes after the
+    reference, which has filled the caches with its intermediate results, is slower."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
-    start = time.perf_counter()
+    start, dice = time.perf_counter(), random.Random(0)
     while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < least:
-        for name, function in functions.items():
+        for name, function in dice.sample(list(functions.items()), len(functions)):
             times[name].append(clocked(function, device))
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -41,13 +41,14 @@ class Choice:
     remedy: str = ""
 
 
-def mode() -> str:
-    return _mode(os.environ.get("STYLEGAN_PG_KERNELS", ""))
-
-
 @functools.cache
-def _mode(text: str) -> str:
-    chosen = text.lower() or "auto"
+def mode() -> str:
+    """STYLEGAN_PG_KERNELS, as it was when somebody first asked.
+
+    Raises:
+        UsageError: an unknown one.
+    """
+    chosen = os.environ.get("STYLEGAN_PG_KERNELS", "").lower() or "auto"
     if chosen not in MODES:
         raise UsageError(f"STYLEGAN_PG_KERNELS={chosen!r} is unknown: choose from {', '.join(MODES)}")
     return chosen
@@ -128,6 +129,7 @@ def agree(device: str) -> str:
     names = [n for n, *_ in told]
     if len(set(names)) > 1:
         missing = [i for i, n in enumerate(names) if n == "reference"]
+        _kernels.cache_clear()
         _forced[device] = f"ranks {missing} have no kernels (rank {missing[0]}: {told[missing[0]][2]})"
         if dist.is_main():
             print(f"warning: plain PyTorch stands in for the {device} kernels: {_forced[device]}", file=sys.stderr)
@@ -195,5 +197,9 @@ def build_all(kinds: list[str], into: Path | None) -> list[str]:
 
 def compiled(x: torch.Tensor) -> Kernels | None:
     """The kernels for a tensor, or None where the reference is to be used."""
-    device = x.device.type
-    return choose(device).kernels if x.dtype in SUPPORTED.get(device, ()) else None
+    return _kernels(x.device.type, x.dtype)
+
+
+@functools.cache  # asked for at every operation
+def _kernels(device: str, dtype: torch.dtype) -> Kernels | None:
+    return choose(device).kernels if dtype in SUPPORTED.get(device, ()) else None
