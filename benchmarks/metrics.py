@@ -32,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from measuring import random_inception
 
+FILLS = {"theirs": "theirs cached", "fp32": "cached", "bf16": "cached bf16"}
+
 
 def pictures(folder: Path, count: int, resolution: int, seed: int) -> Path:
     folder.mkdir(parents=True)
@@ -111,6 +113,7 @@ def processes(folder: Path, weights: Path, resolution: int, args: argparse.Names
         "fp32": ours(packed[1], args.images, "--no-cache"),
         "bf16": ours(packed[1], args.images, "--no-cache", "--precision", "bf16"),
         "cached": ours(packed[1], args.images),
+        "cached bf16": ours(packed[1], args.images, "--precision", "bf16"),
         "many": ours(packed[2], 4 * args.images),
     }
     cache = folder / f"cache{resolution}"
@@ -118,8 +121,8 @@ def processes(folder: Path, weights: Path, resolution: int, args: argparse.Names
     found: dict[str, list[Any]] = {name: [] for name in variants}
     for i in range(args.rounds):
         for name, command in variants.items():
-            if i == 0 and name in ("theirs", "fp32"):
-                command = variants["cached"] if name == "fp32" else variants["theirs cached"]
+            if i == 0:
+                command = variants[FILLS.get(name, name)]
             if name != "many" or not i:  # of which only the memory counts
                 found[name].append(measured(command, cache))
                 print("  {:14} {:7.1f} s {:7.0f} MiB".format(name, *found[name][-1]), file=sys.stderr, flush=True)
@@ -127,8 +130,8 @@ def processes(folder: Path, weights: Path, resolution: int, args: argparse.Names
     number = {
         n: next(v for k, v in runs[0][2].items() if k.startswith(("fid", "frechet"))) for n, runs in found.items()
     }
-    for name in ("fp32", "bf16", "cached"):
-        peer = "theirs cached" if name == "cached" else "theirs"
+    for name in ("fp32", "bf16", "cached", "cached bf16"):
+        peer = "theirs cached" if name.startswith("cached") else "theirs"
         report(
             {
                 "case": f"fid {resolution} {name}" + (" fp32" if name == "cached" else ""),
@@ -154,7 +157,7 @@ def frechet(count: int, case: str, rounds: int, report: Any) -> None:
         for part in x.split(64):
             ours[-1].add(part)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for _ in range(rounds):
+    for _ in range(max(rounds, 5)):  # the first gets its memory anew
         for name, function in (
             ("ours", lambda: frechet_distance(ours[0], ours[1])),
             ("theirs", lambda: fid_statistics_to_metric(theirs[0], theirs[1], False)["frechet_inception_distance"]),

@@ -12,8 +12,8 @@ set -euo pipefail
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
 find_python
 find_devices
-NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500}
-case $NNODES in *[!0-9]*) bad_usage "NNODES=$NNODES: accelerate knows no ranges, launch/torchrun.sh does" ;; esac
+case ${NNODES:-1} in *:*) bad_usage "NNODES=$NNODES: accelerate knows no ranges, launch/torchrun.sh does" ;; esac
+find_nodes
 if [ "$(count_gpus)" != 0 ]; then
     config=${ACCELERATE_CONFIG:-$here/accelerate/gpu.yaml}
 else
@@ -22,7 +22,7 @@ else
     export ACCELERATE_USE_CPU=true
 fi
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 STYLEGAN_PG_WORLD=$((NNODES * NPROC))
-[ "$NNODES" = 1 ] || prepare_node
+[ "$NNODES" = 1 ] && [ -z "${SLURM_JOB_ID:-}" ] || prepare_node
 if [ "$STYLEGAN_PG_WORLD" = 1 ]; then
     run_ranks "$PYTHON" -m stylegan_pg train "$@" # accelerate refuses a world of one with these files
 fi

@@ -46,6 +46,39 @@ bad_usage() {
     exit 2
 }
 
+# find_nodes: sets NNODES, NODE_RANK, HEAD and PORT, and names what cannot be meant.
+find_nodes() {
+    NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} PORT=${PORT:-29500}
+    [[ $NNODES =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || bad_usage "NNODES=$NNODES is no number of nodes, such as 2 or 1:4"
+    [[ $NODE_RANK =~ ^[0-9]+$ ]] || bad_usage "NODE_RANK=$NODE_RANK is no number: 0 on HEAD, others elsewhere"
+    [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] && [ "$PORT" -lt 65536 ] || bad_usage "PORT=$PORT is no port: 1 to 65535"
+    if [ "$NNODES" = 1 ]; then
+        HEAD=${HEAD:-127.0.0.1}
+        return
+    fi
+    [ -n "${HEAD:-}" ] || bad_usage "NNODES=$NNODES without HEAD: give the address of the node with NODE_RANK=0"
+    wait_for_name "$HEAD" ||
+        bad_usage "HEAD=$HEAD is not known on $(hostname): give the address of the node with NODE_RANK=0"
+    [ "$NODE_RANK" = 0 ] || return 0
+    local found=0
+    "$PYTHON" - "$HEAD" "$PORT" <<'END' || found=$?
+import errno, socket, sys
+family, _, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
+s = socket.socket(family, socket.SOCK_STREAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+try:
+    s.bind(address)
+except OSError as error:
+    sys.exit({errno.EADDRINUSE: 3, errno.EACCES: 4}.get(error.errno, 5))
+END
+    case $found in
+    0) ;;
+    3) bad_usage "PORT=$PORT is taken on $(hostname): another run? Take another, the same on all nodes" ;;
+    4) bad_usage "PORT=$PORT is not for this user: take one from 1024 on, the same on all nodes" ;;
+    *) bad_usage "NODE_RANK=0, but HEAD=$HEAD is not an address of $(hostname): two nodes with NODE_RANK=0?" ;;
+    esac
+}
+
 # Compile the kernels once on this node, before the ranks start and wait for each other.
 prepare_node() {
     if [ -z "${STYLEGAN_PG_CACHE:-}" ]; then
@@ -91,10 +124,10 @@ make_agent() {
 # run_ranks COMMAND...: run a launcher, and leave with 0 done, 2 bad usage, 75 to be continued, 1 a fault.
 #
 # TERM, INT, USR1 and HUP ask the ranks to stop (all of them at the same step, with a checkpoint), through a file, and
-# by a signal in case they are waiting for data. After STOP_GRACE seconds, where that is given, the launcher itself is
-# told to end.
+# by a signal in case they are waiting for data. Where there are no ranks yet, as other nodes are waited for, the
+# launcher is told to end. So it is after STOP_GRACE seconds, where that is given.
 run_ranks() {
-    local child='' killer='' codes
+    local child='' killer='' codes early=''
     [ -n "$agent" ] || make_agent
     stopping=''
     # shellcheck disable=SC2317,SC2329 # the trap calls it
@@ -104,12 +137,20 @@ run_ranks() {
         echo "stopping: the ranks finish their step and write a checkpoint" >&2
         touch "$agent/stop"
         for file in "$agent"/pid.*; do
-            [ ! -r "$file" ] || kill -USR1 "$(cat "$file")" 2>/dev/null || true
+            if [ -r "$file" ]; then
+                kill -USR1 "$(cat "$file")" 2>/dev/null || true
+            elif ! compgen -G "$agent/exit.*" >/dev/null; then
+                early=1 # nothing has begun
+            fi
         done
         [ -z "$child" ] || limit
     }
     limit() {
-        if [ -n "${STOP_GRACE:-}" ]; then
+        if [ -n "$early" ]; then
+            kill -TERM -- "-$child" 2>/dev/null || true
+            (sleep 5 && kill -KILL -- "-$child") >/dev/null 2>&1 & # it may hear nothing while it connects
+            killer=$!
+        elif [ -n "${STOP_GRACE:-}" ]; then
             (for ((i = 0; i < STOP_GRACE; i++)); do sleep 1; done && kill -TERM -- "-$child") >/dev/null 2>&1 &
             killer=$!
         fi
@@ -130,6 +171,7 @@ run_ranks() {
     *" 75 "*) exit 75 ;;
     *" 1 "*) exit 1 ;;
     esac
+    [ -z "$early" ] || exit 75
     # Nothing but zeros, or nothing at all.
     [ "$status" -eq 0 ] || [ "$(echo "$codes" | wc -w)" -eq "${NPROC:-1}" ] || exit 1
     exit 0

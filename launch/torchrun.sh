@@ -8,7 +8,7 @@
 # Environment:
 #   NNODES        number of nodes (1); or the least and the most, as in 1:4: nodes may then go and come
 #   NODE_RANK     0 on HEAD, others elsewhere (0)
-#   HEAD, PORT    address of the first node (127.0.0.1), which the others reach, and a free port there (29500)
+#   HEAD, PORT    address of the first node, which the others reach, and a free port there (29500)
 #   NPROC         processes on this node (its GPUs, or 1)
 #   LOCAL_ADDR    this node's own address, where its name does not lead to it
 #   MAX_RESTARTS  how often the processes are started again after one of them has failed (3)
@@ -23,7 +23,7 @@ set -euo pipefail
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
 find_python
 find_devices
-NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500}
+find_nodes
 # Else a node that comes back meets the store's keys of the world before.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
@@ -33,33 +33,12 @@ if [ "$NNODES" = 1 ]; then
     command+=(--standalone)
     export STYLEGAN_PG_WORLD=$NPROC
 else
-    is_host=false
-    wait_for_name "$HEAD" ||
-        bad_usage "HEAD=$HEAD is not known on $(hostname): give the address of the node with NODE_RANK=0"
-    if [ "$NODE_RANK" = 0 ]; then
-        is_host=true
-        found=0
-        "$PYTHON" - "$HEAD" "$PORT" <<'END' || found=$?
-import errno, socket, sys
-family, _, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
-s = socket.socket(family, socket.SOCK_STREAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-try:
-    s.bind(address)
-except OSError as error:
-    sys.exit(3 if error.errno == errno.EADDRINUSE else 4)
-END
-        case $found in
-        0) ;;
-        3) bad_usage "PORT=$PORT is taken on $(hostname): another run? Take another, the same on all nodes" ;;
-        *) bad_usage "NODE_RANK=0, but HEAD=$HEAD is not an address of $(hostname): two nodes with NODE_RANK=0?" ;;
-        esac
-    fi
+    is_host=$([ "$NODE_RANK" = 0 ] && echo true || echo false)
     conf="is_host=$is_host,join_timeout=${JOIN_TIMEOUT:-600},read_timeout=${JOIN_TIMEOUT:-600},last_call_timeout=5"
     command+=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-conf "$conf")
     command+=(--rdzv-id "${JOB:-stylegan-pg}")
     [ -z "${LOCAL_ADDR:-}" ] || command+=(--local-addr "$LOCAL_ADDR")
     case $NNODES in *:*) ;; *) export STYLEGAN_PG_WORLD=$((NNODES * NPROC)) ;; esac
-    prepare_node
 fi
+[ "$NNODES" = 1 ] && [ -z "${SLURM_JOB_ID:-}" ] || prepare_node
 run_ranks "${command[@]}" -m stylegan_pg train "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from stylegan_pg import launcher
@@ -11,6 +12,8 @@ from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a fault, 2 bad input or usage, 75 stopped, to be continued."""
     code = FAULT  # of a bug, which shows its traceback
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from stylegan_pg.cli import app
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
-from stylegan_pg.errors import UsageError
+from stylegan_pg.errors import RunError, UsageError
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -108,7 +108,16 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     Raises:
         BadCheckpointError: truncated, altered, of another format, or no checkpoint at all.
+        RunError: the file cannot be read now, which says nothing of what is in it.
     """
+    try:
+        with open(path, "rb") as raw:
+            os.pread(raw.fileno(), 1, 0)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read: {error}; nothing was changed: see to the file system and run the same command "
+            "again, or move the file away to continue from an earlier one"
+        ) from None
     try:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
@@ -138,7 +147,7 @@ def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dic
     those to keep.
 
     Raises:
-        UsageError: if there are checkpoints, but none that can be read.
+        UsageError: if there are checkpoints, but none that is whole; RunError as `read`.
     """
     problems: list[str] = []
     bad: list[Path] = []

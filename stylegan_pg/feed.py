@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
 
 from stylegan_pg import dist
 from stylegan_pg.config import Config
-from stylegan_pg.data import store
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import Bad, Batch, batches
 from stylegan_pg.errors import RunError
@@ -34,8 +33,6 @@ class Feed:
         self.config, self.index, self.parallel, self.plan = config, index, parallel, plan
         self.met: set[Bad] = set()  # by this rank, since the last `gather`
         self.told: dict[tuple[int, int], Bad] = {}  # by all ranks; by resolution and ordinal
-        data = config.data
-        store.configure(store.Settings(data.cache_dir, int(data.cache_gib * 2**30), data.patience_sec))
 
     def batches(self, start: int, classes: int) -> Generator[Fed, None, None]:
         """This rank's batches from nimg `start` on, each with its phase; one with a fault is the last."""
@@ -70,8 +67,8 @@ class Feed:
                     if batch.fault:
                         return
 
-    def first(self, stream: Iterator[Fed], asked: bool) -> Fed | None:
-        """The first batch; None where there is nothing left to do, or any rank was asked to stop while it waited.
+    def first(self, stream: Iterator[Fed], asked: Callable[[], bool]) -> Fed | None:
+        """The first batch; None where there is nothing left to do, or any rank was `asked` to stop while it waited.
 
         Raises:
             RunError: on all ranks, if one of them has no data.
@@ -79,7 +76,7 @@ class Feed:
         with dist.together():
             ahead = next(stream, None)
             fault = ahead[1].fault if ahead else ""
-            if fault and not asked:
+            if fault and not asked():
                 raise RunError(f"there is no data to start with: {fault}")
         return None if any(dist.gather_objects(bool(fault))) else ahead
 

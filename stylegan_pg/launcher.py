@@ -71,7 +71,7 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
         rank,
         world,
         _number(env, "LOCAL_RANK", 0),
-        _number(env, "LOCAL_WORLD_SIZE", 1),
+        _number(env, "LOCAL_WORLD_SIZE", _number(env, "LOCAL_SIZE", 1)),  # as DeepSpeed's launcher calls it
         env["MASTER_ADDR"],
         _number(env, "MASTER_PORT", 0),
     )
@@ -144,12 +144,12 @@ def ask_to_stop() -> None:
 def leave(code: int) -> int:
     """Note this process's exit code for the launch script; returns the one to end with.
 
-    A stop that a launch script has asked for then ends with 0: other codes are crashes to torchrun, which would start
-    the processes again.
+    Under a launch script a run that is to be continued ends with 0: other codes are crashes to torchrun, which would
+    start the processes again, whatever made them stop. The script learns the true code from the folder.
     """
     _tell("pid", None)
     _tell("exit", code)
-    return DONE if code == TO_BE_CONTINUED and asked_to_stop() else code
+    return DONE if code == TO_BE_CONTINUED and os.environ.get(FOLDER) else code
 
 
 def _in_folder(name: str) -> list[Path]:

@@ -55,9 +55,10 @@ class Parallel:
                 f"accelerate sees {self.accelerator.num_processes} processes, the process group {dist.world()}: "
                 "start with `torchrun --nproc-per-node N` or `accelerate launch --multi_gpu --num_processes N`"
             )
-        if config.train.engine == "deepspeed":
-            with dist.together():
+        with dist.together():  # whatever this rank's engine: that all have the same one is looked at later (peers.py)
+            if config.train.engine == "deepspeed":
                 _import_deepspeed(self.device)
+        if config.train.engine == "deepspeed":
             dist.ensure_group()
         self.copies: torch.cuda.Stream | None = None  # where batches travel to the device
         self.scale = 1.0  # of losses, so that small gradients survive fp16; a power of two

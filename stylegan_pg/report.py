@@ -102,7 +102,7 @@ class Reporter:
         self._guard(self._append, "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
 
     def _append(self, name: str, line: str) -> None:
-        with open(self.run / name, "a", encoding="utf-8") as file:
+        with open(self.run / name, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
     def progress(self, nimg: int, postfix: str) -> None:

@@ -81,7 +81,7 @@ class Trainer:
             self.say(f"warning: {warning}")
         p = self.players
         with contextlib.closing(self.feed.batches(p.nimg, p.classes)) as stream:
-            ahead = self.feed.first(stream, self.asked)
+            ahead = self.feed.first(stream, lambda: self.asked or launcher.asked_to_stop())
             while ahead and not self.stopping:
                 phase, batch = ahead
                 if p.phase != phase:
@@ -102,7 +102,7 @@ class Trainer:
                     )
             for reason in self.feed.why_no_more(ahead[1], self.asked) if ahead else []:
                 waited = f"data.patience_sec={self.config.data.patience_sec:g}"
-                self.say(f"stopped, as there was no more data for {waited} seconds: {reason}")
+                self.say(f"stopped, as there is no more data ({waited}): {reason}")
         path = self.outputs.snapshot_path()
         if p.nimg >= self.end and dist.is_main() and not path.exists():
             self.outputs.snapshot(path)  # its writing had failed
@@ -156,7 +156,7 @@ class Trainer:
             try:
                 if not dist.is_main():
                     tensors, state = checkpoint.read(Path(path))
-            except checkpoint.BadCheckpointError as error:
+            except (checkpoint.BadCheckpointError, RunError) as error:
                 fault = f"rank {dist.rank()} cannot read the checkpoint ({error}): the run's folder must be shared"
             faults = [f for f in dist.gather_objects(fault) if f]
             if faults:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stylegan_pg import checkpoint
-from stylegan_pg.errors import UsageError
+from stylegan_pg.errors import RunError, UsageError
 
 TENSORS = {
     "G/weight": torch.randn(3, 4),
@@ -65,6 +65,16 @@ def test_newest_good_passes_over_bad_ones(tmp_path):
         p.write_bytes(b"x")
     with pytest.raises(UsageError, match="none of the checkpoints"):
         checkpoint.newest_good(tmp_path)
+
+
+def test_what_cannot_be_read_now_is_not_called_bad(tmp_path):
+    """A fault of the file system passes; the newest work is not given up for it."""
+    checkpoint.write(checkpoint.path_for(tmp_path, 8), TENSORS, STATE)
+    newer = checkpoint.path_for(tmp_path, 16)
+    newer.mkdir()  # opening it fails, whoever we are
+    with pytest.raises(RunError, match=f"{newer} cannot be read: .*run the same command again"):
+        checkpoint.newest_good(tmp_path)
+    assert newer.exists()
 
 
 def test_rotation(tmp_path):

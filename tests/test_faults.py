@@ -96,6 +96,14 @@ def test_ranks_with_different_configurations(tiny_data, tmp_path):
         assert "Traceback" not in output
 
 
+def test_ranks_with_different_engines(tiny_data, tmp_path):
+    """Whose first collective calls would not be the same ones."""
+    args = harness.arguments(tmp_path / "run", tiny_data, train__timeout_sec=60)
+    for code, output in ranks([(0, args), (1, [*args, "train.engine=deepspeed"])]):
+        assert code == 2, output
+        assert "train.engine=deepspeed where rank 0 has accelerate" in output
+
+
 def test_two_processes_of_one_rank(tiny_data, tmp_path):
     """Two masters on one node, and two of rank 1: one gets the place, the other says why it does not."""
     args = harness.arguments(tmp_path / "run", tiny_data, train__join_sec=40)

@@ -20,7 +20,7 @@ from packing import encoded, files_of, packed
 from PIL import Image
 
 from stylegan_pg.config import Config
-from stylegan_pg.data import foreign
+from stylegan_pg.data import members
 from stylegan_pg.data.decode import BadPicture, decode_to_fit
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.mixture import load_dataset
@@ -162,6 +162,38 @@ def test_tars_of_gnu_tar(tmp_path, format):
     assert [index.table(4).read(i) for i in range(5)] == [jpeg(i) for i in range(5)]
 
 
+def test_hidden_files_are_left_alone_and_hard_links_followed(tmp_path):
+    """Of a folder that was on a Mac, with equal files that GNU tar has written once."""
+    junk = {"data/.DS_Store": b"?", "data/._0001.jpg": b"?", "data/.git/x": b"?"}
+    path = write(tmp_path / "x.tar", junk | {"data/0001.jpg": jpeg(1), "data/0001.cls": b"4"})
+    with tarfile.open(path, "a") as tar:
+        for name, target in (("data/0002.jpg", "data/0001.jpg"), ("data/0002.cls", "data/0001.cls")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            tar.addfile(info)
+    index = load_index(str(path))
+    assert [index.source_of(i) for i in range(index.count)] == ["data/0001", "data/0002"]
+    table = index.table(16)
+    assert table.read(0) == table.read(1) == jpeg(1)
+    assert table.label.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("labels", [(-1, 7, -1), (5_000_000_000, 3, 3)])
+def test_numbers_that_cannot_count_classes_are_names(labels, tmp_path):
+    members = pictures(3) | {f"{i:03d}.cls": str(label).encode() for i, label in enumerate(labels)}
+    index = load_index(str(write(tmp_path / "x.tar", dict(sorted(members.items())))))
+    assert set(index.label_names) == set(map(str, labels))
+    assert [index.label_names[i] for i in index.table(16).label] == list(map(str, labels))
+
+
+def test_the_same_relative_path_in_another_folder_is_another_tar(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        os.utime(write(tmp_path / name / "x.tar", {f"{name}.jpg": jpeg(1)}), (1, 1))
+        monkeypatch.chdir(tmp_path / name)
+        assert load_index("x.tar").source_of(0) == name
+
+
 def test_labels_in_json(tmp_path):
     members = {}
     for i in range(4):
@@ -190,8 +222,8 @@ def test_commands_and_grey_pictures(tmp_path):
 
 def test_headers_are_read_once_and_again_when_a_tar_changes(shards, cache, monkeypatch):
     read = []
-    real = foreign._members
-    monkeypatch.setattr(foreign, "_members", lambda file, named: read.append(named) or real(file, named))
+    real = members._members
+    monkeypatch.setattr(members, "_members", lambda file, named: read.append(named) or real(file, named))
     first = load_index(str(shards))
     assert len(read) == 3
     assert load_index(str(shards)) == first

@@ -103,6 +103,9 @@ def test_decoding_is_the_same_in_every_process(original):
 def test_what_is_not_a_packed_dataset_is_refused(tmp_path, dataset):
     with pytest.raises(UsageError, match="no such folder"):
         load_index(str(tmp_path / "missing"))
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"x\.tar\.gz is no uncompressed tar and no folder: unpack"):
+        load_index(str(tmp_path / "x.tar.gz"))
     with pytest.raises(UsageError, match="interrupted: run stylegan-pg pack again"):
         load_index(str(tmp_path))
     with pytest.raises(UsageError, match="no way to read ftp://"):

@@ -10,6 +10,7 @@ import time
 import clusters
 import harness
 import pytest
+import serving
 import yaml
 from clusters import LAUNCH, Hosts, Slurm, wait_until
 from conftest import ROOT
@@ -60,6 +61,13 @@ def test_wrong_environment_is_named(tmp_path):
     private = {"STYLEGAN_PG_CACHE": "", "SLURM_TMPDIR": str(tmp_path)}
     fails("torchrun.sh", "could be written by others", NNODES="2", NODE_RANK="1", HEAD="127.0.0.1", **private)
     fails("accelerate.sh", "no ranges", NNODES="1:2")
+    for script in ("torchrun.sh", "accelerate.sh"):
+        fails(script, "NNODES=two", NNODES="two")
+        fails(script, "NODE_RANK=first", NODE_RANK="first")
+        fails(script, "NNODES=2 without HEAD", NNODES="2", NODE_RANK="1", HEAD="")
+        for port in ("abc", "70000", "0"):
+            fails(script, f"PORT={port} is no port", NNODES="2", HEAD="127.0.0.1", PORT=port)
+        fails(script, "two nodes with NODE_RANK=0", NNODES="2", HEAD="192.0.2.1")
     fails("deepspeed.sh", "no hostfile", HOSTFILE="/nowhere/hosts")
     fails("slurm.sbatch", "sbatch")
 
@@ -111,6 +119,19 @@ def test_supervise(codes, end, starts, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert result.returncode == end, result.stderr
     assert len((tmp_path / "starts").read_text()) == starts
+
+
+@pytest.mark.distributed
+def test_a_stop_while_other_nodes_are_waited_for(tmp_path):
+    """Nothing has begun: the script ends at once, on both sides, and the run is to be continued."""
+    where = {"NNODES": "2", "HEAD": "127.0.0.1", "PORT": str(serving.free_port()), "STYLEGAN_PG_CACHE": str(tmp_path)}
+    for rank in ("0", "1"):
+        env = clusters.environment(NODE_RANK=rank, **where)
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen([str(LAUNCH / "torchrun.sh"), "demo"], stdout=log, stderr=log, env=env)
+        time.sleep(20)  # to build the kernels, and begin to wait
+        process.terminate()
+        assert process.wait(30) == 75, (tmp_path / "log").read_text()
 
 
 @pytest.mark.distributed

@@ -114,6 +114,18 @@ def test_weights_that_inception_refuses(inception, change, message):
         classifiers.Inception(state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_convolutions_are_the_plain_ones(inception, dtype):
+    """Those that have no derivative, and those that have; at one size after another, and of several batches."""
+    network = classifiers.Inception(torch.load(inception, weights_only=True)).to(dtype)
+    for n, size in ((2, 64), (3, 32)):
+        images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+        with torch.no_grad():
+            found = network(images)["pool"]
+        expected = network(images)["pool"].detach()
+        assert (found - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * expected.abs().max()
+
+
 def test_a_measurement_starts_without_what_it_does_not_need():
     """Each of these takes as long to import as torch itself does, or half of it."""
     heavy = "torchvision torch_fidelity matplotlib tensorboard accelerate deepspeed webdataset"

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from base64 import b64encode
 
 import pytest
 import serving
@@ -188,6 +189,19 @@ def test_urls_in_messages_tell_no_secrets():
     assert shown("pipe:cat a?b") == "pipe:cat a?b"
     with pytest.raises(UsageError, match="no way to read ftp"):
         whole("ftp://host/x")
+
+
+def test_names_and_passwords(server):
+    """As a part of the URL they go into a header, and not into messages."""
+    url = server.url.replace("//", "//me%20too:secret@") + "/x.tar"
+    assert whole(url) == DATA
+    assert remote._request(url).get_header("Authorization") == f"Basic {b64encode(b'me too:secret').decode()}"
+    server.misbehave(status=403)
+    with pytest.raises(Lasting) as error:
+        whole(url)
+    assert "secret" not in str(error.value)
+    with pytest.raises(UsageError, match="is no URL"):
+        whole(f"{server.url}/a file.tar")
 
 
 def test_waiting_ends(monkeypatch):

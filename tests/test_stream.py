@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from stylegan_pg.data.pack import pack
 from stylegan_pg.data.patience import Patience
 from stylegan_pg.data.stream import Bad, Batch, batches, read_batch
 from stylegan_pg.data.table import CorruptSample, SampleTable
+from stylegan_pg.errors import RunError
 from stylegan_pg.schedule import deal
 
 COUNT, CLASSES = 13, 3
@@ -206,13 +208,39 @@ def test_corrupt_samples_are_replaced_by_the_next_good_one(table, damaged, broke
     assert not any(batch.bad for batch in unread)
 
 
+def read_slowly(table):
+    order = Order(np.bincount(table.shard).tolist(), 0)
+    return batches(table, order, start=0, end=4000, batch=4, share=range(4), workers=1)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_left_to_show(damaged, workers):
     for ordinal in range(COUNT):
         flip(damaged, ordinal)
     (only,) = read(damaged, workers=workers)
     assert only.lasting
-    assert "pack the dataset again" in only.fault
+    assert re.search(r"none of \d+ samples from \d+ on can be decoded \(the last: sample \d+ in r0008/", only.fault)
+
+
+def test_a_long_stretch_of_damage_is_enough(damaged, monkeypatch):
+    """Nobody walks through a million pictures of a format that nothing here decodes."""
+    for ordinal in range(COUNT):
+        flip(damaged, ordinal)
+    monkeypatch.setattr(stream, "IN_A_ROW", 3)
+    with pytest.raises(RunError, match="none of 3 samples from 5 on can be decoded"):
+        stream.read_image(damaged, 5)
+
+
+def test_a_killed_reader_ends_the_stream(table):
+    """As running out of memory does it: what came before is good, then a batch says why there are no more."""
+    data = read_slowly(table)
+    assert not next(data).fault
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, signal.SIGKILL)
+    last = next(batch for batch in data if batch.fault)
+    assert "was killed, perhaps for want of memory" in last.fault
+    assert not last.lasting
+    assert not list(data)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import clusters
 import harness
 import pytest
 import serving
@@ -117,7 +118,7 @@ def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path)
     wait_for(lambda: server.requests("r0016/00"), process)
     server.kill()
     output = harness.finish(process, 1 if ranks else 75)  # torchrun has an exit code of its own
-    assert "stopped, as there was no more data for data.patience_sec=2 seconds: http://127.0.0.1" in output
+    assert "stopped, as there is no more data (data.patience_sec=2): http://127.0.0.1" in output
     assert "to continue, run the same command again" in output
     assert output.count("Traceback (most") == (ranks > 0)  # torchrun's own
     stopped = harness.newest(run)[1]["nimg"]
@@ -132,6 +133,38 @@ def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path)
     output = harness.finish(harness.start(args, ranks=ranks))
     assert f"at {stopped / 1000:.1f} kimg" in output
     assert_same_weights(run, undisturbed[ranks])
+
+
+@pytest.mark.slow
+def test_a_launch_script_hands_on_that_the_data_went_away(server, undisturbed, tmp_path):
+    """75, on which Slurm's script and the supervisor go on, instead of starting ranks that find no data either."""
+    run = tmp_path / "run"
+    args = arguments(run, server.url, data__workers=1, data__patience_sec=2, data__prefetch_shards=0)[1:]
+    server.misbehave(match="r0016", rate=1000)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [str(clusters.LAUNCH / "single.sh"), *args]
+    process = subprocess.Popen(command, env=clusters.environment(NPROC="2"), **pipes)
+    wait_for(lambda: server.requests("r0016/00"), process)
+    server.kill()
+    output = harness.finish(process, 75)
+    assert output.count("stopped, as there is no more data") == 1
+    assert "Traceback" not in output
+    server.misbehave()
+    server.start()
+    harness.finish(subprocess.Popen(command, env=clusters.environment(NPROC="2"), **pipes))
+    assert_same_weights(run, undisturbed[2])
+
+
+def test_a_stop_before_the_first_batch(server, tmp_path):
+    """While a server lets the run wait for it: to be continued, and not a fault."""
+    run = tmp_path / "run"
+    server.misbehave(match=".tar", rate=200)
+    process = harness.start(arguments(run, server.url, data__workers=1))
+    wait_for(lambda: server.requests(".tar"), process)
+    process.send_signal(signal.SIGTERM)
+    output = harness.finish(process, 75)
+    assert "to continue, run the same command again" in output
+    assert "error" not in output
 
 
 def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):

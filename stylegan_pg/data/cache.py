@@ -10,7 +10,6 @@ import threading
 import time
 
 from stylegan_pg.data import remote, store
-from stylegan_pg.data.patience import Passing
 from stylegan_pg.data.store import NoRoom, Shard
 from stylegan_pg.errors import UsageError
 
@@ -49,15 +48,12 @@ def read(
 def local_path(url: str, size: int | None = None, sha256: str | None = None, tag: str = "") -> str:
     """The path of a shard on this machine, fetched first where it is remote; it may be evicted after other reads.
 
-    Raises as `read`; Passing where the cache has no room for it.
+    Raises as `read`; NoRoom where the cache has no room for it.
     """
     if not remote.is_remote(url):
         return remote.file_path(url)
     shard = Shard(url, size, sha256, tag)
-    try:
-        _held(shard, str(store.folder()))
-    except NoRoom as reason:
-        raise Passing(str(reason)) from None
+    _held(shard, str(store.folder()))
     return str(store.folder() / shard.name)
 
 

@@ -14,49 +14,33 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import itertools
 import json
 import os
-import re
 import sys
-import tarfile
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from braceexpand import braceexpand
 
-from stylegan_pg.data import cache, remote
+from stylegan_pg.data import cache, remote, store
 from stylegan_pg.data.decode import BadPicture, header, size_at
-from stylegan_pg.data.index import FETCHERS, DatasetIndex, Shard
+from stylegan_pg.data.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
 from stylegan_pg.data.kept import Arrays, kept
-from stylegan_pg.data.patience import Passing
-from stylegan_pg.data.sources import number_classes
+from stylegan_pg.data.members import PICTURES, Member, content_of, samples_of
+from stylegan_pg.data.patience import Passing, patiently
+from stylegan_pg.data.sources import MAX_CLASSES, number_classes
+from stylegan_pg.data.store import NoRoom
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
 PROBES = 16  # pictures that tell sizes and channels
 LARGEST = 4096  # resolution
+PIECE = 64 << 20  # bytes of a tar that the cache has no room for, fetched at a time
 MANY = 100  # tars
-LABEL_BYTES = 1 << 20  # of a json with a label
-_META = re.compile(r"__[^/]*__($|/)")  # as webdataset
-
-
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
-
-
-class _Sample(NamedTuple):
-    key: str
-    picture: _Member
-    label: int | str | None
-    has_cls: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +110,10 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
         RunError: a server does not answer.
     """
     urls = expand(url)
-    with ThreadPoolExecutor(FETCHERS if any(map(remote.is_remote, urls)) else 1) as pool:
+    patience = store.patience(min(START_PATIENCE, store.settings().patience))
+    with patience, ThreadPoolExecutor(FETCHERS if any(map(remote.is_remote, urls)) else 1) as pool:
         stats = list(pool.map(_stat, urls))
-        key = "\n".join(f"{one} {stat.size} {stat.tag}" for one, stat in zip(urls, stats, strict=True))
+        key = "\n".join(_version(one, stat) for one, stat in zip(urls, stats, strict=True))
         columns = kept(f"foreign\n{key}", lambda: _read_all(pool, urls, stats))
     names, probes = _unpacked(columns["names"]), columns["probes"].tolist()
     identity = hashlib.sha256(f"foreign {base[0]}x{base[1]}".encode())
@@ -155,13 +140,18 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
 
 def _stat(url: str) -> remote.Stat:
     try:
-        return remote.stat_url(url)
+        return patiently(store.settings().patience, lambda: remote.stat_url(url))
     except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except FileNotFoundError:
         raise UsageError(f"{url}: no such tar; check the path") from None
     except OSError as error:
         raise UsageError(f"{remote.shown(url)} cannot be read: {error}") from None
+
+
+def _version(url: str, stat: remote.Stat) -> str:
+    """What a tar is kept under: the same path in two working directories is two tars."""
+    return f"{url if remote.is_remote(url) else os.path.abspath(url)} {stat.size} {stat.tag}"
 
 
 def _packed(content: list[Any]) -> np.ndarray:
@@ -181,7 +171,7 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
         print(f"reading the headers of {len(urls)} tars, this once", file=sys.stderr)
 
     def read(url: str, stat: remote.Stat) -> Arrays:
-        return kept(f"tar {url} {stat.size} {stat.tag}", lambda: _read_one(url, stat))
+        return kept(f"tar {_version(url, stat)}", lambda: _read_one(url, stat))
 
     tars = list(pool.map(read, urls, stats))
     keys, labels = ([one for tar in tars for one in _unpacked(tar[name])] for name in ("keys", "labels"))
@@ -195,7 +185,9 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
             f"{remote.shown(urls[tar])}: {keys[bare[0]]} has no label (.cls), which others have: a member is missing; "
             "write the tar again"
         )
-    if {type(label) for label in labels} == {int, str}:  # names, some of which are numbers
+    kinds = {type(label) for label in labels}
+    # Names, some of which are numbers; or numbers that cannot count classes, such as -1 for none and identities.
+    if kinds == {int, str} or (kinds == {int} and not 0 <= min(labels) <= max(labels) < MAX_CLASSES):
         labels = list(map(str, labels))
     numbers, names = ([-1] * len(keys), []) if bare else number_classes(labels, remote.shown(urls[0]))
     probes = [tar["probe"] for tar in tars if len(tar["probe"])]
@@ -214,107 +206,57 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
 
 
 def _read_one(url: str, stat: remote.Stat) -> Arrays:
-    """What one tar holds."""
-    named = remote.shown(url)
+    """What one tar holds. One that came through the cache and makes no sense is fetched once more: a copy may have been
+    cut short where nobody knew its size."""
+    named, known = remote.shown(url), {"size": stat.size, "tag": stat.tag}
     try:
-        with open(cache.local_path(url, stat.size, tag=stat.tag), "rb") as file:
-            samples = list(_samples(file, named))
-            probe = next(filter(len, (_probe(file, sample.picture) for sample in samples[:PROBES])), [])
-            return {
-                "offset": np.array([sample.picture.offset for sample in samples], np.int64),
-                "size": np.array([sample.picture.size for sample in samples], np.int64),
-                "keys": _packed([sample.key for sample in samples]),
-                "labels": _packed([sample.label for sample in samples]),
-                "cls": np.array(any(sample.has_cls for sample in samples)),
-                "tar_bytes": np.array(os.fstat(file.fileno()).st_size),
-                "probe": np.array(probe, np.int64),
-            }
+        try:
+            return _read_whole(url, named, known)
+        except UsageError:
+            if not remote.is_remote(url):
+                raise
+            cache.doubt(url, **known)
+            return _read_whole(url, named, known)
     except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except OSError as error:
         raise UsageError(f"{named} cannot be read: {error}") from None
 
 
-def _samples(file: BinaryIO, named: str) -> Iterator[_Sample]:
-    """The samples of a tar, members grouped as webdataset groups them.
-
-    Raises:
-        UsageError: a sample without a picture or with two, and as _members.
-    """
-    members = ((_split(member.name), member) for member in _members(file, named))
-    for key, group in itertools.groupby(((*split, member) for split, member in members if split), lambda m: m[0]):
-        found = [(suffix.lower(), member) for _, suffix, member in group]
-        files = dict(found)
-        pictures = [member for suffix, member in found if suffix in PICTURES]
-        if len(pictures) != 1:
-            raise UsageError(
-                f"{named}: sample {key} has {'no picture' if not pictures else 'several pictures'} "
-                f"({', '.join(files)}): each sample needs one {' or '.join(PICTURES)}; write the tar again"
-            )
-        label = None
-        if "cls" in files:
-            text = _content(file, files["cls"]).decode("utf-8", "replace").strip()
-            label = int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
-        elif "json" in files and files["json"].size <= LABEL_BYTES:
-            label = _json_label(_content(file, files["json"]), f"{named}: {key}.json")
-        yield _Sample(key, pictures[0], label, "cls" in files)
+def _read_whole(url: str, named: str, known: dict[str, Any]) -> Arrays:
+    with _opened(url, known) as file:
+        samples = list(samples_of(file, named))
+        probe = next(filter(len, (_probe(file, sample.picture) for sample in samples[:PROBES])), [])
+        return {
+            "offset": np.array([sample.picture.offset for sample in samples], np.int64),
+            "size": np.array([sample.picture.size for sample in samples], np.int64),
+            "keys": _packed([sample.key for sample in samples]),
+            "labels": _packed([sample.label for sample in samples]),
+            "cls": np.array(any(sample.has_cls for sample in samples)),
+            "tar_bytes": np.array(os.fstat(file.fileno()).st_size),
+            "probe": np.array(probe, np.int64),
+        }
 
 
-def _split(name: str) -> tuple[str, str] | None:
-    """Key and suffix of a member, split at the first dot of its name; None for what is no part of a sample."""
-    match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)  # webdataset's own
-    return None if match is None or _META.match(name) else (match[1], match[2])
-
-
-def _json_label(data: bytes, named: str) -> int | str | None:
+def _opened(url: str, known: dict[str, Any]) -> IO[bytes]:
+    """A whole tar as a file: from the cache, or of no name where the cache has no room for it."""
     try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise UsageError(f"{named} is not JSON ({error}): write the tar again") from None
-    label = content.get("label") if isinstance(content, dict) else None
-    return label if isinstance(label, int | str) and not isinstance(label, bool) else None
+        return open(cache.local_path(url, **known), "rb")
+    except NoRoom:
+        file, at = tempfile.TemporaryFile(), 0  # noqa: SIM115 - the caller closes it
+        step = None if url.startswith("pipe:") else PIECE  # a command would run anew for each piece
+        while data := remote.read_url(url, at, None if step is None else at + step, store.settings().patience):
+            file.write(data)
+            at += len(data)
+            if step is None:
+                break
+        file.seek(0)  # which also writes what is held back
+        return file
 
 
-def _members(file: BinaryIO, named: str) -> Iterator[_Member]:
-    """The regular files of a tar (ustar, GNU, pax), in order.
-
-    Raises:
-        UsageError: no tar, or one that is damaged or ends too early.
-    """
-    end, size = 0, os.fstat(file.fileno()).st_size
-    last = ""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE * member.isreg()
-                last = member.name
-                if end > size:
-                    break
-                if member.issparse():
-                    raise UsageError(f"{named}: {member.name} is a sparse file: write the tar without --sparse")
-                if member.isreg():
-                    yield _Member(member.name, member.offset_data, member.size)
-    except tarfile.TarError as error:
-        if not last:
-            raise UsageError(
-                f"{named} is no uncompressed tar ({error}): unpack .tar.gz and the like first, or fetch it again"
-            ) from None
-        end = size + 1
-    # tarfile takes the end of the file, and anything that is no header, for the end of the tar.
-    mark = os.pread(file.fileno(), tarfile.BLOCKSIZE, end)
-    if end > size or len(mark) < tarfile.BLOCKSIZE:
-        raise UsageError(f"{named} is truncated after {last or 'its beginning'}: fetch it again, or write it again")
-    if any(mark):
-        raise UsageError(f"{named} is damaged after {last}, at byte {end}: fetch it again, or write it again")
-
-
-def _content(file: BinaryIO, member: _Member) -> bytes:
-    return os.pread(file.fileno(), member.size, member.offset)
-
-
-def _probe(file: BinaryIO, picture: _Member) -> list[int]:
+def _probe(file: IO[bytes], picture: Member) -> list[int]:
     """Height, width and channels of a picture, nothing where it cannot be read."""
     try:
-        return [*header(_content(file, picture))]
+        return [*header(content_of(file, picture))]
     except BadPicture:
         return []

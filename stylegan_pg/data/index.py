@@ -149,6 +149,8 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     several = "::" in url or any(sign in url for sign in "{*")
     packed = not (remote.shown(url).endswith(".tar") or several or url.startswith("pipe:"))
     if local and packed:
+        if os.path.isfile(folder):
+            raise UsageError(f"{folder} is no uncompressed tar and no folder: unpack .tar.gz and the like first")
         if not os.path.isdir(folder):
             raise UsageError(
                 f"{folder}: no such folder; give the folder that `stylegan-pg pack SOURCE OUT` wrote (OUT), or "

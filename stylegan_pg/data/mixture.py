@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stylegan_pg.config import Config
+from stylegan_pg.data import store
 from stylegan_pg.data.index import DatasetIndex, load_index
 from stylegan_pg.data.order import WINDOW, Mixture, Order
 from stylegan_pg.data.table import SampleTable, join
@@ -44,12 +45,14 @@ class MixtureIndex(DatasetIndex):
 
 
 def load_dataset(config: Config) -> DatasetIndex:
-    """The index of data.url or data.mixture.
+    """The index of data.url or data.mixture; from now on this process reads as the configuration says.
 
     Raises:
         UsageError: what load_index refuses, and sources that do not fit together.
         RunError: a server does not answer.
     """
+    data = config.data  # before anything is fetched
+    store.configure(store.Settings(data.cache_dir, int(data.cache_gib * 2**30), data.patience_sec))
     base = (config.model.base[0], config.model.base[1])
     if not config.data.mixture:
         return load_index(config.data.url, base)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Fault(OSError):  # noqa: N818 - what happened
@@ -50,3 +54,13 @@ class Patience:
     def give_up() -> None:
         """No more waiting in this process, which is about to end. Safe in a signal handler."""
         Patience.giving_up = True
+
+
+def patiently(seconds: float, ask: Callable[[], T]) -> T:
+    """What `ask` returns, asked again for so long while it raises Passing."""
+    waiting = Patience(seconds)
+    while True:
+        try:
+            return ask()
+        except Passing as fault:
+            waiting.wait(fault)

@@ -1,6 +1,6 @@
 """Bytes behind URLs: http(s), s3, the output of a command, and plain files.
 
-    http://, https://   urllib: proxies from the environment, ranges where the server knows them
+    http://, https://   urllib: proxies from the environment, USER:PASSWORD@HOST, ranges where the server knows them
     s3://BUCKET/KEY     boto3 (pip install 'stylegan-pg[s3]'); credentials and AWS_ENDPOINT_URL from the environment
     pipe:COMMAND        what a command prints. It is split as a shell would, but there is no shell: for pipelines,
                         redirections and variables write pipe:bash -c '...'
@@ -11,6 +11,7 @@ Nothing here waits or tries again but `read_url` and who uses `Patience`.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.client
@@ -25,7 +26,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from stylegan_pg.data.patience import Fault, Lasting, Passing, Patience
 from stylegan_pg.errors import UsageError
@@ -161,6 +162,8 @@ def _http_faults(url: str) -> Iterator[None]:
         raise kind(f"{shown(url)}: the server answered {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         raise Passing(f"{shown(url)}: {error.reason}") from None
+    except http.client.InvalidURL as error:
+        raise UsageError(f"{shown(url)} is no URL: {error}") from None
     except (OSError, http.client.HTTPException) as error:
         raise Passing(f"{shown(url)}: {error or type(error).__name__}") from None
     except ValueError as error:
@@ -169,6 +172,11 @@ def _http_faults(url: str) -> Iterator[None]:
 
 def _request(url: str, method: str = "GET", span: str = "") -> urllib.request.Request:
     headers = {"User-Agent": "stylegan-pg", "Accept-Encoding": "identity"} | ({"Range": span} if span else {})
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if at:  # urllib takes a name and a password for a part of the host's name
+        headers["Authorization"] = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
+        url = urlunsplit(parts._replace(netloc=host))
     return urllib.request.Request(url, method=method, headers=headers)
 
 

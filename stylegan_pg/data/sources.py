@@ -25,7 +25,7 @@ PICTURES = frozenset({
 })
 # fmt: on
 _MAX_BYTES = 1 << 30  # of one encoded picture; what is larger is a mistake or a bomb
-_MAX_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 
 
 class File(NamedTuple):
@@ -268,7 +268,7 @@ def number_classes(labels: list[Any], origin: str) -> tuple[list[int], list[str]
     if kinds & {list, tuple, dict}:
         raise UsageError(f"{origin} holds vector labels: only class labels, integers or names, are supported")
     if kinds == {int}:
-        if min(labels) < 0 or max(labels) >= _MAX_CLASSES:
+        if min(labels) < 0 or max(labels) >= MAX_CLASSES:
             raise UsageError(
                 f"{origin} has labels from {min(labels)} to {max(labels)}: number classes from 0, or name them"
             )

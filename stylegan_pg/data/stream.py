@@ -34,6 +34,7 @@ from stylegan_pg.errors import RunError, UsageError
 AHEAD = range(2, 5)  # batches that each worker is ahead, of large and of small ones,
 AHEAD_BYTES = 256 << 20  # which are these together
 IN_USE = 3  # batches that the consumer has at a time: the step's, the next one, and one to spare
+IN_A_ROW = 1000  # bad samples, after which there is more wrong than some bytes
 LINGER = 30.0  # seconds that a worker goes on after SIGTERM
 PREFETCH_THREADS = 4
 LOOK_AHEAD = 1.0  # seconds between looks at what to prefetch
@@ -107,7 +108,7 @@ def read_image(
 
     Raises:
         OSError: as read_sample.
-        RunError: if nothing in the dataset can be decoded.
+        RunError: if nothing in the dataset can be decoded, or nothing of a long stretch.
     """
     bad: list[Bad] = []
     for i in ((ordinal + step) % len(table) for step in range(len(table))):
@@ -116,7 +117,10 @@ def read_image(
                 return read_sample(table, i, out), i, bad
             except CorruptSample as error:
                 bad.append(Bad(table.resolution, i, error.kind, error.shard, error.reason))
-    raise RunError(f"no sample of {table.paths[0]} and its neighbours can be decoded: pack the dataset again")
+                if len(bad) == IN_A_ROW:
+                    break
+    why = f" (the last: {bad[-1]})" if bad else ""
+    raise RunError(f"none of {len(bad) or len(table)} samples from {ordinal} on can be decoded{why}: mend the dataset")
 
 
 class _Wanted(NamedTuple):
@@ -285,7 +289,7 @@ def batches(
         for nimg in steps:
             if ahead:
                 ahead.look(nimg)
-            item = _assembled(next(iterator), slots, classes)
+            item = _assembled(_next(iterator), slots, classes)
             yield item.pin_memory() if pin and not item.fault else item
             if item.fault:
                 return
@@ -320,6 +324,16 @@ class _Ahead:
     def close(self) -> None:
         if self.prefetcher:
             self.prefetcher.close()
+
+
+def _next(iterator: Iterator[_Read]) -> _Read:
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        why = "a process that reads ahead was killed, perhaps for want of memory (smaller data.workers need less)"
+        return _Read(None, None, np.zeros([0], np.int64), [], why)
 
 
 def _whole(read: _Read) -> _Read:
