@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from stylegan_pg import augment, dist, ema, transfer
+from stylegan_pg import augment, dist, ema
 from stylegan_pg.compiling import eager
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
@@ -139,7 +139,7 @@ class Game(Players):
     def d_step(self, real: torch.Tensor, condition: torch.Tensor | None, number: int) -> None:
         """Step `number` of the discriminator in this phase, and its lazy terms where they are due."""
         self.G.requires_grad_(False)
-        for p in transfer.freeze(self.D, self.config.train.freeze_d):
+        for p in self.frozen().values():
             p.requires_grad_(False)
         drawn = self.draw("d", self.current.batch)
         due = self._due("D", number)

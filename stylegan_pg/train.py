@@ -118,7 +118,8 @@ class Trainer:
         if self.init:
             self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
             if unused := transfer.unused(p.G, self.init["G"]):
-                self.say(f"not used of it: {', '.join(unused)}")
+                later = "; what grows later is drawn anew" if phase.resolution < self.config.resolution else ""
+                self.say(f"not used of it: {', '.join(unused)}{later}")
             self.init = None
         if p.nimg == 0:
             self.outputs.grids()
