@@ -117,7 +117,9 @@ def status(
 def plan(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
     overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    devices: Annotated[int, typer.Option(help="That train together.")] = 1,
+    devices: Annotated[
+        Optional[int], typer.Option(help="That train together, 1 by default; growth.schedule=auto is made for them.")
+    ] = None,
     device_flops: Annotated[float, typer.Option(help="A device's peak, FLOPs per second.")] = 4e14,
     utilisation: Annotated[float, typer.Option(help="The share of it that training is assumed to use.")] = 0.3,
     link_gbit: Annotated[float, typer.Option(help="Each device's link to the others, Gbit per second.")] = 100.0,
@@ -127,10 +129,18 @@ def plan(
     on 8 to 1,024 devices."""
     from stylegan_pg.plan import Machine, report
     from stylegan_pg.scaling import Link
+    from stylegan_pg.schedule import phases
     from stylegan_pg.settings import load_config
 
-    machine = Machine(devices, device_flops, utilisation)
-    print(report(load_config(config, overrides or []), machine, out, Link(1e9 * link_gbit)))
+    machine = Machine(1 if devices is None else devices, device_flops, utilisation)
+    given = overrides or []
+    settings = load_config(config, given)
+    if devices is not None and not any(item.startswith("growth.devices=") for item in given):
+        made = load_config(config, [*given, f"growth.devices={devices}"])
+        if phases(made) != phases(settings):
+            was, settings = settings.growth.devices, made
+            print(f"growth.schedule=auto for {devices} devices: train with growth.devices={devices} instead of {was}")
+    print(report(settings, machine, out, Link(1e9 * link_gbit)))
 
 
 @app.command()

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from stylegan_pg.config import Config
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
 from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
-from stylegan_pg.schedule import Phase
+from stylegan_pg.schedule import Phase, term_weight
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Meter(TorchDispatchMode):
 
 
 def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Meter | None = None) -> Cost:
-    """Measures one step on one minibatch-stddev group, on the meta device: it takes no memory to speak of.
+    """Measures one step on one minibatch-stddev group, on the meta device: it takes no memory to speak of. Terms count
+    if they have a weight at the phase's end.
 
     A `meter` that has measured other phases makes it quicker.
     """
@@ -142,7 +143,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # who learns, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
     for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
-        if not spec.of_scores:
+        if not spec.of_scores and term_weight(term, phase.resolution, phase.end - 1) > 0:
             often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
             passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
     sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from stylegan_pg import augment, dist, ema, transfer
+from stylegan_pg import augment, dist, ema
 from stylegan_pg.compiling import eager
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
@@ -45,6 +45,9 @@ class Game(Players):
             self.state["augment_p"] = config.augment.p
         self.observed = Observed()
         self.faults: list[str] = []  # what the last step left out, and why
+        self.overflows: list[str] = []  # what it left out as the loss scale was too high
+        self.moved = False  # whether anything has moved in it
+        self.began_bad = False  # whether there was a fault before that: the state it started with is to blame
         self.notes: list[str] = []  # what else happened in it
         half = self.model.low_precision == "fp16"
         self.state["loss_scale"] = config.train.loss_scale or (FP16_SCALE if half else 1.0)
@@ -83,7 +86,8 @@ class Game(Players):
 
         Returns {name: (sum, count)} of what was observed, over all ranks, and whether any rank was asked to `stop`.
         """
-        self.faults, self.notes, self.parallel.scale = [], [], self.state["loss_scale"]
+        self.faults, self.overflows, self.notes, self.parallel.scale = [], [], [], self.state["loss_scale"]
+        self.moved = self.began_bad = False
         real, condition = self.real_images(batch)
         rounds, rest = divmod(self.current.step(self.nimg), self.config.optim.d_steps)
         if rest == 0:
@@ -139,7 +143,7 @@ class Game(Players):
     def d_step(self, real: torch.Tensor, condition: torch.Tensor | None, number: int) -> None:
         """Step `number` of the discriminator in this phase, and its lazy terms where they are due."""
         self.G.requires_grad_(False)
-        for p in transfer.freeze(self.D, self.config.train.freeze_d):
+        for p in self.frozen().values():
             p.requires_grad_(False)
         drawn = self.draw("d", self.current.batch)
         due = self._due("D", number)
@@ -211,7 +215,7 @@ class Game(Players):
 
     def _move(self, player: str, what: str, count: Callable[[], int], passes: Callable[[], torch.Tensor]) -> bool:
         """One optimiser's step: `passes` makes `count` backward passes and returns the sum of their losses. False,
-        with a fault noted, if it was skipped.
+        with a fault or an overflow noted, if it was skipped.
 
         If a rank runs out of memory, all ranks halve the micro-batch and make their passes again.
 
@@ -235,11 +239,16 @@ class Game(Players):
                 break
             self.observed.back_to(before)
             self.halve(f"{player}, {what}")
-        if fault:
+        if fault and fault != "the loss" and self.parallel.scale > 1:  # losses are looked at before they are scaled
+            self.overflows.append(f"{player}, {what}: {fault}")
+        elif fault:
             where = fault if fault == "the loss" else f"the gradient of {fault}"
             self.faults.append(f"{player}, {what}: {where} is not finite")
-        elif player == "D" and self.config.loss.d_clip:
-            learner.clip(self.config.loss.d_clip)  # what is frozen stays
+            self.began_bad = self.began_bad or not self.moved
+        else:
+            self.moved = True
+            if player == "D" and self.config.loss.d_clip:
+                learner.clip(self.config.loss.d_clip)  # what is frozen stays
         return not fault
 
     def _d_term(
@@ -343,11 +352,10 @@ class Game(Players):
         return real, c
 
     def _rescale(self) -> None:
-        """Halve the loss scale after an overflow, which then is no fault; double it after a long time without one."""
+        """Halve the loss scale after an overflow, which is no fault; double it after a long time without one."""
         scale = self.state["loss_scale"]
-        if scale > 1 and self.faults:
+        if self.overflows:
             self.state |= {"loss_scale": scale / 2, "_clean_steps": 0}
-            self.faults = []
         elif self.model.low_precision == "fp16" and not self.faults:
             self.state["_clean_steps"] = self.state.get("_clean_steps", 0) + 1
             if self.state["_clean_steps"] >= PATIENCE:

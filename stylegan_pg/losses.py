@@ -191,9 +191,13 @@ def dragan_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def path_length_term(x: GInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
-    """(length - running mean)^2; the mean is the one from before this step, so that it is the same for all ranks."""
+    """(length - running mean)^2; the mean is the one from before this step, so that it is the same for all ranks.
+
+    Where the mapping has nothing to learn, the ws come without a graph: what is learned is in the synthesis alone.
+    """
     h, w = x.noise.shape[2:]
-    lengths = path_lengths(x.synthesis(x.ws), x.ws, x.noise / (h * w) ** 0.5)
+    ws = x.ws if x.ws.requires_grad else x.ws.detach().requires_grad_(True)
+    lengths = path_lengths(x.synthesis(ws), ws, x.noise / (h * w) ** 0.5)
     penalty = (lengths - x.state.get("pl_mean", 0.0)).square()
     return {"loss": penalty, "pl_length": lengths, "pl_penalty": penalty}
 

@@ -22,6 +22,8 @@ from stylegan_pg.parallel import Learner, Parallel
 from stylegan_pg.rng import derive, generator
 from stylegan_pg.schedule import Phase, deal, lazy_ratio
 
+TRAINS = "_trains_"  # in Players.state, before the names of parameters that train.freeze_d means and `init` lacked
+
 
 class Players:
     """G, D, G_ema and what trains them in one phase."""
@@ -87,12 +89,15 @@ class Players:
         elif init:
             new = [f"G/{n}" for n in transfer.adopt(G, init["G"])]
             new += [f"D/{n}" for n in transfer.adopt(D, init.get("D", {}))]
-            frozen = {f"D/{name}" for name, _ in transfer.frozen(D, self.config.train.freeze_d)}
-            if lacking := sorted(frozen.intersection(new)):
+            frozen = [name for name, _ in transfer.frozen(D, self.config.train.freeze_d)]
+            lacking = [name for name in frozen if f"D/{name}" in new]
+            if frozen and lacking == frozen:
                 raise UsageError(
-                    f"train.freeze_d={self.config.train.freeze_d} would keep D/{lacking[0].split('/')[1]} as it was "
-                    f"drawn: init={self.config.init} does not hold it; give a checkpoint of this resolution"
+                    f"train.freeze_d={self.config.train.freeze_d} has nothing to keep: init={self.config.init} does "
+                    f"not hold D/{frozen[0]} and what else it stands for; give a checkpoint, and where that is of a "
+                    "lower resolution, a larger train.freeze_d"
                 )
+            self.state |= {TRAINS + name: 1 for name in lacking}
         self.G, self.D = (self._place(net) for net in (G, D))
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         if old:
@@ -113,6 +118,11 @@ class Players:
         if self.config.train.compile and not phase.fade:  # in a fade alpha changes at every step
             self._compile()
         return new
+
+    def frozen(self) -> dict[str, torch.nn.Parameter]:
+        """What of D is not trained, by name: its highest resolutions, but for what `init` lacked."""
+        found = transfer.frozen(self.D, self.config.train.freeze_d)
+        return {name: p for name, p in found if TRAINS + name not in self.state}
 
     def split(self, micro_batch: int) -> None:
         """Deal this rank's share out to passes of `micro_batch` images, whole groups; 0: one pass."""
@@ -176,7 +186,7 @@ class Players:
     def _learner(self, net: torch.nn.Module, player: str, lr: float) -> Learner:
         ratio = lazy_ratio([t.every for t in self._terms_of(player) if t.every > 1 and not TERMS[t.name].of_scores])
         o = self.config.optim
-        frozen = {name for name, _ in transfer.frozen(net, self.config.train.freeze_d)} if player == "D" else set()
+        frozen = set(self.frozen()) if player == "D" else set()
         return self.parallel.prepare(net, frozen, lr * ratio, o.beta1**ratio, o.beta2**ratio, o.eps)
 
     def _passes(self, share: list[int], group: int, passes: int) -> list[list[int]]:

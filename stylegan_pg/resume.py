@@ -1,13 +1,15 @@
-"""Whether a checkpoint can be continued with a configuration, and what to say about the differences."""
+"""Whether a checkpoint can be continued, with another configuration too, and what to say about the differences."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+from stylegan_pg import checkpoint
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.errors import UsageError
+from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.schedule import Phase
 
 # Another value here makes another network, or moves the phases that nimg is counted in.
@@ -45,6 +47,35 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[prefix + key] = value
     return out
+
+
+def running_numbers(state: dict[str, Any], config: Config) -> dict[str, float]:
+    """The checkpoint's running means and the like, without those that start afresh: another value was configured for
+    their start, or they are fixed now."""
+    before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))
+    afresh = {"augment_p"} if config.augment.mode == "fixed" else set()
+    for key, name in (("augment.p", "augment_p"), ("train.loss_scale", "loss_scale")):
+        if before[key] != now[key]:
+            afresh.add(name)
+    return {name: value for name, value in state["running_means"].items() if name not in afresh}
+
+
+def put_aside(folder: Path, since: int) -> Path | None:
+    """Rename the checkpoints from nimg `since` on to NAME.bad; returns the newest one before, if there is any.
+
+    Raises:
+        RunError: where that is not possible.
+    """
+    for path in checkpoint.found(folder):
+        if int(path.stem) < since:
+            return path
+        try:
+            path.rename(path.with_name(path.name + ".bad"))
+        except OSError as error:
+            raise RunError(
+                f"training has diverged, and {path}, which holds such a state, cannot be renamed ({error}): delete it"
+            ) from None
+    return None
 
 
 def compare(

@@ -145,6 +145,11 @@ def _explain(error: OmegaConfBaseException, source: str) -> UsageError:
     if "missing mandatory value" in str(error):
         return UsageError(f"{source}: {key} is not set: give it there, or as {key}=... on the command line")
     reason = str(error).splitlines()[0]
+    if "not in 'TermConfig'" in reason:  # an entry of loss.terms
+        leaf = key.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(leaf, _known_keys(TermConfig), 1, 0.6)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return UsageError(f"{source}: loss.terms: unknown key {leaf!r}{hint}")
     if key and "not in" in reason and key not in known:
         by_leaf = {k.rsplit(".", 1)[-1]: k for k in known}
         near = difflib.get_close_matches(key, known, 1, 0.6)
@@ -281,7 +286,8 @@ def check(config: Config) -> None:
     demand(mode != "fixed" or config.augment.p > 0, "augment.p", "above 0 with augment.mode=fixed")
     fits = mode == "none" or (smallest >= 2 and config.model.name != "mlp")
     demand(fits, "augment.mode", "none for pictures with a side of one pixel")
-    possible = not config.train.freeze_d or (config.init and start is None and config.model.name != "mlp")
+    grows = start not in (None, config.resolution)
+    possible = not config.train.freeze_d or (config.init and not grows and config.model.name != "mlp")
     demand(bool(possible), "train.freeze_d", "0 but for networks that do not grow, with init=CHECKPOINT")
     demand(-1 <= config.augment.target <= 1, "augment.target", "between -1 and 1")
     demand(len(config.output.grid) == 2 and min(config.output.grid) > 0, "output.grid", "[columns, rows]")

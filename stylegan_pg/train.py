@@ -32,7 +32,7 @@ from stylegan_pg.ops import native
 from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.report import Means, Reporter
-from stylegan_pg.resume import compare, to_plain
+from stylegan_pg.resume import compare, put_aside, running_numbers, to_plain
 from stylegan_pg.schedule import Phase, crossed, phases
 from stylegan_pg.settings import to_yaml
 
@@ -61,6 +61,7 @@ class Trainer:
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
+        self.faulty_since: int | None = None  # nimg of the first state from which all steps have had faults
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
@@ -118,7 +119,8 @@ class Trainer:
         if self.init:
             self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
             if unused := transfer.unused(p.G, self.init["G"]):
-                self.say(f"not used of it: {', '.join(unused)}")
+                later = "; what grows later is drawn anew" if phase.resolution < self.config.resolution else ""
+                self.say(f"not used of it: {', '.join(unused)}{later}")
             self.init = None
         if p.nimg == 0:
             self.outputs.grids()
@@ -209,7 +211,7 @@ class Trainer:
         torch.set_num_threads(state["environment"]["threads"])
         p = self.players
         p.nimg = state["nimg"]
-        p.state |= state["running_means"]  # which may know less than a configuration that has changed since
+        p.state |= running_numbers(state, self.config)  # which may know less than a configuration changed since
         p.enter(self.plan[state["phase"]])
         p.load(tensors)
         self.means = Means(state["means"])
@@ -256,33 +258,45 @@ class Trainer:
         if tick:
             self.outputs.tick(before, self.feed.kinds())
         self.outputs.due(before, last=last)
-        if due and (not p.faults or self.stopping or last):  # a state that may have diverged takes no good one's place
+        if due and not p.faults:
             self.checkpoint()
+        elif self.stopping or last:  # a state that may have diverged takes no good one's place
+            self.say("warning: no checkpoint of this state, as its last step was left out; the one before stays")
+            self.settle(wait=True, final=True)
         self.pace.go()
 
     def count_faults(self, nimg: int) -> None:
         """What the step at nimg left out because it was not finite is told; too much of it stops the run.
 
+        The step that spoils the weights can be finite itself, and a checkpoint then holds what it made: those of a
+        state from which nothing but faults has followed are put aside.
+
         Raises:
-            RunError: with what to do; the checkpoints stay as they are.
+            RunError: with what to do.
         """
         p = self.players
         for note in p.notes:
             self.say(f"warning: {note}")
         if not p.faults:
             p.state["_skipped"] = max(p.state.get("_skipped", 0.0) - FORGIVEN, 0.0)
+            self.faulty_since = None
             return
+        if self.faulty_since is None:
+            self.faulty_since = nimg if p.began_bad else p.nimg
         p.state["_skipped"] = p.state.get("_skipped", 0.0) + 1
         p.state["skipped"] = p.state.get("skipped", 0) + 1
         told = f"the step at nimg {nimg} ({p.phase}) was left out: {'; '.join(p.faults)}"
         self.say(f"warning: {told} ({math.ceil(p.state['_skipped'])} of at most {self.config.train.max_skipped})")
         if p.state["_skipped"] > self.config.train.max_skipped:
             self.writer.wait()
-            newest = next(iter(checkpoint.found(self.folder)), None)
+            with dist.main_decides() as box:
+                if dist.is_main():
+                    box.append(put_aside(self.folder, self.faulty_since))
             raise RunError(
                 f"training has diverged: more than train.max_skipped={self.config.train.max_skipped} steps were left "
-                f"out; {told}. The last good checkpoint is {newest or 'none yet'}; run the same command again with a "
-                "larger loss.r1_gamma, smaller optim.g_lr and optim.d_lr, or model.low_precision=fp32"
+                f"out; {told}. The last good checkpoint is {box[0] or 'none'} (later ones are now called NAME.bad); "
+                "run the same command again with a larger loss.r1_gamma, smaller optim.g_lr and optim.d_lr, or "
+                "model.low_precision=fp32"
             )
 
     def checkpoint(self) -> None:

@@ -50,32 +50,43 @@ def read(path: str, network: str) -> Weights:
     return weights
 
 
-def adopt(net: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
+# The layers with inputs of the label behind others, and which dimension these are: where the label is embedded first,
+# and where it goes in as it is (ProGAN, MLP).
+EMBEDDED = {"mapping.fc0.weight": 1}
+PLAIN = {"synthesis.b4.first.weight": 0, "synthesis.layers.0.weight": 1, "layers.0.weight": 1, "mapping.w_avg": 0}
+
+
+def adopt(net: Any, state: dict[str, torch.Tensor]) -> list[str]:
     """Give `net` every tensor of `state` that fits; returns the names that stay as they were initialised.
 
-    A mapping that becomes conditional keeps what it computed: its first layer has the label's inputs behind the
-    latent's (w_dim more), and takes the old weights, for the equalised learning rate's other factor, and zeros.
+    A generator that becomes conditional keeps what it computed: the label's inputs get zeros.
     """
     new, ours = [], net.state_dict()
-    first, width = ours.get("mapping.fc0.weight"), ours.get("mapping.embed.bias")
-    old_first = state.get("mapping.fc0.weight")
-    becomes_conditional = (
-        first is not None
-        and width is not None
-        and old_first is not None
-        and "mapping.embed.weight" not in state
-        and first.shape == (old_first.shape[0], old_first.shape[1] + len(width))
-    )
+    embedding = ours.get("mapping.embed.bias")
+    labels, layers = (net.c_dim, PLAIN) if embedding is None else (len(embedding), EMBEDDED)
     for name, tensor in ours.items():
         old = state.get(name)
+        if old is not None and old.shape != tensor.shape and name in layers and "mapping.embed.weight" not in state:
+            old = _with_labels(name, old, layers[name], labels)
         if old is not None and old.shape == tensor.shape:
             tensor.copy_(old)
-        elif old is not None and name == "mapping.fc0.weight" and becomes_conditional:
-            tensor.zero_()
-            tensor[:, : old.shape[1]] = old.to(tensor) * math.sqrt(tensor.shape[1] / old.shape[1])
         else:
             new.append(name)
     return new
+
+
+def _with_labels(name: str, old: torch.Tensor, dim: int, labels: int) -> torch.Tensor:
+    """A layer's tensor with zeros for so many inputs more, which then does what it did."""
+    count, more = old.shape[dim], list(old.shape)
+    more[dim] = labels
+    gain = 1.0
+    if name == "mapping.fc0.weight":
+        gain = math.sqrt((count + labels) / count)  # the equalised learning rate divides by it
+    elif name == "synthesis.b4.first.weight":
+        # It does so here as well, but the norm over latent and label multiplies by the same; what is left is the
+        # label's 1 beside the latent's squared length, of `count` on average.
+        gain = math.sqrt((count + 1) / count)
+    return torch.cat([old * gain, old.new_zeros(more)], dim)
 
 
 def unused(G: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
@@ -84,15 +95,11 @@ def unused(G: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     return sorted((name for name in found if name[1:].isdigit()), key=lambda name: int(name[1:]))
 
 
-def freeze(D: Any, count: int) -> list[nn.Parameter]:
-    """The parameters of D's `count` highest resolutions, which are not to be trained (Mo et al. 2020, Freeze-D).
+def frozen(D: Any, count: int) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of D's `count` highest resolutions with their names in D, which are not to be trained (Mo et al.
+    2020, Freeze-D).
 
     The last one, 4x4, always learns.
     """
-    return [p for _, p in frozen(D, count)]
-
-
-def frozen(D: Any, count: int) -> list[tuple[str, nn.Parameter]]:
-    """Those parameters with their names in D."""
     resolutions = sorted(D.resolutions, reverse=True)[:-1][:count] if count else []
     return [(f"b{r}.{name}", p) for r in resolutions for name, p in getattr(D, f"b{r}").named_parameters()]

@@ -17,7 +17,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.plan import Machine, report
-from stylegan_pg.resume import compare, to_plain
+from stylegan_pg.resume import compare, running_numbers, to_plain
 from stylegan_pg.schedule import phases, term_weight
 from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
 from stylegan_pg.train import remarks
@@ -264,7 +264,10 @@ def test_terms_are_checked():
     assert "r1 is there twice" in refused("loss.terms=[{name: r1}]")
     assert config_of("loss.terms=[{name: r1}]", "loss.r1_gamma=0").loss.terms[0].name == "r1"
     assert "name" in refused("loss.terms=[{weight: 1}]")
-    assert "weigth" in refused("loss.terms=[{name: r1, weigth: 1}]")
+    assert "unknown key 'weigth'; did you mean 'weight'?" in refused("loss.terms=[{name: r2, weigth: 1}]")
+    assert "unknown key 'evry'; did you mean 'every'?" in refused("loss.terms=[{name: r2, evry: 1}]")
+    assert "unknown key 'gamma'" in refused("loss.terms=[{name: r2, gamma: 1}]")
+    assert "did you mean" not in refused("loss.terms=[{name: r2, gamma: 1}]")
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -385,6 +388,18 @@ def test_checkpoints_from_before_a_key_was_there_continue_without_a_word():
     changed = config_of("loss.terms=[{name: r2, every: 4}]", "growth.start=8", "resolution=16", "train.compile=true")
     notes = compare(state, changed, index, plan, {})  # type: ignore[arg-type]  # as above
     assert [n.split(" was")[0] for n in notes] == ["loss.terms", "train.compile"]
+
+
+def test_running_numbers_start_afresh_where_their_start_was_configured_anew():
+    config = config_of("augment.mode=ada", "augment.p=0.1")
+    kept = {"augment_p": 0.4, "loss_scale": 512.0, "pl_mean": 2.0}
+    state = {"config": to_plain(config), "running_means": kept}
+    del state["config"]["train"]["loss_scale"]  # as before there was such a key
+    assert running_numbers(state, config) == kept
+    assert running_numbers(state, config_of("augment.mode=ada", "augment.p=0.2")).keys() == {"loss_scale", "pl_mean"}
+    scaled = config_of("augment.mode=ada", "augment.p=0.1", "train.loss_scale=64")
+    assert running_numbers(state, scaled).keys() == {"augment_p", "pl_mean"}
+    assert running_numbers(state, config_of("augment.mode=fixed", "augment.p=0.1")).keys() == {"loss_scale", "pl_mean"}
 
 
 def test_what_is_possible_but_perhaps_not_meant_is_told():

@@ -4,7 +4,7 @@ import harness
 import pytest
 import torch
 
-from stylegan_pg import losses
+from stylegan_pg import checkpoint, losses
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.stream import batches
 from stylegan_pg.game import Game
@@ -84,6 +84,15 @@ def test_terms_of_no_weight_are_left_out(tiny_data):
     assert all(torch.equal(t, b[name]) for name, t in a.items())
 
 
+@pytest.mark.parametrize("name", ["progan", "mlp"])
+def test_path_length_without_a_mapping_to_learn(tiny_data, name):
+    game = entered(tiny_data, f"model.name={name}", "train.micro_batch=4", "loss.pl_every=2")
+    seen = list(stepped(game, 3))
+    assert ["pl_length" in stats for stats, _ in seen] == [True, False, True]
+    assert [players_of(moved) for _, moved in seen] == ["DG"] * 3
+    assert game.state["pl_mean"] > 0
+
+
 @pytest.mark.parametrize("extra", ["loss.objective=relativistic", "loss.terms=[{name: gradient_penalty}]"])
 def test_images_that_meet_are_of_one_class(tiny_data, monkeypatch, extra):
     """A real image's partner, and what it is mixed with, is generated for its label."""
@@ -146,18 +155,59 @@ def test_loss_scale(tiny_data):
     assert found == [("G", [], 512), ("DG", [], 512)]
 
 
+def test_a_loss_that_is_not_finite_is_no_overflow(tiny_data, monkeypatch):
+    game = entered(tiny_data, "train.loss_scale=1024", "loss.pl_weight=0")
+    spoilt(monkeypatch, "r1", lambda: game.nimg == 0)
+    list(stepped(game, 1))
+    assert game.faults == ["D, r1: the loss is not finite", "not finite: r1_penalty"]
+    assert game.state["loss_scale"] == 1024
+    assert not game.began_bad  # G and D had moved
+
+
 @pytest.mark.distributed
-def test_a_run_that_diverges_stops_at_the_last_good_checkpoint(tiny_data, tmp_path):
+@pytest.mark.parametrize(("at", "every"), [(32, 10), (32, 0.008), (40, 0.008)])
+def test_a_run_that_diverges_stops_at_the_last_good_checkpoint(tiny_data, tmp_path, at, every):
+    """In its first step at a high learning rate either a term of that step is not finite (R1 is due at 32, where a
+    phase begins), or only the next step is, and a checkpoint lies between them."""
     run = tmp_path / "run"
-    harness.finish(harness.start(harness.arguments(run, tiny_data, train__total_kimg=0.032)))
+    often = {"train__total_kimg": at / 1000, "checkpoint__every_kimg": 0.008}
+    harness.finish(harness.start(harness.arguments(run, tiny_data, **often)))
     kept = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
-    changes = {"optim__d_lr": 1e30, "train__max_skipped": 2, "train__total_kimg": 1, "checkpoint__every_kimg": 10}
-    args = harness.arguments(run, tiny_data, **changes)
+    changes = {"train__max_skipped": 2, "train__total_kimg": 0.08, "checkpoint__every_kimg": every}
+    args = harness.arguments(run, tiny_data, **changes, optim__d_lr=1e30)
     told = harness.finish(harness.start(args), expected=1)
     assert "Traceback" not in told
     assert "(2 of at most 2)" in told
     assert "more than train.max_skipped=2 steps were left out" in told
-    assert f"The last good checkpoint is {run / 'checkpoints'}" in told
+    good = checkpoint.path_for(run / "checkpoints", at)
+    assert f"The last good checkpoint is {good} " in told
     assert "optim.d_lr" in told.splitlines()[-1]
+    assert checkpoint.found(run / "checkpoints")[0] == good
+    assert good.read_bytes() == kept[good.name]
+    bad = [p.name for p in (run / "checkpoints").glob("*.bad")]
+    assert bad == (["000000000048.safetensors.bad"] if at == 40 else [])
+    harness.finish(harness.start(harness.arguments(run, tiny_data, **changes)))
+    tensors, state = harness.newest(run)
+    assert state["nimg"] == 80
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.distributed
+def test_a_probability_and_a_loss_scale_that_are_configured_anew_count_on_resume(tiny_data, tmp_path):
+    run, more = tmp_path / "run", {"augment__p": 0.5, "train__loss_scale": 4}
+    for kimg, changes, scale, p in ((0.016, {}, 1, 0), (0.024, more, 4, 0.5)):
+        how = {"augment__mode": "ada", "output__grid_kimg": 0, "train__total_kimg": kimg} | changes
+        harness.finish(harness.start(harness.arguments(run, tiny_data, **how)))
+        numbers = harness.newest(run)[1]["running_means"]
+        assert (numbers["loss_scale"], numbers["augment_p"]) == (scale, pytest.approx(p, abs=1e-3))
+
+
+@pytest.mark.distributed
+def test_a_state_that_may_have_diverged_takes_no_good_ones_place_at_the_end(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    harness.finish(harness.start(harness.arguments(run, tiny_data, train__total_kimg=0.032)))
+    kept = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
+    changes = {"optim__d_lr": 1e30, "train__total_kimg": 0.064, "checkpoint__keep": 1}
+    told = harness.finish(harness.start(harness.arguments(run, tiny_data, **changes)))
+    assert "no checkpoint of this state" in told
     assert {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()} == kept
-    assert torch.isfinite(torch.cat([t.flatten().float() for t in harness.newest(run)[0].values()])).all()

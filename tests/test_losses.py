@@ -304,6 +304,23 @@ def test_drift_is_the_square_of_the_real_scores():
     assert gradcheck(lambda r, f: TERMS["drift"].compute(r, f)["loss"], scores(5, 4))
 
 
+def test_path_length_of_a_generator_without_a_mapping_to_learn():
+    """G(w) = A w for ws without a graph: J^T y is A^T y, whatever w is, and A learns from it."""
+    g = torch.Generator().manual_seed(6)
+    a = torch.randn([24, 5], generator=g, dtype=torch.float64).requires_grad_(True)
+    ws, noise = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ([N, 1, 5], [N, *SHAPE]))
+
+    def values(a: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = losses.GInputs(lambda w: (w[:, 0] @ a.t()).reshape(-1, *SHAPE), ws, noise, {"pl_mean": 0.5})
+        return TERMS["path_length"].compute(x)
+
+    wanted = np.linalg.norm(noise.flatten(1).numpy() / np.sqrt(12) @ a.detach().numpy(), axis=1)
+    np.testing.assert_allclose(values(a)["pl_length"].detach().numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(values(a)["loss"].detach().numpy(), (wanted - 0.5) ** 2, rtol=1e-12)
+    assert gradcheck(lambda a: values(a)["loss"], a)
+    assert not ws.requires_grad
+
+
 def test_all_terms_take_a_target():
     """The trainer passes it to each, so that none is a special case."""
     for name, term in TERMS.items():

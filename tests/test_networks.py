@@ -344,6 +344,36 @@ def test_bfloat16_in_the_highest_resolutions(kind):
         assert p.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("term", ["r1", "gradient_penalty", "path_length"])
+@pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
+def test_second_derivatives_in_bfloat16(kind, term):
+    """A term's value and the direction of its gradient are those of single precision, about; of weights that take as
+    much rounding well, as not all do."""
+    build = generator if term == "path_length" else discriminator
+    whole = build(16, 2, kind=kind).float()
+    half = build(16, 1, kind=kind, low_precision="bf16", low_precision_at=[8, 16]).float()
+    copy_same_names(half, whole)
+    x, noise, u = normal(4, 3, 16, 16).float(), normal(4, 3, 16, 16, seed=1).float(), torch.linspace(0, 1, 4)
+
+    def taken(net: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if term == "path_length":
+            inputs = losses.GInputs(net.synthesis, net.styles(normal(4, 8, seed=2).float()), noise)
+        else:
+            inputs = losses.DInputs(lambda images, c: net(images), x, None, noise, None, u)
+        loss = losses.TERMS[term].compute(inputs)["loss"]
+        parameters = list(net.parameters())
+        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
+        assert {g.dtype for g in gradients} == {torch.float32}
+        return loss.detach(), torch.cat([g.flatten() for g in gradients])
+
+    (loss, gradient), (half_loss, half_gradient) = taken(whole), taken(half)
+    assert not torch.equal(loss, half_loss)
+    assert float((half_loss - loss).abs().max()) < 0.1 * float(loss.max())
+    # Where rounding changes the sign before a leaky ReLU, a second derivative jumps.
+    assert float(torch.cosine_similarity(half_gradient, gradient, dim=0)) > 0.85
+    assert 0.85 < float(half_gradient.norm() / gradient.norm()) < 1.15
+
+
 @pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
 def test_low_precision_blocks_are_those_from_the_given_resolution(kind):
     seen: dict[str, torch.dtype] = {}

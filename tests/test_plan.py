@@ -97,6 +97,22 @@ def test_players_that_move_less_often_cost_less():
     assert 0 < d_alone < rare < often
 
 
+def test_terms_without_a_weight_in_a_phase_cost_nothing_there():
+    by_size, by_kimg = "loss.r1_gamma_at={16: 1}", "loss.terms=[{name: r2, weight: 0, weight_from: {1: 1}}]"
+    configs = [config_of("loss.r1_gamma=0", *more) for more in ([], [by_size], [by_kimg])]
+    none, *others = ([cost_of(c, phase, 3, 0).flops_per_image for phase in phases(c)] for c in configs)
+    for costs in others:
+        assert [a < b for a, b in zip(none, costs, strict=True)] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["progan", "mlp"])
+def test_path_length_has_a_cost_without_a_mapping_to_learn(name):
+    fixed = ("growth.start=null", "train.total_kimg=1", f"model.name={name}")
+    with_it, without = config_of(*fixed), config_of(*fixed, "loss.pl_weight=0")
+    more, less = (cost_of(c, phases(c)[0], 3, 0).flops_per_image for c in (with_it, without))
+    assert more > less > 0
+
+
 @pytest.mark.parametrize("objective", ["wgan", "relativistic"])
 def test_further_objectives_and_terms_have_a_cost(objective):
     terms = "loss.terms=[{name: r2}, {name: gradient_penalty}, {name: drift}, {name: dragan}]"
@@ -191,6 +207,28 @@ def test_a_plan_from_the_command_line(square, tmp_path, monkeypatch, capsys):
     assert "64x64 stable" in text
     assert "on 2 devices of 1e+12 FLOPs per second, if 30% of that is used" in text
     assert out.stat().st_size > 10_000
+
+
+def test_an_automatic_schedule_is_made_for_the_devices_that_are_given(square, monkeypatch, capsys):
+    def printed(*more: str) -> str:
+        auto = ["growth.schedule=auto", "train.total_kimg=1000", "growth.start=8"]
+        monkeypatch.setattr(sys, "argv", ["stylegan-pg", "plan", "demo", *auto, *more])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    def batches(text: str) -> list[str]:
+        return [line.split()[3] for line in text.splitlines() if " stable " in line or " fade " in line]
+
+    told = "growth.schedule=auto for 64 devices: train with growth.devices=64 instead of 8"
+    plain, given, said = printed(), printed("--devices", "64"), printed("growth.devices=64")
+    assert told in given
+    assert told not in plain + said
+    assert batches(given) == batches(said) != batches(plain)
+    both = printed("--devices", "64", "growth.devices=8")
+    assert batches(both) == batches(plain)
+    assert told not in both
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ def test_ema():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "phase", "limit"), [("stylegan2-ffhq1024", "stable", 16), ("progan-celebahq1024", "fade", 20)]
+    ("config", "phase", "limit"),
+    [("stylegan2-ffhq1024", "stable", 16), ("progan-celebahq1024", "fade", 20), ("stylegan-ffhq1024", "fade", 20)],
 )
 def test_a_full_size_step_fits_into_memory(config, phase, limit):
     """One step of G and D with all terms at 1024x1024 with one image, on the CPU; peak memory (GiB) of the whole

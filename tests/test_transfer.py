@@ -3,6 +3,7 @@
 import harness
 import pytest
 import torch
+from nets import CLASSES, close, generator, labels, normal
 
 from stylegan_pg import checkpoint
 from stylegan_pg.errors import UsageError
@@ -57,7 +58,7 @@ def test_to_a_growing_run_of_a_lower_resolution(source, tiny_data, tmp_path):
     assert {k for k in tensors if k.startswith("G/")} < {k for k in old if k.startswith("G/")}
     assert all(torch.equal(t, old[k]) for k, t in tensors.items() if k.startswith("G/"))
     assert "new: D/b8.fromrgb" in told
-    assert "not used of it: b16" in told
+    assert "not used of it: b16; what grows later is drawn anew" in told
 
 
 def test_a_conditional_run_starts_as_the_unconditional_generator(source, tiny_data, tmp_path):
@@ -70,6 +71,28 @@ def test_a_conditional_run_starts_as_the_unconditional_generator(source, tiny_da
     old = load_snapshot(source[1])
     z, c = torch.randn(4, G.z_dim, generator=torch.Generator().manual_seed(0)), torch.eye(G.c_dim)[[0, 1, 0, 1]]
     torch.testing.assert_close(G(z, c), old(z), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
+@torch.no_grad()
+def test_generators_that_become_conditional_compute_what_they_did(kind):
+    old, new = generator(16, kind=kind), generator(16, 1, kind=kind, c_dim=CLASSES)
+    assert {name.split(".")[1] for name in adopt(new, old.state_dict())} <= {"embed"}
+    z = normal(6, old.z_dim)
+    sphere = z * (z.shape[1] / z.square().sum(dim=1, keepdim=True)).sqrt()  # where ProGAN's norms are alike exactly
+    close(new(sphere, labels(6)), old(sphere), 1e-6)
+    assert float((new(z, labels(6)) - old(z)).std()) < 0.1 * float(old(z).std())
+
+
+@torch.no_grad()
+def test_perceptrons_that_become_conditional_compute_what_they_did():
+    pair, size = NETWORKS["mlp"], {"resolution": 4, "img_size": (2, 3), "width": 8}
+    z, x = torch.randn(5, 6), torch.randn(5, 2, 2, 3)
+    c = torch.eye(3)[[0, 1, 2, 0, 1]]
+    for build, given, more in ((pair.G, z, {"z_dim": 6}), (pair.D, x, {})):
+        old, new = build(**size, **more), build(**size, **more, c_dim=3)
+        assert adopt(new, old.state_dict()) == []
+        torch.testing.assert_close(new(given, c), old(given))
 
 
 def test_other_layers_of_another_form_are_new():
@@ -90,12 +113,33 @@ def test_other_layers_of_another_form_are_new():
 def test_frozen_layers_need_weights(source, tiny_data, tmp_path):
     how = SHORT | {"train__freeze_d": 1, "init": source[1]}
     told = harness.finish(harness.start(harness.arguments(tmp_path / "run", tiny_data, **how)), expected=2)
-    assert "does not hold it" in told
+    assert "does not hold D/b16.fromrgb.weight" in told
     assert "Traceback" not in told
     tensors, _ = started(tmp_path, tiny_data, source[0], train__freeze_d=1, optim__d_lr=0.01)
     old, _ = checkpoint.read(source[0])
     kept = {k for k in old if k.startswith("D/") and torch.equal(tensors[k], old[k])}
     assert kept == {k for k in old if k.startswith("D/b16.")}
+
+
+@pytest.mark.parametrize(("resolution", "count"), [(8, 1), (32, 2)])
+def test_frozen_layers_of_another_resolution(source, tiny_data, tmp_path, resolution, count):
+    """What the other run did not have learns, also when the run is continued, which does not look at the file."""
+    init = tmp_path / "init.safetensors"
+    init.write_bytes(source[0].read_bytes())
+    old, _ = checkpoint.read(init)
+    how = SHORT | {"resolution": resolution, "growth__start": resolution, "train__freeze_d": count, "init": init}
+    for kimg in (0.008, 0.016):
+        args = harness.arguments(tmp_path / "run", tiny_data, **(how | {"train__total_kimg": kimg}))
+        harness.finish(harness.start(args))
+        init.unlink(missing_ok=True)
+        tensors, state = harness.newest(tmp_path / "run")
+        assert state["nimg"] == 1000 * kimg
+        kept = {k for k in old.keys() & tensors.keys() if k.startswith("D/") and torch.equal(tensors[k], old[k])}
+        block = min(resolution, 16)
+        assert kept == {k for k in old.keys() & tensors.keys() if k.startswith(f"D/b{block}.")}
+        assert f"D/b{block}.conv0.weight" in kept
+        assert not any(f"b{block}.conv0" in k for k in tensors if k.startswith("opt_D/"))
+        assert any(f"b{resolution}.fromrgb" in k for k in tensors if k.startswith("opt_D/"))
 
 
 @pytest.mark.parametrize("given", ["train.freeze_d=1", "train.freeze_d=1 init=x growth.start=8"])
