@@ -3,6 +3,9 @@
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
+# Until there is something to stop, that is all there is to it: to be continued.
+trap 'exit 75' TERM INT USR1 HUP
+
 # The comment at a script's head, as its help.
 help_and_leave() {
     awk 'NR > 1 { if (!/^#/) exit; if (!/^#SBATCH/) { sub(/^# ?/, ""); print } }' "$1"

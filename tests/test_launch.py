@@ -125,13 +125,16 @@ def test_supervise(codes, end, starts, tmp_path):
 def test_a_stop_while_other_nodes_are_waited_for(tmp_path):
     """Nothing has begun: the script ends at once, on both sides, and the run is to be continued."""
     where = {"NNODES": "2", "HEAD": "127.0.0.1", "PORT": str(serving.free_port()), "STYLEGAN_PG_CACHE": str(tmp_path)}
-    for rank in ("0", "1"):
+    for rank, wait in (("0", False), ("0", True), ("1", True)):
         env = clusters.environment(NODE_RANK=rank, **where)
         with open(tmp_path / "log", "w") as log:
             process = subprocess.Popen([str(LAUNCH / "torchrun.sh"), "demo"], stdout=log, stderr=log, env=env)
-        time.sleep(20)  # to build the kernels, and begin to wait
+        time.sleep(2)  # which the kernels take longer to build the first time
+        if wait:
+            wait_until(lambda: "kernels.so" in (tmp_path / "log").read_text(), 120, "its kernels", lambda: "")
+            time.sleep(5)
         process.terminate()
-        assert process.wait(30) == 75, (tmp_path / "log").read_text()
+        assert process.wait(60) == 75, (tmp_path / "log").read_text()
 
 
 @pytest.mark.distributed

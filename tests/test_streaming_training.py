@@ -59,6 +59,11 @@ def arguments(run: Path, url: str, **changes) -> list[str]:
     return harness.arguments(run, Path("x"), **({"data__url": url} | own | changes))
 
 
+def tars_of(server: serving.Server, resolution: int) -> list[dict]:
+    """The requests for the pictures of a resolution, not for its index."""
+    return [request for request in server.requests(f"r{resolution:04d}/") if request["path"].endswith(".tar")]
+
+
 def wait_for(condition, process, seconds: float = 120) -> None:
     end = time.time() + seconds
     while not condition():
@@ -115,7 +120,7 @@ def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path)
     args = arguments(run, server.url, data__workers=workers, data__patience_sec=2, data__prefetch_shards=0)
     server.misbehave(match="r0016", rate=1000)  # the second resolution comes slowly
     process = harness.start(args, ranks=ranks)
-    wait_for(lambda: server.requests("r0016/00"), process)
+    wait_for(lambda: tars_of(server, 16), process)
     server.kill()
     output = harness.finish(process, 1 if ranks else 75)  # torchrun has an exit code of its own
     assert "stopped, as there is no more data (data.patience_sec=2): http://127.0.0.1" in output
@@ -144,7 +149,7 @@ def test_a_launch_script_hands_on_that_the_data_went_away(server, undisturbed, t
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = [str(clusters.LAUNCH / "single.sh"), *args]
     process = subprocess.Popen(command, env=clusters.environment(NPROC="2"), **pipes)
-    wait_for(lambda: server.requests("r0016/00"), process)
+    wait_for(lambda: tars_of(server, 16), process)
     server.kill()
     output = harness.finish(process, 75)
     assert output.count("stopped, as there is no more data") == 1
