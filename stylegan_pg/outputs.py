@@ -101,13 +101,18 @@ class Outputs:
         for reason in self.metrics.missing:
             self.say(f"warning: {moment} are incomplete: {reason}; training goes on")
         if self.reporter and values:
-            seconds = round(time.time() - started, 1)
-            self.reporter.metrics(p.nimg, values, resolution=p.current.resolution, seconds=seconds)
+            seconds, how = round(time.time() - started, 1), self.config.metrics
+            facts = {"resolution": p.current.resolution, "images": how.images, "seconds": seconds}
+            self.reporter.metrics(p.nimg, values, **facts)
             self.reporter.not_training(time.time() - started)
-            how = self.config.metrics
-            moment = self.moment(how.every_kimg, self.config.output.snapshot_kimg if how.at_snapshots else 0)
-            path = self.run / "snapshots" / f"best-{moment}.safetensors"
-            if self.metrics.is_best(self.run / "metrics.jsonl", values) and self.snapshot(path):
+            at = self.moment(how.every_kimg, self.config.output.snapshot_kimg if how.at_snapshots else 0)
+            path = self.run / "snapshots" / f"best-{at}.safetensors"
+            try:
+                best = self.metrics.is_best(self.run / "metrics.jsonl", values)
+            except OSError as error:
+                self.say(f"warning: {moment} are kept, but cannot be compared with others ({error}); training goes on")
+                return
+            if best and self.snapshot(path):
                 self.reporter.link_best(path)
 
     def moment(self, *every_kimg: float) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_pg.ops import build, recipes
+from stylegan_pg.ops import build, native, recipes
 
 pytestmark = pytest.mark.distributed
 
@@ -225,6 +225,71 @@ def test_a_lock_that_is_held_too_long_does_not_stop_the_work(tmp_path, monkeypat
         assert 0.3 <= time.monotonic() - started < 10
     process.kill()
     process.wait()
+
+
+def test_a_lock_of_another_users_does_not_stop_the_work(tmp_path):
+    """A folder stands in for a file that may not be opened, which root could."""
+    (tmp_path / "lock").mkdir()
+    with build._lock(tmp_path / "lock"):
+        pass
+
+
+def test_a_cache_that_is_gone_is_one_message(tmp_path):
+    with pytest.raises(recipes.BuildError, match=r"cannot be written: .*set STYLEGAN_PG_CACHE"):
+        build._compile(recipes.cpu_recipe(), tmp_path / "gone" / "cpu-0")
+
+
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    """As in containers that run as a number: a chosen cache needs none, a temporary folder stands in for the other."""
+
+    def fails():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fails)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "chosen"))
+    assert build.cache_folder() == tmp_path / "chosen"
+    monkeypatch.delenv("STYLEGAN_PG_CACHE")
+    assert build.cache_folder() == tmp_path / f"stylegan_pg-{os.getuid()}"
+
+
+def test_no_cache_at_all_is_told_by_the_command(monkeypatch):
+    def fails():
+        raise recipes.BuildError("/tmp/x could be written by others", "", "set STYLEGAN_PG_CACHE")
+
+    monkeypatch.setattr(build, "cache_folder", fails)
+    monkeypatch.setattr(native, "choose", lambda device: native.Choice("reference", "no cache"))
+    assert "cache none (/tmp/x could be written by others; set STYLEGAN_PG_CACHE)" in native.status()
+
+
+def test_a_compiler_with_launcher_and_options(tmp_path, monkeypatch):
+    """$CXX as build systems have it; options are part of a library's key, and nvcc gets the compiler alone."""
+    compiler, launcher = tmp_path / "my c++", tmp_path / "launcher"
+    compiler.write_text(f'#!/bin/sh\nexec {recipes.cxx()} "$@"\n')
+    launcher.write_text('#!/bin/sh\nexec "$@"\n')
+    for path in (compiler, launcher):
+        path.chmod(0o755)
+    names = set()
+    for text, words in {
+        str(compiler): [str(compiler)],  # a path with a space in it
+        f"'{compiler}' -O0": [str(compiler), "-O0"],
+        f"{launcher} '{compiler}' -O0 -g": [str(launcher), str(compiler), "-O0", "-g"],
+    }.items():
+        monkeypatch.setenv("CXX", text)
+        recipe = recipes.cpu_recipe()
+        assert list(recipes.cxx_command()) == words
+        assert recipes.cxx() == str(compiler)
+        assert list(recipe.compile[: len(words)]) == list(recipe.link[: len(words)]) == words
+        assert recipe.problem is None
+        assert f"-ccbin={compiler}" in recipes.cuda_recipe().compile
+        names.add(build._name(recipe))
+    assert len(names) == 3
+    assert probe(tmp_path / "cache")[0][:2] == ["cpu", "compiled"]
+    for text in ("no-such-compiler -O0", "'unclosed", "  "):
+        monkeypatch.setenv("CXX", text)
+        assert recipes.cxx_command() == ()
+        assert recipes.cpu_recipe().problem
 
 
 def test_the_key_holds_what_a_library_is_made_of(monkeypatch):

@@ -3,11 +3,13 @@ what PyTorch asks of an operator (schema, fake tensors, export, compile)."""
 
 import itertools
 import os
+from typing import Any
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from stylegan_pg.errors import RunError
 from stylegan_pg.ops import ACTIVATIONS, bias_act, calls, native, reference, setup_filter, upfirdn2d
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -131,6 +133,140 @@ def test_results_have_the_layout_of_x(implementation, layout):
         assert y.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("dim", range(4))
+def test_channels_last_stays_so_along_every_dimension(implementation, dim):
+    """Values, both derivatives, and the layouts that the fake implementations promise."""
+    x = numbers(3, 6, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    b = (0.1 * numbers(x.shape[dim], seed=1)).requires_grad_(True)
+    dy = numbers(3, 6, 4, 5, seed=2)
+    rest = (None, None, "swish", 1.3, None, dim)
+    y, expected = OPS.bias_act(x, b, *rest), reference.bias_act(x, b, *rest)
+    close(y, expected, 1e-12)
+    for t in (y, *(torch.autograd.grad(y, x, dy, create_graph=c, retain_graph=True)[0] for c in (False, True))):
+        assert t.is_contiguous(memory_format=torch.channels_last)
+    for a, e in zip(torch.autograd.grad(y, [x, b], dy), torch.autograd.grad(expected, [x, b], dy), strict=True):
+        close(a, e, 1e-12)
+    assert gradgradcheck(lambda x, b: OPS.bias_act(x, b, *rest).square(), [x, b], fast_mode=True)
+    torch.library.opcheck(OPS.bias_act, (x, b, *rest))
+    plain, dy = x.detach(), dy.contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(OPS.bias_act_slope, (dy.clone().requires_grad_(True), x, b, *rest))
+    torch.library.opcheck(OPS.bias_act_curvature, (dy, dy.flip(0), plain, b.detach(), *rest))
+    torch.library.opcheck(OPS.bias_act_backward, (dy, plain, b.detach(), *rest, [True, False, False]))
+
+
+def test_opcheck_of_channels_last_with_scale_and_noise(implementation):
+    how = tail("bias scale noise", (2, 3, 4, 5))
+    how["x"] = how["x"].contiguous(memory_format=torch.channels_last)
+    inputs = [t.requires_grad_(True) for t in how.values() if t is not None]
+    rest, dy = ("swish", 1.3, 0.9, 1), numbers(2, 3, 4, 5, seed=4)
+    torch.library.opcheck(OPS.bias_act, (*inputs, *rest))
+    torch.library.opcheck(OPS.bias_act_slope, (dy.clone().requires_grad_(True), *inputs, *rest))
+    plain = [t.detach() for t in inputs]
+    torch.library.opcheck(OPS.bias_act_backward, (dy, *plain, *rest, [True, True, True]))
+
+
+@pytest.mark.parametrize("act", ["lrelu", "swish"])
+def test_derivatives_of_vectors_and_rows(implementation, act):
+    """Where there is nothing to sum over: a bias along the only dimension, a factor for each value."""
+    for kind, shape in (("bias", (5,)), ("scale", (4, 3)), ("bias scale noise", (4, 3)), ("scale shared", (4, 3))):
+        how = tail(kind, shape) if len(shape) > 1 else {"x": numbers(*shape), "bias": 0.1 * numbers(*shape, seed=1)}
+        names = [k for k, t in how.items() if t is not None]
+        inputs = [how[k].requires_grad_(True) for k in names]
+
+        dim = len(shape) - 1
+
+        def call(*tensors, names=names, dim=dim):
+            given = dict(zip(names, tensors, strict=True))
+            return OPS.bias_act(*(given.get(k) for k in ("x", "bias", "scale", "noise")), act, 1.3, None, dim)
+
+        assert gradcheck(call, inputs)
+        assert gradgradcheck(lambda *t, call=call: call(*t).square(), inputs)
+        given = [how.get(k) for k in ("x", "bias", "scale", "noise")]
+        torch.library.opcheck(OPS.bias_act, (*given, act, 1.3, None, dim))
+
+
+def test_no_channels_no_rows_and_no_pixels():
+    for shape in ((3, 0), (0, 4), (2, 0, 3, 3), (2, 3, 0, 3)):
+        x, b = torch.ones(shape, requires_grad=True), torch.ones(shape[1], requires_grad=True)
+        noise = torch.ones(shape[0], 1, *shape[2:], requires_grad=True)
+        cases: list[dict[str, Any]] = [{}, {"noise": noise}]
+        for given in cases:
+            for t in (x, b, noise):
+                t.grad = None
+            bias_act(x, b, act="lrelu", **given).sum().backward()
+            for t in (x, b, *given.values()):
+                assert t.grad is not None
+                assert t.grad.shape == t.shape
+                assert not t.grad.any()
+
+
+def test_a_filter_is_taken_as_float32(implementation):
+    f = torch.tensor([[0.1, 0.3], [0.4, 0.7]], dtype=torch.float64)
+    x = numbers(1, 2, 5, 6)
+    assert torch.equal(upfirdn2d(x, f, padding=1), upfirdn2d(x, f.float(), padding=1))
+    assert not torch.equal(
+        upfirdn2d(x, f.float(), padding=1), reference.upfirdn2d(x, f, (1, 1), (1, 1), (1,) * 4, False, 1.0)
+    )
+
+
+@pytest.mark.parametrize("taps", [[1, 3, 3, 1], [0.1, 0.3, 0.4, 0.2], [0.1, 0.6, 0.4, 0.7], [0.8, 0.2, 0.4, 0.9]])
+def test_rounded_filters_are_still_separable(taps):
+    """Normalised in float32, they are outer products up to that only; in float64 they are taken as they are."""
+    f = setup_filter(taps)
+    assert calls.factors(f, False, 1.0) is not None
+    assert calls.factors(FILTERS["full 4x4"], False, 1.0) is None
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, 4] = 1
+    if native.compiled(x) is None:
+        pytest.skip("no compiled kernels here")
+    response = upfirdn2d(x, f, padding=2)[0, 0, 3:7, 3:7]
+    close(response, f, 4e-7)
+    row, column = divmod(int(f.argmax()), 4)
+    fx, fy = f[row], f[:, column] / f[row, column]
+    assert torch.equal(response, torch.outer(fy, fx)), "the taps of one step, not the factors of two"
+    assert torch.equal(upfirdn2d(x.double(), f, padding=2)[0, 0, 3:7, 3:7], f.double())
+
+
+def test_strict_mode_names_what_has_no_kernel(monkeypatch, capsys):
+    """Number formats and sizes; in auto mode plain PyTorch stands in, and sizes are told once."""
+    half, x = torch.ones(2, 3, dtype=torch.float16), numbers(1, 2, 8, 8)
+    monkeypatch.setattr(native, "_refused", set())
+    for mode in ("auto", "strict"):
+        monkeypatch.setattr(native, "mode", lambda mode=mode: mode)
+        find = native._kernels.__wrapped__
+        if mode == "auto":
+            assert find("cpu", half.dtype) is None
+            native.refused("upfirdn2d", x)
+            native.refused("upfirdn2d", x)
+            assert capsys.readouterr().err.count("warning: plain PyTorch stands in: upfirdn2d has no kernel for") == 1
+            continue
+        with pytest.raises(RunError, match=r"no kernels for torch.float16 on cpu \(STYLEGAN_PG_KERNELS=strict\)"):
+            find("cpu", half.dtype)
+        with pytest.raises(RunError, match=r"no kernels for torch\.float32 on mps"):
+            find("mps", torch.float32)
+        assert find("meta", torch.float32) is None
+        with pytest.raises(RunError, match=r"upfirdn2d has no kernel for torch.float64 \[1, 2, 8, 8\] on cpu"):
+            native.refused("upfirdn2d", x)
+
+
+class Refusing:
+    """A library without a kernel for anything."""
+
+    def __getattr__(self, name):
+        return lambda *args: -1
+
+
+def test_what_a_kernel_refuses_is_computed_by_the_reference(monkeypatch, capsys):
+    library: Any = Refusing()
+    monkeypatch.setattr(native, "compiled", lambda x: calls.Kernels("cuda", library))
+    monkeypatch.setattr(native, "_refused", set())
+    x, f = numbers(1, 2, 8, 8), FILTERS["1331"]
+    for _ in range(2):
+        close(upfirdn2d(x, f, padding=2), reference.upfirdn2d(x, f, (1, 1), (1, 1), (2,) * 4, False, 1.0), 0)
+        close(bias_act(x, act="swish"), reference.bias_act(x, None, None, None, "swish", 2**0.5, None, 1), 0)
+    assert capsys.readouterr().err.count("warning:") == 2
+
+
 def test_tensors_on_another_device_are_named():
     """Their addresses would mean nothing where x is."""
     kernels = native.compiled(torch.ones(1))
@@ -152,6 +288,10 @@ def test_bad_arguments_are_named():
         r"scale must be \[N, C\]": {"scale": torch.ones(2, 3)},
         "noise must be": {"noise": torch.ones(1, 2, 4, 4)},
         "need dim=1": {"scale": torch.ones(1, 2), "dim": 2},
+        "no dimension 4": {"bias": torch.ones(1), "dim": 4},
+        "no dimension -5": {"bias": torch.ones(4), "dim": -5},
+        "clamp must be at least 0, not -1": {"clamp": -1},
+        "not nan": {"clamp": float("nan")},
     }.items():
         with pytest.raises(ValueError, match=match):
             bias_act(x, **how)

@@ -1,24 +1,33 @@
 """Metrics as a whole: against torch-fidelity's command line, over ranks and batches, and with bad input."""
 
+import dataclasses
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
 import harness
+import numpy as np
 import pytest
 import torch
 from measuring import CPU, Painter, evaluator, fidelity, packed, paint, random_vgg16
+from packing import encoded, tar_of
+from PIL import Image
 
 from stylegan_pg.data.index import load_index
+from stylegan_pg.data.stream import read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics import classifiers, features, gather, real_cache
-from stylegan_pg.metrics.evaluate import Evaluator
+from stylegan_pg.metrics import classifiers, evaluate, features, gather, real_cache
+from stylegan_pg.metrics.command import _nearest, nearest_real
+from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
+from stylegan_pg.ops.recipes import BuildError
 from stylegan_pg.snapshot import load_snapshot
 
 
@@ -191,11 +200,14 @@ def test_results_do_not_depend_on_batches(pictures):
 
 NAMES = "fid60_full,kid60_full,is60,pr603_full,swd60,ms_ssim20"
 RANKS = """
-import json, sys
+import hashlib, json, sys
 sys.path[:0] = [{tests!r}]
-from measuring import Painter, evaluator
+from pathlib import Path
+from measuring import CPU, Painter, evaluator
 from stylegan_pg import dist
+from stylegan_pg.data.index import load_index
 from stylegan_pg.metrics import gather
+from stylegan_pg.metrics.command import _draw, nearest_real
 gather.BLOCK = 8  # so that every rank has some
 dist.init("cpu")
 values = evaluator({data!r}, {names!r}, extractor="pixels", batch=8, cache=False)(Painter())
@@ -209,10 +221,20 @@ try:
     fault = ""
 except Exception as error:
     fault = str(error)
-told = dist.gather_objects((values, fault))
-assert all(v == told[0][0] for v, _ in told)
+index, tools = load_index({data!r}), gather.Tools(CPU, extractor="pixels", batch=8)
+picture = nearest_real(Painter(), index, tools, 3, 1.0)
+assert (picture is not None) == dist.is_main()
+try:
+    list(_draw(Painter(), index, tools, [], 2, 1.0, Path({data!r}, "index.json", "below")))
+    unwritten = ""
+except Exception as error:
+    unwritten = str(error)
+told = dist.gather_objects((values, fault, unwritten))
+assert all(v == told[0][0] for v, *_ in told)
+assert all("below cannot be written" in u for *_, u in told), told
 if dist.is_main():
-    print("RESULT", json.dumps([values, [f for _, f in told]]))
+    near = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
+    print("RESULT", json.dumps([values, [f for _, f, _ in told], near]))
 dist.shutdown()
 """
 
@@ -220,9 +242,11 @@ dist.shutdown()
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_results_do_not_depend_on_ranks(pictures, tmp_path, monkeypatch):
-    """And a fault on one rank is every rank's, with none left waiting."""
+    """Nor do the nearest real images. And a fault on one rank is every rank's, with none left waiting."""
     monkeypatch.setattr(gather, "BLOCK", 8)  # as in the script
     alone = evaluator(pictures[1], NAMES, extractor="pixels", batch=20, cache=False)(Painter())
+    picture = nearest_real(Painter(), load_index(str(pictures[1])), Tools(CPU, extractor="pixels"), 3, 1.0)
+    assert picture is not None
     script = tmp_path / "script.py"
     script.write_text(RANKS.format(tests=str(Path(__file__).parent), data=str(pictures[1]), names=NAMES))
     for ranks in (2, 3):
@@ -231,7 +255,8 @@ def test_results_do_not_depend_on_ranks(pictures, tmp_path, monkeypatch):
         done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), timeout=240)
         line = next((s for s in done.stdout.splitlines() if s.startswith("RESULT")), None)
         assert line, done.stderr
-        values, faults = json.loads(line.removeprefix("RESULT"))
+        values, faults, near = json.loads(line.removeprefix("RESULT"))
+        assert near == hashlib.sha256(picture.numpy().tobytes()).hexdigest()
         assert len(faults) == ranks
         assert all("no room on this one" in fault for fault in faults)
         assert values.keys() == alone.keys()
@@ -298,6 +323,28 @@ def test_a_damaged_cache_entry_is_computed_anew(pictures, capsys):
     assert "could not be kept: No space left" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_own_cache")
+def test_without_a_cache_metrics_are_measured_all_the_same(pictures, capsys):
+    def fails():
+        raise BuildError("/tmp/x could be written by others", "", "set STYLEGAN_PG_CACHE")
+
+    with mock.patch.object(real_cache, "cache_folder", fails):
+        assert evaluator(pictures[1], "fid20_full", extractor="pixels")(Painter())
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "could not be kept: /tmp/x could be written by others" in warning
+
+
+def test_the_nearest_are_merged_in_a_fixed_order():
+    """Of those that are equally near, the first ones; whatever part they came in, and with parts of any width."""
+    distances = torch.tensor([[3.0, 1.0, 2.0, 1.0, 1.0, 0.5]])
+    whole = _nearest([(distances, torch.arange(6)[None])], 4)
+    assert [t.tolist() for t in whole] == [[[0.5, 1.0, 1.0, 1.0]], [[5, 1, 3, 4]]]
+    for first in ([4, 5, 0], [1], [0, 1, 2, 3, 4, 5]):
+        second = [i for i in range(6) if i not in first]
+        parts = [_nearest([(distances[:, some], torch.tensor([some]))], 4) for some in (second, first) if some]
+        assert [t.tolist() for t in _nearest(parts, 4)] == [t.tolist() for t in whole]
+
+
 class Evil:
     def __reduce__(self):
         return (os.system, ("touch /tmp/stylegan_pg_evil",))
@@ -361,3 +408,126 @@ def test_an_extractor_of_the_users(pictures):
     values = evaluator(pictures[1], "fid40_full", extractor="test_metrics:factory")(Painter())
     assert list(values) == ["fid40_full@test_metrics:factory"]
     assert evaluator(pictures[1], "fid40_full", extractor="test_metrics:factory")(Painter()) == values
+
+
+class Colours(torch.nn.Module):
+    """The mean colour, weighted."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full([3], weight))
+
+    def forward(self, images):
+        return images.float().mean(dim=[2, 3]) * self.weight
+
+
+def module():
+    return Colours()
+
+
+def named():
+    """With a name for caches that says all of it."""
+    made = Colours()
+    made.identity = "colours 1"  # type: ignore[assignment]  # modules have any attributes
+    return made
+
+
+def layered():
+    """With a layer that happens to be called so."""
+    made = Colours()
+    made.identity = torch.nn.Identity()
+    return made
+
+
+def exported():
+    batch = torch.export.Dim("batch", min=2, max=1024)
+    example = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    return torch.export.export(Colours(), (example,), dynamic_shapes=({0: batch},)).module()
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_extractors_that_are_modules(pictures):
+    """Also exported ones, whose mode cannot be set. On disk is kept only what has a name, as edited code with the same
+    weights would meet it."""
+    kept, values = Path(os.environ["STYLEGAN_PG_CACHE"]) / "metrics", []
+    for name, count in (("module", 0), ("exported", 0), ("layered", 0), ("named", 1)):
+        values += evaluator(pictures[1], "fid40_full", extractor=f"test_metrics:{name}")(Painter()).values()
+        assert len(list(kept.glob("*"))) == count, name
+    assert values == pytest.approx(values[:1] * 4, rel=1e-5)
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_an_extractor_without_the_feature_is_named(pictures):
+    other = mock.patch.object(features, "pixels", lambda images: {"fc2": torch.zeros(len(images), 4)})
+    with other, pytest.raises(UsageError, match="the extractor pixels gives fc2, but no 'pool'"):
+        evaluator(pictures[1], "fid40_full", extractor="pixels")(Painter())
+    with other, pytest.raises(UsageError, match="the extractor pixels gives fc2, but no 'pool'"):
+        nearest_real(Painter(), load_index(str(pictures[1])), Tools(CPU, extractor="pixels"), 3, 1.0)
+
+
+def test_weights_without_a_published_hash_are_marked(tmp_path, monkeypatch):
+    """By both files, unless a file is the published one; the published name alone proves nothing, and is no fault."""
+    lin, vgg = tmp_path / features.WEIGHTS["lpips"].file, tmp_path / "vgg.pth"
+    torch.save({"lin0.model.1.weight": torch.ones(1)}, lin)
+    torch.save({"classifier.3.weight": torch.ones(1)}, vgg)
+    monkeypatch.setattr(features, "lpips", lambda lin, vgg: torch.nn.Identity())
+    shas = {path: features._sha256(path)[:8] for path in (lin, vgg)}
+    assert features.load_distance([lin, vgg], CPU).mark == f"@{shas[lin]}@{shas[vgg]}"
+    monkeypatch.setitem(features.WEIGHTS, "vgg16", dataclasses.replace(features.WEIGHTS["vgg16"], sha256=shas[vgg]))
+    assert features.load_distance([lin, vgg], CPU).mark == f"@{shas[lin]}"
+
+
+# --------------------------------------------------------------------------------------------------- damaged, foreign
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_damaged_pictures_are_told_and_spoil_no_cache(pictures, tmp_path, capsys):
+    data = Path(shutil.copytree(pictures[1], tmp_path / "data"))
+    table = load_index(str(data)).table(64)
+    for ordinal in (3, 50):
+        path = Path(table.paths[table.shard[ordinal]])
+        content = bytearray(path.read_bytes())
+        content[int(table.offset[ordinal]) + 20] ^= 1
+        path.write_bytes(content)
+    evaluator(data, "fid40_full,kid40_full,swd40", extractor="pixels")(Painter())
+    warnings = capsys.readouterr().err
+    assert warnings.count("warning: 2 of the real images are damaged") == warnings.count("warning:") == 1
+    assert not list((Path(os.environ["STYLEGAN_PG_CACHE"]) / "metrics").glob("*"))
+    evaluator(pictures[1], "fid64_full", extractor="pixels")(Pictures(table, 0))
+    assert capsys.readouterr().err.count("warning: 2 of the measured images are damaged") == 1
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_what_is_kept_of_foreign_tars_is_not_that_of_others_alike(tmp_path):
+    """Of the same names and sizes, with other pictures."""
+    found = []
+    for seed, folder in ((0, "a"), (1, "b"), (1, "a")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rng, members = np.random.default_rng(seed), {}
+        for i in range(8):
+            levels = rng.integers(0, 256, [3], dtype=np.uint8)
+            members[f"{i}.png"] = encoded(Image.fromarray(np.tile(levels, (64, 64, 1))), compress_level=0)
+        path = tar_of(tmp_path / folder / "0.tar", members)
+        os.utime(path, (1e9 + len(found), 1e9 + len(found)))
+        found.append(evaluator(tmp_path / folder, "fid8_full", extractor="pixels")(Painter()))
+    assert found[1] == found[2]
+    assert found[0] != found[1]
+    assert len(list((Path(os.environ["STYLEGAN_PG_CACHE"]) / "metrics").iterdir())) == 3
+
+
+def test_some_of_a_datasets_pictures_are_a_sample_of_all(pictures):
+    """Not the first ones, which may be of one class; all ranks and batch sizes take the same."""
+    table, seen = load_index(str(pictures[1])).table(64), []
+    e = evaluator(pictures[1], "swd20", extractor="pixels", batch=8)
+
+    def read(table, ordinals, bad):
+        seen.extend(ordinals)
+        return read_batch(table, ordinals, bad)
+
+    with mock.patch.object(evaluate, "read_batch", read):
+        e._generate(Pictures(table, 5), e.protocols, 1.0, {})
+    assert len(set(seen)) == 20
+    assert max(seen) > 40
+    assert seen == Pictures(table, 5).order[:20]
+    assert seen != Pictures(table, 6).order[:20]
+    assert sorted(Pictures(table, 5).order) == list(range(64))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import harness
 import pytest
+import torch
 from PIL import Image
 
 from stylegan_pg.__main__ import main
@@ -56,6 +57,26 @@ def test_command_sweeps_truncation_and_shows_neighbours(tiny_data, snapshot, tmp
     assert [float(line["psi"]) for line in lines] == [0.5, 0.75, 1.0]
     assert float(lines[0]["fid32_full@pixels"]) == rows[0]["fid32_full_psi0.5@pixels"]
     assert Image.open(shown["picture"]).size == (8 * 16, 3 * 16)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("the server is gone"), MemoryError("no room"), torch.cuda.OutOfMemoryError("CUDA out of memory")]
+)
+@pytest.mark.usefixtures("_own_cache")
+def test_what_ends_a_measurement_is_one_message(tiny_data, snapshot, monkeypatch, capsys, error):
+    """Data that is lost midway, and want of memory."""
+
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr("stylegan_pg.metrics.real.read_batch", fails)
+    how = ["--data", str(tiny_data), "--extractor", "pixels", "--metrics", "fid16_full"]
+    monkeypatch.setattr(sys, "argv", ["stylegan-pg", "metrics", str(snapshot), *how])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    expected = f"error: the measurement ended early: {type(error).__name__}: {error}\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.figures import curves, draw_curves
 from stylegan_pg.metrics.periodic import Periodic
+from stylegan_pg.outputs import Outputs
 from stylegan_pg.settings import load_config
 
 # Rank 1 alone has no room, once: when it first sees a real image of 16x16.
@@ -57,6 +58,7 @@ def test_evaluation_leaves_training_alone(tiny_data, tmp_path, monkeypatch):
     log = runs["measured"] / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(rows) == 5
+    assert {row["images"] for row in rows} == {32}  # which swd, a bare name, does not say
     assert {row["nimg"] for row in rows} < {16, 32, 48, 64, 80, 96}
     last = [row for row in rows if row["resolution"] == 16]
     best = min(last, key=lambda row: row["fid32_full@flaky:make"])
@@ -126,6 +128,25 @@ def test_the_best_snapshot_survives_a_kill(tiny_data, tmp_path):
     assert sorted(path.name for path in link.parent.glob("0*")) == [
         f"{n:09d}img.safetensors" for n in range(16, 81, 16)
     ]
+
+
+def test_a_log_that_cannot_be_read_does_not_end_training(tmp_path):
+    """The line is written, and whether it is the best stays open."""
+    said: list[str] = []
+    metrics, reporter, players = mock.Mock(), mock.Mock(), mock.Mock(nimg=2000)
+    metrics.measure.return_value, metrics.missing = {"swd": 1.0}, []
+    metrics.is_best.side_effect = OSError("Input/output error")
+    reporter.say = said.append
+    config = load_config(None, [f"run={tmp_path}", "data.url=y", "train.total_kimg=1", "metrics.images=50"])
+    outputs = Outputs(config, mock.Mock(), players, metrics, reporter)
+    outputs.measure()
+    (message,) = said
+    assert message == (
+        "warning: the metrics at 2.0 kimg are kept, but cannot be compared with others (Input/output error); "
+        "training goes on"
+    )
+    assert reporter.metrics.call_args.kwargs["images"] == 50
+    reporter.link_best.assert_not_called()
 
 
 def test_curves_show_what_the_log_says(tmp_path):

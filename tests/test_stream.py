@@ -182,6 +182,14 @@ def test_read_batch_takes_samples_by_their_place(table):
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
+def test_read_batch_names_what_it_replaced(table, damaged):
+    flip(damaged, 4)
+    bad: list[Bad] = []
+    assert torch.equal(read_batch(damaged, [3, 4, 4], bad), read_batch(table, [3, 5, 5]))
+    assert [(one.ordinal, one.kind) for one in bad] == [(4, "checksum")] * 2
+    assert torch.equal(read_batch(damaged, [4]), read_batch(table, [5]))
+
+
 @pytest.mark.parametrize("broken", [[4], [4, 5], [COUNT - 1], [0, 1, 2, 7, COUNT - 1]])
 def test_corrupt_samples_are_replaced_by_the_next_good_one(table, damaged, broken):
     for ordinal in broken:

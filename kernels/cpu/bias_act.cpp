@@ -93,7 +93,8 @@ struct Args {
   A gain, clamp;
   bool channels_last;
 
-  int64_t each() const { return channels_last ? std::max<int64_t>(1, kChunk / c) : kChunk; }  // inner values of a task
+  // Inner values of a task; there may be no channels.
+  int64_t each() const { return channels_last ? std::max<int64_t>(1, kChunk / std::max<int64_t>(1, c)) : kChunk; }
   int64_t chunks() const { return (inner + each() - 1) / each(); }
 };
 
@@ -283,7 +284,10 @@ SPG_API int spg_bias_act_backward_cpu(int dtype, int act, const void* dy, const 
   return with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = typename Accumulator<T>::type;
-    if (n * c * inner == 0) return;
+    if (n * c * inner == 0) {
+      if (over_channels) std::fill_n((A*)over_channels, n * inner, A(0));
+      return;
+    }
     will_fill(dx, size_t(n * c * inner) * sizeof(T));
     const Args<A> a{n, c, inner, (const A*)bias, (const A*)scale, (const A*)noise, scale_stride, noise_stride, A(gain),
                     clamp < 0 ? std::numeric_limits<A>::infinity() : A(clamp), channels_last != 0};

@@ -347,10 +347,13 @@ def _assembled(read: _Read, slots: Slots, classes: int) -> Batch:
     return Batch(images.permute(0, 3, 1, 2), one_hot(read.labels, classes) if classes else None, read.bad)
 
 
-def read_batch(table: SampleTable, ordinals: Sequence[int]) -> torch.Tensor:
-    """Images uint8 [n, C, H, W] by their place in the dataset.
+def read_batch(table: SampleTable, ordinals: Sequence[int], bad: list[Bad] | None = None) -> torch.Tensor:
+    """Images uint8 [n, C, H, W] by their place in the dataset; `bad` takes in those that had to be replaced.
 
     Raises:
         OSError, RunError: as read_image.
     """
-    return torch.from_numpy(np.stack([read_image(table, int(i))[0] for i in ordinals]))
+    read = [read_image(table, int(i)) for i in ordinals]
+    if bad is not None:
+        bad += [one for *_, problems in read for one in problems]
+    return torch.from_numpy(np.stack([image for image, *_ in read]))

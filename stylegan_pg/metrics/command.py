@@ -3,6 +3,7 @@ images."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,11 @@ import torch
 from stylegan_pg import dist
 from stylegan_pg.data.index import DatasetIndex, load_index
 from stylegan_pg.data.stream import read_batch
-from stylegan_pg.errors import UsageError
+from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, tile
+from stylegan_pg.metrics import gather
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures
-from stylegan_pg.metrics.features import load_extractor
+from stylegan_pg.metrics.features import Extractor, load_extractor
 from stylegan_pg.metrics.gather import Networks, Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.snapshot import load_snapshot
@@ -44,12 +46,12 @@ def parse_psi(text: str) -> list[float]:
     raise UsageError(f"--psi {text!r} is not possible: give a number, or FROM:TO:STEP such as 0.3:1.0:0.1")
 
 
-def _load(path: Path, device: torch.device) -> tuple[Any, int]:
+def _load(path: Path, tools: Tools) -> tuple[Any, int]:
     """A snapshot's generator, or the pictures of a packed dataset; and their resolution."""
     if path.is_dir():
         index = load_index(str(path))
-        return Pictures(index.table(max(index.resolutions))), max(index.resolutions)
-    G = load_snapshot(path, device)
+        return Pictures(index.table(max(index.resolutions)), tools.seed), max(index.resolutions)
+    G = load_snapshot(path, tools.device)
     return G, G.resolution
 
 
@@ -65,6 +67,19 @@ def _fit(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
         )
     if G.c_dim and len(index.label_names) != G.c_dim:
         raise UsageError(f"{snapshot} knows {G.c_dim} classes, {index.path} has {len(index.label_names)}")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """
+    Raises:
+        RunError: for data that is lost midway, and want of memory.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise RunError(f"the measurement ended early: {type(error).__name__}: {reason}") from None
 
 
 def evaluate_snapshot(
@@ -88,11 +103,27 @@ def evaluate_snapshot(
 
     Raises:
         UsageError: unknown metrics, unreadable snapshots or datasets, ones that do not fit together, missing weights.
+        RunError: for data that is lost midway, and want of memory.
     """
     steps = parse_psi(psi)
     for name in names:
         parse(name)
-    G, resolution = _load(snapshot, tools.device)
+    with _told():
+        yield from _evaluate(snapshot, data, names, images, steps, per_class, neighbours, out, tools)
+
+
+def _evaluate(
+    snapshot: Path,
+    data: str,
+    names: Sequence[str],
+    images: int | None,
+    steps: list[float],
+    per_class: bool,
+    neighbours: int,
+    out: Path | None,
+    tools: Tools,
+) -> Iterator[dict[str, Any]]:
+    G, resolution = _load(snapshot, tools)
     rows, columns = G.table.image_size if isinstance(G, Pictures) else tuple(G.img_size)
     index = load_index(data, (rows * 4 // resolution, columns * 4 // resolution))
     _fit(G, resolution, snapshot, index)
@@ -119,8 +150,7 @@ def evaluate_snapshot(
             yield facts | found
             suffix = "" if value == 1 else f"_psi{value:g}"
             rows.append({"psi": value} | {name.replace(suffix, "", 1): number for name, number in found.items()})
-    if dist.is_main():
-        yield from _draw(G, index, tools, rows if len(steps) > 1 and not per_class else [], neighbours, steps[0], out)
+    yield from _draw(G, index, tools, rows if len(steps) > 1 and not per_class else [], neighbours, steps[0], out)
     if missing:
         raise UsageError("; ".join(dict.fromkeys(missing.values())))
 
@@ -134,42 +164,81 @@ def _draw(
     psi: float,
     out: Path | None,
 ) -> Iterator[dict[str, Any]]:
-    """The pictures and tables that were asked for: {"picture" or "table": path}."""
-    try:
-        if sweep and out is not None:
-            from stylegan_pg.metrics.figures import draw_sweep  # matplotlib takes its time
+    """The pictures and tables that were asked for: {"picture" or "table": path}, on all ranks. A collective call."""
+    if sweep and out is not None:
+        with dist.main_decides():
+            if dist.is_main():
+                _write_sweep(sweep, out)
+        yield {"picture": str(out / "truncation.png")}
+        yield {"table": str(out / "truncation.csv")}
+    if neighbours and out is not None:
+        path = out / "neighbours.png"
+        picture = nearest_real(G, index, tools, neighbours, psi)
+        with dist.main_decides(), _writing(out):
+            if picture is not None:
+                save_image(picture, path)
+        yield {"picture": str(path)}
 
-            draw_sweep(sweep, out / "truncation.png")
-            yield {"picture": str(out / "truncation.png")}
-            with (out / "truncation.csv").open("w", newline="") as file:
-                table = csv.DictWriter(file, list(sweep[0]), restval="")
-                table.writeheader()
-                table.writerows(sweep)
-            yield {"table": str(out / "truncation.csv")}
-        if neighbours and out is not None:
-            path = out / "neighbours.png"
-            save_image(nearest_real(G, index, tools, neighbours, psi), path)
-            yield {"picture": str(path)}
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error}") from None
 
 
-def nearest_real(G: Any, index: DatasetIndex, tools: Tools, count: int, psi: float, nearest: int = 7) -> torch.Tensor:
-    """One picture uint8 [C, H, W]: in each row a sample and the real images nearest to it in feature space (whether a
-    generator repeats what it was shown)."""
-    extract = load_extractor(tools.extractor or "inception", tools.weights, tools.device, tools.precision)
+def _write_sweep(sweep: list[dict[str, Any]], out: Path) -> None:
+    from stylegan_pg.metrics.figures import draw_sweep  # matplotlib takes its time
+
+    with _writing(out):
+        draw_sweep(sweep, out / "truncation.png")
+        with (out / "truncation.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, list(sweep[0]), restval="")
+            table.writeheader()
+            table.writerows(sweep)
+
+
+def nearest_real(
+    G: Any, index: DatasetIndex, tools: Tools, count: int, psi: float, nearest: int = 7
+) -> torch.Tensor | None:
+    """One picture uint8 [C, H, W], on rank 0: in each row a sample and the real images nearest to it in feature space
+    (whether a generator repeats what it was shown). A collective call, whose result does not depend on the ranks.
+
+    Raises:
+        UsageError: for an extractor that cannot be had, or gives no "pool".
+    """
     table = index.table(G.resolution)
-    z, c = latents(range(count), G.z_dim), labels_to_c(G, None, count)
-    samples = torch.cat(list(images_of(G, z, c, batch=tools.batch, psi=psi)))
-    wanted = torch.cat([extract(part)["pool"] for part in samples.split(tools.batch)])
     nearest = min(nearest, len(table))
-    best, which = torch.full([count, nearest], torch.inf), torch.zeros([count, nearest], dtype=torch.int64)
-    for i in range(0, len(table), tools.batch):
-        ordinals = torch.arange(i, min(i + tools.batch, len(table)))
-        distance = torch.cdist(wanted, extract(read_batch(table, ordinals.tolist()))["pool"])
-        distances = torch.cat([best, distance], dim=1)
-        candidates = torch.cat([which, ordinals.expand(count, -1)], dim=1)
-        best, chosen = distances.topk(nearest, dim=1, largest=False)
-        which = candidates.gather(1, chosen)
-    rows = [torch.cat([samples[i : i + 1], read_batch(table, which[i].tolist())]) for i in range(count)]
-    return tile(torch.cat(rows), nearest + 1)
+    with dist.together():
+        extract = load_extractor(tools.extractor or "inception", tools.weights, tools.device, tools.precision)
+        z, c = latents(range(count), G.z_dim), labels_to_c(G, None, count)
+        samples = torch.cat(list(images_of(G, z, c, batch=tools.batch, psi=psi)))
+        wanted = torch.cat([_pool(extract, part) for part in samples.split(tools.batch)])
+        best, which = torch.empty([count, 0]), torch.empty([count, 0], dtype=torch.int64)
+        for block in gather.share(len(table)):
+            end = min((block + 1) * gather.BLOCK, len(table))
+            for part in torch.arange(block * gather.BLOCK, end).split(tools.batch):
+                distance = torch.cdist(wanted, _pool(extract, read_batch(table, part.tolist())))
+                best, which = _nearest([(best, which), (distance, part.expand(count, -1))], nearest)
+    parts, picture = dist.gather_on_main((best, which)), None
+    with dist.main_decides():
+        if parts is not None:
+            _, which = _nearest(parts, nearest)
+            rows = [torch.cat([samples[i : i + 1], read_batch(table, which[i].tolist())]) for i in range(count)]
+            picture = tile(torch.cat(rows), nearest + 1)
+    return picture
+
+
+def _pool(extract: Extractor, images: torch.Tensor) -> torch.Tensor:
+    return gather.feature_of(extract(images), "pool", extract.identity)
+
+
+def _nearest(parts: list[Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of several (distances, ordinals), [n, some] each, the `count` nearest, those that came first where some are
+    equally near."""
+    distances, ordinals = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    first = ordinals.argsort(dim=1)
+    distances, ordinals = distances.gather(1, first), ordinals.gather(1, first)
+    distances, near = distances.sort(dim=1, stable=True)
+    return distances[:, :count], ordinals.gather(1, near)[:, :count]

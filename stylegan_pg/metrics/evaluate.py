@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from stylegan_pg import dist
 from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.data.stream import one_hot, read_batch
+from stylegan_pg.data.stream import Bad, one_hot, read_batch
 from stylegan_pg.data.table import SampleTable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import images_of
@@ -26,7 +27,7 @@ from stylegan_pg.metrics import gather
 from stylegan_pg.metrics.gather import Networks, Rows, Tools
 from stylegan_pg.metrics.path_length import held, middle_mean, path_lengths
 from stylegan_pg.metrics.protocol import LEAST_SIDE, NETWORK, Protocol
-from stylegan_pg.metrics.real import RealSide
+from stylegan_pg.metrics.real import RealSide, tell_bad
 from stylegan_pg.metrics.statistics import frechet_distance, kernel_distance, precision_recall
 from stylegan_pg.metrics.swd import sliced_wasserstein
 from stylegan_pg.rng import generator
@@ -34,10 +35,16 @@ from stylegan_pg.rng import generator
 
 @dataclass(frozen=True)
 class Pictures:
-    """A packed dataset in a generator's place: images that somebody else has made."""
+    """A packed dataset in a generator's place: images that somebody else has made, in an order that follows from a
+    seed (as they were packed, the first ones could be all of one kind)."""
 
     table: SampleTable
+    seed: int
     c_dim = 0
+
+    @cached_property
+    def order(self) -> list[int]:
+        return torch.randperm(len(self.table), generator=generator(self.seed, "metric-pictures")).tolist()
 
 
 class Evaluator:
@@ -71,6 +78,7 @@ class Evaluator:
         self.networks = networks or Networks(tools)
         self.real = RealSide(index, resolution, self.networks, only_class)
         self.missing: dict[str, str] = {}
+        self._bad: list[Bad] = []  # among this rank's Pictures
 
     def __call__(self, G: Any, **how: Any) -> dict[str, float]:
         """{metric: value} of G, on all ranks; `how` goes to its synthesis (alpha). A collective call."""
@@ -80,7 +88,7 @@ class Evaluator:
         values: dict[str, float] = {}
         # Without TF32, whatever the training does: numbers and cached statistics are those of float32.
         with held([torch.backends.cudnn, torch.backends.cuda.matmul], "allow_tf32", False):
-            able = self._able(protocols)
+            able, self._bad = self._able(protocols), []
             for psi, group in groupby(sorted(able, key=lambda p: p.psi), key=lambda p: p.psi):
                 some = list(group)
                 with dist.together():
@@ -92,6 +100,10 @@ class Evaluator:
                         if parts is not None:
                             box.append(self._number(p, real, gather.merge(parts)))
                     values |= box[0]
+        if isinstance(G, Pictures):
+            told = dist.gather_on_main({one.ordinal for one in self._bad})
+            if bad := set().union(*told or ()):
+                tell_bad(bad, "measured")
         return values
 
     def _check(self, p: Protocol, G: Any) -> None:
@@ -135,7 +147,7 @@ class Evaluator:
         for block in gather.share(total):
             first = block * gather.BLOCK
             if isinstance(G, Pictures):
-                made = read_batch(G.table, range(first, min(first + gather.BLOCK, total))).split(batch)
+                made = read_batch(G.table, G.order[first : min(first + gather.BLOCK, total)], self._bad).split(batch)
             else:
                 z, c = self._latents(G, "metric-z", block, total)
                 made = images_of(G, z, c, batch=batch, psi=psi, **how)

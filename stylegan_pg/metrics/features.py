@@ -7,6 +7,7 @@ them carries their hash in its name: it is comparable with others of the same ha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -22,7 +23,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from stylegan_pg.dist import parameters_hash
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import over_white
 from stylegan_pg.metrics.classifiers import VGG16, Inception, vgg16
@@ -171,8 +171,9 @@ def load_distance(files: Sequence[str | Path], device: torch.device) -> Distance
         module = lpips(lin, vgg)
     except RuntimeError as error:
         raise _misfit(f"{path} and {vgg_path}", "lpips", error) from None
-    sha = _checked(vgg_path, "vgg16")
-    return Distance(module.to(device), "" if _is_published(sha, "vgg16") else f"@{sha[:8]}")
+    hashes = {name: _checked(file, name) for name, file in (("lpips", path), ("vgg16", vgg_path))}
+    mark = "".join(f"@{sha[:8]}" for name, sha in hashes.items() if not _is_published(sha, name))
+    return Distance(module.to(device), mark)
 
 
 def _misfit(path: object, network: str, error: Exception) -> UsageError:
@@ -190,8 +191,8 @@ def _checked(path: Path, network: str) -> str:
     Raises:
         UsageError: for a file that bears the published one's name without being it.
     """
-    sha = _sha256(path)
-    if path.name == WEIGHTS[network].file and not _is_published(sha, network):
+    sha, known = _sha256(path), WEIGHTS[network]
+    if path.name == known.file and known.sha256 and not _is_published(sha, network):
         raise UsageError(f"{path} has the published weights' name, but not their checksum: fetch or rename it")
     return sha
 
@@ -229,7 +230,7 @@ def load_extractor(network: str, files: Sequence[str | Path], device: torch.devi
     """inception, vgg16, pixels (needs no weights), or the importable name of a factory, "package.module:function".
 
     A factory takes no arguments and returns a callable: uint8 RGB [n, 3, H, W] -> float [n, d]. Statistics of real
-    images are kept on disk if it is a torch module, whose weights are hashed, or has a text `identity`.
+    images are kept on disk if it has a text `identity`, which is to change with its code and weights.
 
     Raises:
         UsageError: for weights that are missing or do not fit, and factories that cannot be imported.
@@ -259,10 +260,12 @@ def _imported(name: str, device: torch.device) -> Extractor:
     where, function = name.split(":")
     try:
         module = getattr(importlib.import_module(where), function)()
+        if isinstance(module, nn.Module):
+            with contextlib.suppress(NotImplementedError):  # an exported program is in the mode that it was exported in
+                module.eval()
+            module = module.requires_grad_(False).to(device)
     except Exception as error:  # it is the user's, and anything can happen
         raise UsageError(f"the extractor {name} cannot be had: {type(error).__name__}: {error}") from None
-    identity = getattr(module, "identity", "")
-    if isinstance(module, nn.Module):
-        module = module.requires_grad_(False).eval().to(device)
-        identity = identity or parameters_hash(module.state_dict().values())
+    given = getattr(module, "identity", "")
+    identity = given if isinstance(given, str) else ""  # a network may have a layer of that name
     return Extractor(module, f"{name}-{identity}", f"@{name}", device, lasting=bool(identity))

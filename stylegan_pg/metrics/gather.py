@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stylegan_pg import dist
+from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import over_white
 from stylegan_pg.metrics.protocol import NETWORK, Protocol
 from stylegan_pg.metrics.similarity import ms_ssim
@@ -132,11 +133,22 @@ def take_in(
         network = networks.of(p.kind)
         if network.identity not in known:
             known[network.identity] = network(images)
-        rows = known[network.identity][networks.feature(p.kind)][: len(images)]
+        rows = feature_of(known[network.identity], networks.feature(p.kind), network.identity)[: len(images)]
         if p.kind == "is":
             into.add(range(first, first + len(rows)), rows)
         else:
             into.add(first, rows)
+
+
+def feature_of(found: dict[str, torch.Tensor], name: str, network: str) -> torch.Tensor:
+    """One of an extractor's features, [n, d].
+
+    Raises:
+        UsageError: where it gives none of that name.
+    """
+    if name not in found:
+        raise UsageError(f"the extractor {network} gives {', '.join(found)}, but no {name!r}: name another extractor")
+    return found[name]
 
 
 def share(total: int) -> Iterator[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,16 +13,36 @@ import torch
 
 from stylegan_pg import dist
 from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.data.stream import read_batch
+from stylegan_pg.data.remote import is_remote, stat_url
+from stylegan_pg.data.stream import Bad, read_batch
+from stylegan_pg.data.table import SampleTable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics import gather, real_cache
 from stylegan_pg.metrics.gather import LazyMoments, Networks, Rows
 from stylegan_pg.metrics.protocol import Protocol
 from stylegan_pg.metrics.statistics import Moments
+from stylegan_pg.ops.recipes import BuildError
 from stylegan_pg.rng import generator
 
 SIDE = {"fid": "moments", "kid": "rows", "pr": "rows", "swd": "patches"}  # the other kinds compare with nothing
 LEAST = {"kid": 2, "pr": 4}
+
+
+def _version(table: SampleTable) -> str:
+    """What changes with the contents of foreign tars, whose identity says only how they are laid out: paths or URLs,
+    sizes, and times or ETags; "" where there are none."""
+    facts = []
+    for tar in (tar for tar in table.tars if tar.foreign):
+        here = not is_remote(tar.path)
+        facts.append(f"{os.path.abspath(tar.path) if here else tar.path} {tar.bytes}")
+        facts.append(stat_url(tar.path).tag if here else tar.tag)
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32] if facts else ""
+
+
+def tell_bad(ordinals: set[int], which: str) -> None:
+    """Say how many pictures could not be decoded."""
+    what = f"{len(ordinals)} of the {which} images are damaged and were replaced by their neighbours"
+    print(f"warning: {what}: metrics are of those (stylegan-pg data check names them)", file=sys.stderr)
 
 
 class RealSide:
@@ -35,12 +57,15 @@ class RealSide:
         self.name = f"{index.identity}-{resolution} | class {only_class}"
         if index.channels == 4:
             self.name += " | over white"  # what was kept without these words had dropped the alpha
+        if version := _version(self.table):
+            self.name += f" | tars {version}"
         self.mine = np.arange(len(self.table))
         if only_class is not None:
             self.mine = np.flatnonzero(self.table.label == only_class)
         if not len(self.mine):
             raise UsageError(f"the dataset has no image of class {only_class}")
         self._known: dict[str, Any] = {}  # on rank 0
+        self._bad: set[int] = set()  # there too: damaged pictures that were told
 
     def check(self, p: Protocol) -> None:
         """
@@ -86,22 +111,26 @@ class RealSide:
             parts = dist.gather_on_main(mine)
             with dist.main_decides():
                 if parts is not None:
-                    real = gather.merge(parts)
+                    real, bad = gather.merge([part for part, _ in parts]), set().union(*(bad for _, bad in parts))
                     self._known[key] = real.descriptors() if p.kind == "swd" else real
-                    if lasting:
+                    if bad - self._bad:
+                        tell_bad(bad, "real")
+                    self._bad |= bad
+                    if lasting and not bad:
                         self._keep(key, real)
         return self._known.get(key)
 
-    def _read(self, p: Protocol) -> Any:
-        """This rank's share."""
+    def _read(self, p: Protocol) -> tuple[Any, set[int]]:
+        """This rank's share, and which pictures of it are damaged."""
         into = gather.gatherer(p, self.table.image_size, self.table.channels, self.tools.seed, "real")
+        bad: list[Bad] = []
         numbers, batch = self._numbers(p), self.tools.batch
         starts = [b * gather.BLOCK + i for b in gather.share(len(numbers)) for i in range(0, gather.BLOCK, batch)]
         starts = [first for first in starts if first < len(numbers)]
 
         def read(first: int) -> torch.Tensor:
             some = numbers[first : min(first + batch, (first // gather.BLOCK + 1) * gather.BLOCK)]
-            images = read_batch(self.table, self.mine[some % len(self.mine)].tolist())
+            images = read_batch(self.table, self.mine[some % len(self.mine)].tolist(), bad)
             mirrored = torch.from_numpy(some >= len(self.mine))
             images[mirrored] = images[mirrored].flip(3)
             return images
@@ -112,7 +141,7 @@ class RealSide:
                 images = pending.pop(0).result()
                 pending += [reader.submit(read, i) for i in starts[k + 2 : k + 3]]
                 gather.take_in(p, into, first, images, self.networks, {})
-        return into
+        return into, {one.ordinal for one in bad}
 
     def _recall(self, key: str, side: str) -> None:
         try:
@@ -122,11 +151,13 @@ class RealSide:
                 self._known[key].add(0, found["rows"])
             elif found is not None:
                 self._known[key] = LazyMoments(Moments.from_state(found))
+        except BuildError:
+            pass  # no cache at all, which _keep tells
         except (ValueError, KeyError) as error:
             print(f"warning: a cached statistic is damaged and computed anew ({error})", file=sys.stderr)
 
     def _keep(self, key: str, real: Any) -> None:
         try:
             real_cache.save(key, {"rows": real.all()} if isinstance(real, Rows) else real.moments().state())
-        except OSError as error:
+        except (OSError, BuildError) as error:
             print(f"warning: statistics of the real images could not be kept: {error}", file=sys.stderr)

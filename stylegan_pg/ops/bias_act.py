@@ -34,7 +34,12 @@ def _pre_activation(x, bias, scale, noise, dim):
 def _compiled(order, given, tail):
     """One of the three by a compiled kernel, or None where there is none; `tail` are the arguments from x on."""
     kernels = native.compiled(tail[0])
-    return None if kernels is None else calls.Tail(kernels, *tail).elementwise(order, *given)
+    if kernels is None:
+        return None
+    out = calls.Tail(kernels, *tail).elementwise(order, *given)
+    if out is None:
+        native.refused("bias_act", tail[0])
+    return out
 
 
 def _value(x, bias, scale, noise, act, gain, clamp, dim):
@@ -72,13 +77,18 @@ def _gradients(dz, x, bias, scale, noise, dim):
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     dx, dbias, dscale, dnoise = dz, None, None, None
     if bias is not None:
-        dbias = dz.sum(dim=[i for i in range(dz.ndim) if i != dim], dtype=acc).to(bias.dtype)
+        dbias = _summed(dz, [i for i in range(dz.ndim) if i != dim], acc).to(bias.dtype)
     if scale is not None:
         dx = dz * scale.to(dz.dtype).reshape([*scale.shape, *[1] * (dz.ndim - 2)])
-        dscale = (dz * x).sum(dim=list(range(2, dz.ndim)), dtype=acc).sum_to_size(scale.shape).to(scale.dtype)
+        dscale = _summed(dz * x, list(range(2, dz.ndim)), acc).sum_to_size(scale.shape).to(scale.dtype)
     if noise is not None:
         dnoise = dz.sum(dim=1, keepdim=True, dtype=acc).sum_to_size(noise.shape).to(noise.dtype)
     return dx, dbias, dscale, dnoise
+
+
+def _summed(t, dims, dtype):
+    """Over these dimensions, of which there may be none: PyTorch takes an empty list for all of them."""
+    return t.sum(dim=dims, dtype=dtype) if dims else t.to(dtype)
 
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
@@ -94,7 +104,7 @@ def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
         if dscale is not None:
             dscale = dscale.sum_to_size(scale.shape).to(scale.dtype)
         if dnoise is not None:
-            dnoise = dnoise.reshape(-1, *noise.shape[1:]).sum_to_size(noise.shape).to(noise.dtype)
+            dnoise = dnoise.reshape(x.shape[0], *noise.shape[1:]).sum_to_size(noise.shape).to(noise.dtype)
         rest = [None if dbias is None else dbias.to(bias.dtype), dscale, dnoise]
     return dx, *(t if want and t is not None else x.new_empty([0]) for t, want in zip(rest, wanted, strict=True))
 
@@ -179,14 +189,18 @@ def bias_act(
         noise: [N, 1, ...] or [1, 1, ...], the same for all channels of x [N, C, ...], or None.
         act: a key of ACTIVATIONS; leaky ReLU has slope 0.2.
         gain: factor after the activation; None takes the activation's own (sqrt(2) for the rectifiers).
-        clamp: limit of the magnitude after the gain, None for no limit.
+        clamp: limit of the magnitude after the gain, at least 0; None for no limit.
         dim: the dimension that the bias runs along; 1 where scale or noise are given.
 
     Raises:
-        ValueError: for shapes that do not fit, or an unknown activation.
+        ValueError: for shapes that do not fit, an unknown activation, or a clamp below 0.
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"bias_act: unknown activation {act!r}: choose from {', '.join(ACTIVATIONS)}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"bias_act: the clamp must be at least 0, not {clamp}")
+    if not -x.ndim <= dim < x.ndim and not (bias is scale is noise is None):
+        raise ValueError(f"bias_act: there is no dimension {dim} in {list(x.shape)}")
     dim = dim % max(x.ndim, 1)
     if bias is not None and list(bias.shape) != [x.shape[dim]]:
         raise ValueError(f"bias_act: a bias {list(bias.shape)} does not run along dimension {dim} of {list(x.shape)}")

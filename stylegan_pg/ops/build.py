@@ -39,14 +39,17 @@ class Built:
 
 
 def cache_folder() -> Path:
-    """$STYLEGAN_PG_CACHE, else the user's cache; a private temporary folder where neither can be written."""
-    chosen = os.environ.get("STYLEGAN_PG_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in [Path(chosen)] if chosen else [home / "stylegan_pg"]:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder.resolve()
+    """$STYLEGAN_PG_CACHE, else the user's cache; a private temporary folder where that cannot be written.
+
+    Raises:
+        BuildError: where others could write there, too.
+    """
+    chosen, caches = os.environ.get("STYLEGAN_PG_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    with contextlib.suppress(OSError, RuntimeError):  # which a user without a home is
+        folder = Path(chosen) if chosen else Path(caches or Path.home() / ".cache") / "stylegan_pg"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder.resolve()
     folder = Path(tempfile.gettempdir()) / f"stylegan_pg-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
@@ -135,17 +138,17 @@ def _open(folder: Path, origin: str) -> Built | None:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     deadline = time.monotonic() + LOCK_TIMEOUT
-    with open(path, "w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # another user's file, or a file system without locks
+            file = stack.enter_context(open(path, "w"))
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(0.1)
         yield
 
 
@@ -157,7 +160,10 @@ def _compile(recipe: Recipe, target: Path) -> None:
     ninja = _ninja()
     if ninja is None:
         raise BuildError("ninja is missing", "", "pip install ninja")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target.parent, error) from None
     try:
         (temporary / "build.ninja").write_text(_ninja_file(recipe), "utf-8")
         try:
@@ -189,9 +195,13 @@ def _compile(recipe: Recipe, target: Path) -> None:
         with contextlib.suppress(OSError):  # where another got there first, its library is as good
             temporary.rename(target)
     except OSError as error:
-        raise BuildError(f"{target.parent} cannot be written: {error}", "", "set STYLEGAN_PG_CACHE") from None
+        raise _unwritable(target.parent, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> BuildError:
+    return BuildError(f"{folder} cannot be written: {error}", "", "set STYLEGAN_PG_CACHE")
 
 
 def _ninja() -> str | None:

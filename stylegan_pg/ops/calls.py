@@ -22,6 +22,8 @@ from stylegan_pg.ops.reference import ACTIVATIONS, is_channels_last
 # Codes shared with the C++ sources.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
+# Of the largest tap: how far an outer product in float32, rounded again when it was normalised, is from its factors'.
+ROUNDING = 4e-7
 
 _PTR, _I64, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
 _BIAS_ACT = [_I64, _I64, _I64, _INT, _PTR, _PTR, _I64, _PTR, _I64, _DOUBLE, _DOUBLE]
@@ -94,7 +96,7 @@ def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None
     if not math.isfinite(float(f[row, column])) or not f[row, column]:
         return None
     fx, fy = f[row], f[:, column] / f[row, column]
-    if (torch.outer(fy, fx) - f).abs().max() > 1e-7 * f.abs().max():
+    if (torch.outer(fy, fx) - f).abs().max() > ROUNDING * f.abs().max():
         return None
     return [*fx.tolist(), *fy.tolist()]
 
@@ -159,8 +161,8 @@ class Tail:
         if self.layout == torch.channels_last and dim == 1:
             self.n, self.c, self.inner, self.pixels = shape[0], shape[1], shape[2] * shape[3], True
         else:
-            if self.layout == torch.channels_last:
-                self.x, self.layout = x.contiguous(), torch.contiguous_format
+            if self.layout == torch.channels_last:  # in the order of its memory; scale and noise need dim 1
+                shape, dim = [shape[i] for i in (0, 2, 3, 1)], (0, 3, 1, 2)[dim]
             self.n, self.c, self.inner = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
             self.pixels = False
             if self.inner == 1 and scale is None and noise is None:  # rows of c values

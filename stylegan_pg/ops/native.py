@@ -1,8 +1,8 @@
 """Which implementation an operation uses here: the choice of a process, and the agreement of all.
 
 STYLEGAN_PG_KERNELS: `auto` (kernels for the tensors' device, the reference where they cannot be built, with one
-warning), `cpu` or `cuda` (kernels on that device only), `reference` (none), `strict` (as auto, but a failure is an
-error).
+warning), `cpu` or `cuda` (kernels on that device only), `reference` (none), `strict` (as auto, but a failed build, and
+numbers or sizes that have no kernel, are errors).
 """
 
 from __future__ import annotations
@@ -150,7 +150,11 @@ def check_device(device: str) -> None:
 
 def status() -> str:
     """What `stylegan-pg kernels` prints."""
-    lines = [f"STYLEGAN_PG_KERNELS={mode()}, torch {torch.__version__}, cache {build.cache_folder()}"]
+    try:
+        cache = str(build.cache_folder())
+    except BuildError as error:
+        cache = f"none ({error})"
+    lines = [f"STYLEGAN_PG_KERNELS={mode()}, torch {torch.__version__}, cache {cache}"]
     for device in RECIPES:
         if device == "cuda" and not torch.cuda.is_available():
             lines.append("cuda: torch finds no CUDA device (kernels build --device cuda compiles for others)")
@@ -196,10 +200,35 @@ def build_all(kinds: list[str], into: Path | None) -> list[str]:
 
 
 def compiled(x: torch.Tensor) -> Kernels | None:
-    """The kernels for a tensor, or None where the reference is to be used."""
+    """The kernels for a tensor, or None where the reference is to be used.
+
+    Raises:
+        RunError: in strict mode, where there are none for such tensors.
+    """
     return _kernels(x.device.type, x.dtype)
 
 
 @functools.cache  # asked for at every operation
 def _kernels(device: str, dtype: torch.dtype) -> Kernels | None:
-    return choose(device).kernels if dtype in SUPPORTED.get(device, ()) else None
+    if dtype in SUPPORTED.get(device, ()):
+        return choose(device).kernels
+    if mode() == "strict" and device != "meta":  # where nothing is computed
+        raise RunError(f"there are no kernels for {dtype} on {device} (STYLEGAN_PG_KERNELS=strict)")
+    return None
+
+
+def refused(operation: str, x: torch.Tensor) -> None:
+    """A kernel had no way to deal with x's size, and the reference stands in: told once.
+
+    Raises:
+        RunError: in strict mode.
+    """
+    where = f"{operation} has no kernel for {x.dtype} {list(x.shape)} on {x.device.type}"
+    if mode() == "strict":
+        raise RunError(f"{where} (STYLEGAN_PG_KERNELS=strict)")
+    if operation not in _refused and dist.is_main():
+        print(f"warning: plain PyTorch stands in: {where}", file=sys.stderr)
+    _refused.add(operation)
+
+
+_refused: set[str] = set()  # operations of which that was told

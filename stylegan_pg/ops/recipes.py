@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,21 +60,38 @@ def _sources_hash(folder: Path, patterns: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def _version(program: str | None) -> str:
-    """What `program --version` says, or "" where it does not run."""
-    if program is None:
+def _version(*command: str) -> str:
+    """What `command --version` says, or "" where there is none or it does not run."""
+    if not command:
         return ""
     try:
-        result = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
+        result = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
-def cxx() -> str | None:
-    """The C++ compiler: $CXX, else the first of c++, g++ and clang++."""
+def cxx_command() -> tuple[str, ...]:
+    """How the C++ compiler is called: $CXX, which may name a launcher before it and options behind it ("ccache g++",
+    "g++ -m64"), else the first of c++, g++ and clang++; empty where there is none."""
     chosen = os.environ.get("CXX")
-    return shutil.which(chosen) if chosen else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if not chosen:
+        return tuple(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))[:1]
+    with contextlib.suppress(ValueError):  # a quotation that does not end
+        words = [chosen] if shutil.which(chosen) else shlex.split(chosen)
+        if words and (program := shutil.which(words[0])):
+            return program, *words[1:]
+    return ()
+
+
+def _is_name(word: str) -> bool:
+    return not word.startswith("-")
+
+
+def cxx() -> str | None:
+    """The C++ compiler itself, without launcher and options."""
+    names = list(itertools.takewhile(_is_name, cxx_command()))
+    return shutil.which(names[-1]) if names else None
 
 
 @functools.cache
@@ -101,18 +120,20 @@ def cpu_recipe() -> Recipe:
         api = include / "torch" / "csrc" / "api" / "include"
         flags += ["-DSPG_ATEN_PARALLEL", f"-isystem{include}", f"-isystem{api}"]
         flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-fopenmp"]
-    compiler = cxx()
+    compiler = cxx_command()
+    options = itertools.dropwhile(_is_name, compiler)  # which change the library as our own flags do
+    meta = _meta("cpu", folder, ("cpu/*.cpp", "cpu/*.h"), _version(*compiler), [*options, *flags])
     return Recipe(
-        _meta("cpu", folder, ("cpu/*.cpp", "cpu/*.h"), _version(compiler), flags) | {"architecture": processor()},
+        meta | {"architecture": processor()},
         tuple(sorted((folder / "cpu").glob("*.cpp"))),
-        (compiler or "", *flags, "-c", "$in", "-o", "$out"),
-        (compiler or "", "-shared", "$in", "-o", "$out", f"-L{lib}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}"),
+        (*compiler, *flags, "-c", "$in", "-o", "$out"),
+        (*compiler, "-shared", "$in", "-o", "$out", f"-L{lib}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}"),
         _no_cxx(compiler),
     )
 
 
-def _no_cxx(compiler: str | None) -> tuple[str, str] | None:
-    if _version(compiler):
+def _no_cxx(command: tuple[str, ...]) -> tuple[str, str] | None:
+    if _version(*command):
         return None
     wanted = os.environ.get("CXX") or "c++, g++ or clang++"
     return f"no working C++ compiler ({wanted})", "install g++ (apt install g++), or set CXX"
@@ -151,8 +172,8 @@ def cuda_recipe() -> Recipe:
     Raises:
         BuildError: see architectures.
     """
-    folder, compiler, host = kernels_folder(), nvcc(), cxx()
-    version = _version(compiler)
+    folder, compiler, host = kernels_folder(), nvcc(), tuple(filter(None, [cxx()]))
+    version = _version(*filter(None, [compiler]))
     found = re.search(r"release (\d+)\.(\d+)", version)
     release = (int(found[1]), int(found[2])) if found else (0, 0)
     flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC", "-Xcompiler=-fvisibility=hidden"]
@@ -177,9 +198,9 @@ def cuda_recipe() -> Recipe:
     else:
         problem = _no_cxx(host)
     # The static runtime shares the device's context with PyTorch's, and needs no library to be found when it is loaded.
-    tool = (compiler or "", f"-ccbin={host}")
+    tool = (compiler or "", f"-ccbin={''.join(host)}")
     return Recipe(
-        _meta("cuda", folder, ("cuda/*.cu", "cuda/*.cuh", "cuda/*.h"), f"{version}\n{_version(host)}", flags)
+        _meta("cuda", folder, ("cuda/*.cu", "cuda/*.cuh", "cuda/*.h"), f"{version}\n{_version(*host)}", flags)
         | {"architectures": targets},
         tuple(sorted((folder / "cuda").glob("*.cu"))),
         (*tool, *flags, *codes, "-c", "$in", "-o", "$out"),

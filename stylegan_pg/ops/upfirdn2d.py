@@ -53,6 +53,8 @@ def _compute(x, f, up, down, padding, flip_filter, gain):
     if kernels is not None:
         size = _out_size(x, f, up, down, padding)
         y = calls.upfirdn2d(kernels, x, f, up, down, padding, flip_filter, gain, size)
+        if y is None:
+            native.refused("upfirdn2d", x)
     if y is None:
         y = reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
     return y
@@ -101,7 +103,7 @@ def upfirdn2d(
 
     Args:
         x: float tensor [N, C, H, W]; channels_last stays channels_last, all else becomes contiguous.
-        f: filter [kh, kw], or [k] for the outer product with itself, float32; no gradient flows to it.
+        f: filter [kh, kw], or [k] for the outer product with itself; taken as float32; no gradient flows to it.
         up, down: integer factors, one number or (x, y).
         padding: zeros around the up-sampled image, one number, (x, y) or (left, right, top, bottom); negative crops.
         flip_filter: False convolves, True correlates.
@@ -113,6 +115,7 @@ def upfirdn2d(
     Raises:
         ValueError: where nothing would be left, or factors below one.
     """
+    f = f if f.dtype == torch.float32 else f.float()  # as the kernels have it: one answer
     if f.ndim == 1:
         f = torch.outer(f, f)
     up, down, padding = _pair(up), _pair(down), _four(padding)
