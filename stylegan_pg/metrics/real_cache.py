@@ -12,7 +12,7 @@ import torch
 
 from stylegan_pg.ops.build import cache_folder
 
-VERSION = 1  # grows when what is computed changes
+VERSION = 2  # grows when what is computed changes
 
 
 def path_of(key: str) -> Path:
