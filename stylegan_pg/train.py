@@ -258,10 +258,12 @@ class Trainer:
         if tick:
             self.outputs.tick(before, self.feed.kinds())
         self.outputs.due(before, last=last)
-        if due and not p.faults:
+        # A state that may have diverged takes no good one's place; but one step left out is no reason to lose work.
+        once = self.faulty_since is not None and p.nimg - self.faulty_since <= p.current.batch
+        if due and (not p.faults or (once and (self.stopping or last))):
             self.checkpoint()
-        elif self.stopping or last:  # a state that may have diverged takes no good one's place
-            self.say("warning: no checkpoint of this state, as its last step was left out; the one before stays")
+        elif self.stopping or last:
+            self.say("warning: no checkpoint of this state, as its last steps were left out; the one before stays")
             self.settle(wait=True, final=True)
         self.pace.go()
 
