@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,16 +95,23 @@ class _Convolution(nn.Module):
         self.padding = [0 if name in UNPADDED else k // 2 for k in weight.shape[2:]]
         self.packed: tuple[tuple[Any, ...], torch.Tensor] | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, pool: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+        """`pool`: a mean that comes before it, and is taken behind it, of fewer channels; 1x1 convolutions only."""
+        if pool is None:
+            return self._convolved(x, self.bias, "relu")
+        return pool(self._convolved(x, None, "none")).add_(self.bias[:, None, None]).relu_()
+
+    def _convolved(self, x: torch.Tensor, bias: torch.Tensor | None, act: str) -> torch.Tensor:
         fits = x.shape[1] == self.weight.shape[1]  # else the plain one says so
         if not fits or torch.is_grad_enabled() or not _has_fused_convolution(x.device.type, x.dtype):
-            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding).relu_()
+            y = F.conv2d(x, self.weight, bias, self.stride, self.padding)
+            return y.relu_() if act == "relu" else y
         stride, key = [self.stride] * 2, (self.weight.data_ptr(), self.weight.dtype, x.shape[2:])
         if self.packed is None or self.packed[0] != key:  # into oneDNN's own layout, which plain calls do each time
             pack = torch.ops.mkldnn._reorder_convolution_weight
             self.packed = key, pack(self.weight, self.padding, stride, [1, 1], 1, list(x.shape))
         return torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed[1], self.bias, self.padding, stride, [1, 1], 1, "relu", [], ""
+            x, self.packed[1], bias, self.padding, stride, [1, 1], 1, act, [], ""
         )
 
 
@@ -161,6 +169,8 @@ class Inception(_Resized):
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
     def _chain(self, prefix: str, chain: str, x: torch.Tensor) -> torch.Tensor:
+        if chain == "mean branch_pool":
+            return self.convolutions[_key(f"{prefix}branch_pool")](x, POOLS["mean"])
         for step in chain.split():
             if step in POOLS:
                 x = POOLS[step](x)

@@ -66,7 +66,8 @@ class Moments:
         """Rows A [n, d] with A^T A the covariance, where there are so few that they were kept."""
         if self.rows is None:
             return None
-        return (torch.cat(self.rows) - self.mean()) / math.sqrt(max(self.count - 1, 1))
+        rows = torch.cat(self.rows)
+        return (rows - rows.sum(dim=0) / self.count).div_(math.sqrt(max(self.count - 1, 1)))
 
     def covariance(self) -> torch.Tensor:
         """Unbiased, float64 [d, d]."""
