@@ -1,7 +1,8 @@
 """Three generations grow from 4x4 to 32x32 on the demo's faces: `python benchmarks/generations.py`.
 
-ProGAN (WGAN-GP), StyleGAN and StyleGAN2, each on two processes and for at most about eight minutes on two cores; then
-StyleGAN2 at 32x32 all along for as many FLOPs as its growing run. One figure shows samples, losses and critics' scores
+ProGAN (WGAN-GP), StyleGAN and StyleGAN2, each on two processes and for as many images as a short trial says that two
+cores get through in at most seven minutes (--scale fixes their number); then StyleGAN2 at 32x32 all along for as many
+FLOPs as its growing run. One figure shows samples, losses and critics' scores
 of all (runs/generations/figure.png). `ratio` is the sliced Wasserstein distance at the first measurement at 32x32 over
 that at the end, and for `progressive` the fixed run's distance over the growing one's: above 1 growing wins.
 """
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -59,6 +61,14 @@ GENERATIONS: dict[str, dict[str, object]] = {
     "stylegan2": {"loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}"},
 }
 FIXED: dict[str, object] = {"growth.start": "null", "train.batch_at": "{}"}
+TRIAL: dict[str, object] = {
+    "train.total_kimg": 0.48,
+    "output.tick_kimg": 0.08,
+    "output.grid_kimg": 0,
+    "metrics.every_kimg": 0,
+}
+RATE = 45.0  # images a second in the trial where the schedules above take seven minutes, ProGAN's being the longest
+SCALES = (0.5, 2.5)
 
 
 def call(*command: str, **how: Any) -> float:
@@ -88,6 +98,16 @@ def train(name: str, given: list[str]) -> float:
 
 def lines(run: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (ROOT / run / name).read_text("utf-8").splitlines()]
+
+
+def fitting_scale() -> float:
+    """How much longer or shorter the schedules are to be on this machine."""
+    shutil.rmtree(ROOT / "runs" / "generations" / "trial", ignore_errors=True)
+    train("trial", overrides("trial", GENERATIONS["stylegan2"] | FIXED | TRIAL, 1.0))
+    rate = statistics.median(line["img_per_sec"] for line in lines("runs/generations/trial", "stats.jsonl")[-4:])
+    scale = round(min(max(rate / RATE, SCALES[0]), SCALES[1]), 2)
+    print(f"{rate:.0f} images a second in a trial: phases of {scale:g} times their length", flush=True)
+    return scale
 
 
 def flops(given: list[str]) -> tuple[float, float]:
@@ -135,7 +155,7 @@ def figure(rows: list[dict[str, Any]], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="of all phases' lengths, for a shorter trial")
+    parser.add_argument("--scale", type=float, default=None, help="of all phases' lengths; default: what fits")
     parser.add_argument("--only", nargs="+", default=[*GENERATIONS, "fixed"], choices=[*GENERATIONS, "fixed"])
     args = parser.parse_args()
     folder = ROOT / "runs" / "generations"
@@ -145,16 +165,16 @@ def main() -> None:
             shutil.rmtree(folder / name)
     call("demo/faces.py", str(FACES), "--count", "5000", "--size", "64")
     call("-m", "stylegan_pg", "pack", str(FACES), str(DATA), "--resolution", "64", "--format", "png")
-    rows = []
+    rows, scale = [], args.scale or fitting_scale()
     for name in args.only:
         if name == "fixed":
-            total, _ = flops(overrides("stylegan2", GENERATIONS["stylegan2"], args.scale))
+            total, _ = flops(overrides("stylegan2", GENERATIONS["stylegan2"], scale))
             changes = GENERATIONS["stylegan2"] | FIXED | {"train.total_kimg": 1}
-            _, per_image = flops(overrides("fixed", changes, args.scale))
+            _, per_image = flops(overrides("fixed", changes, scale))
             changes["train.total_kimg"] = round(total / per_image / 1000, 3)
         else:
             changes = GENERATIONS[name]
-        seconds = train(name, overrides(name, changes, args.scale))
+        seconds = train(name, overrides(name, changes, scale))
         metrics = lines(f"runs/generations/{name}", "metrics.jsonl")
         measured = [line["swd"] for line in metrics if line["resolution"] == EVERYONE["resolution"]]
         rows.append({"name": name, "minutes": seconds / 60, "swd": measured[-1], "first": measured[0]})

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from stylegan_pg import checkpoint
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import Phase
 
 # Another value here makes another network, or moves the phases that nimg is counted in.
@@ -58,24 +56,6 @@ def running_numbers(state: dict[str, Any], config: Config) -> dict[str, float]:
         if before[key] != now[key]:
             afresh.add(name)
     return {name: value for name, value in state["running_means"].items() if name not in afresh}
-
-
-def put_aside(folder: Path, since: int) -> Path | None:
-    """Rename the checkpoints from nimg `since` on to NAME.bad; returns the newest one before, if there is any.
-
-    Raises:
-        RunError: where that is not possible.
-    """
-    for path in checkpoint.found(folder):
-        if int(path.stem) < since:
-            return path
-        try:
-            path.rename(path.with_name(path.name + ".bad"))
-        except OSError as error:
-            raise RunError(
-                f"training has diverged, and {path}, which holds such a state, cannot be renamed ({error}): delete it"
-            ) from None
-    return None
 
 
 def compare(

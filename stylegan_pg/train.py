@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import math
 import platform
 import signal
 import sys
@@ -23,6 +22,7 @@ from stylegan_pg import __version__, checkpoint, dist, launcher, peers, status, 
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import give_up_waiting
+from stylegan_pg.divergence import Divergence
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.feed import Feed
 from stylegan_pg.game import Game
@@ -32,11 +32,9 @@ from stylegan_pg.ops import native
 from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.report import Means, Reporter
-from stylegan_pg.resume import compare, put_aside, running_numbers, to_plain
+from stylegan_pg.resume import compare, running_numbers, to_plain
 from stylegan_pg.schedule import Phase, crossed, phases
 from stylegan_pg.settings import to_yaml
-
-FORGIVEN = 0.01  # of a step that was left out, by each good one
 
 
 class Trainer:
@@ -61,7 +59,7 @@ class Trainer:
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
-        self.faulty_since: int | None = None  # nimg of the first state from which all steps have had faults
+        self.divergence = Divergence(self.folder, config.train.max_skipped)
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
@@ -94,7 +92,7 @@ class Trainer:
                 for name, (total, count) in stats.items():
                     self.means.add(name, total, count)
                 self.feed.use(batch)
-                self.count_faults(before)
+                self.divergence.look(p, before, self.say, self.writer.wait)
                 self.maintain(before)
                 if self.failing:
                     raise RunError(
@@ -259,47 +257,12 @@ class Trainer:
             self.outputs.tick(before, self.feed.kinds())
         self.outputs.due(before, last=last)
         # A state that may have diverged takes no good one's place; but one step left out is no reason to lose work.
-        once = self.faulty_since is not None and p.nimg - self.faulty_since <= p.current.batch
-        if due and (not p.faults or (once and (self.stopping or last))):
+        if due and (not p.faults or (self.divergence.is_new and (self.stopping or last))):
             self.checkpoint()
         elif self.stopping or last:
             self.say("warning: no checkpoint of this state, as its last steps were left out; the one before stays")
             self.settle(wait=True, final=True)
         self.pace.go()
-
-    def count_faults(self, nimg: int) -> None:
-        """What the step at nimg left out because it was not finite is told; too much of it stops the run.
-
-        The step that spoils the weights can be finite itself, and a checkpoint then holds what it made: those of a
-        state from which nothing but faults has followed are put aside.
-
-        Raises:
-            RunError: with what to do.
-        """
-        p = self.players
-        for note in p.notes:
-            self.say(f"warning: {note}")
-        if not p.faults:
-            p.state["_skipped"] = max(p.state.get("_skipped", 0.0) - FORGIVEN, 0.0)
-            self.faulty_since = None
-            return
-        if self.faulty_since is None:
-            self.faulty_since = nimg if p.began_bad else p.nimg
-        p.state["_skipped"] = p.state.get("_skipped", 0.0) + 1
-        p.state["skipped"] = p.state.get("skipped", 0) + 1
-        told = f"the step at nimg {nimg} ({p.phase}) was left out: {'; '.join(p.faults)}"
-        self.say(f"warning: {told} ({math.ceil(p.state['_skipped'])} of at most {self.config.train.max_skipped})")
-        if p.state["_skipped"] > self.config.train.max_skipped:
-            self.writer.wait()
-            with dist.main_decides() as box:
-                if dist.is_main():
-                    box.append(put_aside(self.folder, self.faulty_since))
-            raise RunError(
-                f"training has diverged: more than train.max_skipped={self.config.train.max_skipped} steps were left "
-                f"out; {told}. The last good checkpoint is {box[0] or 'none'} (later ones are now called NAME.bad); "
-                "run the same command again with a larger loss.r1_gamma, smaller optim.g_lr and optim.d_lr, or "
-                "model.low_precision=fp32"
-            )
 
     def checkpoint(self) -> None:
         """Written by a thread of rank 0; the run ends with nothing unwritten."""

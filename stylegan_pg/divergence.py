@@ -1,0 +1,81 @@
+"""Steps that were left out because something was not finite: told, counted, and in too great a number the run's end.
+
+The step that spoils the weights can be finite itself, and a checkpoint then holds what it made. So checkpoints of a
+state from which nothing but faults has followed are put aside before the run ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from stylegan_pg import checkpoint, dist
+from stylegan_pg.errors import RunError
+from stylegan_pg.game import Game
+
+FORGIVEN = 0.01  # of a step that was left out, by each good one
+
+
+class Divergence:
+    """The account of a run whose checkpoints are in `folder`, and which may leave out `most` steps (what is forgiven
+    does not count)."""
+
+    def __init__(self, folder: Path, most: int):
+        self.folder, self.most = folder, most
+        self.streak, self.since = 0, 0  # the last steps that all had faults, and nimg of the state that they began from
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the last step is the first one that was left out."""
+        return self.streak == 1
+
+    def look(self, game: Game, nimg: int, say: Callable[[str], None], settle: Callable[[], object]) -> None:
+        """Look at the step that began at nimg. A collective call; `settle` waits for what is still being written.
+
+        Raises:
+            RunError: with what to do.
+        """
+        for note in game.notes:
+            say(f"warning: {note}")
+        skipped = game.state.get("_skipped", 0.0)
+        if not game.faults:
+            game.state["_skipped"] = max(skipped - FORGIVEN, 0.0)
+            self.streak = 0
+            return
+        self.streak += 1
+        if self.is_new:
+            self.since = nimg if game.began_bad else game.nimg
+        game.state["_skipped"] = skipped = skipped + 1
+        game.state["skipped"] = game.state.get("skipped", 0) + 1
+        told = f"the step at nimg {nimg} ({game.phase}) was left out: {'; '.join(game.faults)}"
+        say(f"warning: {told} ({math.ceil(skipped)} of at most {self.most})")
+        if skipped <= self.most:
+            return
+        settle()
+        with dist.main_decides() as box:
+            if dist.is_main():
+                box.append(put_aside(self.folder, self.since))
+        raise RunError(
+            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. The last "
+            f"good checkpoint is {box[0] or 'none'} (later ones are now called NAME.bad); run the same command "
+            "again with a larger loss.r1_gamma, smaller optim.g_lr and optim.d_lr, or model.low_precision=fp32"
+        )
+
+
+def put_aside(folder: Path, since: int) -> Path | None:
+    """Rename the checkpoints from nimg `since` on to NAME.bad; returns the newest one before, if there is any.
+
+    Raises:
+        RunError: where that is not possible.
+    """
+    for path in checkpoint.found(folder):
+        if int(path.stem) < since:
+            return path
+        try:
+            path.rename(path.with_name(path.name + ".bad"))
+        except OSError as error:
+            raise RunError(
+                f"training has diverged, and {path}, which holds such a state, cannot be renamed ({error}): delete it"
+            ) from None
+    return None
