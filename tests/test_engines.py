@@ -138,6 +138,19 @@ def test_deepspeed_is_the_plain_sum(tiny_data, tmp_path, deepspeed, plain, stage
 
 
 @pytest.mark.slow
+def test_four_ranks(tiny_data, tmp_path, deepspeed):
+    """The whole schedule, with R1, path length, growth and a fade, by both engines: two of the four ranks have no
+    share of a batch of two groups."""
+    ours, *others = (
+        trained(tmp_path / f"run{k}", tiny_data, 4, **how)
+        for k, how in enumerate(({}, *(ZERO | {"train__zero_stage": stage} for stage in (1, 2))))
+    )
+    for other in others:
+        assert harness.largest_difference(ours[0], other[0]) < 1e-6
+        assert max(harness.largest_difference(a, b) for a, b in zip(ours, other, strict=True)) < 1e-4
+
+
+@pytest.mark.slow
 def test_deepspeed_on_other_worlds(tiny_data, tmp_path, deepspeed, plain):
     """The first step's gradients (Adam's first moments, with beta1 = 0) on one, two and four ranks, of which two have
     no share of the batch; the generator hardly moves, or its rounding would reach the discriminator's gradient."""

@@ -24,14 +24,14 @@ def trained(folder, data, ranks: int, **changes):
 
 @pytest.mark.slow
 def test_float64_does_not_depend_on_the_number_of_ranks(tiny_data, tmp_path):
-    """20 steps with R1, path length, growth and a fade; three ranks get unequal shares of the four groups."""
+    """20 steps with R1, path length, growth and a fade; three ranks get unequal shares of the four groups, four one."""
     changes = {
         "train__dtype": "float64",
         "train__batch": 16,
         "growth__stable_kimg": 0.112,
         "growth__fade_kimg": 0.096,
     }
-    one, *others = (harness.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2, 3))
+    one, *others = (harness.newest(trained(tmp_path, tiny_data, n, **changes))[0] for n in (0, 2, 3, 4))
     for other in others:
         assert harness.largest_difference(one, other) < 1e-9
     (tmp_path / "micro").mkdir()
