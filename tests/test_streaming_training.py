@@ -199,7 +199,7 @@ def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):
     server.kill()
     output = harness.finish(process, 1)
     assert "exitcode  : 75" in output
-    assert "stopped, as there was no more data" in output
+    assert "stopped, as there is no more data" in output
     server.misbehave()
     server.start()
     harness.finish(subprocess.Popen([*command, *args], **pipes))
@@ -274,7 +274,7 @@ def test_a_shard_that_vanishes_between_epochs(data, tmp_path):
         hidden = shard.rename(tmp_path / "hidden")
         output = harness.finish(process, 75)
         assert "r0016/00003.tar" in output
-        assert "stopped, as there was no more data" in output
+        assert "stopped, as there is no more data" in output
         hidden.rename(shard)
         harness.finish(harness.start(args))
     assert_same_weights(tmp_path / "local", tmp_path / "remote")
