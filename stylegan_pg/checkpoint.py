@@ -92,7 +92,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: it is raised again
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

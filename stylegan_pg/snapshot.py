@@ -41,7 +41,7 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: it is raised again
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

@@ -56,7 +56,7 @@ class Hosts:
             run("ip", "link", "set", self.bridge, "up")
             for i in range(count):
                 self._make(i)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: it is raised again
             self.close()
             raise
 
@@ -249,7 +249,7 @@ class Slurm:
             ready = ("idle", "idle")
             wait_until(lambda: tuple(self("sinfo", "-h", "-N", "-p", "low", "-o", "%t", check=False).split()) == ready,
                        60, "the nodes", self.log)  # fmt: skip
-        except BaseException:
+        except BaseException:  # also Ctrl-C: it is raised again
             self.close()
             raise
 

@@ -122,6 +122,25 @@ def test_supervise(codes, end, starts, tmp_path):
 
 
 @pytest.mark.distributed
+def test_deepspeeds_launcher_without_ssh(tiny_data, tmp_path):
+    """As on a cluster where each node starts its own part: two processes, a run to its end, and one that is stopped."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    (tmp_path / "hosts").write_text("# one node\n127.0.0.1 slots=2\n")
+    port = str(serving.free_port())
+    env = clusters.environment(HOSTFILE=str(tmp_path / "hosts"), NODE_RANK="0", HEAD="127.0.0.1", PORT=port)
+    args = harness.arguments(tmp_path / "run", tiny_data)[1:]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    harness.finish(subprocess.Popen([str(LAUNCH / "deepspeed.sh"), *args], env=env, **pipes))
+    assert harness.newest(tmp_path / "run")[1]["environment"]["world"] == 2
+    run = tmp_path / "stopped"
+    args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 9}")[1:]
+    process = subprocess.Popen([str(LAUNCH / "deepspeed.sh"), *args], env=env, **pipes)
+    wait_until(lambda: harness.lines_of(run) >= 3, 180, "training", lambda: "")
+    process.terminate()
+    harness.finish(process, 75)
+
+
+@pytest.mark.distributed
 def test_a_stop_while_other_nodes_are_waited_for(tmp_path):
     """Nothing has begun: the script ends at once, on both sides, and the run is to be continued."""
     where = {"NNODES": "2", "HEAD": "127.0.0.1", "PORT": str(serving.free_port()), "STYLEGAN_PG_CACHE": str(tmp_path)}

@@ -22,7 +22,9 @@ from stylegan_pg.data.patience import Patience
 from stylegan_pg.data.stream import Bad, Batch, batches, read_batch
 from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError
+from stylegan_pg.parallel import Parallel
 from stylegan_pg.schedule import deal
+from stylegan_pg.settings import load_config
 
 COUNT, CLASSES = 13, 3
 
@@ -228,6 +230,37 @@ def test_nothing_left_to_show(damaged, workers):
     (only,) = read(damaged, workers=workers)
     assert only.lasting
     assert re.search(r"none of \d+ samples from \d+ on can be decoded \(the last: sample \d+ in r0008/", only.fault)
+
+
+def test_batches_for_a_gpu_are_pinned(table, monkeypatch):
+    """All of their tensors, and nothing of a batch without images."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or t)
+    order = Order(np.bincount(table.shard).tolist(), 0)
+    how = {"start": 0, "end": 8, "batch": 4, "share": range(4), "classes": CLASSES, "workers": 0}
+    plain, ready = (list(batches(table, order, **how, pin=pin)) for pin in (False, True))
+    assert torch.equal(images(plain), images(ready))
+    assert pinned == [(4, 3, 8, 8), (4, CLASSES)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_travel_to_the_gpu_whole(table):
+    """From pinned memory, on a stream of their own, while the device is busy with something else."""
+    parallel = Parallel(load_config("demo", ["train.device=cuda"]))
+    order = Order(np.bincount(table.shard).tolist(), 0)
+    how = {"start": 0, "end": 40, "batch": 4, "share": range(4), "classes": CLASSES, "workers": 1}
+    plain = list(batches(table, order, **how))
+    busy = torch.randn(4096, 4096, device="cuda")
+    for batch, expected in zip(batches(table, order, **how, pin=True), plain, strict=True):
+        assert batch.image.is_pinned()
+        busy = (busy @ busy).tanh()
+        sent = parallel.send(batch)
+        torch.cuda.current_stream().wait_event(sent.ready)
+        assert torch.equal(sent.image.cpu(), expected.image)
+        assert sent.condition is not None
+        assert expected.condition is not None
+        assert torch.equal(sent.condition.cpu(), expected.condition)
 
 
 def test_a_long_stretch_of_damage_is_enough(damaged, monkeypatch):

@@ -224,7 +224,7 @@ def _encode_all(pictures, classes, recipe: Recipe, books: Path, workers: int, pr
                 bar.update()
             if current.sources or current.unreadable:
                 manifests.append(current.commit(books, len(pictures)))
-        except BaseException:
+        except BaseException:  # also Ctrl-C: it is raised again
             current.discard()
             # An interruption may have come between the making of a file and its being known to `current`.
             clean(out, books, {manifest["name"] for manifest in committed_groups(out, books)})

@@ -276,7 +276,7 @@ def _open_s3(url: str, start: int, end: int | None) -> Iterator[Stream]:
     with _s3_faults(url):
         try:
             answer = _s3().get_object(**_bucket_key(url), **({"Range": span} if span else {}))
-        except Exception as error:
+        except Exception as error:  # see _s3_faults, which all others go to
             if _s3_status(error) != 416:  # nothing from `start` on
                 raise
             answer = None

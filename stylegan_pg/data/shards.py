@@ -145,6 +145,6 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: it is raised again
         temporary.unlink(missing_ok=True)
         raise
