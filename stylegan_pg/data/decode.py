@@ -164,7 +164,7 @@ def _load(
                 picture = picture.convert(MODES[channels])
         except MemoryError:
             raise
-        except Exception as error:  # as in `header`: Pillow raises nearly anything
+        except Exception as error:  # broken data, as in _opened
             raise BadPicture(f"does not decode: {error}") from error
         if picture.mode != MODES[channels]:
             raise BadPicture(f"its mode is {picture.mode}, not {MODES[channels]}", "channels")

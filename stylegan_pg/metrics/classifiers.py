@@ -117,7 +117,7 @@ class _Convolution(nn.Module):
 
 @functools.cache
 def _has_fused_convolution(device: str, dtype: torch.dtype) -> bool:
-    """Whether PyTorch has oneDNN's convolution with an activation, which its compiler uses: the same bits, a quarter
+    """Whether PyTorch has oneDNN's convolution with an activation, which its compiler uses: the same bits, a tenth
     faster. It has no derivative."""
     if device != "cpu" or not torch.backends.mkldnn.is_available():
         return False
