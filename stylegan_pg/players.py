@@ -18,6 +18,7 @@ from stylegan_pg.data.table import SampleTable
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.losses import TERMS
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
+from stylegan_pg.ops import pool
 from stylegan_pg.parallel import Learner, Parallel
 from stylegan_pg.rng import derive, generator
 from stylegan_pg.schedule import Phase, deal, lazy_ratio
@@ -74,6 +75,7 @@ class Players:
         """Build the networks of a phase; they take over what the ones before them had under the same names, or what
         `init` holds. Returns the names of those parameters that `init` had nothing for."""
         old = (self.G, self.D, self.G_ema, self.learners) if self.phase else None
+        pool.clear()  # results have other sizes from now on
         shape = NetworkShape(
             phase.resolution, self.config.resolution, phase.fade, self.index.channels, self.classes, phase.mbstd_group
         )
@@ -139,6 +141,7 @@ class Players:
         Raises:
             RunError: with what to do, if it is one minibatch-stddev group already.
         """
+        pool.clear()
         phase = self.current
         group, largest = phase.mbstd_group, len(deal(phase.batch, phase.mbstd_group, dist.world())[0])
         before = min(int(self.state.get(self._kept_micro_batch(), 0)) or phase.micro_batch or largest, largest)

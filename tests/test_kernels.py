@@ -3,6 +3,7 @@ what PyTorch asks of an operator (schema, fake tensors, export, compile)."""
 
 import itertools
 import os
+import timeit
 from typing import Any
 
 import pytest
@@ -107,6 +108,57 @@ def test_upfirdn2d_in_bfloat16_rounds_once(how, layout):
         if native.compiled(x) is not None:
             torch.testing.assert_close(y, expected.bfloat16(), rtol=1 / 128, atol=1e-6)
         close(y.float(), expected, 2e-2)
+
+
+@pytest.mark.parametrize("channels", [31, 32, 33, 48, 64, 100, 1040])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 3), (16, 34), (37, 70)])
+def test_halving_of_pixels(size, channels):
+    """Pixels of many values are halved in registers, two rows at a time: the same sums as plane by plane, bit for bit.
+    Rows left over, channels beyond whole packs, pieces of rows, padding and cropping on each side."""
+    checked = 0
+    for padding, name in itertools.product(
+        [(1, 1, 1, 1), (3, 0, 0, 4), (-1, 9, 8, -1), (6, 5, 7, 6)], ("1331", "asymmetric 4x4")
+    ):
+        f, (left, right, top, bottom) = FILTERS[name], padding
+        if size[0] + top + bottom < 4 or size[1] + left + right < 4:
+            continue
+        for dtype in (torch.float32, torch.bfloat16):
+            x = numbers(2, channels, *size, seed=channels, dtype=dtype)
+            y = upfirdn2d(x.contiguous(memory_format=torch.channels_last), f, down=2, padding=padding, gain=1.3)
+            if channels > 1 and size != (1, 1):
+                assert y.shape[2] * y.shape[3] == 1 or not y.is_contiguous()
+            expected = upfirdn2d(x, f, down=2, padding=padding, gain=1.3)
+            torch.testing.assert_close(y, expected, rtol=0, atol=0)
+            if dtype == torch.float32:
+                close(y, reference.upfirdn2d(x, f, (1, 1), (2, 2), padding, False, 1.3), 1e-6)
+            checked += 1
+    assert checked >= 4
+
+
+@pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
+def test_bfloat16_is_rounded_as_pytorch_does():
+    """Every value there is, next to ties, subnormals, infinities and NaN too, by packs and one by one."""
+    f = torch.zeros(4, 4)
+    f[1, 1] = 1.0
+    values = torch.arange(2**16).to(torch.int16).view(torch.bfloat16).reshape(1, 64, 32, 32)
+    for layout in LAYOUTS:
+        x = values.contiguous(memory_format=layout)
+        y = bias_act(x, gain=1.0 + 2.0**-9, clamp=None)  # next to ties
+        expected = (x.float() * (1.0 + 2.0**-9)).to(torch.bfloat16)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    finite = torch.where(values.float().abs() < 1e30, values, 0.0).repeat(1, 1, 2, 2)
+    for gain in (1.0 + 2.0**-9, 1.0 + 2.0**-8, 1 / 3):
+        x = finite.contiguous(memory_format=torch.channels_last)
+        y = upfirdn2d(x, f, down=2, padding=(1, 2, 1, 2), flip_filter=True, gain=gain)
+        expected = (finite[:, :, ::2, ::2].float() * torch.tensor(gain)).to(torch.bfloat16)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    spoilt = torch.ones(1, 40, 8, 8, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    spoilt[0, 3, 0, 0], spoilt[0, 39, 4, 5] = float("nan"), float("inf")
+    y = upfirdn2d(spoilt, FILTERS["1331"], down=2, padding=1)
+    expected = reference.upfirdn2d(spoilt, FILTERS["1331"], (1, 1), (2, 2), (1, 1, 1, 1), False, 1.0)
+    torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02, equal_nan=True)
+    assert y.isnan().sum() == 1
+    assert y.isinf().sum() == 4
 
 
 def test_upfirdn2d_of_odd_memory():
@@ -395,6 +447,38 @@ def test_bias_act_in_bfloat16_rounds_once(layout):
     if native.compiled(x) is not None:
         assert torch.equal(y, expected.bfloat16())
     close(y.float(), expected, 2e-2)
+
+
+@pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
+def test_no_loop_runs_number_by_number(act):
+    """One conditional load can keep a compiler from making vectors of a loop, which then takes 20 times as long without
+    a word. Here the best of many calls takes 2 to 5 times as long as copying float32 numbers does; 12 is far from both.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x32 = numbers(1, 64, 64, 64, dtype=torch.float32)
+
+    def best(function) -> float:
+        return min(timeit.repeat(function, number=1, repeat=50))
+
+    try:
+        copying = best(x32.clone)
+        for layout, dtype in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16, torch.float64)):
+            x = x32.to(dtype).contiguous(memory_format=layout)
+            kernels, acc = native.compiled(x), torch.float64 if dtype == torch.float64 else torch.float32
+            assert kernels
+            for noise in (None, numbers(1, 1, 64, 64, dtype=acc)):
+                tail_ = calls.Tail(kernels, x, numbers(64, dtype=acc), None, noise, act, 2**0.5, 256.0, 1)
+                passes = {
+                    "value": lambda t=tail_: t.elementwise(0),
+                    "slope": lambda t=tail_, x=x: t.elementwise(1, x),
+                    "backward": lambda t=tail_, x=x, n=noise is not None: t.backward(x, True, False, n),
+                }
+                for name, function in passes.items():
+                    assert best(function) < 12 * copying, (name, layout, dtype)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_infinities_and_nan():

@@ -19,15 +19,19 @@ enum Order : int { kValue, kSlope, kCurvature };
 
 constexpr int64_t kChunk = 4096;  // values of a plane, or of all channels of some pixels, that one task works on
 
-// linear, relu, lrelu: two straight lines that meet at 0. Without branches, so that loops are vectorised.
+// linear, relu, lrelu: two straight lines that meet at 0. Without branches, so that loops are vectorised; in backward
+// passes, which sum as well, the smallest one is enough to prevent that (tests/test_kernels.py looks).
 template <class A>
 struct Straight {
-  A slope;
-  A value(A z) const {
-    const A below = slope == 0 ? A(0) : z * slope;  // relu(-inf) is 0, not NaN
-    return z < 0 ? below : z;
-  }
+  A slope;  // of the line on the left, not 0: relu(-inf) is 0, not NaN
+  A value(A z) const { return z < 0 ? z * slope : z; }
   A derivative(A z) const { return z > 0 ? A(1) : slope; }
+  A curvature(A) const { return 0; }
+};
+template <class A>
+struct Rectified {
+  A value(A z) const { return z < 0 ? A(0) : z; }
+  A derivative(A z) const { return z > 0 ? A(1) : A(0); }
   A curvature(A) const { return 0; }
 };
 
@@ -101,9 +105,10 @@ struct Args {
 inline int64_t grain_for(int64_t work) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(work, 1)); }
 
 template <int order, class F, class T, class A>
-void planes(const F& f, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
+void planes(const F& shared, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
   const int64_t chunks = a.chunks();
   parallel_for(a.n * a.c * chunks, grain_for(std::min(a.inner, kChunk)), [&](int64_t task) {
+    const F f = shared;  // in a register: nothing that is stored can change it
     const int64_t plane = task / chunks, n = plane / a.c, c = plane % a.c, begin = task % chunks * kChunk;
     const int64_t count = std::min(kChunk, a.inner - begin), at = plane * a.inner + begin;
     const A bias = a.bias[c], scale = a.scale[n * a.scale_stride + c], gain = a.gain, clamp = a.clamp;
@@ -125,9 +130,10 @@ void planes(const F& f, const T* x, const T* g, const T* h, T* out, const Args<A
 }
 
 template <int order, class F, class T, class A>
-void pixels(const F& f, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
+void pixels(const F& shared, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
   const int64_t each = a.each(), chunks = a.chunks();
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
+    const F f = shared;  // in a register: nothing that is stored can change it
     const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
     const A gain = a.gain, clamp = a.clamp;
     const A *__restrict bias = a.bias, *__restrict scale = a.scale + n * a.scale_stride;
@@ -149,10 +155,11 @@ void pixels(const F& f, const T* x, const T* g, const T* h, T* out, const Args<A
 // [n, chunks, c] each, and of dz over the channels, [n, inner] (for the noise). Chunks of fixed size keep the sums'
 // order, and so their bits, the same on any number of threads. Sums that are not wanted go to a scratch.
 template <class F, class T, class A>
-void backward_planes(const F& f, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
+void backward_planes(const F& shared, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
                      const Args<A>& a) {
   const int64_t chunks = a.chunks();
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, kChunk) * a.c), [&](int64_t task) {
+    const F f = shared;  // in a register: nothing that is stored can change it
     const int64_t n = task / chunks, begin = task % chunks * kChunk, count = std::min(kChunk, a.inner - begin);
     A scratch[kChunk];
     A* __restrict total = over_channels ? over_channels + n * a.inner + begin : scratch;
@@ -191,10 +198,11 @@ void backward_planes(const F& f, const T* dy, const T* x, T* dx, A* sums, A* pro
 }
 
 template <class F, class T, class A>
-void backward_pixels(const F& f, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
+void backward_pixels(const F& shared, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
                      const Args<A>& a) {
   const int64_t each = a.each(), chunks = a.chunks();
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
+    const F f = shared;  // in a register: nothing that is stored can change it
     const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
     const A gain = a.gain, clamp = a.clamp;
     const A *__restrict bias = a.bias, *__restrict scale = a.scale + n * a.scale_stride;
@@ -226,7 +234,8 @@ void backward_pixels(const F& f, const T* dy, const T* x, T* dx, A* sums, A* pro
 
 template <class A, class G>
 void with_activation(int act, const G& run) {
-  if (act <= kLrelu) run(Straight<A>{act == kLinear ? A(1) : act == kRelu ? A(0) : A(0.2)});
+  if (act == kRelu) run(Rectified<A>());
+  else if (act <= kLrelu) run(Straight<A>{act == kLinear ? A(1) : A(0.2)});
   else run(Curved<A>{act});
 }
 

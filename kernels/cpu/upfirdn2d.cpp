@@ -15,12 +15,14 @@
 #include "numbers.h"
 #include "parallel.h"
 #include "shape.h"
+#include "slide.h"
 
 namespace spg {
 namespace {
 
 constexpr int kRowBuffer = 1024;  // values of a row that are worked on at a time: all rows that the taps reach stay in 32 KiB
 constexpr int kRowsPerTask = 32;
+constexpr int kSlideRow = 8192, kSlideRows = 8;  // the same for halve_pixels: all rows stay in 256 KiB
 
 template <class A>
 struct Filter {
@@ -180,6 +182,16 @@ void four_taps(const T* image, T* y, const Filter<A>& filter, const Shape& s, co
   }
 }
 
+// Down 2 of pixels of many values, two rows at a time; one that is left over as all others.
+template <class T>
+void halve_pixels(const T* image, T* y, const Filter<float>& filter, const Shape& s, const Block& b,
+                  int64_t width) {
+  Block rest = b;
+  for (; rest.oy0 + 2 <= b.oy1; rest.oy0 += 2)
+    slide(image, y, filter.fx.data(), filter.fy.data(), s, width, b.ox0, b.ox1, rest.oy0);
+  if (rest.oy0 < b.oy1) four_taps<FourTaps<1, 2>>(image, y, filter, s, rest, width);
+}
+
 // Any filter and any factors. One that is not an outer product takes the second step once for each of its rows.
 template <class T, class A>
 void any_filter(const T* image, T* y, const Filter<A>& filter, const Shape& s, const Block& b, int64_t width) {
@@ -215,20 +227,24 @@ void upfirdn2d(const T* x, T* y, const float* f, const Shape& s, bool correlate,
   const Filter<A> filter = prepare<A>(f, s.kh, s.kw, correlate, gain);
   const int64_t width = s.channels_last ? s.c : 1, planes = s.channels_last ? s.n : s.n * s.c;
   auto* how = &any_filter<T, A>;
+  int64_t most = std::max<int64_t>(kRowBuffer / width * s.up_x / s.down_x, 8), rows = kRowsPerTask;
   if constexpr (sizeof(A) == sizeof(float)) {  // double is for tests, and each case takes time to compile
     if (!filter.fx.empty() && FourTaps<1, 1>::fits(s)) how = &four_taps<FourTaps<1, 1>, T, A>;
     if (!filter.fx.empty() && FourTaps<2, 1>::fits(s)) how = &four_taps<FourTaps<2, 1>, T, A>;
     if (!filter.fx.empty() && FourTaps<1, 2>::fits(s)) how = &four_taps<FourTaps<1, 2>, T, A>;
+    if (width >= kSlideValues && how == &four_taps<FourTaps<1, 2>, T, A>) {
+      how = &halve_pixels<T>;
+      most = std::max<int64_t>(kSlideRow / width / s.down_x, 8), rows = kSlideRows;
+    }
   }
-  const int64_t most = std::max<int64_t>(kRowBuffer / width * s.up_x / s.down_x, 8);
   const int64_t segment = std::min(most, s.out_w), segments = (s.out_w + segment - 1) / segment;
-  const int64_t row_blocks = (s.out_h + kRowsPerTask - 1) / kRowsPerTask;
-  const int64_t work = std::min<int64_t>(kRowsPerTask, s.out_h) * segment * width;
+  const int64_t row_blocks = (s.out_h + rows - 1) / rows;
+  const int64_t work = std::min<int64_t>(rows, s.out_h) * segment * width;
   parallel_for(planes * row_blocks * segments, std::max<int64_t>(1, 32768 / work), [&](int64_t task) {
     const int64_t plane = task / segments / row_blocks;
     Block b;
     b.ox0 = task % segments * segment, b.ox1 = std::min(b.ox0 + segment, s.out_w);
-    b.oy0 = task / segments % row_blocks * kRowsPerTask, b.oy1 = std::min(b.oy0 + kRowsPerTask, s.out_h);
+    b.oy0 = task / segments % row_blocks * rows, b.oy1 = std::min(b.oy0 + rows, s.out_h);
     b.first = -floor_div(-(b.ox0 * s.down_x - s.left), s.up_x);
     b.last = std::max(b.first - 1, floor_div((b.ox1 - 1) * s.down_x - s.left + s.kw - 1, s.up_x));
     b.from = std::min(std::max<int64_t>(b.first, 0), b.last + 1), b.to = std::clamp(s.w, b.from, b.last + 1);

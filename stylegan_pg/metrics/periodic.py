@@ -16,6 +16,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.evaluate import Evaluator, better
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import LEAST_SIDE, parse
+from stylegan_pg.ops import pool
 
 
 class Periodic:
@@ -52,6 +53,7 @@ class Periodic:
                 self.evaluator = Evaluator(self.index, resolution, protocols, tools)
         assert self.evaluator is not None
         values = self.evaluator(G, alpha=alpha)
+        pool.clear()  # of sizes that training does not use
         self.missing = list(dict.fromkeys(self.evaluator.missing.values()))
         return values
 

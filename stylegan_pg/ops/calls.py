@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from stylegan_pg.ops import pool
 from stylegan_pg.ops.reference import ACTIVATIONS, is_channels_last
 
 # Codes shared with the C++ sources.
@@ -128,7 +129,7 @@ def upfirdn2d(
     """reference.upfirdn2d by a compiled kernel; out_size is (height, width)."""
     x, layout = dense(x)
     n, c, h, w = x.shape
-    y = torch.empty([n, c, *out_size], dtype=x.dtype, device=x.device, memory_format=layout)
+    y = pool.empty([n, c, *out_size], x, layout)
     separable = (_factors_once(f, flip_filter, gain),) if kernels.kind == "cuda" else ()
     f = _packed(f.to(x.device), torch.float32)
     done = kernels.call(
@@ -189,7 +190,7 @@ class Tail:
 
     def elementwise(self, order: int, *given: torch.Tensor) -> torch.Tensor | None:
         """f(z), or with g given g f'(z), or with g and h given g h f''(z)."""
-        out = torch.empty_like(self.x, memory_format=self.layout)
+        out = pool.empty(self.x.shape, self.x, self.layout)
         tensors = [self.alike(t) for t in given]  # kept alive while their addresses are used
         g, h = ([t.data_ptr() for t in tensors] + [None, None])[:2]
         code = DTYPES[out.dtype]
@@ -201,7 +202,7 @@ class Tail:
     def backward(self, dy: torch.Tensor, with_bias: bool, with_scale: bool, with_noise: bool):
         """dx, and the sums over everything that share a bias [c], a scale [n, c] and a noise value [n, inner]; CPU."""
         dy = self.alike(dy)
-        dx = torch.empty_like(self.x, memory_format=self.layout)
+        dx = pool.empty(self.x.shape, self.x, self.layout)
         rows = [self.n, self.kernels.lib.spg_bias_act_chunks_cpu(self.c, self.inner, self.pixels), self.c]
         empty = functools.partial(torch.empty, dtype=self.acc)
         sums, products = empty(rows) if with_bias else None, empty(rows) if with_scale else None

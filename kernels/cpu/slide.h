@@ -1,0 +1,97 @@
+// The four-tap filter at down 2 where a pixel is many values side by side (channels_last): nothing is written but the
+// result, as most of the time goes into reading.
+//
+// For some values of each pixel the filtered columns of the last four pixels stay in registers while the loop goes along
+// a row, and two rows are made together, because they share two of the rows that they read. The sums are those of
+// FourTaps, in the same order: columns first.
+#pragma once
+
+#include <cstring>
+
+#include "numbers.h"
+#include "shape.h"
+
+namespace spg {
+
+typedef float Pack __attribute__((vector_size(64)));
+typedef uint32_t PackBits __attribute__((vector_size(64)));
+typedef uint16_t HalfBits __attribute__((vector_size(32)));
+
+constexpr int kPackValues = 16;
+constexpr int kSlidePacks = 2;  // of a pixel at a time: whole pairs of cache lines
+constexpr int kRowsReached = 6;  // by two rows of output
+constexpr int kSlideValues = kSlidePacks * kPackValues;
+
+SPG_INLINE Pack load_pack(const float* p) {
+  Pack v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+SPG_INLINE Pack load_pack(const bfloat16* p) {
+  HalfBits h;
+  std::memcpy(&h, p, sizeof h);
+  return (Pack)(__builtin_convertvector(h, PackBits) << 16);
+}
+SPG_INLINE void store_pack(float* p, const Pack& v) { std::memcpy(p, &v, sizeof v); }
+SPG_INLINE void store_pack(bfloat16* p, const Pack& v) {  // as `store`
+  const PackBits bits = (PackBits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const PackBits nan = (PackBits)((bits & 0x7fffffff) > 0x7f800000);
+  const HalfBits h = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), HalfBits);
+  std::memcpy(p, &h, sizeof h);
+}
+
+// `kSlideValues` values of the outputs [ox0, ox0 + pixels) of two rows. rows[k] is the first pixel of the k-th row that
+// they reach, step[k] how far its pixels are apart: 0 for a row outside of the image, which is all the same zeros.
+template <class T>
+void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, const int64_t* step, const float* fx,
+                 const float* fy, int64_t w, int64_t width, int64_t x0, int64_t pixels) {
+  Pack v[kSlidePacks][2][4];
+  const float ya = fy[0], yb = fy[1], yc = fy[2], yd = fy[3], xa = fx[0], xb = fx[1], xc = fx[2], xd = fx[3];
+  auto column = [&](int64_t x, int slot) __attribute__((always_inline)) {
+    if (x < 0 || x >= w) {
+      for (int u = 0; u < kSlidePacks; u++)
+        for (int r = 0; r < 2; r++) v[u][r][slot] = Pack{};
+      return;
+    }
+    for (int u = 0; u < kSlidePacks; u++) {
+      Pack t[kRowsReached];
+      for (int k = 0; k < kRowsReached; k++) t[k] = load_pack(rows[k] + x * step[k] + u * kPackValues);
+      for (int r = 0; r < 2; r++) {
+        const Pack* q = t + 2 * r;
+        v[u][r][slot] = ya * q[0] + yb * q[1] + yc * q[2] + yd * q[3];
+      }
+    }
+  };
+  column(x0, 2), column(x0 + 1, 3);
+  for (int64_t i = 0; i < pixels; i++) {
+    for (int u = 0; u < kSlidePacks; u++)
+      for (int r = 0; r < 2; r++) v[u][r][0] = v[u][r][2], v[u][r][1] = v[u][r][3];
+    column(x0 + 2 * i + 2, 2), column(x0 + 2 * i + 3, 3);
+    for (int u = 0; u < kSlidePacks; u++)
+      for (int r = 0; r < 2; r++) {
+        const Pack* q = v[u][r];
+        store_pack(out + r * out_pitch + i * width + u * kPackValues, xa * q[0] + xb * q[1] + xc * q[2] + xd * q[3]);
+      }
+  }
+}
+
+// Outputs [ox0, ox1) of the rows oy and oy + 1 of one image of pixels of `width` values, at least kSlideValues.
+template <class T>
+void slide(const T* image, T* y, const float* fx, const float* fy, const Shape& s, int64_t width, int64_t ox0,
+           int64_t ox1, int64_t oy) {
+  static const T zeros[kSlideValues] = {};
+  const int64_t pitch = s.w * width, first = oy * 2 - s.top;
+  for (int64_t j = 0; j < width; j += kSlideValues) {
+    j = j + kSlideValues <= width ? j : width - kSlideValues;  // the last ones once more rather than one by one
+    const T* rows[kRowsReached];
+    int64_t step[kRowsReached];
+    for (int k = 0; k < kRowsReached; k++) {
+      const bool inside = first + k >= 0 && first + k < s.h;
+      rows[k] = inside ? image + (first + k) * pitch + j : zeros, step[k] = inside ? width : 0;
+    }
+    slide_along(y + (oy * s.out_w + ox0) * width + j, s.out_w * width, rows, step, fx, fy, s.w, width,
+                ox0 * 2 - s.left, ox1 - ox0);
+  }
+}
+
+}  // namespace spg
