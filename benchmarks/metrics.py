@@ -162,6 +162,7 @@ def frechet(count: int, case: str, rounds: int, report: Any) -> None:
             ("ours", lambda: frechet_distance(ours[0], ours[1])),
             ("theirs", lambda: fid_statistics_to_metric(theirs[0], theirs[1], False)["frechet_inception_distance"]),
         ):
+            time.sleep(0.2)  # until OpenBLAS's threads, which spin for a while after a call, leave the cores
             start = time.perf_counter()
             value = function()
             times[name].append(time.perf_counter() - start)

@@ -25,7 +25,7 @@ from stylegan_pg.networks import NETWORKS, NetworkShape, to_channels_last
 from stylegan_pg.networks.form import Form, form_kwargs
 from stylegan_pg.ops import native
 from stylegan_pg.ops.build import cache_folder
-from stylegan_pg.ops.recipes import BuildError, processor
+from stylegan_pg.ops.recipes import BuildError, multiplies_bf16, processor
 from stylegan_pg.schedule import at
 
 WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
@@ -91,6 +91,8 @@ def choose_precision(config: Config, device: torch.device) -> tuple[list[int], s
     """The resolutions to compute in bfloat16, and a line that says why."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return [], "this GPU has no bfloat16"
+    if device.type == "cpu" and not multiplies_bf16():  # networks/layers.py: as fast as float32 at best
+        return [], "bf16 at no resolution: this CPU has no instructions for it"
     layout = LAYOUTS[bool(config.train.channels_last)]
     times = _times(config, device, [(r, layout, p) for r in candidates(config) for p in ("fp32", "bf16")])
     ratios = {r: times[r, layout, "bf16"] / times[r, layout, "fp32"] for r in candidates(config)}

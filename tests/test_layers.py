@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from nets import CLASSES, close, generator, labels, normal, shaken
 from scipy.signal import convolve2d
 
+from stylegan_pg.networks import layers
 from stylegan_pg.networks.layers import SynthesisLayer, ToRGB, minibatch_stddev
 
 
@@ -95,3 +96,30 @@ def test_minibatch_stddev(n, group, channels):
             np.testing.assert_allclose(y[members, 6 + k], deviation[k * width : (k + 1) * width].mean())
     with pytest.raises(ValueError, match="does not divide"):
         minibatch_stddev(normal(7, 6, 4, 4), 2)
+
+
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_bf16_without_instructions_for_it(monkeypatch, up, down, k):
+    """The convolutions are made of float32 numbers and rounded: values and derivatives of both orders stay those of
+    bfloat16 to its precision, and float32 networks see none of it."""
+    dice = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=dice) for shape in ([2, 6, 9, 8], [5, 6, k, k]))
+    f = layers.low_pass([1, 3, 3, 1])
+
+    def everything(dtype: torch.dtype) -> list[torch.Tensor]:
+        a, b = (t.detach().to(dtype).requires_grad_(True) for t in (x, weight))
+        y = layers.resampling_conv2d(a, b, f, up=up, down=down)
+        assert y.dtype == dtype
+        first = torch.autograd.grad(y.square().sum(), [a, b], create_graph=True)
+        return [y, *first, *torch.autograd.grad(first[0].square().sum(), [a, b])]
+
+    results = {}
+    for has in (True, False):
+        monkeypatch.setattr(layers, "MULTIPLIES_BF16", has)
+        results[has] = everything(torch.bfloat16)
+    exact = everything(torch.float32)
+    for with_, without, wanted in zip(results[True], results[False], exact, strict=True):
+        assert without.dtype == torch.bfloat16
+        for value in (with_, without):
+            assert (value.float() - wanted).abs().max() < 0.05 * wanted.abs().max()

@@ -17,6 +17,7 @@ import torch
 from measuring import CPU, Painter, evaluator, fidelity, packed, paint, random_vgg16
 from packing import encoded, tar_of
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.stream import read_batch
@@ -27,6 +28,7 @@ from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
+from stylegan_pg.ops import recipes
 from stylegan_pg.ops.recipes import BuildError
 from stylegan_pg.snapshot import load_snapshot
 
@@ -133,6 +135,78 @@ def test_fused_convolutions_are_the_plain_ones(inception, dtype):
             found = network(images)["pool"]
         expected = network(images)["pool"].detach()
         assert (found - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * expected.abs().max()
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest images or maps that any operation makes, and how many convolutions there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.nbytes = self.convolutions = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2] > 100:
+            self.nbytes = max(self.nbytes, out.nbytes)
+        self.convolutions += "conv" in str(function)
+        return out
+
+
+@pytest.mark.parametrize("name", ["inception", "vgg16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_give_what_the_whole_does(inception, monkeypatch, name, dtype):
+    """Images are looked at a few at a time, so that glibc keeps the memory of each tensor for the next one."""
+    if name == "inception":
+        network, feature = classifiers.Inception(torch.load(inception, weights_only=True)), "pool"
+    else:
+        network, feature = classifiers.VGG16(random_vgg16()), "fc2"
+    network = network.requires_grad_(False).eval().to(dtype).to(memory_format=torch.channels_last)
+    most = 2 * network.LARGEST * (dtype.itemsize if recipes.multiplies_bf16() else 4)
+    for n, size in ((5, 64), (3, 1200)):
+        images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+        monkeypatch.setattr(classifiers, "PIECE", 2**40)
+        whole = network(images)[feature]
+        monkeypatch.setattr(classifiers, "PIECE", max(most, 2 * 12 * size * size))
+        with torch.no_grad(), Largest() as seen:
+            found = network(images)[feature]
+        assert found.shape == whole.shape
+        assert (found - whole).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * whole.abs().max()
+        assert seen.nbytes <= classifiers.PIECE
+        assert seen.nbytes > classifiers.PIECE / 4
+        assert seen.convolutions >= 13 * -(-n // 2)
+    assert network(images[:0])[feature].shape == (0, whole.shape[1])
+
+
+def test_distances_by_pieces(monkeypatch):
+    channels = [64, 128, 256, 512, 512]
+    lin = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}
+    distance = features.Distance(features.lpips(lin, random_vgg16()), "")
+    a, b = (255 * torch.rand(5, 3, 40, 32, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    with torch.no_grad():
+        whole = distance(a, b)
+        monkeypatch.setattr(classifiers, "PIECE", 2 * 4 * 64 * 40 * 32)
+        torch.testing.assert_close(distance(a, b), whole, rtol=1e-5, atol=0)
+    assert whole.shape == (5,)
+
+
+@pytest.mark.parametrize("name", ["inception", "vgg16"])
+def test_bf16_on_a_cpu_without_it(inception, monkeypatch, name):
+    """Of float32 numbers, rounded behind each layer: features as with the processor's instructions."""
+    if name == "inception":
+        network, feature = classifiers.Inception(torch.load(inception, weights_only=True)), "pool"
+    else:
+        network, feature = classifiers.VGG16(random_vgg16()), "fc2"
+    network = network.requires_grad_(False).eval()
+    images = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
+    exact = network(images)[feature]
+    network, found = network.bfloat16(), []
+    for has in (True, False):
+        monkeypatch.setattr(classifiers, "multiplies_bf16", lambda has=has: has)
+        with torch.inference_mode():
+            found.append(network(images)[feature])
+        assert found[-1].dtype == torch.bfloat16
+    for values in found:
+        assert 0 < (values.float() - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_a_measurement_starts_without_what_it_does_not_need():

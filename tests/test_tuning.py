@@ -24,6 +24,7 @@ def config_with(**model) -> Config:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuning, "multiplies_bf16", lambda: True)
 
 
 def pretend(monkeypatch, seconds) -> list:
@@ -56,6 +57,16 @@ def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert len(asked) == 8
+
+
+def test_a_cpu_without_bf16_takes_float32(monkeypatch):
+    asked = pretend(monkeypatch, bf16_helps_at_64)
+    monkeypatch.setattr(tuning, "multiplies_bf16", lambda: False)
+    assert tuning.choose_precision(config_with(), CPU) == (
+        [],
+        "bf16 at no resolution: this CPU has no instructions for it",
+    )
+    assert not asked
 
 
 @pytest.mark.parametrize("faster", ["nhwc", "nchw"])
@@ -109,6 +120,7 @@ def measure(config, device, cases):
     assert how != "never", "measured again"
     return {case: 0.5 if case[::2] == (16, "bf16") else 1.0 for case in cases}
 tuning._measure = measure
+tuning.multiplies_bf16 = lambda: True
 main()
 """
 

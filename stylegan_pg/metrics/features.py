@@ -25,7 +25,7 @@ from torch import nn
 
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import over_white
-from stylegan_pg.metrics.classifiers import VGG16, Inception, vgg16
+from stylegan_pg.metrics.classifiers import VGG16, Inception, by_pieces, vgg16
 from stylegan_pg.ops.build import cache_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -158,7 +158,8 @@ class Distance:
         self.module, self.mark = module, mark
 
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return self.module(a, b).flatten()
+        values = 64 * a.shape[2] * a.shape[3]  # of VGG16's first convolutions
+        return by_pieces(lambda a, b: self.module(a, b).flatten(), a, b, values=values, dtype=torch.float32)
 
 
 def load_distance(files: Sequence[str | Path], device: torch.device) -> Distance:

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylegan_pg.ops import ACTIVATIONS, bias_act, downsample2d, setup_filter, upfirdn2d, upsample2d
+from stylegan_pg.ops.recipes import multiplies_bf16
+
+MULTIPLIES_BF16 = multiplies_bf16()  # this CPU
 
 
 def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -39,6 +42,13 @@ def noise_image(
     return None if noise == "none" else const[None, None]
 
 
+def convolve(function: Any, x: torch.Tensor, weight: torch.Tensor, **how: Any) -> torch.Tensor:
+    """F.conv2d or another one. A CPU without instructions for bfloat16 makes it of float32 numbers, and rounds."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not MULTIPLIES_BF16:
+        return function(x.float(), weight.float(), **how).to(x.dtype)
+    return function(x, weight, **how)
+
+
 def resampling_conv2d(
     x: torch.Tensor, weight: torch.Tensor, f: torch.Tensor | None, *, up: int = 1, down: int = 1
 ) -> torch.Tensor:
@@ -48,20 +58,20 @@ def resampling_conv2d(
     """
     k = weight.shape[-1]
     if up == 1 and down == 1:
-        return F.conv2d(x, weight, padding=k // 2)
+        return convolve(F.conv2d, x, weight, padding=k // 2)
     assert f is not None
     taps = f.shape[-1]
     if up == 2:
         if k == 1:  # cheaper before the up-sampling
-            return upsample2d(F.conv2d(x, weight), f)
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+            return upsample2d(convolve(F.conv2d, x, weight), f)
+        x = convolve(F.conv_transpose2d, x, weight.transpose(0, 1), stride=2)
         # What is left of the padding for the filter, once the transposed convolution has added k - 1 and taken one.
         before, after = (taps + 1) // 2 + k // 2 - (k - 1), (taps - 2) // 2 + k // 2 - (k - 2)
         return upfirdn2d(x, f, padding=(before, after, before, after), gain=4.0)
     before, after = (taps - 1) // 2 + k // 2, (taps - 2) // 2 + k // 2
     if k == 1:
-        return F.conv2d(downsample2d(x, f), weight)
-    return F.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), weight, stride=2)
+        return convolve(F.conv2d, downsample2d(x, f), weight)
+    return convolve(F.conv2d, upfirdn2d(x, f, padding=(before, after, before, after)), weight, stride=2)
 
 
 def gains_of(act: str, he_gain: float | None) -> tuple[float, float]:

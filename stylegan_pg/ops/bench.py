@@ -46,14 +46,13 @@ def clocked(function: Callable[[], Any], device: str = "cpu") -> float:
 def interleaved(
     functions: dict[str, Callable[[], Any]], seconds: float, least: int = 7, device: str = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each, run by turns for a while, in an order drawn anew for each round: who comes after the
-    reference, which has filled the caches with its intermediate results, is slower."""
+    """Median seconds of each, run by turns for a while, in an order drawn anew for each round. Before it is timed each
+    is called once: what runs after the reference, which has filled caches and heap with its own, is slower."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
     start, dice = time.perf_counter(), random.Random(0)
     while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < least:
         for name, function in dice.sample(list(functions.items()), len(functions)):
+            function()
             times[name].append(clocked(function, device))
     return {name: statistics.median(values) for name, values in times.items()}
 
