@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import io
+import os
 import sys
 
 from stylegan_pg import launcher
@@ -26,7 +29,19 @@ def main() -> None:
         code = _told(error, FAULT)
     finally:
         status = launcher.leave(code)
+    if "torch" in sys.modules and not launcher.is_alone():
+        _end(status)
     sys.exit(status)
+
+
+def _end(status: int) -> None:
+    """As sys.exit, without taking the interpreter apart: threads that a process group leaves behind can abort a rank
+    that has done all it had to, and launchers would start all of them again."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+            stream.flush()
+    os._exit(status)
 
 
 def _told(error: Exception, code: int) -> int:

@@ -18,10 +18,11 @@ from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import Batch
 from stylegan_pg.draws import Draw, draw, styles
+from stylegan_pg.learner import OUT_OF_MEMORY, out_of_memory
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs
 from stylegan_pg.observed import Observed
 from stylegan_pg.ops import downsample2d, upsample2d
-from stylegan_pg.parallel import OUT_OF_MEMORY, Parallel, out_of_memory
+from stylegan_pg.parallel import Parallel
 from stylegan_pg.players import Players
 from stylegan_pg.rng import generator
 from stylegan_pg.schedule import deal, ema_beta, term_weight

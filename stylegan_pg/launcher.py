@@ -116,6 +116,11 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
         raise UsageError(f"the environment variable {name}={text!r} is not a number") from None
 
 
+def is_alone(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether nothing says that there are other processes."""
+    return env.get("WORLD_SIZE", "") in ("", "1")
+
+
 def enter() -> None:
     """Take this process's place, and forget what an earlier one in it has left."""
     _tell("exit", None)

@@ -16,10 +16,11 @@ from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex, check_base
 from stylegan_pg.data.table import SampleTable
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.learner import Learner
 from stylegan_pg.losses import TERMS
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.ops import pool
-from stylegan_pg.parallel import Learner, Parallel
+from stylegan_pg.parallel import Parallel
 from stylegan_pg.rng import derive, generator
 from stylegan_pg.schedule import Phase, deal, lazy_ratio
 

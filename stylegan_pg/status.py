@@ -119,7 +119,8 @@ def collect(run: Path) -> dict[str, Any]:
 
 
 def _state(log: list[str], done: bool, silent: float | None, tick_sec: float) -> str:
-    end = log[-1].split(" ", 2)[-1] if log else ""
+    said = [line.split(" ", 2)[-1] for line in log]
+    end = next((text for text in reversed(said) if not text.startswith("the checkpoint at ")), "")
     if end.startswith("done") or (done and not end.startswith("error")):
         return "done"
     for word, state in (("stopped", "stopped, to be continued"), ("error", "failed")):

@@ -303,6 +303,11 @@ class Trainer:
         if self.write_failures >= self.config.checkpoint.max_failures or final:
             self.failing = True
 
+    def finish_writing(self) -> None:
+        """Wait for a checkpoint that is still being written, as when the run has failed meanwhile."""
+        if outcome := self.writer.outcome(wait=True):
+            self.note(f"the checkpoint at {outcome[0] / 1000:.1f} kimg: {outcome[1] or 'written'}")
+
     def gather_bad(self) -> None:
         """The corrupt samples that all ranks have met, told once each.
 
@@ -353,19 +358,21 @@ def run(config: Config, index: DatasetIndex, *, must_resume: bool = False) -> in
         if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
             launcher.ask_to_stop()
         failed = False
+        trainer.finish_writing()
         if dist.is_main():
             done = "done" if code == DONE else "stopped; to continue, run the same command again"
             told = f"{done}: {config.run} at {trainer.players.nimg / 1000:.1f} kimg"
             trainer.note(told)
             print(told, file=sys.stderr)
         return code
-    except RunError as error:
+    except (RunError, UsageError) as error:
         if trainer:
-            trainer.note(f"error: {error}")
+            trainer.finish_writing()
+            trainer.note(f"error: {error}")  # the log's last line: `status` looks at it
         raise
     finally:
-        if trainer and (outcome := trainer.writer.outcome(wait=True)):
-            trainer.note(f"the checkpoint at {outcome[0] / 1000:.1f} kimg: {outcome[1] or 'written'}")
+        if trainer:
+            trainer.finish_writing()
         dist.shutdown(failed=failed)
 
 

@@ -237,12 +237,17 @@ def test_without_deepspeed(tiny_data, tmp_path):
 # the whole run have none left once the first bucket is on its way.
 SHORT = """
 import sys, torch
-from stylegan_pg import __main__, dist, game, gradients
+from stylegan_pg import __main__, dist, game, gradients, learner
 
 where, room = sys.argv.pop(1), int(sys.argv.pop(1))
 when = 0 if where == "path_length" else 16  # where that term is due, in the first phase
 last = lambda: dist.rank() == dist.world() - 1
 synthesize, send, at = game.Game.synthesize, gradients.GradientSum._send, []
+apply = learner.Learner._apply
+def no_moments(self):
+    if where == "adam" and at == [16] and last():
+        raise torch.OutOfMemoryError("injected")
+    apply(self)
 def small(self, ws, purpose, part):
     at[:] = [self.nimg]
     if where == purpose and self.nimg == when and last() and len(ws) > room:
@@ -253,7 +258,7 @@ def full(self, b):
         game.once = True
         raise torch.OutOfMemoryError("injected")
     return send(self, b)
-game.Game.synthesize, gradients.GradientSum._send = small, full
+game.Game.synthesize, gradients.GradientSum._send, learner.Learner._apply = small, full, no_moments
 sys.argv = ["stylegan-pg", *sys.argv[1:]]
 __main__.main()
 """
@@ -308,5 +313,15 @@ def test_out_of_memory_with_the_smallest_micro_batch(tiny_data, tmp_path):
     """Both ranks stop and say what to do; the last checkpoint is there."""
     output = run_short(tmp_path, tiny_data, "g", 3, expected=1)
     assert "cannot be halved: a minibatch-stddev group is 4. Lower model.mbstd_group" in output
+    assert harness.newest(tmp_path / "run")[1]["nimg"] == 16
+    assert output.count("Traceback") <= 1  # torchrun's own, about its processes
+
+
+def test_out_of_memory_in_the_optimiser(tiny_data, tmp_path):
+    """No micro-batch would help: one message on that rank, the other hears of it, the last checkpoint is there."""
+    output = run_short(tmp_path, tiny_data, "adam", 4, expected=1)
+    assert "out of memory in the optimiser's step of a network of" in output
+    assert "train.zero_stage=1" in output
+    assert "lost the other ranks" in output
     assert harness.newest(tmp_path / "run")[1]["nimg"] == 16
     assert output.count("Traceback") <= 1  # torchrun's own, about its processes

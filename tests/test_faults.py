@@ -177,6 +177,43 @@ def test_usr1_stops_and_status_tells(tiny_data, tmp_path):
     assert nowhere.returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        ("error: the disk is full", "failed"),
+        ("stopped; to continue, run the same command again: run at 1.0 kimg", "stopped, to be continued"),
+        ("done: run at 2.0 kimg", "done"),
+        ("1.0 kimg: 8x8", "training"),
+    ],
+)
+@pytest.mark.parametrize("outcome", ["written", "No space left on device"])
+def test_the_last_checkpoint_hides_no_end(last, state, outcome):
+    """A run that ends waits for the checkpoint that is being written, and says what became of it."""
+    log = ["2026-01-01 00:00:00 1.0 kimg: 8x8", f"2026-01-01 00:00:01 {last}"]
+    log.append(f"2026-01-01 00:00:02 the checkpoint at 1.0 kimg: {outcome}")
+    assert status._state(log, False, 3.0, 10.0) == state
+
+
+@pytest.mark.parametrize("world", ["1", "2"])
+def test_what_threads_leave_behind_ends_no_rank_with_a_fault(world):
+    """One of several processes ends with its code, whatever happens when a process is taken apart; its output and its
+    handlers are not lost. (A lone one may end as it likes, here with an abort.)"""
+    code = """if True:
+        import atexit, ctypes, sys, torch
+        libc = ctypes.CDLL(None)
+        libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
+        atexit.register(print, "handled")
+        sys.argv = ["stylegan-pg", "train", "nowhere.yaml"]
+        from stylegan_pg.__main__ import main
+        main()
+    """
+    env = harness.environment() | {"WORLD_SIZE": world, "RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=100)
+    assert done.returncode == (-signal.SIGABRT if world == "1" else 2)
+    assert "handled" in done.stdout
+    assert "nowhere.yaml" in done.stderr
+
+
 def test_stragglers():
     def rank(seconds: float) -> dict:
         return {"own_sec_per_img": seconds}

@@ -332,3 +332,31 @@ def test_slurm_preempts_and_requeues(undisturbed, tiny_data, tmp_path):
         harness.assert_same_run(run, undisturbed)
     finally:
         slurm.close()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@real_slurm
+def test_slurm_time_limit_and_scancel(tiny_data, tmp_path):
+    """Before its time is over a job writes a checkpoint and is queued again, to go on; a cancelled one stays so."""
+    run = tmp_path / "run"
+    args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 99}", output__grid_kimg=0)[1:]
+    slurm = Slurm(tmp_path)
+    try:
+        how = ["--nodes=2", "--time=2", "--signal=B:USR1@80", str(LAUNCH / "slurm.sbatch"), *args]
+        job = slurm.submit(*how, GLOO_SOCKET_IFNAME="lo", STYLEGAN_PG_CACHE=str(tmp_path / "cache"))
+        log = tmp_path / f"slurm-{job}.log"
+        wait_until(lambda: log.exists() and "back into the queue" in log.read_text(), 240, "the requeue", slurm.log)
+        stopped = harness.newest(run)[1]["nimg"]
+        wait_until(lambda: slurm.state(job) == "PENDING", 60, "the queue", slurm.log)
+        time.sleep(3)  # Slurm takes the credentials of a start in the second of the requeue for those of the old one
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # or it is held for two minutes
+        wait_until(lambda: "continuing from" in log.read_text(), 240, "the second start", slurm.log)
+        slurm("scancel", job)
+        wait_until(lambda: slurm.state(job) == "CANCELLED", 240, "the end", slurm.log)
+        time.sleep(5)
+        assert slurm.state(job) == "CANCELLED"
+        assert log.read_text().count("back into the queue") == 1
+        assert harness.newest(run)[1]["nimg"] >= stopped > 0
+    finally:
+        slurm.close()
