@@ -28,7 +28,6 @@ from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
-from stylegan_pg.ops import recipes
 from stylegan_pg.ops.recipes import BuildError
 from stylegan_pg.snapshot import load_snapshot
 
@@ -161,7 +160,7 @@ def test_pieces_give_what_the_whole_does(inception, monkeypatch, name, dtype):
     else:
         network, feature = classifiers.VGG16(random_vgg16()), "fc2"
     network = network.requires_grad_(False).eval().to(dtype).to(memory_format=torch.channels_last)
-    most = 2 * network.LARGEST * (dtype.itemsize if recipes.multiplies_bf16() else 4)
+    most = 2 * network.LARGEST * dtype.itemsize
     for n, size in ((5, 64), (3, 1200)):
         images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
         monkeypatch.setattr(classifiers, "PIECE", 2**40)
@@ -190,23 +189,23 @@ def test_distances_by_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["inception", "vgg16"])
-def test_bf16_on_a_cpu_without_it(inception, monkeypatch, name):
-    """Of float32 numbers, rounded behind each layer: features as with the processor's instructions."""
-    if name == "inception":
-        network, feature = classifiers.Inception(torch.load(inception, weights_only=True)), "pool"
-    else:
-        network, feature = classifiers.VGG16(random_vgg16()), "fc2"
-    network = network.requires_grad_(False).eval()
+def test_bf16_on_a_cpu_without_it(inception, tmp_path, monkeypatch, name):
+    """The weights are rounded, and all else is float32: near both others, and kept apart from them."""
+    file = inception
+    if name == "vgg16":
+        torch.save(random_vgg16(), file := tmp_path / "vgg.pth")
     images = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
-    exact = network(images)[feature]
-    network, found = network.bfloat16(), []
-    for has in (True, False):
-        monkeypatch.setattr(classifiers, "multiplies_bf16", lambda has=has: has)
-        with torch.inference_mode():
-            found.append(network(images)[feature])
-        assert found[-1].dtype == torch.bfloat16
-    for values in found:
-        assert 0 < (values.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    found, identities = {}, set()
+    for precision, has in (("fp32", False), ("bf16", False), ("bf16", True)):
+        monkeypatch.setattr(features, "multiplies_bf16", lambda has=has: has)
+        extractor = features.load_extractor(name, [file], CPU, precision)
+        (found[precision, has],) = (v for k, v in extractor(images).items() if k in ("pool", "fc2"))
+        identities.add(extractor.identity)
+        assert extractor.mark.endswith("@bf16") == (precision == "bf16")
+    exact, rounded, native = found.values()
+    assert len(identities) == 3
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+    assert 0 < (native - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_a_measurement_starts_without_what_it_does_not_need():

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from stylegan_pg.ops.recipes import multiplies_bf16
-
 # glibc gives memory of 32 MiB and more back to the system at once, and all of it comes as new pages the next time: a
 # third of a network's time, if its tensors are larger.
 PIECE = 2**25 - 2**12
@@ -30,25 +28,11 @@ def by_pieces(
     image, is not too large for its memory to be used again."""
     if not images[0].is_cpu or not len(images[0]):
         return network(*images)
-    itemsize = 4 if _rounds(dtype) else dtype.itemsize
-    largest = max(values * itemsize, images[0][0].numel() * 4)  # images are float32 before they are resized
+    largest = max(values * dtype.itemsize, images[0][0].numel() * 4)  # images are float32 before they are resized
     if len(images[0]) * largest <= PIECE:
         return network(*images)
     parts = zip(*(x.split(max(1, PIECE // largest)) for x in images), strict=True)
     return torch.cat([network(*part) for part in parts])
-
-
-def _rounds(dtype: torch.dtype) -> bool:
-    """Whether CPUs are to make convolutions of float32 numbers and round: without instructions for bfloat16 they take a
-    quarter of the time for that."""
-    return dtype == torch.bfloat16 and not multiplies_bf16()
-
-
-def _layer(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    if not (x.is_cpu and _rounds(x.dtype)):
-        return layer(x)
-    weights = {name: p.float() for name, p in layer.named_parameters()}
-    return torch.func.functional_call(layer, weights, x.float()).to(x.dtype)
 
 
 def resize_matrix(size: int, to: int) -> torch.Tensor:
@@ -136,19 +120,14 @@ class _Convolution(nn.Module):
         return pool(self._convolved(x, None, "none")).add_(self.bias[:, None, None]).relu_()
 
     def _convolved(self, x: torch.Tensor, bias: torch.Tensor | None, act: str) -> torch.Tensor:
-        if x.is_cpu and _rounds(x.dtype):
-            return self._computed(x.float(), bias if bias is None else bias.float(), act).to(x.dtype)
-        return self._computed(x, bias, act)
-
-    def _computed(self, x: torch.Tensor, bias: torch.Tensor | None, act: str) -> torch.Tensor:
         fits = x.shape[1] == self.weight.shape[1]  # else the plain one says so
         if not fits or torch.is_grad_enabled() or not _has_fused_convolution(x.device.type, x.dtype):
-            y = F.conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding)
+            y = F.conv2d(x, self.weight, bias, self.stride, self.padding)
             return y.relu_() if act == "relu" else y
-        stride, key = [self.stride] * 2, (self.weight.data_ptr(), self.weight.dtype, x.dtype, x.shape[2:])
+        stride, key = [self.stride] * 2, (self.weight.data_ptr(), self.weight.dtype, x.shape[2:])
         if self.packed is None or self.packed[0] != key:  # into oneDNN's own layout, which plain calls do each time
             pack = torch.ops.mkldnn._reorder_convolution_weight
-            self.packed = key, pack(self.weight.to(x.dtype), self.padding, stride, [1, 1], 1, list(x.shape))
+            self.packed = key, pack(self.weight, self.padding, stride, [1, 1], 1, list(x.shape))
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.packed[1], bias, self.padding, stride, [1, 1], 1, act, [], ""
         )
@@ -248,17 +227,13 @@ class VGG16(_Resized):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         dtype = next(self.parameters()).dtype
         x = by_pieces(self._features, images, values=self.LARGEST, dtype=dtype)
-        for layer in self.network.classifier:  # whose many weights are read once for all images
-            x = _layer(layer, x)
-        return {"fc2": x}
+        return {"fc2": self.network.classifier(x)}  # whose many weights are read once for all images
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         x = self.prepare(images)
         mean, deviation = (x.new_tensor(v)[:, None, None] for v in (self.MEAN, self.DEVIATION))
         x = ((x - mean) / deviation).to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-        for layer in self.network.features:
-            x = _layer(layer, x)
-        return self.network.avgpool(x).flatten(1)
+        return self.network.avgpool(self.network.features(x)).flatten(1)
 
 
 def vgg16(state: dict[str, torch.Tensor]) -> Any:
