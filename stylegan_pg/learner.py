@@ -33,6 +33,7 @@ class Learner:
     One step is `begin`, as many `backward` as were announced, on any number of forward passes, and `step`.
     """
 
+    RELIEF = "share the moments out (train.engine=deepspeed, train.zero_stage=1 on several ranks)"  # of memory
     optimizer: Any
 
     def __init__(self, parallel: Any, net: nn.Module, named: dict[str, nn.Parameter], adam: dict):
@@ -116,10 +117,9 @@ class Learner:
                     raise
                 numbers = sum(p.numel() for p in self.named.values())
                 raise RunError(
-                    f"out of memory in the optimiser's step of a network of {numbers / 1e6:.1f} million parameters: "
-                    "with gradients and moments they take four times their size, whatever the micro-batch is. Lower "
-                    "model.channel_base, share the moments out (train.engine=deepspeed, train.zero_stage=1 on several "
-                    "ranks), or take larger devices; the last checkpoint stays"
+                    f"out of memory in the optimiser's step of a network of {numbers / 1e6:.1f} million parameters, "
+                    f"which takes the same whatever the micro-batch is. Lower model.channel_base, {self.RELIEF}, or "
+                    "take larger devices; the last checkpoint stays"
                 ) from None
         self._clear()
         return fault

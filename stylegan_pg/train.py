@@ -29,6 +29,7 @@ from stylegan_pg.game import Game
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.networks import unread_keys
 from stylegan_pg.ops import native
+from stylegan_pg.ops.recipes import multiplies_bf16
 from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.report import Means, Reporter
@@ -226,6 +227,7 @@ class Trainer:
             "world": dist.world(),
             "device": self.players.device.type,
             "kernels": self.kernels,
+            "bf16": self.players.device.type != "cpu" or multiplies_bf16(),  # or a CPU computes in float32 and rounds
             "torch": torch.__version__,
             "python": platform.python_version(),
             "stylegan_pg": __version__,

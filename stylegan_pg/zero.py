@@ -61,6 +61,8 @@ class ShardedLearner(Learner):
     Gradients are handed over after the last pass, so until then each rank holds all of its own.
     """
 
+    RELIEF = "raise train.zero_stage, keep the moments on the host (train.zero_offload=true)"
+
     def _build(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
         import deepspeed
 

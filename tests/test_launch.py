@@ -350,7 +350,8 @@ def test_slurm_time_limit_and_scancel(tiny_data, tmp_path):
         stopped = harness.newest(run)[1]["nimg"]
         wait_until(lambda: slurm.state(job) == "PENDING", 60, "the queue", slurm.log)
         time.sleep(3)  # Slurm takes the credentials of a start in the second of the requeue for those of the old one
-        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # or it is held for two minutes
+        # Or it is held for two minutes, and soon told to stop once more.
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=20")
         wait_until(lambda: "continuing from" in log.read_text(), 240, "the second start", slurm.log)
         slurm("scancel", job)
         wait_until(lambda: slurm.state(job) == "CANCELLED", 240, "the end", slurm.log)

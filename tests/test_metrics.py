@@ -166,6 +166,7 @@ def test_pieces_give_what_the_whole_does(inception, monkeypatch, name, dtype):
         monkeypatch.setattr(classifiers, "PIECE", 2**40)
         whole = network(images)[feature]
         monkeypatch.setattr(classifiers, "PIECE", max(most, 2 * 12 * size * size))
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         with torch.no_grad(), Largest() as seen:
             found = network(images)[feature]
         assert found.shape == whole.shape

@@ -19,7 +19,6 @@ SIZE = 2**20
 def small(monkeypatch) -> Pool:
     """A pool of 8 blocks for results of 1 MiB, instead of the process's own."""
     fresh = Pool(8 * SIZE)
-    assert fresh.limit, "this PyTorch does not say who holds a storage"
     monkeypatch.setattr(pool, "_pool", fresh)
     monkeypatch.setattr(pool, "LEAST", SIZE)
     return fresh
@@ -39,7 +38,15 @@ def test_what_nobody_holds_is_used_again(small):
         assert result(2.0, layout=layout).data_ptr() == address
     assert small.total == SIZE
     assert result(0.0, (512, 512)).stride() == (512, 1)
-    assert result(0.0, (2, 3, 5)).data_ptr() not in [b[1] for blocks in small.blocks.values() for b in blocks]
+    assert result(0.0, (2, 3, 5)).data_ptr() not in addresses(small)
+    ordinary, ours = torch.empty(4), result(1.0)  # autograd adds in place to what has a storage of its own
+    uses = [torch._C._storage_Use_Count(t.untyped_storage()._cdata) for t in (ordinary, ours)]
+    assert uses[0] == uses[1]
+    assert not ours._is_view()
+
+
+def addresses(of: Pool) -> list[int]:
+    return [block.ctypes.data for blocks in of.blocks.values() for block in blocks]
 
 
 HOLDERS = {
@@ -73,17 +80,17 @@ def test_what_is_held_stays(small, how):
     assert address in [o.data_ptr() for o in [result(3.0) for _ in range(6)]]
 
 
-def test_moved_or_resized_memory_is_not_used_again(small):
+def test_moved_and_resized_results(small):
+    """What is moved to shared memory leaves its old place free; what would grow says that it cannot."""
     y = result(1.0)
-    y.share_memory_()
     address = y.data_ptr()
-    del y
-    assert result(2.0).data_ptr() != address
-    y = result(1.0)
-    y.resize_(2, 16, 128, 128)
-    del y
-    z = result(5.0)
-    assert float(z.sum()) == 5.0 * z.numel()
+    y.share_memory_()
+    assert y.data_ptr() != address
+    assert result(2.0).data_ptr() == address
+    assert float(y.mean()) == 1.0
+    with pytest.raises(RuntimeError, match="resiz"):
+        result(3.0).resize_(2, 16, 128, 128)
+    assert small.total <= 2 * SIZE
 
 
 def test_the_limit_holds(small):
@@ -91,35 +98,79 @@ def test_the_limit_holds(small):
     assert small.total == 8 * SIZE
     assert [float(k.mean()) for k in kept] == list(range(12))
     del kept
+    too_large = result(1.0, (9, 16, 128, 128))  # which nothing is given up for
+    assert small.total == 8 * SIZE
+    assert too_large.data_ptr() not in addresses(small)
     large = result(1.0, (6, 16, 128, 128))  # for which idle blocks go
-    assert small.total <= 8 * SIZE
-    assert large.data_ptr() in [b[1] for b in small.blocks[6 * SIZE]]
+    assert small.total == 8 * SIZE
+    assert large.data_ptr() in addresses(small)
+    second = result(2.0, (6, 16, 128, 128))  # for which there is no room while the first is held
+    assert second.data_ptr() not in addresses(small)
+    assert len(addresses(small)) == 3
     del large
     pool.clear()
     assert small.total == 0
-    assert small.blocks == {}
+    assert not small.blocks
+
+
+def test_what_cannot_wait_goes_without(small):
+    """A finalizer within, another thread, a fork while one was within: none of them waits."""
+    first = result(1.0)
+    with small.lock:
+        second = result(2.0)
+        pool.clear()
+    assert second.data_ptr() not in addresses(small)
+    assert first.data_ptr() in addresses(small)
+
+
+def test_defaults_of_others_do_not_matter(small):
+    with torch.device("meta"):
+        assert pool.empty((512, 512), torch.empty(0, device="cpu"), torch.contiguous_format).device.type == "cpu"
+        assert Pool(2**24).alone == small.alone
+    assert result(1.0).is_inference() is False
+    with torch.inference_mode():
+        assert result(1.0).is_inference()
+
+
+def test_what_is_idle_goes_where_memory_is_short(small, monkeypatch):
+    del (first := [result(1.0)])[0]
+    assert small.total == SIZE
+    asked = []
+
+    def none(nbytes: int):
+        asked.append(nbytes)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(pool, "_new", none)
+    assert result(2.0, (2, 16, 128, 128)).shape == (2, 16, 128, 128)
+    assert asked == [2 * SIZE]
+    assert small.total == 0
+    assert not first
 
 
 def test_threads_get_memory_of_their_own(small):
-    faults = []
+    faults, interval = [], sys.getswitchinterval()
 
     def work(number: float) -> None:
-        for _ in range(300):
-            a = result(number)
-            if float(a[0, 0, 0, 0]) != number or float(a.view(-1)[-1]) != number:
-                faults.append(number)
+        held: list[torch.Tensor] = []
+        for i in range(200):
+            held.append(result(number + i))
+            if len(held) == 2:
+                first = held.pop(0)
+                if (first != number + i - 1).any():
+                    faults.append(number)
 
-    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=work, args=(1000.0 * i,)) for i in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert not faults
-
-
-def test_a_pytorch_that_does_not_tell(monkeypatch):
-    monkeypatch.delattr(torch._C, "_storage_Use_Count")
-    assert Pool(2**30).limit == 0
+    assert small.total <= 8 * SIZE
 
 
 @needs_kernels
@@ -150,7 +201,24 @@ def test_the_variable(monkeypatch, capsys, value, limit):
     found = pool.default_limit()
     assert limit is None or found == limit
     assert found <= 2**31
-    assert ("no number of MiB" in capsys.readouterr().err) == (limit is None)
+
+
+def test_the_limit_is_shared_by_ranks_and_within_a_jobs_memory(monkeypatch, tmp_path):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    whole = pool.default_limit()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert pool.default_limit() * 4 <= whole * 4  # where 2 GiB are the limit, of each
+    assert pool.default_limit() <= whole
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "limit").write_text(f"{2**30}\n")
+    monkeypatch.setattr(pool, "MEMORY_LIMITS", [tmp_path / "memory.max", tmp_path / "limit", tmp_path / "none"])
+    assert pool.default_limit() == 2**30 // 64
+
+
+def test_other_values_of_the_variable(monkeypatch, capsys):
+    monkeypatch.setenv("STYLEGAN_PG_POOL_MIB", "-1")
+    assert pool.default_limit() > 0
+    assert "no number of MiB" in capsys.readouterr().err
 
 
 @needs_kernels

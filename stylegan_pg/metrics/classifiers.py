@@ -25,13 +25,12 @@ def by_pieces(
     network: Callable[..., torch.Tensor], *images: torch.Tensor, values: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """network(*images), [n, ...] each, on CPUs of so few at a time that the largest tensor, of `values` numbers of each
-    image, is not too large for its memory to be used again."""
+    image, is not too large for its memory to be used again; but of one for each thread, as small layers of few images
+    do not keep many busy."""
     if not images[0].is_cpu or not len(images[0]):
         return network(*images)
     largest = max(values * dtype.itemsize, images[0][0].numel() * 4)  # images are float32 before they are resized
-    if len(images[0]) * largest <= PIECE:
-        return network(*images)
-    parts = zip(*(x.split(max(1, PIECE // largest)) for x in images), strict=True)
+    parts = zip(*(x.split(max(torch.get_num_threads(), PIECE // largest)) for x in images), strict=True)
     return torch.cat([network(*part) for part in parts])
 
 

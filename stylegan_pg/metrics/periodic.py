@@ -52,8 +52,10 @@ class Periodic:
             with dist.together():
                 self.evaluator = Evaluator(self.index, resolution, protocols, tools)
         assert self.evaluator is not None
-        values = self.evaluator(G, alpha=alpha)
-        pool.clear()  # of sizes that training does not use
+        try:
+            values = self.evaluator(G, alpha=alpha)
+        finally:
+            pool.clear()  # of sizes that training does not use
         self.missing = list(dict.fromkeys(self.evaluator.missing.values()))
         return values
 

@@ -1,119 +1,127 @@
 """Memory for the CPU kernels' results, kept and used again.
 
-glibc gives what is larger than 32 MiB back to the system at once, and often less, so that the next result lies on new
-pages; handing those out takes longer than what the kernels compute (2 to 20 times, where the host of a virtual machine
-has to find them first). PyTorch has a caching allocator for GPUs and none for CPUs. So storages of large results are
-remembered here; one that nothing else holds any more is used for the next result of the same size.
+glibc takes what is larger than 32 MiB from the system and gives it back each time, so that every such result lies on
+new pages; handing those out takes longer than what the kernels compute (up to 20 times, where the host of a virtual
+machine has to find them first). PyTorch has a caching allocator for GPUs and none for CPUs. So memory of large results
+is remembered here, and once nothing else holds it, it is used for the next result of that size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 LEAST = 2**25  # bytes: what glibc always takes from the system. Smaller ones it mostly keeps, and still in the caches
 VARIABLE = "STYLEGAN_PG_POOL_MIB"
+MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers and jobs
 
 
 def default_limit() -> int:
-    """Bytes to keep at most, used and idle: STYLEGAN_PG_POOL_MIB (0: none), else 2 GiB, or a 16th of the machine's
-    memory where that is less."""
+    """Bytes that this process keeps at most, used and idle: STYLEGAN_PG_POOL_MIB (0: none), else 2 GiB, or where that
+    is less a 16th of the memory that there is, shared by the node's ranks."""
     text = os.environ.get(VARIABLE, "")
     if text.isdecimal():
         return int(text) * 2**20
     if text:
         print(f"warning: {VARIABLE}={text!r} is no number of MiB, and does not count", file=sys.stderr)
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on every system
-        return 2**30
-    return min(2**31, memory // 16)
+    memory = [2**34]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every system
+        memory = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            memory.append(int(Path(path).read_text("ascii")))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(2**31, min(memory) // 16 // max(1, int(ranks) if ranks.isdecimal() else 1))
 
 
 class Pool:
-    """Storages of results. One is idle if no tensor and no Python object but this one holds it."""
+    """Blocks of memory, as numpy arrays. A tensor made of one holds a reference to the array as long as its storage
+    lives, whoever else holds that: views, numpy, graphs. So a block that only this pool refers to is idle."""
 
     def __init__(self, limit: int):
-        self.blocks: dict[int, list[list[Any]]] = {}  # bytes -> [[storage, address]], the sizes by last use
-        self.total = 0
-        self.lock = threading.Lock()  # autograd has threads of its own
-        self.alone: tuple[int, int] | None = None
-        self.limit = limit if self._can_tell() else 0
+        self.limit = limit
+        self.blocks: OrderedDict[int, list[Any]] = OrderedDict()  # bytes -> arrays, the sizes by last use
+        # Never waited for: what comes while another thread is within (or this one, by a finalizer) goes without.
+        self.lock = threading.Lock()
+        self.alone = 0
+        self.alone = self._holders([_new(64)], 0)
 
-    def _can_tell(self) -> bool:
-        """Whether this PyTorch, which calls none of it public, says who holds a storage."""
-        if not hasattr(torch._C, "_storage_Use_Count"):
-            return False
-        block = self._new(64)
-        self.alone = self._holders(block)
-        tensor = torch.empty(0).set_(block[0], 0, [16], [1])
-        seen = [self._idle(block, 64)]
-        other = tensor[3:]
-        del tensor
-        seen.append(self._idle(block, 64))
-        holder = other.untyped_storage()
-        del other
-        seen.append(self._idle(block, 64))
-        del holder
-        return not any(seen) and self._idle(block, 64)
+    @property
+    def total(self) -> int:
+        return sum(nbytes * len(same) for nbytes, same in list(self.blocks.items()))
 
     @staticmethod
-    def _new(nbytes: int) -> list[Any]:
-        storage = torch.UntypedStorage(nbytes)
-        return [storage, storage.data_ptr()]
+    def _holders(same: list[Any], i: int) -> int:
+        return sys.getrefcount(same[i])
 
-    @staticmethod
-    def _holders(block: list[Any]) -> tuple[int, int]:
-        storage = block[0]
-        return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
+    def empty(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
+        """An uninitialised tensor, or None where there is no room."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes > self.limit or not self.lock.acquire(blocking=False):
+            return None
+        try:
+            same = self.blocks.setdefault(nbytes, [])
+            self.blocks.move_to_end(nbytes)
+            for i in range(len(same)):
+                if self._holders(same, i) == self.alone:
+                    return _tensor(same[i], shape, strides, dtype)
+            if not self._make_room(nbytes):
+                return None
+            same.append(_new(nbytes))
+            return _tensor(same[-1], shape, strides, dtype)
+        finally:
+            self.lock.release()
 
-    def _idle(self, block: list[Any], nbytes: int) -> bool:
-        if self._holders(block) != self.alone:
+    def _make_room(self, nbytes: int) -> bool:
+        """Within the limit, by giving up idle blocks, of sizes not used for long at first; none where it is no use."""
+        excess = self.total + nbytes - self.limit
+        idle = [(size, i) for size, same in self.blocks.items() for i in self._idle(same)]
+        if excess > sum(size for size, _ in idle):
             return False
-        storage, address = block
-        return storage.data_ptr() == address and storage.nbytes() == nbytes  # neither moved nor resized since
+        given: dict[int, list[int]] = {}
+        for size, i in idle:
+            if excess > 0:
+                given.setdefault(size, []).append(i)
+                excess -= size
+        for size, indices in given.items():
+            self._give_back(size, indices)
+        return True
 
-    def take(self, nbytes: int) -> torch.UntypedStorage | None:
-        """A storage of that size with anything in it, or None where there is no room for one."""
-        with self.lock:
-            same = self.blocks.pop(nbytes, [])
-            self.blocks[nbytes] = same  # now the last used
-            for block in same:
-                if self._idle(block, nbytes):
-                    return block[0]
-            if self.total + nbytes > self.limit:
-                self._release(self.total + nbytes - self.limit, but=nbytes)
-                if self.total + nbytes > self.limit:
-                    return None
-            block = self._new(nbytes)
-            same.append(block)
-            self.total += nbytes
-            return block[0]
+    def _idle(self, same: list[Any]) -> list[int]:
+        return [i for i in range(len(same)) if self._holders(same, i) == self.alone]
 
-    def _release(self, excess: float, but: int = 0) -> None:
-        """Forget idle blocks, of sizes not used for long at first, and those that are no longer what they were."""
-        for nbytes in [n for n in self.blocks if n != but]:
-            kept = []
-            for block in self.blocks[nbytes]:
-                if excess > 0 and (self._idle(block, nbytes) or block[0].data_ptr() != block[1]):
-                    self.total -= nbytes
-                    excess -= nbytes
-                else:
-                    kept.append(block)
-            self.blocks[nbytes] = kept
-            if not kept:
-                del self.blocks[nbytes]
+    def _give_back(self, size: int, indices: list[int]) -> None:
+        for i in reversed(indices):
+            del self.blocks[size][i]
 
     def clear(self) -> None:
         """Give all that is idle back."""
-        with self.lock:
-            self._release(math.inf)
+        if self.lock.acquire(blocking=False):
+            try:
+                for size in list(self.blocks):
+                    self._give_back(size, self._idle(self.blocks[size]))
+                    if not self.blocks[size]:
+                        del self.blocks[size]
+            finally:
+                self.lock.release()
+
+
+def _new(nbytes: int) -> Any:
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu").numpy()
+
+
+def _tensor(block: Any, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    storage = torch.frombuffer(block, dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)  # type: ignore[call-overload]
 
 
 _pool: Pool | None = None
@@ -134,10 +142,14 @@ def clear() -> None:
 
 def empty(shape: Sequence[int], like: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
     """Uninitialised, of `like`'s dtype and on its device; contiguous, or channels_last [N, C, H, W]."""
-    nbytes = math.prod(shape) * like.element_size()
-    if nbytes >= LEAST and like.is_cpu and (storage := _the_pool().take(nbytes)) is not None:
-        return torch.empty(0, dtype=like.dtype).set_(storage, 0, shape, _strides(shape, layout))  # type: ignore[call-overload]
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    if math.prod(shape) * like.element_size() < LEAST or not like.is_cpu:
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    try:
+        found = _the_pool().empty(shape, _strides(shape, layout), like.dtype)
+        return torch.empty(shape, dtype=like.dtype, device="cpu", memory_format=layout) if found is None else found
+    except RuntimeError:  # for want of memory
+        clear()
+        return torch.empty(shape, dtype=like.dtype, device="cpu", memory_format=layout)
 
 
 def _strides(shape: Sequence[int], layout: torch.memory_format) -> list[int]:

@@ -96,12 +96,12 @@ def cxx() -> str | None:
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """What the system says of this machine's first processor; nothing on systems that are not Linux."""
+    """What the system says of this machine and its first processor; nothing on systems that are not Linux."""
     lines: dict[str, str] = {}
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        for line in itertools.takewhile(str.strip, file):
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
-            lines[name.strip()] = value.strip()
+            lines.setdefault(name.strip(), value.strip())
     return lines
 
 
