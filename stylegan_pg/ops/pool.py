@@ -1,9 +1,9 @@
 """Memory for the CPU kernels' results, kept and used again.
 
-glibc takes what is larger than 32 MiB from the system and gives it back each time, so that every such result lies on
-new pages; handing those out takes longer than what the kernels compute (up to 20 times, where the host of a virtual
-machine has to find them first). PyTorch has a caching allocator for GPUs and none for CPUs. So memory of large results
-is remembered here, and once nothing else holds it, it is used for the next result of that size.
+glibc takes what is larger than 32 MiB from the system and gives it back each time, and smaller memory often enough, so
+that results lie on new pages; handing those out takes longer than what the kernels compute (up to 20 times, where the
+host of a virtual machine has to find them first). PyTorch has a caching allocator for GPUs and none for CPUs. So memory
+of large results is remembered here, and once nothing else holds it, it is used for the next result of that size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-LEAST = 2**25  # bytes: what glibc always takes from the system. Smaller ones it mostly keeps, and still in the caches
+LEAST = 2**22  # bytes; what is smaller comes from glibc's heap as fast, and mostly still lies in the caches
 VARIABLE = "STYLEGAN_PG_POOL_MIB"
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers and jobs
 
