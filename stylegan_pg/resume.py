@@ -100,7 +100,7 @@ def compare(
             notes.append(
                 f"using {then} CPU threads, as the run did before, not {here[name]}: other counts round otherwise"
             )
-        elif name == "bf16" and config.model.low_precision == "fp32":
+        elif name == "bf16" and (config.model.low_precision == "fp32" or config.model.low_precision_at == []):
             pass  # nothing is computed in it
         elif then != here.get(name):
             notes.append(f"{name} was {then}, is now {here.get(name)}: results may differ by rounding")

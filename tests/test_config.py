@@ -390,6 +390,17 @@ def test_checkpoints_from_before_a_key_was_there_continue_without_a_word():
     assert [n.split(" was")[0] for n in notes] == ["loss.terms", "train.compile"]
 
 
+def test_a_cpu_that_computes_bf16_in_another_way_is_told_where_it_matters():
+    index = types.SimpleNamespace(identity="d", path="p")
+    for override, notes in (("fp32", 0), ("bf16", 1), ("auto", 0)):
+        at = ["model.low_precision_at=[]"] if override == "auto" else []
+        config = config_of("growth.start=8", "resolution=16", f"model.low_precision={override}", *at)
+        state = {"config": to_plain(config), "dataset": "d", "nimg": 64, "phase": 0, "environment": {"bf16": True}}
+        told = compare(state, config, index, phases(config), {"bf16": False})  # type: ignore[arg-type]  # as above
+        assert len(told) == notes
+        assert all("bf16 was True, is now False" in text for text in told)
+
+
 def test_running_numbers_start_afresh_where_their_start_was_configured_anew():
     config = config_of("augment.mode=ada", "augment.p=0.1")
     kept = {"augment_p": 0.4, "loss_scale": 512.0, "pl_mean": 2.0}
