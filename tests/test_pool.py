@@ -207,7 +207,6 @@ def test_the_limit_is_shared_by_ranks_and_within_a_jobs_memory(monkeypatch, tmp_
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     whole = pool.default_limit()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert pool.default_limit() * 4 <= whole * 4  # where 2 GiB are the limit, of each
     assert pool.default_limit() <= whole
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "limit").write_text(f"{2**30}\n")

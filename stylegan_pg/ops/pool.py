@@ -121,7 +121,8 @@ def _new(nbytes: int) -> Any:
 
 def _tensor(block: Any, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     storage = torch.frombuffer(block, dtype=torch.uint8).untyped_storage()
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)  # type: ignore[call-overload]
+    made = torch.empty(0, dtype=dtype, device="cpu")
+    return made.set_(storage, 0, shape, strides)  # type: ignore[call-overload]  # it takes any sequence
 
 
 _pool: Pool | None = None
