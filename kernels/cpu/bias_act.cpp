@@ -9,6 +9,7 @@
 
 #include "memory.h"
 #include "numbers.h"
+#include "packs.h"
 #include "parallel.h"
 
 namespace spg {
@@ -23,6 +24,7 @@ constexpr int64_t kChunk = 4096;  // values of a plane, or of all channels of so
 // passes, which sum as well, the smallest one is enough to prevent that (tests/test_kernels.py looks).
 template <class A>
 struct Straight {
+  static constexpr bool kQuick = true;  // as fast as memory is
   A slope;  // of the line on the left, not 0: relu(-inf) is 0, not NaN
   A value(A z) const { return z < 0 ? z * slope : z; }
   A derivative(A z) const { return z > 0 ? A(1) : slope; }
@@ -30,6 +32,7 @@ struct Straight {
 };
 template <class A>
 struct Rectified {
+  static constexpr bool kQuick = true;
   A value(A z) const { return z < 0 ? A(0) : z; }
   A derivative(A z) const { return z > 0 ? A(1) : A(0); }
   A curvature(A) const { return 0; }
@@ -38,6 +41,7 @@ struct Rectified {
 // The others, one by one.
 template <class A>
 struct Curved {
+  static constexpr bool kQuick = false;
   int act;
   static constexpr A kScale = A(1.0507009873554804934193349852946), kAlpha = A(1.6732632423543772848170429916717);
 
@@ -102,36 +106,48 @@ struct Args {
   int64_t chunks() const { return (inner + each() - 1) / each(); }
 };
 
+template <class A, int n>
+A added(const A (&lanes)[n]) {
+  A sum = 0;
+  for (A lane : lanes) sum += lane;
+  return sum;
+}
+
 inline int64_t grain_for(int64_t work) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(work, 1)); }
 
 template <int order, class F, class T, class A>
 void planes(const F& shared, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
   const int64_t chunks = a.chunks();
+  const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * a.c * chunks, grain_for(std::min(a.inner, kChunk)), [&](int64_t task) {
     const F f = shared;  // in a register: nothing that is stored can change it
     const int64_t plane = task / chunks, n = plane / a.c, c = plane % a.c, begin = task % chunks * kChunk;
-    const int64_t count = std::min(kChunk, a.inner - begin), at = plane * a.inner + begin;
+    const int64_t length = std::min(kChunk, a.inner - begin), at = plane * a.inner + begin;
     const A bias = a.bias[c], scale = a.scale[n * a.scale_stride + c], gain = a.gain, clamp = a.clamp;
     const T *__restrict px = x + at, *__restrict pg = g + at, *__restrict ph = h + at;
-    T* __restrict po = out + at;
-    auto body = [&](int64_t i, A shift) {
-      store(po + i, element<order>(f, load(px[i]) * scale + shift, order >= kSlope ? A(load(pg[i])) : A(0),
-                                   order == kCurvature ? A(load(ph[i])) : A(0), gain, clamp));
+    auto run = [&](auto shift) {
+      in_packs_and_rest<T, F::kQuick>(length, [&](int64_t j, auto count) {
+        T v[kPack<T>];
+#pragma omp simd
+        for (int i = 0; i < count; i++)
+          store(v + i, element<order>(f, load(px[j + i]) * scale + shift(j + i),
+                                      order >= kSlope ? A(load(pg[j + i])) : A(0),
+                                      order == kCurvature ? A(load(ph[j + i])) : A(0), gain, clamp));
+        put(out + at + j, v, count, past);
+      });
     };
-    if (a.noise) {
-      const A* __restrict noise = a.noise + n * a.noise_stride + begin;
-#pragma omp simd
-      for (int64_t i = 0; i < count; i++) body(i, noise[i] + bias);
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < count; i++) body(i, bias);
-    }
+    const A* const noise = a.noise ? a.noise + n * a.noise_stride + begin : nullptr;
+    if constexpr (!F::kQuick) run([=](int64_t i) { return noise ? noise[i] + bias : bias; });
+    else if (noise) run([=](int64_t i) { return noise[i] + bias; });
+    else run([=](int64_t) { return bias; });
+    written(past);
   });
 }
 
 template <int order, class F, class T, class A>
 void pixels(const F& shared, const T* x, const T* g, const T* h, T* out, const Args<A>& a) {
   const int64_t each = a.each(), chunks = a.chunks();
+  const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
     const F f = shared;  // in a register: nothing that is stored can change it
     const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
@@ -141,59 +157,62 @@ void pixels(const F& shared, const T* x, const T* g, const T* h, T* out, const A
       const A noise = a.noise ? a.noise[n * a.noise_stride + pixel] : A(0);
       const int64_t at = (n * a.inner + pixel) * a.c;
       const T *__restrict px = x + at, *__restrict pg = g + at, *__restrict ph = h + at;
-      T* __restrict po = out + at;
+      in_packs_and_rest<T, F::kQuick>(a.c, [&](int64_t j, auto count) {
+        T v[kPack<T>];
 #pragma omp simd
-      for (int64_t i = 0; i < a.c; i++)
-        store(po + i, element<order>(f, load(px[i]) * scale[i] + (noise + bias[i]),
-                                     order >= kSlope ? A(load(pg[i])) : A(0),
-                                     order == kCurvature ? A(load(ph[i])) : A(0), gain, clamp));
+        for (int i = 0; i < count; i++)
+          store(v + i, element<order>(f, load(px[j + i]) * scale[j + i] + (noise + bias[j + i]),
+                                      order >= kSlope ? A(load(pg[j + i])) : A(0),
+                                      order == kCurvature ? A(load(ph[j + i])) : A(0), gain, clamp));
+        put(out + at + j, v, count, past);
+      });
     }
+    written(past);
   });
 }
 
 // The backward pass: dx = dz * scale, and the sums of dz (for the bias) and of dz * x (for the scale) over each chunk,
-// [n, chunks, c] each, and of dz over the channels, [n, inner] (for the noise). Chunks of fixed size keep the sums'
-// order, and so their bits, the same on any number of threads. Sums that are not wanted go to a scratch.
+// rows [n, chunks, c] of each, and of dz over the channels, [n, inner] (for the noise, or null). Chunks of fixed size
+// keep the sums' order, and so their bits, the same on any number of threads.
 template <class F, class T, class A>
 void backward_planes(const F& shared, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
                      const Args<A>& a) {
   const int64_t chunks = a.chunks();
+  const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, kChunk) * a.c), [&](int64_t task) {
     const F f = shared;  // in a register: nothing that is stored can change it
-    const int64_t n = task / chunks, begin = task % chunks * kChunk, count = std::min(kChunk, a.inner - begin);
+    const int64_t n = task / chunks, begin = task % chunks * kChunk, length = std::min(kChunk, a.inner - begin);
     A scratch[kChunk];
     A* __restrict total = over_channels ? over_channels + n * a.inner + begin : scratch;
-    if (a.noise) std::fill(total, total + count, A(0));
+    std::fill(total, total + length, A(0));
     for (int64_t c = 0; c < a.c; c++) {
       const int64_t at = (n * a.c + c) * a.inner + begin;
       const A bias = a.bias[c], scale = a.scale[n * a.scale_stride + c], gain = a.gain, clamp = a.clamp;
       const T *__restrict px = x + at, *__restrict pg = dy + at;
-      T* __restrict po = dx + at;
-      A sum = 0, product = 0;
-      if (a.noise) {
-        const A* __restrict noise = a.noise + n * a.noise_stride + begin;
-#pragma omp simd reduction(+ : sum, product)
-        for (int64_t i = 0; i < count; i++) {
-          const A value = load(px[i]);
-          const A dz = element<kSlope>(f, value * scale + (noise[i] + bias), A(load(pg[i])), A(0), gain, clamp);
-          store(po + i, dz * scale);
-          sum += dz;
-          product += dz * value;
-          total[i] += dz;
-        }
-      } else {
-#pragma omp simd reduction(+ : sum, product)
-        for (int64_t i = 0; i < count; i++) {
-          const A value = load(px[i]);
-          const A dz = element<kSlope>(f, value * scale + bias, A(load(pg[i])), A(0), gain, clamp);
-          store(po + i, dz * scale);
-          sum += dz;
-          product += dz * value;
-        }
-      }
-      if (sums) sums[task * a.c + c] = sum;
-      if (products) products[task * a.c + c] = product;
+      A sum[kPack<T>] = {}, product[kPack<T>] = {};
+      auto run = [&](auto shift, auto add) {
+        in_packs_and_rest<T, F::kQuick>(length, [&](int64_t j, auto count) {
+          T v[kPack<T>];
+#pragma omp simd
+          for (int i = 0; i < count; i++) {
+            const A value = load(px[j + i]);
+            const A dz = element<kSlope>(f, value * scale + shift(j + i), A(load(pg[j + i])), A(0), gain, clamp);
+            store(v + i, dz * scale);
+            sum[i] += dz;
+            product[i] += dz * value;
+            add(j + i, dz);
+          }
+          put(dx + at + j, v, count, past);
+        });
+      };
+      const A* const noise = a.noise ? a.noise + n * a.noise_stride + begin : nullptr;
+      auto add = [=](int64_t i, A dz) { total[i] += dz; };
+      if constexpr (!F::kQuick) run([=](int64_t i) { return noise ? noise[i] + bias : bias; }, add);
+      else if (noise) run([=](int64_t i) { return noise[i] + bias; }, add);
+      else run([=](int64_t) { return bias; }, [](int64_t, A) {});
+      sums[task * a.c + c] = added(sum), products[task * a.c + c] = added(product);
     }
+    written(past);
   });
 }
 
@@ -201,35 +220,51 @@ template <class F, class T, class A>
 void backward_pixels(const F& shared, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
                      const Args<A>& a) {
   const int64_t each = a.each(), chunks = a.chunks();
+  const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
     const F f = shared;  // in a register: nothing that is stored can change it
     const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
     const A gain = a.gain, clamp = a.clamp;
     const A *__restrict bias = a.bias, *__restrict scale = a.scale + n * a.scale_stride;
-    static thread_local std::vector<double> scratch;
-    if (scratch.size() < size_t(2 * a.c)) scratch.resize(2 * a.c);
-    A* __restrict s = sums ? sums + task * a.c : reinterpret_cast<A*>(scratch.data());
-    A* __restrict p = products ? products + task * a.c : reinterpret_cast<A*>(scratch.data() + a.c);
+    A *__restrict s = sums + task * a.c, *__restrict p = products + task * a.c;
     std::fill(s, s + a.c, A(0));
     std::fill(p, p + a.c, A(0));
     for (int64_t pixel = begin; pixel < end; pixel++) {
       const A noise = a.noise ? a.noise[n * a.noise_stride + pixel] : A(0);
       const int64_t at = (n * a.inner + pixel) * a.c;
       const T *__restrict px = x + at, *__restrict pg = dy + at;
-      T* __restrict po = dx + at;
-      A total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < a.c; i++) {
-        const A value = load(px[i]);
-        const A dz = element<kSlope>(f, value * scale[i] + (noise + bias[i]), A(load(pg[i])), A(0), gain, clamp);
-        store(po + i, dz * scale[i]);
-        s[i] += dz;
-        p[i] += dz * value;
-        total += dz;
-      }
-      if (over_channels) over_channels[n * a.inner + pixel] = total;
+      A total[kPack<T>] = {};
+      in_packs_and_rest<T, F::kQuick>(a.c, [&](int64_t j, auto count) {
+        T v[kPack<T>];
+#pragma omp simd
+        for (int i = 0; i < count; i++) {
+          const A value = load(px[j + i]), shift = noise + bias[j + i];
+          const A dz = element<kSlope>(f, value * scale[j + i] + shift, A(load(pg[j + i])), A(0), gain, clamp);
+          store(v + i, dz * scale[j + i]);
+          s[j + i] += dz;
+          p[j + i] += dz * value;
+          total[i] += dz;
+        }
+        put(dx + at + j, v, count, past);
+      });
+      if (over_channels) over_channels[n * a.inner + pixel] = added(total);
     }
+    written(past);
   });
+}
+
+// out[groups, c] = the sums of each group's `rows` rows of c values.
+template <class A>
+void add_rows(const A* from, A* out, int64_t groups, int64_t rows, int64_t c) {
+  std::vector<double> sums(c);
+  for (int64_t g = 0; g < groups; g++, out += c) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    double* __restrict s = sums.data();
+    for (int64_t r = 0; r < rows; r++, from += c)
+#pragma omp simd
+      for (int64_t i = 0; i < c; i++) s[i] += from[i];
+    std::copy(sums.begin(), sums.end(), out);
+  }
 }
 
 template <class A, class G>
@@ -250,11 +285,6 @@ int with_dtype(int dtype, const G& run) {
 
 }  // namespace
 }  // namespace spg
-
-// How many rows [c] of partial sums the backward pass writes for each n.
-SPG_API int64_t spg_bias_act_chunks_cpu(int64_t c, int64_t inner, int channels_last) {
-  return spg::Args<float>{1, c, inner, nullptr, nullptr, nullptr, 0, 0, 0, 0, channels_last != 0}.chunks();
-}
 
 // order 0: out = f(z). order 1: out = g f'(z). order 2: out = g h f''(z). bias [c], scale [n or 1, c] and noise
 // [n or 1, inner] are of the accumulating format (float; for double, double); noise may be null. clamp < 0 stands for
@@ -284,26 +314,34 @@ SPG_API int spg_bias_act_cpu(int dtype, int act, int order, const void* x, const
   });
 }
 
-// See backward_planes; sums, products and over_channels may each be null, the last must be where there is no noise.
-SPG_API int spg_bias_act_backward_cpu(int dtype, int act, const void* dy, const void* x, void* dx, void* sums,
-                                         void* products, void* over_channels, int64_t n, int64_t c, int64_t inner,
+// dx as x; dbias [c], dscale [n, c] and dnoise [n, inner] of the accumulating format, each of which may be null, the last
+// must be where there is no noise.
+SPG_API int spg_bias_act_backward_cpu(int dtype, int act, const void* dy, const void* x, void* dx, void* dbias,
+                                         void* dscale, void* dnoise, int64_t n, int64_t c, int64_t inner,
                                          int channels_last, const void* bias, const void* scale, int64_t scale_stride,
                                          const void* noise, int64_t noise_stride, double gain, double clamp) {
   using namespace spg;
   return with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = typename Accumulator<T>::type;
-    if (n * c * inner == 0) {
-      if (over_channels) std::fill_n((A*)over_channels, n * inner, A(0));
-      return;
-    }
-    will_fill(dx, size_t(n * c * inner) * sizeof(T));
     const Args<A> a{n, c, inner, (const A*)bias, (const A*)scale, (const A*)noise, scale_stride, noise_stride, A(gain),
                     clamp < 0 ? std::numeric_limits<A>::infinity() : A(clamp), channels_last != 0};
-    with_activation<A>(act, [&](const auto& f) {
-      auto* backward = channels_last ? backward_pixels<std::decay_t<decltype(f)>, T, A>
-                                     : backward_planes<std::decay_t<decltype(f)>, T, A>;
-      backward(f, (const T*)dy, (const T*)x, (T*)dx, (A*)sums, (A*)products, (A*)over_channels, a);
-    });
+    // Kept between calls: to give memory back can take the system longer than all of this.
+    static thread_local std::vector<A> partial;
+    const int64_t rows = n * a.chunks(), each = rows * c;
+    if (partial.size() < size_t(2 * each)) partial.resize(2 * each);
+    A *sums = partial.data(), *products = sums + each;
+    if (n * c * inner == 0) {
+      if (dnoise) std::fill_n((A*)dnoise, n * inner, A(0));
+    } else {
+      will_fill(dx, size_t(n * c * inner) * sizeof(T));
+      with_activation<A>(act, [&](const auto& f) {
+        auto* backward = channels_last ? backward_pixels<std::decay_t<decltype(f)>, T, A>
+                                       : backward_planes<std::decay_t<decltype(f)>, T, A>;
+        backward(f, (const T*)dy, (const T*)x, (T*)dx, sums, products, (A*)dnoise, a);
+      });
+    }
+    if (dbias) add_rows(sums, (A*)dbias, 1, rows, c);
+    if (dscale) add_rows(products, (A*)dscale, n, rows / std::max<int64_t>(1, n), c);
   });
 }

@@ -5,29 +5,13 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
+#include "memory.h"
 #include "numbers.h"
+#include "packs.h"
 #include "shape.h"
 
-#define SPG_INLINE inline __attribute__((always_inline))
-
 namespace spg {
-
-template <class T>
-constexpr int kPack = 64 / sizeof(T);
-
-// Calls body(j, count) so that all of [0, n) is covered, here and there twice; count is a constant.
-template <class T, class Body>
-SPG_INLINE void in_packs(int64_t n, const Body& body) {
-  int64_t j = 0;
-  for (; j + kPack<T> <= n; j += kPack<T>) body(j, std::integral_constant<int, kPack<T>>());
-  if (j == n) return;
-  if (n >= kPack<T>) return body(n - kPack<T>, std::integral_constant<int, kPack<T>>());
-  for (; j + 16 <= n; j += 16) body(j, std::integral_constant<int, 16>());
-  for (; j + 4 <= n; j += 4) body(j, std::integral_constant<int, 4>());
-  for (; j < n; j++) body(j, std::integral_constant<int, 1>());
-}
 
 template <class A>
 struct Taps {  // a copy, which nothing that is written can change: it stays in registers
@@ -69,14 +53,16 @@ struct FourTaps {
   // out[0, pixels * width) from the buffer, whose first value is the first one that the first output reaches.
   template <class T, class A>
   static SPG_INLINE void row(T* __restrict out, const A* __restrict p, const Taps<A>& taps, int64_t width, int64_t pixels,
-                             bool odd) {
+                             bool odd, bool past) {
     const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
     if constexpr (up == 1 && down == 1) {  // neighbours of all values lie at the same distance: one flat loop
       in_packs<T>(pixels * width, [&](int64_t j, auto count) {
         const A* __restrict q = p + j;
+        T v[count];
 #pragma omp simd
         for (int i = 0; i < count; i++)
-          store(out + j + i, a * q[i] + b * q[i + width] + c * q[i + 2 * width] + d * q[i + 3 * width]);
+          store(v + i, a * q[i] + b * q[i + width] + c * q[i + 2 * width] + d * q[i + 3 * width]);
+        put<count>(out + j, v, past);
       });
     } else if constexpr (up == 2) {  // by turns taps 0 and 2, 1 and 3
       auto single = [&](A s, A t) {
@@ -93,23 +79,27 @@ struct FourTaps {
       if (width == 1) {
         in_packs<T>(pairs, [&](int64_t j, auto count) {
           const A* __restrict q = p + j;
-          T* __restrict o = out + 2 * j;
+          T v[2 * count];
 #pragma omp simd
           for (int i = 0; i < count; i++) {
-            store(o + 2 * i, a * q[i] + c * q[i + 1]);
-            store(o + 2 * i + 1, b * q[i + 1] + d * q[i + 2]);
+            store(v + 2 * i, a * q[i] + c * q[i + 1]);
+            store(v + 2 * i + 1, b * q[i + 1] + d * q[i + 2]);
           }
+          put<2 * count>(out + 2 * j, v, past);
         });
       } else {
         for (int64_t k = 0; k < pairs; k++)
           in_packs<T>(width, [&](int64_t j, auto count) {
             const A* __restrict q = p + k * width + j;
             T* __restrict o = out + 2 * k * width + j;
+            T u[count], v[count];
 #pragma omp simd
             for (int i = 0; i < count; i++) {
-              store(o + i, a * q[i] + c * q[i + width]);
-              store(o + i + width, b * q[i + width] + d * q[i + 2 * width]);
+              store(u + i, a * q[i] + c * q[i + width]);
+              store(v + i, b * q[i + width] + d * q[i + 2 * width]);
             }
+            put<count>(o, u, past);
+            put<count>(o + width, v, past);
           });
       }
       out += 2 * pairs * width, p += pairs * width;
@@ -117,19 +107,21 @@ struct FourTaps {
     } else if (width == 1) {
       in_packs<T>(pixels, [&](int64_t j, auto count) {
         const A* __restrict q = p + 2 * j;
-        T* __restrict o = out + j;
+        T v[count];
 #pragma omp simd
         for (int i = 0; i < count; i++)
-          store(o + i, a * q[2 * i] + b * q[2 * i + 1] + c * q[2 * i + 2] + d * q[2 * i + 3]);
+          store(v + i, a * q[2 * i] + b * q[2 * i + 1] + c * q[2 * i + 2] + d * q[2 * i + 3]);
+        put<count>(out + j, v, past);
       });
     } else {
       for (int64_t k = 0; k < pixels; k++)
         in_packs<T>(width, [&](int64_t j, auto count) {
           const A* __restrict q = p + 2 * k * width + j;
-          T* __restrict o = out + k * width + j;
+          T v[count];
 #pragma omp simd
           for (int i = 0; i < count; i++)
-            store(o + i, a * q[i] + b * q[i + width] + c * q[i + 2 * width] + d * q[i + 3 * width]);
+            store(v + i, a * q[i] + b * q[i + width] + c * q[i + 2 * width] + d * q[i + 3 * width]);
+          put<count>(out + k * width + j, v, past);
         });
     }
   }

@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "memory.h"
 #include "numbers.h"
 #include "shape.h"
 
@@ -32,8 +33,10 @@ SPG_INLINE Pack load_pack(const bfloat16* p) {
   std::memcpy(&h, p, sizeof h);
   return (Pack)(__builtin_convertvector(h, PackBits) << 16);
 }
-SPG_INLINE void store_pack(float* p, const Pack& v) { std::memcpy(p, &v, sizeof v); }
-SPG_INLINE void store_pack(bfloat16* p, const Pack& v) {  // as `store`
+SPG_INLINE void store_pack(float* p, const Pack& v, bool past) {
+  put<kPackValues>(p, reinterpret_cast<const float*>(&v), past);
+}
+SPG_INLINE void store_pack(bfloat16* p, const Pack& v, bool) {  // as `store`
   const PackBits bits = (PackBits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const PackBits nan = (PackBits)((bits & 0x7fffffff) > 0x7f800000);
   const HalfBits h = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), HalfBits);
@@ -44,7 +47,7 @@ SPG_INLINE void store_pack(bfloat16* p, const Pack& v) {  // as `store`
 // they reach, step[k] how far its pixels are apart: 0 for a row outside of the image, which is all the same zeros.
 template <class T>
 void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, const int64_t* step, const float* fx,
-                 const float* fy, int64_t w, int64_t width, int64_t x0, int64_t pixels) {
+                 const float* fy, int64_t w, int64_t width, int64_t x0, int64_t pixels, bool past) {
   Pack v[kSlidePacks][2][4];
   const float ya = fy[0], yb = fy[1], yc = fy[2], yd = fy[3], xa = fx[0], xb = fx[1], xc = fx[2], xd = fx[3];
   auto column = [&](int64_t x, int slot) __attribute__((always_inline)) {
@@ -70,7 +73,8 @@ void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, con
     for (int u = 0; u < kSlidePacks; u++)
       for (int r = 0; r < 2; r++) {
         const Pack* q = v[u][r];
-        store_pack(out + r * out_pitch + i * width + u * kPackValues, xa * q[0] + xb * q[1] + xc * q[2] + xd * q[3]);
+        store_pack(out + r * out_pitch + i * width + u * kPackValues, xa * q[0] + xb * q[1] + xc * q[2] + xd * q[3],
+                   past);
       }
   }
 }
@@ -78,7 +82,7 @@ void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, con
 // Outputs [ox0, ox1) of the rows oy and oy + 1 of one image of pixels of `width` values, at least kSlideValues.
 template <class T>
 void slide(const T* image, T* y, const float* fx, const float* fy, const Shape& s, int64_t width, int64_t ox0,
-           int64_t ox1, int64_t oy) {
+           int64_t ox1, int64_t oy, bool past) {
   static const T zeros[kSlideValues] = {};
   const int64_t pitch = s.w * width, first = oy * 2 - s.top;
   for (int64_t j = 0; j < width; j += kSlideValues) {
@@ -90,7 +94,7 @@ void slide(const T* image, T* y, const float* fx, const float* fy, const Shape& 
       rows[k] = inside ? image + (first + k) * pitch + j : zeros, step[k] = inside ? width : 0;
     }
     slide_along(y + (oy * s.out_w + ox0) * width + j, s.out_w * width, rows, step, fx, fy, s.w, width,
-                ox0 * 2 - s.left, ox1 - ox0);
+                ox0 * 2 - s.left, ox1 - ox0, past);
   }
 }
 

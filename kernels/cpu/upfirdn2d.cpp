@@ -136,6 +136,7 @@ void run_along(T* __restrict out, const A* __restrict buffer, const A* taps, con
 // them, [from, to), that lie inside of the image.
 struct Block {
   int64_t ox0, ox1, oy0, oy1, first, last, from, to;
+  bool past;  // the caches
 };
 
 // Memory for A[count] that a thread keeps between calls, at the start of a cache line: packs that lie across two of them
@@ -178,7 +179,7 @@ void four_taps(const T* image, T* y, const Filter<A>& filter, const Shape& s, co
       Case::columns(buffer + offset, image, zeros, fy, height, pitch, oy + r, top, length);
     }
     for (int64_t r = 0; r < count; r++)
-      Case::row(y + (oy + r) * out_pitch, buffers + r * reach, fx, width, pixels, odd);
+      Case::row(y + (oy + r) * out_pitch, buffers + r * reach, fx, width, pixels, odd, b.past);
   }
 }
 
@@ -188,7 +189,7 @@ void halve_pixels(const T* image, T* y, const Filter<float>& filter, const Shape
                   int64_t width) {
   Block rest = b;
   for (; rest.oy0 + 2 <= b.oy1; rest.oy0 += 2)
-    slide(image, y, filter.fx.data(), filter.fy.data(), s, width, b.ox0, b.ox1, rest.oy0);
+    slide(image, y, filter.fx.data(), filter.fy.data(), s, width, b.ox0, b.ox1, rest.oy0, b.past);
   if (rest.oy0 < b.oy1) four_taps<FourTaps<1, 2>>(image, y, filter, s, rest, width);
 }
 
@@ -240,15 +241,18 @@ void upfirdn2d(const T* x, T* y, const float* f, const Shape& s, bool correlate,
   const int64_t segment = std::min(most, s.out_w), segments = (s.out_w + segment - 1) / segment;
   const int64_t row_blocks = (s.out_h + rows - 1) / rows;
   const int64_t work = std::min<int64_t>(rows, s.out_h) * segment * width;
+  const bool past = past_caches(sizeof(T) * s.n * s.c * s.out_h * s.out_w);
   parallel_for(planes * row_blocks * segments, std::max<int64_t>(1, 32768 / work), [&](int64_t task) {
     const int64_t plane = task / segments / row_blocks;
     Block b;
+    b.past = past;
     b.ox0 = task % segments * segment, b.ox1 = std::min(b.ox0 + segment, s.out_w);
     b.oy0 = task / segments % row_blocks * rows, b.oy1 = std::min(b.oy0 + rows, s.out_h);
     b.first = -floor_div(-(b.ox0 * s.down_x - s.left), s.up_x);
     b.last = std::max(b.first - 1, floor_div((b.ox1 - 1) * s.down_x - s.left + s.kw - 1, s.up_x));
     b.from = std::min(std::max<int64_t>(b.first, 0), b.last + 1), b.to = std::clamp(s.w, b.from, b.last + 1);
     how(x + plane * s.h * s.w * width, y + plane * s.out_h * s.out_w * width, filter, s, b, width);
+    written(past);
   });
 }
 

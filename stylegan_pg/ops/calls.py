@@ -34,7 +34,6 @@ SIGNATURES = {
         "upfirdn2d": [_INT, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [_INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
         "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
-        "bias_act_chunks": [_I64, _I64, _INT],
     },
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
@@ -53,8 +52,6 @@ class Kernels:
     def __post_init__(self):
         for name, types in SIGNATURES[self.kind].items():
             getattr(self.lib, f"spg_{name}_{self.kind}").argtypes = types
-        if self.kind == "cpu":
-            self.lib.spg_bias_act_chunks_cpu.restype = _I64
 
     def call(self, name: str, x: torch.Tensor, *args: Any) -> bool:
         """Run a function on x's device, in PyTorch's current stream; False where there is no kernel for it.
@@ -203,18 +200,12 @@ class Tail:
         """dx, and the sums over everything that share a bias [c], a scale [n, c] and a noise value [n, inner]; CPU."""
         dy = self.alike(dy)
         dx = pool.empty(self.x.shape, self.x, self.layout)
-        rows = [self.n, self.kernels.lib.spg_bias_act_chunks_cpu(self.c, self.inner, self.pixels), self.c]
         empty = functools.partial(torch.empty, dtype=self.acc)
-        sums, products = empty(rows) if with_bias else None, empty(rows) if with_scale else None
-        over_channels = empty([self.n, self.inner]) if with_noise else None
-        outputs = [dx.data_ptr(), *map(_address, (sums, products, over_channels))]
+        dbias, dscale = empty([self.c]) if with_bias else None, empty([self.n, self.c]) if with_scale else None
+        dnoise = empty([self.n, self.inner]) if with_noise else None
+        outputs = [dx.data_ptr(), *map(_address, (dbias, dscale, dnoise))]
         code = DTYPES[dx.dtype]
         self.kernels.call(
             "bias_act_backward", dx, code, self.act, dy.data_ptr(), self.x.data_ptr(), *outputs, *self.args
         )
-        return (
-            dx,
-            None if sums is None else sums.sum(dim=[0, 1]),
-            None if products is None else products.sum(dim=1),
-            over_channels,
-        )
+        return dx, dbias, dscale, dnoise
