@@ -2,8 +2,6 @@
 what PyTorch asks of an operator (schema, fake tensors, export, compile)."""
 
 import itertools
-import os
-import timeit
 from typing import Any
 
 import pytest
@@ -450,38 +448,6 @@ def test_bias_act_in_bfloat16_rounds_once(layout):
     close(y.float(), expected, 2e-2)
 
 
-@pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
-@pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
-def test_no_loop_runs_number_by_number(act):
-    """One conditional load can keep a compiler from making vectors of a loop, which then takes 20 times as long without
-    a word. Here the best of many calls takes 2 to 5 times as long as copying numbers of 32 bits or more does; 12 is far
-    from both."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    x32 = numbers(1, 64, 64, 64, dtype=torch.float32)
-
-    def best(function) -> float:
-        return min(timeit.repeat(function, number=1, repeat=50))
-
-    try:
-        for layout, dtype in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16, torch.float64)):
-            x = x32.to(dtype).contiguous(memory_format=layout)
-            copying = best(x32.clone) if dtype == torch.bfloat16 else best(x.clone)
-            kernels, acc = native.compiled(x), torch.float64 if dtype == torch.float64 else torch.float32
-            assert kernels
-            for noise in (None, numbers(1, 1, 64, 64, dtype=acc)):
-                tail_ = calls.Tail(kernels, x, numbers(64, dtype=acc), None, noise, act, 2**0.5, 256.0, 1)
-                passes = {
-                    "value": lambda t=tail_: t.elementwise(0),
-                    "slope": lambda t=tail_, x=x: t.elementwise(1, x),
-                    "backward": lambda t=tail_, x=x, n=noise is not None: t.backward(x, True, False, n),
-                }
-                for name, function in passes.items():
-                    assert best(function) < 12 * copying, (name, layout, dtype)
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_infinities_and_nan():
     x = torch.tensor([[float("inf"), -float("inf"), float("nan"), 0.0]])
     for act, expected in {
@@ -495,28 +461,6 @@ def test_infinities_and_nan():
     torch.testing.assert_close(clamped, torch.tensor([[5.0, -5.0, float("nan"), 0.0]]), equal_nan=True)
     small = torch.tensor([[1e-40, float("nan"), 3.3895e38, 1.00390625]]).bfloat16()
     torch.testing.assert_close(bias_act(small, gain=1.0), small, equal_nan=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_more_than_two_to_the_31_elements(layout):
-    """An index of 32 bits would have wrapped before the far end."""
-    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10e9:
-        pytest.skip("needs 10 GB of free memory")
-    size = (3, 24, 5488, 5488)
-    x = torch.zeros(size, dtype=torch.bfloat16)
-    if layout == torch.channels_last:
-        x = torch.zeros(3, 5488, 5488, 24, dtype=torch.bfloat16).permute(0, 3, 1, 2)
-    corner = x[-1:, :, -16:, -16:].copy_(numbers(1, 24, 16, 16)).double()
-    f, bias = FILTERS["1331"], numbers(24, dtype=torch.float32)
-    y = upfirdn2d(x, f, padding=(3, 0, 3, 0))
-    close(
-        y[-1:, :, -16:, -16:].double(), reference.upfirdn2d(corner, f, (1, 1), (1, 1), (3, 0, 3, 0), False, 1.0), 1e-2
-    )
-    del y
-    y = bias_act(x, bias, act="lrelu", gain=1.0)
-    expected = reference.bias_act(corner, bias.double(), None, None, "lrelu", 1.0, None, 1)
-    close(y[-1:, :, -16:, -16:].double(), expected, 1e-2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

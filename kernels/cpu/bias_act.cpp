@@ -140,7 +140,6 @@ void planes(const F& shared, const T* x, const T* g, const T* h, T* out, const A
     if constexpr (!F::kQuick) run([=](int64_t i) { return noise ? noise[i] + bias : bias; });
     else if (noise) run([=](int64_t i) { return noise[i] + bias; });
     else run([=](int64_t) { return bias; });
-    written(past);
   });
 }
 
@@ -167,7 +166,6 @@ void pixels(const F& shared, const T* x, const T* g, const T* h, T* out, const A
         put(out + at + j, v, count, past);
       });
     }
-    written(past);
   });
 }
 
@@ -212,7 +210,6 @@ void backward_planes(const F& shared, const T* dy, const T* x, T* dx, A* sums, A
       else run([=](int64_t) { return bias; }, [](int64_t, A) {});
       sums[task * a.c + c] = added(sum), products[task * a.c + c] = added(product);
     }
-    written(past);
   });
 }
 
@@ -249,7 +246,6 @@ void backward_pixels(const F& shared, const T* dy, const T* x, T* dx, A* sums, A
       });
       if (over_channels) over_channels[n * a.inner + pixel] = added(total);
     }
-    written(past);
   });
 }
 

@@ -19,6 +19,8 @@ struct Taps {  // a copy, which nothing that is written can change: it stays in 
   explicit Taps(const A* t) : a(t[0]), b(t[1]), c(t[2]), d(t[3]) {}
 };
 
+constexpr int64_t kAhead = 1024;  // values that memory is asked for before they are needed
+
 template <int up, int down>
 struct FourTaps {
   static bool fits(const Shape& s) {
@@ -41,8 +43,9 @@ struct FourTaps {
     } else {
       const T *__restrict r2 = row(first + 2), *__restrict r3 = row(first + 3);
       const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
+      const int64_t ahead = pitch * std::max<int64_t>(1, kAhead / pitch);
       in_packs<T>(length, [&](int64_t j, auto count) {
-        for (int k = 1; k <= down; k++) __builtin_prefetch(r3 + k * pitch + j);  // what the next row needs
+        for (int k = 0; k < down; k++) __builtin_prefetch(r3 + ahead + k * pitch + j);  // what later rows need
 #pragma omp simd
         for (int i = 0; i < count; i++)
           buffer[j + i] = a * load(r0[j + i]) + b * load(r1[j + i]) + c * load(r2[j + i]) + d * load(r3[j + i]);

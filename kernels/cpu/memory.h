@@ -33,14 +33,14 @@ inline void will_fill(void* p, size_t bytes) {
 // cache is read from memory before: 3 transfers instead of 2.
 inline bool past_caches(size_t bytes) {
 #ifdef __SSE2__
-  return bytes >= size_t(8) << 20;
+  return bytes >= size_t(4) << 20;
 #else
   return (void)bytes, false;  // no such instruction that compilers give access to
 #endif
 }
 
 // to[0, n) = from[0, n), of constant size and best a whole number of cache lines, `past` the caches where those are not
-// shared with what is written otherwise. Whoever does so calls `written` before others read.
+// shared with what is written otherwise.
 template <int n, class T>
 SPG_INLINE void put(T* to, const T* from, bool past) {
 #ifdef __SSE2__
@@ -79,12 +79,10 @@ SPG_INLINE void put(T* to, const T* from, int n, bool) {
   std::memcpy(to, from, n * sizeof(T));
 }
 
-// What was written past the caches is there for other threads.
-inline void written(bool past) {
+// Makes what this thread wrote past the caches visible to others.
+inline void written() {
 #ifdef __SSE2__
-  if (past) _mm_sfence();
-#else
-  (void)past;
+  _mm_sfence();
 #endif
 }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "memory.h"
+
 #ifdef SPG_ATEN_PARALLEL  // torch before 2.10: the same function through its C++ headers, slower to compile
 #include <ATen/Parallel.h>
 #else
@@ -19,10 +21,12 @@ void parallel_for(int64_t tasks, int64_t grain, const F& f) {
 #ifdef SPG_ATEN_PARALLEL
   at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) f(i);
+    written();
   });
 #else
   auto range = [](int64_t begin, int64_t end, void* context) {
     for (int64_t i = begin; i < end; i++) (*static_cast<const F*>(context))(i);
+    written();
   };
   torch_parallel_for(0, tasks, grain, range, const_cast<F*>(&f));
 #endif

@@ -45,9 +45,10 @@ SPG_INLINE void store_pack(bfloat16* p, const Pack& v, bool) {  // as `store`
 
 // `kSlideValues` values of the outputs [ox0, ox0 + pixels) of two rows. rows[k] is the first pixel of the k-th row that
 // they reach, step[k] how far its pixels are apart: 0 for a row outside of the image, which is all the same zeros.
+// Meanwhile two rows that begin at `ahead`, `pitch` apart, are fetched into the second-level cache.
 template <class T>
 void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, const int64_t* step, const float* fx,
-                 const float* fy, int64_t w, int64_t width, int64_t x0, int64_t pixels, bool past) {
+                 const float* fy, int64_t w, int64_t width, int64_t x0, int64_t pixels, const T* ahead, int64_t pitch, bool past) {
   Pack v[kSlidePacks][2][4];
   const float ya = fy[0], yb = fy[1], yc = fy[2], yd = fy[3], xa = fx[0], xb = fx[1], xc = fx[2], xd = fx[3];
   auto column = [&](int64_t x, int slot) __attribute__((always_inline)) {
@@ -59,6 +60,8 @@ void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, con
     for (int u = 0; u < kSlidePacks; u++) {
       Pack t[kRowsReached];
       for (int k = 0; k < kRowsReached; k++) t[k] = load_pack(rows[k] + x * step[k] + u * kPackValues);
+      for (int k = 0; k < 2; k++)
+        __builtin_prefetch(ahead + k * pitch + (x - x0) * kSlideValues + u * kPackValues, 0, 2);
       for (int r = 0; r < 2; r++) {
         const Pack* q = t + 2 * r;
         v[u][r][slot] = ya * q[0] + yb * q[1] + yc * q[2] + yd * q[3];
@@ -93,8 +96,11 @@ void slide(const T* image, T* y, const float* fx, const float* fy, const Shape& 
       const bool inside = first + k >= 0 && first + k < s.h;
       rows[k] = inside ? image + (first + k) * pitch + j : zeros, step[k] = inside ? width : 0;
     }
-    slide_along(y + (oy * s.out_w + ox0) * width + j, s.out_w * width, rows, step, fx, fy, s.w, width,
-                ox0 * 2 - s.left, ox1 - ox0, past);
+    // Memory is fastest in the order it lies in: each turn of this loop asks for its share of what the next two rows need.
+    const int64_t x0 = ox0 * 2 - s.left, pixels = ox1 - ox0;
+    const T* ahead = image + (first + kRowsReached) * pitch + x0 * width + j * 2 * pixels;
+    slide_along(y + (oy * s.out_w + ox0) * width + j, s.out_w * width, rows, step, fx, fy, s.w, width, x0, pixels, ahead,
+                pitch, past);
   }
 }
 

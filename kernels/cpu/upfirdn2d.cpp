@@ -252,7 +252,6 @@ void upfirdn2d(const T* x, T* y, const float* f, const Shape& s, bool correlate,
     b.last = std::max(b.first - 1, floor_div((b.ox1 - 1) * s.down_x - s.left + s.kw - 1, s.up_x));
     b.from = std::min(std::max<int64_t>(b.first, 0), b.last + 1), b.to = std::clamp(s.w, b.from, b.last + 1);
     how(x + plane * s.h * s.w * width, y + plane * s.out_h * s.out_w * width, filter, s, b, width);
-    written(past);
   });
 }
 

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,10 +48,12 @@ class Kernels:
 
     kind: str
     lib: ctypes.CDLL
+    functions: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self):
         for name, types in SIGNATURES[self.kind].items():
-            getattr(self.lib, f"spg_{name}_{self.kind}").argtypes = types
+            self.functions[name] = getattr(self.lib, f"spg_{name}_{self.kind}")
+            self.functions[name].argtypes = types
 
     def call(self, name: str, x: torch.Tensor, *args: Any) -> bool:
         """Run a function on x's device, in PyTorch's current stream; False where there is no kernel for it.
@@ -59,7 +61,7 @@ class Kernels:
         Raises:
             RuntimeError: CUDA could not launch it.
         """
-        function = getattr(self.lib, f"spg_{name}_{self.kind}")
+        function = self.functions[name]
         if self.kind == "cpu":
             code = function(*args)
         elif x.is_cuda:

@@ -120,9 +120,7 @@ def _new(nbytes: int) -> Any:
 
 
 def _tensor(block: Any, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    storage = torch.frombuffer(block, dtype=torch.uint8).untyped_storage()
-    made = torch.empty(0, dtype=dtype, device="cpu")
-    return made.set_(storage, 0, shape, strides)  # type: ignore[call-overload]  # it takes any sequence
+    return torch.frombuffer(block, dtype=dtype).as_strided_(shape, strides)  # in place: no view of another tensor
 
 
 _pool: Pool | None = None

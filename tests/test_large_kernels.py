@@ -1,0 +1,109 @@
+"""Kernels at the sizes that networks have: results that are written past the caches, indices, and speed."""
+
+import itertools
+import os
+import timeit
+
+import pytest
+import torch
+from test_kernels import FILTERS, LAYOUTS, OPS, close, numbers, tail
+
+from stylegan_pg.ops import bias_act, calls, native, reference, upfirdn2d
+
+PAST = 4 * 2**20  # bytes of a result from which on it is written past the caches
+# Beside that limit; rows and pixels that are a whole number of cache lines, are none, and are shorter than one.
+SHAPES = [(1, 16, 256, 256), (1, 33, 181, 181), (2, 5, 331, 337), (1, 1, 1030, 1029), (70, 64, 16, 16)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_results_past_the_caches(shape, layout, dtype):
+    """All that is written: nothing is lost between lines, in overlapping ends, or in another thread's view."""
+    x = numbers(*shape, dtype=torch.float32).to(dtype).contiguous(memory_format=layout)
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
+    f, (up, down) = FILTERS["1331"], ((2, 2), (1, 1))
+    for factors, padding in ((up, down), (2, 1, 2, 1)), ((down, up), (1, 1, 1, 1)), ((down, down), (2, 1, 1, 2)):
+        y = upfirdn2d(x, f, up=factors[0], down=factors[1], padding=padding)
+        assert y.nbytes > PAST or factors != (up, down)
+        close(y.float(), reference.upfirdn2d(x.float(), f, *factors, padding, False, 1.0), tolerance)
+    large = x if x.nbytes >= PAST else x.repeat(2, 1, 1, 1).contiguous(memory_format=layout)
+    assert large.nbytes >= PAST
+    how = tail("bias scale noise", large.shape, torch.float32) | {"x": large}
+    for kind in (("bias",), ("bias", "scale", "noise")):
+        given = {k: how[k] for k in ("x", *kind)}
+        ours, plain = ({k: t.detach().clone().requires_grad_(True) for k, t in given.items()} for _ in range(2))
+        plain["x"] = large.float().requires_grad_(True)
+        arguments = [plain.get(k) for k in ("x", "bias", "scale", "noise")]
+        y = OPS.bias_act(*(ours.get(k) for k in ("x", "bias", "scale", "noise")), "lrelu", 1.3, 1.1, 1)
+        expected = reference.bias_act(*arguments, "lrelu", 1.3, 1.1, 1)  # type: ignore[arg-type]  # x is given
+        close(y.float(), expected, tolerance)
+        dy = numbers(*large.shape, seed=4, dtype=torch.float32).to(dtype)
+        got = torch.autograd.grad(y, list(ours.values()), dy)
+        for a, b in zip(got, torch.autograd.grad(expected, list(plain.values()), dy.float()), strict=True):
+            close(a.float(), b, 100 * tolerance)
+
+
+def test_sums_of_many_numbers_are_exact():
+    """The gradient of a bias is a sum over a whole batch: what float32 has to round at the end, not on the way."""
+    x = torch.ones(4, 8, 512, 512)
+    dy = (1 + numbers(4, 8, 512, 512, dtype=torch.float32) * 1e-3).contiguous()
+    for layout in LAYOUTS:
+        bias = torch.zeros(8, requires_grad=True)
+        y = bias_act(x.contiguous(memory_format=layout), bias, act="linear")
+        (db,) = torch.autograd.grad(y, [bias], dy.contiguous(memory_format=layout))
+        close(db, dy.double().sum(dim=[0, 2, 3]).float(), 3e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_than_two_to_the_31_elements(layout):
+    """An index of 32 bits would have wrapped before the far end."""
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10e9:
+        pytest.skip("needs 10 GB of free memory")
+    size = (3, 24, 5488, 5488)
+    x = torch.zeros(size, dtype=torch.bfloat16)
+    if layout == torch.channels_last:
+        x = torch.zeros(3, 5488, 5488, 24, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    corner = x[-1:, :, -16:, -16:].copy_(numbers(1, 24, 16, 16)).double()
+    f, bias = FILTERS["1331"], numbers(24, dtype=torch.float32)
+    y = upfirdn2d(x, f, padding=(3, 0, 3, 0))
+    close(
+        y[-1:, :, -16:, -16:].double(), reference.upfirdn2d(corner, f, (1, 1), (1, 1), (3, 0, 3, 0), False, 1.0), 1e-2
+    )
+    del y
+    y = bias_act(x, bias, act="lrelu", gain=1.0)
+    expected = reference.bias_act(corner, bias.double(), None, None, "lrelu", 1.0, None, 1)
+    close(y[-1:, :, -16:, -16:].double(), expected, 1e-2)
+
+
+@pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
+def test_no_loop_runs_number_by_number(act):
+    """One conditional load can keep a compiler from making vectors of a loop, which then takes 20 times as long without
+    a word. Here the best of many calls takes 2 to 5 times as long as copying numbers of 32 bits or more does; 12 is far
+    from both."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x32 = numbers(1, 64, 64, 64, dtype=torch.float32)
+
+    def best(function) -> float:
+        return min(timeit.repeat(function, number=1, repeat=50))
+
+    try:
+        for layout, dtype in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16, torch.float64)):
+            x = x32.to(dtype).contiguous(memory_format=layout)
+            copying = best(x32.clone) if dtype == torch.bfloat16 else best(x.clone)
+            kernels, acc = native.compiled(x), torch.float64 if dtype == torch.float64 else torch.float32
+            assert kernels
+            for noise in (None, numbers(1, 1, 64, 64, dtype=acc)):
+                tail_ = calls.Tail(kernels, x, numbers(64, dtype=acc), None, noise, act, 2**0.5, 256.0, 1)
+                passes = {
+                    "value": lambda t=tail_: t.elementwise(0),
+                    "slope": lambda t=tail_, x=x: t.elementwise(1, x),
+                    "backward": lambda t=tail_, x=x, n=noise is not None: t.backward(x, True, False, n),
+                }
+                for name, function in passes.items():
+                    assert best(function) < 12 * copying, (name, layout, dtype)
+    finally:
+        torch.set_num_threads(threads)
