@@ -281,6 +281,11 @@ class Slurm:
         shown = self("scontrol", "show", "job", job, check=False)
         return shown.split("JobState=")[1].split()[0] if "JobState=" in shown else ""
 
+    def minutes_running(self, job: str) -> int:
+        """For how long a job has been running; rounded down."""
+        hours, minutes, _ = self("scontrol", "show", "job", job).split("RunTime=")[1].split()[0].split(":")
+        return 60 * int(hours) + int(minutes)
+
     def log(self) -> str:
         paths = [*self.folder.glob("*.log"), *self.folder.glob("*.out")]
         return "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in sorted(paths))

@@ -343,9 +343,12 @@ def test_slurm_time_limit_and_scancel(tiny_data, tmp_path):
     args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 99}", output__grid_kimg=0)[1:]
     slurm = Slurm(tmp_path)
     try:
-        how = ["--nodes=2", "--time=2", "--signal=B:USR1@80", str(LAUNCH / "slurm.sbatch"), *args]
+        how = ["--nodes=2", "--time=30", "--signal=B:USR1@60", str(LAUNCH / "slurm.sbatch"), *args]
         job = slurm.submit(*how, GLOO_SOCKET_IFNAME="lo", STYLEGAN_PG_CACHE=str(tmp_path / "cache"))
         log = tmp_path / f"slurm-{job}.log"
+        # How long it takes to start depends on the machine, so its time is cut short once it trains.
+        wait_until(lambda: harness.lines_of(run) >= 2, 240, "training", slurm.log)
+        slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={slurm.minutes_running(job) + 2}")
         wait_until(lambda: log.exists() and "back into the queue" in log.read_text(), 240, "the requeue", slurm.log)
         stopped = harness.newest(run)[1]["nimg"]
         wait_until(lambda: slurm.state(job) == "PENDING", 60, "the queue", slurm.log)
