@@ -22,7 +22,52 @@ from torch.distributed.rendezvous import rendezvous
 from stylegan_pg import launcher
 from stylegan_pg.errors import PeersLost, RunError, UsageError
 
-_waited = 0.0  # seconds that this process has spent in collectives
+
+class Waiting:
+    """Seconds in collectives, most of them waiting for slower ranks; those that begin between `go` and `pause`.
+
+    On a GPU, the seconds for which its stream stands still: the CPU hands a collective over and is done with it. Events
+    before and behind it tell, and are read by `take`, so that no step waits for them.
+    """
+
+    def __init__(self):
+        self.counting, self.seconds = False, 0.0
+        self.stops: list[tuple[Any, Any]] = []  # events in the stream, before and behind each collective
+
+    def go(self) -> None:
+        self.counting = True
+
+    def pause(self) -> None:
+        self.counting = False
+
+    @contextlib.contextmanager
+    def within(self, device: torch.device) -> Iterator[None]:
+        """A collective of tensors there, or a stream's wait for one."""
+        if not self.counting:
+            yield
+        elif device.type == "cuda":
+            before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            yield
+            behind.record()
+            self.stops.append((before, behind))
+        else:
+            started = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - started
+
+    def take(self) -> float:
+        """Seconds since the last time."""
+        seconds = self.seconds
+        for before, behind in self.stops:
+            behind.synchronize()
+            seconds += before.elapsed_time(behind) / 1000
+        self.seconds, self.stops = 0.0, []
+        return seconds
+
+
+waiting = Waiting()  # of this process
+_CPU = torch.device("cpu")
 
 
 def init(device: str = "auto", timeout: float = 600.0, join: float = 600.0) -> torch.device:
@@ -108,22 +153,14 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def _peers() -> Iterator[None]:
-    """What torch.distributed raises when another rank is gone, as one message."""
-    global _waited
-    started = time.perf_counter()
+def _peers(device: torch.device = _CPU) -> Iterator[None]:
+    """What torch.distributed raises when another rank is gone, as one message; and the time that it takes."""
     try:
-        yield
-        _waited += time.perf_counter() - started
+        with waiting.within(device):
+            yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise PeersLost(f"rank {rank()} lost the other ranks, one of which failed or was stopped: {reason}") from None
-
-
-def waited() -> float:
-    """Seconds that this process has spent in collectives so far, most of it waiting for slower ranks (of work that a
-    GPU does by itself, only the part that the CPU waited for)."""
-    return _waited
 
 
 def barrier() -> None:
@@ -135,7 +172,7 @@ def barrier() -> None:
 def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     """Sum (or `max`) over the ranks, in place."""
     if world() > 1:
-        with _peers():
+        with _peers(tensor.device):
             td.all_reduce(tensor, op=td.ReduceOp.MAX if op == "max" else td.ReduceOp.SUM)
     return tensor
 
@@ -149,7 +186,7 @@ def begin_sum(tensor: torch.Tensor) -> Callable[[], None]:
         work = td.all_reduce(tensor, async_op=True)
 
     def wait() -> None:
-        with _peers():
+        with _peers(tensor.device):
             work.wait()  # type: ignore[union-attr]  # None only for ranks outside of the group
 
     return wait

@@ -29,33 +29,33 @@ class Pace:
 
     def __init__(self, device: str):
         self.device = device
-        self.seconds, self.waited, self.images = 0.0, 0.0, 0
-        self.since: tuple[float, float] | None = None
+        self.seconds, self.images = 0.0, 0
+        self.since: float | None = None
 
     def go(self) -> None:
-        self.since = time.perf_counter(), dist.waited()
+        self.since = time.perf_counter()
+        dist.waiting.go()
 
     def pause(self, images: int) -> None:
         """After a step on so many images of this rank."""
         if self.since:
-            self.seconds += time.perf_counter() - self.since[0]
-            self.waited += dist.waited() - self.since[1]
+            self.seconds += time.perf_counter() - self.since
             self.images += images
         self.since = None
+        dist.waiting.pause()
 
     def take(self) -> dict[str, Any]:
-        """Since the last time: images per second, and seconds of its own work per image (without waiting), which a GPU
-        does not tell: it waits for others by itself."""
-        seconds, own, images = self.seconds, max(self.seconds - self.waited, 0.0), self.images
-        known = self.device == "cpu"
-        self.seconds, self.waited, self.images = 0.0, 0.0, 0
+        """Since the last time: images per second, and seconds of its own work per image, without waiting for others."""
+        seconds, images = self.seconds, self.images
+        own = max(seconds - dist.waiting.take(), 0.0)
+        self.seconds, self.images = 0.0, 0
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": self.device,
             "img_per_sec": round(images / seconds, 3) if seconds else 0.0,
-            "own_sec_per_img": own / images if images and known else 0.0,
-            "busy": (round(own / seconds, 4) if seconds else 0.0) if known else None,
+            "own_sec_per_img": own / images if images else 0.0,
+            "busy": round(own / seconds, 4) if seconds else 0.0,
         }
 
 
@@ -162,8 +162,8 @@ def render(facts: dict[str, Any]) -> str:
     for i, rank in enumerate(facts["ranks"]):
         slow = "  STRAGGLER" if i in facts["stragglers"] else ""
         where = f"{rank['host']}:{rank['pid']} {rank['device']}"
-        busy = "" if rank["busy"] is None else f"  busy {100 * rank['busy']:3.0f} %"
-        out.append(f"rank {i:<6} {where:<28} {rank['img_per_sec']:8.1f} img/s{busy}{slow}")
+        speed = f"{rank['img_per_sec']:8.1f} img/s  busy {100 * (rank['busy'] or 0):3.0f} %"
+        out.append(f"rank {i:<6} {where:<28} {speed}{slow}")
     out.append(f"starts      {facts['starts']}")
     out.append(f"faults      {facts['faults']}" + (", the last of them:" if facts["faults"] else ""))
     return "\n".join([*out, *(f"  {line}" for line in facts["last_faults"])])

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from stylegan_pg import checkpoint
+from stylegan_pg import checkpoint, status
 
 # Grows from 8x8 over a fade to 16x16; every kind of step happens within the first few batches.
 TINY = {
@@ -105,6 +106,35 @@ def kill_until_done(args: list[str], run: Path, dice: random.Random, most: int =
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         kills += 1
+
+
+def slowed(data: Path, folder: Path, **changes: object) -> list[list[int]]:
+    """Two ranks, of which rank 1 is stopped half of the time, as if it shared its core: whom `status` takes for
+    stragglers at each tick, until that has been rank 1 three times."""
+    run = folder / "run"
+    args = arguments(run, data, **{"growth__stable_kimg_at": "{16: 99}", "output__tick_kimg": 0.16} | changes)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = environment() | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start(args, env=env | {"RANK": f"{i}", "LOCAL_RANK": f"{i}"}) for i in range(2)]
+    told: list[list[int]] = []
+    end = time.time() + 240
+    try:
+        while told.count([1]) < 3:
+            seen = lines_of(run)
+            while lines_of(run) == seen:
+                assert time.time() < end, told
+                assert not any(process.poll() for process in ranks), [finish(process) for process in ranks]
+                for sign in (signal.SIGSTOP, signal.SIGCONT) if seen > 1 else (signal.SIGCONT,):
+                    ranks[1].send_signal(sign)
+                    time.sleep(0.05)
+            told.append(status.collect(run)["stragglers"] if seen > 1 else [])
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    return told
 
 
 def newest(run: Path) -> tuple[dict[str, torch.Tensor], dict]:

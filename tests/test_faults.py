@@ -11,10 +11,11 @@ from typing import Any
 
 import harness
 import pytest
+import torch
 from campaigns import kills
 from conftest import ROOT
 
-from stylegan_pg import launcher, peers, status
+from stylegan_pg import dist, launcher, peers, status
 from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 
@@ -212,6 +213,48 @@ def test_what_threads_leave_behind_ends_no_rank_with_a_fault(world):
     assert done.returncode == (-signal.SIGABRT if world == "1" else 2)
     assert "handled" in done.stdout
     assert "nowhere.yaml" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_slow_rank_is_told(tiny_data, tmp_path):
+    """The other one waits for it, and is no straggler (but for a moment on a machine that does other things too)."""
+    assert harness.slowed(tiny_data, tmp_path).count([0]) <= 1
+    facts = status.collect(tmp_path / "run")
+    assert status.render(facts | {"stragglers": [1]}).count("STRAGGLER") == 1
+
+
+class Event:
+    """A CUDA event of a stream that has nothing to do."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = Event.now
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other) -> float:
+        return 1000 * (other.at - self.at)
+
+
+def test_what_a_gpu_waits_is_the_stream_s_time(monkeypatch):
+    """Between events of its stream, and in steps only, while the CPU goes on at once."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    waiting, cuda, cpu = dist.Waiting(), torch.device("cuda"), torch.device("cpu")
+    for counting, device, seconds in ((True, cuda, 3.0), (False, cuda, 5.0), (True, cuda, 4.0), (False, cpu, 1.0)):
+        (waiting.go if counting else waiting.pause)()
+        with waiting.within(device):
+            Event.now += seconds
+    assert waiting.take() == 7.0
+    waiting.go()
+    with waiting.within(cpu):
+        time.sleep(0.05)
+    assert 0.05 <= waiting.take() < 0.5
+    assert waiting.take() == 0.0
 
 
 def test_stragglers():

@@ -1,15 +1,19 @@
 """The CUDA kernels on a GPU: `pytest -m gpu`. Values and derivatives against the reference in double precision, what
-PyTorch asks of operators, tensors beyond 2^31 elements, a training step, and how fast they are (with -s).
+PyTorch asks of operators, tensors beyond 2^31 elements, a training step, and how fast they are (with -s). Beside them,
+how long a GPU waits for others.
 
 The same code runs on the CPU in tests/test_shim.py, and its machine code is looked at in tests/test_machine_code.py."""
 
 import itertools
+import time
 from typing import Any
 
+import harness
 import pytest
 import torch
 from test_kernels import FACTORS, FILTERS, KINDS, LAYOUTS, OPS, PADDINGS, Layers, close, numbers, tail
 
+from stylegan_pg import dist
 from stylegan_pg.networks.stylegan2 import Discriminator, Generator
 from stylegan_pg.ops import ACTIVATIONS, bench, bias_act, native, reference, setup_filter, upfirdn2d
 
@@ -190,3 +194,31 @@ def test_bandwidth_is_printed():
         print(bench.line(row))
     assert len(rows) == 3 * 3 * 2 * 5
     assert all(row["gb_per_sec"] > 0 for row in rows)
+
+
+def test_what_the_stream_waits_is_counted():
+    """As where a sum over the ranks is not there yet: the stream stands still, the CPU goes on."""
+    waiting, other = dist.Waiting(), torch.cuda.Stream()
+    waiting.go()
+    torch.cuda.synchronize()
+    began = torch.cuda.Event(enable_timing=True)
+    began.record(other)
+    with torch.cuda.stream(other):
+        torch.cuda._sleep(500_000_000)  # cycles
+    done = torch.cuda.Event(enable_timing=True)
+    done.record(other)
+    started = time.perf_counter()
+    with waiting.within(torch.device(DEVICE)):
+        torch.cuda.current_stream().wait_event(done)
+    launched = time.perf_counter() - started
+    waited = waiting.take()
+    assert began.elapsed_time(done) / 1000 > 0.1
+    assert abs(waited - began.elapsed_time(done) / 1000) < 0.05
+    assert launched < waited
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_slow_rank_is_told_on_gpus(tiny_data, tmp_path):
+    """tests/test_faults.py, on GPUs."""
+    assert harness.slowed(tiny_data, tmp_path, train__device="cuda").count([0]) <= 1
