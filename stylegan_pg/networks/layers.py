@@ -245,8 +245,8 @@ class ModulatedConv2d(nn.Module):
         d = None
         if self.demodulate:
             d = (s.square() @ weight.square().sum([2, 3]).t() + 1e-8).rsqrt()
-        x = resampling_conv2d(x * s.to(x.dtype)[:, :, None, None], weight.to(x.dtype), self.filter, up=self.up)
-        return x, d
+        x = bias_act(x, scale=s)
+        return resampling_conv2d(x, weight.to(x.dtype), self.filter, up=self.up), d
 
 
 class SynthesisLayer(ModulatedConv2d):

@@ -72,6 +72,11 @@ def _unclamped(out, z, act, gain, clamp):
     return out.masked_fill((ACTIVATIONS[act][0](z) * gain).abs() > clamp, 0)
 
 
+def _is_z(act, gain, clamp):
+    """Whether y = z, and the gradient of the one is that of the other."""
+    return act == "linear" and gain == 1 and clamp is None
+
+
 def _gradients(dz, x, bias, scale, noise, dim):
     """dx, dbias, dscale, dnoise from the gradient of z, with the shapes and precisions of what they belong to."""
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -95,7 +100,9 @@ def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
     """`_gradients` of `_slope` in one pass; `wanted` tells which of dbias, dscale and dnoise (else they are empty)."""
     kernels = native.compiled(x)
     if kernels is None or kernels.kind != "cpu":  # on a GPU PyTorch's own reductions are as good
-        dz = _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
+        # An operator's output must not be its input, as without a scale it would be.
+        same = scale is not None and _is_z(act, gain, clamp)
+        dz = dy if same else _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
         dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
         dx = reference.in_layout_of(x, dx)
     else:
@@ -131,7 +138,7 @@ def _backward_value(ctx, dy):
     act, gain, clamp, dim = ctx.args
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled():
-        dz = _slope_op(dy, x, bias, scale, noise, act, gain, clamp, dim)
+        dz = dy if _is_z(act, gain, clamp) else _slope_op(dy, x, bias, scale, noise, act, gain, clamp, dim)
         return *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
     wanted = [t is not None and need for t, need in zip((bias, scale, noise), needs[1:4], strict=True)]
     dx, *rest = _backward_op(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted)
