@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stylegan_pg.ops import bias_act, filter2d, native, pool, setup_filter
 from stylegan_pg.ops.pool import LEAST, Pool
@@ -236,3 +237,22 @@ def test_large_results_cost_no_page_faults_twice():
     """
     out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert int(out.stdout) < 100
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_conversions_are_those_of_torch(layout):
+    """Values, layout and derivatives of both orders; where operators are watched, an operator that is seen."""
+    x = torch.randn(2, 16, 200, 200).bfloat16().contiguous(memory_format=layout).requires_grad_(True)
+    y = pool.converted(x, torch.float32)
+    assert torch.equal(y, x.float())
+    assert y.is_contiguous(memory_format=layout)
+    results = []
+    for function in (pool.converted, torch.Tensor.to):
+        (first,) = torch.autograd.grad(function(x, torch.float32).square().sum(), [x], create_graph=True)
+        (second,) = torch.autograd.grad(first.float().square().sum(), [x])
+        results.append((first, second))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, theirs)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert pool.converted(torch.empty(4, 4, dtype=torch.bfloat16), torch.float32).dtype == torch.float32

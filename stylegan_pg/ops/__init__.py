@@ -1,7 +1,17 @@
 """The two operations every network here is built from; each may have several implementations with one answer."""
 
 from stylegan_pg.ops.bias_act import bias_act
+from stylegan_pg.ops.pool import converted
 from stylegan_pg.ops.reference import ACTIVATIONS
 from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
-__all__ = ["ACTIVATIONS", "bias_act", "downsample2d", "filter2d", "setup_filter", "upfirdn2d", "upsample2d"]
+__all__ = [
+    "ACTIVATIONS",
+    "bias_act",
+    "converted",
+    "downsample2d",
+    "filter2d",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
+]

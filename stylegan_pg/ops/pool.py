@@ -20,6 +20,9 @@ from typing import Any
 
 import torch
 
+from stylegan_pg.ops.operators import watched
+from stylegan_pg.ops.reference import layout_of
+
 LEAST = 2**22  # bytes; what is smaller comes from glibc's heap as fast, and mostly still lies in the caches
 VARIABLE = "STYLEGAN_PG_POOL_MIB"
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers and jobs
@@ -139,16 +142,20 @@ def clear() -> None:
         _pool.clear()
 
 
-def empty(shape: Sequence[int], like: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
-    """Uninitialised, of `like`'s dtype and on its device; contiguous, or channels_last [N, C, H, W]."""
-    if math.prod(shape) * like.element_size() < LEAST or not like.is_cpu:
-        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+def empty(
+    shape: Sequence[int], like: torch.Tensor, layout: torch.memory_format, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Uninitialised, of `like`'s dtype if no other is given, and on its device; contiguous, or channels_last
+    [N, C, H, W]."""
+    dtype = dtype or like.dtype
+    if math.prod(shape) * dtype.itemsize < LEAST or not like.is_cpu:
+        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
     try:
-        found = _the_pool().empty(shape, _strides(shape, layout), like.dtype)
-        return torch.empty(shape, dtype=like.dtype, device="cpu", memory_format=layout) if found is None else found
+        found = _the_pool().empty(shape, _strides(shape, layout), dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu", memory_format=layout) if found is None else found
     except RuntimeError:  # for want of memory
         clear()
-        return torch.empty(shape, dtype=like.dtype, device="cpu", memory_format=layout)
+        return torch.empty(shape, dtype=dtype, device="cpu", memory_format=layout)
 
 
 def _strides(shape: Sequence[int], layout: torch.memory_format) -> list[int]:
@@ -160,3 +167,19 @@ def _strides(shape: Sequence[int], layout: torch.memory_format) -> list[int]:
         strides[i] = step
         step *= shape[i]
     return strides
+
+
+class _Converted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.dtype = x.dtype
+        return empty(x.shape, x, layout_of(x), dtype).copy_(x)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return _Converted.apply(gradients[0], ctx.dtype), None
+
+
+def converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x.to(dtype) of another dtype, in such memory; in x's layout, and differentiable as often as one likes."""
+    return x.to(dtype) if watched([x]) else _Converted.apply(x, dtype)
