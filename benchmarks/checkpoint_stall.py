@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--minute", type=float, default=60, help="seconds from one checkpoint to the next")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and take what was written away
     tensors = tensors_of(args.parameters, args.device)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     print(f"{size / 2**20:.0f} MiB in {len(tensors)} tensors, {torch.get_num_threads()} threads")

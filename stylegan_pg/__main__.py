@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 
 from stylegan_pg import launcher
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
@@ -29,14 +30,32 @@ def main() -> None:
         code = _told(error, FAULT)
     finally:
         status = launcher.leave(code)
-    if "torch" in sys.modules and not launcher.is_alone():
-        _end(status)
     sys.exit(status)
 
 
+def run() -> None:
+    """The same as a process's last word."""
+    try:
+        main()
+    except SystemExit as end:
+        if "torch" in sys.modules and isinstance(end.code, int) and not _watched():
+            _end(end.code)
+        raise
+
+
+def _watched() -> bool:
+    """Whether a profiler or the like is here, which tells what it saw in the end."""
+    monitoring = getattr(sys, "monitoring", None)
+    tools = monitoring and any(monitoring.get_tool(i) for i in range(6))
+    return bool(sys.getprofile() or sys.gettrace() or tools)
+
+
 def _end(status: int) -> None:
-    """As sys.exit, without taking the interpreter apart: threads that a process group leaves behind can abort a rank
-    that has done all it had to, and launchers would start all of them again."""
+    """As sys.exit, without taking the interpreter apart: with PyTorch in it that takes half a second, and threads that
+    a process group leaves behind can abort a rank that has done all it had to, and launchers would start all of them
+    again."""
+    if launcher.is_alone():
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody listens any more
@@ -50,4 +69,4 @@ def _told(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run()
