@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import errno
 import io
 import os
 import sys
@@ -28,6 +30,10 @@ def main() -> None:
         code = _told(error, USAGE)
     except RunError as error:
         code = _told(error, FAULT)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code = _told(error, FAULT)  # where the output goes
     finally:
         status = launcher.leave(code)
     sys.exit(status)
@@ -38,28 +44,40 @@ def run() -> None:
     try:
         main()
     except SystemExit as end:
-        if "torch" in sys.modules and isinstance(end.code, int) and not _watched():
+        stays = launcher.is_alone() and _watched()
+        if "torch" in sys.modules and isinstance(end.code, int) and not stays:
             _end(end.code)
         raise
 
 
 def _watched() -> bool:
-    """Whether a profiler or the like is here, which tells what it saw in the end."""
+    """Whether a profiler or the like is here, which tells what it saw in the end, or somebody who goes on asking."""
     monitoring = getattr(sys, "monitoring", None)
     tools = monitoring and any(monitoring.get_tool(i) for i in range(6))
-    return bool(sys.getprofile() or sys.gettrace() or tools)
+    return bool(sys.getprofile() or sys.gettrace() or tools or sys.flags.inspect or os.environ.get("LD_PRELOAD"))
 
 
 def _end(status: int) -> None:
     """As sys.exit, without taking the interpreter apart: with PyTorch in it that takes half a second, and threads that
     a process group leaves behind can abort a rank that has done all it had to, and launchers would start all of them
     again."""
-    if launcher.is_alone():
+    alone = launcher.is_alone()
+    if alone:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
-            stream.flush()
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:  # nobody listens any more
+            pass
+        except (OSError, ValueError) as error:
+            if alone and status == DONE:  # what was asked for is lost
+                status = FAULT
+                with contextlib.suppress(OSError, ValueError):
+                    os.write(2, f"error: the output cannot be written: {error}\n".encode())
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).fflush(None)  # what libraries print by themselves
     os._exit(status)
 
 

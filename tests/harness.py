@@ -125,7 +125,8 @@ def slowed(data: Path, folder: Path, **changes: object) -> list[list[int]]:
             seen = lines_of(run)
             while lines_of(run) == seen:
                 assert time.time() < end, told
-                assert not any(process.poll() for process in ranks), [finish(process) for process in ranks]
+                ended = [process for process in ranks if process.poll() is not None]
+                assert not ended, ended[0].communicate()[0]
                 for sign in (signal.SIGSTOP, signal.SIGCONT) if seen > 1 else (signal.SIGCONT,):
                     ranks[1].send_signal(sign)
                     time.sleep(0.05)

@@ -4,6 +4,7 @@ a working operation, or in strict mode in one clear error."""
 import hashlib
 import json
 import os
+import pstats
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,24 @@ def test_a_temporary_folder_of_others_is_refused(tmp_path):
     words, errors = probe(tmp_path / "file" / "cache", TMPDIR=str(tmp_path))
     assert words[0] == "reference"
     assert "could be written by others" in errors
+
+
+def test_how_commands_end(built, tmp_path):
+    """Commands leave by os._exit, before which all they have said is out; but not where somebody still has to tell."""
+    command = ["-m", "stylegan_pg", "kernels", "status"]
+    told = subprocess.check_output([sys.executable, *command], env=environment(built), text=True)
+    assert told.startswith("STYLEGAN_PG_KERNELS=auto")
+    assert "cpu bias_act: cpu kernels" in told
+    words = " ".join([sys.executable, *command])
+    for redirect, code in ((">&-", 0), ("2>&-", 0), ("> /dev/full", 1)):  # nobody listens; a disk that is full
+        done = subprocess.run(
+            ["sh", "-c", f"{words} {redirect}"], env=environment(built), capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+    profile = ["-m", "cProfile", "-o", str(tmp_path / "profile")]
+    assert subprocess.check_output([sys.executable, *profile, *command], env=environment(built), text=True) == told
+    assert any("cli.py" in place[0] for place in pstats.Stats(str(tmp_path / "profile")).stats)  # type: ignore[attr-defined]
 
 
 def test_prebuilt_libraries_come_first(built, tmp_path):

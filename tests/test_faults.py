@@ -197,20 +197,20 @@ def test_the_last_checkpoint_hides_no_end(last, state, outcome):
 
 @pytest.mark.parametrize("world", ["1", "2"])
 def test_what_threads_leave_behind_ends_no_rank_with_a_fault(world):
-    """One of several processes ends with its code, whatever happens when a process is taken apart; its output and its
-    handlers are not lost. (A lone one may end as it likes, here with an abort.)"""
+    """A process ends with its code, alone or as one of several, whatever happens when one is taken apart; its output
+    and its handlers are not lost."""
     code = """if True:
         import atexit, ctypes, sys, torch
         libc = ctypes.CDLL(None)
         libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
         atexit.register(print, "handled")
         sys.argv = ["stylegan-pg", "train", "nowhere.yaml"]
-        from stylegan_pg.__main__ import main
-        main()
+        from stylegan_pg.__main__ import run
+        run()
     """
     env = harness.environment() | {"WORLD_SIZE": world, "RANK": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=100)
-    assert done.returncode == (-signal.SIGABRT if world == "1" else 2)
+    assert done.returncode == 2
     assert "handled" in done.stdout
     assert "nowhere.yaml" in done.stderr
 

@@ -200,6 +200,7 @@ def test_what_the_stream_waits_is_counted():
     """As where a sum over the ranks is not there yet: the stream stands still, the CPU goes on."""
     waiting, other = dist.Waiting(), torch.cuda.Stream()
     waiting.go()
+    torch.cuda._sleep(1)  # which loads it
     torch.cuda.synchronize()
     began = torch.cuda.Event(enable_timing=True)
     began.record(other)

@@ -236,6 +236,15 @@ def test_derivatives_of_vectors_and_rows(implementation, act):
         torch.library.opcheck(OPS.bias_act, (*given, act, 1.3, None, dim))
 
 
+@pytest.mark.parametrize("size", [(4, 0), (0, 4), (0, 0)])
+def test_padding_alone_is_zeros(size):
+    for layout, (up, down) in itertools.product(LAYOUTS, ((1, 1), (2, 1), (1, 2))):
+        x = torch.zeros(2, 3, *size).contiguous(memory_format=layout)
+        y = upfirdn2d(x, FILTERS["1331"], up=up, down=down, padding=4)
+        assert y.numel()
+        assert not y.any()
+
+
 def test_no_channels_no_rows_and_no_pixels():
     for shape in ((3, 0), (0, 4), (2, 0, 3, 3), (2, 3, 0, 3)):
         x, b = torch.ones(shape, requires_grad=True), torch.ones(shape[1], requires_grad=True)

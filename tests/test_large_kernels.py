@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import timeit
 
 import pytest
@@ -15,33 +17,75 @@ PAST = 4 * 2**20  # bytes of a result from which on it is written past the cache
 SHAPES = [(1, 16, 256, 256), (1, 33, 181, 181), (2, 5, 331, 337), (1, 1, 1030, 1029), (70, 64, 16, 16)]
 
 
+def past(x: torch.Tensor, shrinks: int, layout: torch.memory_format) -> torch.Tensor:
+    """x as often as it takes for a result that is `shrinks` times smaller."""
+    times = -(-PAST * shrinks // x.nbytes) if x.nbytes <= PAST * shrinks else 1
+    return x.repeat(times + 1, 1, 1, 1).contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_results_past_the_caches(shape, layout, dtype):
+def test_filtered_past_the_caches(shape, layout, dtype):
     """All that is written: nothing is lost between lines, in overlapping ends, or in another thread's view."""
-    x = numbers(*shape, dtype=torch.float32).to(dtype).contiguous(memory_format=layout)
-    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
-    f, (up, down) = FILTERS["1331"], ((2, 2), (1, 1))
-    for factors, padding in ((up, down), (2, 1, 2, 1)), ((down, up), (1, 1, 1, 1)), ((down, down), (2, 1, 1, 2)):
-        y = upfirdn2d(x, f, up=factors[0], down=factors[1], padding=padding)
-        assert y.nbytes > PAST or factors != (up, down)
-        close(y.float(), reference.upfirdn2d(x.float(), f, *factors, padding, False, 1.0), tolerance)
-    large = x if x.nbytes >= PAST else x.repeat(2, 1, 1, 1).contiguous(memory_format=layout)
-    assert large.nbytes >= PAST
-    how = tail("bias scale noise", large.shape, torch.float32) | {"x": large}
+    x = numbers(*shape, dtype=torch.float32).to(dtype)
+    for up, down, padding in ((2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1)), (1, 1, (2, 1, 1, 2))):
+        given = past(x, 1 if down == 1 else 5, layout)
+        y = upfirdn2d(given, FILTERS["1331"], up=up, down=down, padding=padding)
+        assert y.nbytes > PAST
+        expected = reference.upfirdn2d(given.float(), FILTERS["1331"], (up, up), (down, down), padding, False, 1.0)
+        close(y.float(), expected, 1e-6 if dtype == torch.float32 else 2**-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activated_past_the_caches(shape, layout, dtype):
+    """The same of bias_act and its backward pass."""
+    acc, tolerance = (torch.float32, 2e-6 if dtype == torch.float32 else 2**-8)
+    if dtype == torch.float64:
+        acc, tolerance = dtype, 1e-12
+    x = past(numbers(*shape).to(dtype), 1, layout)
+    assert x.nbytes > PAST
+    how = tail("bias scale noise", x.shape, acc) | {"x": x}
     for kind in (("bias",), ("bias", "scale", "noise")):
         given = {k: how[k] for k in ("x", *kind)}
         ours, plain = ({k: t.detach().clone().requires_grad_(True) for k, t in given.items()} for _ in range(2))
-        plain["x"] = large.float().requires_grad_(True)
+        plain["x"] = x.to(acc).requires_grad_(True)
         arguments = [plain.get(k) for k in ("x", "bias", "scale", "noise")]
         y = OPS.bias_act(*(ours.get(k) for k in ("x", "bias", "scale", "noise")), "lrelu", 1.3, 1.1, 1)
         expected = reference.bias_act(*arguments, "lrelu", 1.3, 1.1, 1)  # type: ignore[arg-type]  # x is given
-        close(y.float(), expected, tolerance)
-        dy = numbers(*large.shape, seed=4, dtype=torch.float32).to(dtype)
+        close(y.to(acc), expected, tolerance)
+        dy = numbers(*x.shape, seed=4).to(dtype)
         got = torch.autograd.grad(y, list(ours.values()), dy)
-        for a, b in zip(got, torch.autograd.grad(expected, list(plain.values()), dy.float()), strict=True):
-            close(a.float(), b, 100 * tolerance)
+        for a, b in zip(got, torch.autograd.grad(expected, list(plain.values()), dy.to(acc)), strict=True):
+            close(a.to(acc), b, 100 * tolerance)
+
+
+def test_no_memory_for_the_sums_is_an_error_that_training_knows():
+    """Whatever there is room for and what not, the process lives on."""
+    code = """if True:
+        import resource, torch
+        from stylegan_pg.learner import out_of_memory
+        from stylegan_pg.ops import calls, native
+        torch.set_num_threads(1)
+        x = torch.randn(1, 256, 16, 4096).bfloat16().permute(0, 3, 1, 2)
+        tail = calls.Tail(native.compiled(x), x, torch.zeros(4096), None, None, "lrelu", 1.0, None, 1)
+        torch.randn(8, 8) @ torch.randn(8, 8)
+        told = set()
+        for mib in range(0, 160, 4):
+            size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + (mib << 20), resource.RLIM_INFINITY))
+            try:
+                tail.backward(x, True, True, False)
+                told.add("done")
+            except RuntimeError as error:
+                assert out_of_memory(error), error
+                told.add("sums" if "sums" in str(error) else "result")
+        print(*sorted(told))
+    """
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert {"done", "sums"} <= set(told.stdout.split()), told.stderr
 
 
 def test_sums_of_many_numbers_are_exact():

@@ -254,5 +254,8 @@ def test_conversions_are_those_of_torch(layout):
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == torch.bfloat16
         assert torch.equal(ours, theirs)
+    small = x.detach()[0, :2, :2, :2].clone().requires_grad_(True)
+    rows = torch.autograd.functional.jacobian(lambda t: pool.converted(t, torch.float32), small, vectorize=True)
+    assert torch.equal(rows.reshape(8, 8), torch.eye(8))
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert pool.converted(torch.empty(4, 4, dtype=torch.bfloat16), torch.float32).dtype == torch.float32

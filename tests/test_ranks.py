@@ -111,7 +111,7 @@ def drifting(self, batch, **how):
     return result
 game.Game.step = drifting
 sys.argv = ["stylegan-pg", *sys.argv[1:]]
-__main__.main()
+__main__.run()
 """
 
 

@@ -179,7 +179,7 @@ def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):
     wrapper.write_text(
         "import os, sys\n"
         "sys.argv = [a.replace('CACHE', 'cache' + os.environ['RANK']) for a in sys.argv]\n"
-        "from stylegan_pg.__main__ import main\nmain()\n"
+        "from stylegan_pg.__main__ import run\nrun()\n"
     )
     args = arguments(run, server.url, data__cache_dir=f"{tmp_path}/CACHE", data__patience_sec=2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(wrapper)]

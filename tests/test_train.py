@@ -162,7 +162,7 @@ def write(path, tensors, state):
     real(path, tensors, state)
 checkpoint.write = write
 sys.argv = ["stylegan-pg", *sys.argv[1:]]
-__main__.main()
+__main__.run()
 """
 
 

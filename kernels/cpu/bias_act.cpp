@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "memory.h"
@@ -19,6 +20,8 @@ enum Act : int { kLinear, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus
 enum Order : int { kValue, kSlope, kCurvature };
 
 constexpr int64_t kChunk = 4096;  // values of a plane, or of all channels of some pixels, that one task works on
+constexpr int64_t kSummed = 8 * kChunk;  // of pixels that are summed as well, as each task leaves a row of sums
+constexpr int64_t kKept = int64_t(1) << 19;  // sums of each kind that a thread keeps memory for
 
 // linear, relu, lrelu: two straight lines that meet at 0. Without branches, so that loops are vectorised; in backward
 // passes, which sum as well, the smallest one is enough to prevent that (tests/test_kernels.py looks).
@@ -101,8 +104,10 @@ struct Args {
   A gain, clamp;
   bool channels_last;
 
+  int64_t chunk = kChunk;
+
   // Inner values of a task; there may be no channels.
-  int64_t each() const { return channels_last ? std::max<int64_t>(1, kChunk / std::max<int64_t>(1, c)) : kChunk; }
+  int64_t each() const { return channels_last ? std::max<int64_t>(1, chunk / std::max<int64_t>(1, c)) : kChunk; }
   int64_t chunks() const { return (inner + each() - 1) / each(); }
 };
 
@@ -311,33 +316,39 @@ SPG_API int spg_bias_act_cpu(int dtype, int act, int order, const void* x, const
 }
 
 // dx as x; dbias [c], dscale [n, c] and dnoise [n, inner] of the accumulating format, each of which may be null, the last
-// must be where there is no noise.
+// must be where there is no noise. Returns -2 if there is no memory for the sums on the way.
 SPG_API int spg_bias_act_backward_cpu(int dtype, int act, const void* dy, const void* x, void* dx, void* dbias,
                                          void* dscale, void* dnoise, int64_t n, int64_t c, int64_t inner,
                                          int channels_last, const void* bias, const void* scale, int64_t scale_stride,
                                          const void* noise, int64_t noise_stride, double gain, double clamp) {
   using namespace spg;
-  return with_dtype(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    using A = typename Accumulator<T>::type;
-    const Args<A> a{n, c, inner, (const A*)bias, (const A*)scale, (const A*)noise, scale_stride, noise_stride, A(gain),
-                    clamp < 0 ? std::numeric_limits<A>::infinity() : A(clamp), channels_last != 0};
-    // Kept between calls: to give memory back can take the system longer than all of this.
-    static thread_local std::vector<A> partial;
-    const int64_t rows = n * a.chunks(), each = rows * c;
-    if (partial.size() < size_t(2 * each)) partial.resize(2 * each);
-    A *sums = partial.data(), *products = sums + each;
-    if (n * c * inner == 0) {
-      if (dnoise) std::fill_n((A*)dnoise, n * inner, A(0));
-    } else {
-      will_fill(dx, size_t(n * c * inner) * sizeof(T));
-      with_activation<A>(act, [&](const auto& f) {
-        auto* backward = channels_last ? backward_pixels<std::decay_t<decltype(f)>, T, A>
-                                       : backward_planes<std::decay_t<decltype(f)>, T, A>;
-        backward(f, (const T*)dy, (const T*)x, (T*)dx, sums, products, (A*)dnoise, a);
-      });
-    }
-    if (dbias) add_rows(sums, (A*)dbias, 1, rows, c);
-    if (dscale) add_rows(products, (A*)dscale, n, rows / std::max<int64_t>(1, n), c);
-  });
+  try {
+    return with_dtype(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      using A = typename Accumulator<T>::type;
+      const Args<A> a{n, c, inner, (const A*)bias, (const A*)scale, (const A*)noise, scale_stride, noise_stride, A(gain),
+                      clamp < 0 ? std::numeric_limits<A>::infinity() : A(clamp), channels_last != 0, kSummed};
+      static thread_local std::vector<A> kept;
+      const int64_t rows = n * a.chunks(), each = rows * c;
+      // To give memory back can take the system longer than all of this; but not all of a large network's is kept.
+      std::vector<A> large;
+      std::vector<A>& partial = each > kKept ? large : kept;
+      if (partial.size() < size_t(2 * each)) partial.resize(2 * each);
+      A *sums = partial.data(), *products = sums + each;
+      if (n * c * inner == 0) {
+        if (dnoise) std::fill_n((A*)dnoise, n * inner, A(0));
+      } else {
+        will_fill(dx, size_t(n * c * inner) * sizeof(T));
+        with_activation<A>(act, [&](const auto& f) {
+          auto* backward = channels_last ? backward_pixels<std::decay_t<decltype(f)>, T, A>
+                                         : backward_planes<std::decay_t<decltype(f)>, T, A>;
+          backward(f, (const T*)dy, (const T*)x, (T*)dx, sums, products, (A*)dnoise, a);
+        });
+      }
+      if (dbias) add_rows(sums, (A*)dbias, 1, rows, c);
+      if (dscale) add_rows(products, (A*)dscale, n, rows / std::max<int64_t>(1, n), c);
+    });
+  } catch (const std::bad_alloc&) {
+    return -2;
+  }
 }

@@ -43,7 +43,7 @@ struct FourTaps {
     } else {
       const T *__restrict r2 = row(first + 2), *__restrict r3 = row(first + 3);
       const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
-      const int64_t ahead = pitch * std::max<int64_t>(1, kAhead / pitch);
+      const int64_t ahead = pitch * std::max<int64_t>(1, kAhead / std::max<int64_t>(1, pitch));
       in_packs<T>(length, [&](int64_t j, auto count) {
         for (int k = 0; k < down; k++) __builtin_prefetch(r3 + ahead + k * pitch + j);  // what later rows need
 #pragma omp simd

@@ -138,7 +138,10 @@ def _backward_value(ctx, dy):
     act, gain, clamp, dim = ctx.args
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled():
-        dz = dy if _is_z(act, gain, clamp) else _slope_op(dy, x, bias, scale, noise, act, gain, clamp, dim)
+        if _is_z(act, gain, clamp):
+            dz = reference.in_layout_of(x, dy)
+        else:
+            dz = _slope_op(dy, x, bias, scale, noise, act, gain, clamp, dim)
         return *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
     wanted = [t is not None and need for t, need in zip((bias, scale, noise), needs[1:4], strict=True)]
     dx, *rest = _backward_op(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted)

@@ -59,7 +59,7 @@ class Kernels:
         """Run a function on x's device, in PyTorch's current stream; False where there is no kernel for it.
 
         Raises:
-            RuntimeError: CUDA could not launch it.
+            RuntimeError: CUDA could not launch it, or the host has no memory.
         """
         function = self.functions[name]
         if self.kind == "cpu":
@@ -69,6 +69,8 @@ class Kernels:
                 code = function(x.device.index, torch.cuda.current_stream().cuda_stream, *args)
         else:  # device code that was compiled for the CPU (kernels/shim)
             code = function(0, None, *args)
+        if code == -2:  # in the words of PyTorch, which stylegan_pg/learner.py knows
+            raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory for the sums of {name}")
         if code > 0:
             raise RuntimeError(f"{name} on {x.device}: the launch failed with CUDA error {code}")
         return code == 0

@@ -177,7 +177,7 @@ class _Converted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        return _Converted.apply(gradients[0], ctx.dtype), None
+        return converted(gradients[0], ctx.dtype), None
 
 
 def converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
