@@ -74,9 +74,9 @@ def _end(status: int) -> None:
         except (OSError, ValueError) as error:
             if alone and status == DONE:  # what was asked for is lost
                 status = FAULT
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError):  # nowhere to say so either
                     os.write(2, f"error: the output cannot be written: {error}\n".encode())
-    with contextlib.suppress(OSError, AttributeError, TypeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # a system where C's library is not found like that
         ctypes.CDLL(None).fflush(None)  # what libraries print by themselves
     os._exit(status)
 
