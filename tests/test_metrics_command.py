@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from stylegan_pg.__main__ import main
+from stylegan_pg.data.pack import pack
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.command import parse_psi
 
@@ -77,6 +78,27 @@ def test_what_ends_a_measurement_is_one_message(tiny_data, snapshot, monkeypatch
     assert ended.value.code == 1
     expected = f"error: the measurement ended early: {type(error).__name__}: {error}\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_dataset_of_other_images_is_one_message(tiny_data, snapshot, tmp_path, monkeypatch, capsys):
+    """Packed without the generator's resolution, and on another base grid."""
+    for i, name in enumerate("abc" * 2):
+        (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 8), (40 * i, 0, 90)).save(tmp_path / "pictures" / name / f"{i}.png")
+    source = str(tmp_path / "pictures")
+    pack(source, tmp_path / "small", resolution=8, lowest=8, progress=False)
+    pack(source, tmp_path / "wide", resolution=16, lowest=8, base=(4, 8), progress=False)
+    for name, words in (("small", "has no resolution 16, only 8"), ("wide", "16x32")):
+        arguments = [str(snapshot), "--data", str(tmp_path / name), "--extractor", "pixels", "--metrics", "fid4_full"]
+        monkeypatch.setattr(sys, "argv", ["stylegan-pg", "metrics", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr().err
+        assert ended.value.code == 2, told
+        assert str(tmp_path / name) in told
+        assert words in told
+        assert told.count("\n") == 1
 
 
 @pytest.mark.slow
