@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylegan_pg.ops import ACTIVATIONS, bias_act, converted, downsample2d, setup_filter, upfirdn2d, upsample2d
+from stylegan_pg.ops import (
+    ACTIVATIONS,
+    bias_act,
+    conv3x3,
+    conv3x3_pays,
+    converted,
+    downsample2d,
+    setup_filter,
+    upfirdn2d,
+    upsample2d,
+)
 from stylegan_pg.ops.recipes import multiplies_bf16
 
 MULTIPLIES_BF16 = multiplies_bf16()  # this CPU
@@ -43,8 +53,11 @@ def noise_image(
 
 
 def convolve(function: Any, x: torch.Tensor, weight: torch.Tensor, **how: Any) -> torch.Tensor:
-    """F.conv2d or another one. A CPU without instructions for bfloat16 makes it of float32 numbers, and rounds."""
+    """F.conv2d or another one. A CPU without instructions for bfloat16 makes it of float32 numbers, and rounds; of fewer
+    products where it can."""
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not MULTIPLIES_BF16:
+        if function is F.conv2d and how == {"padding": 1} and conv3x3_pays(x, weight):
+            return conv3x3(x, weight)
         return converted(function(converted(x, torch.float32), weight.float(), **how), x.dtype)
     return function(x, weight, **how)
 

@@ -1,6 +1,7 @@
 """The two operations every network here is built from; each may have several implementations with one answer."""
 
 from stylegan_pg.ops.bias_act import bias_act
+from stylegan_pg.ops.conv3x3 import conv3x3, conv3x3_pays
 from stylegan_pg.ops.pool import converted
 from stylegan_pg.ops.reference import ACTIVATIONS
 from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
@@ -8,6 +9,8 @@ from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfi
 __all__ = [
     "ACTIVATIONS",
     "bias_act",
+    "conv3x3",
+    "conv3x3_pays",
     "converted",
     "downsample2d",
     "filter2d",

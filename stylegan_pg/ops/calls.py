@@ -1,7 +1,7 @@
 """The calls into the compiled kernels: PyTorch's tensors in, plain C out.
 
 Both libraries have the same two operations; the CUDA one also wants to know the device and the stream, and the CPU one
-has the whole backward pass of bias_act in one call. A call returns 0, or -1 where there is no kernel for such numbers
+has the whole backward pass of bias_act in one call, and convolutions. A call returns 0, or -1 where there is no kernel for such numbers
 or sizes; then these functions return None, and the caller uses the reference.
 """
 
@@ -34,6 +34,9 @@ SIGNATURES = {
         "upfirdn2d": [_INT, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [_INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
         "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
+        "conv3x3": [_INT, *[_PTR] * 4, *[_I64] * 9, _INT, _I64],
+        "conv3x3_weight": [_INT, *[_PTR] * 4, *[_I64] * 9],
+        "conv3x3_room": [_INT, *[_I64] * 3, _PTR],
     },
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
@@ -213,3 +216,38 @@ class Tail:
             "bias_act_backward", dx, code, self.act, dy.data_ptr(), self.x.data_ptr(), *outputs, *self.args
         )
         return dx, dbias, dscale, dnoise
+
+
+def _room(kernels: Kernels, x: torch.Tensor, outs: int) -> torch.Tensor:
+    """Memory for the convolutions below to work in."""
+    size = ctypes.c_int64()
+    kernels.call(
+        "conv3x3_room", x, DTYPES[x.dtype], x.shape[1], outs, torch.get_num_threads(), ctypes.addressof(size)
+    )
+    return pool.empty([size.value], x, torch.contiguous_format, torch.uint8)
+
+
+def conv3x3(kernels: Kernels, x: torch.Tensor, weight: torch.Tensor, turned: bool) -> torch.Tensor:
+    """[N, O, H, W] in channels_last, from x [N, I, H, W] and weights [O, I, 3, 3], or turned ones [I, O, 3, 3]; CPU."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    n, ins, h, w = x.shape
+    outs = weight.shape[1 if turned else 0]
+    y, room = pool.empty([n, outs, h, w], x, torch.channels_last), _room(kernels, x, outs)
+    kernels.call(
+        "conv3x3", x, DTYPES[x.dtype], x.data_ptr(), weight.data_ptr(), y.data_ptr(), room.data_ptr(), n, h, w, ins,
+        outs, *weight.stride(), turned, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def conv3x3_weight(kernels: Kernels, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    """The weights' gradient [O, I, 3, 3] in channels_last, from x [N, I, H, W] and dy [N, O, H, W]; CPU."""
+    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    n, ins, h, w = x.shape
+    dw = pool.empty([dy.shape[1], ins, 3, 3], x, torch.channels_last)
+    room = _room(kernels, x, dy.shape[1])
+    kernels.call(
+        "conv3x3_weight", x, DTYPES[x.dtype], x.data_ptr(), dy.data_ptr(), dw.data_ptr(), room.data_ptr(), n, h, w, ins,
+        dy.shape[1], *dw.stride(),
+    )  # fmt: skip
+    return dw

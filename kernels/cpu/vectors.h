@@ -1,0 +1,63 @@
+// Vectors of numbers in registers, and what is stored of them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "memory.h"
+#include "numbers.h"
+#ifdef __ARM_NEON
+#include <arm_neon.h>
+#endif
+
+namespace spg {
+
+// A cache line of numbers; compilers make it of several registers where those are smaller.
+template <class A>
+struct PackOf {
+  typedef A type __attribute__((vector_size(64)));
+};
+template <class A>
+using Pack = typename PackOf<A>::type;
+template <class A>
+constexpr int kLanes = 64 / sizeof(A);
+
+typedef uint32_t PackBits __attribute__((vector_size(64)));
+typedef uint16_t HalfBits __attribute__((vector_size(32)));
+
+SPG_INLINE void load_pack(const float* p, Pack<float>& v) { std::memcpy(&v, p, sizeof v); }
+SPG_INLINE void load_pack(const double* p, Pack<double>& v) { std::memcpy(&v, p, sizeof v); }
+SPG_INLINE void load_pack(const bfloat16* p, Pack<float>& v) {
+  HalfBits h;
+  std::memcpy(&h, p, sizeof h);
+  v = (Pack<float>)(__builtin_convertvector(h, PackBits) << 16);
+}
+
+SPG_INLINE void store_pack(float* p, const Pack<float>& v) { std::memcpy(p, &v, sizeof v); }
+SPG_INLINE void store_pack(double* p, const Pack<double>& v) { std::memcpy(p, &v, sizeof v); }
+SPG_INLINE void store_pack(bfloat16* p, const Pack<float>& v) {  // as `store`
+  const PackBits bits = (PackBits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const PackBits nan = (PackBits)((bits & 0x7fffffff) > 0x7f800000);
+  const HalfBits h = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), HalfBits);
+  std::memcpy(p, &h, sizeof h);
+}
+
+// The first `count` numbers of a pack, with zeros behind them.
+template <class T, class P>
+SPG_INLINE void load_pack(const T* p, P& v, int64_t count) {
+  constexpr int kAll = sizeof(P) / sizeof(v[0]);
+  if (count >= kAll) return load_pack(p, v);
+  T some[kAll] = {};
+  std::memcpy(some, p, count * sizeof(T));
+  load_pack(some, v);
+}
+template <class T, class P>
+SPG_INLINE void store_pack(T* p, const P& v, int64_t count) {
+  constexpr int kAll = sizeof(P) / sizeof(v[0]);
+  if (count >= kAll) return store_pack(p, v);
+  T some[kAll];
+  store_pack(some, v);
+  std::memcpy(p, some, count * sizeof(T));
+}
+
+}  // namespace spg
