@@ -52,39 +52,49 @@ def noise_image(
     return None if noise == "none" else const[None, None]
 
 
-def convolve(function: Any, x: torch.Tensor, weight: torch.Tensor, **how: Any) -> torch.Tensor:
-    """F.conv2d or another one. A CPU without instructions for bfloat16 makes it of float32 numbers, and rounds; of fewer
-    products where it can."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not MULTIPLIES_BF16:
-        if function is F.conv2d and how == {"padding": 1} and conv3x3_pays(x, weight):
-            return conv3x3(x, weight)
-        return converted(function(converted(x, torch.float32), weight.float(), **how), x.dtype)
-    return function(x, weight, **how)
+def convolve(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:
+    """Correlate x with the weight [O, I, k, k], at stride 1 keeping the size; or the transposed convolution. In x's
+    dtype, whatever the weight's: a CPU without instructions for bfloat16 makes it of float32 numbers, of fewer products
+    where it can, and rounds the result."""
+    how: dict[str, Any] = {"transposed": transposed, "stride": stride}
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or MULTIPLIES_BF16:
+        return _convolve(x, weight.to(x.dtype), **how)
+    if conv3x3_pays(x, weight, **how):
+        return conv3x3(x, weight, **how)
+    return converted(_convolve(converted(x, torch.float32), weight.float(), **how), x.dtype)
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor, transposed: bool, stride: int) -> torch.Tensor:
+    padding = weight.shape[-1] // 2 if stride == 1 else 0
+    if transposed:
+        return F.conv_transpose2d(x, weight.transpose(0, 1), stride=stride, padding=padding)
+    return F.conv2d(x, weight, stride=stride, padding=padding)
 
 
 def resampling_conv2d(
     x: torch.Tensor, weight: torch.Tensor, f: torch.Tensor | None, *, up: int = 1, down: int = 1
 ) -> torch.Tensor:
-    """Convolution [O, I, k, k] that keeps the size, doubles it (up=2) or halves it (down=2), with the FIR filter f.
+    """Convolution [O, I, k, k] that keeps the size, doubles it (up=2) or halves it (down=2), with the FIR filter f; in
+    x's dtype, whatever the weight's.
 
     Up-sampling uses true convolution (the kernel flipped), the others correlation, as the published weights expect.
     """
     k = weight.shape[-1]
     if up == 1 and down == 1:
-        return convolve(F.conv2d, x, weight, padding=k // 2)
+        return convolve(x, weight)
     assert f is not None
     taps = f.shape[-1]
     if up == 2:
         if k == 1:  # cheaper before the up-sampling
-            return upsample2d(convolve(F.conv2d, x, weight), f)
-        x = convolve(F.conv_transpose2d, x, weight.transpose(0, 1), stride=2)
+            return upsample2d(convolve(x, weight), f)
+        x = convolve(x, weight, transposed=True, stride=2)
         # What is left of the padding for the filter, once the transposed convolution has added k - 1 and taken one.
         before, after = (taps + 1) // 2 + k // 2 - (k - 1), (taps - 2) // 2 + k // 2 - (k - 2)
         return upfirdn2d(x, f, padding=(before, after, before, after), gain=4.0)
     before, after = (taps - 1) // 2 + k // 2, (taps - 2) // 2 + k // 2
     if k == 1:
-        return convolve(F.conv2d, downsample2d(x, f), weight)
-    return convolve(F.conv2d, upfirdn2d(x, f, padding=(before, after, before, after)), weight, stride=2)
+        return convolve(downsample2d(x, f), weight)
+    return convolve(upfirdn2d(x, f, padding=(before, after, before, after)), weight, stride=2)
 
 
 def gains_of(act: str, he_gain: float | None) -> tuple[float, float]:
@@ -212,7 +222,7 @@ class Conv2d(nn.Module):
         self.weight_gain = weight_gain / math.sqrt(in_channels * kernel**2)
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        weight = self.weight * self.weight_gain
         x = resampling_conv2d(x, weight, self.filter, up=self.up, down=self.down)
         clamp = None if self.clamp is None else self.clamp * gain
         return bias_act(x, self.bias, act=self.act, gain=self.act_gain * gain, clamp=clamp)
@@ -259,7 +269,7 @@ class ModulatedConv2d(nn.Module):
         if self.demodulate:
             d = (s.square() @ weight.square().sum([2, 3]).t() + 1e-8).rsqrt()
         x = bias_act(x, scale=s)
-        return resampling_conv2d(x, weight.to(x.dtype), self.filter, up=self.up), d
+        return resampling_conv2d(x, weight, self.filter, up=self.up), d
 
 
 class SynthesisLayer(ModulatedConv2d):

@@ -99,7 +99,7 @@ class SynthesisLayer(Epilogue):
         self.up, self.weight_gain = up, GAIN / math.sqrt(in_channels * 9)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, **noise: Any) -> torch.Tensor:
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        weight = self.weight * self.weight_gain
         return super().forward(resampling_conv2d(x, weight, self.filter, up=self.up), w, **noise)
 
 

@@ -34,9 +34,9 @@ SIGNATURES = {
         "upfirdn2d": [_INT, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [_INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
         "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
-        "conv3x3": [_INT, *[_PTR] * 4, *[_I64] * 9, _INT, _I64],
-        "conv3x3_weight": [_INT, *[_PTR] * 4, *[_I64] * 9],
-        "conv3x3_room": [_INT, *[_I64] * 3, _PTR],
+        "conv3x3": [*[_INT] * 3, *[_PTR] * 4, *[_I64] * 12],
+        "conv3x3_weight": [*[_INT] * 2, *[_PTR] * 4, *[_I64] * 11],
+        "conv3x3_room": [*[_INT] * 3, *[_I64] * 3, _PTR],
     },
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
@@ -218,36 +218,51 @@ class Tail:
         return dx, dbias, dscale, dnoise
 
 
-def _room(kernels: Kernels, x: torch.Tensor, outs: int) -> torch.Tensor:
+def _conv3x3_room(kernels: Kernels, x: torch.Tensor, transposed: bool, stride: int, outs: int) -> torch.Tensor:
     """Memory for the convolutions below to work in."""
     size = ctypes.c_int64()
-    kernels.call(
-        "conv3x3_room", x, DTYPES[x.dtype], x.shape[1], outs, torch.get_num_threads(), ctypes.addressof(size)
-    )
+    threads, address = torch.get_num_threads(), ctypes.addressof(size)
+    kernels.call("conv3x3_room", x, DTYPES[x.dtype], transposed, stride, x.shape[1], outs, threads, address)
     return pool.empty([size.value], x, torch.contiguous_format, torch.uint8)
 
 
-def conv3x3(kernels: Kernels, x: torch.Tensor, weight: torch.Tensor, turned: bool) -> torch.Tensor:
-    """[N, O, H, W] in channels_last, from x [N, I, H, W] and weights [O, I, 3, 3], or turned ones [I, O, 3, 3]; CPU."""
+def conv3x3(
+    kernels: Kernels,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    swapped: bool,
+    transposed: bool,
+    stride: int,
+    size: Sequence[int],
+) -> torch.Tensor:
+    """[N, O, *size] in channels_last, from x [N, I, H, W] and weights [O, I, 3, 3], or swapped ones [I, O, 3, 3]; CPU."""
     x = x.contiguous(memory_format=torch.channels_last)
-    n, ins, h, w = x.shape
-    outs = weight.shape[1 if turned else 0]
-    y, room = pool.empty([n, outs, h, w], x, torch.channels_last), _room(kernels, x, outs)
+    (n, ins, h, w), order = x.shape, (1, 0) if swapped else (0, 1)
+    outs = weight.shape[order[0]]
+    y = pool.empty([n, outs, *size], x, torch.channels_last)
+    room = _conv3x3_room(kernels, x, transposed, stride, outs)
+    strides = [weight.stride(i) for i in (*order, 2, 3)]
     kernels.call(
-        "conv3x3", x, DTYPES[x.dtype], x.data_ptr(), weight.data_ptr(), y.data_ptr(), room.data_ptr(), n, h, w, ins,
-        outs, *weight.stride(), turned, torch.get_num_threads(),
+        "conv3x3", x, DTYPES[x.dtype], transposed, stride, x.data_ptr(), weight.data_ptr(), y.data_ptr(),
+        room.data_ptr(), n, h, w, ins, *size, outs, *strides, torch.get_num_threads(),
     )  # fmt: skip
     return y
 
 
-def conv3x3_weight(kernels: Kernels, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-    """The weights' gradient [O, I, 3, 3] in channels_last, from x [N, I, H, W] and dy [N, O, H, W]; CPU."""
+def conv3x3_weight(
+    kernels: Kernels, x: torch.Tensor, dy: torch.Tensor, swapped: bool, stride: int
+) -> torch.Tensor:
+    """The weights' gradient [O, I, 3, 3] (swapped: [I, O, 3, 3]) in channels_last, from x [N, I, H, W] and the gradient
+    of a result [N, O, H', W'] that is not of a transposed convolution; CPU."""
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    n, ins, h, w = x.shape
-    dw = pool.empty([dy.shape[1], ins, 3, 3], x, torch.channels_last)
-    room = _room(kernels, x, dy.shape[1])
+    (n, ins, h, w), (_, outs, *size) = x.shape, dy.shape
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    order = (1, 0) if swapped else (0, 1)
+    dw = pool.empty([*((outs, ins)[i] for i in order), 3, 3], x, torch.channels_last, acc)
+    room = _conv3x3_room(kernels, x, False, stride, outs)
+    strides = [dw.stride(i) for i in (*order, 2, 3)]
     kernels.call(
-        "conv3x3_weight", x, DTYPES[x.dtype], x.data_ptr(), dy.data_ptr(), dw.data_ptr(), room.data_ptr(), n, h, w, ins,
-        dy.shape[1], *dw.stride(),
+        "conv3x3_weight", x, DTYPES[x.dtype], stride, x.data_ptr(), dy.data_ptr(), dw.data_ptr(), room.data_ptr(), n, h,
+        w, ins, *size, outs, *strides,
     )  # fmt: skip
     return dw

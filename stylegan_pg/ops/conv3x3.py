@@ -1,8 +1,9 @@
-"""Convolutions of 3x3 in 16 bits on CPUs that have no instructions for them, with a quarter of the multiplications.
+"""Convolutions of 3x3 in 16 bits on CPUs that have no instructions for them, with fewer multiplications.
 
 Winograd's minimal filtering (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks") computes tiles
-of 4x4 outputs from transforms of the inputs and of the weights. It rounds more than the definition, by about a factor of
-ten: too much for float32, nothing beside the rounding of 16 bits. All derivatives are made of the same two operators.
+of outputs from transforms of the inputs and of the weights. It rounds more than the definition, by about a factor of
+ten: too much for float32, nothing beside the rounding of 16 bits. Derivatives of every order are made of the same two
+operators.
 """
 
 from __future__ import annotations
@@ -17,104 +18,139 @@ LEAST_TILES = 64  # with fewer, transforming the weights takes longer than is ga
 LEAST_CHANNELS = 16
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
-_op.define("conv3x3(Tensor x, Tensor weight, bool turned) -> Tensor")
-_op.define("conv3x3_weight(Tensor x, Tensor dy) -> Tensor")
+# The weights are [O, I, 3, 3] for x [N, I, H, W] and a result [N, O, *size], or swapped: [I, O, 3, 3].
+_op.define("conv3x3(Tensor x, Tensor weight, bool swapped, bool transposed, int stride, SymInt[2] size) -> Tensor")
+# Of one that is not transposed.
+_op.define("conv3x3_weight(Tensor x, Tensor dy, bool swapped, int stride) -> Tensor")
 
 
 def _kernels(x):
-    kernels = native.compiled(x)
+    kernels = native.compiled(x) if x.dtype in (torch.bfloat16, torch.float64) else None
     return kernels if kernels is not None and kernels.kind == "cpu" else None  # GPUs have cuDNN
 
 
-def _turned(weight):
-    """The weights of the transposed convolution: inputs and outputs change places, and both axes their direction."""
-    return weight.transpose(0, 1).flip([2, 3])
+def _sums_of(dtype):
+    """What weights are, and sums are made in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _exact(x):
-    """What sums are made of where there is no kernel."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(_sums_of(x.dtype))
 
 
-def _compute(x, weight, turned):
+def _padding(stride):
+    return 1 if stride == 1 else 0
+
+
+def _compute(x, weight, swapped, transposed, stride, size):
     if (kernels := _kernels(x)) is not None:
-        return calls.conv3x3(kernels, x, weight, turned)
-    y = F.conv2d(_exact(x), _exact(_turned(weight) if turned else weight), padding=1)
+        return calls.conv3x3(kernels, x, weight, swapped, transposed, stride, size)
+    how = {"stride": stride, "padding": _padding(stride)}
+    weight = weight.transpose(0, 1) if swapped != transposed else weight
+    if transposed:
+        natural = [(n - 1) * stride + 3 - 2 * how["padding"] for n in x.shape[2:]]
+        how["output_padding"] = [n - m for n, m in zip(size, natural, strict=True)]
+        y = F.conv_transpose2d(_exact(x), weight, **how)
+    else:
+        y = F.conv2d(_exact(x), weight, **how)
     return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x, weight, turned):
-    size = [x.shape[0], weight.shape[1 if turned else 0], *x.shape[2:]]
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _fake(x, weight, swapped, transposed, stride, size):
+    shape = [x.shape[0], weight.shape[1 if swapped else 0], *size]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _weight_compute(x, dy):
+def _weight_compute(x, dy, swapped, stride):
     if (kernels := _kernels(x)) is not None:
-        return calls.conv3x3_weight(kernels, x, dy)
-    dw = torch.nn.grad.conv2d_weight(_exact(x), [dy.shape[1], x.shape[1], 3, 3], _exact(dy), padding=1)
-    return dw.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        return calls.conv3x3_weight(kernels, x, dy, swapped, stride)
+    shape = [dy.shape[1], x.shape[1], 3, 3]
+    dw = torch.nn.grad.conv2d_weight(_exact(x), shape, _exact(dy), stride=stride, padding=_padding(stride))
+    return (dw.transpose(0, 1) if swapped else dw).contiguous(memory_format=torch.channels_last)
 
 
-def _weight_fake(x, dy):
-    size = [dy.shape[1], x.shape[1], 3, 3]
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _weight_fake(x, dy, swapped, stride):
+    channels = [x.shape[1], dy.shape[1]] if swapped else [dy.shape[1], x.shape[1]]
+    shape = [*channels, 3, 3]
+    return torch.empty(shape, dtype=_sums_of(x.dtype), device=x.device, memory_format=torch.channels_last)
 
 
 def _setup(ctx, inputs, output):
-    x, weight, ctx.turned = inputs
+    x, weight, *ctx.args, _ = inputs
+    ctx.size = x.shape[2:]
     ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx, dy):
     x, weight = ctx.saved_tensors
+    swapped, transposed, stride = ctx.args
     of_x, of_weight = ctx.needs_input_grad[:2]
-    dx = _conv(dy, weight, not ctx.turned) if of_x else None
-    # Of turned weights the gradient is turned, which exchanging x and dy does.
-    dw = _gradient(*((dy, x) if ctx.turned else (x, dy))) if of_weight else None
-    return dx, dw, None
+    dx = _conv(dy, weight, not swapped, not transposed, stride, ctx.size) if of_x else None
+    dw = None
+    if of_weight:  # a transposed one is the adjoint of one from y to x
+        dw = _gradient(dy, x, not swapped, stride) if transposed else _gradient(x, dy, swapped, stride)
+    return dx, dw, None, None, None, None
 
 
 def _weight_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    x, dy, *ctx.args = inputs
+    ctx.save_for_backward(x, dy)
 
 
 def _weight_backward(ctx, g):
     x, dy = ctx.saved_tensors
-    of_x, of_dy = ctx.needs_input_grad
-    return _conv(dy, g, True) if of_x else None, _conv(x, g, False) if of_dy else None
+    swapped, stride = ctx.args
+    of_x, of_dy = ctx.needs_input_grad[:2]
+    dx = _conv(dy, g, not swapped, True, stride, x.shape[2:]) if of_x else None
+    return dx, _conv(x, g, swapped, False, stride, dy.shape[2:]) if of_dy else None, None, None
 
 
 _conv = operator(_op, "conv3x3", _compute, _fake, _setup, _backward)
 _gradient = operator(_op, "conv3x3_weight", _weight_compute, _weight_fake, _weight_setup, _weight_backward)
 
 
-def conv3x3_pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _size(x, transposed, stride):
+    """Height and width of the result."""
+    if stride == 1:
+        return list(x.shape[2:])
+    return [2 * n + 1 if transposed else (n - 1) // 2 for n in x.shape[2:]]
+
+
+def conv3x3_pays(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> bool:
     """Whether conv3x3 is faster here than the definition in float32: kernels [3, 3], channels_last, large enough."""
-    n, c, h, w = x.shape
-    return (
-        weight.shape[2:] == (3, 3)
-        and min(c, weight.shape[0]) >= LEAST_CHANNELS
-        and n * -(-h // 4) * -(-w // 4) >= LEAST_TILES
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and _kernels(x) is not None
-    )
+    if torch.compiler.is_compiling():  # for sizes that are not known yet
+        return False
+    if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < LEAST_CHANNELS:
+        return False
+    rows, columns = _size(x, transposed, stride)
+    side = 8 if transposed and stride == 2 else 4  # as kernels/cpu/minimal.h has it
+    tiles = len(x) * -(-rows // side) * -(-columns // side)
+    return tiles >= LEAST_TILES and x.is_contiguous(memory_format=torch.channels_last) and _kernels(x) is not None
 
 
-def conv3x3(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """F.conv2d(x, weight, padding=1) in channels_last, of the sums in float32 (float64 for float64).
+def conv3x3(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:
+    """A convolution in channels_last, with sums in float32 (float64 for float64), rounded once.
 
     Args:
-        x: [N, I, H, W] of any size and layout.
-        weight: [O, I, 3, 3] of x's dtype.
+        x: [N, I, H, W] of any layout.
+        weight: [O, I, 3, 3], also of a transposed one; taken as float32 (float64 for float64).
+        transposed: F.conv_transpose2d with weight.transpose(0, 1) instead of F.conv2d.
+        stride: 1 with padding 1, or 2 with none.
 
     Returns:
-        [N, O, H, W], of x's dtype, differentiable as often as one likes.
+        [N, O, ...], of x's dtype: of x's size, or at stride 2 of (H - 1) // 2, transposed of 2 H + 1; differentiable as
+        often as one likes.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit.
+        ValueError: for another stride, and shapes that do not fit.
     """
     if x.ndim != 4 or weight.ndim != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:
         raise ValueError(f"conv3x3: weights {list(weight.shape)} are not [O, I, 3, 3] for x {list(x.shape)}")
-    if x.dtype != weight.dtype or x.device != weight.device:
-        raise ValueError(f"conv3x3: x is {x.dtype} on {x.device}, the weights {weight.dtype} on {weight.device}")
-    return _conv(x, weight, False)
+    if stride not in (1, 2):
+        raise ValueError(f"conv3x3: the stride must be 1 or 2, not {stride}")
+    if stride == 2 and not transposed and min(x.shape[2:]) < 3:
+        raise ValueError(f"conv3x3: {list(x.shape[2:])} is smaller than the kernel")
+    if x.device != weight.device:  # whose address would mean nothing there
+        raise ValueError(f"conv3x3: x is on {x.device}, the weights on {weight.device}")
+    size = _size(x, transposed, stride)
+    return _conv(x, weight.to(_sums_of(x.dtype)), False, transposed, stride, size)

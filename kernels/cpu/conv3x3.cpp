@@ -1,0 +1,321 @@
+// Convolutions of 3x3 in channels_last that keep the size, halve it (stride 2, no padding) or double it (the transposed
+// one), with fewer products than their definition has (minimal.h): 36 instead of 144 for a tile of 4x4 outputs, at stride
+// 2 81. Rounding errors are about ten times the definition's, far below those of 16 bits; for where 16 bits are wanted and
+// a processor has no instructions for them.
+//
+// Pictures are of numbers T, weights and all sums of A (float; for double, double). At each point the products are a
+// matrix product over channels: of the tiles' rows and the weights for the result, of the tiles' columns and the
+// gradients' for the gradient of the weights. Both go by blocks of tiles that stay in the caches, of a size that does not
+// depend on the number of threads.
+
+#include <algorithm>
+#include <cstring>
+
+#include "memory.h"
+#include "minimal.h"
+#include "numbers.h"
+#include "parallel.h"
+#include "products.h"
+#include "vectors.h"
+
+namespace spg {
+namespace {
+
+constexpr int64_t kSummedTiles = 64;  // gradients of the weights are summed by so many at a time
+constexpr int kMatrices = kTaps * kTaps;
+
+// Numbers of inputs are padded to whole packs, those of outputs to whole panels.
+static_assert(kLanes<double> % kRows == 0 && kPanel<double> % kLanes<double> == 0);
+inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct Picture {
+  int64_t h, w, c;
+};
+
+// Tiles of `side` outputs along a side, from the number of outputs.
+struct Tiles {
+  int64_t rows, columns, count;
+  Tiles(int64_t n, const Picture& out, int64_t side)
+      : rows((out.h + side - 1) / side), columns((out.w + side - 1) / side), count(n * rows * columns) {}
+};
+
+// Where a tile lies: its sample, and its row and column among those of the sample.
+struct Tile {
+  int64_t sample, row, column;
+  Tile(const Tiles& t, int64_t i)
+      : sample(i / (t.rows * t.columns)), row(i / t.columns % t.rows), column(i % t.columns) {}
+};
+
+// The weights that a point is multiplied with.
+template <class Plan>
+constexpr int matrix_of(int point) {
+  const int y = point / Plan::kPoints, x = point % Plan::kPoints;
+  return (y < kTaps ? y : kTaps - 1) * kTaps + (x < kTaps ? x : kTaps - 1);
+}
+
+// ------------------------------------------------------------------------------------------------------- transforms
+
+// `side` times `side` packs of a picture from (y, x) on, `pitch` apart; zeros outside of it and of its channels.
+template <int side, int pitch, class T, class P>
+SPG_INLINE void load_square(const T* sample, const Picture& from, int64_t y, int64_t x, int64_t channel, P* to) {
+  for (int i = 0; i < side; i++)
+    for (int k = 0; k < side; k++) {
+      const bool inside = y + i >= 0 && y + i < from.h && x + k >= 0 && x + k < from.w && channel < from.c;
+      if (inside) load_pack(sample + ((y + i) * from.w + x + k) * from.c + channel, to[i * pitch + k], from.c - channel);
+      else to[i * pitch + k] = P{};
+    }
+}
+
+// to[points, channels], points `stride` apart: B^T x B.
+template <class Plan, class T, class A>
+void inputs(const T* x, const Picture& from, const Tile& tile, A* to, int64_t stride) {
+  constexpr int n = Plan::kPoints;
+  const T* sample = x + tile.sample * from.h * from.w * from.c;
+  const int64_t top = tile.row * Plan::kInStep + Plan::kFirst, left = tile.column * Plan::kInStep + Plan::kFirst;
+  for (int64_t j = 0; j < from.c; j += kLanes<A>) {
+    Pack<A> d[n * n];
+    load_square<Plan::kIn, n>(sample, from, top, left, j, d);
+    for (int i = 0; i < Plan::kIn; i++) Plan::of_inputs(d + i * n, d + i * n, 1);
+    for (int k = 0; k < n; k++) Plan::of_inputs(d + k, d + k, n);
+    for (int p = 0; p < n * n; p++) store_pack(to + p * stride + j, d[p]);
+  }
+}
+
+// The same of a tile of the result's gradient: A y A^T, as panels of columns, `panel` apart.
+template <class Plan, class T, class A>
+void gradients(const T* dy, const Picture& from, const Tile& tile, A* to, int64_t stride, int64_t panel) {
+  constexpr int n = Plan::kPoints;
+  const T* sample = dy + tile.sample * from.h * from.w * from.c;
+  for (int64_t j = 0; j < padded(from.c, kPanel<A>); j += kLanes<A>) {
+    Pack<A> d[n * n];
+    load_square<Plan::kOut, n>(sample, from, tile.row * Plan::kOut, tile.column * Plan::kOut, j, d);
+    for (int i = 0; i < Plan::kOut; i++) Plan::of_outputs(d + i * n, d + i * n, 1);
+    for (int k = 0; k < n; k++) Plan::of_outputs(d + k, d + k, n);
+    for (int p = 0; p < n * n; p++) store_pack(to + j / kPanel<A> * panel + j % kPanel<A> + p * stride, d[p]);
+  }
+}
+
+// A^T m A of m[points, channels], where it lies within the picture.
+template <class Plan, class T, class A>
+void outputs(const A* m, int64_t stride, const Picture& to, const Tile& tile, T* y) {
+  constexpr int n = Plan::kPoints;
+  const int64_t top = tile.row * Plan::kOut, left = tile.column * Plan::kOut;
+  T* const first = y + ((tile.sample * to.h + top) * to.w + left) * to.c;
+  for (int64_t j = 0; j < to.c; j += kLanes<A>) {
+    Pack<A> d[n * n];
+    for (int p = 0; p < n * n; p++) load_pack(m + p * stride + j, d[p]);
+    for (int k = 0; k < n; k++) Plan::to_outputs(d + k, d + k, n);
+    for (int i = 0; i < Plan::kOut && top + i < to.h; i++) {
+      Plan::to_outputs(d + i * n, d + i * n, 1);
+      for (int k = 0; k < Plan::kOut && left + k < to.w; k++)
+        store_pack(first + (i * to.w + k) * to.c + j, d[i * n + k], to.c - j);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------- weights
+
+struct Strides {
+  int64_t out, in, y, x;  // in numbers
+};
+
+// Transformed weights, [kMatrices, panels of outputs, inputs, kPanel], both padded.
+template <class A>
+struct Weights {
+  int64_t in, out, in_padded, out_padded;
+  Weights(int64_t in, int64_t out) : in(in), out(out), in_padded(padded(in, kLanes<A>)), out_padded(padded(out, kPanel<A>)) {}
+  int64_t stride() const { return in_padded * out_padded; }
+  int64_t size() const { return kMatrices * stride(); }
+  int64_t at(int64_t i, int64_t o) const { return (o / kPanel<A> * in_padded + i) * kPanel<A> + o % kPanel<A>; }
+};
+
+// Calls f(first output of a pack, first input, inputs) for parts of the weights, in parallel.
+template <class A, class F>
+void over_weights(const Weights<A>& u, const F& f) {
+  const int64_t blocks = u.in_padded / kLanes<A>;
+  parallel_for(u.out_padded / kLanes<A> * blocks, 16,
+               [&](int64_t task) { f(task / blocks * kLanes<A>, task % blocks * kLanes<A>); });
+}
+
+template <class Plan, class A>
+void transform_weights(const A* w, const Strides& by, const Weights<A>& u, A* to) {
+  over_weights(u, [&](int64_t o, int64_t first) {
+    for (int64_t i = first; i < first + kLanes<A>; i++) {
+      Pack<A> g[kMatrices] = {};
+      if (i < u.in)
+        for (int lane = 0; lane < kLanes<A> && o + lane < u.out; lane++)
+          for (int t = 0; t < 9; t++)
+            g[t / 3 * kTaps + t % 3][lane] = w[(o + lane) * by.out + i * by.in + t / 3 * by.y + t % 3 * by.x];
+      for (int k = 0; k < 3; k++) Plan::of_weights(g + k * kTaps, g + k * kTaps, 1);
+      for (int k = 0; k < kTaps; k++) Plan::of_weights(g + k, g + k, kTaps);
+      for (int p = 0; p < kMatrices; p++) store_pack(to + p * u.stride() + u.at(i, o), g[p]);
+    }
+  });
+}
+
+template <class Plan, class A>
+void transform_gradient(const A* from, const Weights<A>& u, A* w, const Strides& by) {
+  over_weights(u, [&](int64_t o, int64_t first) {
+    for (int64_t i = first; i < std::min(first + kLanes<A>, u.in); i++) {
+      Pack<A> g[kMatrices];
+      for (int p = 0; p < kMatrices; p++) load_pack(from + p * u.stride() + u.at(i, o), g[p]);
+      for (int k = 0; k < kTaps; k++) Plan::to_weights(g + k, g + k, kTaps);
+      for (int k = 0; k < 3; k++) Plan::to_weights(g + k * kTaps, g + k * kTaps, 1);
+      for (int lane = 0; lane < kLanes<A> && o + lane < u.out; lane++)
+        for (int t = 0; t < 9; t++)
+          w[(o + lane) * by.out + i * by.in + t / 3 * by.y + t % 3 * by.x] = g[t / 3 * kTaps + t % 3][lane];
+    }
+  });
+}
+
+// ----------------------------------------------------------------------------------------------------- convolutions
+
+// Memory to work in, in numbers: transformed weights, and for each block of tiles inputs and products.
+struct Room {
+  int64_t weights, first, second;
+};
+
+// Tiles that a thread works on at a time: with few channels they and the weights stay in its second-level cache, with
+// many the weights come from further away, for more tiles at once.
+template <class Plan>
+int64_t block_of(int64_t in, int64_t out) {
+  const int64_t wide = std::max(in, out) > 128 ? 2 : 1;
+  return (Plan::kPoints > kTaps ? 16 : 32) * wide;
+}
+
+template <class Plan, class A>
+Room room_for_result(int64_t in, int64_t out) {
+  const Weights<A> u(in, out);
+  const int64_t rows = Plan::kPoints * Plan::kPoints * block_of<Plan>(in, out);
+  return {u.size(), rows * u.in_padded, rows * u.out_padded};
+}
+
+template <class Plan, class T, class A>
+void convolve(const T* x, const A* w, const Strides& by, T* y, int64_t n, const Picture& in, const Picture& out, A* room,
+              int64_t workers) {
+  constexpr int points = Plan::kPoints * Plan::kPoints;
+  const Weights<A> u(in.c, out.c);
+  const Room each = room_for_result<Plan, A>(in.c, out.c);
+  const Tiles tiles(n, out, Plan::kOut);
+  const int64_t block = block_of<Plan>(in.c, out.c), blocks = (tiles.count + block - 1) / block;
+  A* const weights = room;
+  transform_weights<Plan>(w, by, u, weights);
+  parallel_for(workers, 1, [&](int64_t worker) {
+    A *const from = room + each.weights + worker * (each.first + each.second), *const to = from + each.first;
+    for (int64_t b = worker; b < blocks; b += workers) {
+      const int64_t begin = b * block, count = std::min(block, tiles.count - begin), rows = padded(count, kRows);
+      for (int64_t i = 0; i < count; i++)
+        inputs<Plan>(x, in, Tile(tiles, begin + i), from + i * u.in_padded, rows * u.in_padded);
+      for (int p = 0; p < points; p++) {
+        A *const a = from + p * rows * u.in_padded, *const c = to + p * rows * u.out_padded;
+        std::fill(a + count * u.in_padded, a + rows * u.in_padded, A(0));
+        for (int64_t o = 0; o < u.out_padded; o += kPanel<A>)
+          for (int64_t r = 0; r < rows; r += kRows)
+            product(u.in_padded, a + r * u.in_padded, u.in_padded, 1, weights + matrix_of<Plan>(p) * u.stride() + u.at(0, o),
+                    c + r * u.out_padded + o, u.out_padded, false);
+      }
+      for (int64_t i = 0; i < count; i++)
+        outputs<Plan>(to + i * u.out_padded, rows * u.out_padded, out, Tile(tiles, begin + i), y);
+    }
+  });
+}
+
+template <class Plan, class A>
+Room room_for_gradient(int64_t in, int64_t out) {
+  const Weights<A> u(in, out);
+  const int64_t rows = Plan::kPoints * Plan::kPoints * kSummedTiles;
+  return {u.size(), rows * u.in_padded, rows * u.out_padded};
+}
+
+template <class Plan, class T, class A>
+void gradient_of_weights(const T* x, const T* dy, A* dw, const Strides& by, int64_t n, const Picture& in,
+                         const Picture& out, A* room) {
+  constexpr int points = Plan::kPoints * Plan::kPoints;
+  const Weights<A> u(in.c, out.c);
+  const Room each = room_for_gradient<Plan, A>(in.c, out.c);
+  A *const weights = room, *const from = room + each.weights, *const of = from + each.first;
+  const Tiles tiles(n, out, Plan::kOut);
+  if (!tiles.count) std::fill(weights, weights + u.size(), A(0));
+  for (int64_t begin = 0; begin < tiles.count; begin += kSummedTiles) {
+    const int64_t count = std::min(kSummedTiles, tiles.count - begin), panels = u.out_padded / kPanel<A>;
+    parallel_for(count, 4, [&](int64_t i) {
+      const Tile tile(tiles, begin + i);
+      inputs<Plan>(x, in, tile, from + i * u.in_padded, count * u.in_padded);
+      gradients<Plan>(dy, out, tile, of + i * kPanel<A>, count * u.out_padded, count * kPanel<A>);
+    });
+    parallel_for(kMatrices * panels, 1, [&](int64_t task) {
+      const int64_t matrix = task / panels, o = task % panels * kPanel<A>;
+      bool add = begin > 0;
+      for (int p = 0; p < points; p++) {
+        if (matrix_of<Plan>(p) != matrix) continue;
+        const A *const a = from + p * count * u.in_padded, *const b = of + p * count * u.out_padded + o * count;
+        for (int64_t i = 0; i < u.in_padded; i += kRows)
+          product(count, a + i, 1, u.in_padded, b, weights + matrix * u.stride() + u.at(i, o), kPanel<A>, add);
+        add = true;
+      }
+    });
+  }
+  transform_gradient<Plan>(weights, u, dw, by);
+}
+
+// Calls run(plan, number, sum) with values of the types that are meant.
+template <class G>
+int with_types(int dtype, bool transposed, int stride, const G& run) {
+  auto with_plan = [&](auto plan) {
+    if (dtype == kFloat64) run(plan, double(), double());
+    else if (dtype == kBFloat16) run(plan, bfloat16(), float());
+    else return -1;
+    return 0;
+  };
+  if (stride == 1) return with_plan(Same());
+  if (stride != 2) return -1;
+  return transposed ? with_plan(Up()) : with_plan(Down());
+}
+
+}  // namespace
+}  // namespace spg
+
+// *bytes = how much memory the two functions below need to work in, on so many threads. All return 0, or -1 for a number
+// format or stride that has no kernel.
+SPG_API int spg_conv3x3_room_cpu(int dtype, int transposed, int stride, int64_t in, int64_t out, int64_t workers,
+                                 int64_t* bytes) {
+  using namespace spg;
+  return with_types(dtype, transposed, stride, [&](auto plan, auto, auto sum) {
+    using Plan = decltype(plan);
+    using A = decltype(sum);
+    const Room f = room_for_result<Plan, A>(in, out), g = room_for_gradient<Plan, A>(in, out);
+    const int64_t result = f.weights + workers * (f.first + f.second), gradient = g.weights + g.first + g.second;
+    *bytes = int64_t(sizeof(A)) * std::max(result, gradient);
+  });
+}
+
+// y [n, out_h, out_w, out] = the correlation of x [n, h, w, in] with weights [out, in, 3, 3] that lie at these strides: at
+// stride 1 with padding 1, at stride 2 with none. Or the transposed one, with weights of the same order: the adjoint of
+// one from y to x.
+SPG_API int spg_conv3x3_cpu(int dtype, int transposed, int stride, const void* x, const void* weight, void* y, void* room,
+                            int64_t n, int64_t h, int64_t w, int64_t in, int64_t out_h, int64_t out_w, int64_t out,
+                            int64_t by_out, int64_t by_in, int64_t by_y, int64_t by_x, int64_t workers) {
+  using namespace spg;
+  return with_types(dtype, transposed, stride, [&](auto plan, auto number, auto sum) {
+    using T = decltype(number);
+    using A = decltype(sum);
+    const A* first = (const A*)weight + (transposed ? 2 * (by_y + by_x) : 0);
+    const Strides by{by_out, by_in, transposed ? -by_y : by_y, transposed ? -by_x : by_x};
+    convolve<decltype(plan)>((const T*)x, first, by, (T*)y, n, Picture{h, w, in}, Picture{out_h, out_w, out}, (A*)room,
+                             workers);
+  });
+}
+
+// The gradient of the weights of one that is not transposed, from the gradient dy of its result.
+SPG_API int spg_conv3x3_weight_cpu(int dtype, int stride, const void* x, const void* dy, void* dweight, void* room,
+                                   int64_t n, int64_t h, int64_t w, int64_t in, int64_t out_h, int64_t out_w, int64_t out,
+                                   int64_t by_out, int64_t by_in, int64_t by_y, int64_t by_x) {
+  using namespace spg;
+  return with_types(dtype, false, stride, [&](auto plan, auto number, auto sum) {
+    using T = decltype(number);
+    using A = decltype(sum);
+    if constexpr (!std::is_same_v<decltype(plan), Up>)
+      gradient_of_weights<decltype(plan)>((const T*)x, (const T*)dy, (A*)dweight, Strides{by_out, by_in, by_y, by_x}, n,
+                                          Picture{h, w, in}, Picture{out_h, out_w, out}, (A*)room);
+  });
+}
