@@ -54,6 +54,18 @@ def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__
     return 2 * math.prod(out_shape) * math.ceil(f_shape[0] / up[1]) * math.ceil(f_shape[1] / up[0])
 
 
+@register_flop_formula(torch.ops.stylegan_pg.conv3x3)
+def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = None, **__) -> int:
+    """Of the definition, as for all convolutions, whatever a kernel saves."""
+    pixels = x_shape if transposed else out_shape
+    return 2 * math.prod(w_shape) * pixels[0] * math.prod(pixels[2:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.conv3x3_weight)
+def _conv3x3_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(out_shape) * dy_shape[0] * math.prod(dy_shape[2:])
+
+
 def _form(value: Any) -> Any:
     """What of an operator's argument decides the form of its result, hashable."""
     if isinstance(value, torch.Tensor):

@@ -30,6 +30,7 @@ from stylegan_pg.schedule import at
 
 WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
 REPEATS = 3
+WITHOUT_INSTRUCTIONS = 64  # the least resolution to try bf16 at on a CPU that has no instructions for it
 LAYOUTS = {True: "nhwc", False: "nchw"}  # by channels_last
 
 
@@ -91,11 +92,17 @@ def choose_precision(config: Config, device: torch.device) -> tuple[list[int], s
     """The resolutions to compute in bfloat16, and a line that says why."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return [], "this GPU has no bfloat16"
-    if device.type == "cpu" and not multiplies_bf16():  # networks/layers.py: as fast as float32 at best
-        return [], "bf16 at no resolution: this CPU has no instructions for it"
+    every = candidates(config)
+    if device.type == "cpu" and not multiplies_bf16():  # where only convolutions with fewer products can be faster
+        every = [r for r in every if r >= WITHOUT_INSTRUCTIONS]
+        if not every:
+            return (
+                [],
+                f"bf16 at no resolution: this CPU has no instructions for it, {WITHOUT_INSTRUCTIONS} is the least",
+            )
     layout = LAYOUTS[bool(config.train.channels_last)]
-    times = _times(config, device, [(r, layout, p) for r in candidates(config) for p in ("fp32", "bf16")])
-    ratios = {r: times[r, layout, "bf16"] / times[r, layout, "fp32"] for r in candidates(config)}
+    times = _times(config, device, [(r, layout, p) for r in every for p in ("fp32", "bf16")])
+    ratios = {r: times[r, layout, "bf16"] / times[r, layout, "fp32"] for r in every}
     chosen = [r for r, ratio in ratios.items() if ratio < WORTH_IT]
     told = ", ".join(f"{r}: {ratio:.2f}" for r, ratio in ratios.items())
     return chosen, f"bf16 at {chosen or 'no resolution'}; its time over that of fp32: {told}"

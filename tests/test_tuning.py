@@ -59,14 +59,17 @@ def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
     assert len(asked) == 8
 
 
-def test_a_cpu_without_bf16_takes_float32(monkeypatch):
+def test_a_cpu_without_bf16_tries_large_resolutions_only(monkeypatch):
+    """There convolutions of fewer products may be faster than float32; small ones are not worth the rounding."""
     asked = pretend(monkeypatch, bf16_helps_at_64)
     monkeypatch.setattr(tuning, "multiplies_bf16", lambda: False)
-    assert tuning.choose_precision(config_with(), CPU) == (
-        [],
-        "bf16 at no resolution: this CPU has no instructions for it",
-    )
-    assert not asked
+    chosen, why = tuning.choose_precision(config_with(), CPU)
+    assert (chosen, why) == ([64], "bf16 at [64]; its time over that of fp32: 64: 0.50")
+    assert len(asked) == 2
+    small = dataclasses.replace(config_with(channel_base=4096, channel_max=128), resolution=32)
+    none = "bf16 at no resolution: this CPU has no instructions for it, 64 is the least"
+    assert tuning.choose_precision(small, CPU) == ([], none)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("faster", ["nhwc", "nchw"])

@@ -61,8 +61,8 @@ SPG_INLINE void load_square(const T* sample, const Picture& from, int64_t y, int
   for (int i = 0; i < side; i++)
     for (int k = 0; k < side; k++) {
       const bool inside = y + i >= 0 && y + i < from.h && x + k >= 0 && x + k < from.w && channel < from.c;
-      if (inside) load_pack(sample + ((y + i) * from.w + x + k) * from.c + channel, to[i * pitch + k], from.c - channel);
-      else to[i * pitch + k] = P{};
+      to[i * pitch + k] =
+          inside ? load_pack(sample + ((y + i) * from.w + x + k) * from.c + channel, from.c - channel) : P{};
     }
 }
 
@@ -103,7 +103,7 @@ void outputs(const A* m, int64_t stride, const Picture& to, const Tile& tile, T*
   T* const first = y + ((tile.sample * to.h + top) * to.w + left) * to.c;
   for (int64_t j = 0; j < to.c; j += kLanes<A>) {
     Pack<A> d[n * n];
-    for (int p = 0; p < n * n; p++) load_pack(m + p * stride + j, d[p]);
+    for (int p = 0; p < n * n; p++) d[p] = load_pack(m + p * stride + j);
     for (int k = 0; k < n; k++) Plan::to_outputs(d + k, d + k, n);
     for (int i = 0; i < Plan::kOut && top + i < to.h; i++) {
       Plan::to_outputs(d + i * n, d + i * n, 1);
@@ -158,7 +158,7 @@ void transform_gradient(const A* from, const Weights<A>& u, A* w, const Strides&
   over_weights(u, [&](int64_t o, int64_t first) {
     for (int64_t i = first; i < std::min(first + kLanes<A>, u.in); i++) {
       Pack<A> g[kMatrices];
-      for (int p = 0; p < kMatrices; p++) load_pack(from + p * u.stride() + u.at(i, o), g[p]);
+      for (int p = 0; p < kMatrices; p++) g[p] = load_pack(from + p * u.stride() + u.at(i, o));
       for (int k = 0; k < kTaps; k++) Plan::to_weights(g + k, g + k, kTaps);
       for (int k = 0; k < 3; k++) Plan::to_weights(g + k * kTaps, g + k * kTaps, 1);
       for (int lane = 0; lane < kLanes<A> && o + lane < u.out; lane++)

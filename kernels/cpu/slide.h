@@ -6,42 +6,23 @@
 // FourTaps, in the same order: columns first.
 #pragma once
 
-#include <cstring>
+#include <cstdint>
 
 #include "memory.h"
-#include "numbers.h"
 #include "shape.h"
+#include "vectors.h"
 
 namespace spg {
 
-typedef float Pack __attribute__((vector_size(64)));
-typedef uint32_t PackBits __attribute__((vector_size(64)));
-typedef uint16_t HalfBits __attribute__((vector_size(32)));
-
-constexpr int kPackValues = 16;
+constexpr int kPackValues = kLanes<float>;
 constexpr int kSlidePacks = 2;  // of a pixel at a time: whole pairs of cache lines
 constexpr int kRowsReached = 6;  // by two rows of output
 constexpr int kSlideValues = kSlidePacks * kPackValues;
 
-SPG_INLINE Pack load_pack(const float* p) {
-  Pack v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-SPG_INLINE Pack load_pack(const bfloat16* p) {
-  HalfBits h;
-  std::memcpy(&h, p, sizeof h);
-  return (Pack)(__builtin_convertvector(h, PackBits) << 16);
-}
-SPG_INLINE void store_pack(float* p, const Pack& v, bool past) {
+SPG_INLINE void put_pack(float* p, const Pack<float>& v, bool past) {
   put<kPackValues>(p, reinterpret_cast<const float*>(&v), past);
 }
-SPG_INLINE void store_pack(bfloat16* p, const Pack& v, bool) {  // as `store`
-  const PackBits bits = (PackBits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const PackBits nan = (PackBits)((bits & 0x7fffffff) > 0x7f800000);
-  const HalfBits h = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), HalfBits);
-  std::memcpy(p, &h, sizeof h);
-}
+SPG_INLINE void put_pack(bfloat16* p, const Pack<float>& v, bool) { store_pack(p, v); }
 
 // `kSlideValues` values of the outputs [ox0, ox0 + pixels) of two rows. rows[k] is the first pixel of the k-th row that
 // they reach, step[k] how far its pixels are apart: 0 for a row outside of the image, which is all the same zeros.
@@ -49,21 +30,21 @@ SPG_INLINE void store_pack(bfloat16* p, const Pack& v, bool) {  // as `store`
 template <class T>
 void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, const int64_t* step, const float* fx,
                  const float* fy, int64_t w, int64_t width, int64_t x0, int64_t pixels, const T* ahead, int64_t pitch, bool past) {
-  Pack v[kSlidePacks][2][4];
+  Pack<float> v[kSlidePacks][2][4];
   const float ya = fy[0], yb = fy[1], yc = fy[2], yd = fy[3], xa = fx[0], xb = fx[1], xc = fx[2], xd = fx[3];
   auto column = [&](int64_t x, int slot) __attribute__((always_inline)) {
     if (x < 0 || x >= w) {
       for (int u = 0; u < kSlidePacks; u++)
-        for (int r = 0; r < 2; r++) v[u][r][slot] = Pack{};
+        for (int r = 0; r < 2; r++) v[u][r][slot] = Pack<float>{};
       return;
     }
     for (int u = 0; u < kSlidePacks; u++) {
-      Pack t[kRowsReached];
+      Pack<float> t[kRowsReached];
       for (int k = 0; k < kRowsReached; k++) t[k] = load_pack(rows[k] + x * step[k] + u * kPackValues);
       for (int k = 0; k < 2; k++)
         __builtin_prefetch(ahead + k * pitch + (x - x0) * kSlideValues + u * kPackValues, 0, 2);
       for (int r = 0; r < 2; r++) {
-        const Pack* q = t + 2 * r;
+        const Pack<float>* q = t + 2 * r;
         v[u][r][slot] = ya * q[0] + yb * q[1] + yc * q[2] + yd * q[3];
       }
     }
@@ -75,8 +56,8 @@ void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, con
     column(x0 + 2 * i + 2, 2), column(x0 + 2 * i + 3, 3);
     for (int u = 0; u < kSlidePacks; u++)
       for (int r = 0; r < 2; r++) {
-        const Pack* q = v[u][r];
-        store_pack(out + r * out_pitch + i * width + u * kPackValues, xa * q[0] + xb * q[1] + xc * q[2] + xd * q[3],
+        const Pack<float>* q = v[u][r];
+        put_pack(out + r * out_pitch + i * width + u * kPackValues, xa * q[0] + xb * q[1] + xc * q[2] + xd * q[3],
                    past);
       }
   }

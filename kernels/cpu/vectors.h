@@ -6,9 +6,6 @@
 
 #include "memory.h"
 #include "numbers.h"
-#ifdef __ARM_NEON
-#include <arm_neon.h>
-#endif
 
 namespace spg {
 
@@ -25,12 +22,20 @@ constexpr int kLanes = 64 / sizeof(A);
 typedef uint32_t PackBits __attribute__((vector_size(64)));
 typedef uint16_t HalfBits __attribute__((vector_size(32)));
 
-SPG_INLINE void load_pack(const float* p, Pack<float>& v) { std::memcpy(&v, p, sizeof v); }
-SPG_INLINE void load_pack(const double* p, Pack<double>& v) { std::memcpy(&v, p, sizeof v); }
-SPG_INLINE void load_pack(const bfloat16* p, Pack<float>& v) {
+SPG_INLINE Pack<float> load_pack(const float* p) {
+  Pack<float> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+SPG_INLINE Pack<double> load_pack(const double* p) {
+  Pack<double> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+SPG_INLINE Pack<float> load_pack(const bfloat16* p) {
   HalfBits h;
   std::memcpy(&h, p, sizeof h);
-  v = (Pack<float>)(__builtin_convertvector(h, PackBits) << 16);
+  return (Pack<float>)(__builtin_convertvector(h, PackBits) << 16);
 }
 
 SPG_INLINE void store_pack(float* p, const Pack<float>& v) { std::memcpy(p, &v, sizeof v); }
@@ -43,17 +48,17 @@ SPG_INLINE void store_pack(bfloat16* p, const Pack<float>& v) {  // as `store`
 }
 
 // The first `count` numbers of a pack, with zeros behind them.
-template <class T, class P>
-SPG_INLINE void load_pack(const T* p, P& v, int64_t count) {
-  constexpr int kAll = sizeof(P) / sizeof(v[0]);
-  if (count >= kAll) return load_pack(p, v);
+template <class T>
+SPG_INLINE auto load_pack(const T* p, int64_t count) {
+  constexpr int kAll = sizeof(load_pack(p)) / sizeof(load_pack(p)[0]);
+  if (count >= kAll) return load_pack(p);
   T some[kAll] = {};
   std::memcpy(some, p, count * sizeof(T));
-  load_pack(some, v);
+  return load_pack(some);
 }
 template <class T, class P>
 SPG_INLINE void store_pack(T* p, const P& v, int64_t count) {
-  constexpr int kAll = sizeof(P) / sizeof(v[0]);
+  constexpr int kAll = sizeof(v) / sizeof(v[0]);
   if (count >= kAll) return store_pack(p, v);
   T some[kAll];
   store_pack(some, v);

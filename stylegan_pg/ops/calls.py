@@ -1,8 +1,8 @@
 """The calls into the compiled kernels: PyTorch's tensors in, plain C out.
 
 Both libraries have the same two operations; the CUDA one also wants to know the device and the stream, and the CPU one
-has the whole backward pass of bias_act in one call, and convolutions. A call returns 0, or -1 where there is no kernel for such numbers
-or sizes; then these functions return None, and the caller uses the reference.
+has the whole backward pass of bias_act in one call, and convolutions. A call returns 0, or -1 where there is no kernel
+for such numbers or sizes; then these functions return None, and the caller uses the reference.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def conv3x3(
     stride: int,
     size: Sequence[int],
 ) -> torch.Tensor:
-    """[N, O, *size] in channels_last, from x [N, I, H, W] and weights [O, I, 3, 3], or swapped ones [I, O, 3, 3]; CPU."""
+    """[N, O, *size] in channels_last, from x [N, I, H, W] and weights [O, I, 3, 3] (swapped: [I, O, 3, 3]); CPU."""
     x = x.contiguous(memory_format=torch.channels_last)
     (n, ins, h, w), order = x.shape, (1, 0) if swapped else (0, 1)
     outs = weight.shape[order[0]]
@@ -249,9 +249,7 @@ def conv3x3(
     return y
 
 
-def conv3x3_weight(
-    kernels: Kernels, x: torch.Tensor, dy: torch.Tensor, swapped: bool, stride: int
-) -> torch.Tensor:
+def conv3x3_weight(kernels: Kernels, x: torch.Tensor, dy: torch.Tensor, swapped: bool, stride: int) -> torch.Tensor:
     """The weights' gradient [O, I, 3, 3] (swapped: [I, O, 3, 3]) in channels_last, from x [N, I, H, W] and the gradient
     of a result [N, O, H', W'] that is not of a transposed convolution; CPU."""
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.nn.grad import conv2d_weight
 
 from stylegan_pg.ops import calls, native
 from stylegan_pg.ops.operators import operator
 
-LEAST_TILES = 64  # with fewer, transforming the weights takes longer than is gained
-LEAST_CHANNELS = 16
+# By stride: with fewer tiles transforming the weights takes longer than is gained, with fewer channels the pictures.
+LEAST_TILES = {1: 64, 2: 128}
+LEAST_CHANNELS = {1: 16, 2: 32}
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
 # The weights are [O, I, 3, 3] for x [N, I, H, W] and a result [N, O, *size], or swapped: [I, O, 3, 3].
@@ -45,6 +47,8 @@ def _padding(stride):
 def _compute(x, weight, swapped, transposed, stride, size):
     if (kernels := _kernels(x)) is not None:
         return calls.conv3x3(kernels, x, weight, swapped, transposed, stride, size)
+    if not x.numel() or not weight.numel():  # of which PyTorch has other ideas
+        return _fake(x, weight, swapped, transposed, stride, size).zero_()
     how = {"stride": stride, "padding": _padding(stride)}
     weight = weight.transpose(0, 1) if swapped != transposed else weight
     if transposed:
@@ -64,8 +68,10 @@ def _fake(x, weight, swapped, transposed, stride, size):
 def _weight_compute(x, dy, swapped, stride):
     if (kernels := _kernels(x)) is not None:
         return calls.conv3x3_weight(kernels, x, dy, swapped, stride)
+    if not x.numel() or not dy.numel():
+        return _weight_fake(x, dy, swapped, stride).zero_()
     shape = [dy.shape[1], x.shape[1], 3, 3]
-    dw = torch.nn.grad.conv2d_weight(_exact(x), shape, _exact(dy), stride=stride, padding=_padding(stride))
+    dw = conv2d_weight(_exact(x), shape, _exact(dy), stride=stride, padding=_padding(stride))
     return (dw.transpose(0, 1) if swapped else dw).contiguous(memory_format=torch.channels_last)
 
 
@@ -120,12 +126,14 @@ def conv3x3_pays(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = Fa
     """Whether conv3x3 is faster here than the definition in float32: kernels [3, 3], channels_last, large enough."""
     if torch.compiler.is_compiling():  # for sizes that are not known yet
         return False
-    if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < LEAST_CHANNELS:
+    if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < LEAST_CHANNELS[stride]:
         return False
     rows, columns = _size(x, transposed, stride)
     side = 8 if transposed and stride == 2 else 4  # as kernels/cpu/minimal.h has it
     tiles = len(x) * -(-rows // side) * -(-columns // side)
-    return tiles >= LEAST_TILES and x.is_contiguous(memory_format=torch.channels_last) and _kernels(x) is not None
+    return (
+        tiles >= LEAST_TILES[stride] and x.is_contiguous(memory_format=torch.channels_last) and _kernels(x) is not None
+    )
 
 
 def conv3x3(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:
