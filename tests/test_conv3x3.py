@@ -145,7 +145,7 @@ def test_memory_is_written_before_it_is_read(monkeypatch, how):
     monkeypatch.setattr(pool, "empty", poisoned)
     threads = torch.get_num_threads()
     try:
-        for shape, dtype, count in itertools.product(SHAPES, (torch.float64, torch.bfloat16), (1, 3)):
+        for shape, dtype, count in itertools.product(SHAPES, (torch.float64, torch.bfloat16), (1, 3, 50)):
             torch.set_num_threads(count)
             x, weight = operands(shape, dtype)
             y = conv3x3(x, weight, **how)
@@ -165,7 +165,7 @@ def test_threads_and_companions_change_no_bit(how):
     x, weight = operands((3, 48, 80, 37, 50), torch.bfloat16)
     threads, results = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 5):
+        for count in (1, 2, 5, 60):
             torch.set_num_threads(count)
             y = conv3x3(x, weight, **how)
             results.append((y, *torch.autograd.grad(y, [x, weight], torch.ones_like(y))))
@@ -193,6 +193,32 @@ def test_both_ways_give_the_same_bits(monkeypatch):
                 for a, b in zip((y, *first), (z, *gradients), strict=True):
                     assert torch.equal(a, b)
         assert counters[0] == counters[1] > 0
+
+
+@needs_kernels
+def test_operators_take_what_they_are_given():
+    """By name, past the public function: other numbers are converted, a stride without a kernel is refused."""
+    x, weight = (t.detach() for t in operands((2, 8, 8, 9, 9), torch.bfloat16))
+    how = (False, False, 1, [9, 9])
+    expected = OPS.conv3x3(x, weight.bfloat16().float(), *how)
+    assert torch.equal(OPS.conv3x3(x, weight.bfloat16(), *how), expected)
+    assert torch.equal(OPS.conv3x3_weight(x, expected.float(), False, 1), OPS.conv3x3_weight(x, expected, False, 1))
+    for call in (
+        lambda: OPS.conv3x3(x, weight, False, False, 3, [3, 3]),
+        lambda: OPS.conv3x3_weight(x, x[:, :, :3, :3], False, 3),
+    ):
+        with pytest.raises(RuntimeError, match=r"no kernel for torch\.bfloat16 at stride 3"):
+            call()
+
+
+def test_autocast_does_not_round_sums(implementation):
+    x, weight = operands((1, 16, 8, 12, 12), torch.float32)
+    expected = conv3x3(x, weight)
+    wanted = torch.autograd.grad(expected.square().sum(), weight)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv3x3(x, weight)
+        close(y, expected, 1e-6)
+        close(torch.autograd.grad(y.square().sum(), weight)[0], wanted, 1e-6)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86")
@@ -233,18 +259,19 @@ def test_other_processors(monkeypatch, tmp_path, processor):
 
 @needs_kernels
 def test_where_it_pays():
-    """At any size of a batch, as the tiles are counted; never where something is not known, or is too small."""
+    """By one picture, so that it does not depend on the others of its batch; never where something is not known."""
     last: Any = {"memory_format": torch.channels_last}
     weight = torch.randn(32, 32, 3, 3)
     cases: list[tuple[dict[str, Any], list[int]]] = [
-        ({}, [1, 32, 32]),
-        ({"stride": 2}, [2, 65, 65]),
-        ({"stride": 2, "transposed": True}, [2, 32, 32]),
+        ({}, [5, 32, 32]),
+        ({"stride": 2}, [5, 129, 129]),
+        ({"stride": 2, "transposed": True}, [5, 64, 64]),
     ]
     for how, (n, h, w) in cases:
         x = torch.zeros(n, 32, h, w, dtype=torch.bfloat16).contiguous(**last)
         assert conv3x3_pays(x, weight, **how)
-        assert not conv3x3_pays(x[:, :, : h // 2], weight, **how)
+        assert conv3x3_pays(x[:1], weight, **how)
+        assert not conv3x3_pays(x[:, :, : h // 3].contiguous(**last), weight, **how)
         assert not conv3x3_pays(x.contiguous(), weight, **how)
         assert not conv3x3_pays(x, weight[:, :, :1, :1], **how)
         assert not conv3x3_pays(x, weight[:8], **how)
@@ -254,7 +281,7 @@ def test_where_it_pays():
 
 @needs_kernels
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
-@pytest.mark.parametrize("size", [64, 6])
+@pytest.mark.parametrize("size", [96, 6])
 def test_layers_take_it_where_it_pays(monkeypatch, up, down, size):
     """On a CPU without instructions for bf16. The weights stay in float32, and so do their gradients; values and both
     derivatives are those of bf16 to its precision. Not in float32, and not where the processor multiplies bf16."""
@@ -278,5 +305,8 @@ def test_layers_take_it_where_it_pays(monkeypatch, up, down, size):
     assert not called
     for value, wanted in zip(everything(torch.bfloat16), exact, strict=True):
         close(value.float(), wanted.detach(), 0.03)
-    assert bool(called) == (size == 64)
+    assert bool(called) == (size == 96)
     torch.compile(layers.resampling_conv2d, backend="aot_eager")(x.bfloat16(), weight, f, up=up, down=down)
+    if up == down == 1:  # a size is a constant to what is traced
+        traced: Any = torch.jit.trace(layers.resampling_conv2d, (x.bfloat16(), weight, f), check_trace=False)
+        assert traced(x.bfloat16()[:, :, :5], weight, f).shape == (2, 48, 5, size)

@@ -67,8 +67,14 @@ def test_a_cpu_without_bf16_tries_large_resolutions_only(monkeypatch):
     assert (chosen, why) == ([64], "bf16 at [64]; its time over that of fp32: 64: 0.50")
     assert len(asked) == 2
     small = dataclasses.replace(config_with(channel_base=4096, channel_max=128), resolution=32)
-    none = "bf16 at no resolution: this CPU has no instructions for it, 64 is the least"
-    assert tuning.choose_precision(small, CPU) == ([], none)
+    planes = config_with()
+    planes = dataclasses.replace(planes, train=dataclasses.replace(planes.train, channels_last=False))
+    for config in (small, planes):
+        chosen, why = tuning.choose_precision(config, CPU)
+        assert not chosen
+        assert why.startswith(
+            "bf16 at no resolution: this CPU has no instructions for it, and needs 64x64, kernels and"
+        )
     assert len(asked) == 2
 
 

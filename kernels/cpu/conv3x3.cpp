@@ -5,8 +5,8 @@
 //
 // Pictures are of numbers T, weights and all sums of A (float; for double, double). At each point the products are a
 // matrix product over channels: of the tiles' rows and the weights for the result, of the tiles' columns and the
-// gradients' for the gradient of the weights. Both go by blocks of tiles that stay in the caches, of a size that does not
-// depend on the number of threads.
+// gradients' for the gradient of the weights. Both go by blocks of tiles that stay in the caches. The order of sums depends
+// neither on the number of threads nor, for results, on what else is in a batch.
 
 #include <algorithm>
 #include <cstring>
@@ -176,34 +176,39 @@ struct Room {
 };
 
 // Tiles that a thread works on at a time: with few channels they and the weights stay in its second-level cache, with
-// many the weights come from further away, for more tiles at once.
-template <class Plan>
-int64_t block_of(int64_t in, int64_t out) {
-  const int64_t wide = std::max(in, out) > 128 ? 2 : 1;
-  return (Plan::kPoints > kTaps ? 16 : 32) * wide;
-}
+// many the weights come from further away, for more tiles at once. Of few tiles each thread has a share.
+struct Blocks {
+  int64_t size, count, workers;
+  Blocks(bool many_points, int64_t tiles, int64_t in, int64_t out, int64_t threads) {
+    const int64_t most = (many_points ? 16 : 32) * (std::max(in, out) > 128 ? 2 : 1);
+    size = std::min(most, padded(std::max<int64_t>(1, (tiles + threads - 1) / threads), kRows));
+    count = (tiles + size - 1) / size;
+    workers = std::min(threads, std::max<int64_t>(1, count));
+  }
+};
 
 template <class Plan, class A>
-Room room_for_result(int64_t in, int64_t out) {
+Room room_for_result(int64_t in, int64_t out, const Blocks& blocks) {
   const Weights<A> u(in, out);
-  const int64_t rows = Plan::kPoints * Plan::kPoints * block_of<Plan>(in, out);
+  const int64_t rows = Plan::kPoints * Plan::kPoints * blocks.size;
   return {u.size(), rows * u.in_padded, rows * u.out_padded};
 }
 
 template <class Plan, class T, class A>
 void convolve(const T* x, const A* w, const Strides& by, T* y, int64_t n, const Picture& in, const Picture& out, A* room,
-              int64_t workers) {
+              int64_t threads) {
   constexpr int points = Plan::kPoints * Plan::kPoints;
   const Weights<A> u(in.c, out.c);
-  const Room each = room_for_result<Plan, A>(in.c, out.c);
   const Tiles tiles(n, out, Plan::kOut);
-  const int64_t block = block_of<Plan>(in.c, out.c), blocks = (tiles.count + block - 1) / block;
+  const Blocks blocks(Plan::kPoints > kTaps, tiles.count, in.c, out.c, threads);
+  const Room each = room_for_result<Plan, A>(in.c, out.c, blocks);
   A* const weights = room;
   transform_weights<Plan>(w, by, u, weights);
-  parallel_for(workers, 1, [&](int64_t worker) {
+  parallel_for(blocks.workers, 1, [&](int64_t worker) {
     A *const from = room + each.weights + worker * (each.first + each.second), *const to = from + each.first;
-    for (int64_t b = worker; b < blocks; b += workers) {
-      const int64_t begin = b * block, count = std::min(block, tiles.count - begin), rows = padded(count, kRows);
+    for (int64_t b = worker; b < blocks.count; b += blocks.workers) {
+      const int64_t begin = b * blocks.size, count = std::min(blocks.size, tiles.count - begin);
+      const int64_t rows = padded(count, kRows);
       for (int64_t i = 0; i < count; i++)
         inputs<Plan>(x, in, Tile(tiles, begin + i), from + i * u.in_padded, rows * u.in_padded);
       for (int p = 0; p < points; p++) {
@@ -275,17 +280,18 @@ int with_types(int dtype, bool transposed, int stride, const G& run) {
 }  // namespace
 }  // namespace spg
 
-// *bytes = how much memory the two functions below need to work in, on so many threads. All return 0, or -1 for a number
-// format or stride that has no kernel.
-SPG_API int spg_conv3x3_room_cpu(int dtype, int transposed, int stride, int64_t in, int64_t out, int64_t workers,
-                                 int64_t* bytes) {
+// *bytes = how much memory the first of the two functions below needs to work in, or with `gradient` the second. All return
+// 0, or -1 for a number format or stride that has no kernel.
+SPG_API int spg_conv3x3_room_cpu(int dtype, int gradient, int transposed, int stride, int64_t n, int64_t in,
+                                 int64_t out_h, int64_t out_w, int64_t out, int64_t threads, int64_t* bytes) {
   using namespace spg;
   return with_types(dtype, transposed, stride, [&](auto plan, auto, auto sum) {
     using Plan = decltype(plan);
     using A = decltype(sum);
-    const Room f = room_for_result<Plan, A>(in, out), g = room_for_gradient<Plan, A>(in, out);
-    const int64_t result = f.weights + workers * (f.first + f.second), gradient = g.weights + g.first + g.second;
-    *bytes = int64_t(sizeof(A)) * std::max(result, gradient);
+    const Tiles tiles(n, Picture{out_h, out_w, out}, Plan::kOut);
+    const Blocks blocks(Plan::kPoints > kTaps, tiles.count, in, out, threads);
+    const Room room = gradient ? room_for_gradient<Plan, A>(in, out) : room_for_result<Plan, A>(in, out, blocks);
+    *bytes = int64_t(sizeof(A)) * (room.weights + (gradient ? 1 : blocks.workers) * (room.first + room.second));
   });
 }
 
@@ -294,7 +300,7 @@ SPG_API int spg_conv3x3_room_cpu(int dtype, int transposed, int stride, int64_t 
 // one from y to x.
 SPG_API int spg_conv3x3_cpu(int dtype, int transposed, int stride, const void* x, const void* weight, void* y, void* room,
                             int64_t n, int64_t h, int64_t w, int64_t in, int64_t out_h, int64_t out_w, int64_t out,
-                            int64_t by_out, int64_t by_in, int64_t by_y, int64_t by_x, int64_t workers) {
+                            int64_t by_out, int64_t by_in, int64_t by_y, int64_t by_x, int64_t threads) {
   using namespace spg;
   return with_types(dtype, transposed, stride, [&](auto plan, auto number, auto sum) {
     using T = decltype(number);
@@ -302,7 +308,7 @@ SPG_API int spg_conv3x3_cpu(int dtype, int transposed, int stride, const void* x
     const A* first = (const A*)weight + (transposed ? 2 * (by_y + by_x) : 0);
     const Strides by{by_out, by_in, transposed ? -by_y : by_y, transposed ? -by_x : by_x};
     convolve<decltype(plan)>((const T*)x, first, by, (T*)y, n, Picture{h, w, in}, Picture{out_h, out_w, out}, (A*)room,
-                             workers);
+                             threads);
   });
 }
 

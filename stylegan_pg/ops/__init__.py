@@ -1,4 +1,5 @@
-"""The two operations every network here is built from; each may have several implementations with one answer."""
+"""The two operations every network here is built from, each of several implementations with one answer; and
+convolutions in 16 bits for CPUs that have no instructions for them."""
 
 from stylegan_pg.ops.bias_act import bias_act
 from stylegan_pg.ops.conv3x3 import conv3x3, conv3x3_pays

@@ -2,7 +2,8 @@
 
 Both libraries have the same two operations; the CUDA one also wants to know the device and the stream, and the CPU one
 has the whole backward pass of bias_act in one call, and convolutions. A call returns 0, or -1 where there is no kernel
-for such numbers or sizes; then these functions return None, and the caller uses the reference.
+for such numbers or sizes; then these functions return None, and the caller uses the reference (convolutions are only
+called for what has one).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SIGNATURES = {
         "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
         "conv3x3": [*[_INT] * 3, *[_PTR] * 4, *[_I64] * 12],
         "conv3x3_weight": [*[_INT] * 2, *[_PTR] * 4, *[_I64] * 11],
-        "conv3x3_room": [*[_INT] * 3, *[_I64] * 3, _PTR],
+        "conv3x3_room": [*[_INT] * 4, *[_I64] * 6, _PTR],
     },
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
@@ -77,6 +78,11 @@ class Kernels:
         if code > 0:
             raise RuntimeError(f"{name} on {x.device}: the launch failed with CUDA error {code}")
         return code == 0
+
+
+def sums_of(dtype: torch.dtype) -> torch.dtype:
+    """What sums of such numbers are made in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
@@ -174,7 +180,7 @@ class Tail:
                 self.n, self.inner, self.pixels = 1, self.n, True
         if self.pixels and self.n > 65535 and scale is None and noise is None:  # more than the grid of a GPU has layers
             self.n, self.inner = 1, self.n * self.inner
-        acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+        acc = sums_of(x.dtype)
         self.acc = acc
         self.noise = None if noise is None else _packed(noise, acc)
         if kernels.kind == "cpu":  # where these are always there
@@ -218,11 +224,15 @@ class Tail:
         return dx, dbias, dscale, dnoise
 
 
-def _conv3x3_room(kernels: Kernels, x: torch.Tensor, transposed: bool, stride: int, outs: int) -> torch.Tensor:
-    """Memory for the convolutions below to work in."""
-    size = ctypes.c_int64()
-    threads, address = torch.get_num_threads(), ctypes.addressof(size)
-    kernels.call("conv3x3_room", x, DTYPES[x.dtype], transposed, stride, x.shape[1], outs, threads, address)
+def _conv3x3_room(kernels: Kernels, x: torch.Tensor, gradient: bool, transposed: bool, stride: int, *sizes: int):
+    """Memory for the convolutions below to work in. `sizes` are N, I, H' and W' of the result, O.
+
+    Raises:
+        RuntimeError: there is no kernel for such numbers, or for this stride.
+    """
+    size, how = ctypes.c_int64(), (DTYPES[x.dtype], gradient, transposed, stride)
+    if not kernels.call("conv3x3_room", x, *how, *sizes, torch.get_num_threads(), ctypes.addressof(size)):
+        raise RuntimeError(f"conv3x3: there is no kernel for {x.dtype} at stride {stride}")
     return pool.empty([size.value], x, torch.contiguous_format, torch.uint8)
 
 
@@ -236,11 +246,11 @@ def conv3x3(
     size: Sequence[int],
 ) -> torch.Tensor:
     """[N, O, *size] in channels_last, from x [N, I, H, W] and weights [O, I, 3, 3] (swapped: [I, O, 3, 3]); CPU."""
-    x = x.contiguous(memory_format=torch.channels_last)
+    x, weight = x.contiguous(memory_format=torch.channels_last), weight.to(sums_of(x.dtype))
     (n, ins, h, w), order = x.shape, (1, 0) if swapped else (0, 1)
     outs = weight.shape[order[0]]
+    room = _conv3x3_room(kernels, x, False, transposed, stride, n, ins, *size, outs)
     y = pool.empty([n, outs, *size], x, torch.channels_last)
-    room = _conv3x3_room(kernels, x, transposed, stride, outs)
     strides = [weight.stride(i) for i in (*order, 2, 3)]
     kernels.call(
         "conv3x3", x, DTYPES[x.dtype], transposed, stride, x.data_ptr(), weight.data_ptr(), y.data_ptr(),
@@ -252,12 +262,11 @@ def conv3x3(
 def conv3x3_weight(kernels: Kernels, x: torch.Tensor, dy: torch.Tensor, swapped: bool, stride: int) -> torch.Tensor:
     """The weights' gradient [O, I, 3, 3] (swapped: [I, O, 3, 3]) in channels_last, from x [N, I, H, W] and the gradient
     of a result [N, O, H', W'] that is not of a transposed convolution; CPU."""
-    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    x, dy = (t.to(x.dtype).contiguous(memory_format=torch.channels_last) for t in (x, dy))
     (n, ins, h, w), (_, outs, *size) = x.shape, dy.shape
-    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     order = (1, 0) if swapped else (0, 1)
-    dw = pool.empty([*((outs, ins)[i] for i in order), 3, 3], x, torch.channels_last, acc)
-    room = _conv3x3_room(kernels, x, False, stride, outs)
+    room = _conv3x3_room(kernels, x, True, False, stride, n, ins, *size, outs)
+    dw = pool.empty([*((outs, ins)[i] for i in order), 3, 3], x, torch.channels_last, sums_of(x.dtype))
     strides = [dw.stride(i) for i in (*order, 2, 3)]
     kernels.call(
         "conv3x3_weight", x, DTYPES[x.dtype], stride, x.data_ptr(), dy.data_ptr(), dw.data_ptr(), room.data_ptr(), n, h,

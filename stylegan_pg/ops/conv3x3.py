@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.jit._trace import is_tracing
 from torch.nn.grad import conv2d_weight
 
 from stylegan_pg.ops import calls, native
+from stylegan_pg.ops.calls import sums_of
 from stylegan_pg.ops.operators import operator
 
 # By stride: with fewer tiles transforming the weights takes longer than is gained, with fewer channels the pictures.
+# Tiles of one picture, so that what a picture becomes does not depend on what else is in its batch.
 LEAST_TILES = {1: 64, 2: 128}
 LEAST_CHANNELS = {1: 16, 2: 32}
 
@@ -31,13 +34,8 @@ def _kernels(x):
     return kernels if kernels is not None and kernels.kind == "cpu" else None  # GPUs have cuDNN
 
 
-def _sums_of(dtype):
-    """What weights are, and sums are made in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _exact(x):
-    return x.to(_sums_of(x.dtype))
+    return x.to(sums_of(x.dtype))
 
 
 def _padding(stride):
@@ -47,6 +45,11 @@ def _padding(stride):
 def _compute(x, weight, swapped, transposed, stride, size):
     if (kernels := _kernels(x)) is not None:
         return calls.conv3x3(kernels, x, weight, swapped, transposed, stride, size)
+    with torch.autocast(x.device.type, enabled=False):
+        return _defined(x, weight, swapped, transposed, stride, size)
+
+
+def _defined(x, weight, swapped, transposed, stride, size):
     if not x.numel() or not weight.numel():  # of which PyTorch has other ideas
         return _fake(x, weight, swapped, transposed, stride, size).zero_()
     how = {"stride": stride, "padding": _padding(stride)}
@@ -71,14 +74,15 @@ def _weight_compute(x, dy, swapped, stride):
     if not x.numel() or not dy.numel():
         return _weight_fake(x, dy, swapped, stride).zero_()
     shape = [dy.shape[1], x.shape[1], 3, 3]
-    dw = conv2d_weight(_exact(x), shape, _exact(dy), stride=stride, padding=_padding(stride))
+    with torch.autocast(x.device.type, enabled=False):
+        dw = conv2d_weight(_exact(x), shape, _exact(dy), stride=stride, padding=_padding(stride))
     return (dw.transpose(0, 1) if swapped else dw).contiguous(memory_format=torch.channels_last)
 
 
 def _weight_fake(x, dy, swapped, stride):
     channels = [x.shape[1], dy.shape[1]] if swapped else [dy.shape[1], x.shape[1]]
     shape = [*channels, 3, 3]
-    return torch.empty(shape, dtype=_sums_of(x.dtype), device=x.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=sums_of(x.dtype), device=x.device, memory_format=torch.channels_last)
 
 
 def _setup(ctx, inputs, output):
@@ -124,13 +128,13 @@ def _size(x, transposed, stride):
 
 def conv3x3_pays(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> bool:
     """Whether conv3x3 is faster here than the definition in float32: kernels [3, 3], channels_last, large enough."""
-    if torch.compiler.is_compiling():  # for sizes that are not known yet
+    if torch.compiler.is_compiling() or is_tracing():  # for sizes that are not known yet
         return False
     if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < LEAST_CHANNELS[stride]:
         return False
     rows, columns = _size(x, transposed, stride)
     side = 8 if transposed and stride == 2 else 4  # as kernels/cpu/minimal.h has it
-    tiles = len(x) * -(-rows // side) * -(-columns // side)
+    tiles = -(-rows // side) * -(-columns // side)
     return (
         tiles >= LEAST_TILES[stride] and x.is_contiguous(memory_format=torch.channels_last) and _kernels(x) is not None
     )
@@ -161,4 +165,4 @@ def conv3x3(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, 
     if x.device != weight.device:  # whose address would mean nothing there
         raise ValueError(f"conv3x3: x is on {x.device}, the weights on {weight.device}")
     size = _size(x, transposed, stride)
-    return _conv(x, weight.to(_sums_of(x.dtype)), False, transposed, stride, size)
+    return _conv(x, weight.to(sums_of(x.dtype)), False, transposed, stride, size)

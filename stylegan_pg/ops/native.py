@@ -20,7 +20,7 @@ from stylegan_pg import dist
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.ops import build
 from stylegan_pg.ops.calls import Kernels, Tail
-from stylegan_pg.ops.recipes import RECIPES, BuildError
+from stylegan_pg.ops.recipes import RECIPES, BuildError, multiplies_bf16
 
 MODES = ("auto", "cuda", "cpu", "reference", "strict")
 SUPPORTED = {
@@ -168,6 +168,8 @@ def status() -> str:
         for op in ("upfirdn2d", "bias_act"):
             what = f"{device} kernels for {formats}; plain PyTorch for the rest" if choice.built else "plain PyTorch"
             lines.append(f"{device} {op}: {what}")
+        if device == "cpu" and choice.built and not multiplies_bf16():
+            lines.append("cpu conv3x3: cpu kernels for bfloat16 (as this processor has no instructions for it)")
         lines.append(f"  why: {choice.why}")
         lines += [f"  log: {choice.log}"] if choice.log else []
         lines += [f"  remedy: {choice.remedy}"] if choice.remedy else []
