@@ -186,6 +186,7 @@ def test_how_commands_end(built, tmp_path):
     told = subprocess.check_output([sys.executable, *command], env=environment(built), text=True)
     assert told.startswith("STYLEGAN_PG_KERNELS=auto")
     assert "cpu bias_act: cpu kernels" in told
+    assert ("cpu conv3x3: cpu kernels for bfloat16" in told) == (not recipes.multiplies_bf16())
     words = " ".join([sys.executable, *command])
     for redirect, code in ((">&-", 0), ("2>&-", 0), ("> /dev/full", 1)):  # nobody listens; a disk that is full
         done = subprocess.run(
