@@ -95,11 +95,9 @@ def choose_precision(config: Config, device: torch.device) -> tuple[list[int], s
     every = candidates(config)
     if device.type == "cpu" and not multiplies_bf16():  # where only convolutions with fewer products can be faster
         every = [r for r in every if r >= WITHOUT_INSTRUCTIONS]
-        if not every:
-            return (
-                [],
-                f"bf16 at no resolution: this CPU has no instructions for it, {WITHOUT_INSTRUCTIONS} is the least",
-            )
+        if not every or not config.train.channels_last or native.choose("cpu").kernels is None:
+            wanted = f"and needs {WITHOUT_INSTRUCTIONS}x{WITHOUT_INSTRUCTIONS}, kernels and channels_last"
+            return [], f"bf16 at no resolution: this CPU has no instructions for it, {wanted}"
     layout = LAYOUTS[bool(config.train.channels_last)]
     times = _times(config, device, [(r, layout, p) for r in every for p in ("fp32", "bf16")])
     ratios = {r: times[r, layout, "bf16"] / times[r, layout, "fp32"] for r in every}
