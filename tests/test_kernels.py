@@ -553,6 +553,21 @@ def test_compiled_training_step():
     close(net.bias.grad, expected, 1e-5)
 
 
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_curvature_is_the_formulas(monkeypatch, act):
+    """g h f''(z), of which straight lines have none, with clamped values beside others; in both layouts."""
+    how = tail("bias scale noise", (2, 20, 4, 5))
+    g, h = numbers(2, 20, 4, 5, seed=4), numbers(2, 20, 4, 5, seed=5)
+    results = []
+    for layout, compiled in itertools.product(LAYOUTS, (native.compiled, lambda x: None)):
+        monkeypatch.setattr(native, "compiled", compiled)
+        x, *rest = (t.contiguous(memory_format=layout) if t.ndim == 4 else t for t in how.values())
+        results.append(OPS.bias_act_curvature(g, h, x, *rest, act, 1.3, 0.9, 1))
+    for result in results:
+        close(result, results[1], 1e-12)
+    assert bool(results[0].count_nonzero()) == (act not in ("linear", "relu", "lrelu"))
+
+
 def test_a_third_derivative_says_no():
     x = numbers(3).requires_grad_(True)
     y = OPS.bias_act(x, None, None, None, "swish", 1.0, None, 0)

@@ -31,17 +31,15 @@ struct Straight {
   A slope;  // of the line on the left, not 0: relu(-inf) is 0, not NaN
   A value(A z) const { return z < 0 ? z * slope : z; }
   A derivative(A z) const { return z > 0 ? A(1) : slope; }
-  A curvature(A) const { return 0; }
 };
 template <class A>
 struct Rectified {
   static constexpr bool kQuick = true;
   A value(A z) const { return z < 0 ? A(0) : z; }
   A derivative(A z) const { return z > 0 ? A(1) : A(0); }
-  A curvature(A) const { return 0; }
 };
 
-// The others, one by one.
+// The others, one by one; and of all of them the second derivative, which nobody asks of straight lines for its speed.
 template <class A>
 struct Curved {
   static constexpr bool kQuick = false;
@@ -51,6 +49,9 @@ struct Curved {
   static A sigmoid(A z) { return 1 / (1 + std::exp(-z)); }
   A value(A z) const {
     switch (act) {
+      case kLinear: return z;
+      case kRelu: return z < 0 ? A(0) : z;
+      case kLrelu: return z < 0 ? z * A(0.2) : z;
       case kTanh: return std::tanh(z);
       case kSigmoid: return sigmoid(z);
       case kElu: return z > 0 ? z : std::expm1(z);
@@ -73,6 +74,7 @@ struct Curved {
   A curvature(A z) const {
     const A p = sigmoid(z), t = act == kTanh ? std::tanh(z) : A(0);
     switch (act) {
+      case kLinear: case kRelu: case kLrelu: return 0;
       case kTanh: return -2 * t * (1 - t * t);
       case kSigmoid: return p * (1 - p) * (1 - 2 * p);
       case kElu: return z > 0 ? A(0) : std::exp(z);
@@ -92,7 +94,10 @@ inline A element(const F& f, A z, A g, A h, A gain, A clamp) {
     y = y < -clamp ? -clamp : y;  // in this form NaN stays NaN
     return y > clamp ? clamp : y;
   }
-  const A out = g * gain * (order == kSlope ? f.derivative(z) : h * f.curvature(z));
+  A slope;
+  if constexpr (order == kCurvature) slope = h * f.curvature(z);
+  else slope = f.derivative(z);
+  const A out = g * gain * slope;
   return std::abs(y) > clamp ? A(0) : out;
 }
 
@@ -307,10 +312,10 @@ SPG_API int spg_bias_act_cpu(int dtype, int act, int order, const void* x, const
       if (channels_last) pixels<k>(f, (const T*)x, (const T*)g, (const T*)h, (T*)out, a);
       else planes<k>(f, (const T*)x, (const T*)g, (const T*)h, (T*)out, a);
     };
+    if (order == kCurvature) return elementwise(std::integral_constant<int, kCurvature>(), Curved<A>{act});
     with_activation<A>(act, [&](const auto& f) {
       if (order == kValue) elementwise(std::integral_constant<int, kValue>(), f);
-      else if (order == kSlope) elementwise(std::integral_constant<int, kSlope>(), f);
-      else elementwise(std::integral_constant<int, kCurvature>(), f);
+      else elementwise(std::integral_constant<int, kSlope>(), f);
     });
   });
 }
