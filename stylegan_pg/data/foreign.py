@@ -30,9 +30,9 @@ from stylegan_pg.data import cache, remote, store
 from stylegan_pg.data.decode import BadPicture, header, size_at
 from stylegan_pg.data.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
 from stylegan_pg.data.kept import Arrays, kept
+from stylegan_pg.data.labels import MAX_CLASSES, number_classes
 from stylegan_pg.data.members import PICTURES, Member, content_of, samples_of
 from stylegan_pg.data.patience import Passing, patiently
-from stylegan_pg.data.sources import MAX_CLASSES, number_classes
 from stylegan_pg.data.store import NoRoom
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
