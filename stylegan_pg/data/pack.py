@@ -33,9 +33,9 @@ from tqdm import tqdm
 from stylegan_pg.data.decode import MODES, SQUARE, size_at
 from stylegan_pg.data.index import FORMAT, identity_of, load_index
 from stylegan_pg.data.labels import classes_of
-from stylegan_pg.data.picture import CONTINUES, FILTERS, LOSSLESS_UP_TO, Recipe, Result, make
+from stylegan_pg.data.picture import FILTERS, LOSSLESS_UP_TO, Recipe, Result, make
 from stylegan_pg.data.shards import Group, clean, committed_groups, write_whole
-from stylegan_pg.data.sources import File, Listing, few, list_source, open_zip
+from stylegan_pg.data.sources import CONTINUES, File, Listing, few, list_source, open_zip
 from stylegan_pg.errors import RunError, UsageError
 
 LONGEST = 8192  # pixels of a side

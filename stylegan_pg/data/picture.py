@@ -21,7 +21,6 @@ What happens to a picture, in this order:
 * Levels up to resolution 32 are lossless PNG; JPEG is written without chroma subsampling.
 """
 
-import errno
 import functools
 import io
 import warnings
@@ -33,8 +32,8 @@ import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from stylegan_pg.data.decode import MODES, SQUARE, size_at
+from stylegan_pg.data.reading import Gone, Unreadable, digest_of, read_listed
 from stylegan_pg.data.sources import File
-from stylegan_pg.errors import RunError
 
 LOSSLESS_UP_TO = 32  # the resolution; a PNG is hardly larger there, and JPEG blocks would be most of the picture
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
@@ -47,7 +46,6 @@ _ORIENTATIONS = {  # EXIF value -> what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CONTINUES = "run the same command again: it continues where this one ended"
 
 
 @dataclass(frozen=True)
@@ -76,22 +74,20 @@ class Result(NamedTuple):
     images: list[bytes]  # encoded, from the lowest to the highest resolution; none where unreadable
     reason: str  # why it is unreadable
     upscaled: bool
+    digest: str = ""  # of the picture's own bytes, as far as they were read
+    gone: bool = False  # the file was listed, and is no longer there
 
 
 def make(picture: File, recipe: Recipe) -> Result:
-    """Read one picture and encode it at every resolution. Raises RunError where SOURCE itself fails."""
+    """Read one picture and encode it at every resolution. Raises RunError where SOURCE cannot be read just now."""
     try:
-        data = picture.read()
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        return Result([], str(error.strerror), False)
-    except MemoryError:
-        raise
-    except OSError as error:  # a failing disk or network must not thin out the dataset
-        if error.errno not in (None, errno.ELOOP, errno.ENXIO):
-            raise RunError(f"{picture.container} cannot be read: {error}. When it can, {CONTINUES}") from error
-        return Result([], str(error), False)
-    except Exception as error:  # damaged or encrypted zip members raise many things
-        return Result([], str(error), False)
+        data = read_listed(picture)
+    except Unreadable as error:
+        return Result([], str(error), False, gone=isinstance(error, Gone))
+    return _made(data, recipe)._replace(digest=digest_of(data))
+
+
+def _made(data: bytes, recipe: Recipe) -> Result:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,6 +1,6 @@
 """What SOURCE holds: the pictures of a folder, a zip or tars in sample order, and the files that may label them."""
 
-import contextlib
+import errno
 import functools
 import os
 import posixpath
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from stylegan_pg.errors import UsageError
+from stylegan_pg.errors import RunError, UsageError
 
 # fmt: off
 PICTURES = frozenset({
@@ -19,6 +19,8 @@ PICTURES = frozenset({
     ".tga", ".jp2", ".avif",
 })
 # fmt: on
+BROKEN_LINK = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+CONTINUES = "run the same command again: it continues where this one ended"
 _MAX_BYTES = 1 << 30  # of one encoded picture; what is larger is a mistake or a bomb
 
 
@@ -30,6 +32,8 @@ class File(NamedTuple):
     container: str
     member: int | str
     size: int
+    stamp: str = ""  # with the size, tells versions of its content apart; empty where it could not be seen
+    folder: str | None = None  # where it is no member of an archive: which folder holds it; empty if that is unknown
 
     def read(self) -> bytes:
         if self.size > _MAX_BYTES:
@@ -38,7 +42,10 @@ class File(NamedTuple):
             return open_zip(self.container).read(self.member)
         with open(self.container, "rb") as file:
             file.seek(self.member)
-            return file.read(self.size)
+            data = file.read(self.size)
+        if len(data) < self.size and self.folder is None:
+            raise OSError(errno.EIO, "it has become shorter since it was listed", self.container)
+        return data
 
     @property
     def suffix(self) -> str:
@@ -86,6 +93,17 @@ def list_source(sources: list[Path]) -> Listing:
     return Listing(pictures, dataset_json, labels, dict(sorted(ignored.items())))
 
 
+def stamp_of(there: os.stat_result) -> str:
+    """Times of the last change: a file that is written again gets another, also where its old time is put back."""
+    return f"{there.st_mtime_ns} {there.st_ctime_ns}"
+
+
+def folder_id(folder: str) -> str:
+    """Another one for another folder at the same place, such as a mount point without its disk."""
+    there = os.stat(folder)
+    return f"{there.st_dev} {there.st_ino}"
+
+
 def key_of(path: str) -> str:
     folder, name = posixpath.split(path)
     return posixpath.join(folder, name.split(".")[0])
@@ -105,7 +123,7 @@ def _files(source: Path) -> list[File]:
 
 def _folder_files(root: Path) -> Iterator[File]:
     def refuse(error: OSError):
-        raise UsageError(f"{error.filename} cannot be listed ({error.strerror}): mend its permissions") from error
+        raise RunError(f"{error.filename} cannot be listed ({error.strerror}). When it can, {CONTINUES}") from error
 
     seen = set()  # links to folders are followed, in circles only once
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
@@ -115,13 +133,19 @@ def _folder_files(root: Path) -> Iterator[File]:
             subfolders.clear()
             continue
         seen.add(real)
+        this = folder_id(folder)
         for name in names:
             file = Path(folder, name)
             path = file.relative_to(root).as_posix()
-            with contextlib.suppress(OSError):  # a broken link is listed, and found unreadable later
-                yield File(path, path, str(file), 0, file.stat().st_size)
+            try:
+                there = file.stat()
+                holder = folder_id(os.path.dirname(os.path.realpath(file))) if file.is_symlink() else this
+            except OSError as error:
+                if error.errno not in BROKEN_LINK:
+                    refuse(error)
+                yield File(path, path, str(file), 0, 0, folder="")  # it is found unreadable later
                 continue
-            yield File(path, path, str(file), 0, 0)
+            yield File(path, path, str(file), 0, there.st_size, stamp_of(there), holder)
 
 
 def _zip_files(path: Path) -> Iterator[File]:
@@ -133,16 +157,17 @@ def _zip_files(path: Path) -> Iterator[File]:
     for member in members:
         if not member.is_dir():
             name = posixpath.normpath(member.filename.replace("\\", "/"))
-            yield File(name, name, str(path), member.filename, member.file_size)
+            yield File(name, name, str(path), member.filename, member.file_size, f"{member.CRC:08x}")
 
 
 def _tar_files(path: Path, prefix: str = "") -> Iterator[File]:
     try:
+        stamp = stamp_of(path.stat())
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isreg():
                     name = posixpath.normpath(member.name)
-                    yield File(prefix + name, name, str(path), member.offset_data, member.size)
+                    yield File(prefix + name, name, str(path), member.offset_data, member.size, stamp)
     except (OSError, tarfile.TarError) as error:
         raise UsageError(
             f"{path} is neither a folder, nor a zip, nor an uncompressed tar that can be read to its end ({error}): "
