@@ -24,6 +24,7 @@ from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.estimate import Cost, Meter, cost_of
 from stylegan_pg.schedule import Phase, deal, phases, size_at
 from stylegan_pg.settings import to_yaml
+from stylegan_pg.urls import runs_command
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
 
 def _dataset(config: Config) -> tuple[int, int, str]:
     """Channels, classes, and what there is to say; without a dataset at data.url, RGB without labels."""
+    if any(runs_command(url) for url in (config.data.url, *config.data.mixture)):
+        return 3, 0, "what a command (pipe:) prints, which is not run for a description; RGB without labels is assumed"
     try:
         index = load_dataset(config)
     except (UsageError, RunError) as error:

@@ -9,6 +9,7 @@ from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import Phase
+from stylegan_pg.urls import publishable
 
 # Another value here makes another network, or moves the phases that nimg is counted in.
 FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
@@ -26,14 +27,14 @@ FREE += (
 
 
 def to_plain(config: Config | TermConfig) -> dict[str, Any]:
-    """The configuration as nested dictionaries that JSON can hold (keys as strings)."""
+    """The configuration as nested dictionaries that JSON can hold (keys as strings), without secrets in its URLs."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {str(k): plain(v) for k, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    return plain(dataclasses.asdict(config))
+    return plain(dataclasses.asdict(publishable(config) if isinstance(config, Config) else config))
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import automatic
+from stylegan_pg.urls import publishable
 
 CHOICES = {
     "model.name": ("stylegan2", "stylegan", "progan", "mlp"),
@@ -344,5 +345,6 @@ def _check_term(term: TermConfig) -> None:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole resolved configuration as YAML, which load_config reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The whole resolved configuration as YAML, which load_config reads back to an equal one; but without the secrets
+    that its URLs may have."""
+    return OmegaConf.to_yaml(OmegaConf.structured(publishable(config)))

@@ -12,6 +12,7 @@ import time
 from stylegan_pg.data import remote, store
 from stylegan_pg.data.store import NoRoom, Shard
 from stylegan_pg.errors import UsageError
+from stylegan_pg.urls import shown
 
 OPEN_FILES, HELD = 64, 4  # files that a process keeps open: plain ones, and ones of the store, which pins them
 BYPASS = 10.0  # seconds for which a shard that found no room is read in pieces before it is tried again
@@ -77,7 +78,7 @@ def doubt(url: str, *, size: int | None = None, sha256: str | None = None, tag: 
         if facts.get("sure") and (key in _intact or store.digest_of(path) == facts.get("sha256")):
             _intact.add(key)
             return
-        store.write_facts(path, {"url": remote.shown(url), "doubted": facts.get("sha256")})
+        store.write_facts(path, {"url": shown(url), "doubted": facts.get("sha256")})
         os.unlink(path)
 
 

@@ -36,6 +36,7 @@ from stylegan_pg.data.patience import Passing, patiently
 from stylegan_pg.data.store import NoRoom
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.urls import shown
 
 PROBES = 16  # pictures that tell sizes and channels
 LARGEST = 4096  # resolution
@@ -90,14 +91,16 @@ def expand(url: str) -> list[str]:
             if local and os.path.isdir(path):
                 found += sorted(glob.glob(f"{glob.escape(path)}/*.tar"))
             elif local and "*" in path:
-                found += sorted(glob.glob(path))
+                # A file's name is no URL, whatever it begins with: `pipe:rm x.tar` is one to read.
+                names = sorted(glob.glob(path))
+                found += [os.path.join(os.curdir, name) if remote.is_remote(name) else name for name in names]
             else:
                 found.append(path if local else one)
     if not found:
         raise UsageError(f"{url}: no tar there; check the path")
     if len(set(found)) < len(found):
         twice = next(tar for tar, n in Counter(found).items() if n > 1)
-        raise UsageError(f"{url} names {remote.shown(twice)} twice: name each tar once")
+        raise UsageError(f"{url} names {shown(twice)} twice: name each tar once")
     return found
 
 
@@ -122,7 +125,7 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
     sizes = [4 << k for k in range((LARGEST // 4).bit_length())]
     fitting = [r for r in sizes for h, w, _ in probes if size_at(r, base)[0] <= h and size_at(r, base)[1] <= w]
     return ForeignIndex(
-        path=remote.shown(url),
+        path=shown(url),
         count=len(columns["label"]),
         resolutions=tuple(sorted(set(fitting))),
         channels=Counter(channels for _, _, channels in probes).most_common(1)[0][0],
@@ -140,13 +143,13 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
 
 def _stat(url: str) -> remote.Stat:
     try:
-        return patiently(store.settings().patience, lambda: remote.stat_url(url))
+        return patiently(store.settings().patience, lambda: remote.stat_url(url, store.settings().patience))
     except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except FileNotFoundError:
         raise UsageError(f"{url}: no such tar; check the path") from None
     except OSError as error:
-        raise UsageError(f"{remote.shown(url)} cannot be read: {error}") from None
+        raise UsageError(f"{shown(url)} cannot be read: {error}") from None
 
 
 def _version(url: str, stat: remote.Stat) -> str:
@@ -177,22 +180,22 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
     keys, labels = ([one for tar in tars for one in _unpacked(tar[name])] for name in ("keys", "labels"))
     counts = [len(tar["offset"]) for tar in tars]
     if not keys:
-        raise UsageError(f"{remote.shown(urls[0])} holds no pictures ({', '.join(PICTURES)}): check the path")
+        raise UsageError(f"{shown(urls[0])} holds no pictures ({', '.join(PICTURES)}): check the path")
     bare = [i for i, label in enumerate(labels) if label is None]
     if bare and any(int(tar["cls"]) for tar in tars):
         tar = int(np.repeat(np.arange(len(urls)), counts)[bare[0]])
         raise UsageError(
-            f"{remote.shown(urls[tar])}: {keys[bare[0]]} has no label (.cls), which others have: a member is missing; "
+            f"{shown(urls[tar])}: {keys[bare[0]]} has no label (.cls), which others have: a member is missing; "
             "write the tar again"
         )
     kinds = {type(label) for label in labels}
     # Names, some of which are numbers; or numbers that cannot count classes, such as -1 for none and identities.
     if kinds == {int, str} or (kinds == {int} and not 0 <= min(labels) <= max(labels) < MAX_CLASSES):
         labels = list(map(str, labels))
-    numbers, names = ([-1] * len(keys), []) if bare else number_classes(labels, remote.shown(urls[0]))
+    numbers, names = ([-1] * len(keys), []) if bare else number_classes(labels, shown(urls[0]))
     probes = [tar["probe"] for tar in tars if len(tar["probe"])]
     if not probes:
-        raise UsageError(f"{remote.shown(urls[0])}: none of the first pictures of the tars can be read: check them")
+        raise UsageError(f"{shown(urls[0])}: none of the first pictures of the tars can be read: check them")
     return {
         "offset": np.concatenate([tar["offset"] for tar in tars]),
         "size": np.concatenate([tar["size"] for tar in tars]),
@@ -208,7 +211,7 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
 def _read_one(url: str, stat: remote.Stat) -> Arrays:
     """What one tar holds. One that came through the cache and makes no sense is fetched once more: a copy may have been
     cut short where nobody knew its size."""
-    named, known = remote.shown(url), {"size": stat.size, "tag": stat.tag}
+    named, known = shown(url), {"size": stat.size, "tag": stat.tag}
     try:
         try:
             return _read_whole(url, named, known)

@@ -33,6 +33,8 @@ from stylegan_pg.data.order import WINDOW, Mixture, Order
 from stylegan_pg.data.patience import Passing
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import MOST_JSON_BYTES
+from stylegan_pg.urls import MASK, shown
 
 if TYPE_CHECKING:
     from stylegan_pg.config import Config  # takes its time, which every process that packs would spend
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 FETCHERS = 16  # small files of a remote dataset that are read at a time
 START_PATIENCE = 10.0  # seconds for a server to answer at the start
+_MOST_SOURCES = 1 << 32  # bytes of sources.json
 SMALL = 4096  # samples, up to which a local index is parsed each time
 _REMEDY = "copy it again from where it was packed, or pack the source again into an empty folder"
 _DEFINING = ("format", "count", "resolutions", "channels", "labels", "shards")
@@ -56,8 +59,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What a packed dataset is. `label_names` is empty when unlabelled; `identity` is the same for the same data;
-    `base` is (rows, columns) at resolution 4."""
+    """What a packed dataset is. `path` is for messages, without secrets, and `root` is where to read; `label_names` is
+    empty when unlabelled; `identity` is the same for the same data; `base` is (rows, columns) at resolution 4."""
 
     path: str
     count: int
@@ -67,6 +70,7 @@ class DatasetIndex:
     identity: str
     shards: tuple[Shard, ...] = field(repr=False)
     base: tuple[int, int] = SQUARE
+    root: str = field(default="", repr=False)
 
     def size_at(self, resolution: int) -> tuple[int, int]:
         """(height, width) of the pictures at one resolution, in pixels."""
@@ -87,8 +91,8 @@ class DatasetIndex:
                 f"{self.path} has no resolution {resolution}, only {', '.join(map(str, self.resolutions))}: "
                 "choose one of these, or pack the source again with a wider --resolution/--lowest range"
             )
-        stems = [f"{self.path}/{resolution_folder(resolution)}/{shard.name}" for shard in self.shards]
-        local = not remote.is_remote(self.path)
+        stems = [f"{self.root}/{resolution_folder(resolution)}/{shard.name}" for shard in self.shards]
+        local = not remote.is_remote(self.root)
         stamps = _stamps(stems) if local else np.zeros([0], np.int64)
 
         def read() -> Arrays:
@@ -97,7 +101,7 @@ class DatasetIndex:
         if local and self.count <= SMALL:
             found = read()
         else:
-            place = os.path.abspath(self.path) if local else ""
+            place = os.path.abspath(self.root) if local else ""
             found = kept(
                 f"packed {self.identity} {resolution} {place}", read, lambda a: np.array_equal(a["stamps"], stamps)
             )
@@ -123,7 +127,7 @@ class DatasetIndex:
     def source_of(self, ordinal: int) -> str:
         """The path within SOURCE of the picture that a sample was; "" where sources.json is gone."""
         try:
-            return json.loads(remote.read_url(f"{self.path}/sources.json"))[ordinal]
+            return json.loads(remote.read_url(f"{self.root}/sources.json", most=_MOST_SOURCES))[ordinal]
         except (OSError, ValueError, IndexError):
             return ""
 
@@ -139,6 +143,11 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     version; RunError where a server does not answer.
     """
     url = str(url)
+    if MASK in url and remote.is_remote(url):
+        raise UsageError(
+            f"{shown(url)} lacks the secret in place of which {MASK} stands, as it was kept out of a file: give the "
+            "whole URL, or let names, passwords and tokens come from ~/.netrc and the environment"
+        )
     if url.startswith("points:"):
         from stylegan_pg.data.points import load_points  # which needs the classes above
 
@@ -147,7 +156,7 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     local = "://" not in url and not url.startswith("pipe:")
     folder = url.removesuffix("/index.json") if url != "index.json" else "."
     several = "::" in url or any(sign in url for sign in "{*")
-    packed = not (remote.shown(url).endswith(".tar") or several or url.startswith("pipe:"))
+    packed = not (shown(url).endswith(".tar") or several or url.startswith("pipe:"))
     if local and packed:
         if os.path.isfile(folder):
             raise UsageError(f"{folder} is no uncompressed tar and no folder: unpack .tar.gz and the like first")
@@ -171,9 +180,7 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{remote.shown(file)} cannot be read: {error}"
-            if local
-            else f"{error}: no packed dataset can be read there"
+            f"{shown(file)} cannot be read: {error}" if local else f"{error}: no packed dataset can be read there"
         ) from error
     return _parse(file.removesuffix("/index.json") or "/", text)
 
@@ -184,7 +191,7 @@ def read_at_start(url: str) -> bytes:
     Raises RunError where it does not answer; Lasting and OSErrors of files as they are.
     """
     try:
-        return remote.read_url(url, patience=START_PATIENCE)
+        return remote.read_url(url, patience=START_PATIENCE, most=MOST_JSON_BYTES)
     except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
 
@@ -231,7 +238,7 @@ def resolution_folder(resolution: int) -> str:
 
 
 def _parse(path: str, text: str) -> DatasetIndex:
-    file = remote.shown(f"{path}/index.json")
+    file = shown(f"{path}/index.json")
     remedy = "restore it, or pack the source again into an empty folder"
     try:
         data = json.loads(text)
@@ -244,7 +251,8 @@ def _parse(path: str, text: str) -> DatasetIndex:
         if identity_of(data) != data["identity"]:
             raise ValueError("its identity does not match its contents")
         index = DatasetIndex(
-            path=path,
+            path=shown(path),
+            root=path,
             count=int(data["count"]),
             resolutions=tuple(map(int, data["resolutions"])),
             channels=int(data["channels"]),
@@ -282,7 +290,7 @@ def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int) -
         described = pool.map(_shard, stems, [shard.index_sha256[resolution] for shard in shards])
         for stem, shard, one in zip(stems, shards, described, strict=True):
             if len(one["samples"]) != shard.count:
-                named = f"{remote.shown(stem)}.index.json lists {len(one['samples'])} samples"
+                named = f"{shown(stem)}.index.json lists {len(one['samples'])} samples"
                 raise UsageError(f"{named}, index.json says {shard.count}: {_REMEDY}")
             tar_bytes.append(one["tar_bytes"])
             tar_sha256.append(one.get("tar_sha256", ""))
@@ -300,7 +308,7 @@ def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int) -
 
 def _shard(stem: str, sha256: str) -> dict[str, Any]:
     """One shard's index file, after checking it and the length of its tar if that is local."""
-    file, tar = remote.shown(f"{stem}.index.json"), f"{stem}.tar"
+    file, tar = shown(f"{stem}.index.json"), f"{stem}.tar"
     try:
         data = read_at_start(f"{stem}.index.json")
         tar_bytes = None if remote.is_remote(stem) else os.stat(tar).st_size

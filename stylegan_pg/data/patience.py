@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+GRACE = 10.0  # seconds that a connection gets for its first bytes, however short the patience
+SLOWEST = 1024  # bytes per second, below which what arrives is no progress
 
 
 class Fault(OSError):  # noqa: N818 - what happened
@@ -37,7 +39,17 @@ class Patience:
         self.progress()
 
     def progress(self) -> None:
-        self.since, self.pauses = time.monotonic(), 0
+        self.since, self.pauses, self.bytes = time.monotonic(), 0, 0
+
+    def arrived(self, n: int, named: str) -> None:
+        """Another n bytes have come, which is progress if they come fast enough; a server that sends a byte now and
+        then could hold everything up for ever. Raises Passing where that takes longer than the patience lasts."""
+        self.bytes += n
+        spent = time.monotonic() - self.since
+        if self.bytes >= SLOWEST * spent:
+            self.progress()
+        elif spent > max(self.seconds, GRACE):
+            raise Passing(f"{named}: it sends less than {SLOWEST} bytes a second")
 
     def wait(self, fault: OSError, longest: float = 15.0) -> None:
         """Sleep before the next attempt; raises `fault` where there is to be none."""

@@ -22,9 +22,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from stylegan_pg.data import remote
+from stylegan_pg.data.body import CHUNK
 from stylegan_pg.data.patience import Fault, Passing, Patience
-from stylegan_pg.data.remote import CHUNK
 from stylegan_pg.errors import UsageError
+from stylegan_pg.urls import shown
 
 AGREEING = 3  # equal copies with a wrong checksum, after which that is what the server has
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,7 +54,7 @@ class Shard:
     def name(self) -> str:
         """Of its file in the cache."""
         key = hashlib.sha256(json.dumps([self.url, self.size, self.sha256, self.tag]).encode()).hexdigest()[:24]
-        tail = remote.shown(self.url).rstrip("/").rpartition("/")[2] if "://" in self.url else "pipe"
+        tail = shown(self.url).rstrip("/").rpartition("/")[2] if "://" in self.url else "pipe"
         return f"{key}-{''.join(c for c in tail if c.isalnum() or c in '._-')[-40:]}"
 
 
@@ -142,11 +143,11 @@ def fetched(shard: Shard, spare: Collection[str] = (), stop: Callable[[], bool] 
             if (size := os.fstat(fd).st_size) != seen:
                 seen = size
                 waiting.progress()
-            slow = f"{remote.shown(shard.url)}: another process is fetching it and gets nothing"
+            slow = f"{shown(shard.url)}: another process is fetching it and gets nothing"
             waiting.wait(Passing(facts_of(path).get("fault", slow)), longest=0.2)
         finally:
             os.close(fd)
-    raise Passing(f"{remote.shown(shard.url)}: given up")
+    raise Passing(f"{shown(shard.url)}: given up")
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -183,7 +184,7 @@ def _download(
     waiting: Patience,
 ) -> None:
     """Bring the locked .part to its end, verify it and give it its name."""
-    about, wrong = remote.shown(shard.url), []
+    about, wrong = shown(shard.url), []
     try:
         make_room(path.parent, spare)
         while True:
@@ -237,7 +238,7 @@ def _transfer(
         have += len(data)
     if have == shard.size:
         return digest.hexdigest()
-    with remote.open_url(shard.url, have) as stream:
+    with remote.open_url(shard.url, have, patience=_settings.patience) as stream:
         while data := stream.read1(CHUNK):
             try:
                 _write(fd, data, have)
@@ -249,14 +250,14 @@ def _transfer(
             digest.update(data)
             have += len(data)
             if have > waiting.furthest:  # what comes again is no progress
-                waiting.furthest = have
-                waiting.progress()
+                new, waiting.furthest = have - waiting.furthest, have
+                waiting.arrived(new, shown(shard.url))
             if shard.size is None:
                 make_room(part.parent, spare)
             elif have > shard.size:
                 break
             if stop():
-                raise Passing(f"{remote.shown(shard.url)}: given up")
+                raise Passing(f"{shown(shard.url)}: given up")
     return digest.hexdigest()
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from stylegan_pg.data import cache, store
 from stylegan_pg.data.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
-from stylegan_pg.data.remote import is_remote, shown
+from stylegan_pg.data.remote import is_remote
+from stylegan_pg.urls import shown
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
 

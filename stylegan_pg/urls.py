@@ -1,0 +1,128 @@
+"""What a URL says and what it must not tell: secrets in it, and where secrets come from instead.
+
+A name and a password for a server are looked for in this order, for the host (and port) that is asked:
+
+    1. the URL itself, https://USER:PASSWORD@HOST/...; neither files nor messages of ours ever repeat them
+    2. $STYLEGAN_PG_HTTP_AUTH, a list of HOST[:PORT]=USER:PASSWORD with spaces in between
+    3. $NETRC, or ~/.netrc
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import netrc
+import os
+import re
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+from braceexpand import braceexpand
+
+from stylegan_pg.config import Config
+from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import printable
+
+AUTH = "STYLEGAN_PG_HTTP_AUTH"
+MASK = "***"
+_PORTS = {"http": 80, "https": 443}
+_USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
+_SECRET = r"[\w.-]*(?:sig|signature|token|key|keyid|secret|pass|passwd|password|credentials?|auth|authorization)"
+_PARAMETER = re.compile(rf"([?&;]{_SECRET}=)[^&;\s'\"]*", re.IGNORECASE)
+_OPTION = rf"(?:(?:-u|--user|--proxy-user)(?=[=\s]['\"]?[^\s'\"]*:)|--oauth2-bearer|--{_SECRET})(?:=|\s+)['\"]?"
+_OF_COMMANDS = tuple(  # such as curl, wget, gsutil and aws; what begins with $ is a variable, and no secret
+    re.compile(rf"({before})(?!\$)[^\s'\"&;]+", re.IGNORECASE)
+    for before in (rf"(?:^|\s){_OPTION}", rf"\b{_SECRET}:\s*(?:basic\s+|bearer\s+)?", rf"\b{_SECRET}=")
+)
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be kept in files: without a name and password, and without the values of parameters that sign a
+    request. What `pipe:` runs keeps its words but for passwords, tokens and keys that are written out in it, in place
+    of which stands ***; those that it takes from variables ($TOKEN) stay as they are."""
+    if url.startswith("pipe:"):
+        text = _USER.sub(f"{MASK}@", url)
+        for pattern in (_PARAMETER, *_OF_COMMANDS):
+            text = pattern.sub(rf"\1{MASK}", text)
+        return text
+    if "://" not in url:
+        return url
+    return _PARAMETER.sub(rf"\1{MASK}", _USER.sub("", url))
+
+
+def shown(url: str) -> str:
+    """A URL or a path for messages: without secrets, without what follows a URL's question mark, and printable."""
+    text = without_secrets(url)
+    return printable(text if text.startswith("pipe:") or "://" not in text else text.split("?", 1)[0])
+
+
+def publishable(config: Config) -> Config:
+    """The configuration as it may stand in files that people pass on: its URLs without secrets."""
+    data = config.data
+    mixture: dict[str, float] = {}
+    for url, weight in data.mixture.items():  # some may differ in their secrets alone
+        mixture[without_secrets(url)] = mixture.get(without_secrets(url), 0) + weight
+    return dataclasses.replace(config, data=dataclasses.replace(data, url=without_secrets(data.url), mixture=mixture))
+
+
+def runs_command(url: str) -> bool:
+    """Whether reading a URL, a brace pattern, or several joined by "::", starts a program."""
+    try:
+        return any(one.startswith("pipe:") for part in url.split("::") for one in braceexpand(part))
+    except ValueError:  # no brace pattern, and read as it is
+        return url.startswith("pipe:")
+
+
+# ------------------------------------------------------------------------------------------------------ credentials
+
+
+def split_user(url: str) -> tuple[str, str]:
+    """(the URL without USER:PASSWORD@, that name and password decoded, "" where there is none)."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return (urlunsplit(parts._replace(netloc=host)), unquote(user)) if at else (url, "")
+
+
+def authorization(url: str) -> str:
+    """The Authorization header for a URL; "" where nothing is known for its host."""
+    bare, user = split_user(url)
+    user = user or _from_environment(urlsplit(bare)) or _from_netrc(urlsplit(bare))
+    return f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
+
+
+def same_server(a: str, b: str) -> bool:
+    """Whether two URLs lead to one server, to which a secret meant for the first may go with the second as well: the
+    same host and port, and no change from https to http."""
+    first, second = urlsplit(a), urlsplit(b)
+    if (first.hostname or "").lower() != (second.hostname or "").lower():
+        return False
+    ports = (_port(first), _port(second))
+    if first.scheme == second.scheme:
+        return ports[0] == ports[1]
+    return (first.scheme, second.scheme) == ("http", "https") and ports == (80, 443)
+
+
+def _port(parts: SplitResult) -> int | None:
+    return parts.port or _PORTS.get(parts.scheme)
+
+
+def _from_environment(parts: SplitResult) -> str:
+    for entry in os.environ.get(AUTH, "").split():
+        host, sign, user = entry.partition("=")
+        if not sign or ":" not in user:
+            raise UsageError(f"${AUTH} has an entry that is not HOST=USER:PASSWORD: write it so, with spaces between")
+        if host.lower() in {(parts.hostname or "").lower(), f"{parts.hostname}:{_port(parts)}".lower()}:
+            return user
+    return ""
+
+
+def _from_netrc(parts: SplitResult) -> str:
+    path = Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
+    try:
+        found = netrc.netrc(str(path)).authenticators(parts.hostname or "")
+    except FileNotFoundError:
+        return ""
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:
+        reason = re.sub(r"'[^']*'", MASK, str(error))  # which may quote a password
+        raise UsageError(f"{path} cannot be read ({printable(reason)}): mend it, or set ${AUTH}") from None
+    return f"{found[0]}:{found[2]}" if found and found[2] else ""
