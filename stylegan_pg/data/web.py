@@ -243,12 +243,15 @@ class _InTime(http.client.HTTPConnection):
 
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[None]:
+        late = TimeoutError(f"the server's answer did not begin within {self.timeout:g} seconds")
         try:
             yield
         except (OSError, http.client.HTTPException):
             if self._late:
-                raise TimeoutError(f"the server's answer did not begin within {self.timeout:g} seconds") from None
+                raise late from None
             raise
+        if self._late:  # the headers that did come were taken for all
+            raise late
 
 
 class _InTimeTLS(_InTime, http.client.HTTPSConnection):

@@ -1,0 +1,304 @@
+"""Servers that are slow, confused or hostile: each ends in one message, in bounded time and memory."""
+
+import base64
+import contextlib
+import re
+import socket
+import threading
+import time
+
+import pytest
+
+from stylegan_pg.data import patience, remote, store
+from stylegan_pg.data.index import load_index
+from stylegan_pg.data.patience import Lasting, Passing
+from stylegan_pg.data.remote import read_url, stat_url
+from stylegan_pg.errors import UsageError
+
+DATA = bytes(range(256)) * 40
+
+
+class Scripted:
+    """A server that answers each request with what `answer(request text, connection)` returns or sends by itself."""
+
+    def __init__(self, answer):
+        self.answer, self.seen, self.open = answer, [], True
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while self.open:
+            with contextlib.suppress(OSError):
+                connection, _ = self.socket.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        with connection, contextlib.suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(1 << 16)
+            self.seen.append(request.decode())
+            if answer := self.answer(request.decode(), connection):
+                connection.sendall(answer)
+
+    def close(self):
+        self.open = False
+        self.socket.close()
+
+
+@pytest.fixture
+def serve():
+    """Makes servers out of what they answer."""
+    servers = []
+
+    def start(answer):
+        servers.append(Scripted(answer if callable(answer) else lambda *_: answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    monkeypatch.setattr(remote, "TIMEOUT", 1.0)
+    monkeypatch.setattr(patience, "GRACE", 1.0)
+    monkeypatch.setattr(remote, "GRACE", 1.0)
+
+
+def answered(body=b"", status="200 OK", **headers):
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
+
+
+def part_of(request, data):
+    match = re.search(r"Range: bytes=(\d+)-(\d*)", request)
+    assert match
+    return int(match[1]), min(int(match[2]), len(data) - 1) if match[2] else len(data) - 1
+
+
+# ------------------------------------------------------------------------------------------------- slow and endless
+
+
+def drip(*parts, pause=0.05):
+    def answer(_, connection):
+        connection.sendall(parts[0])
+        while True:
+            connection.sendall(parts[1])
+            time.sleep(pause)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.0),
+        drip(b"HTTP/1.1 200 OK\r\n", b"X", pause=0.2),
+        drip(b"", b""),
+    ],
+    ids=["100-continue", "headers drip", "silence"],
+)
+def test_headers_come_in_time_or_not_at_all(serve, answer):
+    server, started = serve(answer), time.monotonic()
+    with pytest.raises(Passing, match=r"did not begin within 1 seconds|timed out"):
+        read_url(f"{server.url}/x.tar", patience=2)
+    assert time.monotonic() - started < 8
+    with pytest.raises(Passing):
+        stat_url(f"{server.url}/x.tar")
+
+
+def test_a_body_that_drips_is_no_progress(serve, tmp_path):
+    server, started = serve(drip(answered(Content_Length=1 << 20), b"x")), time.monotonic()
+    with pytest.raises(Passing, match="less than 1024 bytes a second"):
+        read_url(f"{server.url}/x.tar", patience=2)
+    store.configure(store.Settings(str(tmp_path), 1 << 30, 2))
+    with pytest.raises(Passing, match="less than 1024 bytes a second"):
+        store.fetched(store.Shard(f"{server.url}/x.tar", 1 << 20))
+    assert time.monotonic() - started < 20
+
+
+def test_a_slow_server_that_does_send_is_waited_for(serve):
+    """4 KiB a second, for longer than the patience: what comes counts."""
+
+    def answer(_, connection):
+        connection.sendall(answered(Content_Length=len(DATA)))
+        for i in range(0, len(DATA), 1024):
+            connection.sendall(DATA[i : i + 1024])
+            time.sleep(0.25)
+
+    assert read_url(f"{serve(answer).url}/x.tar", patience=0.5) == DATA
+
+
+@pytest.mark.parametrize("length", [{}, {"Content_Length": 1 << 50}], ids=["unannounced", "announced"])
+def test_an_endless_index_is_not_read_to_its_end(serve, length, monkeypatch):
+    sent = [0]
+
+    def answer(_, connection):
+        connection.sendall(answered(**length))
+        while True:
+            connection.sendall(b" " * (1 << 20))
+            sent[0] += 1
+
+    monkeypatch.setattr("stylegan_pg.data.index.MOST_JSON_BYTES", 4 << 20)
+    server = serve(answer)
+    with pytest.raises(UsageError, match=rf"{server.url}/index\.json is larger than {4 << 20} bytes"):
+        load_index(server.url)
+    assert sent[0] < 64
+
+
+# ------------------------------------------------------------------------------------------------------ nonsense
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", "9" * 30, "5, 6", "²"])
+def test_lengths_that_are_no_lengths(serve, length):
+    server = serve(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nhello".encode("latin-1"))
+    for ask in (read_url, stat_url):
+        with pytest.raises(Passing, match=r"x\.tar: the server's answer makes no sense: its Content-Length is"):
+            ask(f"{server.url}/x.tar")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        "bytes 0-99/10240",
+        "bytes 101-199/10240",
+        "bytes 100-9/10240",
+        "bytes 100-500/10240",
+        "bytes 100-150/10240",
+        "items 100-199/10240",
+        "bytes */10240",
+        "bytes 100-199/-1",
+        f"bytes 100-{'9' * 25}/*",
+    ],
+)
+def test_another_part_than_was_asked_for_is_not_taken(serve, told):
+    headers = {"Content_Range": told} if told else {}
+    server = serve(answered(DATA[:100], "206 Partial Content", Content_Length=100, **headers))
+    with pytest.raises(Passing, match=r"the server's answer makes no sense: .*Content-Range"):
+        read_url(f"{server.url}/x.tar", 100, 200)
+
+
+def test_parts_that_are_right(serve):
+    def answer(request, _):
+        first, last = part_of(request, DATA)
+        return answered(
+            DATA[first : last + 1], "206 Partial Content", Content_Range=f"bytes {first}-{last}/{len(DATA)}"
+        )
+
+    url = f"{serve(answer).url}/x.tar"
+    for start, end in ((1, None), (100, 200), (len(DATA) - 5, len(DATA) + 100)):
+        assert read_url(url, start, end) == DATA[start:end]
+
+
+def test_more_than_was_asked_for_is_not_read(serve):
+    server = serve(answered(DATA, "206 Partial Content", Content_Range=f"bytes 100-199/{len(DATA)}"))
+    assert len(read_url(f"{server.url}/x.tar", 100, 200)) == 100
+    server = serve(answered(DATA, "206 Partial Content", Content_Range=f"bytes 0-{len(DATA) - 1}/{len(DATA)}"))
+    with pytest.raises(Passing, match="a part of the file where all of it was asked for"):
+        read_url(f"{server.url}/x.tar")
+
+
+def test_a_garbled_answer_and_its_control_characters(serve):
+    server = serve(b"HTTP/1.1 404 \x1b[2Jgone\r\nContent-Length: 0\r\n\r\n")
+    with pytest.raises(Lasting) as error:
+        read_url(f"{server.url}/x.tar")
+    assert "\x1b" not in str(error.value)
+    server = serve(b"\x00\xff nothing like HTTP\r\n\r\n")
+    with pytest.raises(Passing):
+        read_url(f"{server.url}/x.tar")
+
+
+# --------------------------------------------------------------------------------------------- redirects, passwords
+
+
+def with_user(url, user="me:secret"):
+    return url.replace("//", f"//{user}@")
+
+
+def test_redirects_carry_passwords_to_the_same_server_alone(serve):
+    data = serve(answered(DATA, Content_Length=len(DATA)))
+    away = serve(answered(b"", "302 Found", Location=f"{data.url}/y.tar", Content_Length=0))
+    assert read_url(with_user(f"{away.url}/x.tar")) == DATA
+    assert "Authorization" in away.seen[0]
+    assert "Authorization" not in data.seen[0]
+
+    def answer(request, _):
+        if "/x.tar" in request:
+            return answered(b"", "301 Moved", Location="/y.tar", Content_Length=0)
+        return answered(DATA, Content_Length=len(DATA))
+
+    here = serve(answer)
+    assert read_url(with_user(f"{here.url}/x.tar")) == DATA
+    assert all(f"Basic {base64.b64encode(b'me:secret').decode()}" in request for request in here.seen)
+
+
+def test_redirects_keep_what_is_asked_for(serve):
+    def answer(request, _):
+        if "/x.tar" in request:
+            return answered(b"", "307 Temporary Redirect", Location="/y.tar", Content_Length=0)
+        assert request.startswith("HEAD") or "Range" in request
+        first, last = part_of(request, DATA) if "Range" in request else (0, len(DATA) - 1)
+        if request.startswith("HEAD"):
+            return answered(Content_Length=len(DATA))
+        return answered(
+            DATA[first : last + 1], "206 Partial Content", Content_Range=f"bytes {first}-{last}/{len(DATA)}"
+        )
+
+    url = f"{serve(answer).url}/x.tar"
+    assert read_url(url, 10, 20) == DATA[10:20]
+    assert stat_url(url).size == len(DATA)
+
+
+@pytest.mark.parametrize("to", ["ftp://127.0.0.1/x", "file:///etc/passwd", "data:,hello", "pipe:touch%20{}"])
+def test_redirects_lead_nowhere_but_to_web_servers(serve, to, tmp_path):
+    marker = tmp_path / "made"
+    server = serve(answered(b"", "302 Found", Location=to.format(marker), Content_Length=0))
+    with pytest.raises(Passing):
+        read_url(f"{server.url}/x.tar")
+    assert not marker.exists()
+
+
+def test_redirects_in_a_circle_end(serve):
+    server = serve(answered(b"", "302 Found", Location="/x.tar", Content_Length=0))
+    with pytest.raises(Passing, match=r"x\.tar"):
+        read_url(f"{server.url}/x.tar")
+    assert len(server.seen) < 20
+
+
+def test_names_and_passwords_from_elsewhere(serve, tmp_path, monkeypatch):
+    server = serve(answered(DATA, Content_Length=len(DATA)))
+    host = server.url.removeprefix("http://")
+
+    def sent():
+        read_url(f"{server.url}/x.tar")
+        match = re.search(r"Authorization: Basic (\S+)", server.seen[-1])
+        return base64.b64decode(match[1]).decode() if match else None
+
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert sent() is None
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password of-netrc\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert sent() == "me:of-netrc"
+    monkeypatch.setenv("STYLEGAN_PG_HTTP_AUTH", f"elsewhere=no:no {host}=you:p=w:1")
+    assert sent() == "you:p=w:1"
+    monkeypatch.setenv("STYLEGAN_PG_HTTP_AUTH", "secretive")
+    with pytest.raises(UsageError, match="HOST=USER:PASSWORD") as error:
+        sent()
+    assert "secretive" not in str(error.value)
+    monkeypatch.delenv("STYLEGAN_PG_HTTP_AUTH")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me passwort hidden\n")
+    with pytest.raises(UsageError, match="cannot be read") as error:
+        sent()
+    assert "hidden" not in str(error.value)
+
+
+def test_who_is_not_let_in_hears_how_to_get_in(serve):
+    server = serve(answered(b"", "401 Unauthorized", Content_Length=0))
+    with pytest.raises(Lasting, match=r"401 Unauthorized .*netrc.*STYLEGAN_PG_HTTP_AUTH") as error:
+        read_url(with_user(f"{server.url}/x.tar?token=hidden"))
+    assert "secret" not in str(error.value).replace("secrets", "")
+    assert "hidden" not in str(error.value)
