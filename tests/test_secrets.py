@@ -91,7 +91,10 @@ def test_nothing_that_a_run_leaves_holds_the_password(tmp_path, monkeypatch):
 
 def test_descriptions_start_no_program(tmp_path):
     marker = tmp_path / "made"
-    of_url, of_mixture = [f"data.url=pipe:touch {marker}"], ["data.url=", f"data.mixture={{'pipe:touch {marker}': 1}}"]
+    of_url, of_mixture = (
+        [f"data.url=pipe:touch {marker}"],
+        ['data.url=""', f"data.mixture={{'pipe:touch {marker}': 1}}"],
+    )
     for command in (["train", "demo", "--dry-run", "run=r", *of_url], ["plan", "demo", "run=r", *of_mixture]):
         done = subprocess.run(
             [sys.executable, "-m", "stylegan_pg", *command], capture_output=True, text=True, check=False
