@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from stylegan_pg import files
 from stylegan_pg.errors import RunError, UsageError
 
 FORMAT = 1
@@ -84,18 +85,9 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
     host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(state)
     meta = {"format": str(FORMAT), "state": text, "blake2b": _digest(host, text)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            _save(file, host, meta)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # also Ctrl-C: it is raised again
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    with files.whole(path, sync=True) as file:
+        _save(file, host, meta)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -172,9 +164,10 @@ def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dic
 
 def rotate(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and leftovers of interrupted writes."""
-    for path in [*found(folder)[keep:], *folder.glob(f".*{SUFFIX}.*.tmp")]:
+    for path in found(folder)[keep:]:
         with contextlib.suppress(OSError):
             path.unlink()
+    files.sweep(folder)
 
 
 class Writer:

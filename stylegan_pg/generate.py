@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from stylegan_pg import files
 from stylegan_pg.data.stream import one_hot
 from stylegan_pg.errors import UsageError
 from stylegan_pg.snapshot import load_snapshot
@@ -98,9 +99,8 @@ def tile(images: torch.Tensor, columns: int) -> torch.Tensor:
 def save_image(image: torch.Tensor, path: Path) -> None:
     """Write uint8 [C, H, W] as PNG (grey, RGB or RGBA, as C says), by way of a temporary name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    to_pil(image).save(temporary, format="PNG")
-    temporary.replace(path)
+    with files.whole(path) as file:
+        to_pil(image).save(file, format="PNG")
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ to a step, on how many devices, is a table of its own (scaling.py).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from stylegan_pg import scaling
+from stylegan_pg import files, scaling
 from stylegan_pg.config import Config
 from stylegan_pg.data.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
@@ -275,11 +274,8 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
         f"{m.devices} x {m.flops:.3g} FLOP/s, {m.utilisation:.0%} used; {plan.saved:.1%} of the FLOPs saved",
         fontsize=10,
     )
-    temporary = out.with_name(f".{out.name}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=100)
-        temporary.replace(out)
+        with files.whole(out) as file:
+            figure.savefig(file, format="png", dpi=100)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}") from None

@@ -18,7 +18,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from stylegan_pg import status
+from stylegan_pg import files, status
 from stylegan_pg.generate import save_image, tile
 
 
@@ -33,9 +33,8 @@ def cut_back(path: Path, nimg: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept), "utf-8")
-    os.replace(temporary, path)
+    with files.whole(path) as file:
+        file.write("".join(kept).encode())
 
 
 class Means:
@@ -173,7 +172,7 @@ class Reporter:
     def grid(self, name: str, nimg: int, images: torch.Tensor, columns: int) -> None:
         """uint8 [N, C, H, W] as one picture, samples/NAME.png: grey, RGB or RGBA, as C says."""
         picture = tile(images, columns)
-        self._guard(save_image, picture, self.run / "samples" / f"{name}.png")
+        self._guard(_save_grid, picture, self.run / "samples" / f"{name}.png")
         if self.board:
             self._guard(self.board.add_image, name.rsplit("-", 1)[0], picture, nimg)
 
@@ -187,6 +186,11 @@ def _draw_curves(run: Path) -> None:
     from stylegan_pg.metrics.figures import draw_curves  # matplotlib takes its time
 
     draw_curves(run / "metrics.jsonl", run / "metrics.png")
+
+
+def _save_grid(picture: torch.Tensor, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    save_image(picture, path)
 
 
 def _link(target: Path, path: Path) -> None:

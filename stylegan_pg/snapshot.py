@@ -6,9 +6,7 @@ the two can never be separated. (A checkpoint, which is for continuing a run, is
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from stylegan_pg import files
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
 
@@ -33,18 +32,9 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in G_ema.state_dict().items()}
     meta = {"stylegan_pg": json.dumps({"format": FORMAT, **description})}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(save(tensors, meta))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # also Ctrl-C: it is raised again
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    with files.whole(path, sync=True) as file:
+        file.write(save(tensors, meta))
 
 
 def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg import checkpoint, dist
+from stylegan_pg import checkpoint, dist, files
 from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import phases
 from stylegan_pg.settings import load_config
@@ -61,9 +61,8 @@ class Pace:
 
 def write(run: Path, nimg: int, ranks: list[dict[str, Any]]) -> None:
     """Atomically; raises OSError."""
-    temporary = run / f".{FILE}.tmp"
-    temporary.write_text(json.dumps({"nimg": nimg, "time": time.time(), "ranks": ranks}), "utf-8")
-    temporary.replace(run / FILE)
+    with files.whole(run / FILE) as file:
+        file.write(json.dumps({"nimg": nimg, "time": time.time(), "ranks": ranks}).encode())
 
 
 def stragglers(ranks: list[dict[str, Any]]) -> list[int]:

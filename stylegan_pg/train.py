@@ -7,8 +7,6 @@ written follows from it. The checkpoint comes last at each boundary, so whatever
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import platform
 import signal
 import sys
@@ -25,6 +23,7 @@ from stylegan_pg.data.stream import give_up_waiting
 from stylegan_pg.divergence import Divergence
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.feed import Feed
+from stylegan_pg.folder import RunFolder
 from stylegan_pg.game import Game
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.networks import unread_keys
@@ -35,7 +34,6 @@ from stylegan_pg.parallel import Parallel
 from stylegan_pg.report import Means, Reporter
 from stylegan_pg.resume import compare, running_numbers, to_plain
 from stylegan_pg.schedule import Phase, crossed, phases
-from stylegan_pg.settings import to_yaml
 
 
 class Trainer:
@@ -53,14 +51,15 @@ class Trainer:
         for r in sorted({p.resolution for p in self.plan}):
             index.table(r)  # says now, not days later, if a resolution is missing or damaged
         self.run = Path(config.run)
-        self.folder = self.run / "checkpoints"
+        self.folder = RunFolder(self.run)
+        self.checkpoints = self.run / "checkpoints"
         self.feed = Feed(config, index, parallel, self.plan)
-        self.writer = checkpoint.Writer(self.folder, config.checkpoint.keep)  # rank 0 uses it
+        self.writer = checkpoint.Writer(self.checkpoints, config.checkpoint.keep)  # rank 0 uses it
         self.means = Means()
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
-        self.divergence = Divergence(self.folder, config.train.max_skipped)
+        self.divergence = Divergence(self.checkpoints, config.train.max_skipped)
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
         self.reporter: Reporter | None = None  # rank 0 has one
@@ -133,11 +132,11 @@ class Trainer:
         self.kernels = native.agree(self.players.device.type)
         with dist.main_decides() as box:
             if dist.is_main():
-                self.claim_folder()
-                path, tensors, state, problems = checkpoint.newest_good(self.folder)
+                self.folder.claim()
+                path, tensors, state, problems = checkpoint.newest_good(self.checkpoints)
                 if path is None and must_resume:
                     raise UsageError(
-                        f"{self.folder} holds no checkpoint to continue from: leave --resume away to start"
+                        f"{self.checkpoints} holds no checkpoint to continue from: leave --resume away to start"
                     )
                 if self.config.train.threads:
                     torch.set_num_threads(self.config.train.threads)
@@ -180,28 +179,12 @@ class Trainer:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.request_stop)
 
-    def claim_folder(self) -> None:
-        """Make the run's folder and lock it against a second process, as long as this one lives."""
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.run / ".lock", "w")  # noqa: SIM115 - held until the process ends
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is training in {self.run}: stop it, or take another run=FOLDER"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
-                raise UsageError(f"run={self.run} cannot be used as the run's folder: {error}") from None
-
     def open_logs(self) -> None:
         try:
             self.reporter = Reporter(
                 self.run, self.players.nimg, self.end, tensorboard=self.config.output.tensorboard, means=self.means
             )
-            temporary = self.run / ".config.yaml.tmp"
-            temporary.write_text(to_yaml(self.config), "utf-8")
-            temporary.replace(self.run / "config.yaml")
+            self.folder.keep(self.config)
         except OSError as error:
             raise UsageError(f"run={self.run} cannot be written: {error}") from None
 
@@ -297,7 +280,7 @@ class Trainer:
             self.write_failures, self.failing = 0, False
             return
         self.write_failures += 1
-        newest = next(iter(checkpoint.found(self.folder)), None)
+        newest = next(iter(checkpoint.found(self.checkpoints)), None)
         self.say(
             f"warning: the checkpoint at {nimg / 1000:.1f} kimg could not be written ({fault}); the last good one is "
             f"{newest or 'none yet'} (failure {self.write_failures} of {self.config.checkpoint.max_failures})"

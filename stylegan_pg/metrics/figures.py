@@ -10,6 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from stylegan_pg import files
+
 NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds")
 
 
@@ -31,9 +33,8 @@ def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=100)
-    temporary.replace(path)
+    with files.whole(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,78 @@
+"""Files that are there whole or not at all, and what is left of them where a writer was killed.
+
+A file is written beside its place, under a name `.NAME.WORD.tmp`, and locked meanwhile: the system drops the lock when
+the writer dies, so that what nobody holds any more is a leftover.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+ABANDONED_SEC = 3600.0  # without a change, where the file system has no locks: a leftover
+
+
+@contextlib.contextmanager
+def whole(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of `path` when the block ends, at once; if the block fails, `path` is
+    as it was, and nothing else is left. The folder must be there.
+
+    Args:
+        sync: have the bytes on the disk before they take that place.
+
+    Raises:
+        OSError: for example when the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with _locked(temporary) as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:  # also Ctrl-C: it is raised again
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _locked(path: Path) -> BinaryIO:
+    while True:
+        file = open(path, "wb")  # noqa: SIM115 - the caller closes it
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # swept away between the two lines above
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers have left in a folder (not in those below it); what somebody writes just now stays.
+
+    Not for a folder into which this very process is writing: locks do not tell its own files apart.
+    """
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # not ours to remove, or gone by itself
+            if path.is_symlink():
+                path.unlink()
+                continue
+            with open(path, "r+b") as file:
+                if _is_left(file):
+                    path.unlink()
+
+
+def _is_left(file: BinaryIO) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # as systems say it
+        return False
+    except OSError:
+        return time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_SEC
+    return True
