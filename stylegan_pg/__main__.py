@@ -13,6 +13,9 @@ import threading
 
 from stylegan_pg import launcher
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
+from stylegan_pg.untrusted import printable
+
+LONGEST_LINE = 4000  # characters of a message
 
 
 def main() -> None:
@@ -82,7 +85,8 @@ def _end(status: int) -> None:
 
 
 def _told(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    lines = str(error).split("\n")  # which may have names from archives and servers in them
+    print("error: " + "\n".join(printable(line, LONGEST_LINE) for line in lines), file=sys.stderr)
     return code
 
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from stylegan_pg import __version__
+from stylegan_pg.untrusted import printable
 
 if TYPE_CHECKING:
     from stylegan_pg.data.index import DatasetIndex
+
+LONGEST_LINE = 100_000  # characters about a dataset, such as the names of its classes
 
 app = typer.Typer(
     name="stylegan-pg",
@@ -36,7 +39,10 @@ def _main(
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="Folder (searched recursively), zip, or tar(s) of images.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(help="Folder (searched recursively) or zip of images; or tars: several, or 'x-{00..07}.tar'."),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the packed dataset.")],
     resolution: Annotated[int, typer.Option(help="Largest resolution, a power of two.")],
     lowest: Annotated[int, typer.Option(help="Smallest resolution of the pyramid.")] = 4,
@@ -273,9 +279,9 @@ def data_check(
     resolutions = [*index.resolutions] if packed else [max(index.resolutions)]
     bad = 0
     for line in check(index, resolutions if resolution is None else [resolution], workers):
-        print(line, flush=True)
+        print(printable(line, LONGEST_LINE), flush=True)
         bad += 1
-    print(f"{index.path}: {index.count} images, {f'faults: {bad}' if bad else 'all good'}")
+    print(f"{printable(index.path)}: {index.count} images, {f'faults: {bad}' if bad else 'all good'}")
     if bad:
         raise typer.Exit(1)
 
@@ -291,7 +297,7 @@ def data_info(
 
     index = _dataset(url, base)
     for line in info(index):
-        print(line)
+        print(printable(line, LONGEST_LINE))
     if out is not None:
         contact_sheet(index, out)
         print(f"contact sheet: {out}")

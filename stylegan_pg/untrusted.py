@@ -28,11 +28,17 @@ def printable(text: object, longest: int = _LONGEST_PRINTED) -> str:
 
 
 def parse_json(
-    data: bytes | str, named: str, remedy: str, *, most: int = MOST_JSON_BYTES, deepest: int = DEEPEST_JSON
+    data: bytes | str,
+    named: str,
+    remedy: str,
+    *,
+    most: int = MOST_JSON_BYTES,
+    deepest: int = DEEPEST_JSON,
+    finite: bool = True,
 ) -> Any:
     """The content of a JSON text of at most `most` bytes whose lists and objects are nested at most `deepest` deep.
 
-    NaN and Infinity, which are no JSON, are refused as well.
+    Unless `finite` is False, NaN and Infinity, which are no JSON, are refused as well.
 
     Raises:
         UsageError: for anything else, in one message that begins with `named` and ends with `remedy`.
@@ -40,7 +46,7 @@ def parse_json(
     if len(data) > most:
         raise UsageError(f"{named} has {len(data)} bytes of JSON, more than {most}: {remedy}")
     try:
-        content = json.loads(data, parse_constant=_refuse)
+        content = json.loads(data, parse_constant=_refuse if finite else None)
     except RecursionError:
         raise UsageError(f"{named} is nested deeper than {deepest} levels: {remedy}") from None
     except ValueError as error:  # also of text that is not UTF-8, and of numbers of more digits than Python takes

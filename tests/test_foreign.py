@@ -20,7 +20,7 @@ from packing import encoded, files_of, packed
 from PIL import Image
 
 from stylegan_pg.config import Config
-from stylegan_pg.data import members
+from stylegan_pg.data import foreign
 from stylegan_pg.data.decode import BadPicture, decode_to_fit
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.mixture import load_dataset
@@ -222,8 +222,8 @@ def test_commands_and_grey_pictures(tmp_path):
 
 def test_headers_are_read_once_and_again_when_a_tar_changes(shards, cache, monkeypatch):
     read = []
-    real = members._members
-    monkeypatch.setattr(members, "_members", lambda file, named: read.append(named) or real(file, named))
+    real = foreign.members_of
+    monkeypatch.setattr(foreign, "members_of", lambda file, named: read.append(named) or real(file, named))
     first = load_index(str(shards))
     assert len(read) == 3
     assert load_index(str(shards)) == first

@@ -25,7 +25,8 @@ def test_a_folder_is_read_in_path_order_and_other_files_are_counted(tmp_path):
     report = packed(source, tmp_path / "out", labels="none")
     order = json.loads((tmp_path / "out" / "sources.json").read_text())
     assert order == ["a.png", "a/b/c.png", "a/z.png", "b.png", "é.png"]
-    assert report.ignored == {".DS_Store": 1, ".json": 1, ".png": 2, ".txt": 1}
+    assert report.ignored == {".DS_Store": 1, ".json": 1, "hidden .png": 2, ".txt": 1}
+    assert report.notes == ("loop leads to the folder ., which is read once",)
     assert load_index(str(tmp_path / "out")).source_of(2) == "a/z.png"
     table = load_index(str(tmp_path / "out")).table(8)
     assert table.label.tolist() == [-1] * 5

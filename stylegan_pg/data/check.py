@@ -70,6 +70,7 @@ def info(index: DatasetIndex) -> Iterator[str]:
     colours = {1: "grey", 3: "RGB", 4: "RGBA"}.get(index.channels, f"{index.channels} channels")
     yield f"{index.path}: {index.count} images in {len(index.shards)} shards, {colours}, up to {height}x{width}"
     yield f"identity {index.identity}"
+    yield from index.notes
     label = None
     for resolution in index.resolutions:
         table = index.table(resolution)

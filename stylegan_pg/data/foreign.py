@@ -1,9 +1,9 @@
 """WebDataset tars that something else wrote, without an index of ours.
 
 Their headers are read once, and what they say is kept in the user's cache (never in the dataset's folder) under each
-tar's URL, size, and time or ETag. Members are samples as webdataset reads them: consecutive files with the same path up
-to the name's first dot. Each needs one picture (jpg, jpeg, png, webp); `cls` (a number or a name) and `label` in a
-`json` are classes, numbered as when packing. Everything else is left alone.
+tar's URL, size, and time or ETag. Members are samples as webdataset reads them: consecutive files with one key, which
+ends at the first dot of a name (names.py has the exception). Each needs one picture (jpg, jpeg, png, webp); `cls` (a
+number or a name) and `label` in a `json` are classes, numbered as when packing. Everything else is left alone.
 
 Pictures may have any size: at each resolution the largest central part that has the shape of the base is made smaller
 (decode.py). Smaller ones, and those with another number of channels than most, are refused one by one as they are
@@ -12,10 +12,10 @@ read. Orientations and colour profiles are ignored, as in other readers of such 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
+import stat as modes
 import sys
 import tempfile
 from collections import Counter
@@ -24,18 +24,21 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
-from braceexpand import braceexpand
 
 from stylegan_pg.data import cache, remote, store
 from stylegan_pg.data.decode import BadPicture, header, size_at
 from stylegan_pg.data.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
 from stylegan_pg.data.kept import Arrays, kept
 from stylegan_pg.data.labels import MAX_CLASSES, number_classes
-from stylegan_pg.data.members import PICTURES, Member, content_of, samples_of
+from stylegan_pg.data.members import PICTURES, names_of, samples_of
+from stylegan_pg.data.names import Names
 from stylegan_pg.data.patience import Passing, patiently
+from stylegan_pg.data.places import expand
 from stylegan_pg.data.store import NoRoom
 from stylegan_pg.data.table import SampleTable, Tar
+from stylegan_pg.data.tars import Member, content_of, members_of
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import shown
 
 PROBES = 16  # pictures that tell sizes and channels
@@ -76,34 +79,6 @@ class ForeignIndex(DatasetIndex):
         return keys[ordinal] if 0 <= ordinal < self.count else ""
 
 
-def expand(url: str) -> list[str]:
-    """The tars behind a URL: a folder's in the order of their names, a glob pattern's, a brace pattern's, or one; "::"
-    separates several. Raises UsageError where there are none."""
-    found: list[str] = []
-    for part in url.split("::"):
-        try:
-            each = list(braceexpand(part))
-        except ValueError as error:
-            raise UsageError(f"{part} is no brace pattern ({error}): write it as 'shard-{{000..099}}.tar'") from None
-        for one in each:
-            local = not remote.is_remote(one) and "://" not in one.removeprefix("file://")
-            path = one.removeprefix("file://")
-            if local and os.path.isdir(path):
-                found += sorted(glob.glob(f"{glob.escape(path)}/*.tar"))
-            elif local and "*" in path:
-                # A file's name is no URL, whatever it begins with: `pipe:rm x.tar` is one to read.
-                names = sorted(glob.glob(path))
-                found += [os.path.join(os.curdir, name) if remote.is_remote(name) else name for name in names]
-            else:
-                found.append(path if local else one)
-    if not found:
-        raise UsageError(f"{url}: no tar there; check the path")
-    if len(set(found)) < len(found):
-        twice = next(tar for tar, n in Counter(found).items() if n > 1)
-        raise UsageError(f"{url} names {shown(twice)} twice: name each tar once")
-    return found
-
-
 def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
     """The dataset of foreign tars at `url`, cropped to `base`.
 
@@ -137,17 +112,20 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
             Tar(one, stat.size, tag=stat.tag if remote.is_remote(one) else "", foreign=True)
             for one, stat in zip(urls, stats, strict=True)
         ),
+        notes=tuple(_unpacked(columns["notes"])),
         columns=columns,
     )
 
 
 def _stat(url: str) -> remote.Stat:
     try:
+        if not remote.is_remote(url) and not modes.S_ISREG(os.stat(remote.file_path(url)).st_mode):
+            raise UsageError(f"{printable(url)} is no file: give tars, or a folder of tars alone")
         return patiently(store.settings().patience, lambda: remote.stat_url(url, store.settings().patience))
     except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except FileNotFoundError:
-        raise UsageError(f"{url}: no such tar; check the path") from None
+        raise UsageError(f"{printable(url)}: no such tar; check the path") from None
     except OSError as error:
         raise UsageError(f"{shown(url)} cannot be read: {error}") from None
 
@@ -157,11 +135,11 @@ def _version(url: str, stat: remote.Stat) -> str:
     return f"{url if remote.is_remote(url) else os.path.abspath(url)} {stat.size} {stat.tag}"
 
 
-def _packed(content: list[Any]) -> np.ndarray:
+def _packed(content: Any) -> np.ndarray:
     return np.frombuffer(json.dumps(content).encode(), np.uint8)
 
 
-def _unpacked(array: np.ndarray) -> list[Any]:
+def _unpacked(array: np.ndarray) -> Any:
     return json.loads(array.tobytes())
 
 
@@ -173,10 +151,20 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
     if len(urls) >= MANY:
         print(f"reading the headers of {len(urls)} tars, this once", file=sys.stderr)
 
-    def read(url: str, stat: remote.Stat) -> Arrays:
-        return kept(f"tar {_version(url, stat)}", lambda: _read_one(url, stat))
+    def read(url: str, stat: remote.Stat, last_dot: bool = False) -> Arrays:
+        return kept(f"tar {last_dot} {_version(url, stat)}", lambda: _read_one(url, stat, last_dot))
 
     tars = list(pool.map(read, urls, stats))
+    notes = [_unpacked(tar["note"]) for tar in tars]
+    if any(note and tar["last_dot"] for note, tar in zip(notes, tars, strict=True)):  # then that holds for all
+        tars = [
+            read(url, stat, last_dot=True) if note and not tar["last_dot"] else tar
+            for url, stat, tar, note in zip(urls, stats, tars, notes, strict=True)
+        ]
+        notes = [note if tar["last_dot"] else "" for note, tar in zip(notes, tars, strict=True)]
+    notes = [f"{shown(url)}: {note}" for url, note in zip(urls, notes, strict=True) if note][:1]
+    for note in notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
     keys, labels = ([one for tar in tars for one in _unpacked(tar[name])] for name in ("keys", "labels"))
     counts = [len(tar["offset"]) for tar in tars]
     if not keys:
@@ -202,33 +190,38 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
         "label": np.array(numbers, np.int64),
         "keys": _packed(keys),
         "names": _packed(names),
+        "notes": _packed(notes),
         "counts": np.array(counts, np.int64),
         "tar_bytes": np.array([int(tar["tar_bytes"]) for tar in tars], np.int64),
         "probes": np.stack(probes[:: -(-len(probes) // PROBES)]),
     }
 
 
-def _read_one(url: str, stat: remote.Stat) -> Arrays:
-    """What one tar holds. One that came through the cache and makes no sense is fetched once more: a copy may have been
-    cut short where nobody knew its size."""
+def _read_one(url: str, stat: remote.Stat, last_dot: bool) -> Arrays:
+    """What one tar holds, read in its own way of names, or with keys that end at the last dot.
+
+    A tar that came through the cache and makes no sense is fetched once more: a copy may have been cut short where
+    nobody knew its size."""
     named, known = shown(url), {"size": stat.size, "tag": stat.tag}
     try:
         try:
-            return _read_whole(url, named, known)
+            return _read_whole(url, named, known, last_dot)
         except UsageError:
             if not remote.is_remote(url):
                 raise
             cache.doubt(url, **known)
-            return _read_whole(url, named, known)
+            return _read_whole(url, named, known, last_dot)
     except Passing as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except OSError as error:
         raise UsageError(f"{named} cannot be read: {error}") from None
 
 
-def _read_whole(url: str, named: str, known: dict[str, Any]) -> Arrays:
+def _read_whole(url: str, named: str, known: dict[str, Any], last_dot: bool) -> Arrays:
     with _opened(url, known) as file:
-        samples = list(samples_of(file, named))
+        members = members_of(file, named)
+        names = Names(True, "") if last_dot else names_of(members, named)
+        samples = list(samples_of(file, members, names, named))
         probe = next(filter(len, (_probe(file, sample.picture) for sample in samples[:PROBES])), [])
         return {
             "offset": np.array([sample.picture.offset for sample in samples], np.int64),
@@ -238,6 +231,8 @@ def _read_whole(url: str, named: str, known: dict[str, Any]) -> Arrays:
             "cls": np.array(any(sample.has_cls for sample in samples)),
             "tar_bytes": np.array(os.fstat(file.fileno()).st_size),
             "probe": np.array(probe, np.int64),
+            "last_dot": np.array(names.last_dot),
+            "note": _packed(names.note),
         }
 
 

@@ -31,6 +31,7 @@ from stylegan_pg.data.decode import SQUARE, size_at
 from stylegan_pg.data.kept import Arrays, kept
 from stylegan_pg.data.order import WINDOW, Mixture, Order
 from stylegan_pg.data.patience import Passing
+from stylegan_pg.data.places import WILD, literal
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.untrusted import MOST_JSON_BYTES
@@ -60,7 +61,8 @@ class Shard:
 @dataclass(frozen=True)
 class DatasetIndex:
     """What a packed dataset is. `path` is for messages, without secrets, and `root` is where to read; `label_names` is
-    empty when unlabelled; `identity` is the same for the same data; `base` is (rows, columns) at resolution 4."""
+    empty when unlabelled; `identity` is the same for the same data; `base` is (rows, columns) at resolution 4; `notes`
+    are sentences about how the data was understood."""
 
     path: str
     count: int
@@ -71,6 +73,7 @@ class DatasetIndex:
     shards: tuple[Shard, ...] = field(repr=False)
     base: tuple[int, int] = SQUARE
     root: str = field(default="", repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def size_at(self, resolution: int) -> tuple[int, int]:
         """(height, width) of the pictures at one resolution, in pixels."""
@@ -143,6 +146,9 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     version; RunError where a server does not answer.
     """
     url = str(url)
+    there = literal(url)
+    if there is not None:  # whatever signs are in its name
+        url = there
     if MASK in url and remote.is_remote(url):
         raise UsageError(
             f"{shown(url)} lacks the secret in place of which {MASK} stands, as it was kept out of a file: give the "
@@ -155,8 +161,9 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     url = url.removeprefix("file://")
     local = "://" not in url and not url.startswith("pipe:")
     folder = url.removesuffix("/index.json") if url != "index.json" else "."
-    several = "::" in url or any(sign in url for sign in "{*")
-    packed = not (shown(url).endswith(".tar") or several or url.startswith("pipe:"))
+    several = there is None and ("::" in url or any(sign in url for sign in ("{" + WILD if local else "{*")))
+    tar = url.endswith(".tar") and os.path.isfile(url) if there else shown(url).endswith(".tar")
+    packed = not (several or tar or (url.startswith("pipe:") and not there))
     if local and packed:
         if os.path.isfile(folder):
             raise UsageError(f"{folder} is no uncompressed tar and no folder: unpack .tar.gz and the like first")

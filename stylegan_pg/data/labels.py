@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.data.sources import PICTURES, File, Listing, few, key_of
+from stylegan_pg.data.sources import PICTURES, File, Listing, few, normal_path
 from stylegan_pg.errors import UsageError
 
 MAX_CLASSES = 1_000_000
@@ -25,9 +25,9 @@ def classes_of(listing: Listing, labels: str | os.PathLike[str]) -> tuple[list[i
     if labels == "auto" and listing.dataset_json:
         origin = "dataset.json"
         given = _parse_json(origin, _read_label(listing.dataset_json))
-    elif labels == "auto" and listing.cls:
+    elif labels == "auto" and any(file.suffix == ".cls" for file in listing.sidecars.values()):
         origin = "SOURCE with its .cls files"
-        keyed = {picture.path: listing.cls.get(key_of(picture.path)) for picture in listing.pictures}
+        keyed = {picture.path: listing.beside(picture, ".cls") for picture in listing.pictures}
         texts = {path: _read_label(file).decode("utf-8", "replace").strip() for path, file in keyed.items() if file}
         given = _integers_if_all(texts)
     elif labels == "auto":
@@ -107,7 +107,7 @@ def _integers_if_all(texts: dict[str, str]) -> dict[str, Any]:
 def _look_up(given: dict[str, Any], pictures: list[File], origin: str) -> dict[str, Any]:
     """The labels by the pictures' own paths; every one must fit a picture, and every picture have one."""
     known = {picture.path for picture in pictures}
-    found = {p if p in known else posixpath.normpath(p.replace("\\", "/")): label for p, label in given.items()}
+    found = {p if p in known else normal_path(p): label for p, label in given.items()}
     strange = [path for path in found if path not in known]
     if strange:
         raise UsageError(

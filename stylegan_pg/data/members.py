@@ -1,26 +1,22 @@
-"""What is in a tar of pictures: members as webdataset groups them into samples, of any tar's writer."""
+"""What is in a tar of pictures: members that stand behind one another and have one key are one sample."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import re
-import tarfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
+from stylegan_pg.data.names import Names, at_first_dot, read_names
+from stylegan_pg.data.tars import Member, content_of
 from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import parse_json, printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-LABEL_BYTES = 1 << 20  # of a json with a label
+LABEL_BYTES = 1 << 20  # of a cls, and of a json with a label
+MOST_BYTES = 1 << 29  # of a picture
 _META = re.compile(r"__[^/]*__($|/)")  # as webdataset
-
-
-class Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
 
 
 class Sample(NamedTuple):
@@ -30,82 +26,108 @@ class Sample(NamedTuple):
     has_cls: bool
 
 
-def samples_of(file: IO[bytes], named: str) -> Iterator[Sample]:
-    """The samples of a tar, members grouped as webdataset groups them.
+def names_of(members: Iterable[Member], named: str) -> Names:
+    """How the names of a tar's members are to be read.
 
     Raises:
-        UsageError: a sample without a picture or with two, and as _members.
+        UsageError: all samples have the same several pictures, such as photographs and masks.
     """
-    members = ((_split(member.name), member) for member in _members(file, named))
-    for key, group in itertools.groupby(((*split, member) for split, member in members if split), lambda m: m[0]):
-        found = [(suffix.lower(), member) for _, suffix, member in group]
-        files = dict(found)
-        pictures = [member for suffix, member in found if suffix in PICTURES]
+    paths = [member.name for member in members if _counts(member.name)]
+    names = read_names(paths, [f".{suffix}" for suffix in PICTURES], webdataset=True)
+    if names.last_dot and (parts := _parts_of_each(paths)):
+        raise UsageError(
+            f"{named}: each sample has several pictures ({printable(', '.join(sorted(parts)))}): write a tar in which "
+            f"those to be shown end in {' or '.join(PICTURES)} after the first dot"
+        )
+    return names
+
+
+def _parts_of_each(paths: list[str]) -> frozenset[str]:
+    """The extensions of several dots that the pictures of each key have alike (image.jpg and mask.png), such as differ
+    in kind and not by numbers; empty where they differ from key to key."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        key, extension = at_first_dot(path)
+        if extension.rpartition(".")[2].lower() in PICTURES:
+            found[key].add(extension)
+    kinds = {frozenset(extensions) for extensions in found.values()}
+    common = kinds.pop()
+    words = not any(re.fullmatch(r"[\d.]+[.][a-z]+", extension) for extension in common)
+    return common if not kinds and len(common) > 1 and len(found) > 1 and words else frozenset()
+
+
+def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: str) -> Iterator[Sample]:
+    """The samples of a tar: consecutive members with one key, as webdataset groups them. A key that was there before is
+    told from that by its place.
+
+    Raises:
+        UsageError: a sample without a picture or with two, a picture or a label that cannot be read.
+    """
+    split = ((*names.split(member.name), member) for member in members if _counts(member.name))
+    keys: set[str] = set()
+    for (key, part), group in itertools.groupby(split, lambda one: (one[0], one[2].part)):
+        found = [(suffix.lower(), member) for _, suffix, member in group if suffix]
+        pictures = _pictures(found)
+        if not found:
+            continue
         if len(pictures) != 1:
             raise UsageError(
-                f"{named}: sample {key} has {'no picture' if not pictures else 'several pictures'} "
-                f"({', '.join(files)}): each sample needs one {' or '.join(PICTURES)}; write the tar again"
+                f"{named}: sample {printable(key)} has {'no picture' if not pictures else 'several pictures'} "
+                f"({printable(', '.join(suffix for suffix, _ in found))}): each sample needs one "
+                f"{' or '.join(PICTURES)}; write the tar again"
             )
-        label = None
-        if "cls" in files:
-            text = content_of(file, files["cls"]).decode("utf-8", "replace").strip()
-            label = int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
-        elif "json" in files and files["json"].size <= LABEL_BYTES:
-            label = _json_label(content_of(file, files["json"]), f"{named}: {key}.json")
-        yield Sample(key, pictures[0], label, "cls" in files)
+        picture, files = pictures[0], dict(found)
+        read = [picture, *(files[suffix] for suffix in ("cls", "json") if suffix in files)]
+        for member in read:
+            if member.fault:
+                raise UsageError(f"{named}: {printable(member.name)} {member.fault}; write the tar again")
+        if picture.size > MOST_BYTES:
+            raise UsageError(
+                f"{named}: {printable(picture.name)} has {picture.size} bytes, more than a picture's {MOST_BYTES}: "
+                "write the tar without it"
+            )
+        yield Sample(_of_its_own(key, part, keys, named), picture, _label(file, files, named), "cls" in files)
 
 
-def _split(name: str) -> tuple[str, str] | None:
-    """Key and suffix of a member, split at the first dot of its name; None for what is no part of a sample, such as the
-    hidden files that systems leave in folders (.DS_Store, ._0001.jpg)."""
-    match = re.match(r"^((?:.*/|)[^./]+)[.]([^/]*)$", name)  # webdataset's own, but for hidden files
-    return None if match is None or _META.match(name) else (match[1], match[2])
+def _counts(name: str) -> bool:
+    """Whether a member may be a part of a sample, unlike the hidden files that systems leave in folders (.DS_Store,
+    ._0001.jpg) and webdataset's own (__key__)."""
+    base = name.rpartition("/")[2]
+    return "." in base and not base.startswith(".") and not _META.match(name)
 
 
-def _json_label(data: bytes, named: str) -> int | str | None:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{named} is not JSON ({error}): write the tar again") from None
+def _pictures(found: list[tuple[str, Member]]) -> list[Member]:
+    """The pictures to be shown among a sample's files: of those whose extension is a picture's; without these, of those
+    whose extension ends in one (0001.rgb.png)."""
+    exact = [member for suffix, member in found if suffix in PICTURES]
+    return exact or [member for suffix, member in found if suffix.rpartition(".")[2] in PICTURES]
+
+
+def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:
+    """A key that no other sample of the tar has: joined tars may have the same ones, and each is a sample."""
+    if key in keys and part:
+        key = f"{key} (tar {part + 1} in it)"
+    if key in keys:
+        raise UsageError(
+            f"{named} has the sample {printable(key)} twice: write the tar again, or pack it, which takes the last one"
+        )
+    keys.add(key)
+    return key
+
+
+def _label(file: IO[bytes], files: dict[str, Member], named: str) -> int | str | None:
+    """The class in `cls`, else what a `json` has under "label"."""
+    if "cls" in files:
+        member = files["cls"]
+        if member.size > LABEL_BYTES:
+            raise UsageError(f"{named}: {printable(member.name)} has {member.size} bytes, too many for a label")
+        text = content_of(file, member).decode("utf-8", "replace").strip()
+        return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
+    if "json" not in files or files["json"].size > LABEL_BYTES:
+        return None
+    member = files["json"]
+    content = parse_json(
+        content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again", finite=False
+    )
     label = content.get("label") if isinstance(content, dict) else None
     return label if isinstance(label, int | str) and not isinstance(label, bool) else None
-
-
-def _members(file: IO[bytes], named: str) -> Iterator[Member]:
-    """The regular files of a tar (ustar, GNU, pax), in order.
-
-    Raises:
-        UsageError: no tar, or one that is damaged or ends too early.
-    """
-    end, size = 0, os.fstat(file.fileno()).st_size
-    last, seen = "", {}  # seen: what hard links may lead to
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE * member.isreg()
-                last = member.name
-                if end > size:
-                    break
-                if member.issparse():
-                    raise UsageError(f"{named}: {member.name} is a sparse file: write the tar without --sparse")
-                if member.isreg():
-                    seen[member.name] = Member(member.name, member.offset_data, member.size)
-                    yield seen[member.name]
-                elif member.islnk() and member.linkname in seen:
-                    yield seen[member.linkname]._replace(name=member.name)
-    except tarfile.TarError as error:
-        if not last:
-            raise UsageError(
-                f"{named} is no uncompressed tar ({error}): unpack .tar.gz and the like first, or fetch it again"
-            ) from None
-        end = size + 1
-    # tarfile takes the end of the file, and anything that is no header, for the end of the tar.
-    mark = os.pread(file.fileno(), tarfile.BLOCKSIZE, end)
-    if end > size or len(mark) < tarfile.BLOCKSIZE:
-        raise UsageError(f"{named} is truncated after {last or 'its beginning'}: fetch it again, or write it again")
-    if any(mark):
-        raise UsageError(f"{named} is damaged after {last}, at byte {end}: fetch it again, or write it again")
-
-
-def content_of(file: IO[bytes], member: Member) -> bytes:
-    return os.pread(file.fileno(), member.size, member.offset)

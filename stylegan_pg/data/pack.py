@@ -35,15 +35,18 @@ from stylegan_pg.data.index import FORMAT, identity_of, load_index
 from stylegan_pg.data.labels import classes_of
 from stylegan_pg.data.picture import FILTERS, LOSSLESS_UP_TO, Recipe, Result, make
 from stylegan_pg.data.shards import Group, clean, committed_groups, write_whole
-from stylegan_pg.data.sources import CONTINUES, File, Listing, few, list_source, open_zip
+from stylegan_pg.data.sources import CONTINUES, File, Listing, few, list_source, open_zip, sources_of, told
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import printable
 
 LONGEST = 8192  # pixels of a side
+LONGEST_LINE = 4000  # characters of a report's lines
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a packing did. `unreadable` pairs paths within SOURCE with reasons, `ignored` counts other files."""
+    """What a packing did. `unreadable` pairs paths within SOURCE with reasons, `ignored` counts other files, `notes`
+    are sentences about how SOURCE was understood."""
 
     out: str
     count: int
@@ -55,6 +58,7 @@ class PackReport:
     upscaled: int
     ignored: dict[str, int]
     was_complete: bool
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """The report as a few lines of text for people."""
@@ -73,10 +77,10 @@ class PackReport:
                 f"warning: {len(self.unreadable)} pictures were left out, the first {path}: {reason}"
                 " (all of them in report.json)"
             )
+        lines += (f"note: {note}" for note in self.notes)
         if self.ignored:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
-            lines.append(f"ignored files that are not pictures: {kinds}")
-        return "\n".join(lines)
+            lines.append(f"ignored files that are not pictures: {told(self.ignored)}")
+        return "\n".join(printable(line, LONGEST_LINE) for line in lines)
 
 
 def pack(
@@ -98,7 +102,8 @@ def pack(
 ) -> PackReport:
     """Pack the pictures of `source` into the dataset folder `out` (see the module's text and `data/index.py`).
 
-    source: a folder (with pictures at any depth, or with tars), a zip, a tar, or a list of tars.
+    source: a folder (with pictures at any depth, or with tars), a zip, a tar, or several tars as a list, a pattern
+        with braces or *, or separated by "::". A path that exists is that, whatever signs are in it.
     resolution, lowest: top and bottom of the pyramid in pixels, powers of two, 4 <= lowest <= resolution <= 4096.
     format: "jpg", "png" or "webp" for levels above 32 pixels; quality 1..100 for jpg and webp.
     crop: "center", "pad" or "none", for pictures of another shape than the dataset's.
@@ -125,7 +130,7 @@ def pack(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: give a new or empty folder to pack into")
-    sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(s) for s in source]
+    sources = sources_of(source)
     if any(s.is_dir() and out.resolve().is_relative_to(s.resolve()) for s in sources):
         raise UsageError(f"{out} lies within SOURCE, whose files it would join: give a folder outside it")
     open_zip.cache_clear()  # of an earlier call, whose zip may have been replaced since
@@ -347,6 +352,7 @@ def _finish(out, sources, listing: Listing, classes, names, recipe: Recipe, plan
         "packed": len(packed),
         "upscaled": sum(manifest["upscaled"] for manifest in manifests),
         "ignored": listing.ignored,
+        "notes": listing.notes,
         "unreadable": unreadable,
     }
     write_whole(out / "sources.json", json.dumps(packed, indent=0).encode())
@@ -372,6 +378,7 @@ def _report(out: Path, was_complete: bool) -> PackReport:
         upscaled=report["upscaled"],
         ignored=report["ignored"],
         was_complete=was_complete,
+        notes=tuple(report.get("notes", ())),
     )
 
 

@@ -1,17 +1,22 @@
-"""What SOURCE holds: the pictures of a folder, a zip or tars in sample order, and the files that may label them."""
+"""What SOURCE holds: the pictures of a folder, a zip or tars in sample order, the files that may label them, and a word
+about everything else."""
 
 import errno
-import functools
 import os
 import posixpath
-import tarfile
-import zipfile
+import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from stylegan_pg.data import places, tars, zips
+from stylegan_pg.data.names import Names, read_names
+from stylegan_pg.data.remote import is_remote
+from stylegan_pg.data.zips import open_zip as open_zip
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import MOST_JSON_BYTES, printable
 
 # fmt: off
 PICTURES = frozenset({
@@ -19,9 +24,19 @@ PICTURES = frozenset({
     ".tga", ".jp2", ".avif",
 })
 # fmt: on
+# Pictures of kinds that are not read, and what turns them into others.
+_OTHER_PICTURES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "convert them to PNG or JPEG, for example with pillow-heif"),
+    ".jxl": "convert them to PNG or JPEG, for example with pillow-jxl-plugin",
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), "develop them to PNG or TIFF"),
+    **dict.fromkeys((".psd", ".svg", ".eps", ".exr", ".hdr", ".xcf"), "export them as PNG"),
+}
+_ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+_LABELS = (".cls", ".json")  # of the picture with the same key
+_MOST_KINDS = 20  # of ignored files, that are told apart
 BROKEN_LINK = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 CONTINUES = "run the same command again: it continues where this one ended"
-_MAX_BYTES = 1 << 30  # of one encoded picture; what is larger is a mistake or a bomb
+_MOST_BYTES = 1 << 29  # of one encoded picture; what is larger is a mistake or a bomb
 
 
 class File(NamedTuple):
@@ -34,12 +49,17 @@ class File(NamedTuple):
     size: int
     stamp: str = ""  # with the size, tells versions of its content apart; empty where it could not be seen
     folder: str | None = None  # where it is no member of an archive: which folder holds it; empty if that is unknown
+    fault: str = ""  # why it cannot be read at all
 
     def read(self) -> bytes:
-        if self.size > _MAX_BYTES:
-            raise ValueError(f"has {self.size} bytes, more than {_MAX_BYTES}")
+        """Its content. Raises ValueError where the file itself is to blame, OSError where it cannot be read now."""
+        most = _MOST_BYTES if self.is_picture else MOST_JSON_BYTES
+        if self.fault:
+            raise ValueError(self.fault)
+        if self.size > most:
+            raise ValueError(f"has {self.size} bytes, more than {most}")
         if isinstance(self.member, str):
-            return open_zip(self.container).read(self.member)
+            return zips.content_of(self.container, self.member)
         with open(self.container, "rb") as file:
             file.seek(self.member)
             data = file.read(self.size)
@@ -52,45 +72,150 @@ class File(NamedTuple):
         return posixpath.splitext(self.path)[1].lower()
 
     @property
+    def is_hidden(self) -> bool:
+        """Such as the "._x.jpg" that macOS leaves beside x.jpg, in zips below __MACOSX."""
+        return any(part.startswith((".", "__MACOSX")) and part != ".." for part in self.path.split("/"))
+
+    @property
     def is_picture(self) -> bool:
-        # Hidden files include the "._x.jpg" that macOS leaves beside x.jpg, in zips below __MACOSX.
-        hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in self.path.split("/"))
-        return self.suffix in PICTURES and not hidden
+        return self.suffix in PICTURES and not self.is_hidden
 
 
 class Listing(NamedTuple):
+    """What SOURCE holds. `ignored` counts files that are neither pictures nor labels, by kind; `notes` are sentences
+    about how SOURCE was understood."""
+
     pictures: list[File]  # in sample order
     dataset_json: File | None
-    cls: dict[str, File]  # WebDataset key (path up to the name's first dot) -> label file
-    ignored: dict[str, int]  # files that are none of these: suffix -> how many
+    names: Names
+    sidecars: dict[str, File]  # key and suffix (.cls, .json) -> label file of the picture with that key
+    owners: dict[str, str]  # key -> path of the picture that they label
+    ignored: dict[str, int]
+    notes: tuple[str, ...]
+
+    def beside(self, picture: File, suffix: str) -> File | None:
+        """The file with this suffix (".cls" or ".json") that belongs to a picture.
+
+        Raises:
+            UsageError: it would belong to two pictures.
+        """
+        key = self.names.split(picture.path)[0]
+        found = self.sidecars.get(key + suffix)
+        if found is not None and self.owners[key] != picture.path:
+            both = f"{printable(self.owners[key])} and {printable(picture.path)}"
+            raise UsageError(
+                f"{printable(found.path)} would label both {both}: rename one of them, with its label, or give "
+                "--labels none"
+            )
+        return found
 
 
-@functools.lru_cache(maxsize=4)
-def open_zip(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def sources_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The folder, zip or tars that SOURCE names: a path, or what training takes for tars: a pattern with braces or *,
+    several separated by "::". Raises UsageError for what is no path of this machine."""
+    found: list[Path] = []
+    for one in [source] if isinstance(source, str | os.PathLike) else source:
+        text = os.fspath(one)
+        there = places.literal(text)
+        if there is None and is_remote(text):
+            raise UsageError(f"{printable(text)} is no path: fetch it first; packing reads files of this machine")
+        pattern = "::" in text or any(sign in text for sign in "{" + places.WILD)
+        found += map(Path, [text if there is None else there] if there or not pattern else places.expand(text))
+    return found
 
 
 def list_source(sources: list[Path]) -> Listing:
+    """The files of a folder (with pictures, or with tars and no pictures), a zip, or tars.
+
+    Raises:
+        UsageError: there are none, no pictures are in them, or an archive is damaged.
+        RunError: SOURCE cannot be read just now.
+    """
+    notes: list[str] = []
     if len(sources) == 1:
-        found = _files(sources[0])
+        found, in_tars = _files(sources[0], notes)
     else:
-        tars = {path.name: path for path in sources}
-        if len(tars) < len(sources) or not sources:
-            raise UsageError("SOURCE as a list must hold at least one tar, and no two of the same name")
-        found = [file for name, path in tars.items() for file in _tar_files(path, name + "/")]
-    files = {file.path: file for file in found}  # of members with one name the last counts, as when extracting
-    pictures = sorted((file for file in files.values() if file.is_picture), key=lambda file: file.path)
-    if not pictures:
-        raise UsageError(f"{sources[0]} holds no pictures (known are {' '.join(sorted(PICTURES))}): check the path")
-    others = [file for file in files.values() if not file.is_picture]
-    labels = {key_of(file.path): file for file in others if file.suffix == ".cls"}
+        found, in_tars = [file for path, name in _named(sources) for file in _tar_files(path, notes, name)], True
+    files = _by_path(found, notes)
+    paths = [path for path, file in files.items() if not file.is_hidden]
+    names = read_names(paths, PICTURES, webdataset=in_tars)
+    if names.note:
+        notes.append(names.note)
+    split = {path: names.split(path) for path, file in sorted(files.items()) if file.is_picture}
+    whole = {key for key, extension in split.values() if "." not in extension}
+    parts = {path for path, (key, extension) in split.items() if "." in extension and key in whole}
+    pictures = [files[path] for path in split if path not in parts]
+    owners: dict[str, str] = {}
+    for picture in pictures:
+        owners.setdefault(split[picture.path][0], picture.path)
+    sidecars = {}
+    for file in files.values():
+        if file.suffix in _LABELS and not file.is_hidden:
+            key, extension = names.split(file.path)
+            if key in owners and f".{extension.lower()}" == file.suffix:
+                sidecars[key + file.suffix] = file
     dataset_json = files.get("dataset.json")
-    ignored = Counter(
-        file.suffix or posixpath.basename(file.path)
-        for file in others
-        if file is not dataset_json and labels.get(key_of(file.path)) is not file
-    )
-    return Listing(pictures, dataset_json, labels, dict(sorted(ignored.items())))
+    known = {file.path for file in (*pictures, *sidecars.values(), *filter(None, [dataset_json]))}
+    ignored = _counted(_kind(file, file.path in parts) for file in files.values() if file.path not in known)
+    if not pictures:
+        there = f"; it has {told(ignored)}" if ignored else ""
+        raise UsageError(
+            f"{printable(sources[0])} holds no pictures (known are {' '.join(sorted(PICTURES))}){there}: check the path"
+        )
+    return Listing(pictures, dataset_json, names, sidecars, owners, ignored, tuple(notes))
+
+
+def _by_path(found: list[File], notes: list[str]) -> dict[str, File]:
+    """Files by their paths, which are brought to one Unicode form (NFC), so that names that look the same are the same,
+    whichever system wrote them. Of members with one name the last counts, as when extracting."""
+    given: dict[str, File] = {}
+    replaced = [file.path for file in found if given.setdefault(file.path, file) is not file]
+    given |= {file.path: file for file in found}
+    if replaced:
+        notes.append(
+            f"{len(replaced)} members have the name of an earlier one, which is left out as when extracting, the first "
+            f"{printable(replaced[0])}"
+        )
+    files: dict[str, File] = {}
+    for path, file in given.items():
+        composed = path if path.isascii() else unicodedata.normalize("NFC", path)
+        if composed != path and composed not in given and composed not in files:
+            file = file._replace(path=composed, inner=unicodedata.normalize("NFC", file.inner))
+        files[file.path] = file
+    return files
+
+
+def _kind(file: File, is_part: bool) -> str:
+    """How a file that is neither a picture nor a label is counted: by its suffix, and with what can be done."""
+    name = posixpath.basename(file.path)
+    if is_part:
+        return f".{name.partition('.')[2]} (parts of samples)"
+    if file.is_hidden:
+        return f"hidden {file.suffix}" if file.suffix in PICTURES else file.suffix or name
+    if file.suffix in _OTHER_PICTURES:
+        return f"{file.suffix} ({_OTHER_PICTURES[file.suffix]})"
+    if file.suffix in _ARCHIVES:
+        return f"{file.suffix} (archives within SOURCE, whose pictures are not read: unpack them, or pack them alone)"
+    if file.suffix == ".cls":
+        return ".cls without a picture"
+    return file.suffix or (f"{name}, which {file.fault}" if file.fault else name)
+
+
+def _counted(kinds: Iterable[str]) -> dict[str, int]:
+    counts = Counter(map(printable, kinds)).most_common()
+    shown = dict(sorted(counts[:_MOST_KINDS]))
+    others = sum(count for _, count in counts[_MOST_KINDS:])
+    return shown | ({"of other kinds": others} if others else {})
+
+
+def normal_path(text: str) -> str:
+    """A path within SOURCE as people and other systems may write it -> as the listing has it."""
+    return posixpath.normpath(unicodedata.normalize("NFC", text.replace("\\", "/")))
+
+
+def told(ignored: dict[str, int]) -> str:
+    """The counts of `Listing.ignored` as a part of a sentence."""
+    return ", ".join(f"{count} {kind}" for kind, count in ignored.items())
 
 
 def stamp_of(there: os.stat_result) -> str:
@@ -104,75 +229,124 @@ def folder_id(folder: str) -> str:
     return f"{there.st_dev} {there.st_ino}"
 
 
-def key_of(path: str) -> str:
-    folder, name = posixpath.split(path)
-    return posixpath.join(folder, name.split(".")[0])
+def _named(sources: list[Path]) -> list[tuple[Path, str]]:
+    """Several tars with a name of each one's own, which their members' paths begin with."""
+    if not sources:
+        raise UsageError("SOURCE as a list must hold at least one tar")
+    for path in sources:
+        if path.is_dir():
+            raise UsageError(
+                f"{printable(path)} is a folder: several of SOURCE must all be tars; give one folder, or tars"
+            )
+    names = [path.name for path in sources]
+    if len(set(names)) < len(names):
+        real = [os.path.abspath(path) for path in sources]
+        names = [os.path.relpath(path, os.path.commonpath(real)).replace(os.sep, "/") for path in real]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UsageError(f"SOURCE names {printable(twice)} twice: name each tar once")
+    return [(path, f"{name}/") for path, name in zip(sources, names, strict=True)]
 
 
-def _files(source: Path) -> list[File]:
+def _files(source: Path, notes: list[str]) -> tuple[list[File], bool]:
+    """The files of one folder, zip or tar, and whether they are members of tars."""
     if source.is_dir():
-        files = list(_folder_files(source))
-        tars = [file for file in files if file.suffix == ".tar"]
-        if tars and not any(file.is_picture for file in files):
-            return [member for tar in tars for member in _tar_files(Path(tar.container), tar.path + "/")]
-        return files
+        files = _folder_files(source, notes)
+        found = [file for file in files if file.suffix == ".tar" and not file.is_hidden]
+        if found and not any(file.is_picture for file in files):
+            return [member for tar in found for member in _tar_files(Path(tar.container), notes, tar.path + "/")], True
+        return files, False
     if not source.exists():
-        raise UsageError(f"{source}: no such folder, zip or tar; check the path of SOURCE")
-    return list(_zip_files(source) if zipfile.is_zipfile(source) else _tar_files(source))
+        raise UsageError(f"{printable(source)}: no such folder, zip or tar; check the path of SOURCE")
+    if not source.is_file():
+        raise UsageError(
+            f"{printable(source)} is a device or a pipe: write what comes out of it into a file, and pack that"
+        )
+    try:
+        with open(source, "rb") as file:
+            head = file.read(tars.BLOCK)
+        if not tars.is_tar(head) and zips.is_zip(source):
+            return [
+                File(one.name, one.name, str(source), one.raw, one.size, f"{one.crc:08x}", fault=one.fault)
+                for one in zips.members_of(source)
+            ], False
+    except OSError as error:
+        raise RunError(f"{printable(source)} cannot be read ({error.strerror}). When it can, {CONTINUES}") from error
+    if head.startswith(b"PK\x03\x04"):
+        raise UsageError(f"{printable(source)} is a zip that lacks its end: fetch it again")
+    if not tars.is_tar(head) and any(head):
+        raise UsageError(
+            f"{printable(source)} is neither a folder, nor a zip, nor an uncompressed tar: unpack .tar.gz and the like "
+            "first, fetch a damaged file again"
+        )
+    return _tar_files(source, notes), True
 
 
-def _folder_files(root: Path) -> Iterator[File]:
+def _folder_files(root: Path, notes: list[str]) -> list[File]:
+    """All files below a folder. Links to other folders are followed once their targets are known not to be read under
+    their own names, which are those that count."""
+
     def refuse(error: OSError):
         raise RunError(f"{error.filename} cannot be listed ({error.strerror}). When it can, {CONTINUES}") from error
 
-    seen = set()  # links to folders are followed, in circles only once
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
-        subfolders.sort()
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        this = folder_id(folder)
-        for name in names:
-            file = Path(folder, name)
-            path = file.relative_to(root).as_posix()
-            try:
-                there = file.stat()
-                holder = folder_id(os.path.dirname(os.path.realpath(file))) if file.is_symlink() else this
-            except OSError as error:
-                if error.errno not in BROKEN_LINK:
-                    refuse(error)
-                yield File(path, path, str(file), 0, 0, folder="")  # it is found unreadable later
+    found: list[File] = []
+    seen: dict[str, str] = {}  # folders by their real paths -> where they were read
+    waiting = [str(root)]
+    for top in waiting:
+        for folder, subfolders, names in os.walk(top, onerror=refuse):
+            real, within = os.path.realpath(folder), os.path.relpath(folder, root)
+            if real in seen:
+                subfolders.clear()
+                notes.append(f"{printable(within)} leads to the folder {printable(seen[real])}, which is read once")
                 continue
-            yield File(path, path, str(file), 0, there.st_size, stamp_of(there), holder)
+            seen[real] = within
+            waiting += sorted(link for name in subfolders if os.path.islink(link := os.path.join(folder, name)))
+            this = folder_id(folder)
+            found += (_folder_file(root, Path(folder, name), this, refuse) for name in sorted(names))
+    return found
 
 
-def _zip_files(path: Path) -> Iterator[File]:
+def _folder_file(root: Path, file: Path, folder: str, refuse) -> File:
+    path = file.relative_to(root).as_posix()
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a zip that can be read ({error}): fetch it again") from error
-    for member in members:
-        if not member.is_dir():
-            name = posixpath.normpath(member.filename.replace("\\", "/"))
-            yield File(name, name, str(path), member.filename, member.file_size, f"{member.CRC:08x}")
+        there = file.stat()
+        holder = folder_id(os.path.dirname(os.path.realpath(file))) if file.is_symlink() else folder
+    except OSError as error:
+        if error.errno not in BROKEN_LINK:
+            refuse(error)
+        return File(path, path, str(file), 0, 0, folder="")  # it is found unreadable later
+    fault = "" if stat.S_ISREG(there.st_mode) else "is a device, a socket or a named pipe, which holds no picture"
+    return File(path, path, str(file), 0, there.st_size, stamp_of(there), holder, fault)
 
 
-def _tar_files(path: Path, prefix: str = "") -> Iterator[File]:
+def _tar_files(path: Path, notes: list[str], prefix: str = "") -> list[File]:
     try:
-        stamp = stamp_of(path.stat())
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    name = posixpath.normpath(member.name)
-                    yield File(prefix + name, name, str(path), member.offset_data, member.size, stamp)
-    except (OSError, tarfile.TarError) as error:
-        raise UsageError(
-            f"{path} is neither a folder, nor a zip, nor an uncompressed tar that can be read to its end ({error}): "
-            "unpack .tar.gz and the like first, fetch a truncated file again"
-        ) from error
+        there = path.stat()
+        if not stat.S_ISREG(there.st_mode):
+            raise UsageError(f"{printable(path)} is no file")
+        with open(path, "rb") as file:
+            members = tars.members_of(file, printable(path))
+    except FileNotFoundError:
+        raise UsageError(f"{printable(path)}: no such tar; check the path of SOURCE") from None
+    except OSError as error:
+        raise RunError(f"{printable(path)} cannot be read ({error.strerror}). When it can, {CONTINUES}") from error
+    names = [posixpath.normpath(member.name) for member in members]
+    # Several tars joined into one file are several tars, if there are members of the same names in them.
+    apart = len(set(names)) < len({(member.part, name) for member, name in zip(members, names, strict=True)})
+    if apart:
+        notes.append(f"{printable(path)} is several tars in one, with equal names in them: paths begin with 1/, 2/ ...")
+    return [
+        File(
+            f"{prefix}{member.part + 1}/{name}" if apart else prefix + name,
+            name,
+            str(path),
+            member.offset,
+            member.size,
+            stamp_of(there),
+            fault=member.fault,
+        )
+        for member, name in zip(members, names, strict=True)
+    ]
 
 
 def few(items: list[str]) -> str:
