@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from stylegan_pg import __version__
 from stylegan_pg.untrusted import printable
@@ -15,7 +16,23 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 100_000  # characters about a dataset, such as the names of its classes
 
+
+class _Home(TyperGroup):
+    """Takes a leading `~` of arguments and of options' values for the home folder, as in `--out=~/pictures`, where the
+    shell leaves it as it is."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        if any("~" in arg for arg in args):
+            from stylegan_pg.overrides import home
+
+            for i, arg in enumerate(args):
+                option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+                args[i] = option + equals + home(value)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Home,
     name="stylegan-pg",
     help="Train high-resolution GANs: from a folder of pictures to an exported generator.",
     no_args_is_help=True,
@@ -83,9 +100,12 @@ def pack(
     print(report.summary())
 
 
-@app.command()
+_CONFIG = typer.Argument(help="A YAML file, the name of a shipped configuration, or a run's folder.")
+
+
+@app.command(epilog="`stylegan-pg configs` lists the shipped configurations, `stylegan-pg config` all keys.")
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
+    config: Annotated[str, _CONFIG],
     overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and its cost.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a checkpoint to continue.")] = False,
@@ -120,8 +140,31 @@ def status(
 
 
 @app.command()
+def configs() -> None:
+    """List the shipped configurations."""
+    from stylegan_pg.settings import shipped_configs
+
+    found = shipped_configs()
+    for name, about in found.items():
+        print(f"{name:<{max(map(len, found))}}  {about}")
+
+
+@app.command("config")
+def config_keys(
+    key: Annotated[
+        str, typer.Argument(metavar="[KEY|SECTION]", help="Such as train.batch or train; all by default.")
+    ] = "",
+) -> None:
+    """List the keys of a configuration, with their defaults, kinds and what they are for."""
+    from stylegan_pg.keys import describe
+
+    for line in describe(key):
+        print(line)
+
+
+@app.command(epilog="`stylegan-pg configs` lists the shipped configurations, `stylegan-pg config` all keys.")
 def plan(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
+    config: Annotated[str, _CONFIG],
     overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,
     devices: Annotated[
         Optional[int], typer.Option(help="That train together, 1 by default; growth.schedule=auto is made for them.")

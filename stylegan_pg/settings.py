@@ -1,102 +1,41 @@
 """From a YAML file and `key=value` overrides to a checked configuration, and back to YAML.
 
-OmegaConf works at this boundary only; everything behind it sees the plain immutable objects of config.py.
+OmegaConf makes the objects at this boundary only; everything behind it sees the plain immutable ones of config.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue
 
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.errors import UsageError
+from stylegan_pg.keys import (
+    AUGMENT_LETTERS,
+    AUGMENT_POLICIES,
+    CHOICES,
+    MOST,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TERMS,
+    UNIT,
+    types_of,
+)
+from stylegan_pg.overrides import home, read_file, read_override
 from stylegan_pg.schedule import automatic
+from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import publishable
 
-CHOICES = {
-    "model.name": ("stylegan2", "stylegan", "progan", "mlp"),
-    "model.g_architecture": ("skip", "resnet", "orig"),
-    "model.d_architecture": ("skip", "resnet", "orig"),
-    "model.low_precision": ("fp32", "bf16", "fp16", "auto"),
-    "growth.schedule": ("tables", "auto"),
-    "growth.optimizer": ("reset", "carry"),
-    "loss.objective": ("logistic", "saturating", "wgan", "lsgan", "hinge", "relativistic"),
-    "augment.mode": ("none", "ada", "fixed", "diffaugment"),
-    "train.device": ("auto", "cpu", "cuda"),
-    "train.dtype": ("float32", "float64"),
-    "train.engine": ("accelerate", "deepspeed"),
-}
-TERMS = ("r1", "r2", "gradient_penalty", "drift", "dragan", "path_length")  # losses.py says what they are
-POSITIVE = [
-    "model.z_dim",
-    "model.w_dim",
-    "model.mapping_layers",
-    "model.channel_base",
-    "model.channel_max",
-    "model.mbstd_group",
-    "data.window",
-    "growth.devices",
-    "optim.g_lr",
-    "optim.d_lr",
-    "optim.eps",
-    "optim.d_steps",
-    "optim.g_steps",
-    "loss.r1_every",
-    "loss.pl_every",
-    "loss.pl_batch_shrink",
-    "augment.interval",
-    "augment.kimg",
-    "ema.kimg",
-    "train.batch",
-    "train.join_sec",
-    "train.timeout_sec",
-    "train.check_ranks_every",
-    "train.bucket_mib",
-    "output.tick_kimg",
-    "checkpoint.every_kimg",
-    "checkpoint.keep",
-    "checkpoint.max_failures",
-    "metrics.images",
-]
-NOT_NEGATIVE = [
-    "seed",
-    "train.freeze_d",
-    "train.max_skipped",
-    "data.workers",
-    "data.cache_gib",
-    "data.prefetch_shards",
-    "data.patience_sec",
-    "model.mbstd_channels",
-    "model.low_precision_resolutions",
-    "growth.stable_kimg",
-    "growth.fade_kimg",
-    "loss.d_clip",
-    "loss.r1_gamma",
-    "loss.pl_weight",
-    "train.micro_batch",
-    "train.threads",
-    "output.grid_kimg",
-    "output.snapshot_kimg",
-    "metrics.every_kimg",
-]
-UNIT = [
-    "data.max_bad_share",
-    "model.w_avg_beta",
-    "optim.beta1",
-    "optim.beta2",
-    "loss.pl_decay",
-    "loss.style_mixing",
-    "augment.p",
-]
-AUGMENT_LETTERS = "bgcfno"  # of augment.pipeline
-AUGMENT_POLICIES = ("color", "translation", "cutout")  # of augment.policy
+RESOLVED = "config.yaml"  # of a run's folder
 
 
 def is_power_of_two(n: int) -> bool:
@@ -117,83 +56,68 @@ def configs_folder() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """A YAML file by path, or a shipped one by name ('ffhq1024').
+    """A YAML file by path, a shipped one by name ('ffhq1024'), or a run's own by the run's folder.
+
+    A folder that bears the name of a shipped configuration is meant where a slash says so: `./demo`, `demo/`.
 
     Raises:
         UsageError: naming the shipped ones, when there is no such file.
     """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = configs_folder() / (Path(name).name.removesuffix(".yaml") + ".yaml")
-    if shipped.is_file() and Path(name).parent in (Path("."), Path("configs")):
-        return shipped
-    known = ", ".join(sorted(p.stem for p in configs_folder().glob("*.yaml")))
-    raise UsageError(f"no configuration {name!r}: give the path of a YAML file, or one of the shipped ones: {known}")
+    path = Path(home(name))
+    try:
+        if path.is_file():
+            return path
+        shipped = configs_folder() / (path.name.removesuffix(".yaml") + ".yaml")
+        bare = path.parent == Path(".") and not name.startswith("./") and not name.endswith("/")
+        if (bare or path.parent == Path("configs")) and shipped.is_file():
+            return shipped
+        if (path / RESOLVED).is_file():
+            return path / RESOLVED
+        is_folder = path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        is_folder = False
+    reason = f" (this folder holds no {RESOLVED}, so it is no run's)" if is_folder else ""
+    raise UsageError(
+        f"no configuration {printable(repr(name))}{reason}: give the path of a YAML file, a run's folder, or one of "
+        f"the shipped ones: {', '.join(shipped_configs())}"
+    )
 
 
-def _known_keys(cls: type, prefix: str = "") -> list[str]:
-    keys = []
-    for name, hint in get_type_hints(cls).items():
-        keys.append(prefix + name)
-        if dataclasses.is_dataclass(hint):
-            keys += _known_keys(hint, prefix + name + ".")  # type: ignore[arg-type]  # dataclass types only
-    return keys
+def shipped_configs() -> dict[str, str]:
+    """{name: the first sentence of the comment at the file's head}."""
+    return {path.stem: _first_sentence(path) for path in sorted(configs_folder().glob("*.yaml"))}
 
 
-def _explain(error: OmegaConfBaseException, source: str) -> UsageError:
-    key = str(getattr(error, "full_key", "") or "")
-    known = _known_keys(Config)
-    if "missing mandatory value" in str(error):
-        return UsageError(f"{source}: {key} is not set: give it there, or as {key}=... on the command line")
-    reason = str(error).splitlines()[0]
-    if "not in 'TermConfig'" in reason:  # an entry of loss.terms
-        leaf = key.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(leaf, _known_keys(TermConfig), 1, 0.6)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return UsageError(f"{source}: loss.terms: unknown key {leaf!r}{hint}")
-    if key and "not in" in reason and key not in known:
-        by_leaf = {k.rsplit(".", 1)[-1]: k for k in known}
-        near = difflib.get_close_matches(key, known, 1, 0.6)
-        near = near or [by_leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.6)]
-        return UsageError(f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if "incompatible with (int)" in reason and "_at." in key:
-        reason += "; in a table a space follows the colon: {8: 0.5, 16: 1}"  # else YAML takes 8:0.5 for a time of day
-    return UsageError(f"{source}: {key + ': ' if key else ''}{reason}")
+def _first_sentence(path: Path) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    return re.split(r"(?<=[.:])\s", " ".join(line.lstrip("# ") for line in lines))[0].rstrip(".:")
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration from a YAML file and `key=value` overrides, checked, an automatic schedule filled in.
 
+    Given a run's folder, it is the run's own, and `run` is that folder, wherever it was when it was written.
+
     Raises:
         UsageError: no such file, no YAML, an unknown key (naming the nearest known one), a value of a wrong type or
             out of range, or values that contradict each other.
     """
-    source = "configuration" if path is None else str(path)
+    tree: dict[str, Any] = {}
+    named = "configuration"
+    if path is not None:
+        file = find_config(str(path))
+        named = printable(path)
+        tree = read_file(file, named)
+        if file == Path(home(str(path))) / RESOLVED:  # a run's folder, wherever it lies by now
+            tree["run"] = str(file.parent)
+    for item in overrides:
+        parts, value = read_override(item)
+        _put(tree, parts, value)
     try:
-        merged = OmegaConf.structured(Config)
-        if path is not None:
-            file = OmegaConf.load(find_config(str(path)))
-            if not OmegaConf.is_dict(file):
-                raise UsageError(f"{source}: not a mapping of keys to values")
-            for key in (item.split("=", 1)[0] for item in overrides):
-                if key.endswith(("_at", "_from")) and OmegaConf.is_dict(OmegaConf.select(file, key)):
-                    OmegaConf.update(file, key, {}, merge=False)  # a table given as a whole replaces the file's
-            merged = OmegaConf.merge(merged, file)
-        for item in overrides:
-            source = item
-            if "=" not in item:
-                raise UsageError(f"{item!r} is not of the form key=value")
-            merged = OmegaConf.merge(merged, _override(item))
-        source = "configuration" if path is None else str(path)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise _explain(error, source) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{source}: {error}") from None
-    except Exception as error:  # PyYAML has no common base here that OmegaConf exposes
-        if type(error).__module__.startswith("yaml"):
-            raise UsageError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-        raise
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(tree)))
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise UsageError(f"{named}: {key} is not set: give it there, or as {key}=... on the command line") from None
     assert isinstance(config, Config)
     check(config)
     if config.growth.schedule == "auto":
@@ -202,14 +126,25 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return config
 
 
-def _override(item: str) -> Any:
-    """One `a.b=c`; the last part of the key may be a resolution."""
-    key, value = item.split("=", 1)
-    parsed = OmegaConf.from_dotlist([f"v={value}"])
-    parsed = OmegaConf.to_container(parsed)["v"]  # type: ignore[index, call-overload]  # a mapping, as just made
-    for part in reversed(key.split(".")):
-        parsed = {int(part) if part.isdigit() else part: parsed}
-    return OmegaConf.create(parsed)
+def _put(tree: dict[Any, Any], parts: Sequence[Any], value: Any) -> None:
+    """Set one value. Sections are united; a list, or a table of values, replaces the one that was there."""
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+    last = parts[-1]
+    if isinstance(value, dict) and dataclasses.is_dataclass(types_of(Config).get(last)):
+        for name, inner in value.items():
+            _put(tree.setdefault(last, {}), [name], inner)
+    else:
+        tree[last] = value
+
+
+def _literal(value: Any) -> Any:
+    """The same with every text escaped, in which OmegaConf would look for other keys and variables: `${...}`."""
+    if isinstance(value, dict):
+        return {_literal(k): _literal(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_literal(v) for v in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def check(config: Config) -> None:
@@ -230,6 +165,7 @@ def check(config: Config) -> None:
             raise UsageError(f"{key}={value(key)} is not possible: it must be {wanted}")
 
     demand(is_power_of_two(config.resolution) and config.resolution >= 4, "resolution", "a power of two, 4 or more")
+    demand(bool(config.run), "run", "the folder of the run")
     if not config.data.url and not config.data.mixture:
         raise UsageError("data.url is not set: give it in the configuration, or as data.url=... on the command line")
     demand(not config.data.url or not config.data.mixture, "data.mixture", "empty where data.url is given")
@@ -243,6 +179,8 @@ def check(config: Config) -> None:
         demand(0 <= value(key) < math.inf, key, "0 or more and finite")
     for key in UNIT:
         demand(0 <= value(key) <= 1, key, "between 0 and 1")
+    for key, most in MOST.items():
+        demand(value(key) is None or value(key) <= most, key, f"at most {most:.12g}")
     for key in ("optim.beta1", "optim.beta2"):
         demand(value(key) < 1, key, "below 1")
     demand(config.model.channel_base >= config.resolution, "model.channel_base", f"at least {config.resolution}")
@@ -261,7 +199,6 @@ def check(config: Config) -> None:
     scale = config.train.loss_scale
     fits = scale is None or (scale >= 1 and math.log2(scale).is_integer())
     demand(fits, "train.loss_scale", "a power of two from 1 on, or null")
-    demand(config.train.threads <= 1024, "train.threads", "at most 1024")
     demand(config.data.patience_sec <= 3600, "data.patience_sec", "at most 3600: other ranks wait for no more than 2 h")
     base = config.model.base
     demand(len(base) == 2 and min(base) > 0, "model.base", "[rows, columns] at resolution 4, both above 0")
@@ -347,4 +284,5 @@ def _check_term(term: TermConfig) -> None:
 def to_yaml(config: Config) -> str:
     """The whole resolved configuration as YAML, which load_config reads back to an equal one; but without the secrets
     that its URLs may have."""
-    return OmegaConf.to_yaml(OmegaConf.structured(publishable(config)))
+    plain = dataclasses.asdict(publishable(config))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)

@@ -146,7 +146,7 @@ def test_a_value_in_place_of_a_section_is_refused():
 def test_what_is_no_configuration_file(tmp_path):
     cases = {
         "a: [1,\nb: 2": "not valid YAML",
-        "a: 1\na: 2": "not valid YAML",
+        "seed: 1\nseed: 2": r"'seed' is there twice \(line 2\)",
         "\x00\x01": "not valid YAML",
         "- 1\n- 2": "not a mapping",
     }
