@@ -53,9 +53,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    schedule: str = (
-        "tables"  # tables: as given; auto: what no table says follows from resolution, total_kimg and devices
-    )
+    schedule: str = "tables"  # auto: what no table says follows from resolution, total_kimg and devices
     devices: int = 8  # that the automatic schedule is made for; a run may have any number
     start: Optional[int] = None  # first resolution; null trains at full resolution all along (auto: 8, ProGAN: 4)
     stable_kimg: float = 600.0  # per resolution, after its fade
