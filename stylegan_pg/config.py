@@ -103,9 +103,7 @@ class LossConfig:
     pl_decay: float = 0.01  # share of a new path length in the running mean
     pl_batch_shrink: int = 2  # path lengths are taken of the batch divided by this
     style_mixing: float = 0.9  # probability of two latents per image
-    terms: list[TermConfig] = field(
-        default_factory=list
-    )  # further ones; `stylegan-pg config loss.terms` says what is in them
+    terms: list[TermConfig] = field(default_factory=list)  # further ones; see `stylegan-pg config loss.terms`
 
     def all_terms(self) -> list[TermConfig]:
         """R1 and path length, as far as they are switched on, and the further terms."""
