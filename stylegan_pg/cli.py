@@ -111,18 +111,23 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a checkpoint to continue.")] = False,
 ) -> None:
     """Train, or continue where the run in the same folder was stopped."""
+    from stylegan_pg.remarks import without_effect
     from stylegan_pg.settings import load_config
 
     settings = load_config(config, overrides or [])
+    remarks = without_effect(config, overrides or [])
     if dry_run:
         from stylegan_pg.plan import describe
+        from stylegan_pg.schedule import shortfall
 
         print(describe(settings))
+        for remark in filter(None, [shortfall(settings), *remarks]):
+            print(f"note: {remark}")
         return
     from stylegan_pg.data.mixture import load_dataset
     from stylegan_pg.train import run
 
-    raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume))
+    raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume, remarks=remarks))
 
 
 @app.command()

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stylegan_pg import checkpoint, dist
+from stylegan_pg.config import Config, LossConfig, TermConfig
 from stylegan_pg.errors import RunError
 from stylegan_pg.game import Game
+from stylegan_pg.losses import TERMS
+from stylegan_pg.remarks import decider, r1_is_on
+from stylegan_pg.schedule import Phase, term_weight
 
 FORGIVEN = 0.01  # of a step that was left out, by each good one
 
@@ -56,11 +60,47 @@ class Divergence:
         with dist.main_decides() as box:
             if dist.is_main():
                 box.append(put_aside(self.folder, self.since))
+        advice = "; or ".join(remedies(game.config, game.current, nimg))
+        if box[0]:
+            kept = f"The last good checkpoint is {box[0]} (later ones are now called NAME.bad); run the same command again"
+        else:
+            kept = "No good checkpoint is left (all are now called NAME.bad); run the same command again with --restart,"
         raise RunError(
-            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. The last "
-            f"good checkpoint is {box[0] or 'none'} (later ones are now called NAME.bad); run the same command "
-            "again with a larger loss.r1_gamma, smaller optim.g_lr and optim.d_lr, or model.low_precision=fp32"
+            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. {kept} with "
+            f"one or more of these added: {advice}"
         )
+
+
+def remedies(config: Config, phase: Phase, nimg: int) -> list[str]:
+    """What may help a run that diverged there, each as it is to be written on the command line."""
+    resolution, found = phase.resolution, []
+    rates = [
+        f"{key if decider(config, key, resolution) == key else f'{key}_at.{resolution}'}={rate / 2:.6g}"
+        for key, rate in (("optim.g_lr", phase.g_lr), ("optim.d_lr", phase.d_lr))
+    ]
+    own = [t.name for t in config.loss.terms if TERMS[t.name].on == "D" and not TERMS[t.name].of_scores]
+    if own and not r1_is_on(config):
+        found.append(f"a larger weight of {' or '.join(own)} in loss.terms")
+    else:
+        found.append(_more_r1(config, resolution, nimg))
+    found.append(" ".join(rates))
+    low = config.model
+    if low.low_precision != "fp32" and (low.low_precision_at or low.low_precision_resolutions):
+        found.append("model.low_precision=fp32" + (" model.low_precision_at=null" if low.low_precision_at else ""))
+    return found
+
+
+def _more_r1(config: Config, resolution: int, nimg: int) -> str:
+    """loss.r1_gamma, or what decides it here, doubled."""
+    loss = config.loss
+    term = TermConfig("r1", loss.r1_gamma, weight_at=loss.r1_gamma_at, weight_from=loss.r1_gamma_from)
+    more = 2 * term_weight(term, resolution, nimg) or LossConfig().r1_gamma
+    reached = [kimg for kimg in loss.r1_gamma_from if nimg >= kimg * 1000]
+    if reached:
+        table = ", ".join(f"{k:g}: {v:g}" for k, v in (loss.r1_gamma_from | {max(reached): more}).items())
+        return f"'loss.r1_gamma_from={{{table}}}'"
+    key = decider(config, "loss.r1_gamma", resolution)
+    return f"{key}={more:g}" if key == "loss.r1_gamma" else f"{key}.{resolution}={more:g}"
 
 
 def put_aside(folder: Path, since: int) -> Path | None:

@@ -13,6 +13,9 @@ from stylegan_pg.urls import publishable
 
 # Another value here makes another network, or moves the phases that nimg is counted in.
 FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
+# Though they begin like these: another value goes on with the same networks, in other steps or other rounding.
+PRECISION = ("model.low_precision", "model.low_precision_at", "model.low_precision_resolutions")
+CHANGEABLE = (*PRECISION, "model.w_avg_beta")
 # Another value here changes nothing about what is computed.
 FREE = ("run", "data.url", "data.mixture", "data.workers", "data.cache_", "data.prefetch_shards", "data.patience_sec")
 FREE += ("data.max_bad_share", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
@@ -50,10 +53,14 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def running_numbers(state: dict[str, Any], config: Config) -> dict[str, float]:
     """The checkpoint's running means and the like, without those that start afresh: another value was configured for
-    their start, or they are fixed now."""
+    their start, they are fixed now, or they were found for another precision."""
     before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))
     afresh = {"augment_p"} if config.augment.mode == "fixed" else set()
-    for key, name in (("augment.p", "augment_p"), ("train.loss_scale", "loss_scale")):
+    for key, name in (
+        ("augment.p", "augment_p"),
+        ("train.loss_scale", "loss_scale"),
+        ("model.low_precision", "loss_scale"),
+    ):
         if before[key] != now[key]:
             afresh.add(name)
     return {name: value for name, value in state["running_means"].items() if name not in afresh}
@@ -72,7 +79,7 @@ def compare(
     before["loss.terms"] = [term | t for t in before["loss.terms"]]
     changed = {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys()}
     changed = {key: pair for key, pair in sorted(changed.items()) if pair[0] != pair[1]}
-    fatal = [f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if k.startswith(FIXED) and k != "model.w_avg_beta"]
+    fatal = [f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if k.startswith(FIXED) and k not in CHANGEABLE]
     if fatal:
         pair = changed.get("train.total_kimg")
         if pair and any(text.startswith(("growth.stable_kimg_at", "growth.fade_kimg_at")) for text in fatal):
@@ -94,6 +101,15 @@ def compare(
             f"{config.run}: raise it, or take another run=FOLDER"
         )
     notes = [f"{k} was {a}, is now {b}" for k, (a, b) in changed.items() if not k.startswith(FREE)]
+    if config.init and config.init != before["init"]:
+        began = f"init={before['init']}" if before["init"] else "no init="
+        notes.append(
+            f"init={config.init} changes nothing: the run was begun with {began} and goes on from its checkpoint; take "
+            "another run=FOLDER to start from the file"
+        )
+    formats = {before["model.low_precision"], now["model.low_precision"]}
+    if formats != {"fp32"} and any(key in PRECISION for key in changed):
+        notes.append("the precision changes here: from now on the bits are not those of a run that kept it")
     for name, then in state["environment"].items():
         if name == "world" and then != here[name]:
             notes.append(f"continuing on {here[name]} ranks what ran on {then}: the same batches, other rounding")

@@ -132,6 +132,25 @@ def phases(config: Config) -> list[Phase]:
     return result
 
 
+def shortfall(config: Config) -> str:
+    """What train.total_kimg (or phases without a length) keeps a run from: the resolution or the end of the fade that
+    it does not get to, and the total that would do. "" where it ends with whole networks of `resolution`."""
+    last = phases(config)[-1]
+    if last.resolution == config.resolution and last.alpha(last.end) >= 1:
+        return ""
+    size = "{}x{}".format(*size_at(config.resolution, config.model.base))
+    share = f" at {last.alpha(last.end):.0%} of it" if last.fade else ""
+    ends = f"ends in {last}{share}, and gives no whole generator of {size}"
+    if config.train.total_kimg is None:
+        return f"the run {ends}: give growth.stable_kimg_at or growth.fade_kimg_at a length above 0 for it"
+    whole = phases(dataclasses.replace(config, train=dataclasses.replace(config.train, total_kimg=None)))
+    grown = max((p.end for p in whole if p.fade or p.resolution < config.resolution), default=0) / 1000
+    return (
+        f"train.total_kimg={config.train.total_kimg:.10g} {ends}: growing takes {grown:.10g} kimg, and with the last "
+        f"stable phase {max(whole[-1].end / 1000, grown):.10g}; give train.total_kimg={whole[-1].end / 1000:.10g}"
+    )
+
+
 def automatic(config: Config) -> Config:
     """The configuration with the schedule written into its tables, from (resolution, total_kimg, growth.devices);
     entries that the tables have already stay, and `growth.schedule` becomes "tables".

@@ -93,8 +93,9 @@ def _first_sentence(path: Path) -> str:
     return re.split(r"(?<=[.:])\s", " ".join(line.lstrip("# ") for line in lines))[0].rstrip(".:")
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration from a YAML file and `key=value` overrides, checked, an automatic schedule filled in.
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, fill_in: bool = True) -> Config:
+    """The configuration from a YAML file and `key=value` overrides, checked, an automatic schedule filled in (unless
+    not to `fill_in`: as it was written).
 
     Given a run's folder, it is the run's own, and `run` is that folder, wherever it was when it was written.
 
@@ -120,7 +121,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         raise UsageError(f"{named}: {key} is not set: give it there, or as {key}=... on the command line") from None
     assert isinstance(config, Config)
     check(config)
-    if config.growth.schedule == "auto":
+    if fill_in and config.growth.schedule == "auto":
         config = automatic(config)
         check(config)
     return config

@@ -16,7 +16,7 @@ from typing import Any
 
 from stylegan_pg import checkpoint, dist, files
 from stylegan_pg.errors import UsageError
-from stylegan_pg.schedule import phases
+from stylegan_pg.schedule import phases, shortfall
 from stylegan_pg.settings import load_config
 
 FILE = "ranks.json"
@@ -102,6 +102,7 @@ def collect(run: Path) -> dict[str, Any]:
         "silent_sec": silent,
         "nimg": nimg,
         "end": end,
+        "shortfall": shortfall(config) or None,
         "phase": last.get("phase"),
         "alpha": last.get("alpha"),
         "img_per_sec": rate,
@@ -148,6 +149,8 @@ def render(facts: dict[str, Any]) -> str:
         f"{facts['run']}: {facts['state']}{ago}",
         f"progress    {facts['nimg'] / 1000:.1f} of {facts['end'] / 1000:.1f} kimg ({done:.1f} %)",
     ]
+    if facts["shortfall"]:
+        out.append(f"falls short {facts['shortfall']}")
     if facts["phase"]:
         out.append(f"phase       {facts['phase']}, alpha {facts['alpha']:.2f}")
     if facts["img_per_sec"]:

@@ -7,6 +7,7 @@ written follows from it. The checkpoint comes last at each boundary, so whatever
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
 import signal
 import sys
@@ -26,14 +27,14 @@ from stylegan_pg.feed import Feed
 from stylegan_pg.folder import RunFolder
 from stylegan_pg.game import Game
 from stylegan_pg.metrics.periodic import Periodic
-from stylegan_pg.networks import unread_keys
 from stylegan_pg.ops import native
 from stylegan_pg.ops.recipes import multiplies_bf16
 from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
+from stylegan_pg.remarks import of_configuration, of_data, of_ranks
 from stylegan_pg.report import Means, Reporter
 from stylegan_pg.resume import compare, running_numbers, to_plain
-from stylegan_pg.schedule import Phase, crossed, phases
+from stylegan_pg.schedule import Phase, crossed, phases, shortfall
 
 
 class Trainer:
@@ -59,6 +60,7 @@ class Trainer:
         self.asked = False  # a signal came to this rank
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
+        self.other_model = ""  # what was otherwise in the run that it comes from
         self.divergence = Divergence(self.checkpoints, config.train.max_skipped)
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
@@ -66,9 +68,11 @@ class Trainer:
         self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
 
-    def train(self, *, must_resume: bool = False, warnings: Sequence[str] = ()) -> int:
-        """Start, or continue from the newest good checkpoint, until the end or a request to stop; `warnings` are told
-        once there is a log.
+    def train(
+        self, *, must_resume: bool = False, warnings: Sequence[str] = (), remarks: Sequence[str] = ()
+    ) -> int:
+        """Start, or continue from the newest good checkpoint, until the end or a request to stop; `warnings` and
+        `remarks` are told once there is a log.
 
         Returns an exit code: errors.DONE or errors.TO_BE_CONTINUED.
 
@@ -78,6 +82,8 @@ class Trainer:
         self.restore(must_resume)
         for warning in warnings:
             self.say(f"warning: {warning}")
+        for remark in filter(None, [shortfall(self.config), *of_ranks(self.plan, dist.world()), *remarks]):
+            self.say(f"note: {remark}")
         p = self.players
         with contextlib.closing(self.feed.batches(p.nimg, p.classes)) as stream:
             ahead = self.feed.first(stream, lambda: self.asked or launcher.asked_to_stop())
@@ -115,7 +121,10 @@ class Trainer:
         fresh = p.enter(phase, self.init)
         self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
         if self.init:
-            self.say(f"started from {self.config.init}; new: {', '.join(fresh) or 'nothing'}")
+            init, nets = self.config.init, {"G": p.G, "D": p.D}
+            self.say(f"started from {init}; new: {', '.join(fresh) or 'nothing'}")
+            for line in transfer.account(nets, fresh, self.init, init, self.other_model):
+                self.say(line)
             if unused := transfer.unused(p.G, self.init["G"]):
                 later = "; what grows later is drawn anew" if phase.resolution < self.config.resolution else ""
                 self.say(f"not used of it: {', '.join(unused)}{later}")
@@ -143,6 +152,8 @@ class Trainer:
                 kept = state["config"] if path else None
                 self.config, chosen = tuning.settle(self.config, self.players.device, kept)
                 notes = compare(state, self.config, self.index, self.plan, self.environment()) if path else []
+                if path and not self.config.train.freeze_d:  # what is kept says where the run really began
+                    self.config = dataclasses.replace(self.config, init=state["config"].get("init", ""))
                 box[:] = [str(path) if path else None, problems, notes, torch.get_num_threads(), self.config, chosen]
         path, problems, notes, threads, config, chosen = box
         torch.set_num_threads(threads)  # rank 0's: other counts give other bits
@@ -150,7 +161,7 @@ class Trainer:
         self.players.use(config)
         if config.init and not path:
             with dist.together():
-                self.init = transfer.read(config.init, config.model.name)
+                self.init, self.other_model = transfer.read(config.init, config.model)
         if path:
             fault = ""
             try:
@@ -172,7 +183,7 @@ class Trainer:
             self.say(f"warning: {note}")
         if chosen:
             self.say(f"measured: {chosen}")
-        for remark in [] if path else remarks(config):
+        for remark in [] if path else [*of_configuration(config), *of_data(config, self.index)]:
             self.say(f"note: {remark}")
         if path:
             self.say(f"continuing from {path} at {self.players.nimg / 1000:.1f} kimg")
@@ -316,20 +327,8 @@ class Trainer:
             self.reporter.say(message)
 
 
-def remarks(config: Config) -> list[str]:
-    """What is possible, but perhaps not meant."""
-    model, objective = config.model, config.loss.objective
-    found = [f"model.{key} changes nothing: {model.name} networks do not read it" for key in unread_keys(model)]
-    if config.augment.mode == "ada" and objective in ("wgan", "lsgan", "relativistic"):
-        found.append(
-            f"augment.mode=ada follows the signs of D's scores, which say little under loss.objective={objective}: "
-            "watch augment_p in stats.jsonl, or take augment.mode=fixed"
-        )
-    return found
-
-
-def run(config: Config, index: DatasetIndex, *, must_resume: bool = False) -> int:
-    """Train to the end, or until asked to stop; returns the exit code.
+def run(config: Config, index: DatasetIndex, *, must_resume: bool = False, remarks: Sequence[str] = ()) -> int:
+    """Train to the end, or until asked to stop; `remarks` are told at the start. Returns the exit code.
 
     Raises:
         UsageError, RunError: as Trainer does.
@@ -339,7 +338,7 @@ def run(config: Config, index: DatasetIndex, *, must_resume: bool = False) -> in
     try:
         warnings = peers.check(config, index.identity)
         trainer = Trainer(config, index, parallel)
-        code = trainer.train(must_resume=must_resume, warnings=warnings)
+        code = trainer.train(must_resume=must_resume, warnings=warnings, remarks=remarks)
         if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
             launcher.ask_to_stop()
         failed = False

@@ -5,7 +5,10 @@ What has the same name and shape is taken over, so a network of another resoluti
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,23 @@ import torch
 from torch import nn
 
 from stylegan_pg import checkpoint
+from stylegan_pg.config import ModelConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.snapshot import load_snapshot
+from stylegan_pg.untrusted import printable
 
 Weights = dict[str, dict[str, torch.Tensor]]
+# Keys of model.* that no layer's size depends on.
+_NO_SIZES = ("low_precision", "low_precision_resolutions", "low_precision_at", "w_avg_beta", "conv_clamp", "mbstd_group")
 
 
-def read(path: str, network: str) -> Weights:
-    """{"G", "D", "G_ema": state dict} of a checkpoint; a snapshot has no "D", and G_ema stands for G too.
+def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
+    """{"G", "D", "G_ema": state dict} of a checkpoint; a snapshot has no "D", and G_ema stands for G too. With them,
+    what the file's run had otherwise under model.*, as the end of a sentence, or "".
 
     Args:
         path: RUN/checkpoints/*.safetensors or RUN/snapshots/*.safetensors.
-        network: model.name, which must be that of the file.
+        model: of the run that starts; its name must be that of the file.
 
     Raises:
         UsageError: no such file, a damaged one, or one of other networks.
@@ -40,14 +48,52 @@ def read(path: str, network: str) -> Weights:
             G = load_snapshot(path)
         except UsageError as error:
             raise UsageError(f"init={error}") from None
-        found, state_dict = G.description["network"], G.state_dict()
+        found, state_dict, then = G.description["network"], G.state_dict(), G.description.get("config")
         weights = {"G": state_dict, "G_ema": state_dict}
     else:
-        found = state["config"]["model"]["name"]
+        found, then = state["config"]["model"]["name"], state["config"]
         weights = {part: checkpoint.part_of(tensors, part) for part in ("G", "D", "G_ema")}
-    if found != network:
-        raise UsageError(f"init={path} holds {found} networks, model.name is {network}: take the same in both")
-    return weights
+    if found != model.name:
+        raise UsageError(f"init={path} holds {found} networks, model.name is {model.name}: take the same in both")
+    then = then.get("model") if isinstance(then, dict) else None
+    return weights, _differences(then if isinstance(then, dict) else {}, model)
+
+
+def _differences(then: dict[str, Any], model: ModelConfig) -> str:
+    now = json.loads(json.dumps(dataclasses.asdict(model)))
+    keys = [key for key in now if key in then and then[key] != now[key] and key not in _NO_SIZES]
+    told = ", ".join(f"model.{key}={printable(json.dumps(then[key]), 60)}" for key in keys)
+    return f": its run had {told}" if told else ""
+
+
+def account(nets: Mapping[str, nn.Module], new: Sequence[str], source: Weights, init: str, why: str) -> list[str]:
+    """How much of each network came from `init`, in numbers; a warning where that is less than half.
+
+    Args:
+        nets: {"G": ..., "D": ...}.
+        new: the names, "G/..." and "D/...", of what `init` had nothing for.
+        source, why: what `read` gave.
+
+    Raises:
+        UsageError: if no layer of them came from there (single biases do not count).
+    """
+    missing, lines, amounts, layers = set(new), [], [], 0
+    for player, net in nets.items():
+        everything = {f"{player}/{name}": p for name, p in net.named_parameters()}
+        taken = [p for name, p in everything.items() if name not in missing]
+        layers += sum(p.dim() > 1 for p in taken)
+        count, total = (sum(p.numel() for p in some) for some in (taken, everything.values()))
+        amounts.append(f"{count} of the {total} numbers of {player}")
+        if player not in source:
+            lines.append(f"note: {player} starts anew, as {init} is a snapshot: a checkpoint holds both networks")
+        elif 2 * count < total:
+            lines.append(f"warning: {init} gave only {count} of the {total} numbers of {player}{why}")
+    if not layers:
+        raise UsageError(
+            f"init={init} has no layer that fits this run's networks, so there is nothing to start from{why}; take its "
+            "run's model.* keys, another file, or leave init= away"
+        )
+    return [f"taken over from it: {', '.join(amounts)}", *lines]
 
 
 # The layers with inputs of the label behind others, and which dimension these are: where the label is embedded first,

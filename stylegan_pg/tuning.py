@@ -38,7 +38,7 @@ def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) ->
     """The configuration with what it leaves to measurement filled in, and a line about that or "".
 
     `kept` is the configuration (as plain dictionaries) of the run that is continued, whose choices are taken over; None
-    for a new run, which measures for some seconds where nothing is known yet.
+    for a new run. What was not chosen before is measured, which takes some seconds where nothing is known yet.
     """
     notes = []
     if config.model.name == "mlp":  # neither matters to it
@@ -53,7 +53,7 @@ def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) ->
             notes.append(why)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=last))
     if config.model.low_precision == "auto" and config.model.low_precision_at is None:
-        if kept:
+        if kept and kept["model"].get("low_precision") == "auto":
             low = kept["model"].get("low_precision_at")
         else:
             low, why = _or(choose_precision, config, device, [])

@@ -17,10 +17,10 @@ from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.plan import Machine, report
+from stylegan_pg.remarks import of_configuration
 from stylegan_pg.resume import compare, running_numbers, to_plain
 from stylegan_pg.schedule import phases, term_weight
 from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
-from stylegan_pg.train import remarks
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
@@ -414,12 +414,12 @@ def test_running_numbers_start_afresh_where_their_start_was_configured_anew():
 
 
 def test_what_is_possible_but_perhaps_not_meant_is_told():
-    told = remarks(config_of("model.name=progan", "model.noise=false", "model.mapping_layers=2", "model.z_dim=64"))
+    told = of_configuration(config_of("model.name=progan", "model.noise=false", "model.mapping_layers=2", "model.z_dim=64"))
     assert [line.split()[0] for line in told] == ["model.mapping_layers", "model.noise"]
     assert all("progan networks do not read it" in line for line in told)
     for name in SHIPPED:
-        assert remarks(load_config(name)) == [], name
+        assert of_configuration(load_config(name)) == [], name
     ada = ("augment.mode=ada", "loss.objective=wgan", "loss.r1_gamma=0", "loss.terms=[{name: gradient_penalty}]")
-    (line,) = remarks(config_of(*ada))
+    (line,) = of_configuration(config_of(*ada))
     assert "augment.mode=ada follows the signs" in line
-    assert remarks(config_of("augment.mode=ada")) == []
+    assert of_configuration(config_of("augment.mode=ada")) == []

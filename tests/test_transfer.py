@@ -6,6 +6,7 @@ import torch
 from nets import CLASSES, close, generator, labels, normal
 
 from stylegan_pg import checkpoint
+from stylegan_pg.config import ModelConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
 from stylegan_pg.settings import load_config
@@ -161,16 +162,16 @@ def test_init_counts_at_the_start_only(source, tiny_data, tmp_path):
 
 def test_faults(source, tmp_path):
     with pytest.raises(UsageError, match="no such file"):
-        read(str(tmp_path / "nothing"), "stylegan2")
+        read(str(tmp_path / "nothing"), ModelConfig("stylegan2"))
     with pytest.raises(UsageError, match=r"holds stylegan2 networks, model.name is progan"):
-        read(str(source[1]), "progan")
+        read(str(source[1]), ModelConfig("progan"))
     broken = tmp_path / "broken.safetensors"
     data = bytearray(source[0].read_bytes())
     data[-100] ^= 1
     broken.write_bytes(data)
     with pytest.raises(UsageError, match="checksum"):
-        read(str(broken), "stylegan2")
+        read(str(broken), ModelConfig("stylegan2"))
     text = tmp_path / "text.safetensors"
     text.write_text("hello")
     with pytest.raises(UsageError, match=r"init=.*text.safetensors"):
-        read(str(text), "stylegan2")
+        read(str(text), ModelConfig("stylegan2"))
