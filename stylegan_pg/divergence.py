@@ -62,12 +62,12 @@ class Divergence:
                 box.append(put_aside(self.folder, self.since))
         advice = "; or ".join(remedies(game.config, game.current, nimg))
         if box[0]:
-            kept = f"The last good checkpoint is {box[0]} (later ones are now called NAME.bad); run the same command again"
+            how = f"The last good checkpoint is {box[0]} (later ones are now called NAME.bad): run the same command"
         else:
-            kept = "No good checkpoint is left (all are now called NAME.bad); run the same command again with --restart,"
+            how = "No good checkpoint is left (there are NAME.bad): run the same command with --restart, which begins"
         raise RunError(
-            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. {kept} with "
-            f"one or more of these added: {advice}"
+            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. {how} "
+            f"again with one or more of these: {advice}"
         )
 
 

@@ -148,7 +148,7 @@ def _overruled(key: str, given: str, written: Config, config: Config) -> str:
         reason = f"{other} goes before it{origin}; give {instead}"
     else:
         last = " (the last phase lasts until train.total_kimg)" if own.startswith("growth.stable_kimg") else ""
-        reason = f"no phase of this run asks for it, whose resolutions are {_listed({p.resolution for p in plan})}{last}"
+        reason = f"no phase of this run asks for it; its resolutions are {_listed({p.resolution for p in plan})}{last}"
     if lost or (own in TABLES and not wanted):
         return f"changes nothing{f' at {_listed(lost)}' if len(lost) < len(wanted) else ''}: {reason}"
     return ""
@@ -172,7 +172,7 @@ def of_configuration(config: Config) -> list[str]:
         if alone:
             batches = ", ".join(f"{batch} at {r}x{r}" for r, batch in alone.items())
             found.append(
-                f"minibatch stddev compares no images: no group of 2 to {model.mbstd_group} (model.mbstd_group) divides "
+                f"minibatch stddev does nothing: no group of 2 to model.mbstd_group={model.mbstd_group} images divides "
                 f"the batch of {batches}; give an even train.batch, or model.mbstd_channels=0 to leave it out"
             )
     return found

@@ -68,9 +68,7 @@ class Trainer:
         self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
 
-    def train(
-        self, *, must_resume: bool = False, warnings: Sequence[str] = (), remarks: Sequence[str] = ()
-    ) -> int:
+    def train(self, *, must_resume: bool = False, warnings: Sequence[str] = (), remarks: Sequence[str] = ()) -> int:
         """Start, or continue from the newest good checkpoint, until the end or a request to stop; `warnings` and
         `remarks` are told once there is a log.
 

@@ -23,7 +23,14 @@ from stylegan_pg.untrusted import printable
 
 Weights = dict[str, dict[str, torch.Tensor]]
 # Keys of model.* that no layer's size depends on.
-_NO_SIZES = ("low_precision", "low_precision_resolutions", "low_precision_at", "w_avg_beta", "conv_clamp", "mbstd_group")
+_NO_SIZES = (
+    "low_precision",
+    "low_precision_resolutions",
+    "low_precision_at",
+    "w_avg_beta",
+    "conv_clamp",
+    "mbstd_group",
+)
 
 
 def read(path: str, model: ModelConfig) -> tuple[Weights, str]:

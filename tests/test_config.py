@@ -414,7 +414,9 @@ def test_running_numbers_start_afresh_where_their_start_was_configured_anew():
 
 
 def test_what_is_possible_but_perhaps_not_meant_is_told():
-    told = of_configuration(config_of("model.name=progan", "model.noise=false", "model.mapping_layers=2", "model.z_dim=64"))
+    told = of_configuration(
+        config_of("model.name=progan", "model.noise=false", "model.mapping_layers=2", "model.z_dim=64")
+    )
     assert [line.split()[0] for line in told] == ["model.mapping_layers", "model.noise"]
     assert all("progan networks do not read it" in line for line in told)
     for name in SHIPPED:
