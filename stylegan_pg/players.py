@@ -114,6 +114,12 @@ class Players:
             learner.close()
         self.phase = phase
         self.table: SampleTable = self.index.table(phase.resolution)
+        bare = int((self.table.label < 0).sum())
+        if self.classes and bare:
+            raise UsageError(
+                f"data.conditional=true, but {bare} of {len(self.table)} images in {self.index.path} have no label: "
+                "pack them with --unlabelled skip, or set data.conditional=false"
+            )
         dist.check_same([*self.G.parameters(), *self.D.parameters()], f"the networks at the start of {phase}")
 
         self.share = deal(phase.batch, phase.mbstd_group, dist.world())[dist.rank()]

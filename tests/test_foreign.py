@@ -175,7 +175,8 @@ def test_hidden_files_are_left_alone_and_hard_links_followed(tmp_path):
     assert [index.source_of(i) for i in range(index.count)] == ["data/0001", "data/0002"]
     table = index.table(16)
     assert table.read(0) == table.read(1) == jpeg(1)
-    assert table.label.tolist() == [4, 4]
+    assert table.label.tolist() == [0, 0]
+    assert index.label_names == ("4",)
 
 
 @pytest.mark.parametrize("labels", [(-1, 7, -1), (5_000_000_000, 3, 3)])
@@ -199,10 +200,10 @@ def test_labels_in_json(tmp_path):
     for i in range(4):
         members |= {f"{i}.jpg": jpeg(i), f"{i}.json": json.dumps({"label": i % 2, "more": [1]}).encode()}
     assert load_index(str(write(tmp_path / "x.tar", members))).table(4).label.tolist() == [0, 1, 0, 1]
-    members["3.json"] = b'{"label": null}'  # a caption without a label is none that is missing
+    members["3.json"] = b'{"label": null}'
     index = load_index(str(write(tmp_path / "y.tar", members)))
-    assert index.label_names == ()
-    assert index.table(4).label.tolist() == [-1] * 4
+    assert index.label_names == ("0", "1")
+    assert index.table(4).label.tolist() == [0, 1, 0, -1]
     members["3.json"] = b"{"
     with pytest.raises(UsageError, match=r"z\.tar: 3\.json is not JSON"):
         load_index(str(write(tmp_path / "z.tar", members)))

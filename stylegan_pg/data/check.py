@@ -82,6 +82,8 @@ def info(index: DatasetIndex) -> Iterator[str]:
         yield f"{len(index.label_names)} classes: " + ", ".join(
             f"{name} {counts[i]}" for i, name in enumerate(index.label_names)
         )
+        if counts[-1]:
+            yield f"{counts[-1]} images without a label"
     else:
         yield "no labels"
 

@@ -26,10 +26,10 @@ from typing import IO, Any
 import numpy as np
 
 from stylegan_pg.data import cache, remote, store
+from stylegan_pg.data.classes import as_labels, number_classes
 from stylegan_pg.data.decode import BadPicture, header, size_at
 from stylegan_pg.data.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
 from stylegan_pg.data.kept import Arrays, kept
-from stylegan_pg.data.labels import MAX_CLASSES, number_classes
 from stylegan_pg.data.members import PICTURES, names_of, samples_of
 from stylegan_pg.data.names import Names
 from stylegan_pg.data.patience import Passing, patiently
@@ -176,11 +176,8 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
             f"{shown(urls[tar])}: {keys[bare[0]]} has no label (.cls), which others have: a member is missing; "
             "write the tar again"
         )
-    kinds = {type(label) for label in labels}
-    # Names, some of which are numbers; or numbers that cannot count classes, such as -1 for none and identities.
-    if kinds == {int, str} or (kinds == {int} and not 0 <= min(labels) <= max(labels) < MAX_CLASSES):
-        labels = list(map(str, labels))
-    numbers, names = ([-1] * len(keys), []) if bare else number_classes(labels, shown(urls[0]))
+    origin = shown(urls[0])
+    numbers, names = number_classes(as_labels(labels, origin, mixed_are_names=True), origin)
     probes = [tar["probe"] for tar in tars if len(tar["probe"])]
     if not probes:
         raise UsageError(f"{shown(urls[0])}: none of the first pictures of the tars can be read: check them")

@@ -1,145 +1,245 @@
-"""The class of each picture that is packed: from folders, .cls files, a dataset.json, or a JSON or CSV file."""
+"""What labels the pictures of SOURCE: a dataset.json, .cls and .json files beside them, their folders, or a file of the
+user's. What was understood is stated, and what can be understood in two ways is asked."""
 
 import csv
 import io
-import json
 import os
 import posixpath
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from stylegan_pg.data.classes import Label, as_labels
+from stylegan_pg.data.reading import Unreadable, read_listed
 from stylegan_pg.data.sources import PICTURES, File, Listing, few, normal_path
 from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import parse_json, printable
 
-MAX_CLASSES = 1_000_000
-
-
-def classes_of(listing: Listing, labels: str | os.PathLike[str]) -> tuple[list[int], list[str]]:
-    """The class of each picture and the classes' names; ([], []) without labels."""
-    given: dict[str, Any] | None = None
-    origin = str(labels)
-    if labels == "auto" and listing.dataset_json:
-        origin = "dataset.json"
-        given = _parse_json(origin, _read_label(listing.dataset_json))
-    elif labels == "auto" and any(file.suffix == ".cls" for file in listing.sidecars.values()):
-        origin = "SOURCE with its .cls files"
-        keyed = {picture.path: listing.beside(picture, ".cls") for picture in listing.pictures}
-        texts = {path: _read_label(file).decode("utf-8", "replace").strip() for path, file in keyed.items() if file}
-        given = _integers_if_all(texts)
-    elif labels == "auto":
-        given = _class_folders(listing.pictures)
-    elif labels != "none":
-        try:
-            data = Path(labels).read_bytes()
-        except OSError as error:
-            raise UsageError(f"labels = {labels}: {error.strerror}; give auto, none, or a JSON or CSV file") from error
-        given = _parse_csv(origin, data, listing) if origin.lower().endswith(".csv") else _parse_json(origin, data)
-    if given is None:
-        return [], []
-    found = _look_up(given, listing.pictures, origin)
-    return number_classes([found[picture.path] for picture in listing.pictures], origin)
+LABEL_BYTES = 1 << 20  # of a .cls or .json file beside a picture
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
+_NONE = "or give --labels none"
+_FORM = f'give {{"path": label, ...}} or {{"labels": [["path", label], ...]}}, {_NONE}'
 
 
-def _read_label(file: File) -> bytes:
+class Labels(NamedTuple):
+    """The labels of a listing's pictures, in their order; `said` tells where they are from, or why there are none."""
+
+    of: list[Label]
+    said: str
+    beside: frozenset[str] = frozenset()  # suffixes of the files beside the pictures that were taken
+
+    @property
+    def any(self) -> bool:
+        return any(label is not None for label in self.of)
+
+
+def labels_of(listing: Listing, labels: str | os.PathLike[str]) -> Labels:
+    """The labels that the option `labels` asks for (see `pack`).
+
+    Raises:
+        UsageError: labels that contradict each other, fit no picture, are in no known form or are ambiguous.
+    """
+    pictures = listing.pictures
+    if labels == "none":
+        return Labels([None] * len(pictures), "")
+    if labels == "folders":
+        return _by_folders(pictures, as_they_are=True)
+    if labels != "auto":
+        return _from_file(Path(labels), listing)
+    if listing.dataset_json:
+        return _from_dataset_json(listing)
+    beside = _from_members(listing)
+    return beside if beside.any else _by_folders(pictures)
+
+
+# ------------------------------------------------------------------------------------------------------ files of labels
+
+
+def _from_file(path: Path, listing: Listing) -> Labels:
+    origin = printable(path)
     try:
-        return file.read()
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{file.path} in SOURCE cannot be read ({error}): mend it, or give --labels none") from error
+        data = path.read_bytes()
+    except OSError as error:
+        forms = "give auto, folders, none, or a JSON or CSV file"
+        raise UsageError(f"labels = {origin}: {error.strerror}; {forms}") from error
+    known = {picture.path for picture in listing.pictures}
+    if path.suffix.lower() == ".csv":
+        given = _parse_csv(origin, data, known)
+    else:
+        given = _parse_json(origin, data, lambda _: True)
+    return _looked_up(given, listing.pictures, origin)
 
 
-def _class_folders(pictures: list[File]) -> dict[str, str] | None:
-    folders = {picture.path: picture.inner.partition("/")[0] for picture in pictures if "/" in picture.inner}
-    names = set(folders.values())
-    buckets = all(re.fullmatch(r"\d{5,}", name) for name in names)
-    return folders if len(folders) == len(pictures) and len(names) > 1 and not buckets else None
+def _from_dataset_json(listing: Listing) -> Labels:
+    """Of the pictures at or below its folder, a dataset.json names the labels by their paths from there."""
+    given: dict[str, Any] = {}
+    known = {picture.path for picture in listing.pictures}
+    for file in listing.dataset_json:
+        folder = posixpath.dirname(file.path)
+
+        def place_of(path: str, folder: str = folder) -> str:
+            below = _joined(folder, path)
+            return path if below not in known and path in known else below
+
+        def names_picture(path: str, place_of: Callable[[str], str] = place_of) -> bool:
+            return place_of(path) in known
+
+        found = _parse_json(printable(file.path), _content(file), names_picture)
+        given |= {place_of(path): label for path, label in found.items()}
+    return _looked_up(given, listing.pictures, " and ".join(printable(file.path) for file in listing.dataset_json))
 
 
-def _parse_json(origin: str, data: bytes) -> dict[str, Any] | None:
-    """{path: label}, or None where the file says that there are no labels."""
-    form = 'give {"path": label, ...} or {"labels": [["path", label], ...]}, or --labels none'
+def _joined(folder: str, path: str) -> str:
+    return normal_path(posixpath.join(folder, path.replace("\\", "/")))
+
+
+def _content(file: File, most: int = 1 << 28) -> bytes:
+    if file.size > most:
+        raise UsageError(f"{printable(file.path)} in SOURCE has {file.size} bytes, more than {most}: mend it, {_NONE}")
     try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise UsageError(f"{origin} is not JSON ({error}): {form}") from error
-    if isinstance(content, dict) and isinstance(content.get("labels", ""), list | None):
-        content = content["labels"]
-    elif origin == "dataset.json" or not isinstance(content, dict):
-        raise UsageError(f"{origin} does not hold labels in a known form: {form}")
-    if not isinstance(content, list):
+        return read_listed(file)
+    except Unreadable as error:
+        raise UsageError(f"{printable(file.path)} in SOURCE cannot be read ({error}): mend it, {_NONE}") from error
+
+
+def _parse_json(origin: str, data: bytes, names_picture: Callable[[str], bool]) -> dict[str, Any]:
+    """{path: label}; empty where the file says that there are no labels."""
+    content = parse_json(data, origin, _FORM, finite=False)
+    if isinstance(content, dict) and isinstance(content.get("labels", ""), list | dict | None):
+        content = content["labels"] or []
+    elif isinstance(content, dict) and not any(map(names_picture, content)):
+        raise UsageError(f"{origin} does not hold labels in a known form: {_FORM}")
+    if isinstance(content, dict):
         return content
+    if not isinstance(content, list):
+        raise UsageError(f"{origin} does not hold labels in a known form: {_FORM}")
     if not all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in content):
-        raise UsageError(f"{origin} has entries that are not [path, label]: {form}")
+        raise UsageError(f"{origin} has entries that are not [path, label]: {_FORM}")
     return _unique(origin, content)
 
 
-def _parse_csv(origin: str, data: bytes, listing: Listing) -> dict[str, Any]:
+def _parse_csv(origin: str, data: bytes, known: set[str]) -> dict[str, Any]:
     try:
         rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{origin} is not CSV in UTF-8 ({error}): write lines of path,label") from error
-    if rows and posixpath.splitext(rows[0][0])[1].lower() not in PICTURES:
+    if rows and _joined("", rows[0][0]) not in known and posixpath.splitext(rows[0][0])[1].lower() not in PICTURES:
         rows = rows[1:]  # the header
     wrong = [row for row in rows if len(row) != 2]
     if wrong:
-        raise UsageError(f"{origin} has lines that are not path,label, the first: {','.join(wrong[0])}")
-    return _integers_if_all(_unique(origin, [(path, label.strip()) for path, label in rows]))
+        raise UsageError(f"{origin} has lines that are not path,label, the first: {printable(','.join(wrong[0]))}")
+    return _unique(origin, [(path, label.strip()) for path, label in rows])
 
 
 def _unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for path, label in rows:
-        if given.setdefault(path, label) != label:
-            raise UsageError(f"{origin} gives {path} two labels, {given[path]} and {label}: keep one")
+        if path in given and given[path] != label and given[path] == given[path] and label == label:  # nan is not nan
+            raise UsageError(f"{origin} gives {printable(path)} two labels, {given[path]} and {label}: keep one")
+        given[path] = label
     return given
 
 
-def _integers_if_all(texts: dict[str, str]) -> dict[str, Any]:
-    """In files that know only text, a column of numbers is meant as numbers."""
-    if all(re.fullmatch(r"-?\d{1,18}", text) for text in texts.values()):
-        return {path: int(text) for path, text in texts.items()}
-    return dict(texts)
-
-
-def _look_up(given: dict[str, Any], pictures: list[File], origin: str) -> dict[str, Any]:
-    """The labels by the pictures' own paths; every one must fit a picture, and every picture have one."""
+def _looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> Labels:
+    """Labels by the pictures' own paths, which may leave away the folder that all of them are in."""
+    if not given:
+        return Labels([None] * len(pictures), f"{origin} says that there are none")
     known = {picture.path for picture in pictures}
-    found = {p if p in known else normal_path(p): label for p, label in given.items()}
+    common, _ = _parted([path.split("/")[:-1] for path in known])
+    found: dict[str, Any] = {}
+    for path, label in given.items():
+        forms = (path, _joined("", path), _joined(common, path))
+        place = next((form for form in forms if form in known), path)
+        if place in found:
+            _unique(origin, [(place, found[place]), (place, label)])
+        found[place] = label
     strange = [path for path in found if path not in known]
     if strange:
         raise UsageError(
-            f"{origin} names {len(strange)} pictures that SOURCE does not have ({few(strange)}): "
+            f"{origin} names {len(strange)} pictures that SOURCE does not have ({printable(few(strange))}): "
             "write paths as they are within SOURCE"
         )
-    bare = [picture.path for picture in pictures if picture.path not in found]
-    if bare:
+    return Labels(as_labels([found.get(picture.path) for picture in pictures], origin), origin)
+
+
+# ------------------------------------------------------------------------------------------------ beside the pictures
+
+
+def _from_members(listing: Listing) -> Labels:
+    """WebDataset's way: KEY.cls holds a class, else "label" in KEY.json does."""
+    values: list[Any] = []
+    kinds = set()
+    for picture in listing.pictures:
+        cls, json = (listing.beside(picture, suffix) for suffix in (".cls", ".json"))
+        if cls:
+            values.append(_content(cls, LABEL_BYTES).decode("utf-8", "replace"))
+            kinds.add(".cls")
+        elif json:
+            named = f"{printable(json.path)} in SOURCE"
+            values.append(json_label(_content(json, LABEL_BYTES), named, f"mend it, {_NONE}"))
+            if values[-1] is not None:
+                kinds.add(".json")
+        else:
+            values.append(None)
+    origin = f"SOURCE with its {' and '.join(sorted(kinds))} files"
+    return Labels(as_labels(values, origin), origin, frozenset(kinds))
+
+
+def json_label(data: bytes, named: str, remedy: str) -> Any:
+    """ "label" in the JSON beside a picture, as it stands there; None without one. Raises UsageError for no JSON."""
+    content = parse_json(data, named, remedy, finite=False)
+    return content.get("label") if isinstance(content, dict) else None
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def _by_folders(pictures: list[File], as_they_are: bool = False) -> Labels:
+    """Class folders: the first level at which pictures part ways, and below it where it is train/, val/ and the like.
+
+    as_they_are: whatever the folders are called, and wherever the other pictures are.
+    """
+    nothing: list[Label] = [None] * len(pictures)
+    wrapper, rests = _parted([picture.inner.split("/")[:-1] for picture in pictures])
+    below = f" in {printable(wrapper)}" if wrapper else ""
+    tops = sorted({rest[0] for rest in rests if rest})
+    splits = [top for top in tops if top.lower() in _SPLITS]
+    if splits == tops and tops and not as_they_are:
+        _, rests = _parted([rest[1:] for rest in rests])
+        below, tops = f" below {printable(', '.join(splits))}", sorted({rest[0] for rest in rests if rest})
+    elif not as_they_are and any(not split.lower().startswith("train") for split in splits):
+        others = [top for top in tops if top not in splits]
         raise UsageError(
-            f"{origin} gives no label to {len(bare)} of {len(pictures)} pictures ({few(bare)}): label all or none, "
-            "or give --labels none"
+            f"folder {printable(few(splits))} in SOURCE looks like a part for training or testing, "
+            f"{printable(few(others))} like classes: give --labels folders to take all of them for "
+            "classes, a JSON or CSV file, or --labels none"
         )
-    return found
+    names: list[Label] = [rest[0] if rest else None for rest in rests]
+    outside = names.count(None)
+    if len(tops) < 2:
+        if as_they_are:
+            raise UsageError("labels = folders: SOURCE has no two folders of pictures side by side; give auto or none")
+        return Labels(nothing, f"no class folders{below}" if splits else "")
+    if as_they_are:
+        return Labels(names, f"the layout of folders{below}")
+    if all(re.fullmatch(r"\d{5,}", top) for top in tops):
+        return Labels(
+            nothing, f"folders such as {tops[0]} are taken for buckets; --labels folders takes them for classes"
+        )
+    if outside > len(pictures) // 2:
+        return Labels(
+            nothing,
+            f"{outside} of {len(pictures)} pictures lie outside the folders {printable(few(tops))}; --labels folders "
+            "takes these for classes",
+        )
+    return Labels(names, f"the layout of folders{below}")
 
 
-def number_classes(labels: list[Any], origin: str) -> tuple[list[int], list[str]]:
-    """Class numbers of labels that are all integers or all names, and the classes' names. Raises UsageError for other
-    labels, naming their `origin`."""
-    kinds = {type(label) for label in labels}
-    if kinds & {list, tuple, dict}:
-        raise UsageError(f"{origin} holds vector labels: only class labels, integers or names, are supported")
-    if kinds == {int}:
-        if min(labels) < 0 or max(labels) >= MAX_CLASSES:
-            raise UsageError(
-                f"{origin} has labels from {min(labels)} to {max(labels)}: number classes from 0, or name them"
-            )
-        return labels, [str(i) for i in range(max(labels) + 1)]
-    if kinds != {str}:
-        kind = ", ".join(sorted(k.__name__ for k in kinds))
-        raise UsageError(f"{origin} has labels of type {kind}: give all as integers or all as names")
-    # Folders 1, 2, ... 10 in their order as numbers.
-    numbers = all(label.isdecimal() for label in labels)
-    names = sorted(set(labels), key=lambda name: (int(name), name) if numbers else name)
-    place = {name: i for i, name in enumerate(names)}
-    return [place[label] for label in labels], names
+def _parted(folders: list[list[str]]) -> tuple[str, list[list[str]]]:
+    """The first folders that paths share, but for those that end before; and the paths from there."""
+    common: list[str] = []
+    while len(tops := {folder[0] for folder in folders if folder}) == 1:
+        common += tops
+        folders = [folder[1:] for folder in folders]
+    return "/".join(common), folders

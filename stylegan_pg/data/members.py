@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
+from stylegan_pg.data.labels import LABEL_BYTES, json_label
 from stylegan_pg.data.names import Names, at_first_dot, read_names
 from stylegan_pg.data.tars import Member, content_of
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import parse_json, printable
+from stylegan_pg.untrusted import printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-LABEL_BYTES = 1 << 20  # of a cls, and of a json with a label
 MOST_BYTES = 1 << 29  # of a picture
 _META = re.compile(r"__[^/]*__($|/)")  # as webdataset
 
@@ -22,7 +22,7 @@ _META = re.compile(r"__[^/]*__($|/)")  # as webdataset
 class Sample(NamedTuple):
     key: str
     picture: Member
-    label: int | str | None
+    label: int | float | str | None  # as it stands there
     has_cls: bool
 
 
@@ -115,7 +115,7 @@ def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:
     return key
 
 
-def _label(file: IO[bytes], files: dict[str, Member], named: str) -> int | str | None:
+def _label(file: IO[bytes], files: dict[str, Member], named: str) -> int | float | str | None:
     """The class in `cls`, else what a `json` has under "label"."""
     if "cls" in files:
         member = files["cls"]
@@ -126,8 +126,5 @@ def _label(file: IO[bytes], files: dict[str, Member], named: str) -> int | str |
     if "json" not in files or files["json"].size > LABEL_BYTES:
         return None
     member = files["json"]
-    content = parse_json(
-        content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again", finite=False
-    )
-    label = content.get("label") if isinstance(content, dict) else None
-    return label if isinstance(label, int | str) and not isinstance(label, bool) else None
+    label = json_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
+    return label if isinstance(label, int | float | str) and not isinstance(label, bool) else None

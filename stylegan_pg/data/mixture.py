@@ -27,8 +27,9 @@ class MixtureIndex(DatasetIndex):
         tables = [source.table(resolution) for source in self.sources]
         labels = []
         for source, table in zip(self.sources, tables, strict=True):
-            number = [self.label_names.index(name) for name in source.label_names] if self.label_names else []
-            labels.append(np.array(number)[table.label] if number else np.full([len(table)], -1))
+            place = {name: number for number, name in enumerate(self.label_names)}
+            numbers = [place[name] for name in source.label_names] if place else [-1] * len(source.label_names)
+            labels.append(np.array([*numbers, -1])[table.label])  # -1, the last one, is no label
         return join(tables, labels)
 
     def order(self, seed: int, window: int = WINDOW) -> Order | Mixture:

@@ -7,7 +7,7 @@ import posixpath
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ class Listing(NamedTuple):
     about how SOURCE was understood."""
 
     pictures: list[File]  # in sample order
-    dataset_json: File | None
+    dataset_json: list[File]  # those with pictures at or below their folders
     names: Names
     sidecars: dict[str, File]  # key and suffix (.cls, .json) -> label file of the picture with that key
     owners: dict[str, str]  # key -> path of the picture that they label
@@ -154,8 +154,10 @@ def list_source(sources: list[Path]) -> Listing:
             key, extension = names.split(file.path)
             if key in owners and f".{extension.lower()}" == file.suffix:
                 sidecars[key + file.suffix] = file
-    dataset_json = files.get("dataset.json")
-    known = {file.path for file in (*pictures, *sidecars.values(), *filter(None, [dataset_json]))}
+    folders = {folder for picture in pictures for folder in _above(picture.path)}
+    named = (file for file in files.values() if posixpath.basename(file.path) == "dataset.json")
+    dataset_json = [file for file in named if posixpath.dirname(file.path) in folders and not file.is_hidden]
+    known = {file.path for file in (*pictures, *sidecars.values(), *dataset_json)}
     ignored = _counted(_kind(file, file.path in parts) for file in files.values() if file.path not in known)
     if not pictures:
         there = f"; it has {told(ignored)}" if ignored else ""
@@ -216,6 +218,13 @@ def normal_path(text: str) -> str:
 def told(ignored: dict[str, int]) -> str:
     """The counts of `Listing.ignored` as a part of a sentence."""
     return ", ".join(f"{count} {kind}" for kind, count in ignored.items())
+
+
+def _above(path: str) -> Iterator[str]:
+    """The folders that a path lies in; "" is SOURCE itself."""
+    while path:
+        path = posixpath.dirname(path) if path != "/" else ""
+        yield path
 
 
 def stamp_of(there: os.stat_result) -> str:
