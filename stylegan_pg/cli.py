@@ -73,8 +73,18 @@ def pack(
     ] = "center",
     filter: Annotated[str, typer.Option(help="Down-sampling filter: lanczos or box.")] = "lanczos",
     labels: Annotated[
-        str, typer.Option(help="auto (dataset.json, .cls or class folders), or a JSON or CSV file.")
+        str,
+        typer.Option(
+            help="auto (dataset.json; .cls or .json files beside the pictures; class folders, below train/ and val/), "
+            "folders, none, or a JSON or CSV file."
+        ),
     ] = "auto",
+    unlabelled: Annotated[
+        str, typer.Option(help="Pictures without a label where others have one: refuse, skip, or keep without a class.")
+    ] = "refuse",
+    max_images: Annotated[
+        Optional[int], typer.Option(help="Take at most so many pictures, evenly spread over their order.")
+    ] = None,
     shard_size: Annotated[str, typer.Option(help="Of the largest resolution's tars.")] = "256MB",
     channels: Annotated[int, typer.Option(help="1 grey, 3 RGB, 4 RGBA.")] = 3,
     workers: Annotated[Optional[int], typer.Option(help="Processes; all cores by default.")] = None,
@@ -93,6 +103,8 @@ def pack(
         base=base,
         filter=filter,
         labels=labels,
+        unlabelled=unlabelled,
+        max_images=max_images,
         shard_size=shard_size,
         channels=channels,
         workers=workers,

@@ -258,5 +258,5 @@ def test_means_of_many_white_pixels_do_not_overflow(tmp_path):
 def test_only_the_asked_for_levels(tmp_path):
     packed(folder_of(tmp_path / "in", ["a.png"]), tmp_path / "out", 16, lowest=8)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "index.json", "r0008", "r0016", "report.json", "sources.json",
+        "index.json", "pictures.json", "r0008", "r0016", "report.json", "sources.json",
     ]  # fmt: skip

@@ -5,37 +5,32 @@ What happens to a picture is told in `data/picture.py`, what SOURCE may be in `d
 Samples are ordered by their path within SOURCE (by code point, on any file system) and cut into groups: one group is
 one shard at every resolution. A group is committed by its manifest in OUT/.pack, index.json comes last, and every byte
 follows from SOURCE and the options: an interrupted packing leaves nothing that looks complete, and the same command
-continues behind the last committed group to the very files an uninterrupted one writes. Unreadable pictures are listed
-with their reasons in OUT/report.json. Nothing of an archive is ever extracted to disk.
+continues behind the committed groups to the very files an uninterrupted one writes. Pictures that were rewritten since
+are packed again with their groups, also in a complete dataset. A SOURCE that cannot be read just now ends the packing,
+to be continued; pictures that are damaged or gone are listed with their reasons in OUT/report.json. Nothing of an
+archive is ever extracted to disk.
 """
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import json
-import multiprocessing
 import os
 import re
-import shutil
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from stylegan_pg.data import books
+from stylegan_pg.data.choosing import Chosen, choose
 from stylegan_pg.data.decode import MODES, SQUARE, size_at
+from stylegan_pg.data.encoders import Encoders
 from stylegan_pg.data.index import FORMAT, identity_of, load_index
-from stylegan_pg.data.labels import classes_of
-from stylegan_pg.data.picture import FILTERS, LOSSLESS_UP_TO, Recipe, Result, make
-from stylegan_pg.data.shards import Group, clean, committed_groups, write_whole
-from stylegan_pg.data.sources import CONTINUES, File, Listing, few, list_source, open_zip, sources_of, told
+from stylegan_pg.data.picture import FILTERS, LOSSLESS_UP_TO, Recipe
+from stylegan_pg.data.shards import Group, Manifest, clean, committed_groups, write_whole
+from stylegan_pg.data.sources import CONTINUES, few, open_zip, sources_of, told
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.untrusted import printable
 
@@ -45,8 +40,10 @@ LONGEST_LINE = 4000  # characters of a report's lines
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a packing did. `unreadable` pairs paths within SOURCE with reasons, `ignored` counts other files, `notes`
-    are sentences about how SOURCE was understood."""
+    """What a packing did. `unreadable` pairs paths within SOURCE with reasons, `gone` names files that had been listed
+    and could not be found, `unlabelled` those that were left out for want of a label, `repacked` those that had changed
+    since an earlier packing; `ignored` counts other files, `remarks` says what was understood of labels and options,
+    `notes` how SOURCE was understood."""
 
     out: str
     count: int
@@ -55,8 +52,13 @@ class PackReport:
     label_names: tuple[str, ...]
     identity: str
     unreadable: tuple[tuple[str, str], ...]
+    gone: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    repacked: tuple[str, ...]
     upscaled: int
     ignored: dict[str, int]
+    empty_classes: tuple[str, ...]
+    remarks: tuple[str, ...]
     was_complete: bool
     notes: tuple[str, ...] = ()
 
@@ -69,14 +71,28 @@ class PackReport:
         lines = [f"{self.out}: {self.count} pictures at {', '.join(sizes)} {what}{names}"]
         if self.was_complete:
             lines.insert(0, f"{self.out} is already complete with these options: nothing to do")
+        lines += self.remarks
+        if self.repacked:
+            lines.append(
+                f"{len(self.repacked)} pictures had changed since they were packed, and were packed again: "
+                f"{printable(few(list(self.repacked)))}"
+            )
         if self.upscaled:
             lines.append(f"warning: {self.upscaled} pictures were smaller than {sizes[-1]} {what} and were enlarged")
         if self.unreadable:
             path, reason = self.unreadable[0]
             lines.append(
-                f"warning: {len(self.unreadable)} pictures were left out, the first {path}: {reason}"
-                " (all of them in report.json)"
+                f"warning: {len(self.unreadable)} pictures were left out, the first {printable(path)}: "
+                f"{printable(reason)} (all of them in report.json)"
             )
+        if self.gone:
+            lines.append(
+                f"warning: {len(self.gone)} pictures were gone from their folders when their turn came: "
+                f"{printable(few(list(self.gone)))} (all of them in report.json)"
+            )
+        if self.empty_classes:
+            named = printable(few(list(self.empty_classes)))
+            lines.append(f"warning: {len(self.empty_classes)} classes have no picture that could be packed: {named}")
         lines += (f"note: {note}" for note in self.notes)
         if self.ignored:
             lines.append(f"ignored files that are not pictures: {told(self.ignored)}")
@@ -95,6 +111,8 @@ def pack(
     base: str | Sequence[int] = SQUARE,
     filter: str = "lanczos",
     labels: str | os.PathLike[str] = "auto",
+    unlabelled: str = "refuse",
+    max_images: int | None = None,
     shard_size: str | int = "256MB",
     workers: int | None = None,
     channels: int = 3,
@@ -109,24 +127,32 @@ def pack(
     crop: "center", "pad" or "none", for pictures of another shape than the dataset's.
     base: (rows, columns) of the pictures at resolution 4, or a text such as "4x6" (1024 rows and 1536 columns at
         resolution 1024).
-    labels: "auto" takes dataset.json in SOURCE (as the public StyleGAN tools write it), else the .cls files beside
-        the pictures (WebDataset), else the first-level folders if every picture lies in one and there are at least
-        two (folders that are all numbers of five digits and more are buckets, not classes); "none" takes none; else
-        a file: JSON {path: label} or {"labels": [[path, label], ...]}, or CSV lines `path,label`, with or without a
-        header. Integer labels keep their values, names are numbered in sorted order.
+    labels: "auto" takes the dataset.json in SOURCE (as the public StyleGAN tools write it, or {path: label}), else the
+        .cls files beside the pictures (WebDataset) or "label" in .json files there, else the first level of folders at
+        which pictures part ways, below train/, val/ and the like (folders that are all numbers of five digits and more
+        are buckets, not classes); "folders" takes these whatever they are called; "none" takes none; else a file:
+        JSON {path: label} or {"labels": [[path, label], ...]}, or CSV lines `path,label`, with or without a header.
+        Classes are what occurs: numbers in their order, names as sorted. Empty labels are none.
+    unlabelled: what to do with pictures without a label where others have one: "refuse" raises UsageError, "skip"
+        leaves them out, "keep" packs them without a class.
+    max_images: pack at most so many, evenly spread over the pictures in their order; None for all.
     shard_size: bytes of a shard at the top resolution, as a number or with kB, MB, GB, KiB, MiB, GiB.
     workers: processes that encode (None: one per core; 0 or 1: in this process). Does not change a byte. A script
         that calls this with workers needs the usual `if __name__ == "__main__":`.
     progress: show a progress bar on stderr.
 
-    Run again after an interruption, it continues; on a complete `out` it returns at once. Raises UsageError for bad
-    options, sources, labels or an `out` that holds something else, RunError for a full disk, a SOURCE that fails while
-    being read and worker processes that die.
+    Run again after an interruption, it continues; on a complete `out` it returns at once, after packing again what has
+    changed. Raises UsageError for bad options, sources, labels or an `out` that holds something else, RunError for a
+    full disk, a SOURCE that cannot be read just now and worker processes that die.
     """
     recipe = _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 0:
         raise UsageError(f"workers = {workers}: give 0 or more processes")
+    if unlabelled not in ("skip", "keep", "refuse"):
+        raise UsageError(f"unlabelled = {unlabelled}: give one of skip, keep, refuse")
+    if max_images is not None and max_images < 1:
+        raise UsageError(f"max_images = {max_images}: give 1 or more, or leave it away for all")
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: give a new or empty folder to pack into")
@@ -134,26 +160,36 @@ def pack(
     if any(s.is_dir() and out.resolve().is_relative_to(s.resolve()) for s in sources):
         raise UsageError(f"{out} lies within SOURCE, whose files it would join: give a folder outside it")
     open_zip.cache_clear()  # of an earlier call, whose zip may have been replaced since
-    listing = list_source(sources)
-    classes, names = classes_of(listing, labels)
+    with _disk_faults(out):
+        memory = books.remembered(out) if out.exists() else books.Memory(False, {}, [], {})
+    chosen = choose(sources, labels, unlabelled, max_images, memory.gone)
+    classes = {**memory.gone, **dict(zip((p.path for p in chosen.pictures), chosen.classes, strict=True))}
     plan = {
         **asdict(recipe),
         "base": list(recipe.base),
-        "pictures": len(listing.pictures),
-        "listing_sha256": _digest((p.path, p.size) for p in listing.pictures),
-        "labels_sha256": _digest([*names, *classes]),
+        "max_images": max_images,
+        "pictures": len(classes),
+        "paths_sha256": books.digest(sorted(classes)),
+        "labels_sha256": books.digest(
+            [*chosen.names, *((classes[path] for path in sorted(classes)) if chosen.names else [])]
+        ),
     }
     with _disk_faults(out):
-        if (out / "index.json").exists():
+        if memory.complete:
             load_index(str(out))  # a damaged index is to be named as that
-            _compare(out, json.loads((out / "index.json").read_bytes()).get("pack", {}), plan)
-            shutil.rmtree(out / ".pack", ignore_errors=True)
-            return _report(out, was_complete=True)
-        with _bookkeeping(out, plan) as books:
-            manifests = _encode_all(listing.pictures, classes, recipe, books, workers, progress)
-            _finish(out, sources, listing, classes, names, recipe, plan, manifests)
-        shutil.rmtree(out / ".pack")
-    return _report(out, was_complete=False)
+        if memory.plan:
+            books.compare(out, memory.plan, plan, chosen.pictures)
+        kept, changed = books.review(memory.manifests or [], chosen.pictures, progress)
+        if memory.complete and not changed:
+            if memory.manifests is None:
+                chosen.remarks.append(books.said_of_older(out, chosen.pictures))
+            books.discard(out)
+            return _report(out, chosen, changed, was_complete=True)
+        with books.opened(out, plan, memory) as folder:
+            manifests = _encode_all(chosen, recipe, folder, kept, workers, progress)
+            _finish(out, sources, chosen, recipe, plan, manifests)
+        books.discard(out)
+    return _report(out, chosen, changed, was_complete=False)
 
 
 def _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size) -> Recipe:
@@ -208,182 +244,117 @@ def _bytes(size: str | int) -> int:
     return number
 
 
-def _encode_all(pictures, classes, recipe: Recipe, books: Path, workers: int, progress: bool) -> list[dict[str, Any]]:
-    """Encode what is not yet committed; the manifests of all groups."""
-    out = books.parent
-    manifests = committed_groups(out, books)
-    clean(out, books, {manifest["name"] for manifest in manifests})
-    start = manifests[-1]["following"] if manifests else 0
-
-    def group() -> Group:
-        return Group(out, len(manifests), sum(len(m["sources"]) for m in manifests), recipe)
-
-    current = group()
-    bar = tqdm(total=len(pictures), initial=start, unit="img", desc="packing", disable=not progress)
-    with bar, contextlib.closing(_results(pictures[start:], recipe, workers)) as results:
+def _encode_all(
+    chosen: Chosen, recipe: Recipe, folder: Path, kept: dict[str, books.Kept], workers: int, progress: bool
+) -> list[Manifest]:
+    """Encode the groups that are not `kept` where they begin; the manifests of all. `folder`: OUT/.pack."""
+    out, pictures = folder.parent, chosen.pictures
+    clean(out, folder, set(kept))
+    manifests: list[Manifest] = []
+    place = first = 0
+    current = results = None
+    bar = tqdm(total=len(pictures), unit="img", desc="packing", disable=not progress)
+    with bar, contextlib.closing(Encoders(recipe, workers)) as encoders:
         try:
-            for place, result in enumerate(results, start):
-                current.add(pictures[place].path, classes[place] if classes else None, result)
-                if current.bytes >= recipe.shard_size:
-                    manifests.append(current.commit(books, place + 1))
-                    current = group()
-                bar.update()
-            if current.sources or current.unreadable:
-                manifests.append(current.commit(books, len(pictures)))
+            while place < len(pictures):
+                name = f"{len(manifests):05d}"
+                known = kept.get(name)
+                if known and (known.start, known.manifest.first) == (place, first):
+                    manifests.append(known.manifest)
+                    bar.update(known.end - place)
+                    place, results = known.end, None  # what was encoded ahead is of the kept group
+                else:
+                    current = Group(out, name, first, recipe)
+                    results = results or encoders.results(pictures[place:])
+                    for result in results:
+                        current.add(pictures[place], chosen.classes[place], result)
+                        place += 1
+                        bar.update()
+                        if current.bytes >= recipe.shard_size:
+                            break
+                    manifests.append(current.commit(folder))
+                first += len(manifests[-1].packed)
+            clean(out, folder, {manifest.name for manifest in manifests})
         except BaseException:  # also Ctrl-C: it is raised again
-            current.discard()
+            if current:
+                current.discard()
             # An interruption may have come between the making of a file and its being known to `current`.
-            clean(out, books, {manifest["name"] for manifest in committed_groups(out, books)})
+            clean(out, folder, {manifest.name for manifest in committed_groups(out, folder)})
             raise
     return manifests
 
 
-def _results(pictures: list[File], recipe: Recipe, workers: int) -> Generator[Result, None, None]:
-    """The results in the pictures' order; with workers a bounded number of pictures is worked on ahead."""
-    chunk = max(1, min(32, (1024 // recipe.resolution) ** 2))  # small pictures: fewer, larger messages
-    chunks = [pictures[i : i + chunk] for i in range(0, len(pictures), chunk)]
-    workers = min(workers, len(chunks))
-    if workers <= 1:
-        yield from (make(picture, recipe) for picture in pictures)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        ahead = deque()
-        for pending in chunks:
-            ahead.append(pool.submit(_make_chunk, pending, recipe))
-            if len(ahead) > 3 * workers:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
-    except (BrokenProcessPool, MemoryError) as error:
-        raise RunError(
-            f"a worker process died, perhaps for want of memory: with fewer --workers, {CONTINUES}"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _make_chunk(pictures: list[File], recipe: Recipe) -> list[Result]:
-    return [make(picture, recipe) for picture in pictures]
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    parent = multiprocessing.parent_process()
-
-    def follow():  # a pool's workers hold each other's pipes open, so they would outlive a killed parent
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _bookkeeping(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
-    """OUT/.pack, held by this process alone, with the plan in it; UsageError where OUT is somebody else's."""
-    books = out / ".pack"
-    if out.exists() and not books.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} holds other files ({few(sorted(os.listdir(out)))}): give a new or empty folder")
-    books.mkdir(parents=True, exist_ok=True)
-    with open(books / "lock", "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{out} is being written by another stylegan-pg pack: wait for it, or stop it") from None
-        except OSError:
-            pass  # a file system without locks
-        file = books / "plan.json"
-        if file.exists():
-            try:
-                there = json.loads(file.read_bytes())
-            except ValueError:
-                raise UsageError(f"{file} is damaged: remove {out} and pack again") from None
-            _compare(out, there, plan)
-        else:
-            write_whole(file, json.dumps(plan).encode())
-        yield books
-
-
-def _compare(out: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    there = {"base": list(SQUARE), **there}  # of a version that knew no other
-    different = [f"{k} was {there.get(k)}, is {now[k]}" for k in now if there.get(k) != now[k] and "sha256" not in k]
-    if there.get("listing_sha256") != now["listing_sha256"]:
-        different.append("the pictures in SOURCE (their paths or sizes) are others")
-    if there.get("labels_sha256") != now["labels_sha256"]:
-        different.append("the labels are others")
-    if different:
-        raise UsageError(
-            f"{out} was packed otherwise: {'; '.join(different)}. Repeat the command it was started with, "
-            "give another OUT, or delete this one"
-        )
-
-
-def _finish(out, sources, listing: Listing, classes, names, recipe: Recipe, plan, manifests) -> None:
-    packed = [path for manifest in manifests for path in manifest["sources"]]
-    unreadable = [pair for manifest in manifests for pair in manifest["unreadable"]]
+def _finish(out: Path, sources, chosen: Chosen, recipe: Recipe, plan, manifests: list[Manifest]) -> None:
+    rows = [row for manifest in manifests for row in manifest.rows]
+    packed = [row for row in rows if not row.reason]
+    unreadable = [(row.path, row.reason) for row in rows if row.reason and not row.gone]
     if not packed:
-        shutil.rmtree(out / ".pack")
-        reasons = few([f"{path}: {reason}" for path, reason in unreadable])
+        books.discard(out)
+        reasons = printable(few([f"{row.path}: {row.reason}" for row in rows]))
         raise UsageError(f"{sources[0]} holds no picture that can be read ({reasons}): check SOURCE")
-    label_of = dict(zip((picture.path for picture in listing.pictures), classes, strict=False))
-    counts = Counter(label_of[path] for path in packed) if classes else {}
+    counts = Counter(row.label for row in packed)
+    names = chosen.names
     description = {
         "format": FORMAT,
         "count": len(packed),
         "resolutions": recipe.resolutions,
         "base": recipe.base,
         "channels": recipe.channels,
-        "labels": {"names": names, "counts": [counts[i] for i in range(len(names))]} if classes else None,
+        "labels": {"names": names, "counts": [counts[i] for i in range(len(names))]} if names else None,
         "source": sources[0].resolve().name + (f" and {len(sources) - 1} more" if len(sources) > 1 else ""),
         "crop": recipe.crop,
         "filter": recipe.filter,
         "quality": recipe.quality,
         "lossless_up_to": recipe.resolution if recipe.format == "png" else LOSSLESS_UP_TO,
         "shards": [
-            {"name": m["name"], "count": len(m["sources"]), "index_sha256": m["index_sha256"]}
-            for m in manifests
-            if m["sources"]
+            {"name": manifest.name, "count": len(manifest.packed), "index_sha256": manifest.index_sha256}
+            for manifest in manifests
+            if manifest.packed
         ],
         "unreadable": len(unreadable),
         "pack": plan,
     }
     report = {
         "packed": len(packed),
-        "upscaled": sum(manifest["upscaled"] for manifest in manifests),
-        "ignored": listing.ignored,
-        "notes": listing.notes,
+        "upscaled": sum(manifest.upscaled for manifest in manifests),
+        "ignored": chosen.ignored,
+        "notes": chosen.notes,
         "unreadable": unreadable,
+        "gone": [row.path for row in rows if row.gone],
+        "unlabelled": chosen.unlabelled,
     }
-    write_whole(out / "sources.json", json.dumps(packed, indent=0).encode())
+    write_whole(out / "sources.json", json.dumps([row.path for row in packed], indent=0).encode())
     write_whole(out / "report.json", json.dumps(report, indent=1).encode())
+    books.close(out, manifests)
     description["identity"] = identity_of(description)
     write_whole(out / "index.json", json.dumps(description, indent=1).encode())
 
 
-def _report(out: Path, was_complete: bool) -> PackReport:
+def _report(out: Path, chosen: Chosen, changed: list[str], was_complete: bool) -> PackReport:
     index = json.loads((out / "index.json").read_bytes())
     try:
         report = json.loads((out / "report.json").read_bytes())
     except FileNotFoundError:  # of use to people only, so they may have removed it
         report = {"unreadable": [], "upscaled": 0, "ignored": {}}
+    labels = index["labels"] or {"names": [], "counts": []}
     return PackReport(
         out=str(out),
         count=index["count"],
         resolutions=tuple(index["resolutions"]),
         base=tuple(index.get("base", SQUARE)),
-        label_names=tuple(index["labels"]["names"]) if index["labels"] else (),
+        label_names=tuple(labels["names"]),
         identity=index["identity"],
         unreadable=tuple((path, reason) for path, reason in report["unreadable"]),
+        gone=tuple(report.get("gone", [])),
+        unlabelled=tuple(report.get("unlabelled", [])),
+        repacked=tuple(changed),
         upscaled=report["upscaled"],
         ignored=report["ignored"],
+        empty_classes=tuple(n for n, count in zip(labels["names"], labels["counts"], strict=True) if not count),
+        remarks=tuple(chosen.remarks),
         was_complete=was_complete,
         notes=tuple(report.get("notes", ())),
     )
-
-
-def _digest(rows: Iterable[Any]) -> str:
-    return hashlib.sha256("\n".join(json.dumps(row) for row in rows).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -396,4 +367,4 @@ def _disk_faults(out: Path) -> Iterator[None]:
         where = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOENT)
         if error.errno in where:
             raise UsageError(f"{out} cannot be written ({error}): mend its permissions or give another OUT") from error
-        raise
+        raise RunError(f"{out} cannot be written just now ({error}). When it can, {CONTINUES}") from error

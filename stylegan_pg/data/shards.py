@@ -8,10 +8,51 @@ import re
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from stylegan_pg.data.index import FORMAT, resolution_folder
 from stylegan_pg.data.picture import Recipe, Result
+from stylegan_pg.data.sources import File
+
+
+class Row(NamedTuple):
+    """What became of a picture of SOURCE."""
+
+    path: str
+    version: str  # of its content, see version_of
+    digest: str  # of the bytes that were read; empty if they could not be
+    label: int  # -1: none
+    reason: str  # why it was left out; empty if it was not
+    gone: bool  # it had been listed, and could not be found
+
+
+class Manifest(NamedTuple):
+    """What a committed group is made of; `first` is the ordinal of its first sample."""
+
+    name: str
+    first: int
+    rows: list[Row]
+    index_sha256: dict[str, str]  # of each resolution's shard
+    upscaled: int
+
+    @property
+    def packed(self) -> list[str]:
+        return [row.path for row in self.rows if not row.reason]
+
+    @staticmethod
+    def read(text: bytes) -> "Manifest":
+        """Raises KeyError, TypeError or ValueError for what is none."""
+        content = json.loads(text)
+        rows = [Row(*row) for row in content["rows"]]
+        return Manifest(content["name"], content["first"], rows, dict(content["index_sha256"]), content["upscaled"])
+
+    def written(self) -> bytes:
+        """On one line."""
+        return json.dumps(self._asdict()).encode()
+
+
+def version_of(picture: File) -> str:
+    return f"{picture.size} {picture.stamp}"
 
 
 class _Tar:
@@ -61,42 +102,36 @@ class _Tar:
 class Group:
     """Consecutive samples on their way into one shard at each resolution."""
 
-    def __init__(self, out: Path, number: int, first: int, recipe: Recipe):
-        self.out, self.name, self.first, self.recipe = out, f"{number:05d}", first, recipe
+    def __init__(self, out: Path, name: str, first: int, recipe: Recipe):
+        self.out, self.name, self.first, self.recipe = out, name, first, recipe
         self.tars: dict[int, _Tar] = {}
-        self.sources: list[str] = []
-        self.unreadable: list[tuple[str, str]] = []
-        self.upscaled = 0
+        self.rows: list[Row] = []
+        self.count = self.upscaled = 0
 
     @property
     def bytes(self) -> int:
         return self.tars[self.recipe.resolution].file.tell() if self.tars else 0
 
-    def add(self, path: str, label: int | None, result: Result) -> None:
+    def add(self, picture: File, label: int, result: Result) -> None:
+        """label: -1 for none."""
+        self.rows.append(Row(picture.path, version_of(picture), result.digest, label, result.reason, gone=result.gone))
         if not result.images:
-            self.unreadable.append((path, result.reason))
             return
         if not self.tars:
             folders = {r: self.out / resolution_folder(r) for r in self.recipe.resolutions}
             for resolution, folder in folders.items():
                 self.tars[resolution] = _Tar(folder / f"{self.name}.tar")
-        key = f"{self.first + len(self.sources):08d}"
+        key = f"{self.first + self.count:08d}"
         for (resolution, tar), image in zip(self.tars.items(), result.images, strict=True):
-            tar.add(key, self.recipe.format_at(resolution), image, label)
-        self.sources.append(path)
+            tar.add(key, self.recipe.format_at(resolution), image, None if label < 0 else label)
+        self.count += 1
         self.upscaled += result.upscaled
 
-    def commit(self, books: Path, following: int) -> dict[str, Any]:
-        """Name the shards, then write the manifest, which is what counts; `following` is the next picture's place."""
-        manifest = {
-            "name": self.name,
-            "following": following,
-            "index_sha256": {str(resolution): tar.commit() for resolution, tar in self.tars.items()},
-            "sources": self.sources,
-            "unreadable": self.unreadable,
-            "upscaled": self.upscaled,
-        }
-        write_whole(books / f"{self.name}.json", json.dumps(manifest).encode())
+    def commit(self, books: Path) -> Manifest:
+        """Name the shards, then write the manifest, which is what counts."""
+        committed = {str(resolution): tar.commit() for resolution, tar in self.tars.items()}
+        manifest = Manifest(self.name, self.first, self.rows, committed, self.upscaled)
+        write_whole(books / f"{self.name}.json", manifest.written())
         return manifest
 
     def discard(self) -> None:
@@ -104,25 +139,28 @@ class Group:
             tar.discard()
 
 
-def committed_groups(out: Path, books: Path) -> list[dict[str, Any]]:
-    """The manifests, from the first, whose shards are all there."""
-    manifests = []
-    while (file := books / f"{len(manifests):05d}.json").exists():
-        manifest = json.loads(file.read_bytes())
-        for resolution, sha256 in manifest["index_sha256"].items():
-            tar = out / resolution_folder(int(resolution)) / f"{manifest['name']}.tar"
-            index = tar.with_suffix(".index.json")
-            if not (tar.exists() and index.exists()):
-                return manifests
-            data = index.read_bytes()
-            if hashlib.sha256(data).hexdigest() != sha256 or json.loads(data)["tar_bytes"] != tar.stat().st_size:
-                return manifests
-        manifests.append(manifest)
-    return manifests
+def committed_groups(out: Path, books: Path) -> list[Manifest]:
+    """The manifests whose shards are all there, in the order of their names."""
+    found = []
+    for file in sorted(books.glob("[0-9]*.json"), key=lambda file: (len(file.name), file.name)):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version: its group is made again
+            manifest = Manifest.read(file.read_bytes())
+            if all(_is_whole(out, manifest.name, *shard) for shard in manifest.index_sha256.items()):
+                found.append(manifest)
+    return found
+
+
+def _is_whole(out: Path, name: str, resolution: str, sha256: str) -> bool:
+    tar = out / resolution_folder(int(resolution)) / f"{name}.tar"
+    index = tar.with_suffix(".index.json")
+    if not (tar.exists() and index.exists()):
+        return False
+    data = index.read_bytes()
+    return hashlib.sha256(data).hexdigest() == sha256 and json.loads(data)["tar_bytes"] == tar.stat().st_size
 
 
 def clean(out: Path, books: Path, names: set[str]) -> None:
-    """Remove what an interrupted packing left beyond the committed groups: files of our own naming only."""
+    """Remove what is of other groups than these, or half written: files of our own naming only."""
     ours = re.compile(r"(\d{5,})(\.tar|(\.index)?\.json)(\.tmp)?")
     for file in [*books.glob("*"), *out.glob("r[0-9][0-9][0-9][0-9]/*")]:
         match = ours.fullmatch(file.name)
