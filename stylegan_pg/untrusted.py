@@ -13,6 +13,7 @@ from stylegan_pg.errors import UsageError
 
 MOST_JSON_BYTES = 1 << 28
 DEEPEST_JSON = 64
+_MOST_JSON_MEMORY = 3 << 29
 _LONGEST_PRINTED = 300
 
 
@@ -45,6 +46,8 @@ def parse_json(
     """
     if len(data) > most:
         raise UsageError(f"{named} has {len(data)} bytes of JSON, more than {most}: {remedy}")
+    if _memory(data) > _MOST_JSON_MEMORY:
+        raise UsageError(f"{named} has too many values in its {len(data)} bytes of JSON: {remedy}")
     try:
         content = json.loads(data, parse_constant=_refuse if finite else None)
     except RecursionError:
@@ -54,6 +57,12 @@ def parse_json(
     if _depth_exceeds(content, deepest):
         raise UsageError(f"{named} is nested deeper than {deepest} levels: {remedy}")
     return content
+
+
+def _memory(data: bytes | str) -> int:
+    """About how many bytes the content of a JSON text takes in memory, at most."""
+    count = data.count if isinstance(data, str) else lambda sign: data.count(sign.encode())
+    return 240 * count("{") + 80 * count("[") + 120 * count(",")
 
 
 def _refuse(constant: str) -> Any:

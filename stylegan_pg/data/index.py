@@ -163,7 +163,7 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     local = "://" not in url and not url.startswith("pipe:")
     folder = url.removesuffix("/index.json") if url != "index.json" else "."
     several = there is None and ("::" in url or any(sign in url for sign in ("{" + WILD if local else "{*")))
-    tar = url.endswith(".tar") and os.path.isfile(url) if there else shown(url).endswith(".tar")
+    tar = url.endswith(".tar") and not os.path.isdir(url) if there else shown(url).endswith(".tar")
     packed = not (several or tar or (url.startswith("pipe:") and not there))
     if local and packed:
         if os.path.isfile(folder):

@@ -15,7 +15,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-MOST_BYTES = 1 << 29  # of a picture
+MOST_BYTES = 3 << 27  # of a picture
 _META = re.compile(r"__[^/]*__($|/)")  # as webdataset
 
 
@@ -80,7 +80,7 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
         read = [picture, *(files[suffix] for suffix in ("cls", "json") if suffix in files)]
         for member in read:
             if member.fault:
-                raise UsageError(f"{named}: {printable(member.name)} {member.fault}; write the tar again")
+                raise UsageError(f"{named}: {printable(member.name)} {member.fault}; mend the tar")
         if picture.size > MOST_BYTES:
             raise UsageError(
                 f"{named}: {printable(picture.name)} has {picture.size} bytes, more than a picture's {MOST_BYTES}: "

@@ -26,7 +26,7 @@ def literal(text: str) -> str | None:
     path = text.removeprefix("file://")
     if not path or not os.path.lexists(path):
         return None
-    return f"./{path}" if remote.is_remote(path) or "::" in path or path.startswith("points:") else path
+    return f"./{path}" if remote.is_remote(path) or path.startswith("points:") else path
 
 
 def expand(text: str) -> list[str]:

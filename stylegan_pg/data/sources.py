@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stylegan_pg.data import places, tars, zips
-from stylegan_pg.data.names import Names, read_names
+from stylegan_pg.data.names import Names, at_first_dot, at_last_dot, read_names
 from stylegan_pg.data.remote import is_remote
 from stylegan_pg.data.zips import open_zip as open_zip
 from stylegan_pg.errors import RunError, UsageError
@@ -36,7 +36,7 @@ _LABELS = (".cls", ".json")  # of the picture with the same key
 _MOST_KINDS = 20  # of ignored files, that are told apart
 BROKEN_LINK = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 CONTINUES = "run the same command again: it continues where this one ended"
-_MOST_BYTES = 1 << 29  # of one encoded picture; what is larger is a mistake or a bomb
+_MOST_BYTES = 3 << 27  # of one encoded picture; what is larger is a mistake or a bomb
 
 
 class File(NamedTuple):
@@ -90,6 +90,7 @@ class Listing(NamedTuple):
     names: Names
     sidecars: dict[str, File]  # key and suffix (.cls, .json) -> label file of the picture with that key
     owners: dict[str, str]  # key -> path of the picture that they label
+    shared: dict[str, File]  # key at the first dot -> .cls that several pictures share, where keys end at the last dot
     ignored: dict[str, int]
     notes: tuple[str, ...]
 
@@ -101,6 +102,11 @@ class Listing(NamedTuple):
         """
         key = self.names.split(picture.path)[0]
         found = self.sidecars.get(key + suffix)
+        if found is None and suffix == ".cls" and (shared := self.shared.get(at_first_dot(picture.path)[0])):
+            raise UsageError(
+                f"{printable(shared.path)} would label {printable(picture.path)} and others whose names begin alike: "
+                "give each picture a label of its own, or give --labels none"
+            )
         if found is not None and self.owners[key] != picture.path:
             both = f"{printable(self.owners[key])} and {printable(picture.path)}"
             raise UsageError(
@@ -154,6 +160,11 @@ def list_source(sources: list[Path]) -> Listing:
             key, extension = names.split(file.path)
             if key in owners and f".{extension.lower()}" == file.suffix:
                 sidecars[key + file.suffix] = file
+    shared = {}
+    if names.last_dot:
+        first = {at_first_dot(picture.path)[0] for picture in pictures}
+        loose = (file for file in files.values() if file.suffix == ".cls" and not file.is_hidden)
+        shared = {key: file for file in loose if (key := at_last_dot(file.path)[0]) in first and key not in owners}
     folders = {folder for picture in pictures for folder in _above(picture.path)}
     named = (file for file in files.values() if posixpath.basename(file.path) == "dataset.json")
     dataset_json = [file for file in named if posixpath.dirname(file.path) in folders and not file.is_hidden]
@@ -164,7 +175,7 @@ def list_source(sources: list[Path]) -> Listing:
         raise UsageError(
             f"{printable(sources[0])} holds no pictures (known are {' '.join(sorted(PICTURES))}){there}: check the path"
         )
-    return Listing(pictures, dataset_json, names, sidecars, owners, ignored, tuple(notes))
+    return Listing(pictures, dataset_json, names, sidecars, owners, shared, ignored, tuple(notes))
 
 
 def _by_path(found: list[File], notes: list[str]) -> dict[str, File]:
@@ -175,7 +186,7 @@ def _by_path(found: list[File], notes: list[str]) -> dict[str, File]:
     given |= {file.path: file for file in found}
     if replaced:
         notes.append(
-            f"{len(replaced)} members have the name of an earlier one, which is left out as when extracting, the first "
+            f"members that a later one of the same name replaces, as when extracting: {len(replaced)}, the first "
             f"{printable(replaced[0])}"
         )
     files: dict[str, File] = {}
@@ -251,8 +262,8 @@ def _named(sources: list[Path]) -> list[tuple[Path, str]]:
     if len(set(names)) < len(names):
         real = [os.path.abspath(path) for path in sources]
         names = [os.path.relpath(path, os.path.commonpath(real)).replace(os.sep, "/") for path in real]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
+    if len(set(names)) < len(names):
+        twice = next(path for path, name in zip(sources, names, strict=True) if names.count(name) > 1)
         raise UsageError(f"SOURCE names {printable(twice)} twice: name each tar once")
     return [(path, f"{name}/") for path, name in zip(sources, names, strict=True)]
 

@@ -221,7 +221,7 @@ def _has_content(info: tarfile.TarInfo) -> bool:
 def _fault(info: tarfile.TarInfo, extra: dict[str, str]) -> str:
     sparse = any(key.startswith(("GNU.sparse.", "SCHILY.realsize")) for key in extra)
     if sparse or info.type == tarfile.GNUTYPE_SPARSE:
-        return "is a sparse file: write the tar without --sparse"
+        return "is a sparse file, as tar's --sparse writes them: leave that option away"
     if info.isdev():
         return "is a device or a named pipe, which has no content"
     if not (info.isreg() or info.islnk() or info.issym()):

@@ -22,6 +22,7 @@ _ENTRY = 46  # bytes that each member takes in the directory, at least
 _END, _END64 = b"PK\x05\x06", b"PK\x06\x07"
 _MOST_RATIO = 1100  # no more comes out of deflated bytes; more in all means that members overlap
 _MARGIN = 1 << 30  # bytes that may come out of a zip at any rate
+_LARGE, _BOMB_RATIO = 1 << 26, 200  # a member of so many bytes that takes so many times less in the zip is no picture
 # What garbled directories and members make zipfile raise.
 _FAULTS = (
     zipfile.BadZipFile,
@@ -107,6 +108,8 @@ def _member(info: zipfile.ZipInfo) -> ZipMember:
     fault = ""
     if unix and stat.S_ISLNK(mode):
         fault = "is a symbolic link: make the zip with the files themselves, or pack the folder"
+    elif info.file_size > max(_LARGE, _BOMB_RATIO * info.compress_size):
+        fault = f"is made of {info.compress_size} bytes and would unpack to {info.file_size}, as bombs do"
     elif info.flag_bits & 1:
         fault = "is encrypted: make the zip again without a password"
     return ZipMember(name, info.filename, info.file_size, info.CRC, fault)
