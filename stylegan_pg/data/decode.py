@@ -14,18 +14,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from stylegan_pg.data import tones
+from stylegan_pg.data.raster import MOST_PIXELS, BadPicture, check_jpeg, check_pixels, kind_of, opened
+from stylegan_pg.data.tones import MODES
+
 SQUARE = (4, 4)  # the base of r x r pictures
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow mode
-MOST_PIXELS = 89_478_485  # of a picture to be made smaller; from there on Pillow too speaks of decompression bombs
 _JPEG = b"\xff\xd8\xff"
-
-
-class BadPicture(ValueError):  # noqa: N818 - it names the thing
-    """Bytes that are not the picture they should be; `kind` is "decode", "size" or "channels"."""
-
-    def __init__(self, reason: str, kind: str = "decode"):
-        super().__init__(reason)
-        self.kind = kind
 
 
 def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:

@@ -2,38 +2,50 @@
 
 What happens to a picture, in this order:
 
+* Its header is looked at: another format than data/raster.py's list, more than `max_pixels` pixels, or a header that
+  asks for much more memory or time than it should make it unreadable. JPEGs of more than 89 million pixels are decoded
+  at the half, quarter or eighth of their size that is large enough.
 * It is decoded strictly: a JPEG with garbled data counts as unreadable. Of animations and multi-page files the first
-  frame is taken.
-* 16-bit grey is scaled to 8 bits (65535 -> 255, rounded, never clipped; 12-bit TIFF by 4095), 16-bit RGB by its high
-  byte. Floating-point pictures have no defined range and are unreadable. Palettes become RGB, CMYK becomes RGB.
-* Colours are brought to sRGB by the embedded ICC profile (RGB and CMYK pictures); a profile that says sRGB, belongs to
-  a grey picture or cannot be applied is ignored. CMYK without a profile is converted by the plain formula.
-* Transparency (alpha or a transparent palette entry) is composited over white, unless channels = 4 keeps it.
+  frame is taken, and the report says so.
+* Samples become 8 bits: 16-bit grey is scaled (65535 -> 255, rounded, never clipped; 12-bit TIFF by 4095; where white
+  is zero, inverted), 16-bit RGB by its high byte. What is floating-point, signed, of high dynamic range, or so dark as
+  12 bits in 16 are, is unreadable. Palettes become RGB, CMYK becomes RGB.
+* Colours are brought to sRGB by the embedded ICC profile, or by the gamma that a PNG gives; a profile that changes no
+  colour by more than 3 levels counts as sRGB whatever its name, and one that is damaged or of another kind of picture
+  is ignored, and told. CMYK without a profile is converted by the plain formula.
+* Transparency (alpha or a transparent colour) is composited over white, unless channels = 4 keeps it.
 * channels = 1 takes the luma (ITU-R 601), channels = 3 repeats grey, channels = 4 adds an opaque alpha.
 * The EXIF orientation is applied.
 * Pictures get the shape of `base`, a square unless it says otherwise: crop = "center" takes the largest central part
   of that shape, to the nearest pixel; crop = "pad" adds what is missing, equally on both sides, white, or transparent
   for channels = 4; crop = "none" counts pictures of another shape as unreadable.
 * One resize with `filter` makes the top level, base[0] r / 4 rows of base[1] r / 4 pixels at resolution r; smaller
-  pictures are enlarged, and counted in the report. The lower levels are exact means of 2^k x 2^k pixels of the top
-  level before its compression, rounded once, halves up; of RGBA pixels the colours are weighted by their opacity, so
-  that what is transparent does not bleed into what is not (and are 0 where nothing is opaque).
+  pictures are enlarged, and counted in the report. (Where padding would make more than 89 million pixels, the picture
+  is resized before it is padded.) The lower levels are exact means of 2^k x 2^k pixels of the top level before its
+  compression, rounded once, halves up; of RGBA pixels the colours are weighted by their opacity, so that what is
+  transparent does not bleed into what is not (and are 0 where nothing is opaque).
 * Levels up to resolution 32 are lossless PNG; JPEG is written without chroma subsampling.
 """
 
-import functools
+import contextlib
 import io
+import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image
 
-from stylegan_pg.data.decode import MODES, SQUARE, size_at
+from stylegan_pg.data import tones
+from stylegan_pg.data.decode import SQUARE, size_at
+from stylegan_pg.data.raster import MOST_PIXELS, opened
 from stylegan_pg.data.reading import Gone, Unreadable, digest_of, read_listed
-from stylegan_pg.data.sources import File
+from stylegan_pg.data.sources import CONTINUES, File
+from stylegan_pg.errors import RunError
+from stylegan_pg.untrusted import printable
 
 LOSSLESS_UP_TO = 32  # the resolution; a PNG is hardly larger there, and JPEG blocks would be most of the picture
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
@@ -61,6 +73,7 @@ class Recipe:
     channels: int
     shard_size: int  # bytes
     base: tuple[int, int] = SQUARE
+    max_pixels: int = 2 * MOST_PIXELS
 
     @property
     def resolutions(self) -> list[int]:
@@ -76,33 +89,47 @@ class Result(NamedTuple):
     upscaled: bool
     digest: str = ""  # of the picture's own bytes, as far as they were read
     gone: bool = False  # the file was listed, and is no longer there
+    notes: tuple[str, ...] = ()  # what the owner of the picture may not expect
 
 
 def make(picture: File, recipe: Recipe) -> Result:
     """Read one picture and encode it at every resolution. Raises RunError where SOURCE cannot be read just now."""
     try:
         data = read_listed(picture)
+        return _made(data, picture.path, recipe)._replace(digest=digest_of(data))
     except Unreadable as error:
         return Result([], str(error), False, gone=isinstance(error, Gone))
-    return _made(data, recipe)._replace(digest=digest_of(data))
+    except MemoryError as error:
+        raise RunError(
+            f"{printable(picture.path)}: there is not enough memory for this picture. With fewer --workers, or where "
+            f"there is more, {CONTINUES}; a smaller --max-pixels, with a new OUT, leaves it out"
+        ) from error
 
 
-def _made(data: bytes, recipe: Recipe) -> Result:
+def _made(data: bytes, name: str, recipe: Recipe) -> Result:
+    notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shaped = _shaped(_load(data, recipe.channels), recipe.base, recipe.crop)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError:  # its text holds an address in memory
-        return Result([], "not a picture of a known format", False)
-    except Exception as error:  # broken data makes Pillow raise nearly anything
-        return Result([], str(error) or type(error).__name__, False)
+        with _pillow_allows(recipe.max_pixels):
+            shaped = _shaped(data, name, recipe, notes)
+    except ValueError as error:  # BadPicture, and another shape than the dataset's
+        return Result([], str(error), False)
     height, width = size_at(recipe.resolution, recipe.base)
     top = np.asarray(shaped.resize((width, height), FILTERS[recipe.filter])).reshape(height, width, recipe.channels)
     levels = zip(recipe.resolutions, pyramid(top, len(recipe.resolutions)), strict=True)
     images = [_encode(level, recipe.format_at(resolution), recipe.quality) for resolution, level in levels]
-    return Result(images, "", shaped.width < width or shaped.height < height)
+    return Result(images, "", shaped.width < width or shaped.height < height, notes=tuple(notes))
+
+
+@contextlib.contextmanager
+def _pillow_allows(most_pixels: int) -> Iterator[None]:
+    """Pillow's own limit warns, and refuses at twice as much; data/raster.py has said what is too large by then."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (most_pixels + 1) // 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def pyramid(top: np.ndarray, levels: int) -> list[np.ndarray]:
@@ -137,96 +164,49 @@ def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
     return (sums + sums.dtype.type(1 << (shift - 1))) >> sums.dtype.type(shift)
 
 
-def _load(data: bytes, channels: int) -> Image.Image:
-    """Decode to the mode of `channels`, upright."""
-    _check_jpeg(data)
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.load()
-        try:
-            orientation = picture.getexif().get(0x0112)  # after load, which turns TIFFs itself
-        except Exception:  # a broken EXIF block says nothing about the picture
-            orientation = None
-        upright = _to_mode(picture, channels)
+def _shaped(data: bytes, name: str, recipe: Recipe, notes: list[str]) -> Image.Image:
+    """A picture in the mode of `channels`, upright, with the shape of the base. Raises as raster.opened, ValueError for
+    another shape where crop is "none"."""
+    final, crop = size_at(recipe.resolution, recipe.base)[::-1], recipe.crop
+    with opened(data, name, recipe.max_pixels) as picture:
+        if picture.format in ("JPEG", "MPO") and picture.width * picture.height > MOST_PIXELS:
+            size = picture.size[::-1] if tones.orientation_of(picture) > 4 else picture.size
+            shape = _shape(size, recipe.base, crop)
+            less = min(shape[0] / final[0], shape[1] / final[1])
+            picture.draft(None, (math.ceil(picture.width / less), math.ceil(picture.height / less)))
+            crop = "center" if crop == "none" else crop  # it had the shape, to the pixel
+        upright = tones.load(picture, data, recipe.channels, notes)
+        orientation = tones.orientation_of(picture)  # after it was loaded, which turns TIFFs itself
     if orientation in _ORIENTATIONS:
         upright = upright.transpose(_ORIENTATIONS[orientation])
-    return upright
+    shape = _shape(upright.size, recipe.base, crop)
+    if recipe.crop == "pad" and shape[0] * shape[1] > MOST_PIXELS:
+        less = min(final[0] / shape[0], final[1] / shape[1])
+        smaller = max(1, round(upright.width * less)), max(1, round(upright.height * less))
+        upright, shape = upright.resize(smaller, FILTERS[recipe.filter]), final
+    if shape == upright.size:
+        return upright
+    (across, down), (width, height) = shape, upright.size
+    if recipe.crop == "pad":
+        canvas = Image.new(upright.mode, shape, "#ffffff00" if upright.mode == "RGBA" else "white")
+        canvas.paste(upright, ((across - width) // 2, (down - height) // 2))
+        return canvas
+    left, top = (width - across) // 2, (height - down) // 2
+    return upright.crop((left, top, left + across, top + down))
 
 
-def _check_jpeg(data: bytes) -> None:
-    """ValueError for garbled JPEG data, which Pillow passes silently."""
-    if data[:3] != b"\xff\xd8\xff":
-        return
-    try:
-        coded = simplejpeg.decode_jpeg_header(data)[2].upper()
-    except ValueError:
-        return  # a rare chroma sampling that Pillow knows, or something that Pillow refuses too
-    simplejpeg.decode_jpeg(data, colorspace="CMYK" if coded in ("CMYK", "YCCK") else "GRAY", strict=True)
-
-
-def _to_mode(picture: Image.Image, channels: int) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("floating-point samples have no defined range: convert it to 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        return _from_16_bits(picture).convert(MODES[channels])
-    profile = picture.info.get("icc_profile")
-    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-        profile = None if picture.mode == "LA" else profile
-        picture = picture.convert("RGBA")
-    elif picture.mode not in ("1", "L", "CMYK"):
-        picture = picture.convert("RGB")
-    if profile and picture.mode in ("RGB", "RGBA", "CMYK"):
-        picture = _to_srgb(picture, profile)
-    if picture.mode == "RGBA" and channels != 4:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert(MODES[channels])
-
-
-def _from_16_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey (also held in 32-bit integers) -> 8-bit."""
-    values = np.asarray(picture).astype(np.int64)
-    bits = getattr(picture, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample
-    white = 4095 if bits == 12 else 65535
-    if values.min() < 0 or values.max() > white:
-        raise ValueError(
-            f"samples from {values.min()} to {values.max()} do not fit 16 bits: convert it to 8 or 16 bits"
-        )
-    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
-
-
-def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    mode = "RGBA" if picture.mode == "RGBA" else "RGB"
-    try:
-        embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(embedded).lower():
-            return picture
-        return ImageCms.profileToProfile(picture, embedded, _srgb(), outputMode=mode) or picture
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return picture
-
-
-@functools.cache
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-def _shaped(picture: Image.Image, base: tuple[int, int], crop: str) -> Image.Image:
-    """Cropped or padded to the shape of `base`, (rows, columns)."""
-    (width, height), (rows, columns) = picture.size, base
+def _shape(size: tuple[int, int], base: tuple[int, int], crop: str) -> tuple[int, int]:
+    """Width and height of what a picture of `size` is cropped or padded to, for a base of (rows, columns)."""
+    (width, height), (rows, columns) = size, base
     wide, high = width * rows, height * columns  # equal where the shape fits
     if crop == "pad":
-        across = max(width, round(high / rows))
-        down = max(height, round(wide / columns))
-        canvas = Image.new(picture.mode, (across, down), "#ffffff00" if picture.mode == "RGBA" else "white")
-        canvas.paste(picture, ((across - width) // 2, (down - height) // 2))
-        return canvas
+        return max(width, round(high / rows)), max(height, round(wide / columns))
     across = min(width, max(1, round(high / rows)))
     down = min(height, max(1, round(wide / columns)))
-    if crop == "none" and (across, down) != picture.size:
+    if crop == "none" and (across, down) != size:
         shape = "square" if rows == columns else f"{columns} wide for {rows} high"
         raise ValueError(f"is {width}x{height} (width x height), not {shape}, and crop = none")
-    left, top = (width - across) // 2, (height - down) // 2
-    return picture.crop((left, top, left + across, top + down))
+    return across, down
 
 
 def _encode(pixels: np.ndarray, format: str, quality: int) -> bytes:
