@@ -1,4 +1,7 @@
-"""Encoded JPEG, PNG or WebP -> uint8 pixels: strict, deterministic to the byte, and never a picture of another shape.
+"""Encoded pictures -> uint8 pixels: strict, deterministic to the byte, and never a picture of another shape.
+
+`decode` is for what packing wrote, JPEG, PNG or WebP with the very size and channels; `decode_to_fit` for what others
+wrote.
 
 Sizes and channels are read from the header and refused before anything is decoded, so a small file that says it holds
 a huge picture costs nothing.
@@ -9,17 +12,28 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from stylegan_pg.data import tones
-from stylegan_pg.data.raster import MOST_PIXELS, BadPicture, check_jpeg, check_pixels, kind_of, opened
+from stylegan_pg.data.raster import (
+    MANY_SCANS,
+    MOST_PIXELS,
+    BadPicture,
+    check_jpeg,
+    check_memory,
+    check_pixels,
+    kind_of,
+    opened,
+)
 from stylegan_pg.data.tones import MODES
 
 SQUARE = (4, 4)  # the base of r x r pictures
 _JPEG = b"\xff\xd8\xff"
+_INKS = ("CMYK", "YCCK")
 
 
 def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
@@ -30,13 +44,27 @@ def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
     return base[0] * resolution // 4, base[1] * resolution // 4
 
 
-def header(data: bytes) -> tuple[int, int, int]:
-    """Height, width and channels of an encoded picture, without decoding it. Raises BadPicture."""
-    if data[:3] == _JPEG:
-        height, width, coded = _jpeg_header(data)
-        return height, width, {"GRAY": 1, "CMYK": 4, "YCCK": 4}.get(coded, 3)
-    with _opened(data) as picture:
-        return picture.height, picture.width, {"L": 1, "RGBA": 4}.get(picture.mode, 3)
+class Header(NamedTuple):
+    """What a picture's header says: rows, columns, the channels it gives (1 of grey, 4 with an alpha channel, else 3),
+    and its kind in words, such as "palette PNG"."""
+
+    height: int
+    width: int
+    channels: int
+    kind: str
+
+
+def header(data: bytes) -> Header:
+    """What an encoded picture is, without decoding it. Raises BadPicture."""
+    with opened(data) as picture:
+        tones.check_kind(picture, data)
+        mode, depth, format = picture.mode, tones.depth(picture, data), kind_of(data)
+        if format == "PNG" and data[25] == 4:  # grey and alpha, also where Pillow takes it for RGBA
+            mode = "LA"
+        words = {"1": "1-bit", "L": "grey", "LA": "grey and alpha", "La": "grey and alpha", "P": "palette"}
+        word = "grey" if mode[0] == "I" else words.get(mode, mode)
+        channels = 1 if word in ("1-bit", "grey") else 4 if mode in ("LA", "La", "RGBA") else 3
+        return Header(picture.height, picture.width, channels, f"{depth}-bit " * (depth > 8) + f"{word} {format}")
 
 
 def decode(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -46,7 +74,7 @@ def decode(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | 
     Raises BadPicture for bytes that do not decode cleanly, and for another size or another number of channels.
     """
     if data[:3] == _JPEG:
-        pixels = _decode_jpeg(data, channels, size, out=out)
+        pixels = _decode_jpeg(data, channels, size, out)
     else:
         pixels = _into(out, np.asarray(_load(data, channels, size)).reshape(*size, channels))
     return pixels.reshape(*size, channels).transpose(2, 0, 1)
@@ -62,11 +90,14 @@ def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
 def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
     """-> uint8 [channels, *size], as `decode`: the largest central part of that shape, made smaller where it is larger.
 
-    A JPEG is decoded at the smallest scale (in eighths) that is large enough; the rest is Lanczos resampling.
+    A JPEG is decoded at the smallest scale (in eighths) that is large enough; the rest is Lanczos resampling. Pictures
+    of other channels, more bits, palettes and so on are brought to `channels` as packing does (data/tones.py).
 
-    Raises BadPicture as `decode`, and for a picture that is too small or has more than MOST_PIXELS.
+    Raises BadPicture as `decode`, and for a picture that is too small or has more than MOST_PIXELS; MemoryError.
     """
-    picture = _reduced_jpeg(data, size, channels) if data[:3] == _JPEG else _load(data, channels, None, size)
+    picture = _reduced_jpeg(data, size, channels) if data[:3] == _JPEG else None
+    if picture is None:
+        picture = _converted(data, size, channels)
     (height, width), (rows, columns) = size, (picture.height, picture.width)
     if (rows, columns) != size:
         down, across = _part(rows, columns, size)
@@ -82,13 +113,18 @@ def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]
     return size[0] * scale, size[1] * scale
 
 
+def _need(rows: int, columns: int, least: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that a picture must keep, so that the part of it that is used is large enough."""
+    down, across = _part(rows, columns, least)
+    return math.ceil(least[0] * rows / down), math.ceil(least[1] * columns / across)
+
+
 def _check_size(rows: int, columns: int, exact: tuple[int, int] | None, least: tuple[int, int] | None) -> None:
     if exact and (rows, columns) != exact:
         raise BadPicture(f"is {rows}x{columns}, not {exact[0]}x{exact[1]} (rows x columns)", "size")
     if least and (rows < least[0] or columns < least[1]):
         raise BadPicture(f"is {rows}x{columns}, smaller than {least[0]}x{least[1]} (rows x columns)", "size")
-    if rows * columns > MOST_PIXELS:
-        raise BadPicture(f"is {rows}x{columns} (rows x columns) and has more than {MOST_PIXELS} pixels", "size")
+    check_pixels(rows, columns, MOST_PIXELS)
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str]:
@@ -99,39 +135,50 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
     return int(str(height)), int(str(width)), coded.upper()
 
 
-def _decode_jpeg(
-    data: bytes,
-    channels: int,
-    exact: tuple[int, int] | None,
-    least: tuple[int, int] | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """uint8 [H, W, channels]. Strict mode raises for garbled data that other decoders pass silently."""
+def _decode_jpeg(data: bytes, channels: int, size: tuple[int, int], out: np.ndarray | None) -> np.ndarray:
+    """uint8 [*size, channels]."""
     height, width, coded = _jpeg_header(data)
-    _check_size(height, width, exact, least)
-    if coded in ("CMYK", "YCCK") or channels != (1 if coded == "GRAY" else 3):
+    _check_size(height, width, size, None)
+    if coded in _INKS or channels != (1 if coded == "GRAY" else 3):
         raise BadPicture(f"its colour space is {coded}, which does not give {channels} channels", "channels")
-    # The part that is used must be large enough after scaling, hence more of the picture than `least`.
-    need = (0, 0)
-    if least:
-        down, across = _part(height, width, least)
-        need = math.ceil(least[0] * height / down), math.ceil(least[1] * width / across)
+    return _strictly(data, channels, (height, width), (0, 0), out)
+
+
+def _strictly(
+    data: bytes, channels: int, size: tuple[int, int], need: tuple[int, int], out: np.ndarray | None = None
+) -> np.ndarray:
+    """uint8 [H, W, channels] of a JPEG of `size`, at least `need` of it. Strict mode raises for garbled data that other
+    decoders pass silently."""
+    pixels = size[0] * size[1]
+    if pixels * len(data) > MANY_SCANS:
+        check_jpeg(data)
     try:
-        return simplejpeg.decode_jpeg(
-            data,
-            colorspace="GRAY" if channels == 1 else "RGB",
-            min_height=need[0],
-            min_width=need[1],
-            buffer=out,
-            strict=True,
-        )
+        space = "GRAY" if channels == 1 else "RGB"
+        return simplejpeg.decode_jpeg(data, space, min_height=need[0], min_width=need[1], buffer=out, strict=True)
     except ValueError as error:
+        check_memory(pixels)
         raise BadPicture(str(error)) from error
 
 
-def _reduced_jpeg(data: bytes, size: tuple[int, int], channels: int) -> Image.Image:
-    pixels = _decode_jpeg(data, channels, None, size)
+def _reduced_jpeg(data: bytes, least: tuple[int, int], channels: int) -> Image.Image | None:
+    """A JPEG of a colour space that its decoder brings to `channels`, None for another."""
+    height, width, coded = _jpeg_header(data)
+    _check_size(height, width, None, least)
+    if coded in _INKS or channels == 4:
+        return None
+    pixels = _strictly(data, channels, (height, width), _need(height, width, least))
     return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+
+
+def _converted(data: bytes, least: tuple[int, int], channels: int) -> Image.Image:
+    """A picture of any kind that is read, brought to `channels`. Profiles of what is plainly grey, RGB or RGBA are
+    ignored."""
+    with opened(data) as picture:
+        _check_size(picture.height, picture.width, None, least)
+        if picture.format in ("JPEG", "MPO"):
+            rows, columns = _need(picture.height, picture.width, least)
+            picture.draft(None, (columns, rows))
+        return tones.load(picture, data, channels, managed=picture.mode not in MODES.values())
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -145,12 +192,10 @@ def _opened(data: bytes) -> Image.Image:
         raise BadPicture(f"does not decode: {error}") from error
 
 
-def _load(
-    data: bytes, channels: int, exact: tuple[int, int] | None, least: tuple[int, int] | None = None
-) -> Image.Image:
-    """A PNG or WebP with the mode of `channels`."""
+def _load(data: bytes, channels: int, size: tuple[int, int]) -> Image.Image:
+    """A PNG or WebP of `size` with the mode of `channels`."""
     with _opened(data) as picture:
-        _check_size(picture.height, picture.width, exact, least)
+        _check_size(picture.height, picture.width, size, None)
         try:
             picture.load()
             # WebP knows no grey, and drops an alpha that is opaque everywhere.

@@ -167,11 +167,13 @@ def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
 def _shaped(data: bytes, name: str, recipe: Recipe, notes: list[str]) -> Image.Image:
     """A picture in the mode of `channels`, upright, with the shape of the base. Raises as raster.opened, ValueError for
     another shape where crop is "none"."""
-    final, crop = size_at(recipe.resolution, recipe.base)[::-1], recipe.crop
+    rows, columns = size_at(recipe.resolution, recipe.base)
+    final, crop = (columns, rows), recipe.crop
     with opened(data, name, recipe.max_pixels) as picture:
         if picture.format in ("JPEG", "MPO") and picture.width * picture.height > MOST_PIXELS:
-            size = picture.size[::-1] if tones.orientation_of(picture) > 4 else picture.size
-            shape = _shape(size, recipe.base, crop)
+            across, down = picture.size
+            turned = tones.orientation_of(picture) > 4
+            shape = _shape((down, across) if turned else (across, down), recipe.base, crop)
             less = min(shape[0] / final[0], shape[1] / final[1])
             picture.draft(None, (math.ceil(picture.width / less), math.ceil(picture.height / less)))
             crop = "center" if crop == "none" else crop  # it had the shape, to the pixel

@@ -23,6 +23,7 @@ MOST_PIXELS = 89_478_485  # of a picture to be made smaller; from there on Pillo
 HUNGRY = {"WEBP": 3, "AVIF": 3, "JPEG2000": 3, "PNM": 3}  # their decoders hold several copies: so much fewer pixels
 _SCANS = 12  # of a JPEG of any size, which is what is usual, and
 _SCANNED = 1 << 31  # so many pixels in all scans together, which takes seconds
+MANY_SCANS = 8 * _SCANNED  # bytes times pixels of a JPEG, below which its scans cannot be too many
 _CHUNKS = 200_000  # of a PNG
 _ENTRIES = 4096  # of a directory of TIFF's kind
 _STRIPS = 1 << 18  # of a TIFF
@@ -112,8 +113,13 @@ def opened(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> Itera
     except (MemoryError, BadPicture):
         raise
     except Exception as error:  # broken data makes decoders raise nearly anything
-        np.empty(16 * pixels, np.uint8)  # raises MemoryError where that is what it was
+        check_memory(pixels)
         raise BadPicture(f"does not decode: {printable(str(error) or type(error).__name__)}") from error
+
+
+def check_memory(pixels: int) -> None:
+    """Raises MemoryError where there is none to decode so many pixels, of which decoders say all sorts of things."""
+    np.empty(16 * pixels, np.uint8)
 
 
 def check_pixels(rows: int, columns: int, most: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from stylegan_pg.data import cache, store
 from stylegan_pg.data.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
 from stylegan_pg.data.remote import is_remote
+from stylegan_pg.errors import RunError
 from stylegan_pg.urls import shown
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
@@ -104,6 +105,11 @@ class SampleTable:
             return to_pixels(data, self.image_size, self.channels, out)
         except BadPicture as error:
             raise self._corrupt(i, str(error), error.kind) from error
+        except MemoryError as error:
+            raise RunError(
+                f"{self._corrupt(i, 'there is not enough memory to decode it', 'decode')}: give the process more, or "
+                "take fewer data.workers"
+            ) from error
 
     def doubt(self, i: int) -> None:
         """Sample i was found to be corrupt: the next `read` takes a remote tar from its source again, unless what is

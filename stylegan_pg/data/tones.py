@@ -1,7 +1,7 @@
 """A picture of any kind -> 8-bit sRGB (or grey) of the mode that is asked for: see data/picture.py for what is done.
 
-What a picture says of its tones decides, and never a name: profiles are judged by what they make of colours. What is not
-defined, or cannot be known, is refused by name.
+What a picture says of its tones decides, and never a name: profiles are judged by what they make of colours. What is
+not defined, or cannot be known, is refused by name.
 """
 
 from __future__ import annotations
@@ -25,18 +25,22 @@ _HDR = {16: "PQ", 18: "HLG"}  # transfer functions (ITU-T H.273)
 _MOST_EXIF = 1 << 16  # bytes of Exif data in a text of a PNG
 
 
-def load(picture: Image.Image, data: bytes, channels: int, notes: list[str]) -> Image.Image:
-    """Decode an opened picture to the mode of `channels`; its orientation is left alone.
+def load(
+    picture: Image.Image, data: bytes, channels: int, notes: list[str] | None = None, managed: bool = True
+) -> Image.Image:
+    """Decode an opened picture to the mode of `channels`; its orientation is left alone, and its profile or gamma too
+    unless `managed`.
 
     `notes` takes in what was decided that the picture's owner may not expect. Raises BadPicture, and what decoders do.
     """
-    _check_kind(picture, data)
+    notes = [] if notes is None else notes
+    check_kind(picture, data)
     if picture.format in ("JPEG", "MPO"):
         _check_strictly(data)
     if getattr(picture, "is_animated", False) and picture.format not in ("JPEG", "MPO"):
         notes.append("holds several frames or pages, of which the first was taken")
     picture.load()
-    convert = _conversion(picture, data, channels, notes)
+    convert = _conversion(picture, data, channels, notes, managed)
     if picture.width * picture.height <= _AT_ONCE or picture.mode == MODES[channels]:
         return convert(picture)
     result, rows = Image.new(MODES[channels], picture.size), max(_AT_ONCE // picture.width, 1)
@@ -69,7 +73,7 @@ def _check_strictly(data: bytes) -> None:
     simplejpeg.decode_jpeg(data, colorspace=space, min_height=1, min_width=1, strict=True)  # at an eighth, to be quick
 
 
-def _check_kind(picture: Image.Image, data: bytes) -> None:
+def check_kind(picture: Image.Image, data: bytes) -> None:
     """BadPicture for kinds that are not defined, or that decoders get wrong."""
     if picture.format == "TIFF":
         tags = getattr(picture, "tag_v2", {})
@@ -104,7 +108,7 @@ def _check_transfer(number: int) -> None:
 _Conversion = Callable[[Image.Image], Image.Image]
 
 
-def _conversion(picture: Image.Image, data: bytes, channels: int, notes: list[str]) -> _Conversion:
+def _conversion(picture: Image.Image, data: bytes, channels: int, notes: list[str], managed: bool) -> _Conversion:
     """What makes the mode of `channels` of (a part of) a loaded picture."""
     steps: list[_Conversion] = []
     mode, transparent = picture.mode, picture.info.get("transparency")
@@ -112,10 +116,10 @@ def _conversion(picture: Image.Image, data: bytes, channels: int, notes: list[st
         steps.append(_to_8_bits(picture, data))
         mode = "LA" if transparent is not None else "L"
     else:
-        if _depth(picture, data) > 8:
+        if depth(picture, data) > 8:
             _check_brightness(picture, transparent)
-        elif mode == "L" and isinstance(transparent, int) and _depth(picture, data) < 8:  # left as in the file
-            transparent *= 255 // ((1 << _depth(picture, data)) - 1)
+        elif mode == "L" and isinstance(transparent, int) and depth(picture, data) < 8:  # left as in the file
+            transparent *= 255 // ((1 << depth(picture, data)) - 1)
             picture.info["transparency"] = transparent
         steps += {"La": [_to("LA")], "RGBa": [_to("RGBA")], "LAB": [_from_lab()]}.get(mode, [])
         mode = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}.get(mode, mode)
@@ -128,8 +132,9 @@ def _conversion(picture: Image.Image, data: bytes, channels: int, notes: list[st
         if mode not in ("1", "L", "CMYK"):
             steps.append(_to("RGB"))
             mode = "RGB"
-    mode, managed = _managed(picture, mode, grey, notes)
-    steps += managed
+    if managed:
+        mode, colours = _managed(picture, mode, grey, notes)
+        steps += colours
     if mode == "RGBA" and channels != 4:
         steps.append(_over_white)
     steps.append(_to(MODES[channels]))
@@ -144,7 +149,7 @@ def _over_white(part: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", part.size, "white"), part).convert("RGB")
 
 
-def _depth(picture: Image.Image, data: bytes) -> int:
+def depth(picture: Image.Image, data: bytes) -> int:
     """Bits of a sample in the file, where that matters."""
     if picture.format == "PNG" and len(data) > 24:
         return data[24]
@@ -231,37 +236,35 @@ def _managed(picture: Image.Image, mode: str, grey: bool, notes: list[str]) -> t
 
 
 def _by_profile(profile: bytes, mode: str, grey: bool) -> tuple[str, list[_Conversion]]:
-    space = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
+    space = ImageCms.core.profile_frombytes(profile).xcolor_space.strip()
     if space == "GRAY" and grey:
         transform = _to_srgb(profile, "L")
-
-        def of_grey(part: Image.Image) -> Image.Image:
-            colours = ImageCms.applyTransform(part.convert("L"), transform)
-            if part.mode == "RGBA":
-                colours.putalpha(part.getchannel("A"))
-            return colours
-
-        return ("RGBA" if mode == "RGBA" else "RGB", [of_grey]) if transform else (mode, [])
+        return (mode, []) if transform is None else ("RGBA" if mode == "RGBA" else "RGB", [_of_grey(transform)])
     if space != {"CMYK": "CMYK"}.get(mode, "RGB"):
         raise ValueError(f"a profile of {space} in a picture of {mode}")
     start = "RGB" if mode in ("1", "L") else mode
     transform = _to_srgb(profile, start)
-    if transform is None:
-        return mode, []
-    return ("RGBA" if start == "RGBA" else "RGB"), [
-        _to(start),
-        lambda part: ImageCms.applyTransform(part, transform),
-    ]
+    return (mode, []) if transform is None else ("RGBA" if start == "RGBA" else "RGB", [_to(start), transform])
+
+
+def _of_grey(transform: _Conversion) -> _Conversion:
+    def convert(part: Image.Image) -> Image.Image:
+        colours = transform(part.convert("L"))
+        if part.mode == "RGBA":
+            colours.putalpha(part.getchannel("A"))
+        return colours
+
+    return convert
 
 
 @functools.lru_cache(maxsize=16)
-def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+def _to_srgb(profile: bytes, mode: str) -> _Conversion | None:
     """What brings pictures of `mode` (L, RGB, RGBA, CMYK) to sRGB; None where it would hardly change a colour. Raises
     what lcms does for profiles that are damaged or of another kind."""
     embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    transform = ImageCms.buildTransform(embedded, _srgb(), mode, "RGBA" if mode == "RGBA" else "RGB")
+    convert = _applied(ImageCms.buildTransform(embedded, _srgb(), mode, "RGBA" if mode == "RGBA" else "RGB"))
     if mode == "CMYK":
-        return transform
+        return convert
     steps = np.arange(256, dtype=np.uint8)
     if mode == "L":
         probe = Image.fromarray(steps[None])
@@ -269,9 +272,12 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         some = steps[::17]
         colours = np.stack(np.meshgrid(some, some, some, indexing="ij"), -1).reshape(-1, 3)
         probe = Image.fromarray(np.concatenate([colours, np.stack([steps] * 3, -1)])[None]).convert(mode)
-    made = ImageCms.applyTransform(probe, transform)
-    change = np.asarray(made.convert("RGB")).astype(int) - np.asarray(probe.convert("RGB"))
-    return transform if np.abs(change).max() > _ALIKE else None
+    change = np.asarray(convert(probe).convert("RGB")).astype(int) - np.asarray(probe.convert("RGB"))
+    return convert if np.abs(change).max() > _ALIKE else None
+
+
+def _applied(transform: ImageCms.ImageCmsTransform) -> _Conversion:
+    return lambda part: ImageCms.applyTransform(part, transform) or part
 
 
 @functools.cache
@@ -281,5 +287,4 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 def _from_lab() -> _Conversion:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    transform = ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB")
-    return lambda part: ImageCms.applyTransform(part, transform)
+    return _applied(ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB"))
