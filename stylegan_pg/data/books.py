@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from stylegan_pg.data.decode import SQUARE
+from stylegan_pg.data.raster import MOST_PIXELS
 from stylegan_pg.data.reading import Unreadable, digest_of, read_listed
 from stylegan_pg.data.shards import Manifest, committed_groups, version_of, write_whole
 from stylegan_pg.data.sources import File, few
@@ -82,7 +83,12 @@ def digest(rows: Iterable[Any]) -> str:
 
 def compare(out: Path, there: dict[str, Any], now: dict[str, Any], pictures: list[File]) -> None:
     """Raises UsageError, naming every difference, where OUT was packed by another plan."""
-    there = {"base": list(SQUARE), "max_images": None, **there}  # of a version that knew no other
+    there = {
+        "base": list(SQUARE),
+        "max_images": None,
+        "max_pixels": 2 * MOST_PIXELS,
+        **there,
+    }  # of a version that knew no other
     if "listing_sha256" in there:  # as older versions wrote it
         now = now | {"listing_sha256": digest((picture.path, picture.size) for picture in pictures)}
         del now["paths_sha256"]

@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stylegan_pg.data.decode import MODES
+from stylegan_pg.data.decode import MODES, header
+from stylegan_pg.data.foreign import ForeignIndex
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import printable
 
 PART = 64  # samples that a process checks at a time
+LOOKED_AT = 64  # pictures of foreign tars, to tell what is there
 TILES, TILE = (10, 6), 96  # columns and rows of the contact sheet, and the most pixels of a tile's sides
 
 
@@ -86,6 +89,36 @@ def info(index: DatasetIndex) -> Iterator[str]:
             yield f"{counts[-1]} images without a label"
     else:
         yield "no labels"
+    if isinstance(index, ForeignIndex):
+        yield from looked_at(index)
+
+
+def looked_at(index: DatasetIndex) -> Iterator[str]:
+    """What a sample of the pictures of foreign tars is, in lines: how many of each kind, which of them are brought to
+    the dataset's channels as they are read, and which cannot be read. Raises as DatasetIndex.table, and RunError."""
+    table = index.table(min(index.resolutions))
+    kinds, bad = Counter(), []
+    chosen = _spread(len(table), LOOKED_AT)
+    for ordinal in chosen:
+        try:
+            table.image(ordinal)
+            kinds[header(table.read(ordinal)).kind] += 1
+        except CorruptSample as error:
+            bad.append(f"{printable(index.source_of(ordinal))}: {error.reason}")
+        except OSError as error:
+            raise RunError(f"{table.paths[table.shard[ordinal]]} cannot be read: {error}") from None
+    yield f"of {len(chosen)} pictures looked at: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+    plain = {1: "grey", 3: "RGB", 4: "RGBA"}[index.channels]
+    others = sum(n for kind, n in kinds.items() if kind.rsplit(" ", 1)[0] != plain)
+    if others:
+        yield f"{others} of them are brought to {plain} each time that they are read, as packing does once"
+    if bad:
+        yield f"{len(bad)} of them cannot be read, the first {bad[0]} (data check looks at all)"
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places in a dataset, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
 
 
 def contact_sheet(index: DatasetIndex, path: Path) -> None:
@@ -98,7 +131,7 @@ def contact_sheet(index: DatasetIndex, path: Path) -> None:
     table = index.table(max(fitting, default=min(index.resolutions)))
     (height, width), (columns, rows) = table.image_size, TILES
     sheet = np.full([table.channels, rows * height, columns * width], 255, np.uint8)
-    chosen = np.unique(np.linspace(0, len(table) - 1, columns * rows).astype(int)).tolist()
+    chosen = _spread(len(table), columns * rows)
     for place, ordinal in enumerate(chosen):
         row, column = divmod(place, columns)
         with contextlib.suppress(CorruptSample):

@@ -6,8 +6,9 @@ ends at the first dot of a name (names.py has the exception). Each needs one pic
 number or a name) and `label` in a `json` are classes, numbered as when packing. Everything else is left alone.
 
 Pictures may have any size: at each resolution the largest central part that has the shape of the base is made smaller
-(decode.py). Smaller ones, and those with another number of channels than most, are refused one by one as they are
-read. Orientations and colour profiles are ignored, as in other readers of such tars; packing applies them.
+(decode.py). Smaller ones are refused one by one as they are read; those with another number of channels than most,
+palettes, 16 bits, CMYK and so on are brought to the dataset's channels as packing does. Orientations, and the colour
+profiles of what is plainly grey, RGB or RGBA, are ignored, as in other readers of such tars; packing applies them.
 """
 
 from __future__ import annotations
@@ -180,7 +181,12 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
     numbers, names = number_classes(as_labels(labels, origin, mixed_are_names=True), origin)
     probes = [tar["probe"] for tar in tars if len(tar["probe"])]
     if not probes:
-        raise UsageError(f"{shown(urls[0])}: none of the first pictures of the tars can be read: check them")
+        why = next(
+            f"{shown(one)}: {_unpacked(tar['why'])[0]}"
+            for one, tar in zip(urls, tars, strict=True)
+            if len(tar["offset"])
+        )
+        raise UsageError(f"none of the first pictures of the tars can be read ({why}): check them")
     return {
         "offset": np.concatenate([tar["offset"] for tar in tars]),
         "size": np.concatenate([tar["size"] for tar in tars]),
@@ -219,7 +225,7 @@ def _read_whole(url: str, named: str, known: dict[str, Any], last_dot: bool) -> 
         members = members_of(file, named)
         names = Names(True, "") if last_dot else names_of(members, named)
         samples = list(samples_of(file, members, names, named))
-        probe = next(filter(len, (_probe(file, sample.picture) for sample in samples[:PROBES])), [])
+        probe, why = _probe(file, [sample.picture for sample in samples[:PROBES]])
         return {
             "offset": np.array([sample.picture.offset for sample in samples], np.int64),
             "size": np.array([sample.picture.size for sample in samples], np.int64),
@@ -230,6 +236,7 @@ def _read_whole(url: str, named: str, known: dict[str, Any], last_dot: bool) -> 
             "probe": np.array(probe, np.int64),
             "last_dot": np.array(names.last_dot),
             "note": _packed(names.note),
+            "why": _packed([why]),
         }
 
 
@@ -249,9 +256,12 @@ def _opened(url: str, known: dict[str, Any]) -> IO[bytes]:
         return file
 
 
-def _probe(file: IO[bytes], picture: Member) -> list[int]:
-    """Height, width and channels of a picture, nothing where it cannot be read."""
-    try:
-        return [*header(content_of(file, picture))]
-    except BadPicture:
-        return []
+def _probe(file: IO[bytes], pictures: list[Member]) -> tuple[list[int], str]:
+    """Height, width and channels of the first picture that can be read; without one, what is wrong with the first."""
+    why = ""
+    for picture in pictures:
+        try:
+            return list(header(content_of(file, picture))[:3]), ""
+        except BadPicture as error:
+            why = why or f"{printable(picture.name)} {error}"
+    return [], why

@@ -29,6 +29,7 @@ from stylegan_pg.data.decode import MODES, SQUARE, size_at
 from stylegan_pg.data.encoders import Encoders
 from stylegan_pg.data.index import FORMAT, identity_of, load_index
 from stylegan_pg.data.picture import FILTERS, LOSSLESS_UP_TO, Recipe
+from stylegan_pg.data.raster import MOST_PIXELS
 from stylegan_pg.data.shards import Group, Manifest, clean, committed_groups, write_whole
 from stylegan_pg.data.sources import CONTINUES, few, open_zip, sources_of, told
 from stylegan_pg.errors import RunError, UsageError
@@ -42,7 +43,8 @@ LONGEST_LINE = 4000  # characters of a report's lines
 class PackReport:
     """What a packing did. `unreadable` pairs paths within SOURCE with reasons, `gone` names files that had been listed
     and could not be found, `unlabelled` those that were left out for want of a label, `repacked` those that had changed
-    since an earlier packing; `ignored` counts other files, `remarks` says what was understood of labels and options,
+    since an earlier packing, `decided` pairs them with what was decided about a picture that its owner may not expect;
+    `ignored` counts other files, `remarks` says what was understood of labels and options,
     `notes` how SOURCE was understood."""
 
     out: str
@@ -61,6 +63,7 @@ class PackReport:
     remarks: tuple[str, ...]
     was_complete: bool
     notes: tuple[str, ...] = ()
+    decided: tuple[tuple[str, str], ...] = ()
 
     def summary(self) -> str:
         """The report as a few lines of text for people."""
@@ -94,6 +97,9 @@ class PackReport:
             named = printable(few(list(self.empty_classes)))
             lines.append(f"warning: {len(self.empty_classes)} classes have no picture that could be packed: {named}")
         lines += (f"note: {note}" for note in self.notes)
+        for what, count in Counter(what for _, what in self.decided).items():
+            path = next(path for path, one in self.decided if one == what)
+            lines.append(f"note: {path} {what}" + (f" (and {count - 1} others)" if count > 1 else ""))
         if self.ignored:
             lines.append(f"ignored files that are not pictures: {told(self.ignored)}")
         return "\n".join(printable(line, LONGEST_LINE) for line in lines)
@@ -116,6 +122,7 @@ def pack(
     shard_size: str | int = "256MB",
     workers: int | None = None,
     channels: int = 3,
+    max_pixels: int = 2 * MOST_PIXELS,
     progress: bool = True,
 ) -> PackReport:
     """Pack the pictures of `source` into the dataset folder `out` (see the module's text and `data/index.py`).
@@ -139,13 +146,15 @@ def pack(
     shard_size: bytes of a shard at the top resolution, as a number or with kB, MB, GB, KiB, MiB, GiB.
     workers: processes that encode (None: one per core; 0 or 1: in this process). Does not change a byte. A script
         that calls this with workers needs the usual `if __name__ == "__main__":`.
+    max_pixels: pictures of more are left out, as they take time and memory (about 8 bytes a pixel); of WebP, AVIF,
+        JPEG 2000 and PNM pictures a third of it, as their decoders hold several copies.
     progress: show a progress bar on stderr.
 
     Run again after an interruption, it continues; on a complete `out` it returns at once, after packing again what has
     changed. Raises UsageError for bad options, sources, labels or an `out` that holds something else, RunError for a
     full disk, a SOURCE that cannot be read just now and worker processes that die.
     """
-    recipe = _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size)
+    recipe = _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size, max_pixels)
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 0:
         raise UsageError(f"workers = {workers}: give 0 or more processes")
@@ -192,7 +201,7 @@ def pack(
     return _report(out, chosen, changed, was_complete=False)
 
 
-def _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size) -> Recipe:
+def _check_options(resolution, lowest, format, quality, crop, base, filter, channels, shard_size, max_pixels) -> Recipe:
     for name, value in {"resolution": resolution, "lowest": lowest}.items():
         if not 4 <= value <= 4096 or value & (value - 1):
             raise UsageError(f"{name} = {value}: give a power of two from 4 to 4096")
@@ -207,9 +216,10 @@ def _check_options(resolution, lowest, format, quality, crop, base, filter, chan
         raise UsageError("format = jpg has no alpha channel: take png or webp for channels = 4")
     if not 1 <= quality <= 100:
         raise UsageError(f"quality = {quality}: give a number from 1 to 100")
-    return Recipe(
-        resolution, lowest, format, quality, crop, filter, channels, _bytes(shard_size), _base(base, resolution)
-    )
+    if max_pixels < 1:
+        raise UsageError(f"max_pixels = {max_pixels}: give the most pixels of a picture, such as {2 * MOST_PIXELS}")
+    size, shape = _bytes(shard_size), _base(base, resolution)
+    return Recipe(resolution, lowest, format, quality, crop, filter, channels, size, shape, max_pixels)
 
 
 def parse_base(text: str) -> tuple[int, int]:
@@ -322,6 +332,7 @@ def _finish(out: Path, sources, chosen: Chosen, recipe: Recipe, plan, manifests:
         "unreadable": unreadable,
         "gone": [row.path for row in rows if row.gone],
         "unlabelled": chosen.unlabelled,
+        "decided": [(row.path, row.decided) for row in rows if row.decided],
     }
     write_whole(out / "sources.json", json.dumps([row.path for row in packed], indent=0).encode())
     write_whole(out / "report.json", json.dumps(report, indent=1).encode())
@@ -354,6 +365,7 @@ def _report(out: Path, chosen: Chosen, changed: list[str], was_complete: bool) -
         remarks=tuple(chosen.remarks),
         was_complete=was_complete,
         notes=tuple(report.get("notes", ())),
+        decided=tuple((path, what) for path, what in report.get("decided", [])),
     )
 
 

@@ -89,7 +89,7 @@ class Result(NamedTuple):
     upscaled: bool
     digest: str = ""  # of the picture's own bytes, as far as they were read
     gone: bool = False  # the file was listed, and is no longer there
-    notes: tuple[str, ...] = ()  # what the owner of the picture may not expect
+    decided: tuple[str, ...] = ()  # what the owner of the picture may not expect
 
 
 def make(picture: File, recipe: Recipe) -> Result:
@@ -107,17 +107,17 @@ def make(picture: File, recipe: Recipe) -> Result:
 
 
 def _made(data: bytes, name: str, recipe: Recipe) -> Result:
-    notes: list[str] = []
+    decided: list[str] = []
     try:
         with _pillow_allows(recipe.max_pixels):
-            shaped = _shaped(data, name, recipe, notes)
+            shaped = _shaped(data, name, recipe, decided)
     except ValueError as error:  # BadPicture, and another shape than the dataset's
         return Result([], str(error), False)
     height, width = size_at(recipe.resolution, recipe.base)
     top = np.asarray(shaped.resize((width, height), FILTERS[recipe.filter])).reshape(height, width, recipe.channels)
     levels = zip(recipe.resolutions, pyramid(top, len(recipe.resolutions)), strict=True)
     images = [_encode(level, recipe.format_at(resolution), recipe.quality) for resolution, level in levels]
-    return Result(images, "", shaped.width < width or shaped.height < height, notes=tuple(notes))
+    return Result(images, "", shaped.width < width or shaped.height < height, decided=tuple(decided))
 
 
 @contextlib.contextmanager
@@ -164,7 +164,7 @@ def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
     return (sums + sums.dtype.type(1 << (shift - 1))) >> sums.dtype.type(shift)
 
 
-def _shaped(data: bytes, name: str, recipe: Recipe, notes: list[str]) -> Image.Image:
+def _shaped(data: bytes, name: str, recipe: Recipe, decided: list[str]) -> Image.Image:
     """A picture in the mode of `channels`, upright, with the shape of the base. Raises as raster.opened, ValueError for
     another shape where crop is "none"."""
     rows, columns = size_at(recipe.resolution, recipe.base)
@@ -177,7 +177,7 @@ def _shaped(data: bytes, name: str, recipe: Recipe, notes: list[str]) -> Image.I
             less = min(shape[0] / final[0], shape[1] / final[1])
             picture.draft(None, (math.ceil(picture.width / less), math.ceil(picture.height / less)))
             crop = "center" if crop == "none" else crop  # it had the shape, to the pixel
-        upright = tones.load(picture, data, recipe.channels, notes)
+        upright = tones.load(picture, data, recipe.channels, decided)
         orientation = tones.orientation_of(picture)  # after it was loaded, which turns TIFFs itself
     if orientation in _ORIENTATIONS:
         upright = upright.transpose(_ORIENTATIONS[orientation])

@@ -24,6 +24,7 @@ class Row(NamedTuple):
     label: int  # -1: none
     reason: str  # why it was left out; empty if it was not
     gone: bool  # it had been listed, and could not be found
+    decided: str = ""  # about it, that its owner may not expect
 
 
 class Manifest(NamedTuple):
@@ -114,7 +115,8 @@ class Group:
 
     def add(self, picture: File, label: int, result: Result) -> None:
         """label: -1 for none."""
-        self.rows.append(Row(picture.path, version_of(picture), result.digest, label, result.reason, gone=result.gone))
+        version, decided = version_of(picture), "; ".join(result.decided)
+        self.rows.append(Row(picture.path, version, result.digest, label, result.reason, result.gone, decided))
         if not result.images:
             return
         if not self.tars:

@@ -26,21 +26,23 @@ _MOST_EXIF = 1 << 16  # bytes of Exif data in a text of a PNG
 
 
 def load(
-    picture: Image.Image, data: bytes, channels: int, notes: list[str] | None = None, managed: bool = True
+    picture: Image.Image, data: bytes, channels: int, decided: list[str] | None = None, managed: bool = True
 ) -> Image.Image:
     """Decode an opened picture to the mode of `channels`; its orientation is left alone, and its profile or gamma too
     unless `managed`.
 
-    `notes` takes in what was decided that the picture's owner may not expect. Raises BadPicture, and what decoders do.
+    `decided` takes in what was decided that the picture's owner may not expect.
+
+    Raises BadPicture, and what decoders do.
     """
-    notes = [] if notes is None else notes
+    decided = [] if decided is None else decided
     check_kind(picture, data)
     if picture.format in ("JPEG", "MPO"):
         _check_strictly(data)
     if getattr(picture, "is_animated", False) and picture.format not in ("JPEG", "MPO"):
-        notes.append("holds several frames or pages, of which the first was taken")
+        decided.append("holds several frames or pages, of which the first was taken")
     picture.load()
-    convert = _conversion(picture, data, channels, notes, managed)
+    convert = _conversion(picture, data, channels, decided, managed)
     if picture.width * picture.height <= _AT_ONCE or picture.mode == MODES[channels]:
         return convert(picture)
     result, rows = Image.new(MODES[channels], picture.size), max(_AT_ONCE // picture.width, 1)
@@ -108,7 +110,7 @@ def _check_transfer(number: int) -> None:
 _Conversion = Callable[[Image.Image], Image.Image]
 
 
-def _conversion(picture: Image.Image, data: bytes, channels: int, notes: list[str], managed: bool) -> _Conversion:
+def _conversion(picture: Image.Image, data: bytes, channels: int, decided: list[str], managed: bool) -> _Conversion:
     """What makes the mode of `channels` of (a part of) a loaded picture."""
     steps: list[_Conversion] = []
     mode, transparent = picture.mode, picture.info.get("transparency")
@@ -133,7 +135,7 @@ def _conversion(picture: Image.Image, data: bytes, channels: int, notes: list[st
             steps.append(_to("RGB"))
             mode = "RGB"
     if managed:
-        mode, colours = _managed(picture, mode, grey, notes)
+        mode, colours = _managed(picture, mode, grey, decided)
         steps += colours
     if mode == "RGBA" and channels != 4:
         steps.append(_over_white)
@@ -216,14 +218,14 @@ def _check_brightness(picture: Image.Image, transparent: object) -> None:
 # ---------------------------------------------------------------------------------------------------------- colours
 
 
-def _managed(picture: Image.Image, mode: str, grey: bool, notes: list[str]) -> tuple[str, list[_Conversion]]:
+def _managed(picture: Image.Image, mode: str, grey: bool, decided: list[str]) -> tuple[str, list[_Conversion]]:
     """The mode after, and the steps of, bringing colours to sRGB by the embedded profile or a PNG's gamma."""
     profile = picture.info.get("icc_profile")
     if profile:
         try:
             return _by_profile(bytes(profile), mode, grey)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            notes.append("its colour profile is damaged or of another kind of picture, and was ignored")
+            decided.append("has a colour profile that is damaged or of another kind of picture: it was ignored")
             return mode, []
     gamma = picture.info.get("gamma") if picture.format == "PNG" and "srgb" not in picture.info else None
     if gamma and not _PLAIN_GAMMA[0] <= gamma <= _PLAIN_GAMMA[1] and mode in ("L", "RGB", "RGBA"):
@@ -262,7 +264,9 @@ def _to_srgb(profile: bytes, mode: str) -> _Conversion | None:
     """What brings pictures of `mode` (L, RGB, RGBA, CMYK) to sRGB; None where it would hardly change a colour. Raises
     what lcms does for profiles that are damaged or of another kind."""
     embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    convert = _applied(ImageCms.buildTransform(embedded, _srgb(), mode, "RGBA" if mode == "RGBA" else "RGB"))
+    exact = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE  # lcms takes few points of a grey curve
+    target = "RGBA" if mode == "RGBA" else "RGB"
+    convert = _applied(ImageCms.buildTransform(embedded, _srgb(), mode, target, flags=exact))
     if mode == "CMYK":
         return convert
     steps = np.arange(256, dtype=np.uint8)
