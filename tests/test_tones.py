@@ -21,8 +21,8 @@ def tiff(samples: np.ndarray, photometric: int, order: str = "<", planar: bool =
     """An uncompressed TIFF of [H, W] or [H, W, n] samples; `tags` are further ones, t339=2 and the like."""
     data = samples.reshape(*samples.shape[:2], -1)
     height, width, bands = data.shape
-    stored = data.astype(data.dtype.newbyteorder(order)).transpose(2, 0, 1) if planar else data
-    body = np.ascontiguousarray(stored).astype(data.dtype.newbyteorder(order)).tobytes()
+    stored = data.astype(order + data.dtype.str[1:])
+    body = np.ascontiguousarray(stored.transpose(2, 0, 1) if planar else stored).tobytes()
     bits, at = 8 * data.dtype.itemsize, 8 + len(body)
     extra = struct.pack(f"{order}{bands}H", *[bits] * bands)
     planes = bands if planar else 1
