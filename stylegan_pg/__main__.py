@@ -13,9 +13,7 @@ import threading
 
 from stylegan_pg import launcher
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
-from stylegan_pg.untrusted import printable
-
-LONGEST_LINE = 4000  # characters of a message
+from stylegan_pg.untrusted import readable
 
 
 def main() -> None:
@@ -85,8 +83,7 @@ def _end(status: int) -> None:
 
 
 def _told(error: Exception, code: int) -> int:
-    lines = str(error).split("\n")  # which may have names from archives and servers in them
-    print("error: " + "\n".join(printable(line, LONGEST_LINE) for line in lines), file=sys.stderr)
+    print(f"error: {readable(error)}", file=sys.stderr)
     return code
 
 

@@ -28,6 +28,12 @@ def printable(text: object, longest: int = _LONGEST_PRINTED) -> str:
     return f"{plain[:half]} ... {plain[-half:]}"
 
 
+def readable(error: BaseException) -> str:
+    """An error's message for a terminal: printable line by line, and of bounded length, whatever names, texts and
+    numbers have found their way into it."""
+    return "\n".join(printable(line, 4000) for line in str(error).splitlines()[:100])
+
+
 def parse_json(
     data: bytes | str,
     named: str,
