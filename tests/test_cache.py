@@ -273,6 +273,23 @@ def test_what_is_in_use_stays_and_the_rest_is_read_in_pieces(server, contents, f
     assert read(shards[0], 5, 10) == contents[0][5:15]  # 0: nothing is kept
 
 
+def test_what_others_keep_in_the_folder_is_left_alone(server, contents, folder):
+    """A folder that somebody has chosen, with files and folders of their own in it."""
+    folder.mkdir()
+    theirs = [folder / name for name in ("thesis.tex", "x.part", "x.5.part", "x.json", "old.tmp", "0123-x.tar")]
+    for file in theirs:
+        file.write_bytes(b"mine")
+        os.utime(file, (0, 0))
+    (folder / "pictures").mkdir()
+    os.close(store.fetched(shard(server, contents, 0)))
+    store.configure(Settings(str(folder), 1, 20.0))
+    with pytest.raises(store.NoRoom):
+        os.close(store.fetched(shard(server, contents, 1)))
+    assert not shards_in(folder, "-0.tar")  # ours has gone
+    assert store.make_room(folder, everything=True) is False
+    assert all(file.read_bytes() == b"mine" for file in theirs)
+
+
 def test_a_full_disk(server, contents, tmp_path, folder, capfd):
     """A file system with room for two shards and a half, then one that takes no more bytes at all."""
     if os.geteuid():

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import re
+import shutil
 import socket
 import threading
 import time
@@ -302,3 +303,21 @@ def test_who_is_not_let_in_hears_how_to_get_in(serve):
         read_url(with_user(f"{server.url}/x.tar?token=hidden"))
     assert "secret" not in str(error.value).replace("secrets", "")
     assert "hidden" not in str(error.value)
+
+
+def test_tars_without_an_end_fill_half_of_the_disk_at_most(serve, monkeypatch, tmp_path):
+    monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 16 << 20))
+
+    def endless(request, connection):
+        connection.sendall(answered())
+        while not request.startswith("HEAD"):
+            connection.sendall(bytes(1 << 20))
+
+    store.configure(store.Settings(str(tmp_path), 0, 1))
+    try:
+        for url in (f"{serve(endless).url}/x.tar", "pipe:cat /dev/zero"):
+            with pytest.raises(UsageError, match="has more than 8 MiB"):
+                load_index(url)
+    finally:
+        store.configure(store.Settings())

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat as modes
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import IO, Any
 import numpy as np
 
 from stylegan_pg.data import cache, remote, store
+from stylegan_pg.data.body import CHUNK
 from stylegan_pg.data.classes import as_labels, number_classes
 from stylegan_pg.data.decode import BadPicture, header, size_at
 from stylegan_pg.data.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
@@ -245,15 +247,41 @@ def _opened(url: str, known: dict[str, Any]) -> IO[bytes]:
     try:
         return open(cache.local_path(url, **known), "rb")
     except NoRoom:
-        file, at = tempfile.TemporaryFile(), 0  # noqa: SIM115 - the caller closes it
-        step = None if url.startswith("pipe:") else PIECE  # a command would run anew for each piece
-        while data := remote.read_url(url, at, None if step is None else at + step, store.settings().patience):
-            file.write(data)
-            at += len(data)
-            if step is None:
-                break
-        file.seek(0)  # which also writes what is held back
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+        try:
+            _fill(file, url)
+        except BaseException:
+            file.close()
+            raise
         return file
+
+
+def _fill(file: IO[bytes], url: str) -> None:
+    """Write what a URL holds into a file on the disk, of which it gets half of the free room at most: a server or a
+    command may never come to an end."""
+    patience, room = store.settings().patience, shutil.disk_usage(tempfile.gettempdir()).free // 2
+
+    def write(data: bytes) -> None:
+        file.write(data)
+        if file.tell() > room:
+            raise UsageError(
+                f"{shown(url)} has more than {room >> 20} MiB, half of what is free in {tempfile.gettempdir()}: make "
+                "room there, or raise data.cache_gib, so that it fits into the cache"
+            )
+
+    def print_all() -> None:
+        file.seek(0)
+        file.truncate()
+        with remote.open_url(url) as stream:
+            while data := stream.read1(CHUNK):
+                write(data)
+
+    if url.startswith("pipe:"):  # a command would run anew for each piece
+        patiently(patience, print_all)
+    else:
+        while data := remote.read_url(url, file.tell(), file.tell() + PIECE, patience):
+            write(data)
+    file.seek(0)  # which also writes what is held back
 
 
 def _probe(file: IO[bytes], pictures: list[Member]) -> tuple[list[int], str]:

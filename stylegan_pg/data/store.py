@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -28,6 +29,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.urls import shown
 
 AGREEING = 3  # equal copies with a wrong checksum, after which that is what the server has
+_OURS = re.compile(r"[0-9a-f]{24}-")  # how the names of files in the cache begin
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -300,7 +302,8 @@ def make_room(path: Path, spare: Collection[str] = (), everything: bool = False)
         fcntl.flock(lock, fcntl.LOCK_EX)
         total, files = 0, []
         for entry in os.scandir(path):
-            if entry.name.endswith((".json", ".lock")):
+            # Whatever else lies in the folder that somebody has chosen is theirs, and not counted.
+            if entry.name.endswith(".json") or not _OURS.match(entry.name):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 status = entry.stat()
