@@ -47,6 +47,11 @@ class Players:
         self.classes = len(index.label_names) if config.data.conditional else 0
         if config.data.conditional and not self.classes:
             raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")
+        if self.classes and (bare := int((index.table(config.resolution).label < 0).sum())):
+            raise UsageError(
+                f"data.conditional=true, but {bare} of {index.count} images in {index.path} have no label: pack them "
+                "with --unlabelled skip, or set data.conditional=false"
+            )
         self.terms = config.loss.all_terms()
         self.nimg = 0
         self.phase: Phase | None = None
@@ -114,12 +119,6 @@ class Players:
             learner.close()
         self.phase = phase
         self.table: SampleTable = self.index.table(phase.resolution)
-        bare = int((self.table.label < 0).sum())
-        if self.classes and bare:
-            raise UsageError(
-                f"data.conditional=true, but {bare} of {len(self.table)} images in {self.index.path} have no label: "
-                "pack them with --unlabelled skip, or set data.conditional=false"
-            )
         dist.check_same([*self.G.parameters(), *self.D.parameters()], f"the networks at the start of {phase}")
 
         self.share = deal(phase.batch, phase.mbstd_group, dist.world())[dist.rank()]
