@@ -8,68 +8,27 @@ is a whole one; nothing in it can run code.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from stylegan_pg import files
+from stylegan_pg import files, tensorfile
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import parse_json, printable
 
 FORMAT = 1
 SUFFIX = ".safetensors"
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, each of its parameter's shape and dtype; besides them `step`, a scalar
 
 
 class BadCheckpointError(Exception):
     """A file that is not a whole checkpoint; the message says why."""
-
-
-def _digest(tensors: Mapping[str, torch.Tensor], state: str) -> str:
-    digest = hashlib.blake2b(state.encode(), digest_size=32)
-    for name in sorted(tensors):
-        t = tensors[name]
-        digest.update(f"{name}{t.dtype}{list(t.shape)}".encode())
-        digest.update(_bytes(t))
-    return digest.hexdigest()
-
-
-def _bytes(t: torch.Tensor) -> memoryview:
-    return t.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _save(file: BinaryIO, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, str]) -> None:
-    """What safetensors' save writes, piece by piece: it would copy everything once more, and hold the interpreter's
-    lock meanwhile, where this lets training go on beside it."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
-    header: dict[str, Any] = {"__metadata__": dict(meta)}
-    end = 0
-    for name in order:
-        t = tensors[name]
-        start, end = end, end + t.numel() * t.element_size()
-        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in order:
-        file.write(_bytes(tensors[name]))
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
@@ -84,10 +43,10 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
     """
     host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(state)
-    meta = {"format": str(FORMAT), "state": text, "blake2b": _digest(host, text)}
+    meta = {"format": str(FORMAT), "state": text, "blake2b": tensorfile.digest(host, text)}
     path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
     with files.whole(path, sync=True) as file:
-        _save(file, host, meta)
+        tensorfile.write(file, host, meta)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -103,24 +62,28 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         RunError: the file cannot be read now, which says nothing of what is in it.
     """
     try:
-        with open(path, "rb") as raw:
-            os.pread(raw.fileno(), 1, 0)
+        with tensorfile.opened(path) as file:
+            meta, tensors = file.metadata, {}
+            if meta.get("format") == str(FORMAT):
+                tensors = file.read()
+    except tensorfile.BadFileError as error:
+        raise BadCheckpointError(f"{path}: {error}") from None
     except OSError as error:
         raise RunError(
             f"{path} cannot be read: {error}; nothing was changed: see to the file system and run the same command "
             "again, or move the file away to continue from an earlier one"
         ) from None
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise BadCheckpointError(f"{path}: {error}") from None
     if meta.get("format") != str(FORMAT) or "state" not in meta:
         raise BadCheckpointError(f"{path}: not a checkpoint of this format ({FORMAT})")
-    if _digest(tensors, meta["state"]) != meta.get("blake2b"):
+    if tensorfile.digest(tensors, meta["state"]) != meta.get("blake2b"):
         raise BadCheckpointError(f"{path}: the checksum does not match, the file was damaged")
-    return tensors, json.loads(meta["state"])
+    try:
+        state = parse_json(meta["state"], "its state", "", most=tensorfile.MOST_HEADER, finite=False)
+        if not isinstance(state, dict):
+            raise UsageError("its state is no table")
+    except UsageError as error:
+        raise BadCheckpointError(f"{path}: {str(error).removesuffix(': ')}") from None
+    return tensors, state
 
 
 def path_for(folder: Path, nimg: int) -> Path:
@@ -128,8 +91,9 @@ def path_for(folder: Path, nimg: int) -> Path:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first."""
-    return sorted((p for p in folder.glob("*" + SUFFIX) if p.stem.isdigit()), reverse=True)
+    """The checkpoints in a folder, newest first: what has the name of one, which only `read` can tell more of."""
+    named = [p for p in folder.glob("*" + SUFFIX) if re.fullmatch("[0-9]{1,18}", p.stem)]
+    return sorted(named, key=lambda p: (int(p.stem), p.name), reverse=True)
 
 
 def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dict[str, Any], list[str]]:
@@ -237,17 +201,66 @@ def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer)
     }
 
 
+def check_tensors(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], named: str, *, partly: bool = False
+) -> None:
+    """Hold tensors against those of the same names whose shapes and dtypes they must have; `partly`: some may be
+    missing, or be too many.
+
+    Raises:
+        ValueError: naming the first that is missing, too many, or different; the message begins with `named`.
+    """
+    if not partly and tensors.keys() != expected.keys():
+        missing, more = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        what = f"lacks {missing[0]}" if missing else f"has {printable(more[0], 80)}, which is not known"
+        raise ValueError(f"{named} {what}")
+    for name in tensors.keys() & expected.keys():
+        (shape, dtype), (wanted, kind) = ((list(t.shape), t.dtype) for t in (tensors[name], expected[name]))
+        if shape != wanted or dtype != kind:
+            raise ValueError(f"{named}: {name} is {dtype} {shape} where {kind} {wanted} is expected")
+
+
+def check_optimizer(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor], named: str) -> None:
+    """Hold an optimiser's state, as optimizer_tensors gives it, against its parameters: Adam's fused update walks both
+    as flat memory, whatever their lengths are. Names that the parameters do not have are passed over.
+
+    Raises:
+        ValueError: as check_tensors; also for a parameter of whose state a part is missing.
+    """
+    kinds: dict[str, set[str]] = {}
+    for key, t in tensors.items():
+        kind, _, name = key.partition("/")
+        if name not in parameters:
+            continue
+        kinds.setdefault(name, set()).add(kind)
+        if kind == "step":
+            if t.ndim or not t.is_floating_point() or not 0 <= t.item() < 1 << 53:
+                raise ValueError(f"{named}: {key} is {t.dtype} {list(t.shape)}, not one number of steps")
+        elif kind in MOMENTS:
+            check_tensors({key: t}, {key: parameters[name]}, named)
+        else:
+            raise ValueError(f"{named}: {printable(key, 80)} is nothing that Adam has")
+    for name, found in kinds.items():
+        if missing := {"step", *MOMENTS} - found:
+            raise ValueError(f"{named} lacks {sorted(missing)[0]}/{name}, but has {sorted(found)[0]}/{name}")
+
+
 def restore_optimizer(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
     """The inverse of optimizer_tensors; names that the module does not have are passed over, those that the tensors
-    lack start afresh."""
+    lack start afresh.
+
+    Raises:
+        ValueError: as check_optimizer.
+    """
     parameters = dict(module.named_parameters())
+    check_optimizer(tensors, parameters, "the optimiser's state")
     for key, t in tensors.items():
         kind, name = key.split("/", 1)
         if name in parameters:
             p = parameters[name]
-            if t.shape == p.shape:
+            if kind in MOMENTS:
                 # In the parameter's own memory layout, as Adam made it: fused updates walk both as flat memory.
                 value = torch.empty_like(p, dtype=t.dtype).copy_(t).detach()
             else:

@@ -222,11 +222,20 @@ class Players:
         Raises:
             UsageError: if the networks are of another form.
         """
-        for name, net in (("G", self.G), ("D", self.D), ("G_ema", self.G_ema)):
-            try:
-                net.load_state_dict(checkpoint.part_of(tensors, name))
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())[:300]
-                raise UsageError(f"the checkpoint's {name} is not the configuration's: {reason}") from None
-        for player, learner in self.learners.items():
-            learner.restore(checkpoint.part_of(tensors, f"opt_{player}"))
+        nets = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        parts = {part: checkpoint.part_of(tensors, part) for part in [*nets, "opt_G", "opt_D"]}
+        try:
+            for name, net in nets.items():
+                checkpoint.check_tensors(parts[name], net.state_dict(), f"the checkpoint's {name}")
+            for name in self.learners:
+                parameters = dict(nets[name].named_parameters())
+                checkpoint.check_optimizer(parts[f"opt_{name}"], parameters, f"the checkpoint's Adam state of {name}")
+        except ValueError as error:
+            raise UsageError(
+                f"{error}, as the configuration has it: take the configuration that the run was started with, or "
+                f"restore another checkpoint in {self.config.run}"
+            ) from None
+        for name, net in nets.items():
+            net.load_state_dict(parts[name])
+        for name, learner in self.learners.items():
+            learner.restore(parts[f"opt_{name}"])

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from stylegan_pg import files
+from stylegan_pg import files, tensorfile
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
+from stylegan_pg.untrusted import finite_number, parse_json, printable, whole_number
 
 FORMAT = 1
 
@@ -31,10 +30,11 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
         OSError: for example when the disk is full; nothing half-written is left.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in G_ema.state_dict().items()}
-    meta = {"stylegan_pg": json.dumps({"format": FORMAT, **description})}
+    text = json.dumps({"format": FORMAT, "checksum": "blake2b", **description})
+    meta = {"stylegan_pg": text, "blake2b": tensorfile.digest(tensors, text)}
     path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
     with files.whole(path, sync=True) as file:
-        file.write(save(tensors, meta))
+        tensorfile.write(file, tensors, meta)
 
 
 def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
@@ -51,32 +51,65 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            meta = (file.metadata() or {}).get("stylegan_pg")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+        with tensorfile.opened(path) as file:
+            text = file.metadata.get("stylegan_pg")
+            if text is None:
+                raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
+            description, G = _described(path, text, torch.device(device), file.entries)
+            tensors = file.read()
+    except (tensorfile.BadFileError, OSError) as error:
         raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
-    if meta is None:
-        raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
-    try:
-        description = json.loads(meta)
-        if description["format"] != FORMAT:
-            raise UsageError(f"{path} has snapshot format {description['format']}, this version reads {FORMAT}: update")
-        kwargs = dict(description["kwargs"])
-        if torch.device(device).type == "cpu" and kwargs.get("low_precision") == "fp16":
-            kwargs["low_precision"] = "fp32"  # CPUs have no fp16 convolutions
-        with torch.device("meta"):  # nothing is drawn: the caller's random streams stay as they are
-            G: Any = NETWORKS[description["network"]].G(**kwargs)
-        G.load_state_dict(tensors, assign=True)
-        G = G.to(device, torch.float32)
-        alpha = float(description["alpha"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{path}: the description does not fit the weights: {reason}") from None
+    told, present = description.get("checksum"), file.metadata.get("blake2b")  # older ones have none
+    if (told or present) and present != tensorfile.digest(tensors, text):
+        raise UsageError(f"{path} is a damaged snapshot (its checksum does not match); take another of the run's")
+    G.load_state_dict(tensors, assign=True)
+    G = G.to(device, torch.float32)
+    for name, t in G.state_dict().items():
+        if not t.isfinite().all():
+            raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
     G.description = description
     if description["kwargs"].get("fade"):
-        G.register_forward_pre_hook(partial(_at_alpha, alpha), with_kwargs=True)
+        G.register_forward_pre_hook(partial(_at_alpha, float(description["alpha"])), with_kwargs=True)
     return G.eval().requires_grad_(False)
+
+
+def _described(
+    path: Path, text: str, device: torch.device, entries: Mapping[str, tensorfile.Entry]
+) -> tuple[dict[str, Any], Any]:
+    """A description, and the generator that it tells of, on the meta device: nothing is drawn, so that the caller's
+    random streams stay as they are, and nothing allocated before the weights are known to fit.
+
+    Raises:
+        UsageError: where description and weights do not fit together.
+    """
+    misfit, remedy = "the description does not fit the weights", "take another snapshot of the run's"
+    try:
+        description = parse_json(text, f"{misfit}: it", remedy, most=tensorfile.MOST_HEADER, finite=False)
+        if description["format"] != FORMAT:
+            version = printable(description["format"], 40)
+            raise UsageError(f"this is of snapshot format {version}, this version reads {FORMAT}: update stylegan-pg")
+        kwargs = dict(description["kwargs"])
+        names = description.get("label_names") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("label_names is no list of names")
+        finite_number(description["alpha"], 0, 1, f"{misfit}: alpha", remedy)
+        whole_number(description.get("nimg", 0), 0, 1 << 53, f"{misfit}: nimg", remedy)
+        if device.type == "cpu" and kwargs.get("low_precision") == "fp16":
+            kwargs["low_precision"] = "fp32"  # CPUs have no fp16 convolutions
+        with torch.device("meta"):
+            G: Any = NETWORKS[description["network"]].G(**kwargs)
+        expected = {name: tuple(t.shape) for name, t in G.state_dict().items()}
+        if expected.keys() != entries.keys():
+            raise ValueError(f"{min(expected.keys() ^ entries.keys())} is in one of them only")
+        for name, shape in expected.items():
+            if entries[name].shape != shape or not entries[name].dtype.is_floating_point:
+                told = f"{entries[name].dtype} {list(entries[name].shape)}"
+                raise ValueError(f"{name} is {told} where numbers of {list(shape)} are expected")
+        return description, G
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise UsageError(f"{path}: {misfit}: {printable(error)}; {remedy}") from None
 
 
 def _at_alpha(alpha: float, _: torch.nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -33,7 +33,7 @@ from stylegan_pg.outputs import Outputs
 from stylegan_pg.parallel import Parallel
 from stylegan_pg.remarks import of_configuration, of_data, of_ranks
 from stylegan_pg.report import Means, Reporter
-from stylegan_pg.resume import compare, running_numbers, to_plain
+from stylegan_pg.resume import check_state, compare, running_numbers, to_plain
 from stylegan_pg.schedule import Phase, crossed, phases, shortfall
 
 
@@ -145,6 +145,8 @@ class Trainer:
                     raise UsageError(
                         f"{self.checkpoints} holds no checkpoint to continue from: leave --resume away to start"
                     )
+                if path:
+                    check_state(state, str(path))
                 if self.config.train.threads:
                     torch.set_num_threads(self.config.train.threads)
                 kept = state["config"] if path else None
@@ -165,7 +167,8 @@ class Trainer:
             try:
                 if not dist.is_main():
                     tensors, state = checkpoint.read(Path(path))
-            except (checkpoint.BadCheckpointError, RunError) as error:
+                    check_state(state, path)
+            except (checkpoint.BadCheckpointError, RunError, UsageError) as error:
                 fault = f"rank {dist.rank()} cannot read the checkpoint ({error}): the run's folder must be shared"
             faults = [f for f in dist.gather_objects(fault) if f]
             if faults:

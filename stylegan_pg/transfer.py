@@ -58,12 +58,20 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
         found, state_dict, then = G.description["network"], G.state_dict(), G.description.get("config")
         weights = {"G": state_dict, "G_ema": state_dict}
     else:
-        found, then = state["config"]["model"]["name"], state["config"]
+        found, then = None, state.get("config")
         weights = {part: checkpoint.part_of(tensors, part) for part in ("G", "D", "G_ema")}
+        for name, t in checkpoint.flatten(weights).items():
+            if not (t.is_floating_point() and t.isfinite().all()):
+                raise UsageError(
+                    f"init={path} holds no finite numbers in {printable(name, 80)}: take an earlier checkpoint of the "
+                    "run, or a snapshot"
+                )
+    told = then.get("model") if isinstance(then, dict) else None
+    then = told if isinstance(told, dict) else {}
+    found = printable(found or then.get("name"), 40)
     if found != model.name:
         raise UsageError(f"init={path} holds {found} networks, model.name is {model.name}: take the same in both")
-    then = then.get("model") if isinstance(then, dict) else None
-    return weights, _differences(then if isinstance(then, dict) else {}, model)
+    return weights, _differences(then, model)
 
 
 def _differences(then: dict[str, Any], model: ModelConfig) -> str:
@@ -119,7 +127,8 @@ def adopt(net: Any, state: dict[str, torch.Tensor]) -> list[str]:
     labels, layers = (net.c_dim, PLAIN) if embedding is None else (len(embedding), EMBEDDED)
     for name, tensor in ours.items():
         old = state.get(name)
-        if old is not None and old.shape != tensor.shape and name in layers and "mapping.embed.weight" not in state:
+        wider = old is not None and old.ndim == tensor.ndim and old.shape != tensor.shape and name in layers
+        if old is not None and wider and "mapping.embed.weight" not in state:
             old = _with_labels(name, old, layers[name], labels)
         if old is not None and old.shape == tensor.shape:
             tensor.copy_(old)

@@ -21,12 +21,14 @@ import torch
 
 from stylegan_pg import dist
 from stylegan_pg.config import Config
+from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS, NetworkShape, to_channels_last
 from stylegan_pg.networks.form import Form, form_kwargs
 from stylegan_pg.ops import native
 from stylegan_pg.ops.build import cache_folder
 from stylegan_pg.ops.recipes import BuildError, multiplies_bf16, processor
 from stylegan_pg.schedule import at
+from stylegan_pg.untrusted import read_json
 
 WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
 REPEATS = 3
@@ -127,10 +129,10 @@ def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
     path, table = None, {}
-    with contextlib.suppress(OSError, ValueError, BuildError):
+    with contextlib.suppress(OSError, UsageError, BuildError):
         path = cache_folder() / f"tuning-{name}.json"
-        table = json.loads(path.read_text("utf-8"))
-    table = {k: v for k, v in table.items() if isinstance(v, float)} if isinstance(table, dict) else {}
+        table = read_json(path, "it is measured again")
+    table = {k: v for k, v in table.items() if isinstance(v, float) and v > 0} if isinstance(table, dict) else {}
     names = {case: " ".join(map(str, case)) for case in cases}
     pairs = [cases[i : i + 2] for i in range(0, len(cases), 2)]
     missing = [pair for pair in pairs if any(names[case] not in table for case in pair)]

@@ -6,7 +6,14 @@ depth, and a number is held against its range before anything is built or alloca
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 from stylegan_pg.errors import UsageError
@@ -14,6 +21,7 @@ from stylegan_pg.errors import UsageError
 MOST_JSON_BYTES = 1 << 28
 DEEPEST_JSON = 64
 _MOST_JSON_MEMORY = 3 << 29
+MOST_LINE_BYTES = 1 << 20
 _LONGEST_PRINTED = 300
 
 
@@ -45,7 +53,8 @@ def parse_json(
 ) -> Any:
     """The content of a JSON text of at most `most` bytes whose lists and objects are nested at most `deepest` deep.
 
-    Unless `finite` is False, NaN and Infinity, which are no JSON, are refused as well.
+    An object that has a key twice is refused, as readers differ in which one they take; unless `finite` is False, so
+    are NaN and Infinity, which are no JSON, and numbers that become infinite.
 
     Raises:
         UsageError: for anything else, in one message that begins with `named` and ends with `remedy`.
@@ -55,7 +64,8 @@ def parse_json(
     if _memory(data) > _MOST_JSON_MEMORY:
         raise UsageError(f"{named} has too many values in its {len(data)} bytes of JSON: {remedy}")
     try:
-        content = json.loads(data, parse_constant=_refuse if finite else None)
+        only: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
+        content = json.loads(data, object_pairs_hook=_without_doubles, **only)
     except RecursionError:
         raise UsageError(f"{named} is nested deeper than {deepest} levels: {remedy}") from None
     except ValueError as error:  # also of text that is not UTF-8, and of numbers of more digits than Python takes
@@ -73,6 +83,20 @@ def _memory(data: bytes | str) -> int:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return content
 
 
 def _depth_exceeds(content: Any, deepest: int) -> bool:
@@ -99,3 +123,78 @@ def whole_number(value: Any, low: int, high: int, named: str, remedy: str) -> in
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise UsageError(f"{named} is {printable(repr(value), 80)}, not a whole number from {low} to {high}: {remedy}")
     return value
+
+
+def finite_number(value: Any, low: float, high: float, named: str, remedy: str) -> float:
+    """`value`, if it is a number (no bool) within [low, high].
+
+    Raises:
+        UsageError: as whole_number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise UsageError(f"{named} is {printable(repr(value), 80)}, not a number from {low:g} to {high:g}: {remedy}")
+    return value
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """A regular file, opened for reading: a pipe, whose opening would wait, a device or a folder is an error.
+
+    Raises:
+        OSError: where there is none, or it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, "this is no regular file", os.fspath(path))
+    return open(fd, "rb")
+
+
+def read_json(path: Path, remedy: str, *, most: int = 1 << 24) -> Any:
+    """The content of a JSON file of at most `most` bytes, as parse_json.
+
+    Raises:
+        OSError: as open_regular; UsageError: as parse_json.
+    """
+    with open_regular(path) as file:
+        return parse_json(file.read(most + 1), str(path), remedy, most=most)
+
+
+def text_lines(path: Path, *, last: int | None = None) -> Iterator[str]:
+    """The lines of a log, without those that are longer than a log's can be; only those within its `last` so many
+    bytes if given. Nothing where there is no file. What is no UTF-8 is replaced.
+
+    Raises:
+        OSError: as open_regular.
+    """
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        return
+    with file:
+        if last is not None and os.fstat(file.fileno()).st_size > last:
+            file.seek(-last, os.SEEK_END)
+            file.readline(MOST_LINE_BYTES)  # the rest of a line whose beginning is further up
+        whole = True
+        while line := file.readline(MOST_LINE_BYTES):
+            begins, whole = whole, line.endswith(b"\n")
+            if begins and (whole or len(line) < MOST_LINE_BYTES):
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def json_lines(path: Path, *, last: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line of a .jsonl log that holds an object with a whole number `nimg`, as text and parsed; others (cut off by
+    a kill or a full disk, or garbage) are passed over.
+
+    Raises:
+        OSError: as open_regular.
+    """
+    for line in text_lines(path, last=last):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        nimg = row.get("nimg") if isinstance(row, dict) else None
+        if isinstance(nimg, int) and not isinstance(nimg, bool) and 0 <= nimg < 1 << 63:
+            yield line, row

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from stylegan_pg import dist
+from stylegan_pg.checkpoint import MOMENTS
 from stylegan_pg.errors import UsageError
 from stylegan_pg.learner import Learner, norms, unscale
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 
 
 def import_deepspeed(device: torch.device) -> None:

@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import importlib
 import os
+import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,17 +21,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import safetensors.torch
 import torch
 from torch import nn
 
+from stylegan_pg import tensorfile
 from stylegan_pg.errors import UsageError
 from stylegan_pg.generate import over_white
 from stylegan_pg.metrics.classifiers import VGG16, Inception, by_pieces, vgg16
 from stylegan_pg.ops.build import cache_folder
 from stylegan_pg.ops.recipes import multiplies_bf16
+from stylegan_pg.untrusted import open_regular, printable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+RESAVE = "where you trust it, save its state_dict() with torch.save, or as .safetensors"
 
 
 @dataclass(frozen=True)
@@ -88,17 +94,57 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
+            with tensorfile.opened(path) as file:
+                state = file.read()
         else:
+            _check_pth(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"the weight file {path} does not exist") from None
+    except pickle.UnpicklingError:  # whose message tells how to run what is in the file
+        raise UsageError(
+            f"the weight file {path} cannot be read: it holds other things than tensors; {RESAVE}"
+        ) from None
+    except UsageError:
+        raise
     except Exception as error:  # a file of another kind can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"the weight file {path} cannot be read: {reason}") from None
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UsageError(f"the weight file {path} cannot be read: {printable(reason)}") from None
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and _plain(v) for k, v in state.items()):
         raise UsageError(f"the weight file {path} holds no table of tensors")
     return dict(state)
+
+
+def _plain(t: Any) -> bool:
+    """Whether this is a tensor that is just numbers in memory."""
+    return isinstance(t, torch.Tensor) and t.layout == torch.strided and t.is_cpu and not t.is_quantized
+
+
+def _check_pth(path: Path) -> None:
+    """Refuse what torch.load does not read as a table of tensors alone, before it gets to see it. A TorchScript archive
+    is a program: before 2.6 torch.load gives it to torch.jit.load, which runs parts of it, also with weights_only. The
+    names of an archive's members are never compressed, so the one that only such an archive has is found wherever
+    readers of zips look for it.
+
+    Raises:
+        UsageError: saying what to do; OSError: the file cannot be read.
+    """
+    named = f"the weight file {path} cannot be read: it"
+    with open_regular(path) as file:
+        kind, size = file.read(4), os.fstat(file.fileno()).st_size
+        if kind != b"PK\x03\x04" and kind[:1] != b"\x80":
+            raise UsageError(f"{named} is none that torch.save writes; {RESAVE}")
+        before = b""
+        file.seek(0)
+        while chunk := file.read(1 << 22):
+            if b"constants.pkl" in before + chunk:
+                raise UsageError(f"{named} is TorchScript, a program and not weights; {RESAVE}")
+            before = chunk[-16:]
+        if kind[:1] == b"P":
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                if sum(member.file_size for member in archive.infolist()) > size:  # torch.save compresses nothing
+                    raise UsageError(f"{named} unpacks to more than its size; {RESAVE}")
 
 
 def find_weights(network: str, files: Sequence[str | Path] = ()) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -179,7 +225,9 @@ def load_distance(files: Sequence[str | Path], device: torch.device) -> Distance
 
 
 def _misfit(path: object, network: str, error: Exception) -> UsageError:
-    return UsageError(f"the weight file {path} does not fit {network}: {str(error).splitlines()[-1].strip()[:200]}")
+    return UsageError(
+        f"the weight file {path} does not fit {network}: {printable(str(error).splitlines()[-1].strip()[:200])}"
+    )
 
 
 def _is_published(sha256: str, network: str) -> bool:

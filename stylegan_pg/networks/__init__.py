@@ -12,8 +12,9 @@ from torch import nn
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.networks import mlp, progan, stylegan, stylegan2
 from stylegan_pg.networks.form import NetworkShape
+from stylegan_pg.networks.ranges import check_arguments
 
-__all__ = ["NETWORKS", "NetworkShape", "Pair", "copy_same_names", "to_channels_last", "unread_keys"]
+__all__ = ["NETWORKS", "NetworkShape", "Pair", "check_arguments", "copy_same_names", "to_channels_last", "unread_keys"]
 
 MODULES = {"stylegan2": stylegan2, "stylegan": stylegan, "progan": progan, "mlp": mlp}
 Kwargs = Callable[[ModelConfig, NetworkShape], dict[str, Any]]

@@ -14,6 +14,7 @@ from torch import nn
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape
+from stylegan_pg.networks.ranges import checked
 
 SLOPE = 0.2  # of D's leaky ReLU
 
@@ -61,6 +62,7 @@ class Synthesis(nn.Module):
 class Generator(growing.Generator):
     """z [N, z_dim] -> images [N, img_channels, *img_size], not limited to a range."""
 
+    @checked
     def __init__(
         self,
         *,
@@ -83,6 +85,7 @@ class Discriminator(nn.Module):
 
     filter: torch.Tensor
 
+    @checked
     def __init__(
         self,
         *,

@@ -18,6 +18,7 @@ from stylegan_pg.config import ModelConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
 from stylegan_pg.networks.layers import Conv2d, given, normalize_2nd_moment
+from stylegan_pg.networks.ranges import checked
 from stylegan_pg.ops import bias_act, downsample2d
 
 BOX = (1, 1)  # up-sampling by the nearest pixel, down-sampling by the mean of four
@@ -96,6 +97,7 @@ class SynthesisBlock(nn.Module):
 class Generator(growing.Generator):
     """Progressive GAN's generator, which has one w and no noise; for the further arguments see Form."""
 
+    @checked
     def __init__(self, *, z_dim: int = 512, **form: Any):
         f = Form(**form)
         w_dim = z_dim + f.c_dim
@@ -117,6 +119,7 @@ class DiscriminatorBlock(growing.DiscriminatorBlock):
 class Discriminator(growing.Discriminator):
     """Progressive GAN's discriminator; for the further arguments see Form."""
 
+    @checked
     def __init__(self, *, mbstd_group: int = 4, mbstd_channels: int = 1, **form: Any):
         f = Form(**form)
         super().__init__(

@@ -26,6 +26,7 @@ from stylegan_pg.networks.layers import (
     noise_image,
     resampling_conv2d,
 )
+from stylegan_pg.networks.ranges import checked
 from stylegan_pg.ops import bias_act
 
 GAIN = math.sqrt(2)  # in He's constant, of every layer before a leaky ReLU
@@ -144,6 +145,7 @@ class Generator(growing.Generator):
 
     truncation_cutoff = 8
 
+    @checked
     def __init__(
         self,
         *,
@@ -165,6 +167,7 @@ class Generator(growing.Generator):
 class Discriminator(growing.Discriminator):
     """ProGAN's discriminator with a blur before each down-sampling convolution; for the further arguments see Form."""
 
+    @checked
     def __init__(
         self,
         *,

@@ -14,6 +14,7 @@ from stylegan_pg.config import ModelConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
 from stylegan_pg.networks.layers import Conv2d, MappingNetwork, SynthesisLayer, ToRGB
+from stylegan_pg.networks.ranges import checked
 
 
 def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class SynthesisNetwork(growing.SynthesisNetwork):
 class Generator(growing.Generator):
     """StyleGAN2's generator; for the further arguments see Form."""
 
+    @checked
     def __init__(
         self,
         *,
@@ -125,6 +127,7 @@ class DiscriminatorBlock(growing.DiscriminatorBlock):
 class Discriminator(growing.Discriminator):
     """StyleGAN2's discriminator; for the further arguments see Form."""
 
+    @checked
     def __init__(
         self,
         *,

@@ -27,6 +27,37 @@ _op.define(f"bias_act_backward(Tensor dy, {_TAIL}, bool[3] wanted) -> (Tensor, T
 # ------------------------------------------------------------------------------------------------ what they compute
 
 
+def _check(x, bias, scale, noise, act, gain, clamp, dim, *alike):
+    """What the kernels rely on, whoever calls: they walk memory by these shapes. `alike` are gradients of x's shape.
+
+    Raises:
+        ValueError: as bias_act.
+    """
+    if act not in ACTIVATIONS:
+        raise ValueError(f"bias_act: unknown activation {act!r}: choose from {', '.join(ACTIVATIONS)}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"bias_act: the clamp must be at least 0, not {clamp}")
+    if not 0 <= dim < max(x.ndim, 1):
+        raise ValueError(f"bias_act: there is no dimension {dim} in {list(x.shape)}")
+    if bias is not None and list(bias.shape) != [x.shape[dim]]:
+        raise ValueError(f"bias_act: a bias {list(bias.shape)} does not run along dimension {dim} of {list(x.shape)}")
+    if (scale is not None or noise is not None) and (dim != 1 or x.ndim < 2):
+        raise ValueError("bias_act: scale and noise need dim=1")
+    if scale is not None and (scale.ndim != 2 or scale.shape[1] != x.shape[1] or scale.shape[0] not in (1, x.shape[0])):
+        raise ValueError(f"bias_act: scale must be [N, C] or [1, C], not {list(scale.shape)} for x {list(x.shape)}")
+    if noise is not None and (
+        noise.ndim != x.ndim
+        or noise.shape[1] != 1
+        or noise.shape[2:] != x.shape[2:]
+        or noise.shape[0] not in (1, x.shape[0])
+    ):
+        raise ValueError(f"bias_act: noise must be [N or 1, 1, ...], not {list(noise.shape)} for x {list(x.shape)}")
+    for t in alike:
+        if t.shape != x.shape or t.device != x.device:
+            told = f"{list(t.shape)} on {t.device} for x {list(x.shape)} on {x.device}"
+            raise ValueError(f"bias_act: a gradient must be as x is, not {told}")
+
+
 def _pre_activation(x, bias, scale, noise, dim):
     return reference.bias_act(x, bias, scale, noise, "linear", 1.0, None, dim)
 
@@ -43,6 +74,7 @@ def _compiled(order, given, tail):
 
 
 def _value(x, bias, scale, noise, act, gain, clamp, dim):
+    _check(x, bias, scale, noise, act, gain, clamp, dim)
     y = _compiled(0, (), (x, bias, scale, noise, act, gain, clamp, dim))
     if y is None:
         y = reference.in_layout_of(x, reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim))
@@ -50,6 +82,7 @@ def _value(x, bias, scale, noise, act, gain, clamp, dim):
 
 
 def _slope(g, x, bias, scale, noise, act, gain, clamp, dim):
+    _check(x, bias, scale, noise, act, gain, clamp, dim, g)
     out = _compiled(1, (g,), (x, bias, scale, noise, act, gain, clamp, dim))
     if out is not None:
         return out
@@ -58,6 +91,7 @@ def _slope(g, x, bias, scale, noise, act, gain, clamp, dim):
 
 
 def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
+    _check(x, bias, scale, noise, act, gain, clamp, dim, g, h)
     out = _compiled(2, (g, h), (x, bias, scale, noise, act, gain, clamp, dim))
     if out is not None:
         return out
@@ -98,6 +132,7 @@ def _summed(t, dims, dtype):
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
     """`_gradients` of `_slope` in one pass; `wanted` tells which of dbias, dscale and dnoise (else they are empty)."""
+    _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy)
     kernels = native.compiled(x)
     if kernels is None or kernels.kind != "cpu":  # on a GPU PyTorch's own reductions are as good
         # An operator's output must not be its input, as without a scale it would be.
@@ -116,13 +151,30 @@ def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
     return dx, *(t if want and t is not None else x.new_empty([0]) for t, want in zip(rest, wanted, strict=True))
 
 
-def _fake(x, *_):
+def _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy):
+    _check(x, bias, scale, noise, act, gain, clamp, dim, dy)
+    given = [t is not None for t in (bias, scale, noise)]
+    if len(wanted) != 3 or any(want and not is_there for want, is_there in zip(wanted, given, strict=True)):
+        raise ValueError(f"bias_act: gradients are wanted of what is not given: {list(wanted)} of {given}")
+
+
+def _fake(x, *rest):
+    _check(x, *rest)
     return torch.empty_like(x, memory_format=reference.layout_of(x))
 
 
+def _fake_slope(g, x, *rest):
+    return _fake(x, *rest, g)
+
+
+def _fake_curvature(g, h, x, *rest):
+    return _fake(x, *rest, g, h)
+
+
 def _fake_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
+    _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy)
     given = [torch.empty_like(t) if w else x.new_empty([0]) for t, w in zip((bias, scale, noise), wanted, strict=True)]
-    return _fake(x), *given
+    return torch.empty_like(x, memory_format=reference.layout_of(x)), *given
 
 
 # --------------------------------------------------------------------------------------------------------- autograd
@@ -172,10 +224,8 @@ def _no_setup(ctx, inputs, output):
 
 
 _value_op = operator(_op, "bias_act", _value, _fake, _setup_value, _backward_value)
-_slope_op = operator(_op, "bias_act_slope", _slope, lambda g, x, *rest: _fake(x), _setup_slope, _backward_slope)
-_curvature_op = operator(
-    _op, "bias_act_curvature", _curvature, lambda g, h, x, *rest: _fake(x), _no_setup, _backward_curvature
-)
+_slope_op = operator(_op, "bias_act_slope", _slope, _fake_slope, _setup_slope, _backward_slope)
+_curvature_op = operator(_op, "bias_act_curvature", _curvature, _fake_curvature, _no_setup, _backward_curvature)
 _backward_op = operator(_op, "bias_act_backward", _fused_backward, _fake_backward)
 
 
@@ -207,26 +257,12 @@ def bias_act(
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"bias_act: unknown activation {act!r}: choose from {', '.join(ACTIVATIONS)}")
-    if clamp is not None and not clamp >= 0:
-        raise ValueError(f"bias_act: the clamp must be at least 0, not {clamp}")
     if not -x.ndim <= dim < x.ndim and not (bias is scale is noise is None):
         raise ValueError(f"bias_act: there is no dimension {dim} in {list(x.shape)}")
     dim = dim % max(x.ndim, 1)
-    if bias is not None and list(bias.shape) != [x.shape[dim]]:
-        raise ValueError(f"bias_act: a bias {list(bias.shape)} does not run along dimension {dim} of {list(x.shape)}")
-    if (scale is not None or noise is not None) and dim != 1:
-        raise ValueError("bias_act: scale and noise need dim=1")
-    if scale is not None and (scale.ndim != 2 or scale.shape[1] != x.shape[1] or scale.shape[0] not in (1, x.shape[0])):
-        raise ValueError(f"bias_act: scale must be [N, C] or [1, C], not {list(scale.shape)} for x {list(x.shape)}")
-    if noise is not None and (
-        noise.ndim != x.ndim
-        or noise.shape[1] != 1
-        or noise.shape[2:] != x.shape[2:]
-        or noise.shape[0] not in (1, x.shape[0])
-    ):
-        raise ValueError(f"bias_act: noise must be [N or 1, 1, ...], not {list(noise.shape)} for x {list(x.shape)}")
     gain = ACTIVATIONS[act][1] if gain is None else float(gain)
     clamp = None if clamp is None else float(clamp)
     if not torch.compiler.is_compiling() and native.compiled(x) is None:
+        _check(x, bias, scale, noise, act, gain, clamp, dim)
         return reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
     return _value_op(x, bias, scale, noise, act, gain, clamp, dim)

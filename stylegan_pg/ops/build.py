@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stylegan_pg.errors import UsageError
 from stylegan_pg.ops.recipes import RECIPES, BuildError, Recipe, kernels_folder
+from stylegan_pg.untrusted import read_json
 
 LIBRARY = "kernels.so"
 LOCK_TIMEOUT = 300.0  # seconds to wait for another builder; then build without the lock, which is safe but double work
@@ -118,8 +120,8 @@ def _alike(folder: Path, recipe: Recipe) -> Iterator[Path]:
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
     try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        meta = read_json(folder / "meta.json", "build the kernels again")
+    except (OSError, UsageError):
         return None
     return meta if isinstance(meta, dict) else None
 

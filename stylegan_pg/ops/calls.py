@@ -168,7 +168,7 @@ class Tail:
         self.kernels = kernels
         self.x, self.layout = dense(x)
         self.act = ACTS[act]
-        shape = x.shape
+        shape = list(x.shape) or [1]
         if self.layout == torch.channels_last and dim == 1:
             self.n, self.c, self.inner, self.pixels = shape[0], shape[1], shape[2] * shape[3], True
         else:

@@ -29,6 +29,40 @@ _op.define("conv3x3(Tensor x, Tensor weight, bool swapped, bool transposed, int 
 _op.define("conv3x3_weight(Tensor x, Tensor dy, bool swapped, int stride) -> Tensor")
 
 
+def _check(x, weight, swapped, transposed, stride, size):
+    """What the kernels rely on, whoever calls: they walk memory by these shapes.
+
+    Raises:
+        ValueError: as conv3x3; also for a size that is not the result's.
+    """
+    if x.ndim != 4 or weight.ndim != 4 or list(weight.shape[2:]) != [3, 3]:
+        raise ValueError(f"conv3x3: weights {list(weight.shape)} are not [O, I, 3, 3] for x {list(x.shape)}")
+    if weight.shape[0 if swapped else 1] != x.shape[1]:
+        form = "[I, O, 3, 3]" if swapped else "[O, I, 3, 3]"
+        raise ValueError(f"conv3x3: weights {list(weight.shape)} are not {form} for x {list(x.shape)}")
+    _check_sizes(x, transposed, stride, size)
+    if x.device != weight.device:  # whose address would mean nothing there
+        raise ValueError(f"conv3x3: x is on {x.device}, the weights on {weight.device}")
+
+
+def _check_sizes(x, transposed, stride, size):
+    if stride not in (1, 2):
+        raise ValueError(f"conv3x3: the stride must be 1 or 2, not {stride}")
+    if stride == 2 and not transposed and min(x.shape[2:]) < 3:
+        raise ValueError(f"conv3x3: {list(x.shape[2:])} is smaller than the kernel")
+    natural, spare = _size(x, transposed, stride), int(transposed and stride == 2)
+    if len(size) != 2 or not all(n <= m <= n + spare for n, m in zip(natural, size, strict=True)):
+        raise ValueError(f"conv3x3: the result of x {list(x.shape)} is of size {natural}, not {list(size)}")
+
+
+def _check_weight(x, dy, stride):
+    if x.ndim != 4 or dy.ndim != 4 or len(x) != len(dy):
+        raise ValueError(f"conv3x3: x {list(x.shape)} and the gradient {list(dy.shape)} are not [N, ...] of one batch")
+    _check_sizes(x, False, stride, dy.shape[2:])
+    if x.device != dy.device:
+        raise ValueError(f"conv3x3: x is on {x.device}, the gradient on {dy.device}")
+
+
 def _kernels(x):
     kernels = native.compiled(x) if x.dtype in (torch.bfloat16, torch.float64) else None
     return kernels if kernels is not None and kernels.kind == "cpu" else None  # GPUs have cuDNN
@@ -43,6 +77,7 @@ def _padding(stride):
 
 
 def _compute(x, weight, swapped, transposed, stride, size):
+    _check(x, weight, swapped, transposed, stride, size)
     if (kernels := _kernels(x)) is not None:
         return calls.conv3x3(kernels, x, weight, swapped, transposed, stride, size)
     with torch.autocast(x.device.type, enabled=False):
@@ -51,7 +86,7 @@ def _compute(x, weight, swapped, transposed, stride, size):
 
 def _defined(x, weight, swapped, transposed, stride, size):
     if not x.numel() or not weight.numel():  # of which PyTorch has other ideas
-        return _fake(x, weight, swapped, transposed, stride, size).zero_()
+        return _empty(x, weight, swapped, size).zero_()
     how = {"stride": stride, "padding": _padding(stride)}
     weight = weight.transpose(0, 1) if swapped != transposed else weight
     if transposed:
@@ -64,11 +99,17 @@ def _defined(x, weight, swapped, transposed, stride, size):
 
 
 def _fake(x, weight, swapped, transposed, stride, size):
+    _check(x, weight, swapped, transposed, stride, size)
+    return _empty(x, weight, swapped, size)
+
+
+def _empty(x, weight, swapped, size):
     shape = [x.shape[0], weight.shape[1 if swapped else 0], *size]
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _weight_compute(x, dy, swapped, stride):
+    _check_weight(x, dy, stride)
     if (kernels := _kernels(x)) is not None:
         return calls.conv3x3_weight(kernels, x, dy, swapped, stride)
     if not x.numel() or not dy.numel():
@@ -80,6 +121,7 @@ def _weight_compute(x, dy, swapped, stride):
 
 
 def _weight_fake(x, dy, swapped, stride):
+    _check_weight(x, dy, stride)
     channels = [x.shape[1], dy.shape[1]] if swapped else [dy.shape[1], x.shape[1]]
     shape = [*channels, 3, 3]
     return torch.empty(shape, dtype=sums_of(x.dtype), device=x.device, memory_format=torch.channels_last)
@@ -156,13 +198,6 @@ def conv3x3(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, 
     Raises:
         ValueError: for another stride, and shapes that do not fit.
     """
-    if x.ndim != 4 or weight.ndim != 4 or list(weight.shape[1:]) != [x.shape[1], 3, 3]:
-        raise ValueError(f"conv3x3: weights {list(weight.shape)} are not [O, I, 3, 3] for x {list(x.shape)}")
-    if stride not in (1, 2):
-        raise ValueError(f"conv3x3: the stride must be 1 or 2, not {stride}")
-    if stride == 2 and not transposed and min(x.shape[2:]) < 3:
-        raise ValueError(f"conv3x3: {list(x.shape[2:])} is smaller than the kernel")
-    if x.device != weight.device:  # whose address would mean nothing there
-        raise ValueError(f"conv3x3: x is on {x.device}, the weights on {weight.device}")
     size = _size(x, transposed, stride)
+    _check(x, weight, False, transposed, stride, size)
     return _conv(x, weight.to(sums_of(x.dtype)), False, transposed, stride, size)

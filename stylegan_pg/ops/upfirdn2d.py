@@ -7,6 +7,7 @@ around every change of resolution).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,11 +21,44 @@ _op.define(
 )
 
 
+MOST_TAPS, MOST_FACTOR, MOST_PADDING = 1024, 1024, 1 << 30  # of each direction: what the kernels can count
+
+
 def setup_filter(taps: Sequence[float], *, gain: float = 1.0) -> torch.Tensor:
-    """The 2-D filter [k, k] (float32) that is the outer product of `taps`, normalised to the sum `gain`."""
+    """The 2-D filter [k, k] (float32) that is the outer product of `taps`, normalised to the sum `gain`.
+
+    Raises:
+        ValueError: for no taps, or ones whose sum is 0 or not finite.
+    """
     f = torch.tensor(list(taps), dtype=torch.float32)
     f = torch.outer(f, f)
+    total = float(f.sum())
+    if not total or not math.isfinite(total):
+        raise ValueError(f"a filter's taps have a finite sum other than 0, which {list(taps)[:8]} have not")
     return f * (gain / f.sum())
+
+
+def _check(x, f, up, down, padding):
+    """What the kernels rely on, whoever calls: they walk memory by these numbers.
+
+    Raises:
+        ValueError: as upfirdn2d.
+    """
+    if x.ndim != 4 or f.ndim != 2:
+        raise ValueError(f"upfirdn2d: x must be [N, C, H, W] and f [kh, kw], not {list(x.shape)} and {list(f.shape)}")
+    if len(up) != 2 or len(down) != 2 or len(padding) != 4:
+        raise ValueError(f"upfirdn2d: two factors up={up}, two down={down} and four of padding={padding} are needed")
+    if min(*up, *down) < 1 or max(*up, *down) > MOST_FACTOR:
+        raise ValueError(f"upfirdn2d: the factors up={up}, down={down} must be at least 1 and at most {MOST_FACTOR}")
+    if min(f.shape) < 1 or max(f.shape) > MOST_TAPS:
+        raise ValueError(f"upfirdn2d: the filter {list(f.shape)} must have from 1 to {MOST_TAPS} taps each way")
+    if max(*padding, *(-p for p in padding)) > MOST_PADDING:
+        raise ValueError(f"upfirdn2d: padding={padding} is more than {MOST_PADDING}")
+    out_h, out_w = _out_size(x, f, up, down, padding)
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"upfirdn2d: {list(x.shape[2:])} with up={up}, padding={padding} is smaller than the filter {list(f.shape)}"
+        )
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -49,6 +83,7 @@ def _out_size(x, f, up, down, padding):
 
 
 def _compute(x, f, up, down, padding, flip_filter, gain):
+    _check(x, f, up, down, padding)
     kernels, y = native.compiled(x), None
     if kernels is not None:
         size = _out_size(x, f, up, down, padding)
@@ -61,6 +96,7 @@ def _compute(x, f, up, down, padding, flip_filter, gain):
 
 
 def _fake(x, f, up, down, padding, flip_filter, gain):
+    _check(x, f, up, down, padding)
     size = [x.shape[0], x.shape[1], *_out_size(x, f, up, down, padding)]
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=reference.layout_of(x))
 
@@ -113,21 +149,12 @@ def upfirdn2d(
         [N, C, (H*up + top + bottom - kh) // down + 1, (W*up + left + right - kw) // down + 1], x's dtype.
 
     Raises:
-        ValueError: where nothing would be left, or factors below one.
+        ValueError: where nothing would be left; factors, filters and padding out of their ranges; other shapes.
     """
     f = f if f.dtype == torch.float32 else f.float()  # as the kernels have it: one answer
     if f.ndim == 1:
         f = torch.outer(f, f)
     up, down, padding = _pair(up), _pair(down), _four(padding)
-    if min(*up, *down) < 1:
-        raise ValueError(f"upfirdn2d: the factors up={up}, down={down} must be at least 1")
-    if x.ndim != 4 or f.ndim != 2:
-        raise ValueError(f"upfirdn2d: x must be [N, C, H, W] and f [kh, kw], not {list(x.shape)} and {list(f.shape)}")
-    out_h, out_w = _out_size(x, f, up, down, padding)
-    if out_h < 1 or out_w < 1:
-        raise ValueError(
-            f"upfirdn2d: {list(x.shape[2:])} with up={up}, padding={padding} is smaller than the filter {list(f.shape)}"
-        )
     return _upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 

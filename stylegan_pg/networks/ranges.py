@@ -1,0 +1,101 @@
+"""What the networks' constructors take. Their arguments come from configurations, and from the descriptions in
+snapshots, which somebody else may have written: each is held against its range before anything is built with it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
+Range = tuple[Callable[[Any], bool], str]  # whether a value lies within it, and what it is called
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(low: int, high: int) -> Range:
+    return lambda v: _is_whole(v, low, high), f"a whole number from {low} to {high}"
+
+
+def _pair(high: int) -> Range:
+    def fits(value: Any) -> bool:
+        return isinstance(value, list | tuple) and len(value) == 2 and all(_is_whole(v, 1, high) for v in value)
+
+    return fits, f"two whole numbers from 1 to {high}"
+
+
+def _one_of(*choices: str) -> Range:
+    return lambda v: isinstance(v, str) and v in choices, " or ".join(choices)
+
+
+def _is_resolution(value: Any) -> bool:
+    return _is_whole(value, 4, 1 << 16) and value & (value - 1) == 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _are_taps(value: Any) -> bool:
+    numbers = isinstance(value, list | tuple) and 1 <= len(value) <= MOST_TAPS and all(map(_is_number, value))
+    return numbers and abs(math.fsum(value)) > 1e-30
+
+
+def _are_resolutions(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= 16 and all(map(_is_resolution, value))
+
+
+MOST_TAPS = 64
+_FLAG: Range = (lambda v: isinstance(v, bool), "true or false")
+RANGES: dict[str, Range] = {
+    "resolution": (_is_resolution, "a power of two from 4 to 65536"),
+    "base": _pair(4096),
+    "img_size": _pair(1 << 16),
+    "img_channels": _whole(1, 4096),
+    "c_dim": _whole(0, 1_000_000),
+    "z_dim": _whole(1, 1 << 16),
+    "w_dim": _whole(1, 1 << 16),
+    "channel_base": _whole(1, 1 << 30),
+    "channel_max": _whole(1, 1 << 16),
+    "width": _whole(1, 1 << 16),
+    "hidden": _whole(0, 256),
+    "mapping_layers": _whole(0, 256),
+    "mbstd_group": _whole(1, 1 << 20),
+    "mbstd_channels": _whole(0, 1 << 16),
+    "fade": _FLAG,
+    "use_noise": _FLAG,
+    "conv_clamp": (lambda v: v is None or (_is_number(v) and v > 0), "a number above 0, or null"),
+    "architecture": _one_of("skip", "resnet", "orig"),
+    "low_precision": _one_of("fp32", "bf16", "fp16"),
+    "low_precision_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),
+    "resample_filter": (_are_taps, f"1 to {MOST_TAPS} finite numbers whose sum is not 0"),
+}
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Hold arguments against their ranges; names that no network knows are left to the constructors.
+
+    Raises:
+        ValueError: for one out of its range, by name.
+    """
+    for name in arguments.keys() & RANGES.keys():
+        fits, wanted = RANGES[name]
+        if not fits(arguments[name]):
+            raise ValueError(f"{name} is {repr(arguments[name])[:80]}, where it must be {wanted}")
+    base, resolution = arguments.get("channel_base"), arguments.get("resolution", 4)
+    if base is not None and base < resolution:
+        raise ValueError(f"channel_base is {base}, which leaves no channel at resolution {resolution}")
+
+
+def checked(init: Callable[P, None]) -> Callable[P, None]:
+    """A constructor, all of whose arguments are given by name, that looks at them first."""
+
+    @functools.wraps(init)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        check_arguments(kwargs)
+        init(*args, **kwargs)
+
+    return wrapper
