@@ -192,6 +192,16 @@ def test_of_members_with_one_name_the_last_is_taken_and_the_summary_says_so(tmp_
         load_index(str(path))
 
 
+def test_other_files_in_a_folder_of_tars_are_counted(tmp_path):
+    for i in range(2):
+        tar_of(tmp_path / f"{i}.tar", {f"/data/{i}.png": picture(i)})  # absolute names, as tar -P writes them
+    zip_of(tmp_path / "more.zip", {"a.png": picture(1)})
+    (tmp_path / "x.heic").write_bytes(b"x")
+    report = packed(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
+    assert report.count == 2
+    assert [kind.split()[0] for kind in report.ignored] == [".heic", ".zip"]
+
+
 # --- made to harm -----------------------------------------------------------------------------------------------------
 
 LONG = member("././@LongLink", b"name\0", kind=tarfile.GNUTYPE_LONGNAME)
@@ -265,11 +275,11 @@ def limited_pack(source: Path, out: Path) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_zip_bombs_are_named(tmp_path):
     path = tmp_path / "x.zip"
-    for content in (b"[[],", b'{"a":{},'):
+    for content, mib in ((b"[[],", 270), (b"[],", 100), (b'{"a":', 100)):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a.png", picture(1))
             with archive.open("dataset.json", "w", force_zip64=True) as file:
-                for _ in range(280):
+                for _ in range(mib):
                     file.write(content * ((1 << 20) // len(content)))
         done = limited_pack(path, tmp_path / "out")
         assert done.returncode == 2
@@ -297,6 +307,9 @@ def test_zips_with_members_that_overlap_or_are_links_or_locked(tmp_path):
     data[place + 8] |= 1  # encrypted
     path.write_bytes(data)
     assert "is encrypted" in dict(packed(path, tmp_path / "out").unreadable)["b.png"]
+    data[place + 42 : place + 46] = (0xFFFFFFF0).to_bytes(4, "little")  # the place in the file
+    path.write_bytes(data)
+    assert [name for name, _ in packed(path, tmp_path / "place").unreadable] == ["b.png"]
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", picture(1))
         info = zipfile.ZipInfo("b.png")

@@ -274,7 +274,8 @@ def _files(source: Path, notes: list[str]) -> tuple[list[File], bool]:
         files = _folder_files(source, notes)
         found = [file for file in files if file.suffix == ".tar" and not file.is_hidden]
         if found and not any(file.is_picture for file in files):
-            return [member for tar in found for member in _tar_files(Path(tar.container), notes, tar.path + "/")], True
+            members = [member for tar in found for member in _tar_files(Path(tar.container), notes, tar.path + "/")]
+            return members + [file for file in files if file.is_hidden or file.suffix != ".tar"], True
         return files, False
     if not source.exists():
         raise UsageError(f"{printable(source)}: no such folder, zip or tar; check the path of SOURCE")
@@ -350,7 +351,7 @@ def _tar_files(path: Path, notes: list[str], prefix: str = "") -> list[File]:
         raise UsageError(f"{printable(path)}: no such tar; check the path of SOURCE") from None
     except OSError as error:
         raise RunError(f"{printable(path)} cannot be read ({error.strerror}). When it can, {CONTINUES}") from error
-    names = [posixpath.normpath(member.name) for member in members]
+    names = [posixpath.normpath(member.name.lstrip("/")) for member in members]
     # Several tars joined into one file are several tars, if there are members of the same names in them.
     apart = len(set(names)) < len({(member.part, name) for member, name in zip(members, names, strict=True)})
     if apart:

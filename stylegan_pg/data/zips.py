@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import lzma
 import posixpath
@@ -100,10 +101,14 @@ def _damage() -> Iterator[None]:
         yield
     except _FAULTS as error:
         raise Damaged(printable(error) or type(error).__name__) from None
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # a garbled place within the file, garbled bzip2 data
+            raise Damaged(printable(error)) from None
+        raise
 
 
 def _member(info: zipfile.ZipInfo) -> ZipMember:
-    name = posixpath.normpath(info.filename.replace("\\", "/"))
+    name = posixpath.normpath(info.filename.replace("\\", "/").lstrip("/"))
     mode, unix = info.external_attr >> 16, info.create_system == 3
     fault = ""
     if unix and stat.S_ISLNK(mode):
