@@ -15,12 +15,30 @@ set -euo pipefail
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
 find_python
 HOSTFILE=${HOSTFILE:-$here/hostfile} PORT=${PORT:-29500}
-[ -r "$HOSTFILE" ] || bad_usage "there is no hostfile $HOSTFILE: name one in HOSTFILE, with lines like 'node1 slots=8'"
-slots=$(sed -n 's/^[^#]*slots *= *\([0-9][0-9]*\).*/\1/p' "$HOSTFILE")
-[ -n "$slots" ] || bad_usage "$HOSTFILE has no line like 'node1 slots=8'"
-STYLEGAN_PG_WORLD=$(echo "$slots" | awk '{ sum += $1 } END { print sum }')
-NPROC=$(echo "$slots" | sed -n "$((${NODE_RANK:-0} + 1))p")
-HEAD=${HEAD:-$(sed -n 's/^ *\([^# ][^ ]*\) .*slots.*/\1/p' "$HOSTFILE" | head -n 1)}
+demand_numbers NODE_RANK STOP_GRACE
+[[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] && [ "$PORT" -lt 65536 ] || bad_usage "PORT=$PORT is no port: 1 to 65535"
+[ -f "$HOSTFILE" ] && [ -r "$HOSTFILE" ] ||
+    bad_usage "there is no hostfile $HOSTFILE: name one in HOSTFILE, with lines like 'node1 slots=8'"
+# Lines of one form, whatever blanks, comments and ends of lines the file has; what is none of them begins with a ?.
+nodes=$(tr -d '\r' <"$HOSTFILE" | LC_ALL=C awk '
+    NR == 1 { sub(/^\357\273\277/, "") }
+    { sub(/#.*/, ""); gsub(/[ \t]*=[ \t]*/, "="); $1 = $1 }
+    /^$/ { next }
+    NF != 2 || $2 !~ /^slots=0*[1-9][0-9]*$/ { print "? line " NR ": " $0; exit }
+    seen[$1]++ { print "? line " NR ": " $1 " is there twice"; exit }
+    { print }')
+case $nodes in
+'') bad_usage "$HOSTFILE has no line like 'node1 slots=8'" ;;
+*\?*) bad_usage "$HOSTFILE, ${nodes##*\? }: a line is like 'node1 slots=8'" ;;
+esac
+STYLEGAN_PG_WORLD=$(echo "$nodes" | awk -F= '{ sum += $2 } END { print sum }')
+NPROC=$(echo "$nodes" | sed -n "$((10#${NODE_RANK:-0} + 1))s/.*slots=0*//p")
+[ -n "$NPROC" ] || bad_usage "NODE_RANK=$NODE_RANK, but $HOSTFILE has $(echo "$nodes" | wc -l) nodes, counted from 0"
+HEAD=${HEAD:-${nodes%% *}}
+[ "${NODE_RANK:-}" != 0 ] || check_port
+make_agent
+HOSTFILE=$agent/hostfile
+echo "$nodes" >"$HOSTFILE"
 export NPROC OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PDSH_RCMD_TYPE="${PDSH_RCMD_TYPE:-ssh}"
 [ "$(count_gpus)" != 0 ] || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}" ACCELERATE_USE_CPU=true
 export STYLEGAN_PG_WORLD
@@ -29,7 +47,6 @@ if [ -n "${NODE_RANK:-}" ]; then
     options+=(--no_ssh --node_rank "$NODE_RANK")
 else
     # ssh hands on no variables but those that DeepSpeed finds in this file.
-    make_agent
     export DS_ENV_FILE="$agent/environment"
     cat "$HOME/.deepspeed_env" 2>/dev/null >"$DS_ENV_FILE" || true
     for name in STYLEGAN_PG_AGENT STYLEGAN_PG_WORLD OMP_NUM_THREADS DS_ACCELERATOR ACCELERATE_USE_CPU; do

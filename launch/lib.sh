@@ -21,6 +21,39 @@ find_python() {
     export PYTHON PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 }
 
+# Kubeflow says where a pod stands among others in torchrun's own variables, PET_*. They count where ours are not given;
+# torchrun itself must not see them, as it would take them for what the scripts leave at their defaults.
+take_pet() {
+    local name names=("${!PET_@}")
+    [ "${#names[@]}" -gt 0 ] || return 0
+    [[ ! ${PET_NPROC_PER_NODE:-} =~ ^[0-9]+$ ]] || NPROC=${NPROC:-$PET_NPROC_PER_NODE}
+    if [ -n "${NNODES:-}" ] && [ -n "${PET_NNODES:-}" ] && [ "$NNODES" != "$PET_NNODES" ]; then
+        echo "note: PET_NNODES=$PET_NNODES has no effect here, where NNODES=$NNODES" >&2
+    fi
+    NNODES=${NNODES:-${PET_NNODES:-1}}
+    if [ "$NNODES" != 1 ]; then
+        [[ ${PET_RDZV_ENDPOINT:-} =~ ^(.+):([0-9]+)$ ]] || BASH_REMATCH=()
+        NODE_RANK=${NODE_RANK:-${PET_NODE_RANK:-}}
+        HEAD=${HEAD:-${PET_MASTER_ADDR:-${BASH_REMATCH[1]:-}}}
+        PORT=${PORT:-${PET_MASTER_PORT:-${BASH_REMATCH[2]:-}}}
+    fi
+    for name in "${names[@]}"; do
+        case $name in
+        PET_NNODES | PET_NODE_RANK | PET_NPROC_PER_NODE | PET_MASTER_ADDR | PET_MASTER_PORT | PET_RDZV_ENDPOINT) ;;
+        *) echo "note: $name has no effect here: the script gives torchrun its options itself" >&2 ;;
+        esac
+        unset "$name"
+    done
+}
+
+# demand_numbers NAME...: what is given of them are whole numbers.
+demand_numbers() {
+    local name
+    for name; do
+        [[ ${!name:-0} =~ ^[0-9]+$ ]] || bad_usage "$name=${!name} is no whole number"
+    done
+}
+
 # The GPUs that a process here would see, as PyTorch counts them.
 count_gpus() {
     if [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null; then
@@ -56,17 +89,24 @@ find_nodes() {
     [[ $NODE_RANK =~ ^[0-9]+$ ]] || bad_usage "NODE_RANK=$NODE_RANK is no number: 0 on HEAD, others elsewhere"
     [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] && [ "$PORT" -lt 65536 ] || bad_usage "PORT=$PORT is no port: 1 to 65535"
     if [ "$NNODES" = 1 ]; then
-        HEAD=${HEAD:-127.0.0.1}
+        HEAD=${HEAD:-127.0.0.1} NODE_RANK=0
         return
     fi
     [ -n "${HEAD:-}" ] || bad_usage "NNODES=$NNODES without HEAD: give the address of the node with NODE_RANK=0"
     wait_for_name "$HEAD" ||
         bad_usage "HEAD=$HEAD is not known on $(hostname): give the address of the node with NODE_RANK=0"
-    [ "$NODE_RANK" = 0 ] || return 0
+    [ "$NODE_RANK" != 0 ] || check_port
+}
+
+# What speaks against HEAD and PORT on the node that is to be reached there.
+check_port() {
     local found=0
     "$PYTHON" - "$HEAD" "$PORT" <<'END' || found=$?
 import errno, socket, sys
-family, _, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
+try:
+    family, _, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
+except OSError:
+    sys.exit(5)
 s = socket.socket(family, socket.SOCK_STREAM)
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 try:
@@ -80,6 +120,11 @@ END
     4) bad_usage "PORT=$PORT is not for this user: take one from 1024 on, the same on all nodes" ;;
     *) bad_usage "NODE_RANK=0, but HEAD=$HEAD is not an address of $(hostname): two nodes with NODE_RANK=0?" ;;
     esac
+}
+
+# A port that nothing uses, for runs that stay on this node.
+free_port() {
+    "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
 # Compile the kernels once on this node, before the ranks start and wait for each other.

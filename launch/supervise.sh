@@ -14,6 +14,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
 
+demand_numbers TRIES HEALTHY
 stopping='' child='' faults=0
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 stop() {

@@ -17,11 +17,15 @@
 #   JOB           a name for this run, the same on all nodes, where several runs share HEAD and PORT
 #   STOP_GRACE    seconds from a request to stop until the processes are killed (none: as long as it takes)
 #   PYTHON        the interpreter (the checkout's .venv, else python3)
+# Kubeflow's PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR and PET_MASTER_PORT count where NNODES,
+# NODE_RANK, NPROC, HEAD and PORT are not given.
 # TERM, INT, USR1 and HUP stop the whole run with a checkpoint. Exit codes: 0 done, 2 bad usage, 75 to be continued, 1 fault.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
 find_python
+demand_numbers MAX_RESTARTS JOIN_TIMEOUT NAME_TIMEOUT STOP_GRACE
+take_pet
 find_devices
 find_nodes
 # Else a node that comes back meets the store's keys of the world before.

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, UsageError
+from stylegan_pg.untrusted import printable
 
 FOLDER = "STYLEGAN_PG_AGENT"
 EXPECTED = "STYLEGAN_PG_WORLD"  # how many processes the launch script has asked for
-# What schedulers call the number of processes they started; each of these would be a world of its own without RANK.
-COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# What schedulers call the number of processes that they started (Kubeflow: of nodes); each of these would be a world of
+# its own without RANK.
+COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PET_NNODES")
+LARGEST_WORLD = 1 << 20
 START = "start it with torchrun, accelerate or the scripts in launch/"
 
 
@@ -43,35 +46,45 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
             nothing of each other would train the same thing several times.
     """
     rank, world = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
+    local, local_world = _number(env, "LOCAL_RANK", 0), _number(env, "LOCAL_WORLD_SIZE", 0)
     expected = _number(env, EXPECTED, world)
+    if not 0 < world <= LARGEST_WORLD:
+        raise UsageError(f"WORLD_SIZE={world} is no number of processes: {START}")
     if world != expected:
         raise UsageError(f"a world of {world} processes, but {expected} were asked for ({EXPECTED}): {START}")
-    if not 0 <= rank < world:
-        raise UsageError(f"RANK={rank} does not lie in WORLD_SIZE={world}: {START}")
     alone = "to train in one process all the same, set WORLD_SIZE=1"
-    if "WORLD_SIZE" not in env:
+    if not env.get("WORLD_SIZE"):
         for name in COUNTS:
-            if _number(env, name, 1) > 1:
+            if _number({name: env.get(name, "").rpartition(":")[2]}, name, 1) > 1:  # a range (1:4) may go up to its end
                 raise UsageError(
-                    f"{name}={env[name]}, but no RANK and WORLD_SIZE: each process would be a world of one; let one "
-                    f"task per node {START.removeprefix('start it ')} ({alone})"
+                    f"{name}={printable(env[name])}, but no RANK and WORLD_SIZE: each process would be a world of one; "
+                    f"let one task per node {START.removeprefix('start it ')} ({alone})"
                 )
         if env.get("MASTER_ADDR"):
             raise UsageError(
-                f"MASTER_ADDR={env['MASTER_ADDR']}, but no RANK and WORLD_SIZE: a world of one by accident, as "
-                "`accelerate launch --cpu --num_processes N` makes it; on CPUs use `ACCELERATE_USE_CPU=true "
+                f"MASTER_ADDR={printable(env['MASTER_ADDR'])}, but no RANK and WORLD_SIZE: a world of one by accident, "
+                "as `accelerate launch --cpu --num_processes N` makes it; on CPUs use `ACCELERATE_USE_CPU=true "
                 f"accelerate launch --multi_gpu --num_processes N` or launch/accelerate.sh ({alone})"
             )
+        if env.get("RANK") or local:
+            name = "RANK" if env.get("RANK") else "LOCAL_RANK"
+            raise UsageError(f"{name}={printable(env[name])}, but no WORLD_SIZE: {START}; {alone}, or unset {name}")
+    if not 0 <= rank < world:
+        raise UsageError(f"RANK={rank} does not lie in WORLD_SIZE={world}: {START}")
     if world == 1:
         return Place()
+    if not 0 <= local < (local_world or world) <= world:
+        raise UsageError(
+            f"LOCAL_RANK={local} does not lie in LOCAL_WORLD_SIZE={local_world or world} of WORLD_SIZE={world}: {START}"
+        )
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not env.get(name):
             raise UsageError(f"WORLD_SIZE={world} without {name}: {START}")
     found = Place(
         rank,
         world,
-        _number(env, "LOCAL_RANK", 0),
-        _number(env, "LOCAL_WORLD_SIZE", _number(env, "LOCAL_SIZE", 1)),  # as DeepSpeed's launcher calls it
+        local,
+        local_world or _number(env, "LOCAL_SIZE", 1),  # as DeepSpeed's launcher calls it
         env["MASTER_ADDR"],
         _number(env, "MASTER_PORT", 0),
     )
@@ -83,10 +96,10 @@ def _check_names(at: Place, env: Mapping[str, str]) -> None:
     """Names that do not resolve, or resolve to the machine itself where others must reach it."""
     try:
         master = _addresses(at.address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of names that no host can have
         raise UsageError(
-            f"MASTER_ADDR={at.address} (port {at.port}) is not known on {socket.gethostname()}: {error}; give the "
-            "address of the first node"
+            f"MASTER_ADDR={printable(at.address)} (port {at.port}) is not known on {socket.gethostname()}: {error}; "
+            "give the address of the first node"
         ) from None
     if not 0 < at.port < 65536:
         raise UsageError(f"MASTER_PORT={at.port} is no port: 1 to 65535, the same on all nodes")
@@ -109,11 +122,11 @@ def _addresses(name: str) -> set[str]:
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:
-    text = env.get(name, "")
+    text = env.get(name, "").strip()
     try:
         return int(text) if text else default
     except ValueError:
-        raise UsageError(f"the environment variable {name}={text!r} is not a number") from None
+        raise UsageError(f"the environment variable {name}={printable(repr(text), 80)} is not a number") from None
 
 
 def is_alone(env: Mapping[str, str] = os.environ) -> bool:

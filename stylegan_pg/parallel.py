@@ -12,7 +12,7 @@ import os
 import torch
 from torch import nn
 
-from stylegan_pg import dist
+from stylegan_pg import dist, launcher, surroundings
 from stylegan_pg.config import Config
 from stylegan_pg.data.stream import Batch
 from stylegan_pg.errors import UsageError
@@ -31,11 +31,13 @@ class Parallel:
         """
         self.train = config.train
         self.device = dist.init(config.train.device, config.train.timeout_sec, config.train.join_sec)
-        if self.device.type == "cpu":
-            os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate looks for devices to pair with the ranks
-        from accelerate import Accelerator
+        cpu = self.device.type == "cpu"
+        with surroundings.only_the_place(launcher.place(), cpu=cpu):
+            from accelerate import Accelerator
+            from accelerate.utils import GradientAccumulationPlugin
 
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+            whole = GradientAccumulationPlugin(num_steps=1)  # micro-batches are divided by ourselves
+            self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=whole)
         if self.accelerator.num_processes != dist.world():
             raise UsageError(
                 f"accelerate sees {self.accelerator.num_processes} processes, the process group {dist.world()}: "

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import __version__, dist
+from stylegan_pg import __version__, dist, surroundings
 from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.resume import flat, to_plain
@@ -28,6 +28,7 @@ def facts(config: Config, dataset: str) -> dict[str, Any]:
         "config": {k: v for k, v in flat(to_plain(config)).items() if not k.startswith(OF_A_NODE)},
         "dataset": dataset,
         "code": {"stylegan_pg": f"{__version__} ({code_digest()})", "torch": str(torch.__version__)},
+        "variables": surroundings.noticed(),
         "time": time.time(),
     }
 
@@ -63,7 +64,7 @@ def differences(everyone: Sequence[dict[str, Any]]) -> tuple[list[str], list[str
                 f"the clock of {other['host']} is {abs(ahead):.0f} seconds {side} that of {first['host']}: "
                 "certificates and signed URLs may be refused there; set it (chronyc makestep, timedatectl set-ntp true)"
             )
-    return list(faults), list(warnings.values())
+    return list(faults), [*warnings.values(), *surroundings.remarks(everyone)]
 
 
 def check(config: Config, dataset: str) -> list[str]:

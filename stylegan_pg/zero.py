@@ -21,8 +21,7 @@ def import_deepspeed(device: torch.device) -> None:
     Raises:
         UsageError: where it is not installed.
     """
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = device.type
     os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed demands of a single process too
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
