@@ -85,7 +85,7 @@ def test_accelerate_in_one_process_beside_other_launchers_variables(tmp_path):
 @pytest.mark.parametrize(
     ("text", "rank", "words"),
     [
-        ("# c\n\ta\t slots = 2 # x\r\n  \nb slots=3\r\n#x", "", ["a slots=2", "b slots=3", "HEAD=a", "NPROC=2 WORLD=5"]),
+        ("# c\n\ta\t slots = 2 # x\r\n \nb slots=3\r\n#x", "", ["a slots=2", "b slots=3", "HEAD=a", "NPROC=2 WORLD=5"]),
         ("\ufeffa slots=2\nb slots=3", "1", ["HEAD=a", "NPROC=3 WORLD=5"]),
         ("a slots=2\nb\n", "", ["line 2: b: a line is like 'node1 slots=8'"]),
         ("a slots=2\nb slots=0\n", "", ["line 2: b slots=0"]),
