@@ -25,8 +25,8 @@ echo "NPROC=$NPROC WORLD=$STYLEGAN_PG_WORLD"
 """
 
 
-def script(name: str, *args: str, timeout: float = 180, **env: str) -> subprocess.CompletedProcess:
-    how = {"capture_output": True, "text": True, "timeout": timeout, "env": clusters.environment(**env)}
+def script(name: str, *args: str, **env: str) -> subprocess.CompletedProcess:
+    how = {"capture_output": True, "text": True, "timeout": 180, "env": clusters.environment(**env)}
     return subprocess.run([str(LAUNCH / name), *args], **how)
 
 
