@@ -120,8 +120,8 @@ def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dic
         return path, tensors, state, problems
     if problems:
         raise UsageError(
-            "none of the checkpoints can be read: " + "; ".join(problems) + "; restore one of them, or move the "
-            f"folder {folder} away to start from the beginning"
+            "none of the checkpoints can be read: " + "; ".join(problems) + "; restore one of them, or add "
+            "--restart, which moves all outputs of the run aside and begins anew"
         )
     return None, {}, {}, []
 

@@ -123,11 +123,22 @@ def train(
     overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and its cost.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a checkpoint to continue.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Move what the run's folder holds into before-1 (2, ...) in it and begin anew; the same command given "
+            "again continues.",
+        ),
+    ] = False,
 ) -> None:
     """Train, or continue where the run in the same folder was stopped."""
+    from stylegan_pg.errors import UsageError
     from stylegan_pg.remarks import without_effect
     from stylegan_pg.settings import load_config
 
+    if resume and restart:
+        raise UsageError("--resume continues a run, --restart begins it anew: give one of them")
     settings = load_config(config, overrides or [])
     remarks = without_effect(config, overrides or [])
     if dry_run:
@@ -141,7 +152,7 @@ def train(
     from stylegan_pg.data.mixture import load_dataset
     from stylegan_pg.train import run
 
-    raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume, remarks=remarks))
+    raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume, restart=restart, remarks=remarks))
 
 
 @app.command()

@@ -209,6 +209,21 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     return box[0]
 
 
+def broadcast_tensors(tensors: dict[str, torch.Tensor], source: int) -> dict[str, torch.Tensor]:
+    """Rank `source`'s tensors, by name, on every rank; they are on the CPU."""
+    if world() == 1:
+        return tensors
+    forms = broadcast_object([(name, t.dtype, t.shape) for name, t in tensors.items()], source)
+    received = {}
+    for name, dtype, shape in forms:
+        t = tensors[name].contiguous() if rank() == source else torch.empty(shape, dtype=dtype)
+        if t.numel():
+            with _peers():
+                td.broadcast(t.reshape(-1).view(torch.uint8), src=source)
+        received[name] = t
+    return received
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in order of rank, on every rank."""
     if world() == 1:

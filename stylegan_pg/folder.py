@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import time
 from pathlib import Path
 
@@ -58,6 +59,22 @@ class RunFolder:
                 if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
                     return
                 raise
+
+    def sign(self) -> str:
+        """Write a word into the lock by which other processes know that they see this very folder, and return it."""
+        assert self.lock is not None, "claim the folder first"
+        word = secrets.token_hex(16)
+        with contextlib.suppress(OSError):  # a full disk, for one: then others cannot know it
+            os.pwrite(self.lock, word.encode(), 0)
+            os.fsync(self.lock)
+        return word
+
+    def is_signed(self, word: str) -> bool:
+        """Whether a process, another one than that which has claimed the folder, finds the word there."""
+        try:
+            return (self.path / ".lock").read_text("utf-8", errors="replace") == word
+        except OSError:
+            return False
 
     def lost(self) -> str:
         """Why this process must not write into the folder any more; "" if it may."""

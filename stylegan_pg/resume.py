@@ -129,13 +129,20 @@ def running_numbers(state: dict[str, Any], config: Config) -> dict[str, float]:
 
 
 def compare(
-    state: dict[str, Any], config: Config, index: DatasetIndex, plan: list[Phase], here: dict[str, Any]
+    state: dict[str, Any],
+    config: Config,
+    index: DatasetIndex,
+    plan: list[Phase],
+    here: dict[str, Any],
+    where: str = "",
 ) -> list[str]:
-    """What differs between the checkpoint's run and this one, for the log; `here` is Trainer.environment().
+    """What differs between the checkpoint's run and this one, for the log; `here` is Trainer.environment(), `where`
+    whose folder the checkpoint lies in, where that is not config.run.
 
     Raises:
         UsageError: if the difference makes it another run: other networks, other phases, other data.
     """
+    where = where or config.run
     before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))  # keys may be new
     term = to_plain(TermConfig())
     before["loss.terms"] = [term | t for t in before["loss.terms"]]
@@ -147,12 +154,12 @@ def compare(
         if pair and any(text.startswith(("growth.stable_kimg_at", "growth.fade_kimg_at")) for text in fatal):
             fatal.append(f"train.total_kimg, which growth.schedule=auto makes phases from, was {pair[0]}, is {pair[1]}")
         raise UsageError(
-            f"the checkpoints in {config.run} are of another run: {'; '.join(fatal)}. Take the old values to continue "
+            f"the checkpoints in {where} are of another run: {'; '.join(fatal)}. Take the old values to continue "
             "it, or another run=FOLDER to start a new one"
         )
     if state["dataset"] != index.identity:
         raise UsageError(
-            f"the checkpoints in {config.run} were trained on other data than {index.path}: give data.url of the same "
+            f"the checkpoints in {where} were trained on other data than {index.path}: give data.url of the same "
             "dataset (or data.mixture of the same, in the same proportions) to continue, or "
             "another run=FOLDER to start a new one"
         )
@@ -160,7 +167,7 @@ def compare(
     if number >= len(plan) or not plan[number].start < nimg <= plan[number].end:
         raise UsageError(
             f"train.total_kimg={config.train.total_kimg} ends before the checkpoint at {nimg / 1000:.1f} kimg in "
-            f"{config.run}: raise it, or take another run=FOLDER"
+            f"{where}: raise it, or take another run=FOLDER"
         )
     notes = [f"{k} was {a}, is now {b}" for k, (a, b) in changed.items() if not k.startswith(FREE)]
     if config.init and config.init != before["init"]:

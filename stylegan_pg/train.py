@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import __version__, checkpoint, dist, launcher, peers, status, transfer, tuning
+from stylegan_pg import __version__, checkpoint, dist, history, latest, launcher, peers, status, transfer, tuning
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import give_up_waiting
@@ -68,7 +68,14 @@ class Trainer:
         self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
 
-    def train(self, *, must_resume: bool = False, warnings: Sequence[str] = (), remarks: Sequence[str] = ()) -> int:
+    def train(
+        self,
+        *,
+        must_resume: bool = False,
+        restart: bool = False,
+        warnings: Sequence[str] = (),
+        remarks: Sequence[str] = (),
+    ) -> int:
         """Start, or continue from the newest good checkpoint, until the end or a request to stop; `warnings` and
         `remarks` are told once there is a log.
 
@@ -77,7 +84,7 @@ class Trainer:
         Raises:
             UsageError: unreadable checkpoints or ones of another run; RunError: the run cannot go on.
         """
-        self.restore(must_resume)
+        self.restore(must_resume, restart)
         for warning in warnings:
             self.say(f"warning: {warning}")
         for remark in filter(None, [shortfall(self.config), *of_ranks(self.plan, dist.world()), *remarks]):
@@ -132,30 +139,34 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------- start and continue
 
-    def restore(self, must_resume: bool) -> None:
+    def restore(self, must_resume: bool, restart: bool) -> None:
         """Load the newest good checkpoint if there is one, open the logs, and take over what it decided."""
-        tensors: dict[str, torch.Tensor] = {}
-        state: dict[str, Any] = {}
         self.kernels = native.agree(self.players.device.type)
+        seen, told = latest.claim(self.folder, to_plain(self.config), restart)
+        found = latest.find(self.run, seen)
+        path = found.path
         with dist.main_decides() as box:
             if dist.is_main():
-                self.folder.claim()
-                path, tensors, state, problems = checkpoint.newest_good(self.checkpoints)
-                if path is None and must_resume:
+                told += [] if path else history.check(self.run)
+                if not path and must_resume:
                     raise UsageError(
                         f"{self.checkpoints} holds no checkpoint to continue from: leave --resume away to start"
                     )
                 if path:
-                    check_state(state, str(path))
+                    check_state(found.state, path)
                 if self.config.train.threads:
                     torch.set_num_threads(self.config.train.threads)
-                kept = state["config"] if path else None
+                kept = found.state["config"] if path else None
                 self.config, chosen = tuning.settle(self.config, self.players.device, kept)
-                notes = compare(state, self.config, self.index, self.plan, self.environment()) if path else []
-                if path and not self.config.train.freeze_d:  # what is kept says where the run really began
-                    self.config = dataclasses.replace(self.config, init=state["config"].get("init", ""))
-                box[:] = [str(path) if path else None, problems, notes, torch.get_num_threads(), self.config, chosen]
-        path, problems, notes, threads, config, chosen = box
+                if path:
+                    here = self.environment()
+                    notes = compare(found.state, self.config, self.index, self.plan, here, found.where)
+                    told += [f"warning: {note}" for note in notes]
+                    if not self.config.train.freeze_d:  # what is kept says where the run really began
+                        self.config = dataclasses.replace(self.config, init=found.state["config"].get("init", ""))
+                told += [f"measured: {chosen}"] if chosen else []
+                box[:] = [torch.get_num_threads(), self.config]
+        threads, config = box
         torch.set_num_threads(threads)  # rank 0's: other counts give other bits
         self.config = config  # as rank 0 has settled it
         self.players.use(config)
@@ -163,31 +174,18 @@ class Trainer:
             with dist.together():
                 self.init, self.other_model = transfer.read(config.init, config.model)
         if path:
-            fault = ""
-            try:
-                if not dist.is_main():
-                    tensors, state = checkpoint.read(Path(path))
-                    check_state(state, path)
-            except (checkpoint.BadCheckpointError, RunError, UsageError) as error:
-                fault = f"rank {dist.rank()} cannot read the checkpoint ({error}): the run's folder must be shared"
-            faults = [f for f in dist.gather_objects(fault) if f]
-            if faults:
-                raise UsageError("; ".join(faults))
-            self.take_over(tensors, state)
+            self.take_over(found.tensors, found.state)
         with dist.main_decides():
             if dist.is_main():
                 self.open_logs()
         self.outputs = Outputs(self.config, self.index, self.players, self.metrics, self.reporter)
-        for problem in problems:
-            self.say(f"warning: passed over a bad checkpoint: {problem}")
-        for note in notes:
-            self.say(f"warning: {note}")
-        if chosen:
-            self.say(f"measured: {chosen}")
+        for line in [*(f"warning: passed over a bad checkpoint: {problem}" for problem in found.problems), *told]:
+            self.say(line)
         for remark in [] if path else [*of_configuration(config), *of_data(config, self.index)]:
             self.say(f"note: {remark}")
         if path:
-            self.say(f"continuing from {path} at {self.players.nimg / 1000:.1f} kimg")
+            whose = f" in {found.where}, sent to all ranks," if found.holder else ""
+            self.say(f"continuing from {path}{whose} at {self.players.nimg / 1000:.1f} kimg")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.request_stop)
 
@@ -290,6 +288,7 @@ class Trainer:
         nimg, fault = outcome
         if not fault:
             self.write_failures, self.failing = 0, False
+            self.note(_written(nimg))
             return
         self.write_failures += 1
         newest = next(iter(checkpoint.found(self.checkpoints)), None)
@@ -303,7 +302,7 @@ class Trainer:
     def finish_writing(self) -> None:
         """Wait for a checkpoint that is still being written, as when the run has failed meanwhile."""
         if outcome := self.writer.outcome(wait=True):
-            self.note(f"the checkpoint at {outcome[0] / 1000:.1f} kimg: {outcome[1] or 'written'}")
+            self.note(_written(*outcome))
 
     def gather_bad(self) -> None:
         """The corrupt samples that all ranks have met, told once each.
@@ -328,8 +327,21 @@ class Trainer:
             self.reporter.say(message)
 
 
-def run(config: Config, index: DatasetIndex, *, must_resume: bool = False, remarks: Sequence[str] = ()) -> int:
+def _written(nimg: int, fault: str = "") -> str:
+    return f"the checkpoint at {nimg / 1000:.1f} kimg: {fault or 'written'}"
+
+
+def run(
+    config: Config,
+    index: DatasetIndex,
+    *,
+    must_resume: bool = False,
+    restart: bool = False,
+    remarks: Sequence[str] = (),
+) -> int:
     """Train to the end, or until asked to stop; `remarks` are told at the start. Returns the exit code.
+
+    With `must_resume` there has to be a checkpoint to continue from; with `restart` what is there is moved aside.
 
     Raises:
         UsageError, RunError: as Trainer does.
@@ -339,7 +351,7 @@ def run(config: Config, index: DatasetIndex, *, must_resume: bool = False, remar
     try:
         warnings = peers.check(config, index.identity)
         trainer = Trainer(config, index, parallel)
-        code = trainer.train(must_resume=must_resume, warnings=warnings, remarks=remarks)
+        code = trainer.train(must_resume=must_resume, restart=restart, warnings=warnings, remarks=remarks)
         if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
             launcher.ask_to_stop()
         failed = False

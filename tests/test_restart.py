@@ -1,0 +1,149 @@
+"""Run folders whose checkpoints are missing, on another node, or moved aside: nothing begins anew without a word."""
+
+import shutil
+
+import harness
+import pytest
+from test_faults import ranks
+
+from stylegan_pg import checkpoint, history
+from stylegan_pg.errors import UsageError
+
+QUIET = {"growth__start": "null", "output__grid_kimg": 0, "output__snapshot_kimg": 1, "train__total_kimg": 0.024}
+
+
+@pytest.fixture(scope="module")
+def source(tiny_data, tmp_path_factory):
+    """A short run at 16x16, at its end."""
+    run = tmp_path_factory.mktemp("source") / "run"
+    harness.finish(harness.start(harness.arguments(run, tiny_data, **QUIET)))
+    return run
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+@pytest.mark.distributed
+def test_a_run_without_its_checkpoints_is_refused_or_moved_aside(source, tiny_data, tmp_path):
+    run = shutil.copytree(source, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "notes.txt").write_text("the user's own")
+    before, args = contents(run), harness.arguments(run, tiny_data, **QUIET)
+    told = harness.finish(harness.start(args), expected=2)
+    assert "Traceback" not in told
+    assert "stats.jsonl up to 0.0 kimg" in told
+    assert f"init={next((run / 'snapshots').glob('*.safetensors'))}" in told
+    assert f"--restart, which moves all of this into {run / 'before-1'}" in told
+    assert contents(run) == before
+
+    told = harness.finish(harness.start([*args, "--restart"]))
+    assert f"what was here is in {run / 'before-1'} now" in told
+    assert contents(run / "before-1") == {path: data for path, data in before.items() if path.name != "notes.txt"}
+    assert (run / "notes.txt").exists()
+    assert [line["nimg"] for line in harness.stats(run)] == [8, 16, 24]
+
+    told = harness.finish(harness.start([*args, "--restart"]))  # as what starts interrupted runs again does
+    assert "--restart has been done with these settings, and the run goes on" in told
+    assert not (run / "before-2").exists()
+    assert harness.newest(run)[1]["nimg"] == 24
+
+
+def test_what_counts_as_a_run_that_lost_its_checkpoints(source, tmp_path):
+    def copy(name):
+        return shutil.copytree(source, tmp_path / name)
+
+    assert history.check(tmp_path / "new") == []
+    assert not history.lost_its_checkpoints(source)
+
+    aside = copy("aside")
+    count = len(checkpoint.found(aside / "checkpoints"))
+    for path in checkpoint.found(aside / "checkpoints"):
+        path.rename(path.with_name(path.name + ".bad"))
+    with pytest.raises(UsageError, match=f"{count} are put aside as NAME.bad, damaged or diverged"):
+        history.check(aside)
+
+    for name, gone in (("deleted", ["checkpoints"]), ("no log", ["checkpoints", "log.txt"])):
+        run = copy(name)
+        for part in gone:
+            shutil.rmtree(run / part) if (run / part).is_dir() else (run / part).unlink()
+        with pytest.raises(UsageError, match=r"snapshots/ with 1 file,.* no checkpoint to continue from"):
+            history.check(run)
+
+    killed = copy("killed before the first checkpoint")
+    shutil.rmtree(killed / "checkpoints")
+    log = (killed / "log.txt").read_text().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(log) if "the checkpoint at" in line)
+    (killed / "log.txt").write_text("".join(log[:first]))
+    assert history.check(killed) == [
+        "note: an earlier start ended before its first checkpoint; its steps are made again"
+    ]
+    (killed / "log.txt").write_text(
+        "".join([*log[:first], f"2026-01-01 00:00:00 stopped; again: {killed} at 0.0 kimg\n"])
+    )
+    assert len(history.check(killed)) == 1  # before its first step
+    (killed / "log.txt").write_text("".join([*log[:first], "2026-01-01 00:00:00 continuing from x at 0.0 kimg\n"]))
+    with pytest.raises(UsageError, match="no checkpoint to continue from"):
+        history.check(killed)
+
+    fresh = tmp_path / "own file"
+    fresh.mkdir()
+    shutil.copy(source / "config.yaml", fresh)
+    assert history.check(fresh) == []
+
+
+def test_restarting_again(source, tmp_path):
+    """Other settings, or checkpoints that are gone once more, are another restart; the same ones are not."""
+    run = shutil.copytree(source, tmp_path / "run")
+    anew, line = history.restart(run, {"a": 1})
+    assert anew
+    (run / "log.txt").write_text(f"2026-01-01 00:00:00 {line}\n")
+    assert history.restart(run, {"a": 1})[0] is False  # was killed before its first checkpoint
+    anew, other = history.restart(run, {"a": 2})
+    assert anew
+    assert other.endswith(f"what was here is in {run / 'before-2'} now")
+    assert other.split(":")[0] != line.split(":")[0]
+    (run / "log.txt").write_text(f"2026-01-01 00:00:00 {line}\n2026-01-01 00:00:00 the checkpoint at 8 kimg: written\n")
+    assert history.restart(run, {"a": 1})[0] is True
+    assert (run / "before-3" / "log.txt").exists()
+    assert checkpoint.found(run / "before-1" / "checkpoints")
+
+
+@pytest.mark.distributed
+def test_ranks_whose_run_folders_differ(tiny_data, tmp_path):
+    """As on two nodes with disks of their own, whose ranks are numbered otherwise at the second start: rank 0 then
+    finds nothing, and goes on with what rank 1 holds."""
+    how = harness.COMPARABLE | QUIET | {"output__snapshot_kimg": 0}
+    a, b, whole = (tmp_path / name / "run" for name in ("a", "b", "whole"))
+    for folder in (a, b, whole):
+        folder.parent.mkdir()
+
+    def train(first, second, total, *more):
+        args = [harness.arguments(run, tiny_data, **(how | {"train__total_kimg": total})) for run in (first, second)]
+        return ranks([(i, [*given, *more]) for i, given in enumerate(args)])
+
+    for code, told in train(a, b, 0.016):
+        assert code == 0, told
+    told = (a / "log.txt").read_text()
+    assert "the run's folder is not shared: rank 1 (" in told
+    assert not b.exists()
+
+    for code, told in train(b, a, 0.032):
+        assert code == 0, told
+    log = (b / "log.txt").read_text()
+    newest = checkpoint.path_for(a / "checkpoints", 16)
+    assert f"continuing from {newest} in {a} of rank 1 (" in log
+    assert [line["nimg"] for line in harness.stats(b)] == [24, 32]
+    assert [int(p.stem) for p in checkpoint.found(b / "checkpoints")] == [32, 24]
+    assert [int(p.stem) for p in checkpoint.found(a / "checkpoints")] == [16, 8]  # read, not touched
+
+    for code, told in train(whole, whole, 0.032):
+        assert code == 0, told
+    assert "not shared" not in (whole / "log.txt").read_text()
+    (one, _), (two, _) = harness.newest(whole), harness.newest(b)
+    assert harness.largest_difference(one, two) == 0
+
+    for code, told in train(tmp_path / "whole" / "other", a, 0.032, "seed=4"):
+        assert code == 2
+        assert f"the checkpoints in {a} of rank 1 (" in told
+        assert "are of another run: seed was 3, is 4" in told
