@@ -102,7 +102,11 @@ def test_pictures_that_would_share_a_key_are_told_apart_or_refused(tmp_path, kin
     with pytest.raises(UsageError, match=r"1\.cls would label 1\.left\.png and others whose names begin alike"):
         packed(path, tmp_path / "views-out")
     assert packed(path, tmp_path / "views-out", labels="none").count == 4
+    own = {name.replace(".cls", f".{side}.cls"): data for name, data in views.items() for side in ("left", "right")}
+    packed(source(kind, tmp_path / "own", dict(sorted(own.items()))), tmp_path / "own-out")
+    assert labels_of(tmp_path / "own-out") == (("0", "1"), [0, 0, 1, 1])
     if kind == "tar":
+        assert load_index(str(tmp_path / "own.tar")).table(4).label.tolist() == [0, 0, 1, 1]
         with pytest.raises(UsageError, match=r"each sample has several pictures \(left\.png, right\.png\)"):
             load_index(str(path))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
 from stylegan_pg.data.labels import LABEL_BYTES, json_label
-from stylegan_pg.data.names import Names, at_first_dot, read_names
+from stylegan_pg.data.names import BESIDE, Names, at_first_dot, read_names
 from stylegan_pg.data.tars import Member, content_of
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
@@ -44,10 +44,12 @@ def names_of(members: Iterable[Member], named: str) -> Names:
 
 def _parts_of_each(paths: list[str]) -> frozenset[str]:
     """The extensions of several dots that the pictures of each key have alike (image.jpg and mask.png), such as differ
-    in kind and not by numbers; empty where they differ from key to key."""
+    in kind and not by numbers; empty where they differ from key to key, or have labels of their own."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         key, extension = at_first_dot(path)
+        if "." in extension and f".{extension.rpartition('.')[2].lower()}" in BESIDE:
+            return frozenset()
         if extension.rpartition(".")[2].lower() in PICTURES:
             found[key].add(extension)
     kinds = {frozenset(extensions) for extensions in found.values()}
