@@ -211,6 +211,17 @@ def test_names_that_look_the_same_are_the_same(tmp_path, kind):
     beside = {f"{one}.png": picture(1), f"{two}.cls": b"cat", "b.png": picture(2), "b.cls": b"dog"}
     packed(source(kind, tmp_path / "beside", beside), tmp_path / "cls")
     assert labels_of(tmp_path / "cls") == (("cat", "dog"), [1, 0])
+    words = {
+        f"{i}.{end}": data
+        for i, name in enumerate((one, two))
+        for end, data in (("png", picture(i)), ("cls", name.encode()))
+    }
+    words |= {"2.png": picture(2), "2.cls": b"z"}
+    path = source(kind, tmp_path / "words", words)
+    packed(path, tmp_path / "words-out")
+    assert labels_of(tmp_path / "words-out") == (("z", one), [1, 1, 0])
+    if kind == "tar":
+        assert load_index(str(path)).label_names == ("z", one)
 
 
 def test_two_files_that_only_look_the_same_are_both_packed(tmp_path):

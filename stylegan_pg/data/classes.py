@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def as_labels(values: Sequence[Any], origin: str, *, mixed_are_names: bool = Fal
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
-        text = value.strip()
+        text = unicodedata.normalize("NFC", value.strip())  # names that look the same are the same
         return None if text.lower() in ("", "nan") else text
     if isinstance(value, float):
         return None if math.isnan(value) else int(value) if value.is_integer() else value
