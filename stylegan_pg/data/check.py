@@ -39,6 +39,11 @@ def check(index: DatasetIndex, resolutions: list[int], workers: int | None = Non
     for resolution in resolutions:
         if resolution not in index.resolutions:
             index.table(resolution)  # which says so
+    try:
+        if index.root:  # which packed ones have
+            index.sources()
+    except UsageError as error:
+        yield str(error)
     # Not forked: the parent may have threads. A worker leaves Ctrl-C to the parent.
     context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers or os.cpu_count(), context, signal.signal, deaf) as pool:
@@ -52,7 +57,7 @@ def check(index: DatasetIndex, resolutions: list[int], workers: int | None = Non
             for found in pool.map(functools.partial(_bad, table), parts):
                 for ordinal, line in found:
                     source = index.source_of(ordinal)
-                    yield line + (f" ({source})" if source else "")
+                    yield line + (f" ({printable(source)})" if source else "")
 
 
 def _bad(table: SampleTable, ordinals: range) -> list[tuple[int, str]]:

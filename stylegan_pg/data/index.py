@@ -29,13 +29,14 @@ import numpy as np
 
 from stylegan_pg.data import remote
 from stylegan_pg.data.decode import SQUARE, size_at
+from stylegan_pg.data.described import check_index, columns_of
 from stylegan_pg.data.kept import Arrays, kept
 from stylegan_pg.data.order import WINDOW, Mixture, Order
 from stylegan_pg.data.patience import Passing
 from stylegan_pg.data.places import WILD, literal
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.untrusted import MOST_JSON_BYTES
+from stylegan_pg.untrusted import MOST_JSON_BYTES, parse_json, printable
 from stylegan_pg.urls import MASK, shown
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class DatasetIndex:
     identity: str
     shards: tuple[Shard, ...] = field(repr=False)
     base: tuple[int, int] = SQUARE
+    label_counts: tuple[int, ...] = field(default=(), repr=False)
     root: str = field(default="", repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -100,15 +102,13 @@ class DatasetIndex:
         stamps = _stamps(stems) if local else np.zeros([0], np.int64)
 
         def read() -> Arrays:
-            return _read_shards(stems, self.shards, resolution) | {"stamps": stamps}
+            return _read_shards(stems, self.shards, resolution, self.label_counts) | {"stamps": stamps}
 
         if local and self.count <= SMALL:
             found = read()
         else:
             place = os.path.abspath(self.root) if local else ""
-            found = kept(
-                f"packed {self.identity} {resolution} {place}", read, lambda a: np.array_equal(a["stamps"], stamps)
-            )
+            found = kept(f"packed {self.identity} {resolution} {place}", read, lambda a: _fits(a, stamps, self.count))
         return SampleTable(
             tars=[
                 Tar(f"{stem}.tar", int(size), str(sha256))
@@ -128,11 +128,27 @@ class DatasetIndex:
         """In which order a run shows the samples."""
         return Order([shard.count for shard in self.shards], seed, window)
 
-    def source_of(self, ordinal: int) -> str:
-        """The path within SOURCE of the picture that a sample was; "" where sources.json is gone."""
+    def sources(self) -> list[str]:
+        """The path within SOURCE of each sample's picture; [] where sources.json is gone.
+
+        Raises:
+            UsageError: it is of another shape.
+        """
+        file = f"{self.root}/sources.json"
         try:
-            return json.loads(remote.read_url(f"{self.root}/sources.json", most=_MOST_SOURCES))[ordinal]
-        except (OSError, ValueError, IndexError):
+            data = remote.read_url(file, most=_MOST_SOURCES)
+        except OSError:  # of use to people only, so they may have removed it
+            return []
+        found = parse_json(data, shown(file), _REMEDY, most=_MOST_SOURCES)
+        if not isinstance(found, list) or len(found) != self.count or not all(isinstance(path, str) for path in found):
+            raise UsageError(f"{shown(file)} is no list of {self.count} paths, one of each image: {_REMEDY}")
+        return found
+
+    def source_of(self, ordinal: int) -> str:
+        """The path within SOURCE of the picture that a sample was; "" where sources.json is gone, or damaged."""
+        try:
+            return self.sources()[ordinal]
+        except (UsageError, IndexError):
             return ""
 
 
@@ -217,9 +233,7 @@ def identity_of(description: dict[str, Any]) -> str:
 
 
 def _base(description: dict[str, Any]) -> tuple[int, int]:
-    rows, columns = map(int, description.get("base", SQUARE))
-    if min(rows, columns) < 1:
-        raise ValueError(f"its base is {rows}x{columns}")
+    rows, columns = description.get("base", SQUARE)
     return rows, columns
 
 
@@ -248,35 +262,33 @@ def resolution_folder(resolution: int) -> str:
 def _parse(path: str, text: str) -> DatasetIndex:
     file = shown(f"{path}/index.json")
     remedy = "restore it, or pack the source again into an empty folder"
-    try:
-        data = json.loads(text)
-        version = data["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is damaged or not an index of a packed dataset ({error}): {remedy}") from error
-    if version != FORMAT:
+    data = parse_json(text, f"{file} is damaged or not an index of a packed dataset: it", remedy)
+    if not isinstance(data, dict) or "format" not in data:
+        raise UsageError(f"{file} is damaged or not an index of a packed dataset (it says no format): {remedy}")
+    if data["format"] != FORMAT:
+        version = printable(data["format"], 40)
         raise UsageError(f"{file} has format version {version}, this program reads {FORMAT}: update one, or pack again")
     try:
         if identity_of(data) != data["identity"]:
             raise ValueError("its identity does not match its contents")
-        index = DatasetIndex(
-            path=shown(path),
-            root=path,
-            count=int(data["count"]),
-            resolutions=tuple(map(int, data["resolutions"])),
-            channels=int(data["channels"]),
-            label_names=tuple(data["labels"]["names"]) if data["labels"] else (),
-            identity=data["identity"],
-            shards=tuple(
-                Shard(s["name"], int(s["count"]), {int(r): h for r, h in s["index_sha256"].items()})
-                for s in data["shards"]
-            ),
-            base=_base(data),
-        )
-        if sum(shard.count for shard in index.shards) != index.count:
-            raise ValueError("the shards' counts do not add up")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} is damaged ({error!r}): {remedy}") from error
-    return index
+        check_index(data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UsageError(f"{file} is damaged ({printable(reason)}): {remedy}") from None
+    return DatasetIndex(
+        path=shown(path),
+        root=path,
+        count=data["count"],
+        resolutions=tuple(data["resolutions"]),
+        channels=data["channels"],
+        label_names=tuple(data["labels"]["names"]) if data["labels"] else (),
+        label_counts=tuple(data["labels"]["counts"]) if data["labels"] else (),
+        identity=data["identity"],
+        shards=tuple(
+            Shard(s["name"], s["count"], {int(r): h for r, h in s["index_sha256"].items()}) for s in data["shards"]
+        ),
+        base=_base(data),
+    )
 
 
 def _stamps(stems: list[str]) -> np.ndarray:
@@ -290,32 +302,51 @@ def _stamps(stems: list[str]) -> np.ndarray:
     return np.array([(file.st_size, file.st_mtime_ns) for file in files], np.int64).reshape(len(stems), 4)
 
 
-def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int) -> Arrays:
+def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int, label_counts: tuple[int, ...]) -> Arrays:
     """The columns of a table, and lengths and SHA-256 of the tars, from the shards' indexes."""
-    rows: list[tuple[int, ...]] = []
-    tar_bytes, tar_sha256 = [], []
+    parts, tar_bytes, tar_sha256 = [], [], []
+    counts = np.zeros([len(label_counts)], np.int64) if label_counts else None
     with ThreadPoolExecutor(FETCHERS if stems and remote.is_remote(stems[0]) else 1) as pool:
         described = pool.map(_shard, stems, [shard.index_sha256[resolution] for shard in shards])
-        for stem, shard, one in zip(stems, shards, described, strict=True):
-            if len(one["samples"]) != shard.count:
-                named = f"{shown(stem)}.index.json lists {len(one['samples'])} samples"
-                raise UsageError(f"{named}, index.json says {shard.count}: {_REMEDY}")
+        for stem, shard, (one, there) in zip(stems, shards, described, strict=True):
+            try:
+                parts.append(columns_of(one, shard.count, counts))
+            except (ValueError, UsageError) as error:
+                raise UsageError(f"{shown(stem)}.index.json is damaged ({printable(error)}): {_REMEDY}") from None
+            if there not in (None, one["tar_bytes"]):
+                raise UsageError(f"{stem}.tar has {there} bytes where {one['tar_bytes']} were packed: {_REMEDY}")
             tar_bytes.append(one["tar_bytes"])
             tar_sha256.append(one.get("tar_sha256", ""))
-            rows += [(o, s, -1 if label is None else label, crc) for _key, o, s, label, crc in one["samples"]]
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    if counts is not None and (wrong := np.flatnonzero(counts != label_counts)).size:
+        k = int(wrong[0])
+        raise UsageError(
+            f"{shown(stems[0])}.index.json and its neighbours have {counts[k]} images of class {k}, index.json says "
+            f"{label_counts[k]}: {_REMEDY}"
+        )
+    offset, size, label, crc32 = np.concatenate(parts, axis=1)
     return {
-        "offset": columns[0].copy(),
-        "size": columns[1].copy(),
-        "label": columns[2].copy(),
-        "crc32": columns[3].astype(np.uint32),
+        "offset": offset.copy(),
+        "size": size.copy(),
+        "label": label.copy(),
+        "crc32": crc32.astype(np.uint32),
         "tar_bytes": np.array(tar_bytes, np.int64),
         "tar_sha256": np.array(tar_sha256, "U64"),
     }
 
 
-def _shard(stem: str, sha256: str) -> dict[str, Any]:
-    """One shard's index file, after checking it and the length of its tar if that is local."""
+def _fits(found: Arrays, stamps: np.ndarray, count: int) -> bool:
+    """Whether what was kept is of the same files, and whole."""
+    columns = {"offset": np.int64, "size": np.int64, "label": np.int64, "crc32": np.uint32}
+    tars = {"stamps", "tar_bytes", "tar_sha256"}
+    return (
+        found.keys() == columns.keys() | tars
+        and np.array_equal(found["stamps"], stamps)
+        and all(found[name].shape == (count,) and found[name].dtype == kind for name, kind in columns.items())
+    )
+
+
+def _shard(stem: str, sha256: str) -> tuple[Any, int | None]:
+    """The content of one shard's index file, whose checksum is right, and the length of its tar if that is local."""
     file, tar = shown(f"{stem}.index.json"), f"{stem}.tar"
     try:
         data = read_at_start(f"{stem}.index.json")
@@ -328,7 +359,4 @@ def _shard(stem: str, sha256: str) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read ({error}): {_REMEDY}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UsageError(f"{file} is not the one that was packed (checksum mismatch): {_REMEDY}")
-    shard = json.loads(data)
-    if tar_bytes not in (None, shard["tar_bytes"]):
-        raise UsageError(f"{tar} has {tar_bytes} bytes where {shard['tar_bytes']} were packed: {_REMEDY}")
-    return shard
+    return parse_json(data, file, _REMEDY), tar_bytes
