@@ -20,19 +20,14 @@ from tqdm import tqdm
 
 from stylegan_pg import files, status
 from stylegan_pg.generate import save_image, tile
+from stylegan_pg.untrusted import json_lines
 
 
 def cut_back(path: Path, nimg: int) -> None:
     """Drop the lines of a .jsonl file behind nimg, and a last line that was cut off; atomically."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["nimg"] <= nimg:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
+    kept = [line + "\n" for line, row in json_lines(path) if row["nimg"] <= nimg]
     with files.whole(path) as file:
         file.write("".join(kept).encode())
 

@@ -11,14 +11,18 @@ import os
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stylegan_pg import checkpoint, dist, files
 from stylegan_pg.errors import UsageError
 from stylegan_pg.schedule import phases, shortfall
 from stylegan_pg.settings import load_config
+from stylegan_pg.untrusted import is_number, json_lines, printable, read_json, text_lines
 
+_T = TypeVar("_T")
+MOST_LOG = 1 << 26  # bytes of a log that are looked at, its last ones
 FILE = "ranks.json"
 SLOW = 1.25  # times the median of the ranks' seconds per image: a straggler
 SILENT = 3.0  # ticks without a sign of life, and a minute: hanging or dead
@@ -82,17 +86,15 @@ def collect(run: Path) -> dict[str, Any]:
         raise UsageError(f"{run} is no run's folder (no config.yaml): give the folder that run= names")
     config = load_config(str(run / "config.yaml"), [])
     now, end = time.time(), phases(config)[-1].end
-    lines = _json_lines(run / "stats.jsonl")
+    damaged: list[str] = []
+    lines = _read(damaged, lambda: [row for _, row in json_lines(run / "stats.jsonl", last=MOST_LOG)], [])
+    log = _read(damaged, lambda: list(text_lines(run / "log.txt", last=MOST_LOG)), [])
+    ranks = _read(damaged, lambda: _ranks(run / FILE), [])
     last = lines[-1] if lines else {}
-    try:
-        told = json.loads((run / FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        told = {"ranks": [], "time": None}
-    log = (run / "log.txt").read_text("utf-8", errors="replace").splitlines() if (run / "log.txt").exists() else []
-    newest = next(iter(checkpoint.found(run / "checkpoints")), None)
+    newest = next(filter(Path.is_file, checkpoint.found(run / "checkpoints")), None)
     signs = [p.stat().st_mtime for p in (run / "log.txt", run / FILE, run / "stats.jsonl") if p.exists()]
     silent = now - max(signs) if signs else None
-    rates = [line["img_per_sec"] for line in lines[-5:] if line.get("img_per_sec")]
+    rates = [rate for line in lines[-5:] if (rate := _number(line.get("img_per_sec")) or 0.0) > 1e-6]
     rate = statistics.median(rates) if rates else None
     nimg = last.get("nimg", 0)
     faults = [line for line in log if " warning: " in line or " error: " in line]
@@ -103,18 +105,19 @@ def collect(run: Path) -> dict[str, Any]:
         "nimg": nimg,
         "end": end,
         "shortfall": shortfall(config) or None,
-        "phase": last.get("phase"),
-        "alpha": last.get("alpha"),
+        "phase": last["phase"] if isinstance(last.get("phase"), str) else None,
+        "alpha": _number(last.get("alpha")),
         "img_per_sec": rate,
         "eta_sec": (end - nimg) / rate if rate else None,
-        "ranks": told["ranks"],
-        "stragglers": stragglers(told["ranks"]),
+        "ranks": ranks,
+        "stragglers": stragglers(ranks),
         "checkpoint": str(newest) if newest else None,
         "checkpoint_nimg": int(newest.stem) if newest else None,
         "checkpoint_age_sec": now - newest.stat().st_mtime if newest else None,
         "starts": sum(" continuing from " in line for line in log) + 1 if log else 0,
         "faults": len(faults),
         "last_faults": faults[-5:],
+        "damaged": damaged,
     }
 
 
@@ -131,14 +134,40 @@ def _state(log: list[str], done: bool, silent: float | None, tick_sec: float) ->
     return "silent: killed, or hanging" if silent > SILENT * tick_sec + 60 else "training"
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # being written, or cut off by a kill
-            continue
-    return lines
+def _read(damaged: list[str], read: Callable[[], _T], otherwise: _T) -> _T:
+    """What `read` gives; where it cannot, that is told in `damaged`."""
+    try:
+        return read()
+    except FileNotFoundError:
+        return otherwise
+    except (OSError, UsageError) as error:
+        damaged.append(printable(error))
+        return otherwise
+
+
+def _ranks(path: Path) -> list[dict[str, Any]]:
+    """What `write` wrote of each rank. Raises OSError, and UsageError for anything else."""
+    remedy = "training writes it again at its next tick"
+    told = read_json(path, remedy)
+    ranks = told.get("ranks") if isinstance(told, dict) else None
+    if not isinstance(ranks, list) or not all(map(_is_rank, ranks)):
+        raise UsageError(f"{path} does not tell of ranks: {remedy}")
+    return ranks
+
+
+def _is_rank(rank: Any) -> bool:
+    return (
+        isinstance(rank, dict)
+        and isinstance(rank.get("host"), str)
+        and isinstance(rank.get("device"), str)
+        and isinstance(rank.get("pid"), int)
+        and all(_number(rank.get(key)) is not None for key in ("img_per_sec", "own_sec_per_img", "busy"))
+    )
+
+
+def _number(value: Any) -> float | None:
+    """`value`, if it is a number of 0 or more that can be reckoned with."""
+    return value if is_number(value, 0, 1e15) else None
 
 
 def render(facts: dict[str, Any]) -> str:
@@ -152,7 +181,8 @@ def render(facts: dict[str, Any]) -> str:
     if facts["shortfall"]:
         out.append(f"falls short {facts['shortfall']}")
     if facts["phase"]:
-        out.append(f"phase       {facts['phase']}, alpha {facts['alpha']:.2f}")
+        alpha = "" if facts["alpha"] is None else f", alpha {facts['alpha']:.2f}"
+        out.append(f"phase       {printable(facts['phase'], 80)}{alpha}")
     if facts["img_per_sec"]:
         left = "" if facts["state"] == "done" else f", {duration(facts['eta_sec'])} to go"
         out.append(f"speed       {facts['img_per_sec']:.1f} img/s{left}")
@@ -163,12 +193,13 @@ def render(facts: dict[str, Any]) -> str:
         out.append("checkpoint  none yet")
     for i, rank in enumerate(facts["ranks"]):
         slow = "  STRAGGLER" if i in facts["stragglers"] else ""
-        where = f"{rank['host']}:{rank['pid']} {rank['device']}"
-        speed = f"{rank['img_per_sec']:8.1f} img/s  busy {100 * (rank['busy'] or 0):3.0f} %"
+        where = f"{printable(rank['host'], 60)}:{rank['pid']} {printable(rank['device'], 20)}"
+        speed = f"{rank['img_per_sec']:8.1f} img/s  busy {100 * rank['busy']:3.0f} %"
         out.append(f"rank {i:<6} {where:<28} {speed}{slow}")
     out.append(f"starts      {facts['starts']}")
     out.append(f"faults      {facts['faults']}" + (", the last of them:" if facts["faults"] else ""))
-    return "\n".join([*out, *(f"  {line}" for line in facts["last_faults"])])
+    out += [f"  {printable(line)}" for line in facts["last_faults"]]
+    return "\n".join([*out, *(f"damaged     {line}" for line in facts["damaged"])])
 
 
 def duration(seconds: float) -> str:

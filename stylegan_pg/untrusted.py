@@ -125,13 +125,18 @@ def whole_number(value: Any, low: int, high: int, named: str, remedy: str) -> in
     return value
 
 
+def is_number(value: Any, low: float = -1e100, high: float = 1e100) -> bool:
+    """Whether `value` is a number (no bool, not NaN) within [low, high]."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
 def finite_number(value: Any, low: float, high: float, named: str, remedy: str) -> float:
     """`value`, if it is a number (no bool) within [low, high].
 
     Raises:
         UsageError: as whole_number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if not is_number(value, low, high):
         raise UsageError(f"{named} is {printable(repr(value), 80)}, not a number from {low:g} to {high:g}: {remedy}")
     return value
 

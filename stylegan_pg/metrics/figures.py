@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from stylegan_pg import files
+from stylegan_pg.untrusted import is_number, json_lines, printable
 
+MOST_AXES = 64
 NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds")
 
 
@@ -21,9 +21,9 @@ def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3 * lines), layout="constrained")
     for axes, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names, strict=False):
-        points = [(row[x], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+        points = [(row[x], row[name]) for row in rows if is_number(row.get(name))]
         axes.plot(*zip(*points, strict=True), marker=".")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(printable(name, 60), fontsize=10, parse_math=False)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     for axes in list(figure.axes)[len(names) :]:
@@ -40,9 +40,9 @@ def _save(figure: Figure, path: Path) -> None:
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
     found: dict[str, None] = {}
     for row in rows:
-        numbers = (name for name, value in row.items() if isinstance(value, float))
+        numbers = (name for name, value in row.items() if isinstance(value, float) and is_number(value))
         found |= dict.fromkeys(name for name in numbers if name not in NOT_METRICS and not name.endswith("_kimg"))
-    return list(found)
+    return list(found)[:MOST_AXES]
 
 
 def curves(log: Path) -> Figure | None:
@@ -51,11 +51,7 @@ def curves(log: Path) -> Figure | None:
     Raises:
         OSError: where the log cannot be read.
     """
-    rows = []
-    for line in log.read_text("utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError):  # a line that a full disk has cut off
-            row = json.loads(line)
-            rows.append(row | {"kimg": row["nimg"] / 1000})
+    rows = [row | {"kimg": row["nimg"] / 1000} for _, row in json_lines(log)]
     names = [name for name in _names(rows) if name != "kimg"]
     return _figure("kimg", "images shown (thousands)", rows, names) if names else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from stylegan_pg.metrics.evaluate import Evaluator, better
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import LEAST_SIDE, parse
 from stylegan_pg.ops import pool
+from stylegan_pg.untrusted import is_number, json_lines
 
 
 class Periodic:
@@ -63,18 +63,9 @@ class Periodic:
         """Whether these values, the last of a metrics.jsonl, are the best of their resolution."""
         wanted = self.best or self.protocols[0]
         name = next((n for n in values if re.fullmatch(re.escape(wanted.name) + r"(_precision)?(@.*)?", n)), None)
-        lines = log.read_text("utf-8").splitlines() if log.exists() else []
-        rows = [row for row in map(_parsed, lines) if "resolution" in row]
+        rows = [row for _, row in json_lines(log) if "resolution" in row]
         if name is None or not rows:
             return False
-        before = [row[name] for row in rows[:-1] if name in row and row["resolution"] == rows[-1]["resolution"]]
+        last = rows[-1]["resolution"]
+        before = [row[name] for row in rows[:-1] if is_number(row.get(name)) and row["resolution"] == last]
         return better(wanted.kind, values[name], before)
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    """A line of a log, {} for one that a full disk has cut off."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}

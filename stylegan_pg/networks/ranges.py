@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
+from stylegan_pg.untrusted import is_number
+
 P = ParamSpec("P")
 Range = tuple[Callable[[Any], bool], str]  # whether a value lies within it, and what it is called
 
@@ -35,13 +37,10 @@ def _is_resolution(value: Any) -> bool:
     return _is_whole(value, 4, 1 << 16) and value & (value - 1) == 0
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
-
-
 def _are_taps(value: Any) -> bool:
-    numbers = isinstance(value, list | tuple) and 1 <= len(value) <= MOST_TAPS and all(map(_is_number, value))
-    return numbers and abs(math.fsum(value)) > 1e-30
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MOST_TAPS:
+        return False
+    return all(is_number(v, -1e15, 1e15) for v in value) and abs(math.fsum(value)) > 1e-15
 
 
 def _are_resolutions(value: Any) -> bool:
@@ -67,7 +66,7 @@ RANGES: dict[str, Range] = {
     "mbstd_channels": _whole(0, 1 << 16),
     "fade": _FLAG,
     "use_noise": _FLAG,
-    "conv_clamp": (lambda v: v is None or (_is_number(v) and v > 0), "a number above 0, or null"),
+    "conv_clamp": (lambda v: v is None or (is_number(v, 0, 1e30) and v > 0), "a number above 0, or null"),
     "architecture": _one_of("skip", "resnet", "orig"),
     "low_precision": _one_of("fp32", "bf16", "fp16"),
     "low_precision_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),
