@@ -14,6 +14,7 @@ from stylegan_pg.untrusted import printable, whole_number
 MOST_IMAGES = 1 << 40
 MOST_PICTURE = 1 << 30  # bytes
 MOST_TAR = 1 << 50
+HEADER = 512  # bytes, before each member of a tar
 MOST_SIDE = 1 << 16  # resolutions, and rows and columns at resolution 4
 MOST_CLASSES = 1_000_000
 
@@ -107,7 +108,7 @@ def columns_of(shard: Any, count: int, class_counts: np.ndarray | None) -> np.nd
     classes = 0 if class_counts is None else len(class_counts)
     for what, fits in {
         f"a size that is not from 1 to {MOST_PICTURE} bytes": (size >= 1) & (size <= MOST_PICTURE),
-        f"no place within its tar's {length} bytes": (offset >= 0) & (offset <= length) & (size <= length - offset),
+        f"no place within its tar's {length} bytes": (offset >= HEADER) & (offset <= length) & (size <= length - offset),
         f"a label that is none of {classes} classes": (label >= least) & (label < max(classes, least + 1)),
         "a crc32 that is none": (crc >= 0) & (crc < 1 << 32),
         "a place that another one has, or before it": np.append(True, offset[1:] >= offset[:-1] + size[:-1]),
