@@ -87,7 +87,7 @@ def pack(
     ] = None,
     shard_size: Annotated[str, typer.Option(help="Of the largest resolution's tars.")] = "256MB",
     channels: Annotated[int, typer.Option(help="1 grey, 3 RGB, 4 RGBA.")] = 3,
-    max_pixels: Annotated[int, typer.Option(help="Pictures of more pixels are left out, and named.")] = 178_956_970,
+    max_pixels: Annotated[int, typer.Option(help="Larger pictures are left out (JPEGs: twice that).")] = 89_478_485,
     workers: Annotated[Optional[int], typer.Option(help="Processes; all cores by default.")] = None,
 ) -> None:
     """Pack pictures into sharded WebDataset tars, one set for every resolution."""

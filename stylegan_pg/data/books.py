@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from stylegan_pg.data.decode import SQUARE
-from stylegan_pg.data.raster import MOST_PIXELS
+from stylegan_pg.data.headers import MOST_PIXELS
 from stylegan_pg.data.reading import Unreadable, digest_of, read_listed
 from stylegan_pg.data.shards import Manifest, committed_groups, version_of, write_whole
 from stylegan_pg.data.sources import File, few
@@ -86,7 +86,7 @@ def compare(out: Path, there: dict[str, Any], now: dict[str, Any], pictures: lis
     there = {
         "base": list(SQUARE),
         "max_images": None,
-        "max_pixels": 2 * MOST_PIXELS,
+        "max_pixels": MOST_PIXELS,
         **there,
     }  # of a version that knew no other
     if "listing_sha256" in there:  # as older versions wrote it

@@ -19,16 +19,8 @@ import simplejpeg
 from PIL import Image
 
 from stylegan_pg.data import tones
-from stylegan_pg.data.raster import (
-    MANY_SCANS,
-    MOST_PIXELS,
-    BadPicture,
-    check_jpeg,
-    check_memory,
-    check_pixels,
-    kind_of,
-    opened,
-)
+from stylegan_pg.data.headers import MANY_SCANS, MOST_PIXELS, BadPicture, check_jpeg, check_pixels
+from stylegan_pg.data.raster import check_memory, kind_of, opened
 from stylegan_pg.data.tones import MODES
 
 SQUARE = (4, 4)  # the base of r x r pictures

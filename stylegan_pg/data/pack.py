@@ -27,9 +27,9 @@ from stylegan_pg.data import books
 from stylegan_pg.data.choosing import Chosen, choose
 from stylegan_pg.data.decode import MODES, SQUARE, size_at
 from stylegan_pg.data.encoders import Encoders
+from stylegan_pg.data.headers import MOST_PIXELS
 from stylegan_pg.data.index import FORMAT, identity_of, load_index
 from stylegan_pg.data.picture import FILTERS, LOSSLESS_UP_TO, Recipe
-from stylegan_pg.data.raster import MOST_PIXELS
 from stylegan_pg.data.shards import Group, Manifest, clean, committed_groups, write_whole
 from stylegan_pg.data.sources import CONTINUES, few, open_zip, sources_of, told
 from stylegan_pg.errors import RunError, UsageError
@@ -122,7 +122,7 @@ def pack(
     shard_size: str | int = "256MB",
     workers: int | None = None,
     channels: int = 3,
-    max_pixels: int = 2 * MOST_PIXELS,
+    max_pixels: int = MOST_PIXELS,
     progress: bool = True,
 ) -> PackReport:
     """Pack the pictures of `source` into the dataset folder `out` (see the module's text and `data/index.py`).
@@ -146,8 +146,8 @@ def pack(
     shard_size: bytes of a shard at the top resolution, as a number or with kB, MB, GB, KiB, MiB, GiB.
     workers: processes that encode (None: one per core; 0 or 1: in this process). Does not change a byte. A script
         that calls this with workers needs the usual `if __name__ == "__main__":`.
-    max_pixels: pictures of more are left out, as they take time and memory (about 8 bytes a pixel); of WebP, AVIF,
-        JPEG 2000 and PNM pictures a third of it, as their decoders hold several copies.
+    max_pixels: pictures of more are left out, as they take time and memory (about 16 bytes a pixel). JPEGs may have
+        twice as many, as they can be decoded at a fraction of their size, WebP, AVIF and JPEG 2000 pictures half.
     progress: show a progress bar on stderr.
 
     Run again after an interruption, it continues; on a complete `out` it returns at once, after packing again what has
@@ -217,7 +217,7 @@ def _check_options(resolution, lowest, format, quality, crop, base, filter, chan
     if not 1 <= quality <= 100:
         raise UsageError(f"quality = {quality}: give a number from 1 to 100")
     if max_pixels < 1:
-        raise UsageError(f"max_pixels = {max_pixels}: give the most pixels of a picture, such as {2 * MOST_PIXELS}")
+        raise UsageError(f"max_pixels = {max_pixels}: give the most pixels of a picture, such as {MOST_PIXELS}")
     size, shape = _bytes(shard_size), _base(base, resolution)
     return Recipe(resolution, lowest, format, quality, crop, filter, channels, size, shape, max_pixels)
 

@@ -2,9 +2,10 @@
 
 What happens to a picture, in this order:
 
-* Its header is looked at: another format than data/raster.py's list, more than `max_pixels` pixels, or a header that
-  asks for much more memory or time than it should make it unreadable. JPEGs of more than 89 million pixels are decoded
-  at the half, quarter or eighth of their size that is large enough.
+* Its header is looked at: another format than data/raster.py's list, more than `max_pixels` pixels (JPEG twice, WebP,
+  AVIF and JPEG 2000 half of that), or a header that asks for much more memory or time than it should make it
+  unreadable. JPEGs of more than 89 million pixels are decoded at the half, quarter or eighth of their size that is
+  large enough.
 * It is decoded strictly: a JPEG with garbled data counts as unreadable. Of animations and multi-page files the first
   frame is taken, and the report says so.
 * Samples become 8 bits: 16-bit grey is scaled (65535 -> 255, rounded, never clipped; 12-bit TIFF by 4095; where white
@@ -41,7 +42,8 @@ from PIL import Image
 
 from stylegan_pg.data import tones
 from stylegan_pg.data.decode import SQUARE, size_at
-from stylegan_pg.data.raster import MOST_PIXELS, opened
+from stylegan_pg.data.headers import MOST_PIXELS, BadPicture
+from stylegan_pg.data.raster import opened
 from stylegan_pg.data.reading import Gone, Unreadable, digest_of, read_listed
 from stylegan_pg.data.sources import CONTINUES, File
 from stylegan_pg.errors import RunError
@@ -73,7 +75,7 @@ class Recipe:
     channels: int
     shard_size: int  # bytes
     base: tuple[int, int] = SQUARE
-    max_pixels: int = 2 * MOST_PIXELS
+    max_pixels: int = MOST_PIXELS
 
     @property
     def resolutions(self) -> list[int]:
@@ -112,7 +114,8 @@ def _made(data: bytes, name: str, recipe: Recipe) -> Result:
         with _pillow_allows(recipe.max_pixels):
             shaped = _shaped(data, name, recipe, decided)
     except ValueError as error:  # BadPicture, and another shape than the dataset's
-        return Result([], str(error), False)
+        remedy = " (see --max-pixels)" if isinstance(error, BadPicture) and error.kind == "size" else ""
+        return Result([], f"{error}{remedy}", False)
     height, width = size_at(recipe.resolution, recipe.base)
     top = np.asarray(shaped.resize((width, height), FILTERS[recipe.filter])).reshape(height, width, recipe.channels)
     levels = zip(recipe.resolutions, pyramid(top, len(recipe.resolutions)), strict=True)
@@ -123,7 +126,7 @@ def _made(data: bytes, name: str, recipe: Recipe) -> Result:
 @contextlib.contextmanager
 def _pillow_allows(most_pixels: int) -> Iterator[None]:
     """Pillow's own limit warns, and refuses at twice as much; data/raster.py has said what is too large by then."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (most_pixels + 1) // 2
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -54,7 +54,7 @@ def read(data: bytes, head: Head) -> Image.Image:
     if head.kind > 4:
         values = np.minimum(_raw(data, head, samples, "u1" if head.white < 256 else ">u2"), head.white)
     else:
-        values = _plain(data[head.at :], samples, one_digit=head.kind == 1)
+        values = _plain(data[head.at : head.at + 16 * samples + _LONGEST_HEAD], samples, one_digit=head.kind == 1)
         if len(values) < samples or values.min() < 0 or values.max() > head.white:
             raise ValueError(f"does not hold {samples} samples from 0 to {head.white}")
     values = values.reshape(shape)

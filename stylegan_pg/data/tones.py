@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms
 
-from stylegan_pg.data.raster import BadPicture, check_directory, png_chunks
+from stylegan_pg.data.headers import BadPicture, check_directory, png_chunks
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow mode
 _AT_ONCE = 1 << 24  # pixels that are converted at a time, so that a large picture is not there several times

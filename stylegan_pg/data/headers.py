@@ -1,0 +1,207 @@
+"""Headers of pictures that ask for much more memory or time than their pixels are worth: read here, byte by byte and
+within limits, before any decoder believes them."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+
+MOST_PIXELS = 89_478_485  # of a picture; from there on Pillow too speaks of decompression bombs
+_SCANS = 24  # of a JPEG of any size, which is more than is usual, and
+_SCANNED = 1 << 31  # so many pixels in all scans together, which takes seconds
+MANY_SCANS = 8 * _SCANNED  # bytes times pixels of a JPEG, below which its scans cannot be too many
+_CHUNKS = 200_000  # of a PNG
+_RUNS = 8 << 20  # bytes of a BMP of runs, which Pillow decodes one by one
+_ENTRIES = 4096  # of a directory of TIFF's kind
+_STRIPS = 1 << 18  # of a TIFF
+_TILE = 1 << 24  # pixels of a TIFF's tile
+_BLOCKS = 1 << 21  # of a JPEG 2000 picture: each takes half a kilobyte
+_LAYERED = 1 << 27  # layers times blocks of one
+
+
+class BadPicture(ValueError):  # noqa: N818 - it names the thing
+    """Bytes that are not the picture they should be; `kind` is "decode", "size" or "channels"."""
+
+    def __init__(self, reason: str, kind: str = "decode"):
+        super().__init__(reason)
+        self.kind = kind
+
+
+def check_pixels(rows: int, columns: int, most: int) -> None:
+    """Raises BadPicture for more than `most` pixels."""
+    if rows * columns > most:
+        raise BadPicture(f"is {rows}x{columns} (rows x columns) and has more than {most} pixels", "size")
+
+
+def check_jpeg(data: bytes, most_pixels: int = MOST_PIXELS) -> None:
+    """Raises BadPicture for a JPEG of so many scans, each of which is a pass over the picture, that it would take
+    minutes, and for Exif data that would."""
+    size, progressive, components, exif, at = (0, 0), False, 0, b"", 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return  # the decoder says so
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in (0x01, *range(0xD0, 0xD9)):
+            at += 2
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        content = data[at + 4 : at + 2 + length]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(content) >= 6:
+            size, components = struct.unpack(">xHHB", content[:6])[:2], content[5]
+            progressive |= marker & 3 == 2
+        elif marker == 0xE1 and content[:6] == b"Exif\0\0":
+            exif += content[6:]
+        elif marker == 0xDA:
+            if progressive or content[:1] != bytes([components]):
+                _check_scans(data, at, size)
+            break
+        at += 2 + max(length, 2)
+    check_pixels(*size, most_pixels)
+    check_directory(exif)
+
+
+def _check_scans(data: bytes, at: int, size: tuple[int, int]) -> None:
+    most = max(_SCANS, _SCANNED // max(size[0] * size[1], 1))
+    if (len(data) - at) // 8 <= most:
+        return
+    scans = 0
+    for marker in re.finditer(rb"\xff[\xda\xd9]", data[at:]):  # neither occurs within a scan
+        if marker[0] == b"\xff\xd9":
+            break
+        scans += 1
+    if scans > most:
+        raise BadPicture(f"is {size[0]}x{size[1]} (rows x columns) in {scans} scans, more than {most}: save it anew")
+
+
+def _check_png(data: bytes, most_pixels: int) -> None:
+    for number, _ in enumerate(png_chunks(data)):
+        if number == _CHUNKS:
+            raise BadPicture(f"has more than {_CHUNKS} chunks: save it anew")
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The chunks of a PNG: name, where its content begins, and how long it is."""
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], at + 8, length
+        at += 12 + length
+
+
+def _check_tiff(data: bytes, most_pixels: int) -> None:
+    entries = check_directory(data)
+    if entries.get(322, 0) * entries.get(323, 0) > _TILE:
+        raise BadPicture(f"has tiles of {entries[322]}x{entries[323]} pixels, more than {_TILE}: save it anew")
+
+
+def check_directory(data: bytes) -> dict[int, int]:
+    """The first directory of a TIFF, or of Exif data: the values of its tags that hold one whole number.
+
+    Raises BadPicture for one whose entries ask for more bytes than the file has, again and again.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
+    if not order or len(data) < 16:
+        return {}
+    big = data[2:4] in (b"+\0", b"\0+")
+    at = struct.unpack_from(order + "Q", data, 8)[0] if big else struct.unpack_from(order + "I", data, 4)[0]
+    entry, counted = (struct.Struct(order + "HHQ8s"), "Q") if big else (struct.Struct(order + "HHI4s"), "H")
+    try:
+        number = struct.unpack_from(order + counted, data, at)[0]
+    except struct.error:
+        return {}
+    if number > _ENTRIES:
+        raise BadPicture(f"has a directory of {number} entries, more than {_ENTRIES}: save it anew")
+    at += struct.calcsize(counted)
+    values, asked = {}, 0
+    for place in range(at, min(at + number * entry.size, len(data) - entry.size + 1), entry.size):
+        tag, kind, count, value = entry.unpack_from(data, place)
+        asked += count * {2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}.get(kind, 1)
+        if tag in (273, 279, 324, 325) and count > _STRIPS:
+            raise BadPicture(f"has {count} strips or tiles, more than {_STRIPS}: save it anew")
+        if count == 1 and kind in (3, 4, 16):
+            values[tag] = struct.unpack_from(order + {3: "H", 4: "I", 16: "Q"}[kind], value.ljust(8, b"\0"))[0]
+    if asked > 2 * len(data) + (1 << 16):
+        raise BadPicture(f"has a directory that asks for {asked} bytes in a file of {len(data)}: save it anew")
+    return values
+
+
+def _check_bmp(data: bytes, most_pixels: int) -> None:
+    if data[30:31] in (b"\1", b"\2") and len(data) > _RUNS:
+        raise BadPicture(f"has {len(data)} bytes of runs, more than {_RUNS}: save it as PNG")
+
+
+def _check_jpeg2000(data: bytes, most_pixels: int) -> None:
+    """The codestream says itself how large it is, whatever the file around it says, and in how many blocks."""
+    at = _codestream(data)
+    try:
+        _, _, _, right, bottom, left, top, wide, high, first, second, components = struct.unpack_from(
+            ">HHHIIIIIIIIH", data, at + 2
+        )
+        if not (right > left and bottom > top and wide and high and 1 <= components <= 4):
+            raise BadPicture("does not decode: its header makes no sense")
+        pixels = (right - left) * (bottom - top)
+        check_pixels(bottom - top, right - left, most_pixels)
+        tiles = -(-(right - first) // wide) * -(-(bottom - second) // high)
+        for layers, blocks in _blocks(data, at + 2, min(pixels, wide * high)):
+            if components * tiles * blocks > _BLOCKS or layers * components * blocks > _LAYERED:
+                raise BadPicture(f"is cut into {components * tiles * blocks} blocks, in {layers} layers: save it anew")
+    except struct.error:
+        raise BadPicture("does not decode: its header is cut") from None
+
+
+def _codestream(data: bytes) -> int:
+    """Where it begins, within the boxes of a JP2 file."""
+    at = 0
+    if data[:4] != b"\xff\x4f\xff\x51":
+        while data[at + 4 : at + 8] != b"jp2c":
+            length = int.from_bytes(data[at : at + 4], "big")
+            if length == 1:
+                length = int.from_bytes(data[at + 8 : at + 16], "big")
+            if length < 8 or at + length > len(data):
+                raise BadPicture("does not decode: it holds no codestream")
+            at += length
+        at += 16 if data[at : at + 4] == b"\0\0\0\1" else 8
+    return at
+
+
+def _blocks(data: bytes, at: int, pixels: int) -> Iterator[tuple[int, int]]:
+    """Layers, and precincts and code blocks of a tile's component, for each description of them in the headers of the
+    codestream and of its tiles, whose markers begin at `at`. Raises struct.error where it is cut."""
+    layers, end = 1, 0  # end: of the tile's part
+    while at + 2 <= len(data):
+        marker = struct.unpack_from(">H", data, at)[0]
+        if marker == 0xFF93:  # the tile's data follow
+            if end <= at:  # the last one may leave its length open
+                return
+            at = end
+        elif marker == 0xFFD9:
+            return
+        else:
+            if marker == 0xFF90:
+                end = at + struct.unpack_from(">6xI", data, at)[0]
+            size = struct.unpack_from(">H", data, at + 2)[0]
+            if marker in (0xFF52, 0xFF53):
+                content = data[at + 4 : at + 2 + size]
+                if marker == 0xFF52:
+                    layers = struct.unpack_from(">H", content, 2)[0]
+                own, style = content[1 if marker == 0xFF53 else 0] & 1, content[2 if marker == 0xFF53 else 5 :]
+                levels, across, down = struct.unpack_from("BBB", style)
+                precincts = style[5 : 6 + levels] if own else b"\xff" * (levels + 1)
+                blocks = pixels >> ((across & 15) + (down & 15) + 4)
+                for level, exponents in enumerate(precincts):
+                    blocks += (pixels >> 2 * (levels - level)) >> ((exponents & 15) + (exponents >> 4))
+                yield layers, blocks + levels + 1
+            at += 2 + max(size, 2)
+
+
+CHECKS: dict[str, Callable[[bytes, int], None]] = {
+    "JPEG": check_jpeg,
+    "PNG": _check_png,
+    "BMP": _check_bmp,
+    "TIFF": _check_tiff,
+    "JPEG2000": _check_jpeg2000,
+}
