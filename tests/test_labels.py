@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import harness
 import pytest
 from conftest import ROOT
 from packing import encoded, folder_of, labels_of, noise, packed, tar_of, zip_of
@@ -145,7 +146,7 @@ def test_conditional_training_refuses_pictures_without_a_label_by_name(tmp_path,
     command = [sys.executable, "-m", "stylegan_pg", "train", "demo", f"data.url={tar}", f"run={tmp_path / 'run'}"]
     command += ["resolution=8", "growth.start=null", "growth.stable_kimg_at={}", "growth.fade_kimg_at={}"]
     command += ["loss.r1_gamma_at={}", "train.total_kimg=0.032", "train.device=cpu", "data.conditional=true"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=harness.environment(), capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert "1 of 12 images in" in result.stderr
     assert "--unlabelled skip" in result.stderr
