@@ -155,15 +155,14 @@ def check(config: Config) -> None:
         UsageError: naming the key, its value and what it may be.
     """
 
-    def value(key: str) -> Any:
-        node: Any = config
+    def value(key: str, node: Any = config) -> Any:
         for part in key.split("."):
             node = getattr(node, part)
         return node
 
     def demand(condition: bool, key: str, wanted: str) -> None:
         if not condition:
-            raise UsageError(f"{key}={value(key)} is not possible: it must be {wanted}")
+            raise UsageError(f"{key}={printable(value(key, publishable(config)))} is not possible: it must be {wanted}")
 
     demand(is_power_of_two(config.resolution) and config.resolution >= 4, "resolution", "a power of two, 4 or more")
     demand(bool(config.run), "run", "the folder of the run")
@@ -269,8 +268,8 @@ def _check_engine(config: Config) -> None:
 def _check_term(term: TermConfig) -> None:
     def demand(condition: bool, key: str, wanted: str) -> None:
         if not condition:
-            value = getattr(term, key)
-            raise UsageError(f"loss.terms: {term.name}: {key}={value} is not possible: it must be {wanted}")
+            name, value = printable(term.name, 80), printable(getattr(term, key))
+            raise UsageError(f"loss.terms: {name}: {key}={value} is not possible: it must be {wanted}")
 
     demand(term.name in TERMS, "name", " or ".join(TERMS))
     demand(term.every >= 1, "every", "1 or more")

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
+from test_environment import points
 
 from stylegan_pg.errors import UsageError
 from stylegan_pg.settings import load_config, to_yaml
@@ -151,6 +153,9 @@ def test_what_is_meant_is_accepted(tmp_path):
         ("data.mirror=null", "it must be true or false"),
         ("run=a\x1b[31m", "it must be a text without control characters"),
         ("\x1b[31m=3", "unknown key"),
+        ("model=\u202e", "model.name=\\u202e is not possible: it must be"),
+        ("loss.terms=[{name: \u202e}]", "loss.terms: \\u202e: name=\\u202e is not possible"),
+        ("data.mixture={http://u:secret@h/: 0}", "data.mixture={'http://h/': 0.0} is not possible"),
         ("run.x=3", "unknown key 'run.x'; did you mean 'run'?"),
         ("train.batch_at=" + "[" * 1000 + "]" * 1000, "nested deeper"),
     ],
@@ -260,3 +265,17 @@ def test_paths_of_the_command_line(tmp_path):
     assert told.returncode == 2
     assert str(tmp_path / "home" / "l.json") in told.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.distributed
+def test_a_runs_folder_is_continued_wherever_it_lies(tmp_path):
+    run = tmp_path / "first"
+    harness.finish(harness.start(points(run)))
+    (tmp_path / "elsewhere").mkdir()
+    run.rename(tmp_path / "moved")
+    more = ["train", "../moved", "train.total_kimg=0.128"]
+    log = harness.finish(harness.start(more, cwd=tmp_path / "elsewhere"))
+    assert "continuing from ../moved/checkpoints/" in log
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()].count("first") == 0
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert load_config(tmp_path / "moved").train.total_kimg == 0.128
