@@ -93,13 +93,13 @@ def test_pictures_that_would_share_a_key_are_told_apart_or_refused(tmp_path, kin
     assert labels_of(tmp_path / "out") == (("0", "1"), [1, 0])  # in the order of their paths
     formats = {"a.png": picture(1), "a.jpg": encoded(noise(2), "JPEG"), "a.cls": b"0"}
     path = source(kind, tmp_path / "formats", formats)
-    with pytest.raises(UsageError, match=r"a\.cls would label both a\.jpg and a\.png"):
+    with pytest.raises(UsageError, match=r"a\.cls would label both a\.jpg and a\.png: .*\(a\.jpg\.cls\)"):
         packed(path, tmp_path / "formats-out")
     assert packed(path, tmp_path / "formats-out", labels="none").count == 2
     views = {"1.left.png": picture(1), "1.right.png": picture(2), "1.cls": b"0"}
     views |= {"2.left.png": picture(3), "2.right.png": picture(4), "2.cls": b"1"}
     path = source(kind, tmp_path / "views", views)
-    with pytest.raises(UsageError, match=r"1\.cls would label 1\.left\.png and others whose names begin alike"):
+    with pytest.raises(UsageError, match=r"1\.cls would label both 1\.left\.png and 1\.right\.png"):
         packed(path, tmp_path / "views-out")
     assert packed(path, tmp_path / "views-out", labels="none").count == 4
     own = {name.replace(".cls", f".{side}.cls"): data for name, data in views.items() for side in ("left", "right")}
@@ -109,6 +109,24 @@ def test_pictures_that_would_share_a_key_are_told_apart_or_refused(tmp_path, kin
         assert load_index(str(tmp_path / "own.tar")).table(4).label.tolist() == [0, 0, 1, 1]
         with pytest.raises(UsageError, match=r"each sample has several pictures \(left\.png, right\.png\)"):
             load_index(str(path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_may_have_the_picture_s_whole_name(tmp_path, kind):
+    members = {"a.png": picture(1), "a.png.cls": b"p", "b.png": picture(2), "b.png.cls": b"q"}
+    path = source(kind, tmp_path / "in", members)
+    packed(path, tmp_path / "out")
+    assert labels_of(tmp_path / "out") == (("p", "q"), [0, 1])
+    if kind == "tar":
+        assert load_index(str(path)).label_names == ("p", "q")
+    members |= {
+        "a.jpg": encoded(noise(3), "JPEG"),
+        "a.jpg.cls": b"r",
+        "c.2024.1.png": picture(4),
+        "c.2024.1.png.cls": b"s",
+    }
+    packed(source(kind, tmp_path / "more", members), tmp_path / "more-out")
+    assert labels_of(tmp_path / "more-out") == (("p", "q", "r", "s"), [2, 0, 1, 3])
 
 
 def test_without_labels_a_folder_is_packed_whole_whatever_the_dots(tmp_path):

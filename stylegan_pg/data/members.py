@@ -68,7 +68,7 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
     split = ((*names.split(member.name), member) for member in members if _counts(member.name))
     keys: set[str] = set()
     for (key, part), group in itertools.groupby(split, lambda one: (one[0], one[2].part)):
-        found = [(suffix.lower(), member) for _, suffix, member in group if suffix]
+        found = [(_kind(suffix.lower()), member) for _, suffix, member in group if suffix]
         pictures = _pictures(found)
         if not found:
             continue
@@ -96,6 +96,12 @@ def _counts(name: str) -> bool:
     ._0001.jpg) and webdataset's own (__key__)."""
     base = name.rpartition("/")[2]
     return "." in base and not base.startswith(".") and not _META.match(name)
+
+
+def _kind(extension: str) -> str:
+    """What an extension says that a file is; labels may have the picture's whole name in front (0001.jpg.cls)."""
+    first, _, last = extension.partition(".")
+    return last if first in PICTURES and f".{last}" in BESIDE else extension
 
 
 def _pictures(found: list[tuple[str, Member]]) -> list[Member]:

@@ -81,7 +81,7 @@ def _not_first(
 ) -> tuple[str, str] | None:
     """A picture of the key `first` that is a sample of its own, and why; None where keys may end at the first dot."""
     for path in group:
-        if at_last_dot(path)[0] in beside:
+        if at_last_dot(path)[0] in beside or path in beside:
             return path, "it has a label or a text of its own"
     path = group[0]
     if plain is None:
@@ -91,3 +91,38 @@ def _not_first(
     if not webdataset and first not in beside:
         return path, f"{posixpath.basename(plain)} has neither a label nor a text beside it"
     return None
+
+
+class Pairs(NamedTuple):
+    """Files beside pictures. of: (picture, suffix) -> its file. contested: the same of files that belong to several
+    pictures -> (file, another of the pictures)."""
+
+    of: dict[tuple[str, str], str]
+    contested: dict[tuple[str, str], tuple[str, str]]
+
+
+def pair(pictures: Collection[str], files: Collection[str], names: Names) -> Pairs:
+    """Which of the `files` (labels, by their paths) belongs to which picture: one with the picture's key, or with its
+    whole name (0001.png.cls)."""
+    pairs = Pairs({}, {})
+    keyed, begun = defaultdict(list), defaultdict(list)  # pictures by their keys, and by their names' beginnings
+    for picture in pictures:
+        keyed[names.split(picture)[0]].append(picture)
+        begun[at_first_dot(picture)[0]].append(picture)
+    known = frozenset(pictures)
+    for file in files:
+        stem, suffix = posixpath.splitext(file)
+        if stem in known:
+            pairs.of[stem, suffix.lower()] = file
+    named_whole = set(pairs.of)
+    for file in files:
+        stem, suffix = posixpath.splitext(file)
+        if stem in known or names.split(file)[0] != stem:
+            continue
+        group = [one for one in keyed.get(stem) or begun.get(stem, ()) if (one, suffix.lower()) not in named_whole]
+        for picture, other in zip(group, reversed(group), strict=True):
+            if len(group) == 1:
+                pairs.of[picture, suffix.lower()] = file
+            else:
+                pairs.contested[picture, suffix.lower()] = (file, other if other != picture else group[0])
+    return pairs

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stylegan_pg.data import places, tars, zips
-from stylegan_pg.data.names import Names, at_first_dot, at_last_dot, read_names
+from stylegan_pg.data.names import pair, read_names
 from stylegan_pg.data.remote import is_remote
 from stylegan_pg.data.zips import open_zip as open_zip
 from stylegan_pg.errors import RunError, UsageError
@@ -87,10 +87,8 @@ class Listing(NamedTuple):
 
     pictures: list[File]  # in sample order
     dataset_json: list[File]  # those with pictures at or below their folders
-    names: Names
-    sidecars: dict[str, File]  # key and suffix (.cls, .json) -> label file of the picture with that key
-    owners: dict[str, str]  # key -> path of the picture that they label
-    shared: dict[str, File]  # key at the first dot -> .cls that several pictures share, where keys end at the last dot
+    sidecars: dict[tuple[str, str], File]  # path of a picture and suffix (.cls, .json) -> the file beside it
+    contested: dict[tuple[str, str], tuple[str, str]]  # the same -> paths of a file and of another picture that it fits
     ignored: dict[str, int]
     notes: tuple[str, ...]
 
@@ -100,20 +98,14 @@ class Listing(NamedTuple):
         Raises:
             UsageError: it would belong to two pictures.
         """
-        key = self.names.split(picture.path)[0]
-        found = self.sidecars.get(key + suffix)
-        if found is None and suffix == ".cls" and (shared := self.shared.get(at_first_dot(picture.path)[0])):
+        place = picture.path, suffix
+        if place not in self.sidecars and place in self.contested:
+            file, other = map(printable, self.contested[place])
             raise UsageError(
-                f"{printable(shared.path)} would label {printable(picture.path)} and others whose names begin alike: "
-                "give each picture a label of its own, or give --labels none"
+                f"{file} would label both {printable(picture.path)} and {other}: give each a label with its own name "
+                f"({printable(posixpath.basename(picture.path))}{suffix}), rename one of them, or give --labels none"
             )
-        if found is not None and self.owners[key] != picture.path:
-            both = f"{printable(self.owners[key])} and {printable(picture.path)}"
-            raise UsageError(
-                f"{printable(found.path)} would label both {both}: rename one of them, with its label, or give "
-                "--labels none"
-            )
-        return found
+        return self.sidecars.get(place)
 
 
 def sources_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -151,20 +143,9 @@ def list_source(sources: list[Path]) -> Listing:
     whole = {key for key, extension in split.values() if "." not in extension}
     parts = {path for path, (key, extension) in split.items() if "." in extension and key in whole}
     pictures = [files[path] for path in split if path not in parts]
-    owners: dict[str, str] = {}
-    for picture in pictures:
-        owners.setdefault(split[picture.path][0], picture.path)
-    sidecars = {}
-    for file in files.values():
-        if file.suffix in _LABELS and not file.is_hidden:
-            key, extension = names.split(file.path)
-            if key in owners and f".{extension.lower()}" == file.suffix:
-                sidecars[key + file.suffix] = file
-    shared = {}
-    if names.last_dot:
-        first = {at_first_dot(picture.path)[0] for picture in pictures}
-        loose = (file for file in files.values() if file.suffix == ".cls" and not file.is_hidden)
-        shared = {key: file for file in loose if (key := at_last_dot(file.path)[0]) in first and key not in owners}
+    labels = [path for path, file in files.items() if file.suffix in _LABELS and not file.is_hidden]
+    pairs = pair([picture.path for picture in pictures], labels, names)
+    sidecars = {place: files[path] for place, path in pairs.of.items()}
     folders = {folder for picture in pictures for folder in _above(picture.path)}
     named = (file for file in files.values() if posixpath.basename(file.path) == "dataset.json")
     dataset_json = [file for file in named if posixpath.dirname(file.path) in folders and not file.is_hidden]
@@ -175,7 +156,7 @@ def list_source(sources: list[Path]) -> Listing:
         raise UsageError(
             f"{printable(sources[0])} holds no pictures (known are {' '.join(sorted(PICTURES))}){there}: check the path"
         )
-    return Listing(pictures, dataset_json, names, sidecars, owners, shared, ignored, tuple(notes))
+    return Listing(pictures, dataset_json, sidecars, pairs.contested, ignored, tuple(notes))
 
 
 def _by_path(found: list[File], notes: list[str]) -> dict[str, File]:
@@ -210,7 +191,7 @@ def _kind(file: File, is_part: bool) -> str:
     if file.suffix in _ARCHIVES:
         return f"{file.suffix} (archives within SOURCE, whose pictures are not read: unpack them, or pack them alone)"
     if file.suffix == ".cls":
-        return ".cls without a picture"
+        return ".cls without a picture of its own"
     return file.suffix or (f"{name}, which {file.fault}" if file.fault else name)
 
 
