@@ -27,6 +27,7 @@ class Divergence:
 
     def __init__(self, folder: Path, most: int):
         self.folder, self.most = folder, most
+        self.owners = [0]  # ranks that look into a folder of their own, whose checkpoints the next start may find
         self.streak, self.since = 0, 0  # the last steps that all had faults, and nimg of the state that they began from
 
     @property
@@ -57,14 +58,14 @@ class Divergence:
         if skipped <= self.most:
             return
         settle()
-        with dist.main_decides() as box:
-            if dist.is_main():
-                box.append(put_aside(self.folder, self.since))
+        with dist.together():
+            mine = put_aside(self.folder, self.since) if dist.rank() in self.owners else None
+        kept = max((path for path in dist.gather_objects(mine) if path), key=lambda path: int(path.stem), default=None)
         advice = "; or ".join(remedies(game.config, game.current, nimg))
-        if box[0]:
-            how = f"The last good checkpoint is {box[0]} (later ones are now called NAME.bad): run the same command"
+        if kept:
+            how = f"The last good checkpoint is {kept} (later ones are now called NAME.bad): run the same command"
         else:
-            how = "No good checkpoint is left (there are NAME.bad): run the same command with --restart, which begins"
+            how = "No good checkpoint is left (NAME.bad are none): run the same command with --restart, which begins"
         raise RunError(
             f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. {how} "
             f"again with one or more of these: {advice}"

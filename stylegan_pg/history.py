@@ -26,6 +26,7 @@ WRITTEN = re.compile(
     r"the checkpoint at [^:]*: written|continuing from |(done|stopped; [^:]*): .* at (?!0(\.0)? )[0-9]"
 )
 RESTARTED = "restarted with --restart"
+MEASURED = (("model", "low_precision_at"), ("train", "channels_last"))  # which a run fills in when it starts
 
 
 def _lines(run: Path) -> list[str]:
@@ -102,8 +103,9 @@ def restart(run: Path, config: dict[str, Any]) -> tuple[bool, str]:
     Raises:
         UsageError: what is there cannot be moved.
     """
-    settings = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6).hexdigest()
-    mark = f"{RESTARTED} (settings {settings})"
+    measured = {section: {**config.get(section, {}), key: None} for section, key in MEASURED}  # in RUN/config.yaml
+    text = json.dumps(config | measured, sort_keys=True)
+    mark = f"{RESTARTED} (settings {hashlib.blake2b(text.encode(), digest_size=6).hexdigest()})"
     if any(line.startswith(mark) for line in _lines(run)) and not lost_its_checkpoints(run):
         return False, (
             "note: --restart has been done with these settings, and the run goes on; to begin anew once more, move its "

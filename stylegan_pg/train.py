@@ -127,8 +127,8 @@ class Trainer:
         self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
         if self.init:
             init, nets = self.config.init, {"G": p.G, "D": p.D}
-            self.say(f"started from {init}; new: {', '.join(fresh) or 'nothing'}")
-            for line in transfer.account(nets, fresh, self.init, init, self.other_model):
+            amounts = transfer.account(nets, fresh, self.init, init, self.other_model)
+            for line in [f"started from {init}; new: {', '.join(fresh) or 'nothing'}", *amounts]:
                 self.say(line)
             if unused := transfer.unused(p.G, self.init["G"]):
                 later = "; what grows later is drawn anew" if phase.resolution < self.config.resolution else ""
@@ -143,6 +143,7 @@ class Trainer:
         """Load the newest good checkpoint if there is one, open the logs, and take over what it decided."""
         self.kernels = native.agree(self.players.device.type)
         seen, told = latest.claim(self.folder, to_plain(self.config), restart)
+        self.divergence.owners = seen.owners
         found = latest.find(self.run, seen)
         path = found.path
         with dist.main_decides() as box:

@@ -103,6 +103,9 @@ def test_restarting_again(source, tmp_path):
     assert anew
     assert other.endswith(f"what was here is in {run / 'before-2'} now")
     assert other.split(":")[0] != line.split(":")[0]
+    measured = {"a": 1, "model": {"low_precision_at": [8]}, "train": {"channels_last": True}}
+    told = history.restart(tmp_path / "auto", measured)[1]
+    assert history.restart(tmp_path / "auto", measured | {"model": {"low_precision_at": None}})[1] == told
     (run / "log.txt").write_text(f"2026-01-01 00:00:00 {line}\n2026-01-01 00:00:00 the checkpoint at 8 kimg: written\n")
     assert history.restart(run, {"a": 1})[0] is True
     assert (run / "before-3" / "log.txt").exists()
