@@ -1,5 +1,7 @@
 """Steps of the game out of the ordinary: unequal turns, clipped or frozen weights, values that are not finite."""
 
+import shlex
+
 import harness
 import pytest
 import torch
@@ -186,7 +188,10 @@ def test_a_run_that_diverges_stops_at_the_last_good_checkpoint(tiny_data, tmp_pa
     assert good.read_bytes() == kept[good.name]
     bad = [p.name for p in (run / "checkpoints").glob("*.bad")]
     assert bad == (["000000000048.safetensors.bad"] if at == 40 else [])
-    harness.finish(harness.start(harness.arguments(run, tiny_data, **changes)))
+    printed = shlex.split(told.rpartition("again with one or more of these: ")[2].splitlines()[0].replace("; or ", " "))
+    assert printed == ["loss.r1_gamma=2", "optim.g_lr=0.001", "optim.d_lr=5e+29"]
+    told = harness.finish(harness.start([*args, *printed, "optim.d_lr=0.002"]))
+    assert "loss.r1_gamma was 1.0, is now 2.0" in told
     tensors, state = harness.newest(run)
     assert state["nimg"] == 80
     assert all(t.isfinite().all() for t in tensors.values())
