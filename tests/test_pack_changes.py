@@ -145,14 +145,32 @@ def test_a_picture_that_is_gone_is_told_from_a_damaged_one(tmp_path, source, mon
     assert back.identity == packed(source, tmp_path / "whole", **SMALL).identity
 
 
-def test_links_to_a_disk_that_is_away(tmp_path, source):
+def test_links_to_a_disk_that_is_away_from_the_command_line(tmp_path, source):
     folder_of(tmp_path / "disk", ["x.png"])
     (source / "dog" / "link.png").symlink_to(tmp_path / "disk" / "x.png")
     (tmp_path / "disk").rename(tmp_path / "away")
-    with pytest.raises(RunError, match=r"link\.png cannot be read"):
-        packed(source, tmp_path / "out", **SMALL)
+    command = [sys.executable, "-m", "stylegan_pg", "pack", str(source), str(tmp_path / "out"), "--resolution", "8"]
+    command += ["--shard-size", "2kB", "--workers", "2"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    (message,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert "link.png cannot be read: No such file or directory" in message
+    assert "run the same command again" in message
+    assert "Traceback" not in result.stderr
     (tmp_path / "away").rename(tmp_path / "disk")
-    assert packed(source, tmp_path / "out", **SMALL).count == 13
+    report = packed(source, tmp_path / "out", **SMALL)
+    assert (report.count, report.was_complete) == (13, False)
+
+
+def test_a_picture_that_is_being_written_meanwhile(tmp_path, source, monkeypatch):
+    """What is there when its turn comes is packed, and is not taken for a change afterwards."""
+    path = source / "dog" / "06.png"
+    before_picture(monkeypatch, 4, lambda: path.write_bytes(encoded(noise(77, 40))))
+    report = packed(source, tmp_path / "out", **SMALL)
+    assert (report.count, report.unreadable) == (12, ())
+    monkeypatch.undo()
+    assert packed(source, tmp_path / "out", **SMALL).was_complete
+    assert packed(source, tmp_path / "whole", **SMALL).identity == report.identity
 
 
 # --- what is rewritten ------------------------------------------------------------------------------------------------
@@ -263,6 +281,21 @@ def test_datasets_of_older_versions_are_recognised(tmp_path, source):
     files[0].write_bytes(files[0].read_bytes() + b"\0")
     with pytest.raises(UsageError, match="the pictures in SOURCE are others"):
         packed(source, out, **SMALL)
+
+
+def test_an_interrupted_packing_of_an_older_version_begins_anew(tmp_path, source):
+    books = tmp_path / "out" / ".pack"
+    books.mkdir(parents=True)
+    packed(source, tmp_path / "whole", **SMALL)
+    plan = json.loads((tmp_path / "whole" / "index.json").read_text())["pack"]
+    del plan["paths_sha256"], plan["max_images"]
+    files = sorted(source.rglob("*.png"))
+    plan["listing_sha256"] = digest((str(p.relative_to(source)), p.stat().st_size) for p in files)
+    (books / "plan.json").write_text(json.dumps(plan))
+    old = {"name": "00000", "following": 3, "index_sha256": {}, "sources": [], "unreadable": [], "upscaled": 0}
+    (books / "00000.json").write_text(json.dumps(old))
+    packed(source, tmp_path / "out", **SMALL)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 # --- a part -----------------------------------------------------------------------------------------------------------

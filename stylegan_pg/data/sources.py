@@ -61,10 +61,13 @@ class File(NamedTuple):
         if isinstance(self.member, str):
             return zips.content_of(self.container, self.member)
         with open(self.container, "rb") as file:
+            now = self.size if self.folder is None else os.fstat(file.fileno()).st_size  # it may be written just now
+            if now > most:
+                raise ValueError(f"has {now} bytes, more than {most}")
             file.seek(self.member)
-            data = file.read(self.size)
-        if len(data) < self.size and self.folder is None:
-            raise OSError(errno.EIO, "it has become shorter since it was listed", self.container)
+            data = file.read(now)
+        if len(data) < now:
+            raise OSError(errno.EIO, "it ended before the size that it was listed with", self.container)
         return data
 
     @property
