@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from packing import encoded, noise, packed, tar_of, zip_of
 
+from stylegan_pg.data import tars, zips
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.sources import list_source
 from stylegan_pg.errors import UsageError
@@ -235,6 +236,16 @@ def test_tars_made_to_harm_end_with_a_message(tmp_path, content, message):
         with pytest.raises(UsageError, match=message):
             read()
     assert time.process_time() - began < 10
+
+
+def test_archives_of_too_many_members_are_refused(tmp_path, monkeypatch):
+    for module in (tars, zips):
+        monkeypatch.setattr(module, "MOST_MEMBERS", 9)
+    for make, name in ((tar_of, "x.tar"), (zip_of, "x.zip")):
+        few, many = pictures("a", 4), pictures("a", 1) | {f"{i}.txt": b"" for i in range(20)}
+        assert len(list_source([make(tmp_path / name, few)]).pictures) == 4
+        with pytest.raises(UsageError, match=r"members"):
+            list_source([make(tmp_path / name, many)])
 
 
 def test_tars_that_are_mostly_holes_cost_nothing(tmp_path):
