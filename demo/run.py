@@ -6,26 +6,50 @@ continues when it is started again.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from stylegan_pg.generate import save_image
-from stylegan_pg.settings import load_config
+from stylegan_pg import console, launcher
+from stylegan_pg.errors import TO_BE_CONTINUED
 
 FACES = 5000
+parts: list[subprocess.Popen[str]] = []  # the last one is running, or has ended
+requests: list[int] = []  # signals that asked the demo to stop
+
+
+def stop(number: int, _: object) -> None:
+    """Hand a request to stop on to the part that is running; the demo ends with it."""
+    requests.append(number)
+    for part in parts[-1:]:
+        with contextlib.suppress(ProcessLookupError):
+            part.send_signal(number)
+    if not parts:
+        os._exit(TO_BE_CONTINUED)  # nothing has begun
 
 
 def call(*command: str, capture: bool = False) -> str:
-    """Run a command of ours in a process of its own; its exit code ends this one if it is not 0."""
+    """Run a command of ours in a process of its own; its exit code ends this one if it is not 0. After a request to
+    stop the demo ends too, with the exit code for what is to be continued."""
     print("+", " ".join(command), flush=True)
-    result = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE if capture else None, text=True)
-    if result.returncode:
-        sys.exit(result.returncode)
-    return result.stdout or ""
+    env = os.environ | {launcher.SCRIPTS: f"{os.environ.get(launcher.SCRIPTS, '')} {os.getpid()}".strip()}
+    parts.append(
+        subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE if capture else None, text=True, env=env)
+    )
+    for number in requests[:1]:  # it came while the part was being started
+        parts[-1].send_signal(number)
+    output, _ = parts[-1].communicate()
+    if requests:
+        sys.exit(TO_BE_CONTINUED)
+    if code := parts[-1].returncode:
+        sys.exit(code if code > 0 else 128 - code)  # as shells tell signals
+    return output or ""
 
 
 def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> None:
@@ -33,6 +57,8 @@ def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> 
     import numpy as np
     import torch
     from PIL import Image
+
+    from stylegan_pg.generate import save_image
 
     grids = sorted(samples.glob("fakes-*.png"), key=lambda p: int(re.findall(r"\d+", p.stem)[-1]))
     chosen = sorted({round(i * (len(grids) - 1) / (most - 1)) for i in range(most)})
@@ -49,15 +75,21 @@ def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> 
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
+    console.tolerate("stdout", "stderr")
+    from stylegan_pg.settings import load_config
+
     name, overrides = sys.argv[1], sys.argv[2:]
     config = load_config(name, overrides)
     run, size = Path(config.run), config.resolution
     faces = Path("data") / f"faces{FACES}-{size}"
     call("demo/faces.py", str(faces), "--count", str(FACES), "--size", str(size))
     call("-m", "stylegan_pg", "pack", str(faces), config.data.url, "--resolution", str(size), "--format", "png")
-    started = time.time()
+    started = time.monotonic()
     call("-m", "stylegan_pg", "train", name, *overrides)
-    minutes = (time.time() - started) / 60
+    minutes = (time.monotonic() - started) / 60
 
     snapshot = max((run / "snapshots").glob("*.safetensors"), key=lambda p: p.name)
     out = run / "pictures"

@@ -3,6 +3,9 @@
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
+# The ranks end when one of the scripts above them is killed.
+export STYLEGAN_PG_SCRIPTS="${STYLEGAN_PG_SCRIPTS:+$STYLEGAN_PG_SCRIPTS }$$"
+
 # Until there is something to stop, that is all there is to it: to be continued.
 trap 'exit 75' TERM INT USR1 HUP
 

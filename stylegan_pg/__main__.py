@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if sys.argv[1:2] == ["train"]:  # requests to stop wait until there is somebody to heed them (stopping.py)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP})
+
 import atexit
 import contextlib
 import ctypes
 import errno
 import io
 import os
-import sys
 import threading
 
-from stylegan_pg import launcher
+from stylegan_pg import console, launcher, limits, stopping
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
 from stylegan_pg.untrusted import readable
 
@@ -19,6 +24,11 @@ from stylegan_pg.untrusted import readable
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a fault, 2 bad input or usage, 75 stopped, to be continued."""
     code = FAULT  # of a bug, which shows its traceback
+    if sys.argv[1:2] == ["train"]:  # which is asked to stop, and goes on without a console
+        stopping.listen()
+        console.tolerate("stdout", "stderr")
+    else:
+        console.tolerate("stderr")
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -32,9 +42,12 @@ def main() -> None:
     except RunError as error:
         code = _told(error, FAULT)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            code = _told(RunError(f"{error}: {limits.REMEDY}"), FAULT)
+        elif error.errno == errno.ENOSPC:  # where the output goes
+            code = _told(error, FAULT)
+        else:
             raise
-        code = _told(error, FAULT)  # where the output goes
     finally:
         status = launcher.leave(code)
     sys.exit(status)

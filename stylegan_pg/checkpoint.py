@@ -160,6 +160,9 @@ class Writer:
         except Exception as error:  # whatever it is, outcome() hands it over
             self.result = nimg, str(error) or type(error).__name__
 
+    def is_writing(self) -> bool:
+        return bool(self.thread and self.thread.is_alive())
+
     def wait(self) -> None:
         if self.thread:
             self.thread.join()
@@ -170,7 +173,7 @@ class Writer:
         written. None if there is nothing to tell, or (unless told to wait) nothing yet."""
         if wait:
             self.wait()
-        elif self.thread and self.thread.is_alive():
+        elif self.is_writing():
             return None
         result, self.result = self.result, None
         return result

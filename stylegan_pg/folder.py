@@ -76,12 +76,21 @@ class RunFolder:
         except OSError:
             return False
 
+    def place(self) -> Path | None:
+        """Where the folder is now, whatever was done to it during training; None where the system does not say, or if
+        it was deleted."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                name = Path(os.readlink(f"/proc/self/fd/{self.folder}"))
+                return name if _is_at(name, self.folder) else None
+        return None
+
     def lost(self) -> str:
         """Why this process must not write into the folder any more; "" if it may."""
         if self.folder is None or self.lock is None:
             return ""
         if not _is_at(self.path, self.folder):
-            where = _name_of(self.folder)
+            where = self.place()
             return (
                 f"the run's folder {self.path} was moved away or deleted during training"
                 + (f" (it is {where} now)" if where else "")
@@ -111,12 +120,3 @@ def _is_at(path: Path, descriptor: int) -> bool:
     except OSError:
         return True
     return os.path.samestat(found, os.fstat(descriptor))
-
-
-def _name_of(folder: int) -> str:
-    """Where an open folder is now; "" where the system does not say, or nowhere."""
-    with contextlib.suppress(OSError):
-        name = os.readlink(f"/proc/self/fd/{folder}")
-        if not name.endswith(" (deleted)") and _is_at(Path(name), folder):
-            return name
-    return ""

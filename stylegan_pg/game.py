@@ -79,13 +79,16 @@ class Game(Players):
 
         return score
 
-    def step(self, batch: Batch, *, stop: bool = False) -> tuple[dict[str, tuple[float, int]], bool]:
+    def step(
+        self, batch: Batch, *, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, tuple[float, int]], bool]:
         """Train on this rank's share of one batch of real images and advance nimg by the global batch.
 
         Where a loss or a gradient is not finite, that player does not move, and `faults` says so; `notes` says if
         memory ran out and micro-batches were halved.
 
-        Returns {name: (sum, count)} of what was observed, over all ranks, and whether any rank was asked to `stop`.
+        Returns {name: (sum, count)} of what was observed, over all ranks, and whether any rank wants to `stop`, which
+        is asked once the work is done.
         """
         self.faults, self.overflows, self.notes, self.parallel.scale = [], [], [], self.state["loss_scale"]
         self.moved = self.began_bad = False
@@ -97,7 +100,7 @@ class Game(Players):
         self.d_step(real, condition, self.current.step(self.nimg))
         beta = ema_beta(self.current.batch, self.nimg, self.config.ema.kimg, self.config.ema.rampup)
         ema.update(self.G_ema, self.G, beta)
-        stats, bad, stop = self.observed.reduce(self.device, stop)
+        stats, bad, stopping = self.observed.reduce(self.device, stop())
         if bad and self.faults:
             self.faults.append(f"not finite: {', '.join(bad)}")
         self._rescale()
@@ -105,7 +108,7 @@ class Game(Players):
         if self.config.augment.mode == "ada":
             self._steer(*stats.get("sign_real", (0.0, 0)))
         self.nimg += self.current.batch
-        return stats, stop
+        return stats, stopping
 
     def g_step(self, real: torch.Tensor, condition: torch.Tensor | None, number: int, turn: str = "") -> None:
         """Step `number` of the generator in this phase, and its lazy terms where they are due; `turn` tells several

@@ -24,6 +24,7 @@ EXPECTED = "STYLEGAN_PG_WORLD"  # how many processes the launch script has asked
 # its own without RANK.
 COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PET_NNODES")
 LARGEST_WORLD = 1 << 20
+SCRIPTS = "STYLEGAN_PG_SCRIPTS"  # process ids of the launch scripts, each started by the one before it
 START = "start it with torchrun, accelerate or the scripts in launch/"
 
 
@@ -132,6 +133,15 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
 def is_alone(env: Mapping[str, str] = os.environ) -> bool:
     """Whether nothing says that there are other processes."""
     return env.get("WORLD_SIZE", "") in ("", "1")
+
+
+def is_launched(detached: bool, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the parent is a launcher, without which this process has no use; `detached`: it was started under nohup,
+    so that a parent which nothing names as a launcher may go."""
+    if "TORCHELASTIC_RUN_ID" in env or env.get(SCRIPTS):  # torchrun and accelerate; the scripts in launch/
+        return True
+    launchers = ("CROSS_RANK", "ACCELERATE_MIXED_PRECISION")  # DeepSpeed's and accelerate's, also of a single process
+    return not detached and (not is_alone(env) or any(name in env for name in launchers))
 
 
 def enter() -> None:

@@ -38,7 +38,8 @@ class Outputs:
             self.reporter.say(message)
 
     def due(self, before: int, *, last: bool) -> None:
-        """Measure, draw and write what is due after the step that began at nimg `before`; `last` ends the run."""
+        """Measure, draw and write what is due after the step that began at nimg `before`; `last` ends the run, whose
+        final_snapshot comes later."""
         after, out = self.players.nimg, self.config.output
         snapshot = crossed(out.snapshot_kimg, before, after) or last
         every = self.config.metrics.every_kimg
@@ -47,7 +48,7 @@ class Outputs:
         if dist.is_main():
             if crossed(out.grid_kimg, before, after) or (last and out.grid_kimg):
                 self.grids()
-            if snapshot:
+            if snapshot and not last:
                 self.snapshot(self.snapshot_path())
 
     def tick(self, before: int, bad_samples: Mapping[str, int]) -> None:
@@ -89,7 +90,7 @@ class Outputs:
 
     def measure(self) -> None:
         """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
-        p, started = self.players, time.time()
+        p, started = self.players, time.monotonic()
         moment = f"the metrics at {p.nimg / 1000:.1f} kimg"
         try:
             values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
@@ -101,10 +102,10 @@ class Outputs:
         for reason in self.metrics.missing:
             self.say(f"warning: {moment} are incomplete: {reason}; training goes on")
         if self.reporter and values:
-            seconds, how = round(time.time() - started, 1), self.config.metrics
+            seconds, how = round(time.monotonic() - started, 1), self.config.metrics
             facts = {"resolution": p.current.resolution, "images": how.images, "seconds": seconds}
             self.reporter.metrics(p.nimg, values, **facts)
-            self.reporter.not_training(time.time() - started)
+            self.reporter.not_training(time.monotonic() - started)
             at = self.moment(how.every_kimg, self.config.output.snapshot_kimg if how.at_snapshots else 0)
             path = self.run / "snapshots" / f"best-{at}.safetensors"
             try:
@@ -123,8 +124,33 @@ class Outputs:
     def snapshot_path(self) -> Path:
         return self.run / "snapshots" / f"{self.moment(self.config.output.snapshot_kimg)}.safetensors"
 
+    def final_snapshot(self) -> None:
+        """What the run was for; nothing is done if it is there already.
+
+        Raises:
+            RunError: on all ranks, if it cannot be written.
+        """
+        path = self.snapshot_path()
+        with dist.main_decides():
+            if dist.is_main() and not path.is_file():
+                try:
+                    self._write(path)
+                except OSError as error:
+                    raise RunError(
+                        f"training is complete, but its last snapshot {path} could not be written ({error}): make "
+                        "room, or mend what is wrong there, and run the same command again, which writes it"
+                    ) from None
+
     def snapshot(self, path: Path) -> bool:
         """Whether it could be written; if not, that is told."""
+        try:
+            self._write(path)
+            return True
+        except OSError as error:
+            self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
+            return False
+
+    def _write(self, path: Path) -> None:
         p = self.players
         description = {
             "network": self.config.model.name,
@@ -136,10 +162,5 @@ class Outputs:
             "config": to_plain(self.config),
             "stylegan_pg": __version__,
         }
-        try:
-            save_snapshot(path, p.G_ema, description)
-            self.say(f"{p.nimg / 1000:.1f} kimg: snapshot {path}")
-            return True
-        except OSError as error:
-            self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
-            return False
+        save_snapshot(path, p.G_ema, description)
+        self.say(f"{p.nimg / 1000:.1f} kimg: snapshot {path}")

@@ -6,7 +6,6 @@ Only rank 0 has a Reporter. A fault in writing any of these (a full disk) costs 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -18,7 +17,8 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from stylegan_pg import files, status
+from stylegan_pg import console, files, status
+from stylegan_pg.board import Board
 from stylegan_pg.generate import save_image, tile
 from stylegan_pg.untrusted import json_lines
 
@@ -59,28 +59,19 @@ class Reporter:
         run.mkdir(parents=True, exist_ok=True)
         for name in ("stats.jsonl", "metrics.jsonl", "data-faults.jsonl"):
             self._guard(cut_back, run / name, nimg)
-        self.board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # purge_step hides what an interrupted run had logged beyond its last checkpoint.
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=nimg + 1 if nimg else None)
+        self.board = Board(run / "tensorboard", nimg, self.say) if tensorboard else None
         self.bar = tqdm(
             total=end, initial=nimg, unit="img", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self.tick_time, self.tick_nimg = time.time(), nimg
-        self.started, self.start_nimg = time.time(), nimg
+        self.started = self.tick_time = time.monotonic()  # whatever is done to the system's clock
+        self.tick_nimg = nimg
         self.means = means
         self.latest = ""  # losses and memory at the last tick
 
     def _guard(self, function, *args, **kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except (
-            OSError,
-            ValueError,
-            ImportError,
-        ) as error:  # TensorBoard's writer reports I/O on a closed file as ValueError
+        except (OSError, ValueError, ImportError) as error:
             text = f"{getattr(function, '__name__', 'output')}: {error}"
             if text not in self.complained:
                 self.complained.add(text)
@@ -90,10 +81,15 @@ class Reporter:
         """A line on the console and in log.txt."""
         tqdm.write(message, file=sys.stderr)
         self.note(message)
+        self._look_at_console()
 
     def note(self, message: str) -> None:
         """A line in log.txt."""
         self._guard(self._append, "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
+
+    def _look_at_console(self) -> None:
+        if lost := console.lost():
+            self.note(f"the console is gone ({'; '.join(lost)}); training goes on, and tells the rest here alone")
 
     def _append(self, name: str, line: str) -> None:
         with open(self.run / name, "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -102,10 +98,11 @@ class Reporter:
     def progress(self, nimg: int, postfix: str) -> None:
         self.bar.set_postfix_str(f"{postfix}  {self.latest}", refresh=False)
         self.bar.update(nimg - self.bar.n)
+        self._look_at_console()
 
     def tick(self, nimg: int, facts: dict[str, Any], device: torch.device) -> None:
         """One line of stats: the means since the last tick, `facts`, and how fast it went."""
-        now = time.time()
+        now = time.monotonic()
         rate = (nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
         self.tick_time, self.tick_nimg = now, nimg
         if device.type == "cuda":
@@ -124,8 +121,8 @@ class Reporter:
         self._guard(self._append, "stats.jsonl", json.dumps(stats))
         if self.board:
             for name, value in stats.items():
-                if isinstance(value, (int, float)) and name != "nimg" and math.isfinite(value):
-                    self._guard(self.board.add_scalar, name, value, nimg)
+                if isinstance(value, (int, float)) and name != "nimg":
+                    self.board.scalar(name, value, nimg)
         self.latest = (
             "  ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats) + f"  {memory:.0f} MiB"
         )
@@ -151,7 +148,7 @@ class Reporter:
         self.say(f"{nimg / 1000:.1f} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
         if self.board:
             for name, value in values.items():
-                self._guard(self.board.add_scalar, f"metrics/{name}", value, nimg)
+                self.board.scalar(f"metrics/{name}", value, nimg)
 
     def data_fault(self, nimg: int, **facts: Any) -> None:
         """A line of data-faults.jsonl."""
@@ -169,12 +166,12 @@ class Reporter:
         picture = tile(images, columns)
         self._guard(_save_grid, picture, self.run / "samples" / f"{name}.png")
         if self.board:
-            self._guard(self.board.add_image, name.rsplit("-", 1)[0], picture, nimg)
+            self.board.image(name.rsplit("-", 1)[0], picture, nimg)
 
     def close(self) -> None:
         self.bar.close()
         if self.board:
-            self._guard(self.board.close)
+            self.board.close()
 
 
 def _draw_curves(run: Path) -> None:

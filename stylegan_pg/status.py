@@ -93,7 +93,7 @@ def collect(run: Path) -> dict[str, Any]:
     last = lines[-1] if lines else {}
     newest = next(filter(Path.is_file, checkpoint.found(run / "checkpoints")), None)
     signs = [p.stat().st_mtime for p in (run / "log.txt", run / FILE, run / "stats.jsonl") if p.exists()]
-    silent = now - max(signs) if signs else None
+    silent = _age(signs, now)
     rates = [rate for line in lines[-5:] if (rate := _number(line.get("img_per_sec")) or 0.0) > 1e-6]
     rate = statistics.median(rates) if rates else None
     nimg = last.get("nimg", 0)
@@ -113,12 +113,19 @@ def collect(run: Path) -> dict[str, Any]:
         "stragglers": stragglers(ranks),
         "checkpoint": str(newest) if newest else None,
         "checkpoint_nimg": int(newest.stem) if newest else None,
-        "checkpoint_age_sec": now - newest.stat().st_mtime if newest else None,
+        "checkpoint_age_sec": _age([newest.stat().st_mtime], now) if newest else None,
         "starts": sum(" continuing from " in line for line in log) + 1 if log else 0,
         "faults": len(faults),
         "last_faults": faults[-5:],
         "damaged": damaged,
     }
+
+
+def _age(times: list[float], now: float) -> float | None:
+    """Seconds since the latest of these times. One that has not come yet, as before the clock was set back, or where a
+    file server's is ahead, says nothing beside others."""
+    ages = [now - time for time in times]
+    return min((age for age in ages if age >= 0), default=0.0) if ages else None
 
 
 def _state(log: list[str], done: bool, silent: float | None, tick_sec: float) -> str:

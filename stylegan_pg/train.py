@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,22 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import __version__, checkpoint, dist, history, latest, launcher, peers, status, transfer, tuning
+from stylegan_pg import (
+    __version__,
+    checkpoint,
+    dist,
+    history,
+    latest,
+    launcher,
+    limits,
+    peers,
+    status,
+    stopping,
+    transfer,
+    tuning,
+)
 from stylegan_pg.config import Config
+from stylegan_pg.data.cache import HELD, OPEN_FILES
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import give_up_waiting
 from stylegan_pg.divergence import Divergence
@@ -57,7 +70,7 @@ class Trainer:
         self.feed = Feed(config, index, parallel, self.plan)
         self.writer = checkpoint.Writer(self.checkpoints, config.checkpoint.keep)  # rank 0 uses it
         self.means = Means()
-        self.asked = False  # a signal came to this rank
+        self.lost = ""  # why rank 0 cannot write into the run's folder any more
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
         self.other_model = ""  # what was otherwise in the run that it comes from
@@ -91,7 +104,7 @@ class Trainer:
             self.say(f"note: {remark}")
         p = self.players
         with contextlib.closing(self.feed.batches(p.nimg, p.classes)) as stream:
-            ahead = self.feed.first(stream, lambda: self.asked or launcher.asked_to_stop())
+            ahead = self.feed.first(stream, stopping.asked)
             while ahead and not self.stopping:
                 phase, batch = ahead
                 if p.phase != phase:
@@ -99,7 +112,12 @@ class Trainer:
                 # Whether the next step will have data is known before this one: if not on all ranks, all stop with it.
                 ahead = next(stream, None)
                 before = p.nimg
-                stats, self.stopping = p.step(batch, stop=self.asked or bool(ahead and ahead[1].fault))
+                no_more = bool(ahead and ahead[1].fault)
+                stats, self.stopping = p.step(batch, stop=lambda no_more=no_more: no_more or self.must_stop())
+                if self.stopping:
+                    self.look_after_folder()
+                    if stopping.reason():
+                        self.say(f"{stopping.reason()}; stopping with a checkpoint")
                 for name, (total, count) in stats.items():
                     self.means.add(name, total, count)
                 self.feed.use(batch)
@@ -110,12 +128,11 @@ class Trainer:
                         f"{self.write_failures} checkpoints in a row could not be written; the last good one is kept: "
                         "make room, and run the same command again"
                     )
-            for reason in self.feed.why_no_more(ahead[1], self.asked) if ahead else []:
+            for reason in self.feed.why_no_more(ahead[1], stopping.asked()) if ahead else []:
                 waited = f"data.patience_sec={self.config.data.patience_sec:g}"
                 self.say(f"stopped, as there is no more data ({waited}): {reason}")
-        path = self.outputs.snapshot_path()
-        if p.nimg >= self.end and dist.is_main() and not path.exists():
-            self.outputs.snapshot(path)  # its writing had failed
+        if p.nimg >= self.end:
+            self.outputs.final_snapshot()
         if self.reporter:
             self.reporter.close()
         return DONE if p.nimg >= self.end else TO_BE_CONTINUED
@@ -187,8 +204,7 @@ class Trainer:
         if path:
             whose = f" in {found.where}, sent to all ranks," if found.holder else ""
             self.say(f"continuing from {path}{whose} at {self.players.nimg / 1000:.1f} kimg")
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self.request_stop)
+        stopping.begin(give_up_waiting, self.writer.is_writing)
 
     def open_logs(self) -> None:
         try:
@@ -210,9 +226,25 @@ class Trainer:
         self.means = Means(state["means"])
         self.feed.load(state["bad_samples"])
 
-    def request_stop(self, *_: Any) -> None:
-        self.asked = True  # nothing but flags: a signal may come at any moment, also within a write
-        give_up_waiting()
+    def must_stop(self) -> bool:
+        """Whether this rank cannot go on after a step, or was asked not to."""
+        self.lost = self.folder.lost() if dist.is_main() else ""
+        return bool(self.lost) or stopping.asked()
+
+    def look_after_folder(self) -> None:
+        """A collective call, before anything is written of a last step.
+
+        Raises:
+            UsageError: on all ranks, if the run's folder is not this run's any more.
+        """
+        with dist.main_decides():
+            if dist.is_main() and self.lost:
+                place = self.folder.place()
+                if self.reporter and place:
+                    self.reporter.run = place
+                else:
+                    self.reporter = None
+                raise UsageError(self.lost)
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact continuation depends on besides the checkpoint itself."""
@@ -233,7 +265,6 @@ class Trainer:
         """Everything that is due after the step that began at nimg `before`."""
         p = self.players
         after, last = p.nimg, p.nimg >= self.end
-        self.asked = self.asked or launcher.asked_to_stop()
         self.pace.pause(len(p.share))
         if self.reporter:
             self.reporter.progress(after, f"{p.phase} alpha {p.phase.alpha(before):.2f}" if p.phase else "")
@@ -347,6 +378,8 @@ def run(
     Raises:
         UsageError, RunError: as Trainer does.
     """
+    # Libraries, connections to the other ranks, workers, and the shards that are kept open.
+    limits.open_files(64 + 4 * launcher.place().world + 4 * config.data.workers + OPEN_FILES + HELD)
     parallel = Parallel(config)
     failed, trainer = True, None
     try:

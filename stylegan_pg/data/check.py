@@ -6,7 +6,6 @@ import contextlib
 import functools
 import multiprocessing
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stylegan_pg import stopping
 from stylegan_pg.data.decode import MODES, header
 from stylegan_pg.data.foreign import ForeignIndex
 from stylegan_pg.data.index import DatasetIndex
@@ -44,9 +44,8 @@ def check(index: DatasetIndex, resolutions: list[int], workers: int | None = Non
             index.sources()
     except UsageError as error:
         yield str(error)
-    # Not forked: the parent may have threads. A worker leaves Ctrl-C to the parent.
-    context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, signal.signal, deaf) as pool:
+    context = multiprocessing.get_context("spawn")  # not forked: the parent may have threads
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, stopping.be_worker) as pool:
         for resolution in resolutions:
             try:
                 table = index.table(resolution)

@@ -1,14 +1,12 @@
 """Processes that encode pictures, a bounded number of them ahead of what is written."""
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from stylegan_pg import stopping
 from stylegan_pg.data.picture import Recipe, Result, make
 from stylegan_pg.data.sources import CONTINUES, File
 from stylegan_pg.errors import RunError
@@ -30,7 +28,7 @@ class Encoders:
             return
         if not self.pool:
             workers = min(self.workers, len(chunks))
-            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), stopping.be_worker)
         ahead = deque()
         try:
             for pending in chunks:
@@ -54,15 +52,3 @@ class Encoders:
 
 def _make_chunk(pictures: list[File], recipe: Recipe) -> list[Result]:
     return [make(picture, recipe) for picture in pictures]
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    parent = multiprocessing.parent_process()
-
-    def follow():  # a pool's workers hold each other's pipes open, so they would outlive a killed parent
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

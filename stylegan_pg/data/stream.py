@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stylegan_pg import stopping
 from stylegan_pg.data import store
 from stylegan_pg.data.cache import Prefetcher
 from stylegan_pg.data.order import Mixture, Order, flipped
@@ -206,9 +207,10 @@ def _in_worker(settings: store.Settings, _: int) -> None:
     store.configure(settings)
     global _workers
     _workers = []  # the parent's
-    # Ctrl-C and SIGTERM may go to all processes, but it is the trainer that decides when to stop: a worker outlives
-    # the step that is being finished, and then goes in any case. But it waits for no server any more.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping.be_worker()
+    # SIGTERM and a closed terminal's SIGHUP may go to all processes, but it is the trainer that decides when to stop: a
+    # worker outlives the step that is being finished, and then goes in any case. But it waits for no server any more.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_soon)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
