@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.data.decode import MODES
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.stream import read_batch
-from stylegan_pg.errors import PeersLost, RunError
+from stylegan_pg.errors import PeersLost, RunError, UsageError
 from stylegan_pg.game import Game
 from stylegan_pg.generate import grid_inputs, grid_ordinals, images_of
 from stylegan_pg.metrics.periodic import Periodic
@@ -32,6 +32,7 @@ class Outputs:
     ):
         self.config, self.index, self.players, self.metrics, self.reporter = config, index, players, metrics, reporter
         self.run = Path(config.run)
+        self.lost: Callable[[], str] = str  # why its folder is not the run's any more
 
     def say(self, message: str) -> None:
         if self.reporter:
@@ -128,10 +129,12 @@ class Outputs:
         """What the run was for; nothing is done if it is there already.
 
         Raises:
-            RunError: on all ranks, if it cannot be written.
+            RunError: on all ranks, if it cannot be written; UsageError: if the folder is not this run's any more.
         """
         path = self.snapshot_path()
         with dist.main_decides():
+            if dist.is_main() and (lost := self.lost()):
+                raise UsageError(lost)
             if dist.is_main() and not path.is_file():
                 try:
                     self._write(path)
@@ -143,6 +146,8 @@ class Outputs:
 
     def snapshot(self, path: Path) -> bool:
         """Whether it could be written; if not, that is told."""
+        if self.lost():
+            return False
         try:
             self._write(path)
             return True

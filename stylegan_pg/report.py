@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ class Means:
 
 
 class Reporter:
-    """Opens the run folder's logs and cuts them back to `nimg`, where the run starts or continues."""
+    """Opens the run folder's logs and cuts them back to `nimg`, where the run starts or continues; nothing is written
+    while `lost` says why the folder is not the run's any more."""
 
-    def __init__(self, run: Path, nimg: int, end: int, *, tensorboard: bool, means: Means):
-        self.run, self.end = run, end
+    def __init__(
+        self, run: Path, nimg: int, end: int, *, tensorboard: bool, means: Means, lost: Callable[[], str] = str
+    ):
+        self.run, self.end, self.lost = run, end, lost
         self.complained: set[str] = set()
         run.mkdir(parents=True, exist_ok=True)
         for name in ("stats.jsonl", "metrics.jsonl", "data-faults.jsonl"):
@@ -69,6 +73,8 @@ class Reporter:
         self.latest = ""  # losses and memory at the last tick
 
     def _guard(self, function, *args, **kwargs) -> None:
+        if self.lost():
+            return
         try:
             function(*args, **kwargs)
         except (OSError, ValueError, ImportError) as error:

@@ -197,6 +197,7 @@ class Trainer:
             if dist.is_main():
                 self.open_logs()
         self.outputs = Outputs(self.config, self.index, self.players, self.metrics, self.reporter)
+        self.outputs.lost = self.folder.lost
         for line in [*(f"warning: passed over a bad checkpoint: {problem}" for problem in found.problems), *told]:
             self.say(line)
         for remark in [] if path else [*of_configuration(config), *of_data(config, self.index)]:
@@ -209,7 +210,12 @@ class Trainer:
     def open_logs(self) -> None:
         try:
             self.reporter = Reporter(
-                self.run, self.players.nimg, self.end, tensorboard=self.config.output.tensorboard, means=self.means
+                self.run,
+                self.players.nimg,
+                self.end,
+                tensorboard=self.config.output.tensorboard,
+                means=self.means,
+                lost=self.folder.lost,
             )
             self.folder.keep(self.config)
         except OSError as error:
@@ -241,7 +247,7 @@ class Trainer:
             if dist.is_main() and self.lost:
                 place = self.folder.place()
                 if self.reporter and place:
-                    self.reporter.run = place
+                    self.reporter.run, self.reporter.lost = place, str  # its last words
                 else:
                     self.reporter = None
                 raise UsageError(self.lost)
@@ -296,7 +302,7 @@ class Trainer:
         p = self.players
         self.settle(wait=True)  # the one before; a disk that is slower than the interval holds training up
         tensors = p.tensors()
-        if dist.is_main():
+        if dist.is_main() and not self.folder.lost():
             state = {
                 "nimg": p.nimg,
                 "phase": p.current.index,
