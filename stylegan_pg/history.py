@@ -39,9 +39,11 @@ def _lines(run: Path) -> list[str]:
 
 
 def left(run: Path) -> list[Path]:
-    """The outputs that are there, but for empty ones."""
+    """The outputs that are there, but for empty ones; a file that is only half written is none."""
     there = [run / name for name in OUTPUTS]
-    return [path for path in there if (any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size)]
+    return [
+        path for path in there if (any(path.glob("[!.]*")) if path.is_dir() else path.exists() and path.stat().st_size)
+    ]
 
 
 def lost_its_checkpoints(run: Path) -> bool:
