@@ -29,7 +29,9 @@ def printable(text: object, longest: int = _LONGEST_PRINTED) -> str:
     """Text as a terminal may see it: control, formatting and undecodable characters are escaped (\\x1b, \\u202e), so
     that a file name can neither move the cursor nor hide what a message says; what is longer than `longest`
     characters is cut in its middle."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+    whole = str(text)
+    shown = whole if len(whole) <= 2 * longest else whole[:longest] + whole[-longest:]
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown)
     if len(plain) <= longest:
         return plain
     half = (longest - 5) // 2

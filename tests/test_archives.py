@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +236,18 @@ def test_tars_made_to_harm_end_with_a_message(tmp_path, content, message):
     for read in readers(path):
         with pytest.raises(UsageError, match=message):
             read()
+    assert time.process_time() - began < 10
+
+
+def test_paths_of_very_many_folders_cost_little(tmp_path):
+    path = tmp_path / "x.tar"
+    names = [b"a/" * 400_000 + b"%d.png" % i for i in range(3)]
+    path.write_bytes(b"".join(member("l", name, kind=tarfile.GNUTYPE_LONGNAME) + GOOD for name in names) + END)
+    began = time.process_time()
+    tracemalloc.start()
+    assert len(list_source([path]).pictures) == 3
+    assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    tracemalloc.stop()
     assert time.process_time() - began < 10
 
 

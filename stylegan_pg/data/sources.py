@@ -1,13 +1,14 @@
 """What SOURCE holds: the pictures of a folder, a zip or tars in sample order, the files that may label them, and a word
 about everything else."""
 
+import bisect
 import errno
 import os
 import posixpath
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,9 +150,8 @@ def list_source(sources: list[Path]) -> Listing:
     labels = [path for path, file in files.items() if file.suffix in _LABELS and not file.is_hidden]
     pairs = pair([picture.path for picture in pictures], labels, names)
     sidecars = {place: files[path] for place, path in pairs.of.items()}
-    folders = {folder for picture in pictures for folder in _above(picture.path)}
     named = (file for file in files.values() if posixpath.basename(file.path) == "dataset.json")
-    dataset_json = [file for file in named if posixpath.dirname(file.path) in folders and not file.is_hidden]
+    dataset_json = [file for file in named if not file.is_hidden and _is_above(file, pictures)]
     known = {file.path for file in (*pictures, *sidecars.values(), *dataset_json)}
     ignored = _counted(_kind(file, file.path in parts) for file in files.values() if file.path not in known)
     if not pictures:
@@ -215,11 +215,11 @@ def told(ignored: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in ignored.items())
 
 
-def _above(path: str) -> Iterator[str]:
-    """The folders that a path lies in; "" is SOURCE itself."""
-    while path:
-        path = posixpath.dirname(path) if path != "/" else ""
-        yield path
+def _is_above(file: File, pictures: list[File]) -> bool:
+    """Whether any of the pictures, which are in the order of their paths, lies at or below a file's folder."""
+    folder = file.path[: -len(posixpath.basename(file.path))]
+    place = bisect.bisect_left(pictures, folder, key=lambda picture: picture.path)
+    return place < len(pictures) and pictures[place].path.startswith(folder)
 
 
 def stamp_of(there: os.stat_result) -> str:
