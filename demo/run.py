@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -59,8 +58,9 @@ def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> 
     from PIL import Image
 
     from stylegan_pg.generate import save_image
+    from stylegan_pg.naming import in_order
 
-    grids = sorted(samples.glob("fakes-*.png"), key=lambda p: int(re.findall(r"\d+", p.stem)[-1]))
+    grids = in_order(samples.glob("fakes-*.png"))
     chosen = sorted({round(i * (len(grids) - 1) / (most - 1)) for i in range(most)})
     rows = []
     size = max(Image.open(p).size[0] for p in grids) // 8
@@ -79,6 +79,7 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, stop)
     console.tolerate("stdout", "stderr")
+    from stylegan_pg.naming import in_order
     from stylegan_pg.settings import load_config
 
     name, overrides = sys.argv[1], sys.argv[2:]
@@ -91,7 +92,7 @@ def main() -> None:
     call("-m", "stylegan_pg", "train", name, *overrides)
     minutes = (time.monotonic() - started) / 60
 
-    snapshot = max((run / "snapshots").glob("*.safetensors"), key=lambda p: p.name)
+    snapshot = in_order((run / "snapshots").glob("*.safetensors"))[-1]
     out = run / "pictures"
     common = ("--out", str(out), "--psi", "0.7")
     call("-m", "stylegan_pg", "sample", str(snapshot), "--seeds", "0-63", "--grid", *common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -222,16 +223,40 @@ def plan(
     print(report(settings, machine, out, Link(1e9 * link_gbit)))
 
 
+_CHOSEN = "A snapshot, RUN/snapshots/*.safetensors, or RUN for its best one by its metrics, else its newest"
+
+
+def _chosen(path: Path) -> Path:
+    """The snapshot that a path means; which one, if it is a run's folder, is told."""
+    from stylegan_pg import dist
+    from stylegan_pg.naming import meant_snapshot
+
+    path, told = meant_snapshot(path)
+    if told and dist.is_main():
+        print(told, file=sys.stderr)
+    return path
+
+
 @app.command()
 def sample(
-    snapshot: Annotated[Path, typer.Argument(help="RUN/snapshots/*.safetensors")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    snapshot: Annotated[Path, typer.Argument(help=f"{_CHOSEN}.")],
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder for the pictures; by default NAME-pictures beside the snapshot.")
+    ] = None,
     seeds: Annotated[
-        Optional[str], typer.Option(help="For example 1,5,9; 0-63 by default, 0-7 for a class grid.")
+        Optional[str],
+        typer.Option("--seeds", "--seed", help="For example 5 or 1,5,9; 0-63 by default, 0-7 for a class grid."),
     ] = None,
     psi: Annotated[float, typer.Option(help="Truncation: 1 for none, 0 for the mean image.")] = 0.7,
     cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,
-    labels: Annotated[Optional[str], typer.Option(help="Classes, by number or name, for conditional ones.")] = None,
+    labels: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Of conditional ones: names of classes first (cat,dog); #3 or index:3 is a place, counted from 0, "
+            "#1-3 are several; plain numbers are places too where no class has another number for a name. Seeds and "
+            "labels are paired; the shorter list is repeated."
+        ),
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
     class_grid: Annotated[
         bool, typer.Option("--class-grid", help="One picture: a row for each class, a column for each seed.")
@@ -243,12 +268,12 @@ def sample(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Write images that a snapshot generates."""
-    from stylegan_pg.generate import sample as write_samples
+    from stylegan_pg.sampling import sample as write_samples
 
     for line in write_samples(
-        snapshot,
+        _chosen(snapshot),
         out,
-        seeds=("0-7" if class_grid else "0-63") if seeds is None else seeds,
+        seeds=seeds,
         psi=psi,
         cutoff=cutoff,
         labels=labels,
@@ -265,8 +290,10 @@ def sample(
 
 @app.command()
 def metrics(
-    snapshot: Annotated[Path, typer.Argument(help="RUN/snapshots/*.safetensors, or a packed dataset of its images.")],
-    data: Annotated[str, typer.Option(help="Packed dataset to compare with.")],
+    snapshot: Annotated[Path, typer.Argument(help=f"{_CHOSEN}; or a packed dataset of its images.")],
+    data: Annotated[
+        Optional[str], typer.Option(help="Packed dataset to compare with; by default the one that the run trains on.")
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="Names, separated by commas, such as fid50k_full,kid50k_full,pr50k3_full,is50k,swd.")
     ] = "swd",
@@ -283,31 +310,34 @@ def metrics(
     precision: Annotated[str, typer.Option(help="Of the feature networks: fp32 or bf16.")] = "fp32",
     per_class: Annotated[bool, typer.Option("--per-class", help="Each class on its own.")] = False,
     neighbours: Annotated[int, typer.Option(min=0, help="Show so many samples beside their nearest real images.")] = 0,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for pictures.")] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder for pictures; by default NAME-metrics beside the snapshot.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of latents and of the choice of real images.")] = 0,
+    seed: Annotated[
+        str, typer.Option("--seed", "--seeds", help="One number: of latents and of the choice of real images.")
+    ] = "0",
     cache: Annotated[bool, typer.Option(help="Keep what is computed of real images.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Measure a snapshot against a dataset; prints one JSON object for each psi and class.
 
-    Under torchrun the work is shared out over the processes.
+    What cannot be measured costs nothing else: the reasons come last, with exit code 1 or 2. Under torchrun the work is
+    shared out over the processes.
     """
     import json
 
     from stylegan_pg import dist
-    from stylegan_pg.generate import choose_device
-    from stylegan_pg.metrics.command import evaluate_snapshot
+    from stylegan_pg.metrics.command import evaluate_snapshot, is_dataset, one_seed
     from stylegan_pg.metrics.gather import Tools
+    from stylegan_pg.snapshot import choose_device
 
-    choose_device(device)
-    tools = Tools(
-        dist.init(device), tuple(map(str, weights or ())), extractor, precision, batch=batch, seed=seed, cache=cache
-    )
-    failed = True
+    kind, number, files = choose_device(device).type, one_seed(seed), tuple(map(str, weights or ()))
+    target, failed = dist.init(kind), True
     try:
+        tools = Tools(target, files, extractor, precision, batch=batch, seed=number, cache=cache)
         for result in evaluate_snapshot(
-            snapshot,
+            snapshot if is_dataset(snapshot) else _chosen(snapshot),
             data,
             names=metrics.split(","),
             images=images,

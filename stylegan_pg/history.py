@@ -16,6 +16,7 @@ from typing import Any
 
 from stylegan_pg import checkpoint
 from stylegan_pg.errors import UsageError
+from stylegan_pg.naming import kimg
 
 # What a training leaves; the last of these is moved last, as it tells what there was.
 OUTPUTS = ("checkpoints", "snapshots", "samples", "tensorboard", "config.yaml", "ranks.json")
@@ -84,7 +85,7 @@ def _described(path: Path) -> str:
     if path.name == "stats.jsonl":
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
             last = json.loads(path.read_text("utf-8").splitlines()[-1])
-            return f"{path.name} up to {last['nimg'] / 1000:.1f} kimg"
+            return f"{path.name} up to {kimg(last['nimg'])} kimg"
     return path.name
 
 

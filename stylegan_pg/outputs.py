@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stylegan_pg import __version__, dist
+from stylegan_pg import __version__, dist, naming
 from stylegan_pg.config import Config
 from stylegan_pg.data.decode import MODES
 from stylegan_pg.data.index import DatasetIndex
@@ -79,8 +79,13 @@ class Outputs:
         classes = np.unique(p.table.label).tolist() if p.classes else []
         z, c = grid_inputs(p.G_ema, columns, rows, classes)
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
-        images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
-        self.reporter.grid(f"fakes-{self.moment(self.config.output.grid_kimg)}", p.nimg, images, columns)
+        try:
+            images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
+        except RunError as error:
+            self.say(f"warning: no grid at {naming.kimg(p.nimg)} kimg: {error}")
+            return
+        at = self.moment(self.run / "samples", ".png", self.config.output.grid_kimg)
+        self.reporter.grid(f"fakes-{at}", p.nimg, images, columns)
         name = f"reals-r{p.current.resolution:04d}"
         if not (self.run / "samples" / f"{name}.png").exists():
             chosen = grid_ordinals(p.table.label, columns, rows, classes)
@@ -92,7 +97,7 @@ class Outputs:
     def measure(self) -> None:
         """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
         p, started = self.players, time.monotonic()
-        moment = f"the metrics at {p.nimg / 1000:.1f} kimg"
+        moment = f"the metrics at {naming.kimg(p.nimg)} kimg"
         try:
             values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
         except PeersLost:
@@ -107,8 +112,11 @@ class Outputs:
             facts = {"resolution": p.current.resolution, "images": how.images, "seconds": seconds}
             self.reporter.metrics(p.nimg, values, **facts)
             self.reporter.not_training(time.monotonic() - started)
-            at = self.moment(how.every_kimg, self.config.output.snapshot_kimg if how.at_snapshots else 0)
-            path = self.run / "snapshots" / f"best-{at}.safetensors"
+            folder, suffix = self.run / "snapshots", ".safetensors"
+            at = self.moment(
+                folder, suffix, how.every_kimg, self.config.output.snapshot_kimg if how.at_snapshots else 0
+            )
+            path = folder / f"best-{at}{suffix}"
             try:
                 best = self.metrics.is_best(self.run / "metrics.jsonl", values)
             except OSError as error:
@@ -117,13 +125,14 @@ class Outputs:
             if best and self.snapshot(path):
                 self.reporter.link_best(path)
 
-    def moment(self, *every_kimg: float) -> str:
-        """nimg as part of a file's name: in kimg where that tells the moments apart."""
-        nimg, whole = self.players.nimg, all(float(every).is_integer() for every in every_kimg)
-        return f"{nimg // 1000:06d}kimg" if whole else f"{nimg:09d}img"
+    def moment(self, folder: Path, suffix: str, *every_kimg: float) -> str:
+        """nimg as part of a file's name, in a folder of files of that kind which are due each so many kimg."""
+        p, whole = self.players, all(float(every).is_integer() for every in every_kimg)
+        return naming.moment_name(p.nimg, p.current.batch, whole, (path.name for path in folder.glob(f"*{suffix}")))
 
     def snapshot_path(self) -> Path:
-        return self.run / "snapshots" / f"{self.moment(self.config.output.snapshot_kimg)}.safetensors"
+        folder = self.run / "snapshots"
+        return folder / f"{self.moment(folder, '.safetensors', self.config.output.snapshot_kimg)}.safetensors"
 
     def final_snapshot(self) -> None:
         """What the run was for; nothing is done if it is there already.
@@ -168,4 +177,4 @@ class Outputs:
             "stylegan_pg": __version__,
         }
         save_snapshot(path, p.G_ema, description)
-        self.say(f"{p.nimg / 1000:.1f} kimg: snapshot {path}")
+        self.say(f"{naming.kimg(p.nimg)} kimg: snapshot {path}")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from stylegan_pg import console, files, status
 from stylegan_pg.board import Board
 from stylegan_pg.generate import save_image, tile
+from stylegan_pg.naming import kimg
 from stylegan_pg.untrusted import json_lines
 
 
@@ -135,7 +136,7 @@ class Reporter:
         if self.bar.disable:
             losses = " ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats)
             self.say(
-                f"{nimg / 1000:.1f}/{self.end / 1000:.1f} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
+                f"{kimg(nimg)}/{kimg(self.end)} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
                 f"{rate:.1f} img/s  ETA {_clock(stats['eta_sec'])}  {memory:.0f} MiB"
             )
 
@@ -151,7 +152,7 @@ class Reporter:
         """A line of metrics.jsonl, the curves in metrics.png, and TensorBoard."""
         self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
         self._guard(_draw_curves, self.run)
-        self.say(f"{nimg / 1000:.1f} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        self.say(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
         if self.board:
             for name, value in values.items():
                 self.board.scalar(f"metrics/{name}", value, nimg)

@@ -9,6 +9,7 @@ from typing import Any
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.errors import UsageError
+from stylegan_pg.naming import kimg
 from stylegan_pg.networks import check_arguments
 from stylegan_pg.schedule import Phase
 from stylegan_pg.untrusted import finite_number, printable, whole_number
@@ -166,7 +167,7 @@ def compare(
     nimg, number = state["nimg"], state["phase"]
     if number >= len(plan) or not plan[number].start < nimg <= plan[number].end:
         raise UsageError(
-            f"train.total_kimg={config.train.total_kimg} ends before the checkpoint at {nimg / 1000:.1f} kimg in "
+            f"train.total_kimg={config.train.total_kimg} ends before the checkpoint at {kimg(nimg)} kimg in "
             f"{where}: raise it, or take another run=FOLDER"
         )
     notes = [f"{k} was {a}, is now {b}" for k, (a, b) in changed.items() if not k.startswith(FREE)]

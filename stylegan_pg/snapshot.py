@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from stylegan_pg import files, tensorfile
+from stylegan_pg.classes import class_names, condition
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
 from stylegan_pg.untrusted import finite_number, parse_json, printable, whole_number
@@ -37,16 +38,40 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
         tensorfile.write(file, tensors, meta)
 
 
+def choose_device(device: torch.device | str) -> torch.device:
+    """auto, cpu, cuda or any other name that torch has for a device which is here.
+
+    Raises:
+        UsageError: for anything else, and for a device that is not to be had.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise ValueError("nothing is computed there")
+        torch.empty(0, device="cpu" if chosen.type == "cuda" else chosen)
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError):
+        raise UsageError(f"device {printable(repr(device))} is not possible: auto, cpu, cuda or cuda:0") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {chosen}: torch finds no CUDA device; use auto or cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {chosen}: torch finds {torch.cuda.device_count()} CUDA devices, the first is cuda:0")
+    return chosen
+
+
 def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
     """The generator in a snapshot, ready to use: `G(z, c, psi=0.7)` gives images [N, C, R, R] in about [-1, 1].
 
-    z is [N, G.z_dim]; c is [N, G.c_dim], one-hot, for conditional generators. `G.description` is the snapshot's
-    description (label names, nimg, configuration). Noise is the fixed one unless `noise="random"` is given. A
-    snapshot taken in the middle of a fade blends as it did then.
+    z is [N, G.z_dim]; c of conditional generators is [N, G.c_dim], one-hot, or numbers or names of classes, as
+    `classes.condition` says. `G.description` is the snapshot's description (label names, nimg, configuration). Noise is
+    the fixed one unless `noise="random"` is given. A snapshot taken in the middle of a fade blends as it did then.
 
     Raises:
-        UsageError: no such file, not a snapshot, or a damaged or newer one.
+        UsageError: no such file, not a snapshot, a damaged or newer one, or a device that is not to be had; and from
+            the generator, for z or c that it cannot take.
     """
+    device = choose_device(device)
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
@@ -68,6 +93,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
         if not t.isfinite().all():
             raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
     G.description = description
+    G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, class_names(G)))
     if description["kwargs"].get("fade"):
         G.register_forward_pre_hook(partial(_at_alpha, float(description["alpha"])), with_kwargs=True)
     return G.eval().requires_grad_(False)
@@ -110,6 +136,20 @@ def _described(
         raise UsageError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"{path}: {misfit}: {printable(error)}; {remedy}") from None
+
+
+def _fitting(z_dim: int, names: list[str], mapping: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Latents and conditions as they were given, on the generator's device and in its type."""
+    z, c = (*inputs, None)[:2]
+    like = {"device": mapping.w_avg.device, "dtype": mapping.w_avg.dtype}
+    try:
+        z = torch.as_tensor(z).to(**like)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"z cannot be used ({printable(error)}): give a tensor [N, {z_dim}]") from None
+    if z.ndim != 2 or z.shape[1] != z_dim:
+        raise UsageError(f"z has shape {list(z.shape)}: this generator takes latents [N, {z_dim}]")
+    c = condition(c, len(z), names)
+    return z, None if c is None else c.to(**like)
 
 
 def _at_alpha(alpha: float, _: torch.nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from stylegan_pg import checkpoint, dist, files
 from stylegan_pg.errors import UsageError
+from stylegan_pg.naming import kimg
 from stylegan_pg.schedule import phases, shortfall
 from stylegan_pg.settings import load_config
 from stylegan_pg.untrusted import is_number, json_lines, printable, read_json, text_lines
@@ -183,7 +184,7 @@ def render(facts: dict[str, Any]) -> str:
     ago = "" if facts["silent_sec"] is None else f", last sign of life {duration(facts['silent_sec'])} ago"
     out = [
         f"{facts['run']}: {facts['state']}{ago}",
-        f"progress    {facts['nimg'] / 1000:.1f} of {facts['end'] / 1000:.1f} kimg ({done:.1f} %)",
+        f"progress    {kimg(facts['nimg'])} of {kimg(facts['end'])} kimg ({done:.1f} %)",
     ]
     if facts["shortfall"]:
         out.append(f"falls short {facts['shortfall']}")
@@ -194,8 +195,8 @@ def render(facts: dict[str, Any]) -> str:
         left = "" if facts["state"] == "done" else f", {duration(facts['eta_sec'])} to go"
         out.append(f"speed       {facts['img_per_sec']:.1f} img/s{left}")
     if facts["checkpoint"]:
-        age, at = duration(facts["checkpoint_age_sec"]), facts["checkpoint_nimg"] / 1000
-        out.append(f"checkpoint  {facts['checkpoint']}, at {at:.1f} kimg, {age} ago")
+        age, at = duration(facts["checkpoint_age_sec"]), kimg(facts["checkpoint_nimg"])
+        out.append(f"checkpoint  {facts['checkpoint']}, at {at} kimg, {age} ago")
     else:
         out.append("checkpoint  none yet")
     for i, rank in enumerate(facts["ranks"]):

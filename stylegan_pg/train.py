@@ -40,6 +40,7 @@ from stylegan_pg.feed import Feed
 from stylegan_pg.folder import RunFolder
 from stylegan_pg.game import Game
 from stylegan_pg.metrics.periodic import Periodic
+from stylegan_pg.naming import kimg
 from stylegan_pg.ops import native
 from stylegan_pg.ops.recipes import multiplies_bf16
 from stylegan_pg.outputs import Outputs
@@ -141,7 +142,7 @@ class Trainer:
         """Go over to a phase, before its first step."""
         p = self.players
         fresh = p.enter(phase, self.init)
-        self.say(f"{p.nimg / 1000:.1f} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
+        self.say(f"{kimg(p.nimg)} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
         if self.init:
             init, nets = self.config.init, {"G": p.G, "D": p.D}
             amounts = transfer.account(nets, fresh, self.init, init, self.other_model)
@@ -202,9 +203,11 @@ class Trainer:
             self.say(line)
         for remark in [] if path else [*of_configuration(config), *of_data(config, self.index)]:
             self.say(f"note: {remark}")
+        for remark in self.metrics.remarks(self.players.device) if self.reporter else []:
+            self.say(f"warning: {remark}")
         if path:
             whose = f" in {found.where}, sent to all ranks," if found.holder else ""
-            self.say(f"continuing from {path}{whose} at {self.players.nimg / 1000:.1f} kimg")
+            self.say(f"continuing from {path}{whose} at {kimg(self.players.nimg)} kimg")
         stopping.begin(give_up_waiting, self.writer.is_writing)
 
     def open_logs(self) -> None:
@@ -331,7 +334,7 @@ class Trainer:
         self.write_failures += 1
         newest = next(iter(checkpoint.found(self.checkpoints)), None)
         self.say(
-            f"warning: the checkpoint at {nimg / 1000:.1f} kimg could not be written ({fault}); the last good one is "
+            f"warning: the checkpoint at {kimg(nimg)} kimg could not be written ({fault}); the last good one is "
             f"{newest or 'none yet'} (failure {self.write_failures} of {self.config.checkpoint.max_failures})"
         )
         if self.write_failures >= self.config.checkpoint.max_failures or final:
@@ -366,7 +369,7 @@ class Trainer:
 
 
 def _written(nimg: int, fault: str = "") -> str:
-    return f"the checkpoint at {nimg / 1000:.1f} kimg: {fault or 'written'}"
+    return f"the checkpoint at {kimg(nimg)} kimg: {fault or 'written'}"
 
 
 def run(
@@ -398,7 +401,7 @@ def run(
         trainer.finish_writing()
         if dist.is_main():
             done = "done" if code == DONE else "stopped; to continue, run the same command again"
-            told = f"{done}: {config.run} at {trainer.players.nimg / 1000:.1f} kimg"
+            told = f"{done}: {config.run} at {kimg(trainer.players.nimg)} kimg"
             trainer.note(told)
             print(told, file=sys.stderr)
         return code

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 
 import stylegan_pg
 from stylegan_pg.__main__ import main
+from stylegan_pg.classes import labels_to_c, parse_numbers
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.data.pack import pack
 from stylegan_pg.errors import UsageError
-from stylegan_pg.generate import images_of, labels_to_c, latents, parse_numbers, tile, to_uint8
+from stylegan_pg.generate import images_of, latents, tile, to_uint8
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
@@ -300,7 +301,7 @@ def test_labels_to_c(plain, conditional):
     assert classes("1", 2) == [1, 1]
     assert classes("0-2", 4) == [0, 1, 2, 0]
     for text, message in {
-        "3": r"label 3 .* 3 classes \(cat, dog, owl\)",
+        "3": r"place 3 .* 3 classes \(cat, dog, owl\)",
         "cow": r"cow.*\(cat, dog, owl\)",
         "-1": "-1",
     }.items():

@@ -7,24 +7,31 @@ import contextlib
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stylegan_pg import dist
+from stylegan_pg.classes import class_names, labels_to_c, parse_numbers
 from stylegan_pg.data.index import DatasetIndex, load_index
+from stylegan_pg.data.mixture import load_dataset
 from stylegan_pg.data.stream import read_batch
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.generate import images_of, labels_to_c, latents, save_image, tile
+from stylegan_pg.generate import LARGEST_PSI, images_of, latents, save_image, tile, writing
 from stylegan_pg.metrics import gather
-from stylegan_pg.metrics.evaluate import Evaluator, Pictures
-from stylegan_pg.metrics.features import Extractor, load_extractor
+from stylegan_pg.metrics.evaluate import Evaluator, Pictures, all_of
+from stylegan_pg.metrics.features import Extractor, check_precision, load_extractor
 from stylegan_pg.metrics.gather import Networks, Tools
-from stylegan_pg.metrics.protocol import parse
+from stylegan_pg.metrics.protocol import Protocol, parse
+from stylegan_pg.naming import config_of, is_run
+from stylegan_pg.settings import load_config
 from stylegan_pg.snapshot import load_snapshot
+from stylegan_pg.untrusted import printable
 
 MOST_STEPS = 1000
+MOST_NEIGHBOURS = 1000
 
 
 def parse_psi(text: str) -> list[float]:
@@ -37,13 +44,54 @@ def parse_psi(text: str) -> list[float]:
         parts = [float(part) for part in text.split(":")]
     except ValueError:
         parts = []
-    if len(parts) == 1 and math.isfinite(parts[0]):
+    possible = all(abs(part) <= LARGEST_PSI for part in parts)
+    if len(parts) == 1 and possible:
         return parts
-    if len(parts) == 3 and all(map(math.isfinite, parts)) and parts[2] > 0 and parts[0] <= parts[1]:
+    if len(parts) == 3 and possible and parts[2] > 0 and parts[0] <= parts[1]:
         steps = math.floor((parts[1] - parts[0]) / parts[2] + 1e-9) + 1
         if steps <= MOST_STEPS:
             return [round(parts[0] + i * parts[2], 9) for i in range(steps)]
-    raise UsageError(f"--psi {text!r} is not possible: give a number, or FROM:TO:STEP such as 0.3:1.0:0.1")
+    raise UsageError(
+        f"--psi {printable(repr(text), 60)} is not possible: give a number, or FROM:TO:STEP such as 0.3:1.0:0.1"
+    )
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a path is a packed dataset, or tars, rather than a run's folder or a snapshot."""
+    return path.is_dir() and ((path / "index.json").is_file() or not is_run(path))
+
+
+def one_seed(text: str) -> int:
+    """The number that `--seed` or `--seeds` gives.
+
+    Raises:
+        UsageError: for several, or one that is no seed.
+    """
+    numbers = parse_numbers(text)
+    if len(numbers) > 1:
+        raise UsageError(f"--seed {printable(text, 60)}: a measurement has one seed, from which all its latents follow")
+    latents(numbers, 1)  # refuses those that are too large
+    return numbers[0]
+
+
+def _dataset(snapshot: Path, data: str | None, base: tuple[int, int]) -> DatasetIndex:
+    """What to compare with: `data`, or what the snapshot's run trains on, by its config.yaml."""
+    if data is not None:
+        return load_index(data, base)
+    path = config_of(snapshot)
+    if path is None:
+        raise UsageError(f"{printable(snapshot)} lies in no run's folder: name the dataset to compare with by --data")
+    config = load_config(path)
+    urls = list(config.data.mixture) or [config.data.url]
+    if any(url.startswith("pipe:") for url in urls):
+        raise UsageError(
+            f"{printable(path)} names a command as its data, which is not run unless you give it yourself: "
+            f"--data {printable(urls[0])!r}"
+        )
+    try:
+        return load_dataset(config)
+    except UsageError as error:
+        raise UsageError(f"the data of {printable(path)}: {error} (or name a dataset by --data)") from None
 
 
 def _load(path: Path, tools: Tools) -> tuple[Any, int]:
@@ -67,6 +115,10 @@ def _fit(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
         )
     if G.c_dim and len(index.label_names) != G.c_dim:
         raise UsageError(f"{snapshot} knows {G.c_dim} classes, {index.path} has {len(index.label_names)}")
+    if G.c_dim and (names := class_names(G)) != list(index.label_names) and sorted(names) == sorted(index.label_names):
+        raise UsageError(
+            f"{snapshot} and {index.path} have the same classes in another order: pack them in the same one"
+        )
 
 
 @contextlib.contextmanager
@@ -84,7 +136,7 @@ def _told() -> Iterator[None]:
 
 def evaluate_snapshot(
     snapshot: Path,
-    data: str,
+    data: str | None,
     *,
     names: Sequence[str],
     images: int | None,
@@ -94,65 +146,108 @@ def evaluate_snapshot(
     out: Path | None,
     tools: Tools,
 ) -> Iterator[dict[str, Any]]:
-    """Measure a snapshot, or another packed dataset, against a packed dataset.
+    """Measure a snapshot, or another packed dataset, against a packed dataset (None: the one that its run trains on).
 
-    Yields {"snapshot", "resolution", "psi", ["class"], "images", metric: value} for every psi and class, on all ranks.
+    Yields {"snapshot", "resolution", "psi", ["class"], "images", metric: value} for every psi and class of which
+    something could be measured, on all ranks. What could not be measured is raised in the end.
 
     With `neighbours` also OUT/neighbours.png, that many samples each beside its nearest real images; for several psi
     OUT/truncation.png and .csv.
 
     Raises:
-        UsageError: unknown metrics, unreadable snapshots or datasets, ones that do not fit together, missing weights.
+        UsageError: unknown metrics, unreadable snapshots or datasets, ones that do not fit together, missing weights,
+            too few images.
         RunError: for data that is lost midway, and want of memory.
     """
     steps = parse_psi(psi)
-    for name in names:
-        parse(name)
+    check_precision(tools.precision)
+    protocols = [parse(name, images=images) for name in names]
+    if images and not any(parse(name, images=images) != parse(name, images=images + 1) for name in names):
+        raise UsageError(
+            "--images is for swd and ms_ssim without a number in their names: the other names say how many"
+        )
+    if neighbours > MOST_NEIGHBOURS:
+        raise UsageError(f"--neighbours {neighbours} makes a picture of more than {MOST_NEIGHBOURS} rows: show fewer")
+    wanted = Wanted(snapshot, [p.name for p in protocols], images, steps, per_class, neighbours)
     with _told():
-        yield from _evaluate(snapshot, data, names, images, steps, per_class, neighbours, out, tools)
+        yield from _evaluate(wanted, data, out, tools)
 
 
-def _evaluate(
-    snapshot: Path,
-    data: str,
-    names: Sequence[str],
-    images: int | None,
-    steps: list[float],
-    per_class: bool,
-    neighbours: int,
-    out: Path | None,
-    tools: Tools,
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured, checked as far as it can be without looking at the files."""
+
+    snapshot: Path
+    names: list[str]
+    images: int | None
+    steps: list[float]
+    per_class: bool
+    neighbours: int
+
+
+def _evaluate(wanted: Wanted, data: str | None, out: Path | None, tools: Tools) -> Iterator[dict[str, Any]]:
+    snapshot, steps, neighbours = wanted.snapshot, wanted.steps, wanted.neighbours
     G, resolution = _load(snapshot, tools)
     rows, columns = G.table.image_size if isinstance(G, Pictures) else tuple(G.img_size)
-    index = load_index(data, (rows * 4 // resolution, columns * 4 // resolution))
+    index = _dataset(snapshot, data, (rows * 4 // resolution, columns * 4 // resolution))
     _fit(G, resolution, snapshot, index)
-    if per_class and not G.c_dim:
-        raise UsageError(f"--per-class: {snapshot} is unconditional")
+    if wanted.per_class and not G.c_dim:
+        raise UsageError(f"--per-class: {printable(snapshot)} is unconditional")
     if isinstance(G, Pictures) and (neighbours or steps != [1.0]):
-        raise UsageError(f"--psi and --neighbours need a generator, and {snapshot} is a dataset")
-    if (neighbours or len(steps) > 1) and out is None:
-        out = snapshot.parent / f"{snapshot.stem}-metrics"
-    classes: list[int | None] = [*range(G.c_dim)] if per_class else [None]
-    rows, networks, missing = [], Networks(tools), {}
-    for only in classes:
-        evaluator = Evaluator(index, resolution, [], tools, only, networks)
-        for value in steps:
-            # What is known of the real images serves every psi.
-            evaluator.protocols = [parse(name, psi=value, images=images) for name in names]
-            facts = {"snapshot": str(snapshot), "resolution": resolution, "psi": value}
-            facts["images"] = max(
-                p.count if p.kind != "swd" else min(p.count, len(evaluator.real.mine)) for p in evaluator.protocols
-            )
-            facts |= {} if only is None else {"class": index.label_names[only]}
-            found = evaluator(G)
-            missing |= evaluator.missing
-            yield facts | found
-            suffix = "" if value == 1 else f"_psi{value:g}"
-            rows.append({"psi": value} | {name.replace(suffix, "", 1): number for name, number in found.items()})
-    yield from _draw(G, index, tools, rows if len(steps) > 1 and not per_class else [], neighbours, steps[0], out)
+        raise UsageError(f"--psi and --neighbours need a generator, and {printable(snapshot)} is a dataset")
+    if neighbours or len(steps) > 1:
+        out = out or snapshot.parent / f"{snapshot.stem}-metrics"
+        with dist.main_decides(), writing(out):
+            if dist.is_main():
+                out.mkdir(parents=True, exist_ok=True)
+    networks, missing, sweep = Networks(tools), {}, []
+    for only in range(G.c_dim) if wanted.per_class else [None]:
+        where = "" if only is None else f"class {printable(index.label_names[only], 80)}: "
+        facts: dict[str, Any] = {} if only is None else {"class": index.label_names[only]}
+        try:
+            evaluator = Evaluator(index, resolution, [], tools, only, networks)
+        except UsageError as error:  # the same on all ranks
+            missing[f"{where}{', '.join(wanted.names)}"] = error
+            continue
+        for value, found in _sweep(G, evaluator, wanted):
+            missing |= {where + name: why for name, why in evaluator.missing.items()}
+            if not found:
+                continue
+            images = [min(p.count, len(evaluator.real.mine)) if p.kind == "swd" else p.count for p, _ in found]
+            row = {"snapshot": str(snapshot), "resolution": resolution, "psi": value, "images": max(images)} | facts
+            yield row | {name: number for _, numbers in found for name, number in numbers.items()}
+            if len(steps) > 1 and not wanted.per_class:
+                sweep.append(_row(value, wanted, found))
+    yield from _draw(G, index, tools, sweep, neighbours, steps[0], out)
     if missing:
-        raise UsageError("; ".join(dict.fromkeys(missing.values())))
+        raise all_of(missing)
+
+
+Found = list[tuple[Protocol, dict[str, float]]]
+
+
+def _sweep(G: Any, evaluator: Evaluator, wanted: Wanted) -> Iterator[tuple[float, Found]]:
+    """psi, and what was found with it. What is known of the real images serves every psi; a metric whose name states
+    its psi is measured once."""
+    stated: dict[str, dict[str, float]] = {}
+    for i, psi in enumerate(wanted.steps):
+        protocols = [parse(name, psi=psi, images=wanted.images) for name in wanted.names]
+        evaluator.protocols = [p for p in protocols if i == 0 or p.name not in wanted.names or p.psi == psi == 1]
+        values = evaluator.measure(G)
+        if i == 0:
+            stated = {name: found for name, found in values.items() if name in wanted.names}
+        values = stated | values
+        yield psi, [(p, values[p.name]) for p in {p.name: p for p in protocols}.values() if p.name in values]
+
+
+def _row(psi: float, wanted: Wanted, found: Found) -> dict[str, Any]:
+    """A line of the table over psi, whose columns do not say psi unless the metric's name states it."""
+    row: dict[str, Any] = {"psi": psi}
+    values = {p.name: numbers for p, numbers in found}
+    for name in wanted.names:
+        full = parse(name, psi=psi, images=wanted.images).name
+        row |= {name + key.removeprefix(full): number for key, number in values.get(full, {}).items()}
+    return row
 
 
 def _draw(
@@ -174,27 +269,20 @@ def _draw(
     if neighbours and out is not None:
         path = out / "neighbours.png"
         picture = nearest_real(G, index, tools, neighbours, psi)
-        with dist.main_decides(), _writing(out):
+        with dist.main_decides(), writing(out):
             if picture is not None:
                 save_image(picture, path)
         yield {"picture": str(path)}
 
 
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error}") from None
-
-
 def _write_sweep(sweep: list[dict[str, Any]], out: Path) -> None:
     from stylegan_pg.metrics.figures import draw_sweep  # matplotlib takes its time
 
-    with _writing(out):
+    columns = dict.fromkeys(name for row in sweep for name in row)
+    with writing(out):
         draw_sweep(sweep, out / "truncation.png")
         with (out / "truncation.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, list(sweep[0]), restval="")
+            table = csv.DictWriter(file, list(columns), restval="")
             table.writeheader()
             table.writerows(sweep)
 

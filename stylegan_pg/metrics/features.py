@@ -32,6 +32,7 @@ from stylegan_pg.ops.build import cache_folder
 from stylegan_pg.ops.recipes import multiplies_bf16
 from stylegan_pg.untrusted import open_regular, printable
 
+FEATURES = {"pool", "fc2"}  # of which an extractor gives one at least
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -265,15 +266,52 @@ class Extractor:
         lasting: bool = True,
     ):
         self.module, self.identity, self.mark, self.device, self.lasting = module, identity, mark, device, lasting
+        self.widths: dict[str, int] = {}  # of the features that it has given so far
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = self.module(rgb(images.to(self.device)))
-        found = found if isinstance(found, Mapping) else {"pool": found}
-        if any(f.ndim != 2 or len(f) != len(images) for f in found.values()) or not {"pool", "fc2"} & found.keys():
-            shapes = {name: list(f.shape) for name, f in found.items()}
-            raise UsageError(f"the extractor {self.identity} must give [{len(images)}, d] features, not {shapes}")
-        return {name: f.float().cpu() for name, f in found.items()}
+        """
+        Raises:
+            UsageError: for what is no finite number, or has another shape from image to image; and for what a user's
+                extractor raises.
+        """
+        given, name = rgb(images.to(self.device)), self.identity.removesuffix("-")
+        try:
+            found = self.module(given)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # it may be the user's, and anything can happen
+            raise UsageError(f"the extractor {name} fails: {type(error).__name__}: {error}") from None
+        found = dict(found) if isinstance(found, Mapping) else {"pool": found}
+        what = f"the extractor {name} must give [{len(images)}, d] features"
+        if other := [type(f).__name__ for f in found.values() if not isinstance(f, torch.Tensor) or f.is_complex()]:
+            raise UsageError(f"{what}, tensors of real numbers, not {', '.join(other)}")
+        shapes = {kind: list(f.shape) for kind, f in found.items()}
+        if (
+            any(f.ndim != 2 or len(f) != len(images) or not f.shape[1] for f in found.values())
+            or not FEATURES & shapes.keys()
+        ):
+            raise UsageError(f"{what}, not {shapes}")
+        features = {kind: f.float().cpu() for kind, f in found.items()}
+        for kind, f in features.items():
+            width = self.widths.setdefault(kind, f.shape[1])
+            if f.shape[1] != width:
+                raise UsageError(f"{what} of one width, not {f.shape[1]} after {width}")
+            if bad := int((~f.isfinite()).any(dim=1).sum()):
+                raise UsageError(
+                    f"the extractor {name} gives features that are not finite (NaN or infinity), of {bad} of "
+                    f"{len(f)} images: mend it, or take another one"
+                )
+        return features
+
+
+def check_precision(name: str) -> None:
+    """
+    Raises:
+        UsageError: for what is no precision of feature networks.
+    """
+    if name not in DTYPES:
+        raise UsageError(f"metrics precision {printable(repr(name), 60)} is not possible: {' or '.join(DTYPES)}")
 
 
 def load_extractor(network: str, files: Sequence[str | Path], device: torch.device, precision: str) -> Extractor:
@@ -287,8 +325,7 @@ def load_extractor(network: str, files: Sequence[str | Path], device: torch.devi
     Raises:
         UsageError: for weights that are missing or do not fit, and factories that cannot be imported.
     """
-    if precision not in DTYPES:
-        raise UsageError(f"metrics precision {precision!r} is not possible: {' or '.join(DTYPES)}")
+    check_precision(precision)
     if network == "pixels":
         return Extractor(pixels, "pixels", "@pixels", device)
     if network not in WEIGHTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from stylegan_pg import dist
 from stylegan_pg.config import Config
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics.evaluate import Evaluator, better
-from stylegan_pg.metrics.gather import Tools
-from stylegan_pg.metrics.protocol import LEAST_SIDE, parse
+from stylegan_pg.metrics.evaluate import Evaluator, better, check_size, reasons
+from stylegan_pg.metrics.gather import Networks, Tools
+from stylegan_pg.metrics.protocol import LEAST_SIDE, NETWORK, parse
+from stylegan_pg.metrics.real import check_count
 from stylegan_pg.ops import pool
 from stylegan_pg.untrusted import is_number, json_lines
 
@@ -27,7 +29,8 @@ class Periodic:
     """
 
     def __init__(self, config: Config, index: DatasetIndex):
-        self.config, self.index = config.metrics, index
+        self.config, self.index, self.resolution = config.metrics, index, config.resolution
+        self.wanted = bool(self.config.every_kimg or self.config.at_snapshots)
         self.protocols = [parse(name, images=self.config.images) for name in self.config.names]
         self.best = parse(self.config.best, images=self.config.images) if self.config.best else None
         if self.best and self.best.name not in [p.name for p in self.protocols]:
@@ -35,19 +38,50 @@ class Periodic:
         self.missing: list[str] = []  # why some could not be measured the last time
         self.evaluator: Evaluator | None = None  # of one resolution at a time: what it knows of real images is large
 
+    @cached_property
+    def unfit(self) -> dict[str, str]:
+        """Metric -> why it can never be measured in this run, whose dataset or pictures are too small."""
+        found = {}
+        for p in self.protocols if self.wanted else []:
+            try:
+                check_count(p, self.index.count, "the dataset")
+                check_size(p, self.index.size_at(self.resolution))
+            except UsageError as error:
+                found[p.name] = str(error)
+        return found
+
+    def remarks(self, device: torch.device) -> list[str]:
+        """What can be known of the metrics before they are measured: those that never will be, and those whose networks
+        are not there yet."""
+        if not self.wanted:
+            return []
+        never = [f"metrics.names: {reason}; it is not measured in this run" for reason in self.unfit.values()]
+        networks, missing = Networks(self._tools(device, batch=1)), {}
+        for p in self.protocols:
+            if p.kind in NETWORK and p.name not in self.unfit:
+                try:
+                    networks.of(p.kind)
+                except Exception as error:  # a user's extractor can raise anything
+                    missing[p.name] = error
+        return never + [f"metrics.names: not measured as long as it is so: {reason}" for reason in reasons(missing)]
+
+    def _tools(self, device: torch.device, batch: int) -> Tools:
+        how = self.config
+        return Tools(device, tuple(how.weights), how.extractor, how.precision, batch=batch)
+
     def measure(self, G: Any, resolution: int, device: torch.device, alpha: float) -> dict[str, float]:
-        """{metric: value}, on all ranks; without those that need larger images. A collective call.
+        """{metric: value}, on all ranks; without those that need larger images or are unfit. A collective call.
 
         Raises:
             UsageError, RunError and others: on all ranks, whatever went wrong on one.
         """
         size = self.index.size_at(resolution)
-        protocols = [p for p in self.protocols if min(size) >= LEAST_SIDE.get(p.kind, 1)]
+        large = [p for p in self.protocols if min(size) >= LEAST_SIDE.get(p.kind, 1)]
+        protocols = [p for p in large if p.name not in self.unfit]
         if not protocols:
             return {}
         if self.evaluator is None or self.evaluator.resolution != resolution:
-            how, batch = self.config, max(1, min(32, 2**20 // (size[0] * size[1])))
-            tools = Tools(device, tuple(how.weights), how.extractor, how.precision, batch=batch)
+            tools = self._tools(device, batch=max(1, min(32, 2**20 // (size[0] * size[1]))))
             self.evaluator = None  # before the next one takes its memory
             with dist.together():
                 self.evaluator = Evaluator(self.index, resolution, protocols, tools)
@@ -56,12 +90,13 @@ class Periodic:
             values = self.evaluator(G, alpha=alpha)
         finally:
             pool.clear()  # of sizes that training does not use
-        self.missing = list(dict.fromkeys(self.evaluator.missing.values()))
+        self.missing = reasons(self.evaluator.missing)
         return values
 
     def is_best(self, log: Path, values: dict[str, float]) -> bool:
         """Whether these values, the last of a metrics.jsonl, are the best of their resolution."""
-        wanted = self.best or self.protocols[0]
+        able = [p for p in self.protocols if p.name not in self.unfit]
+        wanted = self.best or next(iter(able or self.protocols))
         name = next((n for n in values if re.fullmatch(re.escape(wanted.name) + r"(_precision)?(@.*)?", n)), None)
         rows = [row for _, row in json_lines(log) if "resolution" in row]
         if name is None or not rows:

@@ -13,12 +13,15 @@ any shape resized to the network's own square.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import printable
 
 NETWORK = {"fid": "inception", "kid": "inception", "is": "inception", "pr": "vgg16", "ppl2": "lpips"}
+MOST_IMAGES = 10_000_000
 LEAST_SIDE = {"swd": 8, "ppl2": 16}  # pixels
 DEFAULT_COUNT = {"ppl2": 50_000, "swd": 8192, "ms_ssim": 10_000}
 _NAME = re.compile(
@@ -61,19 +64,24 @@ def parse(name: str, *, psi: float = 1.0, images: int | None = None) -> Protocol
     m = _NAME.fullmatch(name.strip())
     if m is None or (m["many"] == "is" and m["full"]) or (m["mirror"] and not (m["pr"] or m["many"] in ("fid", "kid"))):
         raise UsageError(
-            f"unknown metric {name!r}: choose for example from fid50k_full, kid50k_full, pr50k3_full, is50k, "
-            "ppl2_wend, swd, ms_ssim; counts can be others (fid2048_full), _mirror and _psi0.7 may follow"
+            f"unknown metric {printable(repr(name), 60)}: choose for example from fid50k_full, kid50k_full, "
+            "pr50k3_full, is50k, ppl2_wend, swd, ms_ssim; counts can be others (fid2048_full), _mirror and _psi0.7 may "
+            "follow"
         )
     kind = m["many"] or m["pr"] or m["plain"] or "ppl2"
     text = m["count"] or m["prs"] or m["ppl"] or m["n"]
     count = images if images and kind in ("swd", "ms_ssim") else DEFAULT_COUNT.get(kind, 0)
-    if text:
-        count = int(text.removesuffix("k")) * (1000 if text.endswith("k") else 1)
+    if text:  # which may be longer than Python takes for a number
+        count = int(text.removesuffix("k")[:12]) * (1000 if text.endswith("k") else 1)
+    if count > MOST_IMAGES:
+        raise UsageError(f"metric {printable(repr(name), 60)} is of more than {MOST_IMAGES} images: give fewer")
     stated = name.strip()
     if m["psi"]:
         psi = float(m["psi"])
+        if not math.isfinite(psi):
+            raise UsageError(f"metric {printable(repr(name), 60)}: psi must be a finite number")
     elif psi != 1:
-        stated += f"_psi{psi:g}"
+        stated += f"_psi{psi:.9g}"
     return Protocol(
         stated, kind, count, bool(m["full"]), bool(m["mirror"]), psi, m["space"] or "w", m["where"] or "end"
     )

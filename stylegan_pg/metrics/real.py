@@ -45,6 +45,20 @@ def tell_bad(ordinals: set[int], which: str) -> None:
     print(f"warning: {what}: metrics are of those (stylegan-pg data check names them)", file=sys.stderr)
 
 
+def check_count(p: Protocol, images: int, whose: str) -> None:
+    """
+    Raises:
+        UsageError: where so many real images, somebody's, are too few for a metric.
+    """
+    there = images * (1 + p.mirror)
+    if p.kind in ("fid", "kid", "pr") and not p.full and p.count > there:
+        advice = f"use {p.kind}..._full, or a smaller count"
+        raise UsageError(f"{p.name} needs {p.count} real images, {whose} has {there}: {advice}")
+    least = LEAST.get(p.kind, 0)
+    if min(there, p.count) < least:
+        raise UsageError(f"{p.name} needs at least {least} images of each kind, {whose} has {there}: leave it away")
+
+
 class RealSide:
     """One resolution of a dataset, or one class of it.
 
@@ -59,9 +73,9 @@ class RealSide:
             self.name += " | over white"  # what was kept without these words had dropped the alpha
         if version := _version(self.table):
             self.name += f" | tars {version}"
-        self.mine = np.arange(len(self.table))
+        self.mine, self.whose = np.arange(len(self.table)), "the dataset"
         if only_class is not None:
-            self.mine = np.flatnonzero(self.table.label == only_class)
+            self.mine, self.whose = np.flatnonzero(self.table.label == only_class), "the class"
         if not len(self.mine):
             raise UsageError(f"the dataset has no image of class {only_class}")
         self._known: dict[str, Any] = {}  # on rank 0
@@ -72,13 +86,7 @@ class RealSide:
         Raises:
             UsageError: where there are too few real images for a metric.
         """
-        there = len(self.mine) * (1 + p.mirror)
-        if p.kind in ("fid", "kid", "pr") and not p.full and p.count > there:
-            advice = f"use {p.kind}..._full, or a smaller count"
-            raise UsageError(f"{p.name} needs {p.count} real images, the dataset has {there}: {advice}")
-        least = LEAST.get(p.kind, 0)
-        if min(there, p.count) < least:
-            raise UsageError(f"{p.name} needs at least {least} images of each kind, the dataset has {there}")
+        check_count(p, len(self.mine), self.whose)
 
     def _numbers(self, p: Protocol) -> np.ndarray:
         """Which images, in which order; those from len(mine) on are mirrored copies."""
