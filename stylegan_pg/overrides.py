@@ -33,8 +33,9 @@ PLAIN = ("null", "bool", "int", "float", "str", "timestamp", "value", "merge", "
 
 
 def home(text: str) -> str:
-    """A path whose leading `~` stands for the home folder, as in a shell."""
-    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+    """A path, or several joined by "::", whose leading `~` stands for the home folder, as in a shell."""
+    parts = text.split("::")
+    return "::".join(os.path.expanduser(part) if part == "~" or part.startswith("~/") else part for part in parts)
 
 
 def read_file(path: Path, named: str) -> dict[str, Any]:

@@ -58,5 +58,5 @@ def test_sections_single_names_and_terms():
 
 def test_comments_of_shipped_files_begin_with_a_line_for_the_list():
     for name, about in shipped_configs().items():
-        assert 20 < len(about) < 120, name
+        assert 20 < len(about) < 160, name
         assert not about.endswith((".", ":")), name

@@ -94,6 +94,7 @@ def test_a_leading_tilde_is_the_home(tmp_path, monkeypatch):
         assert got(key, f"{key}=~/x") == "/home/me/x"
         assert got(key, f"{key}=a~/x") == "a~/x"
     assert got("run", "run=~") == "/home/me"
+    assert got("data.url", "data=~/{a,b}.tar::~/c.tar") == "/home/me/{a,b}.tar::/home/me/c.tar"
     assert got("data.url", "data=~/x") == "/home/me/x"
     assert got("metrics.weights", "metrics.weights=~/a.pth") == ["/home/me/a.pth"]
     assert got("metrics.weights", "metrics.weights=[~/a.pth, b]") == ["/home/me/a.pth", "b"]
