@@ -134,7 +134,7 @@ def figure(rows: list[dict[str, Any]], out: Path) -> None:
     for row, (left, middle, right) in zip(rows, axes, strict=True):
         run = f"runs/generations/{row['name']}"
         grid = max((ROOT / run / "samples").glob("fakes-*.png"), key=lambda p: p.name)
-        left.imshow(Image.open(grid).convert("RGB"))
+        left.imshow(Image.open(grid, formats=("PNG",)).convert("RGB"))
         left.set_title(f"{row['name']}: SWD {row['swd']:.1f} after {row['minutes']:.1f} min")
         left.axis("off")
         stats = lines(run, "stats.jsonl")

@@ -104,7 +104,9 @@ class Zip(Dataset):
     def __getitem__(self, i: int) -> torch.Tensor:
         self.file = self.file or zipfile.ZipFile(self.path)  # one for each worker
         data = self.file.read(self.names[i % len(self.names)])
-        return torch.from_numpy(np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1).copy())
+        return torch.from_numpy(
+            np.asarray(Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))).transpose(2, 0, 1).copy()
+        )
 
 
 def zipped(path: Path) -> Iterator[int]:

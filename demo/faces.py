@@ -62,7 +62,7 @@ def render(seed: str, size: int):
     svg = Avatar(_style(), {**OPTIONS, "seed": seed}).to_string()
     large = size * SUPERSAMPLING
     png = resvg_py.svg_to_bytes(svg_string=svg, width=large, height=large, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGB").reduce(SUPERSAMPLING)
+    return Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGB").reduce(SUPERSAMPLING)
 
 
 def _write(task: tuple[str, int, int, Path]) -> None:

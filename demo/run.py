@@ -63,9 +63,9 @@ def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> 
     grids = in_order(samples.glob("fakes-*.png"))
     chosen = sorted({round(i * (len(grids) - 1) / (most - 1)) for i in range(most)})
     rows = []
-    size = max(Image.open(p).size[0] for p in grids) // 8
+    size = max(Image.open(p, formats=("PNG",)).size[0] for p in grids) // 8
     for i in chosen:
-        picture = Image.open(grids[i]).convert("RGB")
+        picture = Image.open(grids[i], formats=("PNG",)).convert("RGB")
         cell = picture.size[0] // 8  # output.grid has eight columns
         row = picture.crop((0, 0, faces * cell, cell)).resize((faces * size, size), Image.Resampling.NEAREST)
         rows.append(np.asarray(row))

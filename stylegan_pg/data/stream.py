@@ -15,13 +15,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from stylegan_pg import stopping
 from stylegan_pg.data import store
@@ -148,8 +148,11 @@ class _Read(NamedTuple):
 class _Samples(Dataset):
     """Whole batches; runs in the worker processes."""
 
-    def __init__(self, table: SampleTable, seed: int, mirror: bool, known: Collection[int], slots: Slots):
+    def __init__(
+        self, table: SampleTable, seed: int, mirror: bool, known: Collection[int], slots: Slots, hands: np.ndarray
+    ):
         self.table, self.seed, self.mirror, self.known, self.slots = table, seed, mirror, frozenset(known), slots
+        self.hands = hands  # the sample that each worker has in hand, for when it dies
 
     def __getitems__(self, wanted: _Wanted) -> _Read:
         n, slot = len(wanted.samples), wanted.slot
@@ -158,8 +161,11 @@ class _Samples(Dataset):
         pixels = np.empty(shape, self.table.dtype) if slot is None else self.slots.arrays[slot]
         labels = np.zeros([n], np.int64)
         bad: list[Bad] = []
+        worker = get_worker_info()
         with store.patience(wanted.patience):
             for k, (epoch, ordinal) in enumerate(wanted.samples):
+                if worker:
+                    self.hands[worker.id] = ordinal
                 try:
                     _, source, problems = read_image(self.table, ordinal, self.known, pixels[k])
                 except (OSError, RunError, UsageError) as error:  # raised here it would come wrapped in a traceback
@@ -269,8 +275,9 @@ def batches(
     size = max(math.prod(shape) * np.dtype(table.dtype).itemsize, 1)
     depth = min(max(AHEAD_BYTES // (size * max(workers, 1)), AHEAD[0]), AHEAD[-1])
     slots = Slots(min(depth * workers + IN_USE, len(steps)), shape, table.dtype)
+    hands = Slots(1, [max(workers, 1)], np.int64).arrays[0]
     loader = DataLoader(
-        _Samples(table, order.seed, mirror, known, slots),
+        _Samples(table, order.seed, mirror, known, slots, hands),
         batch_sampler=_Positions(order, steps, share, first_patience, slots),  # type: ignore[arg-type]  # not lists
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
@@ -291,7 +298,7 @@ def batches(
         for nimg in steps:
             if ahead:
                 ahead.look(nimg)
-            item = _assembled(_next(iterator), slots, classes)
+            item = _assembled(_next(iterator, functools.partial(_why_died, mine, hands, table)), slots, classes)
             yield item.pin_memory() if pin and not item.fault else item
             if item.fault:
                 return
@@ -328,14 +335,28 @@ class _Ahead:
             self.prefetcher.close()
 
 
-def _next(iterator: Iterator[_Read]) -> _Read:
+def _next(iterator: Iterator[_Read], why_died: Callable[[], str]) -> _Read:
     try:
         return next(iterator)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        why = "a process that reads ahead was killed, perhaps for want of memory (smaller data.workers need less)"
-        return _Read(None, None, np.zeros([0], np.int64), [], why)
+        return _Read(None, None, np.zeros([0], np.int64), [], why_died())
+
+
+def _why_died(workers: list[Any], hands: np.ndarray, table: SampleTable) -> str:
+    """What ended a worker, and the sample that it had in hand."""
+    for worker, ordinal in zip(workers, hands.tolist(), strict=True):
+        worker.join(1.0 if worker.exitcode is None and not worker.is_alive() else 0.0)
+        if worker.exitcode is not None and worker.exitcode < 0:
+            died = signal.Signals(-worker.exitcode)
+            if died != signal.SIGKILL:
+                return f"a process that reads ahead was ended by {died.name} as it decoded {table.place_of(ordinal)}"
+            return (
+                f"a process that reads ahead was killed as it decoded {table.place_of(ordinal)}, perhaps for want of "
+                "memory (smaller data.workers need less)"
+            )
+    return "a process that reads ahead was killed, perhaps for want of memory (smaller data.workers need less)"
 
 
 def _whole(read: _Read) -> _Read:

@@ -107,8 +107,8 @@ class SampleTable:
             raise self._corrupt(i, str(error), error.kind) from error
         except MemoryError as error:
             raise RunError(
-                f"{self._corrupt(i, 'there is not enough memory to decode it', 'decode')}: give the process more, or "
-                "take fewer data.workers"
+                f"there is not enough memory to decode {self.place_of(i)}: give the process more, or take fewer "
+                "data.workers"
             ) from error
 
     def doubt(self, i: int) -> None:
@@ -122,9 +122,15 @@ class SampleTable:
         found = enumerate(self.tars)
         return {i: store.Shard(t.path, t.bytes, t.sha256 or None, t.tag) for i, t in found if is_remote(t.path)}
 
+    def place_of(self, i: int) -> str:
+        """Sample i in words."""
+        return f"sample {i} in {self._shard_of(i)}"
+
+    def _shard_of(self, i: int) -> str:
+        return "/".join(PurePosixPath(shown(self.tars[self.shard[i]].path)).parts[-2:])
+
     def _corrupt(self, i: int, reason: str, kind: str) -> CorruptSample:
-        shard = "/".join(PurePosixPath(shown(self.tars[self.shard[i]].path)).parts[-2:])
-        return CorruptSample(shard, int(i), reason, kind)
+        return CorruptSample(self._shard_of(i), int(i), reason, kind)
 
 
 def join(tables: Sequence[SampleTable], labels: Sequence[np.ndarray]) -> SampleTable:
