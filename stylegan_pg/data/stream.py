@@ -344,6 +344,9 @@ def _next(iterator: Iterator[_Read], why_died: Callable[[], str]) -> _Read:
         return _Read(None, None, np.zeros([0], np.int64), [], why_died())
 
 
+_KILLED = "a process that reads ahead was killed, perhaps for want of memory (smaller data.workers need less)"
+
+
 def _why_died(workers: list[Any], hands: np.ndarray, table: SampleTable) -> str:
     """What ended a worker, and the sample that it had in hand."""
     for worker, ordinal in zip(workers, hands.tolist(), strict=True):
@@ -352,11 +355,8 @@ def _why_died(workers: list[Any], hands: np.ndarray, table: SampleTable) -> str:
             died = signal.Signals(-worker.exitcode)
             if died != signal.SIGKILL:
                 return f"a process that reads ahead was ended by {died.name} as it decoded {table.place_of(ordinal)}"
-            return (
-                f"a process that reads ahead was killed as it decoded {table.place_of(ordinal)}, perhaps for want of "
-                "memory (smaller data.workers need less)"
-            )
-    return "a process that reads ahead was killed, perhaps for want of memory (smaller data.workers need less)"
+            return f"{_KILLED}; the last that it had was {table.place_of(ordinal)}"
+    return _KILLED
 
 
 def _whole(read: _Read) -> _Read:
