@@ -209,7 +209,7 @@ def plan(
     on 8 to 1,024 devices."""
     from stylegan_pg.plan import Machine, report
     from stylegan_pg.scaling import Link
-    from stylegan_pg.schedule import phases
+    from stylegan_pg.schedule import phases, shortfall
     from stylegan_pg.settings import load_config
 
     machine = Machine(1 if devices is None else devices, device_flops, utilisation)
@@ -221,6 +221,8 @@ def plan(
             was, settings = settings.growth.devices, made
             print(f"growth.schedule=auto for {devices} devices: train with growth.devices={devices} instead of {was}")
     print(report(settings, machine, out, Link(1e9 * link_gbit)))
+    if short := shortfall(settings):
+        print(f"note: {short}")
 
 
 _CHOSEN = "A snapshot, RUN/snapshots/*.safetensors, or RUN for its best one by its metrics, else its newest"

@@ -88,12 +88,12 @@ def find(run: Path, seen: Views) -> Found:
         if dist.rank() in seen.owners:
             path, tensors, state, problems = checkpoint.newest_good(run / "checkpoints")
             mine = Found(str(path or ""), str(run), dist.rank(), problems, tensors, state)
-    numbers = dist.gather_objects(int(path.stem) if path else -1)
+    looks = dist.gather_objects((int(path.stem) if path else -1, mine.problems))
+    numbers, problems = [number for number, _ in looks], [problem for _, some in looks for problem in some]
     holder = numbers.index(max(numbers))
     if numbers[holder] < 0:
         return Found()
-    facts = dist.broadcast_object((mine.path, mine.where, mine.problems, mine.state), holder)
-    path, where, problems, state = facts
+    path, where, state = dist.broadcast_object((mine.path, mine.where, mine.state), holder)
     if holder:
         where = f"{where} of rank {holder} ({seen.hosts[holder]})"
     return Found(path, where, holder, problems, dist.broadcast_tensors(mine.tensors, holder), state)

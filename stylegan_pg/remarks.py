@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.networks import unread_keys
 from stylegan_pg.schedule import Phase, deal, phases
@@ -123,6 +123,20 @@ def without_effect(path: str | Path | None, overrides: Sequence[str]) -> list[st
         reason = f"changes nothing: {idle[0]}" if idle else _overruled(key, given, written, config)
         if reason:
             told.append(f"{printable(item)} {reason}")
+        told += _of_terms(config) if key == "loss.terms" else []
+    return told
+
+
+def _of_terms(config: Config) -> list[str]:
+    """As without_effect, for the weights in loss.terms that their own tables leave nothing to."""
+    told, resolutions = [], {p.resolution for p in phases(config)}
+    for term in config.loss.terms:
+        everywhere = min(term.weight_from, default=1) <= 0
+        if everywhere or resolutions <= term.weight_at.keys():
+            table = "weight_from" if everywhere else "weight_at"
+            keys = ["weight"] if term.weight != TermConfig(term.name).weight else []
+            keys += ["weight_at"] if everywhere and term.weight_at else []
+            told += [f"loss.terms: {key} of {term.name} changes nothing: its {table} goes before it" for key in keys]
     return told
 
 

@@ -69,6 +69,14 @@ def test_keys_that_an_automatic_schedule_does_not_read():
     assert re.match(r"train.batch=8 changes nothing: train.batch_at .*growth.schedule=auto fills in", line)
 
 
+def test_weights_of_terms_that_their_tables_leave_nothing_to():
+    tables = "{name: r2, weight: 3, weight_at: {8: 1, 16: 1, 32: 1}}, {name: drift, weight: 3, weight_at: {8: 1}}"
+    told = without_effect(None, [*NEEDED, *GROWING, f"loss.terms=[{tables}]"])
+    assert told == ["loss.terms: weight of r2 changes nothing: its weight_at goes before it"]
+    told = without_effect(None, [*NEEDED, *GROWING, "loss.terms=[{name: r2, weight_at: {8: 1}, weight_from: {0: 2}}]"])
+    assert told == ["loss.terms: weight_at of r2 changes nothing: its weight_from goes before it"]
+
+
 @pytest.mark.parametrize("total", [1000, 3000, 6000, 8400])
 def test_a_total_that_ends_within_growth_is_told_with_one_that_would_do(total):
     config = config_of(f"train.total_kimg={total}", name="ffhq1024")
