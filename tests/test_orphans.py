@@ -1,5 +1,7 @@
 """Processes whose parent was killed, and requests to stop that come before training has begun."""
 
+import errno
+import io
 import json
 import resource
 import signal
@@ -13,8 +15,10 @@ import harness
 import psutil
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from stylegan_pg import launcher, report, status, stopping
+from stylegan_pg.data.decode import decode, decode_to_fit
 from stylegan_pg.errors import UsageError
 from stylegan_pg.limits import open_files
 
@@ -163,6 +167,21 @@ def test_too_few_file_descriptors(tiny_data, tmp_path):
     assert output.count("\n") == 1
     with pytest.raises(UsageError, match="10000000000"):
         open_files(10**10)
+
+
+def test_want_of_file_descriptors_is_no_bad_picture(monkeypatch):
+    """Which would be replaced by another one, the run over."""
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, format="PNG")
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert decode(data.getvalue(), (8, 8), 3).shape == (3, 8, 8)
+    monkeypatch.setattr(Image, "open", refuse)
+    for to_pixels in (decode, decode_to_fit):
+        with pytest.raises(OSError, match="Too many open files"):
+            to_pixels(data.getvalue(), (8, 8), 3)
 
 
 def test_a_limit_that_may_be_raised_is_raised():

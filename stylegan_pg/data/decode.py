@@ -19,7 +19,14 @@ import simplejpeg
 from PIL import Image
 
 from stylegan_pg.data import tones
-from stylegan_pg.data.headers import MANY_SCANS, MOST_PIXELS, BadPicture, check_jpeg, check_pixels
+from stylegan_pg.data.headers import (
+    MANY_SCANS,
+    MOST_PIXELS,
+    BadPicture,
+    check_jpeg,
+    check_pixels,
+    no_fault_of_the_machine,
+)
 from stylegan_pg.data.raster import check_memory, kind_of, opened
 from stylegan_pg.data.tones import MODES
 
@@ -181,6 +188,7 @@ def _opened(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadPicture(f"has more than {MOST_PIXELS} pixels: {error}", "size") from error
     except Exception as error:  # broken data makes Pillow raise nearly anything
+        no_fault_of_the_machine(error)
         raise BadPicture(f"does not decode: {error}") from error
 
 
@@ -196,6 +204,7 @@ def _load(data: bytes, channels: int, size: tuple[int, int]) -> Image.Image:
         except MemoryError:
             raise
         except Exception as error:  # broken data, as in _opened
+            no_fault_of_the_machine(error)
             raise BadPicture(f"does not decode: {error}") from error
         if picture.mode != MODES[channels]:
             raise BadPicture(f"its mode is {picture.mode}, not {MODES[channels]}", "channels")

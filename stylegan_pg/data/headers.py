@@ -3,6 +3,7 @@ within limits, before any decoder believes them."""
 
 from __future__ import annotations
 
+import errno
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -26,6 +27,13 @@ class BadPicture(ValueError):  # noqa: N818 - it names the thing
     def __init__(self, reason: str, kind: str = "decode"):
         super().__init__(reason)
         self.kind = kind
+
+
+def no_fault_of_the_machine(error: Exception) -> None:
+    """Raises a decoder's error again that says nothing about the picture, but that this process may open no more files,
+    as for a decoder that is loaded when it is needed first."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
 
 
 def check_pixels(rows: int, columns: int, most: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from stylegan_pg.data import pnm
-from stylegan_pg.data.headers import CHECKS, MOST_PIXELS, BadPicture, check_pixels
+from stylegan_pg.data.headers import CHECKS, MOST_PIXELS, BadPicture, check_pixels, no_fault_of_the_machine
 from stylegan_pg.untrusted import printable
 
 # Of MOST_PIXELS, what a picture may have: JPEGs can be decoded at a fraction of their size, while these other decoders
@@ -100,6 +100,7 @@ def opened(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> Itera
     except (MemoryError, BadPicture):
         raise
     except Exception as error:  # broken data makes decoders raise nearly anything
+        no_fault_of_the_machine(error)
         check_memory(pixels)
         raise BadPicture(f"does not decode: {printable(str(error) or type(error).__name__)}") from error
 
