@@ -12,6 +12,7 @@ import io
 import os
 import select
 import sys
+from typing import Any
 
 STUCK_MS = 5000  # for which a console may take nothing, as a terminal does that is stopped by Ctrl-S
 NAMES = {"stdout": 1, "stderr": 2}
@@ -74,6 +75,8 @@ def tolerate(*names: str) -> None:
     open_closed()
     for name in names:
         before = getattr(sys, name)
+        if not _is_console(before, NAMES[name]):
+            continue
         raw = _Lossy(name)
         if before is None:
             raw.lose("it was closed at the start")
@@ -84,6 +87,17 @@ def tolerate(*names: str) -> None:
         # A raw stream where a buffered one is expected, as with `python -u`: nothing is left to be written at the end.
         text = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)  # type: ignore[arg-type]
         setattr(sys, name, text)
+
+
+def _is_console(stream: Any, descriptor: int) -> bool:
+    """Whether a stream, if there is one, leads to this descriptor, rather than to somebody in this process who listens,
+    such as a test."""
+    if stream is None or stream.closed:
+        return True
+    try:
+        return stream.fileno() == descriptor
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def lost() -> list[str]:
