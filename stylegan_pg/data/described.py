@@ -109,9 +109,7 @@ def columns_of(shard: Any, count: int, class_counts: np.ndarray | None) -> np.nd
     inside = (offset >= HEADER) & (offset <= length) & (size <= length - offset)
     for what, fits in {
         f"a size that is not from 1 to {MOST_PICTURE} bytes": (size >= 1) & (size <= MOST_PICTURE),
-        f"no place within its tar's {length} bytes": (offset >= HEADER)
-        & (offset <= length)
-        & (size <= length - offset),
+        f"no place within its tar's {length} bytes": inside,
         f"a label that is none of {classes} classes": (label >= least) & (label < max(classes, least + 1)),
         "a crc32 that is none": (crc >= 0) & (crc < 1 << 32),
         "a place that another one has, or before it": np.append(True, offset[1:] >= offset[:-1] + size[:-1]),

@@ -1,0 +1,280 @@
+"""Run folders and calls that somebody else may have made: checkpoints with a right checksum and wrong contents, logs
+that hold anything, operators called by name. One message, no traceback, no memory out of bounds."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import arguments, finish, newest, start
+
+from stylegan_pg import checkpoint
+from stylegan_pg.errors import UsageError
+from stylegan_pg.metrics.figures import curves
+from stylegan_pg.ops import native, setup_filter
+from stylegan_pg.report import cut_back
+from stylegan_pg.resume import check_state
+from stylegan_pg.status import collect, render
+from stylegan_pg.transfer import read
+from stylegan_pg.untrusted import text_lines
+
+SHORT = {"growth__start": "null", "resolution": 8, "train__total_kimg": 0.016, "output__grid_kimg": 0}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, tiny_data) -> Path:
+    """A run of two steps."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    finish(start(arguments(run, tiny_data, **SHORT)))
+    return run
+
+
+@pytest.fixture
+def run(original, tmp_path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_moments_that_are_shorter_than_their_parameters(run, tiny_data):
+    tensors, state = newest(run)
+    name = "opt_G/exp_avg/synthesis.b8.conv1.weight"
+    checkpoint.write(checkpoint.found(run / "checkpoints")[0], tensors | {name: tensors[name].flatten()[:1]}, state)
+    output = finish(start(arguments(run, tiny_data, **SHORT | {"train__total_kimg": 0.032})), expected=2)
+    assert (
+        "exp_avg/synthesis.b8.conv1.weight is torch.float32 [1] where torch.float32 [8, 8, 3, 3] is expected" in output
+    )
+    assert "Traceback" not in output
+
+
+def trained() -> tuple[torch.nn.Linear, torch.optim.Optimizer, dict[str, torch.Tensor]]:
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    return net, optimizer, checkpoint.optimizer_tensors(net, optimizer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp_avg/weight": torch.zeros(1)}, {"exp_avg_sq/weight": torch.zeros(2, 4)},
+        {"exp_avg/bias": torch.zeros(2, 1)},
+        {"exp_avg/weight": torch.zeros(2, 3).double()}, {"exp_avg/weight": torch.zeros(2, 3).bool()},
+        {"step/weight": torch.zeros(2, 3)}, {"step/weight": torch.tensor(-1.0)}, {"step/weight": torch.tensor(3)},
+        {"step/weight": torch.tensor(float("nan"))}, {"max_exp_avg_sq/weight": torch.zeros(2, 3)},
+        {"step/weight": None},
+        {"exp_avg_sq/bias": None},
+    ],
+)  # fmt: skip
+def test_an_optimisers_state_is_held_against_its_parameters(change):
+    net, optimizer, tensors = trained()
+    wrong = {name: t for name, t in (tensors | change).items() if t is not None}
+    with pytest.raises(ValueError, match=next(iter(change)).split("/")[1]):
+        checkpoint.restore_optimizer(net, optimizer, wrong)
+    checkpoint.restore_optimizer(net, optimizer, tensors | {"exp_avg/gone": torch.zeros(1)})
+    assert torch.equal(optimizer.state[net.weight]["exp_avg"], tensors["exp_avg/weight"])
+
+
+WRONG: dict[str, list[Any]] = {
+    "nimg": [None, -8, 2**70, 8.0, True],
+    "phase": [None, -1, 2**40],
+    "dataset": [None, 5],
+    "running_means": [None, [], {"augment_p": 2}, {"augment_p": "1"}, {"loss_scale": 0}, {"pl_mean": float("inf")}],
+    "means": [None, {"a": 1}, {"a": [1.0]}, {"a": ["1", 1]}, {"a": [1.0, -1]}],
+    "bad_samples": [None, {}, [5], [[1, 2]], [["1", 2, "a", "b", "c"]]],
+    "environment": [None, {}, {"threads": 0}, {"threads": 2**40}, {"threads": 1, "torch": [1]}],
+    "config": [None, [], {}, {"model": {}, "train": 5, "loss": {}}],
+}
+
+
+def test_what_a_checkpoint_says_is_held_against_ranges(original):
+    state = newest(original)[1]
+    check_state(state, "x")
+    assert state.keys() == WRONG.keys()
+    for key, values in WRONG.items():
+        for value in values:
+            with pytest.raises(UsageError, match=r"^x") as error:
+                check_state(state | {key: value}, "x")
+            assert str(error.value).isprintable()
+    for path, value in {
+        ("model", "low_precision_at"): "8", ("model", "low_precision"): ["fp32"], ("train", "channels_last"): 7,
+        ("loss", "terms"): [5],
+    }.items():  # fmt: skip
+        changed = copy.deepcopy(state)
+        changed["config"][path[0]][path[1]] = value
+        with pytest.raises(UsageError, match=path[1]):
+            check_state(changed, "x")
+
+
+def test_a_state_that_is_no_table_is_a_bad_checkpoint(tmp_path):
+    path = checkpoint.path_for(tmp_path, 8)
+    for state in ([], "x", 5):
+        checkpoint.write(path, {}, state)  # type: ignore[arg-type]  # that is the point
+        with pytest.raises(checkpoint.BadCheckpointError, match="its state is no table"):
+            checkpoint.read(path)
+
+
+def test_weights_to_start_with_that_are_not_finite(original, tmp_path):
+    from stylegan_pg.config import ModelConfig
+
+    tensors, state = newest(original)
+    path = tmp_path / "000000000016.safetensors"
+    bad = tensors["G/mapping.fc0.weight"].clone()
+    bad[0, 0] = float("nan")
+    checkpoint.write(path, tensors | {"G/mapping.fc0.weight": bad}, state)
+    with pytest.raises(UsageError, match=r"no finite numbers in G/mapping\.fc0\.weight"):
+        read(str(path), ModelConfig())
+    for config in (None, {}, {"model": 5}, {"model": {"name": "\x1b"}}):
+        checkpoint.write(path, tensors, state | {"config": config})
+        with pytest.raises(UsageError, match=r"networks, model\.name is stylegan2"):
+            read(str(path), ModelConfig())
+
+
+def test_odd_names_are_no_checkpoints(tmp_path):
+    for stem in ("²", "٣٣٣٣٣٣٣٣٣٣٣٣", "9" * 200, "1e9", "-00000000001", "000000000016 (copy)"):
+        (tmp_path / f"{stem}.safetensors").write_bytes(b"x")
+    checkpoint.write(checkpoint.path_for(tmp_path, 16), {}, {"nimg": 16})
+    checkpoint.write(checkpoint.path_for(tmp_path, 10**13), {}, {"nimg": 10**13})
+    assert [p.stem for p in checkpoint.found(tmp_path)] == ["10000000000000", "000000000016"]
+    checkpoint.rotate(tmp_path, 1)
+    assert [p.stem for p in checkpoint.found(tmp_path)] == ["10000000000000"]
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+GARBAGE = [
+    b"\x00\xff\xfe\x1b[2J", b"{", b"[1, 2]", b"5", b"null", b'"nimg"', b'{"nimg": "16"}', b'{"nimg": -1}', b"[" * 5000,
+    b'{"nimg": true, "img_per_sec": 3}', b'{"nimg": 1e999}', b'{"nimg": ' + b"9" * 5000 + b"}", b"x" * (3 << 20),
+    b'{"nimg": 16, "img_per_sec": "fast", "phase": ["\\u001b"], "alpha": "x", "resolution": {}, "swd": "low"}',
+    b'{"nimg": 16, "img_per_sec": NaN, "swd": Infinity, "alpha": null, "resolution": 8, "$\\\\frac{$": 1.5}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", range(2))
+def test_logs_that_hold_anything(run, place):
+    good = (run / "stats.jsonl").read_bytes()
+    text = b"\n".join(GARBAGE)
+    for name in ("stats.jsonl", "metrics.jsonl", "log.txt"):
+        before = (run / name).read_bytes() if (run / name).exists() else b""
+        (run / name).write_bytes(before + text if place else text + b"\n" + before)
+    facts = collect(run)
+    json.dumps(facts)
+    told = render(facts)
+    assert told.replace("\n", "").isprintable()
+    assert facts["nimg"] == 16
+    assert curves(run / "metrics.jsonl") is not None
+    cut_back(run / "stats.jsonl", 1 << 60)
+    for line in good.splitlines():
+        assert (run / "stats.jsonl").read_bytes().count(line) == 1
+    assert b"xxx" not in (run / "stats.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\xff", b"5", b"[]", b"{}", b'{"ranks": 5}', b'{"ranks": [5]}', b'{"ranks": [{}]}', b"[" * 10**5,
+        b'{"ranks": [{"host": "h", "pid": 1, "device": "cpu", "img_per_sec": "1", "own_sec_per_img": 1, "busy": 1}]}',
+        b'{"ranks": [{"host": "h", "pid": 1, "device": "cpu", "img_per_sec": NaN, "own_sec_per_img": 1, "busy": 1}]}',
+        b'{"ranks": [{"host": "h", "pid": 1, "device": "cpu", "img_per_sec": 1, "own_sec_per_img": null, "busy": 1}]}',
+    ],
+)  # fmt: skip
+def test_ranks_that_hold_anything(run, content):
+    (run / "ranks.json").write_bytes(content)
+    facts = collect(run)
+    assert facts["ranks"] == facts["stragglers"] == []
+    assert "damaged     " in render(facts)
+    assert "ranks.json" in render(facts)
+
+
+def test_escapes_of_a_hosts_name_are_shown(run):
+    rank = {"host": "a\x1b[2J", "pid": 1, "device": "c\ru", "img_per_sec": 1, "own_sec_per_img": 1, "busy": 1}
+    (run / "ranks.json").write_text(json.dumps({"ranks": [rank]}))
+    assert "a\\x1b[2J:1 c\\ru" in render(collect(run))
+
+
+def test_folders_and_pipes_in_place_of_files(run):
+    for name in ("log.txt", "stats.jsonl", "ranks.json"):
+        (run / name).unlink()
+    (run / "log.txt").mkdir()
+    os.mkfifo(run / "stats.jsonl")
+    (run / "ranks.json").symlink_to("ranks.json")
+    (run / "checkpoints" / "999999999999.safetensors").mkdir()
+    (run / "checkpoints" / "999999999998.safetensors").symlink_to("nowhere")
+    facts = collect(run)
+    assert len(facts["damaged"]) == 3
+    assert facts["checkpoint_nimg"] == 16
+    assert "no regular file" in render(facts)
+
+
+def test_the_end_of_a_long_log_is_read(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("".join(f"line {i}\n" for i in range(100)) + "cut")
+    assert list(text_lines(path, last=25)) == ["line 98", "line 99", "cut"]
+    assert len(list(text_lines(path))) == 101
+    assert list(text_lines(tmp_path / "none")) == []
+
+
+# --- operators called by name -----------------------------------------------------------------------------------------
+
+OPS = torch.ops.stylegan_pg
+X, F = torch.ones(2, 3, 4, 4), setup_filter([1, 3, 3, 1])
+TAIL = (X, torch.zeros(3), torch.ones(2, 3), torch.zeros(2, 1, 4, 4), "lrelu", 1.0, None, 1)
+B = X.bfloat16()
+W = torch.ones(5, 3, 3, 3)
+
+
+def tail(**changes: Any) -> tuple[Any, ...]:
+    names = ("x", "bias", "scale", "noise", "act", "gain", "clamp", "dim")
+    return tuple(changes.get(name, value) for name, value in zip(names, TAIL, strict=True))
+
+
+CALLS: list[Callable[[], object]] = [
+    lambda: OPS.upfirdn2d(X, torch.zeros(0, 0), [1, 1], [1, 1], [0] * 4, False, 1.0),
+    lambda: OPS.upfirdn2d(X, torch.ones(1, 2000), [1, 1], [1, 1], [2000] * 4, False, 1.0),
+    lambda: OPS.upfirdn2d(X, F, [1, 0], [1, 1], [2] * 4, False, 1.0),
+    lambda: OPS.upfirdn2d(X, F, [1, 1], [-1, 1], [2] * 4, False, 1.0),
+    lambda: OPS.upfirdn2d(X, F, [2**40, 1], [2**40, 1], [2] * 4, False, 1.0),
+    lambda: OPS.upfirdn2d(X, F, [1, 1], [1, 1], [-(2**40), 2**40, 2, 2], False, 1.0),
+    lambda: OPS.upfirdn2d(X, F, [1, 1], [1, 1], [-9, 2, 2, 2], False, 1.0),
+    lambda: OPS.upfirdn2d(X[0], F, [1, 1], [1, 1], [2] * 4, False, 1.0),
+    *(lambda c=c: OPS.bias_act(*tail(**c)) for c in (
+        {"bias": torch.zeros(2)}, {"scale": torch.ones(1, 4)}, {"noise": torch.zeros(2, 1, 4, 3)}, {"dim": -1},
+        {"dim": 4}, {"act": "gelu"}, {"clamp": -1.0}, {"clamp": float("nan")}, {"scale": torch.ones(3)},
+    )),
+    lambda: OPS.bias_act_slope(X[:1], *TAIL),
+    lambda: OPS.bias_act_curvature(X, X[:, :1], *TAIL),
+    lambda: OPS.bias_act_backward(X[..., :3], *TAIL, [True] * 3),
+    lambda: OPS.bias_act_backward(X, *tail(noise=None), [True] * 3),
+    lambda: OPS.bias_act_backward(X, *TAIL, [True] * 2),
+    lambda: OPS.conv3x3(B, W[:, :2], False, False, 1, [4, 4]),
+    lambda: OPS.conv3x3(B, W[:, :, :2], False, False, 1, [4, 4]),
+    lambda: OPS.conv3x3(B, W, True, False, 1, [4, 4]),
+    lambda: OPS.conv3x3(B, W, False, False, 1, [400, 4]),
+    lambda: OPS.conv3x3(B, W, False, True, 2, [11, 9]),
+    lambda: OPS.conv3x3(B, W, False, False, 3, [1, 1]),
+    lambda: OPS.conv3x3_weight(B, B[:1], False, 1),
+    lambda: OPS.conv3x3_weight(B, B[:, :, :3], False, 1),
+    lambda: OPS.conv3x3_weight(B, B, False, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(CALLS)))
+def test_operators_called_by_name_look_at_what_they_are_handed(case):
+    assert native.choose("cpu").name
+    with pytest.raises(ValueError, match=r"upfirdn2d|bias_act|conv3x3"):
+        CALLS[case]()
+
+
+@pytest.mark.parametrize("taps", [[], [0.0], [1, -1], [float("nan"), 1], [float("inf")]])
+def test_filters_that_are_none(taps):
+    with pytest.raises(ValueError, match="taps"):
+        setup_filter(taps)
