@@ -87,7 +87,7 @@ def info(index: DatasetIndex) -> Iterator[str]:
     if index.label_names and label is not None:
         counts = Counter(label.tolist())
         yield f"{len(index.label_names)} classes: " + ", ".join(
-            f"{name} {counts[i]}" for i, name in enumerate(index.label_names)
+            f"{printable(name, 60)} {counts[i]}" for i, name in enumerate(index.label_names)
         )
         if counts[-1]:
             yield f"{counts[-1]} images without a label"
