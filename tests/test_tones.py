@@ -141,6 +141,7 @@ RIGHT = {
         png(np.stack([WIDE, np.full((8, 8), 32768)], -1), 4),
         grey((WIDE >> 8) * 128 / 255 + 127),
     ),
+    "lab.tif": (tiff(np.full((8, 8, 3), (128, 60, 40), np.uint8), 8), np.reshape([214.0, 60, 56], (3, 1, 1))),
     "linear_gamma.png": (LINEAR, grey(to_srgb(RAMP * 4 / 255))),
     "plain_gamma.png": (png(grey(RAMP * 4).transpose(1, 2, 0), 2, 8, gAMA=struct.pack(">I", 45455)), grey(RAMP * 4)),
     "linear_called_srgb.png": (

@@ -31,6 +31,7 @@ from stylegan_pg.data.patience import Fault, Patience
 from stylegan_pg.data.slots import Slots
 from stylegan_pg.data.table import CorruptSample, SampleTable
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import printable
 
 AHEAD = range(2, 5)  # batches that each worker is ahead, of large and of small ones,
 AHEAD_BYTES = 256 << 20  # which are these together
@@ -51,7 +52,7 @@ class Bad(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"sample {self.ordinal} in {self.shard}: {self.reason}"
+        return f"sample {self.ordinal} in {printable(self.shard)}: {self.reason}"
 
 
 @dataclass

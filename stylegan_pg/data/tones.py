@@ -123,7 +123,7 @@ def _conversion(picture: Image.Image, data: bytes, channels: int, decided: list[
         elif mode == "L" and isinstance(transparent, int) and depth(picture, data) < 8:  # left as in the file
             transparent *= 255 // ((1 << depth(picture, data)) - 1)
             picture.info["transparency"] = transparent
-        steps += {"La": [_to("LA")], "RGBa": [_to("RGBA")], "LAB": [_from_lab()]}.get(mode, [])
+        steps += {"La": [_to("LA")], "RGBa": [_to("RGBA")], "LAB": [_from_lab]}.get(mode, [])
         mode = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}.get(mode, mode)
     if mode in ("LA", "PA", "RGBA") or (transparent is not None and picture.mode[0] != "I"):
         grey = mode in ("LA", "L", "1")
@@ -289,6 +289,11 @@ def _srgb() -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-def _from_lab() -> _Conversion:
+def _from_lab(part: Image.Image) -> Image.Image:
+    return _lab()(part)
+
+
+@functools.cache
+def _lab() -> _Conversion:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     return _applied(ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB"))
