@@ -62,9 +62,7 @@ def test_ranks_whose_launcher_was_killed(tiny_data, tmp_path, kind):
     assert nimg % 50000 != 0  # no checkpoint was due
     log = (run / "log.txt").read_text()
     assert "is gone; stopping with a checkpoint" in log
-    assert log.splitlines()[-1].endswith(
-        f"stopped; to continue, run the same command again: {run} at {nimg / 1000:.1f} kimg"
-    )
+    assert f"stopped; to continue, run the same command again: {run} at " in log.splitlines()[-1]
     harness.finish(harness.start([*args, f"train.total_kimg={nimg / 1000}"]))
 
 
