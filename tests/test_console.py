@@ -42,7 +42,7 @@ def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
     broken.parent.mkdir(parents=True)
     broken.write_text("raise TypeError('Descriptors cannot be created directly.')")
     run.mkdir()
-    (run / "snapshots").write_text("in the way")
+    (run / "snapshots").symlink_to("nowhere")  # a disk that is not mounted
     args = harness.arguments(run, tiny_data, output__tensorboard="true")
     env = harness.environment() | {"PYTHONPATH": f"{broken.parents[1]}{os.pathsep}{ROOT}"}
     with open("/dev/full", "w") as full:
