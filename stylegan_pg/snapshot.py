@@ -90,7 +90,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
     G.load_state_dict(tensors, assign=True)
     G = G.to(device, torch.float32)
     for name, t in G.state_dict().items():
-        if not t.isfinite().all():
+        if not tensorfile.is_finite(t):
             raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
     G.description = description
     G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, class_names(G)))

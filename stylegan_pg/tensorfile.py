@@ -148,6 +148,12 @@ def as_bytes(t: torch.Tensor) -> memoryview:
     return t.reshape(-1).view(torch.uint8).numpy().data
 
 
+def is_finite(t: torch.Tensor) -> bool:
+    """Whether all numbers of a floating-point tensor are; their sum says so in a fraction of the time, unless it is too
+    large itself."""
+    return bool(t.sum().isfinite()) or bool(t.isfinite().all())
+
+
 def digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     """A checksum (hex) of tensors on the CPU, with their names, dtypes and shapes, and a text."""
     found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32)

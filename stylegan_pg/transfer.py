@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylegan_pg import checkpoint
+from stylegan_pg import checkpoint, tensorfile
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.snapshot import load_snapshot
@@ -61,7 +61,7 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
         found, then = None, state.get("config")
         weights = {part: checkpoint.part_of(tensors, part) for part in ("G", "D", "G_ema")}
         for name, t in checkpoint.flatten(weights).items():
-            if not (t.is_floating_point() and t.isfinite().all()):
+            if not (t.is_floating_point() and tensorfile.is_finite(t)):
                 raise UsageError(
                     f"init={path} holds no finite numbers in {printable(name, 80)}: take an earlier checkpoint of the "
                     "run, or a snapshot"
