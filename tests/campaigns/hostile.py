@@ -48,7 +48,9 @@ class Guard:
             self.seen.append(f"{event} {given[0]!r}")
         if event == "open" and isinstance(given[0], str | bytes | os.PathLike) and (given[2] or 0) & WRITING:
             path = os.path.realpath(os.fsdecode(given[0]))
-            if path != os.devnull and not path.startswith(self.base + os.sep):
+            if path not in (os.devnull, self.base) and not path.startswith(
+                self.base + os.sep
+            ):  # O_TMPFILE names a folder
                 self.seen.append(f"wrote {path}")
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stylegan_pg import checkpoint, status
+from stylegan_pg import checkpoint, status, tensorfile
 from stylegan_pg.checkpoint import BadCheckpointError
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.data import patience, remote, store
@@ -236,7 +236,7 @@ def configuration(base: Path) -> Reader:
         else:
             data = json.dumps(small).encode()
             keys = ["run", "train.batch", "train.batch_at", "loss.terms", "data", "data.url", "model.base", "x", "seed"]
-            given = [f"{dice.choice(keys)}={dice.choice(mutations.values(marker))}"]
+            given = [] if mutations.OFF else [f"{dice.choice(keys)}={dice.choice(mutations.values(marker))}"]
         describe(load_config(str(into(folder, "c.yaml", data)), given))
 
     return read
@@ -272,6 +272,7 @@ def checkpoints(base: Path) -> Reader:
     def read(dice: random.Random, folder: Path, marker: str) -> None:
         there = load_config(None, [*TINY, f"data.url={out}", f"run={folder / 'run'}", "train.total_kimg=0.016"])
         where = folder / "run" / "checkpoints" / path.name
+        where.parent.mkdir(parents=True)
         kind = dice.random()
         if kind < 0.3:
             into(folder, f"run/checkpoints/{path.name}", mutations.octets(dice, whole))
@@ -303,13 +304,19 @@ def snapshot(base: Path) -> Reader:
         path, kind = folder / "s.safetensors", dice.random()
         if kind < 0.3:
             path.write_bytes(mutations.octets(dice, whole))
-        else:  # of an older version, which wrote no checksum
+        else:
             description = json.loads(meta["stylegan_pg"])
             if kind < 0.6:
                 tensors = mutations.tensors(dice, tensors)
             else:
                 description = mutations.tree(dice, description, marker)
-            save_file(tensors, path, {"stylegan_pg": json.dumps(description)})
+            told = {"stylegan_pg": json.dumps(description)}
+            if dice.random() < 0.5 and isinstance(description, dict):  # as of an older version, without a checksum
+                description.pop("checksum", None)
+                told = {"stylegan_pg": json.dumps(description)}
+            else:  # with one that is right
+                told["blake2b"] = tensorfile.digest(tensors, told["stylegan_pg"])
+            save_file(tensors, path, told)
         G = load_snapshot(path)
         c = torch.eye(G.c_dim)[:1] if G.c_dim else None
         G(torch.zeros(1, G.z_dim), c, psi=0.7)
