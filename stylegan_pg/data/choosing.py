@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from stylegan_pg.data.classes import described, number_classes
+from stylegan_pg.data.numbering import described, number_classes
 from stylegan_pg.data.labels import labels_of
 from stylegan_pg.data.sources import File, few, list_source
 from stylegan_pg.errors import UsageError

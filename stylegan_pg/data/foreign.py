@@ -29,7 +29,7 @@ import numpy as np
 
 from stylegan_pg.data import cache, remote, store
 from stylegan_pg.data.body import CHUNK
-from stylegan_pg.data.classes import as_labels, number_classes
+from stylegan_pg.data.numbering import as_labels, number_classes
 from stylegan_pg.data.decode import BadPicture, header, size_at
 from stylegan_pg.data.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
 from stylegan_pg.data.kept import Arrays, kept

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stylegan_pg.data.classes import Label, as_labels
+from stylegan_pg.data.numbering import Label, as_labels
 from stylegan_pg.data.reading import Unreadable, read_listed
 from stylegan_pg.data.sources import PICTURES, File, Listing, few, normal_path
 from stylegan_pg.errors import UsageError
