@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from stylegan_pg.data.numbering import described, number_classes
 from stylegan_pg.data.labels import labels_of
+from stylegan_pg.data.numbering import described, number_classes
 from stylegan_pg.data.sources import File, few, list_source
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable

@@ -29,12 +29,12 @@ import numpy as np
 
 from stylegan_pg.data import cache, remote, store
 from stylegan_pg.data.body import CHUNK
-from stylegan_pg.data.numbering import as_labels, number_classes
 from stylegan_pg.data.decode import BadPicture, header, size_at
 from stylegan_pg.data.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
 from stylegan_pg.data.kept import Arrays, kept
 from stylegan_pg.data.members import PICTURES, names_of, samples_of
 from stylegan_pg.data.names import Names
+from stylegan_pg.data.numbering import as_labels, number_classes
 from stylegan_pg.data.patience import Passing, patiently
 from stylegan_pg.data.places import expand
 from stylegan_pg.data.store import NoRoom
