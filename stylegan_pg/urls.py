@@ -26,13 +26,20 @@ from stylegan_pg.untrusted import printable
 AUTH = "STYLEGAN_PG_HTTP_AUTH"
 MASK = "***"
 _PORTS = {"http": 80, "https": 443}
-_USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
-_SECRET = r"[\w.-]*(?:sig|signature|token|key|keyid|secret|pass|passwd|password|credentials?|auth|authorization)"
-_PARAMETER = re.compile(rf"([?&;]{_SECRET}=)[^&;\s'\"]*", re.IGNORECASE)
-_OPTION = rf"(?:(?:-u|--user|--proxy-user)(?=[=\s]['\"]?[^\s'\"]*:)|--oauth2-bearer|--{_SECRET})(?:=|\s+)['\"]?"
+# Up to the last @ before the host; where what would be a port is no number, a slash belongs to a password as well.
+_USER = re.compile(r"(?<=://)(?:[^/?#@\s'\"]*:(?!\d*[/?#:{])[^@\s'\"]*@|[^/?#@\s'\"]*@)(?:[^/?#\s'\"]*@)?")
+_SECRET = r"[\w.-]*(?:sig|signature|token|key|keyid|secret|pass|passwd|password|credentials?|auth|authorization|cookie)"
+_PARAMETER = re.compile(rf"([?&;#]{_SECRET}=)[^&;\s'\"]*", re.IGNORECASE)
+_USERS = r"(?:-u|--user|--proxy-user)(?=[=\s]['\"]?[^\s'\"]*:)"
+_OPTION = rf"(?:{_USERS}|--oauth2-bearer|-b|--{_SECRET})(?:=|\s+)['\"]?|-u(?=[^\s'\"=-][^\s'\"]*:)|sshpass\s+-p\s*"
+_SCHEME = r"(?:[\w-]+\s+(?=[^\s'\"]))?(?![\w-]+\s+\$)"  # such as Basic, Bearer or Token
 _OF_COMMANDS = tuple(  # such as curl, wget, gsutil and aws; what begins with $ is a variable, and no secret
-    re.compile(rf"({before})(?!\$)[^\s'\"&;]+", re.IGNORECASE)
-    for before in (rf"(?:^|\s){_OPTION}", rf"\b{_SECRET}:\s*(?:basic\s+|bearer\s+)?", rf"\b{_SECRET}=")
+    re.compile(rf"({before})(?!\$){value}+", re.IGNORECASE)
+    for before, value in (
+        (rf"(?:^|[\s:])(?:{_OPTION})", r"[^\s'\"&;]"),
+        (rf"\b{_SECRET}:\s*(?!\s){_SCHEME}", r"[^'\"]"),  # a header, to the end of its quotation
+        (rf"\b{_SECRET}=", r"[^\s'\"&;]"),
+    )
 )
 
 
@@ -122,7 +129,9 @@ def _from_netrc(parts: SplitResult) -> str:
         found = netrc.netrc(str(path)).authenticators(parts.hostname or "")
     except FileNotFoundError:
         return ""
-    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:
-        reason = re.sub(r"'[^']*'", MASK, str(error))  # which may quote a password
-        raise UsageError(f"{path} cannot be read ({printable(reason)}): mend it, or set ${AUTH}") from None
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:  # whose words may quote a password
+        reason = getattr(error, "strerror", None) or "it is no text"
+        if isinstance(error, netrc.NetrcParseError):
+            reason = f"line {error.lineno} is not as in a netrc file"
+        raise UsageError(f"{path} cannot be read ({reason}): mend it, or set ${AUTH}") from None
     return f"{found[0]}:{found[2]}" if found and found[2] else ""

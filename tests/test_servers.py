@@ -291,10 +291,61 @@ def test_names_and_passwords_from_elsewhere(serve, tmp_path, monkeypatch):
         sent()
     assert "secretive" not in str(error.value)
     monkeypatch.delenv("STYLEGAN_PG_HTTP_AUTH")
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me passwort hidden\n")
-    with pytest.raises(UsageError, match="cannot be read") as error:
-        sent()
-    assert "hidden" not in str(error.value)
+    for words in ("passwort hidden", "password two hidden", "password two 'hid\"den", "password two hidden's"):
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login me {words}\n")
+        with pytest.raises(UsageError, match=r"cannot be read \(line") as error:
+            sent()
+        assert "hid" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http:///x", "http://h:99999/x", "http://h:0/x", "https://", "http://[::1/x"])
+def test_urls_that_are_none_are_not_tried_again(url):
+    with pytest.raises(UsageError, match="is no URL"):
+        read_url(url, patience=60)
+
+
+@pytest.mark.parametrize("place", ["http://h:99999/x", "http://[::1/x", "http://h:x/", "http://..../x"])
+def test_redirects_to_what_is_no_url_are_the_servers_fault(serve, place):
+    server = serve(answered(b"", "302 Found", Location=place, Content_Length=0))
+    with pytest.raises(Passing, match="makes no sense"):
+        read_url(f"{server.url}/x.tar")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content_Length": "abc"},
+        {"Content_Length": -5},
+        {"Content_Length": 10**26},
+        {"Content_Length": 4, "Last_Modified": "nonsense"},
+        {"Content_Length": 4, "Content_Range": "bytes 5-8/20"},
+    ],
+)
+def test_answers_of_s3_that_make_no_sense(serve, monkeypatch, headers):
+    pytest.importorskip("boto3", reason="boto3 is not installed")
+    as_s3(monkeypatch, serve(answered(b"abcd", **headers)).url)
+    with pytest.raises(Passing, match=r"s3://b/x\.tar: .*makes no sense"):
+        read_url("s3://b/x.tar")
+
+
+def test_s3_without_lengths_or_at_no_place(serve, monkeypatch):
+    pytest.importorskip("boto3", reason="boto3 is not installed")
+    as_s3(monkeypatch, serve(answered(b"abcd")).url)
+    assert stat_url("s3://b/x.tar").size is None
+    assert read_url("s3://b/x.tar") == b"abcd"
+    as_s3(monkeypatch, serve(answered(b"", "301 Moved", Location="http://127.0.0.1:1/", Content_Length=0)).url)
+    with pytest.raises(Passing, match="s3://b/x"):
+        read_url("s3://b/x.tar")
+    as_s3(monkeypatch, "no endpoint")
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL"):
+        read_url("s3://b/x.tar")
+
+
+def as_s3(monkeypatch, endpoint):
+    for name, value in {"ACCESS_KEY_ID": "us", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    remote._s3_client.cache_clear()
 
 
 def test_who_is_not_let_in_hears_how_to_get_in(serve):

@@ -23,7 +23,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from stylegan_pg.data import web
 from stylegan_pg.data.body import CHUNK, Body, Stream
@@ -81,7 +80,7 @@ def stat_url(url: str, patience: float = TIMEOUT) -> Stat:
     if url.startswith("s3://"):
         with _s3_faults(url):
             head = _s3().head_object(**_bucket_key(url))
-        return Stat(int(head["ContentLength"]), str(head.get("ETag", "")))
+            return Stat(_s3_length(head), str(head.get("ETag", "")))
     status = os.stat(file_path(url))
     return Stat(status.st_size, str(status.st_mtime_ns))
 
@@ -127,7 +126,18 @@ def _s3_client(_: int) -> Any:
     except ImportError:
         raise UsageError("s3:// needs boto3: pip install 'stylegan-pg[s3]'") from None
     how = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"max_attempts": 1}, max_pool_connections=32)
-    return boto3.Session().client("s3", config=how)
+    try:
+        return boto3.Session().client("s3", config=how)
+    except ValueError as error:  # of an endpoint that is no URL, for one
+        raise UsageError(f"boto3 cannot be used ({printable(error)}): see to $AWS_ENDPOINT_URL and ~/.aws") from None
+
+
+def _s3_length(answer: dict[str, Any]) -> int | None:
+    """How many bytes an answer says that it has, None where it does not say."""
+    length = answer.get("ContentLength")
+    if length is not None and not 0 <= length <= web.LARGEST:
+        raise web.Refused(f"its Content-Length is {length}")
+    return length
 
 
 def _s3_status(error: Exception) -> int:
@@ -138,13 +148,15 @@ def _s3_status(error: Exception) -> int:
 @contextlib.contextmanager
 def _s3_faults(url: str) -> Iterator[None]:
     try:
-        yield
-    except Fault:
+        with web.refusals(url):
+            yield
+    except (Fault, UsageError):
         raise
     except Exception as error:  # botocore's have no common base with urllib3's, which come through in a body
         kind, status = type(error), _s3_status(error)
         if not isinstance(error, OSError) and not kind.__module__.startswith(("botocore", "urllib3", "boto3")):
-            raise
+            # what botocore fails over when it takes an answer apart, such as ValueError
+            raise Passing(f"{shown(url)}: the server's answer makes no sense: {printable(error)}") from None
         lasting = status in _LASTING_STATUS or re.search("Credential|Region|Param|Profile|InvalidE", kind.__name__)
         raise (Lasting if lasting else Passing)(f"{shown(url)}: {printable(error)}") from None
 
@@ -163,10 +175,12 @@ def _open_s3(url: str, start: int, end: int | None) -> Iterator[Stream]:
         yield Body(io.BytesIO(), url, 0)
         return
     with contextlib.closing(answer["Body"]) as body:
-        length = int(answer["ContentLength"])
-        if span:
-            with web.faults(url):
-                length = web.length_of_part(str(answer.get("ContentRange", "")), start, end, length)
+        with web.refusals(url):
+            length, part = _s3_length(answer), str(answer.get("ContentRange", ""))
+            if span:
+                length = web.length_of_part(part, start, end, length)
+            elif part:
+                raise web.Refused("it sent a part of the file where all of it was asked for")
         yield Body(body, url, length, exact=True, faults=_s3_faults)
 
 
@@ -221,9 +235,8 @@ class _Printed(Body):
 def file_path(url: str) -> str:
     """The path of a file:// URL or a path. Raises UsageError for another kind of URL."""
     if "://" in url and not url.startswith("file://"):
-        raise UsageError(
-            f"{shown(url)}: no way to read {urlsplit(url).scheme}://; known are paths, http(s)://, s3://, pipe:"
-        )
+        scheme = printable(url.split("://")[0])
+        raise UsageError(f"{shown(url)}: no way to read {scheme}://; known are paths, http(s)://, s3://, pipe:")
     return url.removeprefix("file://")
 
 

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from email.message import Message
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from stylegan_pg.data.body import Body, Stream
 from stylegan_pg.data.patience import Fault, Lasting, Passing
@@ -28,7 +29,7 @@ from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import AUTH, authorization, same_server, shown, split_user
 
 _LASTING_STATUS = (400, 401, 403, 404, 405, 410, 416)
-_LARGEST = 1 << 60  # bytes of a file, more than which no server means
+LARGEST = 1 << 60  # bytes of a file, more than which no server means
 
 
 class Refused(Exception):  # noqa: N818 - what happened to an answer
@@ -87,15 +88,23 @@ def stat_http(url: str, timeout: float) -> tuple[int | None, str]:
 
 
 @contextlib.contextmanager
+def refusals(url: str) -> Iterator[None]:
+    """What is refused of a server's answer, as Passing."""
+    try:
+        yield
+    except Refused as error:
+        raise Passing(f"{shown(url)}: the server's answer makes no sense: {printable(error)}") from None
+
+
+@contextlib.contextmanager
 def faults(url: str) -> Iterator[None]:
     """What goes wrong with a server, as Passing, Lasting or UsageError that name the URL without its secrets."""
     named = shown(url)
     try:
-        yield
+        with refusals(url):
+            yield
     except (Fault, UsageError):
         raise
-    except Refused as error:
-        raise Passing(f"{named}: the server's answer makes no sense: {printable(error)}") from None
     except urllib.error.HTTPError as error:
         error.close()
         kind = Lasting if error.code in _LASTING_STATUS else Passing
@@ -122,7 +131,7 @@ def _number(headers: Message, name: str) -> int | None:
     if not told:
         return None
     text = told.pop()
-    if told or not re.fullmatch(r"\d{1,19}", text, re.ASCII) or int(text) > _LARGEST:
+    if told or not re.fullmatch(r"\d{1,19}", text, re.ASCII) or int(text) > LARGEST:
         raise Refused(f"its {name} is {', '.join(headers.get_all(name, []))}")
     return int(text)
 
@@ -143,7 +152,7 @@ def length_of_part(told: str, start: int, end: int | None, announced: int | None
     wanted = None if end is None else max(end - 1, start)
     if size is not None:
         wanted = size - 1 if wanted is None else min(wanted, size - 1)
-    if first != start or last < first or last != (last if wanted is None else wanted) or last > _LARGEST:
+    if first != start or last < first or last != (last if wanted is None else wanted) or last > LARGEST:
         raise Refused(
             f"bytes {start} to {'the end' if wanted is None else wanted} were asked for, its Content-Range is {told}"
         )
@@ -171,11 +180,24 @@ def _request(url: str, method: str = "GET", span: str = "") -> urllib.request.Re
     headers = {"User-Agent": "stylegan-pg", "Accept-Encoding": "identity"} | ({"Range": span} if span else {})
     if secret := authorization(url):
         headers["Authorization"] = secret
-    # urllib takes a name and a password for a part of the host's name
-    return urllib.request.Request(split_user(url)[0], method=method, headers=headers)
+    bare = split_user(url)[0]  # urllib takes a name and a password for a part of the host's name
+    if not urlsplit(bare).hostname or urlsplit(bare).port == 0:  # which raises for others that are none
+        raise ValueError("it names no host, or port 0")
+    return urllib.request.Request(bare, method=method, headers=headers)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except (ValueError, http.client.InvalidURL) as error:
+            place = shown(headers.get("Location") or "")
+            raise Refused(f"it redirects to {place}, which is no URL: {printable(error, 80)}") from None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(
         self,
         req: urllib.request.Request,
