@@ -250,3 +250,40 @@ def test_classes_whose_pictures_are_all_damaged_are_told(tmp_path):
     report = packed(source, tmp_path / "out")
     assert report.empty_classes == ("b",)
     assert "warning: 1 classes have no picture that could be packed: b" in report.summary()
+
+
+# --- what people's tools write ----------------------------------------------------------------------------------------
+
+
+def test_a_label_file_has_one_encoding(tmp_path, members):
+    pictures = {name: members[name] for name in NAMES[:2]}
+    beside = {"00.cls": b"\xef\xbb\xbf10\r\n", "01.cls": b"9\r\n"}
+    marked = tar_of(tmp_path / "a.tar", dict(sorted((pictures | beside).items())))
+    packed(marked, tmp_path / "out")
+    assert labels_of(tmp_path / "out") == (("9", "10"), [1, 0])
+    assert load_index(str(marked)).label_names == ("9", "10")
+    for encoding in ("latin-1", "utf-16"):
+        beside = {"00.cls": "é".encode(encoding), "01.cls": "è".encode(encoding)}
+        other = tar_of(tmp_path / f"{encoding}.tar", dict(sorted((pictures | beside).items())))
+        for read in (lambda tar=other: packed(tar, tmp_path / "no"), lambda tar=other: load_index(str(tar))):
+            with pytest.raises(UsageError, match=r"00\.cls.* holds no text in UTF-8"):
+                read()
+
+
+def test_a_table_may_name_pictures_without_their_suffixes(tmp_path):
+    pictures = folder_of(tmp_path / "p", [f"train/{i}.png" for i in range(4)])
+    for header in ("id,breed\n", ""):
+        table = tmp_path / f"l{len(header)}.csv"
+        table.write_text(header + "".join(f"{i},b{i % 2}\n" for i in range(4)))
+        packed(pictures, tmp_path / table.stem, labels=table)
+        assert labels_of(tmp_path / table.stem) == (("b0", "b1"), [0, 1, 0, 1])
+    folder_of(pictures, ["train/0.jpg"])
+    with pytest.raises(UsageError, match=r"l0\.csv labels 0, which may be train/0\.jpg, train/0\.png: add suffixes"):
+        packed(pictures, tmp_path / "two", labels=table)
+    for name, text, message in (
+        ("semicolons.csv", "train/0.png;a\n", "separated by a comma"),
+        ("tabs.tsv", "train/0.png\ta\n", r"must end in \.json or \.csv"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UsageError, match=message):
+            packed(pictures, tmp_path / "no", labels=tmp_path / name)

@@ -6,6 +6,7 @@ import io
 import os
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,11 +64,12 @@ def _from_file(path: Path, listing: Listing) -> Labels:
     except OSError as error:
         forms = "give auto, folders, none, or a JSON or CSV file"
         raise UsageError(f"labels = {origin}: {error.strerror}; {forms}") from error
-    known = {picture.path for picture in listing.pictures}
     if path.suffix.lower() == ".csv":
-        given = _parse_csv(origin, data, known)
-    else:
+        given = _parse_csv(origin, data, _finder(listing.pictures, origin))
+    elif path.suffix.lower() == ".json":
         given = _parse_json(origin, data, lambda _: True)
+    else:
+        raise UsageError(f"labels = {origin}: its name must end in .json or .csv, which says how it is read")
     return _looked_up(given, listing.pictures, origin)
 
 
@@ -119,16 +121,19 @@ def _parse_json(origin: str, data: bytes, names_picture: Callable[[str], bool]) 
     return _unique(origin, content)
 
 
-def _parse_csv(origin: str, data: bytes, known: set[str]) -> dict[str, Any]:
+def _parse_csv(origin: str, data: bytes, found: Callable[[str], str | None]) -> dict[str, Any]:
     try:
         rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{origin} is not CSV in UTF-8 ({error}): write lines of path,label") from error
-    if rows and _joined("", rows[0][0]) not in known and posixpath.splitext(rows[0][0])[1].lower() not in PICTURES:
-        rows = rows[1:]  # the header
     wrong = [row for row in rows if len(row) != 2]
     if wrong:
-        raise UsageError(f"{origin} has lines that are not path,label, the first: {printable(','.join(wrong[0]))}")
+        raise UsageError(
+            f"{origin} has lines that are not path,label, the first: {printable(','.join(wrong[0]))}; write two "
+            "columns, separated by a comma"
+        )
+    if rows and found(rows[0][0]) is None and posixpath.splitext(rows[0][0])[1].lower() not in PICTURES:
+        rows = rows[1:]  # the header
     return _unique(origin, [(path, label.strip()) for path, label in rows])
 
 
@@ -141,20 +146,38 @@ def _unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
     return given
 
 
-def _looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> Labels:
-    """Labels by the pictures' own paths, which may leave away the folder that all of them are in."""
-    if not given:
-        return Labels([None] * len(pictures), f"{origin} says that there are none")
+def _finder(pictures: list[File], origin: str) -> Callable[[str], str | None]:
+    """What finds the path of the picture that a file of labels names, None without one. It may leave away the folder
+    that all pictures are in, and the suffix; UsageError where several pictures differ in that alone."""
     known = {picture.path for picture in pictures}
     common, _ = _parted([path.split("/")[:-1] for path in known])
-    found: dict[str, Any] = {}
-    for path, label in given.items():
+    stems: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(known):
+        stems[posixpath.splitext(path)[0]].append(path)
+
+    def found(path: str) -> str | None:
         forms = (path, _joined("", path), _joined(common, path))
-        place = next((form for form in forms if form in known), path)
+        whole = [form for form in forms if form in known] or [one for form in forms for one in stems.get(form, ())]
+        if len(set(whole)) > 1 and whole[0] not in forms:
+            raise UsageError(f"{origin} labels {printable(path)}, which may be {printable(few(whole))}: add suffixes")
+        return whole[0] if whole else None
+
+    return found
+
+
+def _looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> Labels:
+    """Labels by the pictures' own paths."""
+    if not given:
+        return Labels([None] * len(pictures), f"{origin} says that there are none")
+    place_of, found, strange = _finder(pictures, origin), {}, []
+    for path, label in given.items():
+        place = place_of(path)
+        if place is None:
+            strange.append(path)
+            continue
         if place in found:
             _unique(origin, [(place, found[place]), (place, label)])
         found[place] = label
-    strange = [path for path in found if path not in known]
     if strange:
         raise UsageError(
             f"{origin} names {len(strange)} pictures that SOURCE does not have ({printable(few(strange))}): "
@@ -173,7 +196,8 @@ def _from_members(listing: Listing) -> Labels:
     for picture in listing.pictures:
         cls, json = (listing.beside(picture, suffix) for suffix in (".cls", ".json"))
         if cls:
-            values.append(_content(cls, LABEL_BYTES).decode("utf-8", "replace"))
+            named = f"{printable(cls.path)} in SOURCE"
+            values.append(cls_label(_content(cls, LABEL_BYTES), named, f"mend it, {_NONE}"))
             kinds.add(".cls")
         elif json:
             named = f"{printable(json.path)} in SOURCE"
@@ -184,6 +208,15 @@ def _from_members(listing: Listing) -> Labels:
             values.append(None)
     origin = f"SOURCE with its {' and '.join(sorted(kinds))} files"
     return Labels(as_labels(values, origin), origin, frozenset(kinds))
+
+
+def cls_label(data: bytes, named: str, remedy: str) -> str:
+    """The text of a .cls file, also where an editor has put UTF-8's mark in front. Raises UsageError for another
+    encoding, in which different labels may look alike."""
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise UsageError(f"{named} holds no text in UTF-8: {remedy}") from None
 
 
 def json_label(data: bytes, named: str, remedy: str) -> Any:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
-from stylegan_pg.data.labels import LABEL_BYTES, json_label
+from stylegan_pg.data.labels import LABEL_BYTES, cls_label, json_label
 from stylegan_pg.data.names import BESIDE, Names, at_first_dot, read_names
 from stylegan_pg.data.tars import Member, content_of
 from stylegan_pg.errors import UsageError
@@ -129,7 +129,7 @@ def _label(file: IO[bytes], files: dict[str, Member], named: str) -> int | float
         member = files["cls"]
         if member.size > LABEL_BYTES:
             raise UsageError(f"{named}: {printable(member.name)} has {member.size} bytes, too many for a label")
-        text = content_of(file, member).decode("utf-8", "replace").strip()
+        text = cls_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
         return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
     if "json" not in files or files["json"].size > LABEL_BYTES:
         return None

@@ -33,6 +33,7 @@ _OTHER_PICTURES = {
     **dict.fromkeys((".psd", ".svg", ".eps", ".exr", ".hdr", ".xcf"), "export them as PNG"),
 }
 _ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+_LEFT = frozenset({"@eaDir", "$RECYCLE.BIN"})  # thumbnails of Synology's storage, and what Windows has deleted
 _LABELS = (".cls", ".json")  # of the picture with the same key
 _MOST_KINDS = 20  # of ignored files, that are told apart
 BROKEN_LINK = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -77,8 +78,9 @@ class File(NamedTuple):
 
     @property
     def is_hidden(self) -> bool:
-        """Such as the "._x.jpg" that macOS leaves beside x.jpg, in zips below __MACOSX."""
-        return any(part.startswith((".", "__MACOSX")) and part != ".." for part in self.path.split("/"))
+        """Such as the "._x.jpg" that macOS leaves beside x.jpg, in zips below __MACOSX, and what other systems leave."""
+        parts = self.path.split("/")
+        return any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts) or not _LEFT.isdisjoint(parts)
 
     @property
     def is_picture(self) -> bool:

@@ -209,9 +209,12 @@ class _Walk:
 def _parsed(block: bytes) -> tarfile.TarInfo | None:
     """A header whose checksum is right; None for what is none."""
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
         return None
+    if block[257:265] == tarfile.GNU_MAGIC:  # times stand there where others have the folders of a long path
+        info.name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape").rstrip("/")
+    return info
 
 
 def _has_content(info: tarfile.TarInfo) -> bool:

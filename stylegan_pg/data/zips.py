@@ -21,6 +21,8 @@ from stylegan_pg.untrusted import printable
 MOST_MEMBERS = 2_000_000
 _ENTRY = 46  # bytes that each member takes in the directory, at least
 _END, _END64 = b"PK\x05\x06", b"PK\x06\x07"
+_UTF8 = 0x800  # the flag of a name in UTF-8
+_UNICODE_PATH = 0x7075  # the extra field of Info-ZIP
 _MOST_RATIO = 1100  # no more comes out of deflated bytes; more in all means that members overlap
 _MARGIN = 1 << 30  # bytes that may come out of a zip at any rate
 _LARGE, _BOMB_RATIO = 1 << 26, 200  # a member of so many bytes that takes so many times less in the zip is no picture
@@ -108,7 +110,7 @@ def _damage() -> Iterator[None]:
 
 
 def _member(info: zipfile.ZipInfo) -> ZipMember:
-    name = posixpath.normpath(info.filename.replace("\\", "/").lstrip("/"))
+    name = posixpath.normpath(_name_of(info).replace("\\", "/").lstrip("/"))
     mode, unix = info.external_attr >> 16, info.create_system == 3
     fault = ""
     if unix and stat.S_ISLNK(mode):
@@ -118,6 +120,32 @@ def _member(info: zipfile.ZipInfo) -> ZipMember:
     elif info.flag_bits & 1:
         fault = "is encrypted: make the zip again without a password"
     return ZipMember(name, info.filename, info.file_size, info.CRC, fault)
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """A member's name. Where it has no mark of UTF-8, and so should be in the code page of DOS, it may be UTF-8 still
+    (macOS writes it so), or stand in UTF-8 beside the other (Info-ZIP's extra field)."""
+    if info.flag_bits & _UTF8 or info.filename.isascii():
+        return info.filename
+    raw = info.orig_filename.encode("cp437")
+    beside = _extra_of(info, _UNICODE_PATH)
+    if beside[:5] == b"\1" + zlib.crc32(raw).to_bytes(4, "little"):
+        raw = beside[5:]
+    try:
+        return raw.partition(b"\0")[0].decode()
+    except UnicodeDecodeError:
+        return info.filename
+
+
+def _extra_of(info: zipfile.ZipInfo, wanted: int) -> bytes:
+    """The content of an extra field of a member, empty without one."""
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        if kind == wanted:
+            return extra[4 : 4 + size]
+        extra = extra[4 + size :]
+    return b""
 
 
 def _directory_bytes(path: Path) -> int:
