@@ -78,7 +78,7 @@ class File(NamedTuple):
 
     @property
     def is_hidden(self) -> bool:
-        """Such as the "._x.jpg" that macOS leaves beside x.jpg, in zips below __MACOSX, and what other systems leave."""
+        """Such as the "._x.jpg" that macOS leaves beside x.jpg, in zips below __MACOSX, and other leftovers."""
         parts = self.path.split("/")
         return any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts) or not _LEFT.isdisjoint(parts)
 
