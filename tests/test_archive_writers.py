@@ -5,9 +5,11 @@ import tarfile
 import unicodedata
 import zlib
 
+import pytest
 from packing import encoded, labels_of, noise, packed, tar_of, zip_of
 
 from stylegan_pg.data.index import load_index
+from stylegan_pg.errors import UsageError
 
 
 def test_names_in_gnu_incremental_backups_are_whole(tmp_path):
@@ -72,3 +74,10 @@ def test_what_systems_leave_among_pictures_is_no_class(tmp_path):
     report = packed(zip_of(tmp_path / "x.zip", {name: encoded(noise(0)) for name in names}), tmp_path / "out")
     assert labels_of(tmp_path / "out") == (("a", "b"), [0, 1])
     assert report.ignored == {"hidden .png": 5}
+
+
+def test_a_tar_of_pictures_that_training_does_not_read_is_to_be_packed(tmp_path):
+    path = tar_of(tmp_path / "x.tar", {f"{i}.tif": encoded(noise(i), "TIFF") for i in range(2)})
+    with pytest.raises(UsageError, match="sample 0 has no picture .*or pack it"):
+        load_index(str(path))
+    assert packed(path, tmp_path / "out").count == 2

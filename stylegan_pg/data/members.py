@@ -77,6 +77,7 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
                 f"{named}: sample {printable(key)} has {'no picture' if not pictures else 'several pictures'} "
                 f"({printable(', '.join(suffix for suffix, _ in found))}): each sample needs one "
                 f"{' or '.join(PICTURES)}; write the tar again"
+                f"{'' if pictures else ', or pack it, which reads more kinds of pictures and leaves other files out'}"
             )
         picture, files = pictures[0], dict(found)
         read = [picture, *(files[suffix] for suffix in ("cls", "json") if suffix in files)]
