@@ -237,7 +237,7 @@ def check_optimizer(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str
             continue
         kinds.setdefault(name, set()).add(kind)
         if kind == "step":
-            if t.ndim or not t.is_floating_point() or not 0 <= t.item() < 1 << 53:
+            if t.ndim or t.dtype != torch.float32 or not 0 <= t.item() < 1 << 53:
                 raise ValueError(f"{named}: {key} is {t.dtype} {list(t.shape)}, not one number of steps")
         elif kind in MOMENTS:
             check_tensors({key: t}, {key: parameters[name]}, named)

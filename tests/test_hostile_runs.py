@@ -70,6 +70,7 @@ def trained() -> tuple[torch.nn.Linear, torch.optim.Optimizer, dict[str, torch.T
         {"exp_avg/bias": torch.zeros(2, 1)},
         {"exp_avg/weight": torch.zeros(2, 3).double()}, {"exp_avg/weight": torch.zeros(2, 3).bool()},
         {"step/weight": torch.zeros(2, 3)}, {"step/weight": torch.tensor(-1.0)}, {"step/weight": torch.tensor(3)},
+        {"step/weight": torch.tensor(3.0).bfloat16()}, {"step/weight": torch.tensor(3.0).double()},
         {"step/weight": torch.tensor(float("nan"))}, {"max_exp_avg_sq/weight": torch.zeros(2, 3)},
         {"step/weight": None},
         {"exp_avg_sq/bias": None},

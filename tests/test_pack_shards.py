@@ -109,6 +109,29 @@ def test_damaged_books_of_an_interrupted_run_are_named(tmp_path, many):
         packed(many[0], tmp_path / "out", 64)
 
 
+@pytest.mark.parametrize("name", ["index.json", "report.json", "pictures.json"])
+def test_damaged_books_of_a_complete_dataset_are_named(tmp_path, name):
+    source, out = folder_of(tmp_path / "in", ["a.png", "b.png"]), tmp_path / "out"
+    packed(source, out)
+    for content in (
+        b"",
+        b"x\xff",
+        b"[1]",
+        b"{}",
+        b'"x"',
+        b"[" * 5000,
+        b'{"unreadable": 5, "shards": 5, "pack": 5}',
+        None,
+    ):
+        (out / name).unlink()
+        (out / name).write_bytes(content) if content is not None else os.mkfifo(out / name)
+        if (name == "report.json" and content == b"{}") or (name == "pictures.json" and content == b""):
+            assert packed(source, out).count == 2
+        else:
+            with pytest.raises(UsageError, match=f"{name} is .*: (remove|restore) .*pack"):
+                packed(source, out)
+
+
 def group_lives(group: int) -> bool:
     """Whether a process group still has members that are not zombies."""
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -25,7 +25,7 @@ from stylegan_pg.data.reading import Unreadable, digest_of, read_listed
 from stylegan_pg.data.shards import Manifest, committed_groups, version_of, write_whole
 from stylegan_pg.data.sources import File, few
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import printable
+from stylegan_pg.untrusted import MOST_JSON_BYTES, open_regular, printable, read_json
 
 PICTURES = "pictures.json"
 _ANOTHER = "Repeat the command it was started with, give another OUT, or delete this one"
@@ -52,25 +52,40 @@ def remembered(out: Path) -> Memory:
     """Raises UsageError for damaged files."""
     index, books = out / "index.json", out / ".pack"
     if index.exists():
-        plan = json.loads(index.read_bytes()).get("pack", {})
+        with damage_named(index, out):
+            plan = dict(table_in(index).get("pack", {}))
         manifests = None
-        with contextlib.suppress(FileNotFoundError), _damage_named(out / PICTURES, out):
-            manifests = [Manifest.read(line) for line in (out / PICTURES).read_bytes().splitlines()]
+        book = out / PICTURES
+        with contextlib.suppress(FileNotFoundError), damage_named(book, out), open_regular(book) as file:
+            manifests = [Manifest.read(line) for line in file.read().splitlines()]
         return Memory(True, plan, manifests, _gone(manifests or []))
     plan = {}
-    with contextlib.suppress(FileNotFoundError), _damage_named(books / "plan.json", out):
-        plan = dict(json.loads((books / "plan.json").read_bytes()))
-    with _damage_named(books, out):
+    with contextlib.suppress(FileNotFoundError), damage_named(books / "plan.json", out):
+        plan = table_in(books / "plan.json")
+    with damage_named(books, out):
         manifests = committed_groups(out, books)
     return Memory(False, plan, manifests, plan.get("gone", {}) | _gone(manifests))
 
 
+def table_in(file: Path) -> dict[str, Any]:
+    """Raises OSError, and UsageError or ValueError for what holds no table."""
+    content = read_json(file, "it is no table", most=MOST_JSON_BYTES)
+    if not isinstance(content, dict):
+        raise ValueError("it is no table")
+    return content
+
+
 @contextlib.contextmanager
-def _damage_named(file: Path, out: Path) -> Iterator[None]:
+def damage_named(file: Path, what: Path) -> Iterator[None]:
+    """Whatever a damaged file leads to, as a UsageError that says `what` to remove."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{file} is damaged: remove {out} and pack again") from None
+    except (UsageError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UsageError(f"{file} is damaged: remove {what} and pack again") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of open_regular
+            raise
+        raise UsageError(f"{file} is no regular file: remove {what} and pack again") from None
 
 
 def _gone(manifests: Iterable[Manifest]) -> dict[str, int]:
@@ -131,8 +146,8 @@ def said_of_older(out: Path, pictures: list[File]) -> str:
     """What to say of a complete dataset without manifests. Older versions also left out what could not be read for the
     moment: UsageError where that shows."""
     try:
-        unreadable = json.loads((out / "report.json").read_bytes())["unreadable"]
-    except (OSError, ValueError, KeyError):
+        unreadable = table_in(out / "report.json")["unreadable"]
+    except (OSError, UsageError, ValueError, KeyError):
         unreadable = []
     passing = {os.strerror(number) for number in (errno.ENOENT, errno.EACCES)}
     there = {picture.path for picture in pictures if picture.stamp}

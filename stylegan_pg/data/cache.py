@@ -12,6 +12,7 @@ import time
 from stylegan_pg.data import remote, store
 from stylegan_pg.data.store import NoRoom, Shard
 from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import open_regular
 from stylegan_pg.urls import shown
 
 OPEN_FILES, HELD = 64, 4  # files that a process keeps open: plain ones, and ones of the store, which pins them
@@ -95,7 +96,8 @@ class _File:
 # One cache per process. A fork shares the descriptors harmlessly: pread leaves the file position alone.
 @functools.lru_cache(maxsize=OPEN_FILES)
 def _plain(path: str) -> _File:
-    return _File(os.open(path, os.O_RDONLY))
+    with open_regular(path) as file:
+        return _File(os.dup(file.fileno()))
 
 
 @functools.lru_cache(maxsize=HELD)

@@ -41,7 +41,7 @@ from stylegan_pg.data.store import NoRoom
 from stylegan_pg.data.table import SampleTable, Tar
 from stylegan_pg.data.tars import Member, content_of, members_of
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.untrusted import printable
+from stylegan_pg.untrusted import open_regular, printable
 from stylegan_pg.urls import shown
 
 PROBES = 16  # pictures that tell sizes and channels
@@ -245,7 +245,7 @@ def _read_whole(url: str, named: str, known: dict[str, Any], last_dot: bool) -> 
 def _opened(url: str, known: dict[str, Any]) -> IO[bytes]:
     """A whole tar as a file: from the cache, or of no name where the cache has no room for it."""
     try:
-        return open(cache.local_path(url, **known), "rb")
+        return open_regular(cache.local_path(url, **known))
     except NoRoom:
         file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         try:

@@ -15,7 +15,7 @@ from stylegan_pg.data.numbering import Label, as_labels
 from stylegan_pg.data.reading import Unreadable, read_listed
 from stylegan_pg.data.sources import PICTURES, File, Listing, few, normal_path
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import parse_json, printable
+from stylegan_pg.untrusted import MOST_JSON_BYTES, open_regular, parse_json, printable
 
 LABEL_BYTES = 1 << 20  # of a .cls or .json file beside a picture
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
@@ -59,11 +59,14 @@ def labels_of(listing: Listing, labels: str | os.PathLike[str]) -> Labels:
 
 def _from_file(path: Path, listing: Listing) -> Labels:
     origin = printable(path)
+    forms = "give auto, folders, none, or a JSON or CSV file"
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read(MOST_JSON_BYTES + 1)
     except OSError as error:
-        forms = "give auto, folders, none, or a JSON or CSV file"
         raise UsageError(f"labels = {origin}: {error.strerror}; {forms}") from error
+    if len(data) > MOST_JSON_BYTES:
+        raise UsageError(f"labels = {origin}: it has more than {MOST_JSON_BYTES} bytes; {forms}")
     if path.suffix.lower() == ".csv":
         given = _parse_csv(origin, data, _finder(listing.pictures, origin))
     elif path.suffix.lower() == ".json":

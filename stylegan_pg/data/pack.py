@@ -20,12 +20,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from stylegan_pg.data import books
 from stylegan_pg.data.choosing import Chosen, choose
 from stylegan_pg.data.decode import MODES, SQUARE, size_at
+from stylegan_pg.data.described import check_index
 from stylegan_pg.data.encoders import Encoders
 from stylegan_pg.data.headers import MOST_PIXELS
 from stylegan_pg.data.index import FORMAT, identity_of, load_index
@@ -33,7 +35,7 @@ from stylegan_pg.data.picture import FILTERS, LOSSLESS_UP_TO, Recipe
 from stylegan_pg.data.shards import Group, Manifest, clean, committed_groups, write_whole
 from stylegan_pg.data.sources import CONTINUES, few, open_zip, sources_of, told
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.untrusted import printable
+from stylegan_pg.untrusted import printable, whole_number
 
 LONGEST = 8192  # pixels of a side
 LONGEST_LINE = 4000  # characters of a report's lines
@@ -342,31 +344,34 @@ def _finish(out: Path, sources, chosen: Chosen, recipe: Recipe, plan, manifests:
 
 
 def _report(out: Path, chosen: Chosen, changed: list[str], was_complete: bool) -> PackReport:
-    index = json.loads((out / "index.json").read_bytes())
-    try:
-        report = json.loads((out / "report.json").read_bytes())
-    except FileNotFoundError:  # of use to people only, so they may have removed it
-        report = {"unreadable": [], "upscaled": 0, "ignored": {}}
-    labels = index["labels"] or {"names": [], "counts": []}
-    return PackReport(
-        out=str(out),
-        count=index["count"],
-        resolutions=tuple(index["resolutions"]),
-        base=tuple(index.get("base", SQUARE)),
-        label_names=tuple(labels["names"]),
-        identity=index["identity"],
-        unreadable=tuple((path, reason) for path, reason in report["unreadable"]),
-        gone=tuple(report.get("gone", [])),
-        unlabelled=tuple(report.get("unlabelled", [])),
-        repacked=tuple(changed),
-        upscaled=report["upscaled"],
-        ignored=report["ignored"],
-        empty_classes=tuple(n for n, count in zip(labels["names"], labels["counts"], strict=True) if not count),
-        remarks=tuple(chosen.remarks),
-        was_complete=was_complete,
-        notes=tuple(report.get("notes", ())),
-        decided=tuple((path, what) for path, what in report.get("decided", [])),
-    )
+    with books.damage_named(out / "index.json", out):
+        index = books.table_in(out / "index.json")
+        check_index(index)
+    report: dict[str, Any] = {}
+    file = out / "report.json"  # of use to people only, so they may have removed it
+    with contextlib.suppress(FileNotFoundError), books.damage_named(file, file):
+        report = books.table_in(file)
+    labels = index.get("labels") or {"names": [], "counts": []}
+    with books.damage_named(file, file):
+        return PackReport(
+            out=str(out),
+            count=index["count"],
+            resolutions=tuple(index["resolutions"]),
+            base=tuple(index.get("base", SQUARE)),
+            label_names=tuple(labels["names"]),
+            identity=str(index.get("identity")),
+            unreadable=tuple((path, reason) for path, reason in report.get("unreadable", [])),
+            gone=tuple(report.get("gone", [])),
+            unlabelled=tuple(report.get("unlabelled", [])),
+            repacked=tuple(changed),
+            upscaled=whole_number(report.get("upscaled", 0), 0, 1 << 53, "upscaled", "it counts pictures"),
+            ignored={str(kind): int(count) for kind, count in report.get("ignored", {}).items()},
+            empty_classes=tuple(n for n, count in zip(labels["names"], labels["counts"], strict=True) if not count),
+            remarks=tuple(chosen.remarks),
+            was_complete=was_complete,
+            notes=tuple(map(str, report.get("notes", ()))),
+            decided=tuple((path, what) for path, what in report.get("decided", [])),
+        )
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from stylegan_pg.data import web
 from stylegan_pg.data.body import CHUNK, Body, Stream
 from stylegan_pg.data.patience import GRACE, Fault, Lasting, Passing, Patience
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import printable
+from stylegan_pg.untrusted import open_regular, printable
 from stylegan_pg.urls import shown, without_secrets
 
 TIMEOUT = 30.0  # seconds without a byte, or without complete headers, after which a connection counts as lost
@@ -242,6 +242,6 @@ def file_path(url: str) -> str:
 
 @contextlib.contextmanager
 def _open_file(url: str, start: int, end: int | None) -> Iterator[Stream]:
-    with open(file_path(url), "rb") as file:
+    with open_regular(file_path(url)) as file:
         file.seek(start)
         yield Body(file, url, None if end is None else max(end - start, 0))
