@@ -13,7 +13,9 @@ import pytest
 from packing import encoded, noise, packed
 from PIL import Image
 
+from stylegan_pg.data.check import info
 from stylegan_pg.data.index import load_index
+from stylegan_pg.data.table import SampleTable
 
 SMOOTH = noise(3, 4).resize((32, 32), Image.Resampling.BICUBIC)
 WIDE = np.asarray(SMOOTH.convert("L")).astype(np.uint16) * 257
@@ -73,6 +75,20 @@ def test_whole_tars_of_a_kind(tmp_path, kinds, channels):
     index = load_index(str(tar))
     assert (index.channels, index.resolutions[-1]) == (channels, 32)
     assert [index.table(16).image(i).shape for i in range(3)] == [(channels, 16, 16)] * 3
+
+
+def test_info_goes_on_where_a_server_sends_something_else_the_second_time(tmp_path, monkeypatch):
+    index = load_index(str(tar_of(tmp_path / "a.tar", {"a.png": KINDS["grey"], "b.png": KINDS["grey"]})))
+    real, reads = SampleTable.read, []
+
+    def read(table, i):
+        reads.append(i)
+        return b"nothing" if reads == [0, 0] else real(table, i)
+
+    monkeypatch.setattr(SampleTable, "read", read)
+    said = list(info(index))
+    assert "of 2 pictures looked at: 1 grey PNG" in said
+    assert any("1 of them cannot be read, the first a: not a picture" in line for line in said)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from stylegan_pg import stopping
-from stylegan_pg.data.decode import MODES, header
+from stylegan_pg.data.decode import MODES, BadPicture, header
 from stylegan_pg.data.foreign import ForeignIndex
 from stylegan_pg.data.index import DatasetIndex
 from stylegan_pg.data.table import CorruptSample, SampleTable
@@ -107,8 +107,8 @@ def looked_at(index: DatasetIndex) -> Iterator[str]:
         try:
             table.image(ordinal)
             kinds[header(table.read(ordinal)).kind] += 1
-        except CorruptSample as error:
-            bad.append(f"{printable(index.source_of(ordinal))}: {error.reason}")
+        except (CorruptSample, BadPicture) as error:  # the latter where a server sends something else the second time
+            bad.append(f"{printable(index.source_of(ordinal))}: {getattr(error, 'reason', error)}")
         except OSError as error:
             raise RunError(f"{table.paths[table.shard[ordinal]]} cannot be read: {error}") from None
     yield f"of {len(chosen)} pictures looked at: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
