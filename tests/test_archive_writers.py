@@ -78,6 +78,6 @@ def test_what_systems_leave_among_pictures_is_no_class(tmp_path):
 
 def test_a_tar_of_pictures_that_training_does_not_read_is_to_be_packed(tmp_path):
     path = tar_of(tmp_path / "x.tar", {f"{i}.tif": encoded(noise(i), "TIFF") for i in range(2)})
-    with pytest.raises(UsageError, match="sample 0 has no picture .*or pack it"):
+    with pytest.raises(UsageError, match=r"sample 0 has no picture .*or pack it"):
         load_index(str(path))
     assert packed(path, tmp_path / "out").count == 2
