@@ -71,7 +71,8 @@ def parse_json(
     except RecursionError:
         raise UsageError(f"{named} is nested deeper than {deepest} levels: {remedy}") from None
     except ValueError as error:  # also of text that is not UTF-8, and of numbers of more digits than Python takes
-        raise UsageError(f"{named} is not JSON ({printable(error)}): {remedy}") from None
+        why = str(error).partition("; use sys.")[0]  # Python's advice to programmers
+        raise UsageError(f"{named} is not JSON ({printable(why)}): {remedy}") from None
     if _depth_exceeds(content, deepest):
         raise UsageError(f"{named} is nested deeper than {deepest} levels: {remedy}")
     return content

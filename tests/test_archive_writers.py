@@ -81,3 +81,10 @@ def test_a_tar_of_pictures_that_training_does_not_read_is_to_be_packed(tmp_path)
     with pytest.raises(UsageError, match=r"sample 0 has no picture .*or pack it"):
         load_index(str(path))
     assert packed(path, tmp_path / "out").count == 2
+
+
+def test_a_number_of_too_many_digits_is_told_without_advice_to_programmers(tmp_path):
+    members = {"0.png": encoded(noise(0)), "dataset.json": b'{"labels": [["0.png", ' + b"9" * 5000 + b"]]}"}
+    with pytest.raises(UsageError, match=r"dataset\.json is not JSON \(.*5000 digits\): give") as caught:
+        packed(zip_of(tmp_path / "x.zip", members), tmp_path / "out")
+    assert "sys." not in str(caught.value)
