@@ -26,7 +26,7 @@ def main() -> None:
     code = FAULT  # of a bug, which shows its traceback
     if sys.argv[1:2] == ["train"]:  # which is asked to stop, and goes on without a console
         stopping.listen()
-        console.tolerate("stdout", "stderr")
+        console.tolerate("stderr", *([] if "--dry-run" in sys.argv else ["stdout"]))  # which a description is for
     else:
         console.tolerate("stderr")
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
@@ -45,7 +45,7 @@ def main() -> None:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             code = _told(RunError(f"{error}: {limits.REMEDY}"), FAULT)
         elif error.errno == errno.ENOSPC:  # where the output goes
-            code = _told(error, FAULT)
+            code = _told(RunError(f"the output cannot be written: {error}"), FAULT)
         else:
             raise
     finally:

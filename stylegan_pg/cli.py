@@ -138,10 +138,9 @@ def train(
     remarks = without_effect(config, overrides or [])
     if dry_run:
         from stylegan_pg.plan import describe
-        from stylegan_pg.schedule import shortfall
 
         print(describe(settings))
-        for remark in filter(None, [shortfall(settings), *remarks]):
+        for remark in remarks:
             print(f"note: {remark}")
         return
     from stylegan_pg.data.mixture import load_dataset
@@ -203,7 +202,7 @@ def plan(
     on 8 to 1,024 devices."""
     from stylegan_pg.plan import Machine, report
     from stylegan_pg.scaling import Link
-    from stylegan_pg.schedule import phases, shortfall
+    from stylegan_pg.schedule import phases
     from stylegan_pg.settings import load_config
 
     machine = Machine(1 if devices is None else devices, device_flops, utilisation)
@@ -215,8 +214,6 @@ def plan(
             was, settings = settings.growth.devices, made
             print(f"growth.schedule=auto for {devices} devices: train with growth.devices={devices} instead of {was}")
     print(report(settings, machine, out, Link(1e9 * link_gbit)))
-    if short := shortfall(settings):
-        print(f"note: {short}")
 
 
 _CHOSEN = "A snapshot, RUN/snapshots/*.safetensors, or RUN for its best one by its metrics, else its newest"

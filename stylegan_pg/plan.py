@@ -21,7 +21,8 @@ from stylegan_pg.config import Config
 from stylegan_pg.data.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.estimate import Cost, Meter, cost_of
-from stylegan_pg.schedule import Phase, deal, phases, size_at
+from stylegan_pg.remarks import of_configuration, of_data
+from stylegan_pg.schedule import Phase, deal, phases, shortfall, size_at
 from stylegan_pg.settings import to_yaml
 from stylegan_pg.urls import runs_command
 
@@ -123,17 +124,21 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
     return Plan(rows, cost_of(config, last, channels, classes, meter), machine)
 
 
-def _dataset(config: Config) -> tuple[int, int, str]:
-    """Channels, classes, and what there is to say; without a dataset at data.url, RGB without labels."""
+def _dataset(config: Config) -> tuple[int, int, str, list[str]]:
+    """Channels, classes, what there is to say, and what training would note at its start; without a dataset at
+    data.url, RGB without labels."""
+    notes = [note for note in (shortfall(config), *of_configuration(config)) if note]
     if any(runs_command(url) for url in (config.data.url, *config.data.mixture)):
-        return 3, 0, "what a command (pipe:) prints, which is not run for a description; RGB without labels is assumed"
+        about = "what a command (pipe:) prints, which is not run for a description; RGB without labels is assumed"
+        return 3, 0, about, notes
     try:
         index = load_dataset(config)
     except (UsageError, RunError) as error:
-        return 3, 0, f"not there yet ({error}); RGB without labels is assumed below"
+        return 3, 0, f"not there yet ({error}); RGB without labels is assumed below", notes
     classes = len(index.label_names) if config.data.conditional else 0
     about = f"{index.count} images, resolutions {', '.join(map(str, index.resolutions))}, {index.channels} channels"
-    return index.channels, classes, about + (f", {classes} classes" if classes else "")
+    about += f", {classes} classes" if classes else ""
+    return index.channels, classes, about, [*notes, *of_data(config, index)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -187,10 +192,14 @@ def table(plan: Plan) -> str:
 
 
 def describe(config: Config, machine: Machine | None = None) -> str:
-    """The resolved configuration, the dataset, and the table of phases."""
-    channels, classes, about = _dataset(config)
+    """The resolved configuration, the dataset, the table of phases, and what is perhaps not meant."""
+    channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine or Machine(), channels, classes)
-    return "\n".join([to_yaml(config), f"dataset: {about}", "", table(plan)])
+    return "\n".join([to_yaml(config), f"dataset: {about}", "", table(plan), *_told(notes)])
+
+
+def _told(notes: Sequence[str]) -> list[str]:
+    return [f"note: {note}" for note in notes]
 
 
 def across(config: Config, plan: Plan, link: scaling.Link) -> str:
@@ -202,19 +211,21 @@ def across(config: Config, plan: Plan, link: scaling.Link) -> str:
 
 
 def report(config: Config, machine: Machine, out: Path | None = None, link: scaling.Link | None = None) -> str:
-    """The table of phases, and that of a step by number of devices; with `out` also the picture, a PNG.
+    """The table of phases, that of a step by number of devices, and what is perhaps not meant; with `out` also the
+    picture, a PNG.
 
     Raises:
         UsageError: where the picture cannot be written.
     """
     if out is not None:
         _check_writable(out)  # before the work
-    channels, classes, about = _dataset(config)
+    channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine, channels, classes)
     if out is not None:
         draw(plan, out, Path(config.run).name)
     steps = across(config, plan, link or scaling.Link())
-    return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *([f"picture: {out}"] if out else [])])
+    picture = [f"picture: {out}"] if out else []
+    return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *picture, *_told(notes)])
 
 
 def _check_writable(out: Path) -> None:

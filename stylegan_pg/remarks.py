@@ -11,10 +11,12 @@ from typing import Any
 
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.data.index import DatasetIndex
+from stylegan_pg.keys import SHORT
 from stylegan_pg.networks import unread_keys
 from stylegan_pg.schedule import Phase, deal, phases
 from stylegan_pg.settings import load_config
 from stylegan_pg.untrusted import printable
+from stylegan_pg.urls import without_secrets
 
 # Plain keys, and the tables by resolution that go before each of them, the first of these first.
 TABLES = {
@@ -117,14 +119,24 @@ def without_effect(path: str | Path | None, overrides: Sequence[str]) -> list[st
     """
     written, config = load_config(path, overrides, fill_in=False), load_config(path, overrides)
     told = []
-    for item in overrides:
-        key, given = item.split("=", 1)
+    items = [(_whole_key(key), key, given) for key, given in (item.split("=", 1) for item in overrides)]
+    last = {name: place for place, (name, _, _) in enumerate(items)}
+    for place, (key, short, given) in enumerate(items):
         idle = [why for keys, is_idle, why in SWITCHES if key in keys.split() and is_idle(written)]
-        reason = f"changes nothing: {idle[0]}" if idle else _overruled(key, given, written, config)
+        if last[key] != place:
+            reason = f"changes nothing: {key} is given once more after it"
+        else:
+            reason = f"changes nothing: {idle[0]}" if idle else _overruled(key, given, written, config)
         if reason:
-            told.append(f"{printable(item)} {reason}")
+            told.append(f"{printable(f'{short}={without_secrets(given)}')} {reason}")
         told += _of_terms(config) if key == "loss.terms" else []
     return told
+
+
+def _whole_key(key: str) -> str:
+    """A key as the command line has it, with what a section alone stands for: data is data.url."""
+    key = key.strip()
+    return f"{key}.{SHORT[key]}" if key in SHORT else key
 
 
 def _of_terms(config: Config) -> list[str]:

@@ -45,7 +45,11 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
         UsageError: no such file, a damaged one, or one of other networks.
     """
     if not Path(path).is_file():
-        raise UsageError(f"init={path}: no such file; give a snapshot or a checkpoint, RUN/snapshots/*.safetensors")
+        what = " is a folder" if Path(path).is_dir() else ": no such file"
+        raise UsageError(
+            f"init={path}{what}; give a snapshot, RUN/snapshots/*.safetensors, or a checkpoint, which holds D too, "
+            "RUN/checkpoints/*.safetensors"
+        )
     try:
         tensors, state = checkpoint.read(Path(path))
     except checkpoint.BadCheckpointError as fault:

@@ -33,6 +33,17 @@ def wait_for_lines(run: Path, lines: int, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
+def test_a_description_that_cannot_be_written_is_a_fault(tmp_path):
+    with open("/dev/full", "w") as full:
+        process = harness.start(
+            ["train", "demo", f"run={tmp_path}", "--dry-run"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert told.startswith("error: the output cannot be written: ")
+    assert told.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
     """Standard error on a full disk, TensorBoard that raises what a clash of protobuf versions raises; but a run

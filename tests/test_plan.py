@@ -272,3 +272,17 @@ def test_the_dry_run_of_training_is_the_same_table(square):
     assert table(make_plan(config, Machine())) in plan.describe(config)
     with pytest.raises(UsageError):
         make_plan(config_of("growth.stable_kimg=0", "growth.fade_kimg=0"), Machine())
+
+
+def test_what_training_notes_at_its_start_a_description_tells_too(tiny_data, tmp_path, capsys, monkeypatch):
+    (tmp_path / "c.yaml").write_text(f"run: {tmp_path / 'run'}\nresolution: 16\ndata: {{url: {tiny_data}}}\n")
+    for arguments in (["train", "--dry-run"], ["plan"]):
+        given = [arguments[0], str(tmp_path / "c.yaml"), "train.batch=7", *arguments[1:]]
+        monkeypatch.setattr(sys, "argv", ["stylegan-pg", *given])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+        assert len(notes) == 2
+        assert "minibatch stddev does nothing" in notes[0]
+        assert "give data.conditional=true" in notes[1]

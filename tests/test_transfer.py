@@ -163,6 +163,8 @@ def test_init_counts_at_the_start_only(source, tiny_data, tmp_path):
 def test_faults(source, tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         read(str(tmp_path / "nothing"), ModelConfig("stylegan2"))
+    with pytest.raises(UsageError, match=r"is a folder; give a snapshot, .* or a checkpoint"):
+        read(str(tmp_path), ModelConfig("stylegan2"))
     with pytest.raises(UsageError, match=r"holds stylegan2 networks, model.name is progan"):
         read(str(source[1]), ModelConfig("progan"))
     broken = tmp_path / "broken.safetensors"
