@@ -277,7 +277,7 @@ def test_the_dry_run_of_training_is_the_same_table(square):
 def test_what_training_notes_at_its_start_a_description_tells_too(tiny_data, tmp_path, capsys, monkeypatch):
     (tmp_path / "c.yaml").write_text(f"run: {tmp_path / 'run'}\nresolution: 16\ndata: {{url: {tiny_data}}}\n")
     for arguments in (["train", "--dry-run"], ["plan"]):
-        given = [arguments[0], str(tmp_path / "c.yaml"), "train.batch=7", *arguments[1:]]
+        given = [arguments[0], str(tmp_path / "c.yaml"), "growth.start=8", "train.batch=7", *arguments[1:]]
         monkeypatch.setattr(sys, "argv", ["stylegan-pg", *given])
         with pytest.raises(SystemExit) as end:
             main()
