@@ -19,6 +19,8 @@ CASES = {
     "pictures": 100,
     "run": 150,
     "server": 40,
+    "again": 100,
+    "netrc": 200,
 }
 
 

@@ -45,7 +45,11 @@ class Manifest(NamedTuple):
         """Raises KeyError, TypeError or ValueError for what is none."""
         content = json.loads(text)
         rows = [Row(*row) for row in content["rows"]]
-        return Manifest(content["name"], content["first"], rows, dict(content["index_sha256"]), content["upscaled"])
+        found = Manifest(content["name"], content["first"], rows, dict(content["index_sha256"]), content["upscaled"])
+        kinds = {(*map(type, row),) for row in rows} | {(str, str, str, int, str, bool, str)}
+        if len(kinds) > 1 or list(map(type, (found.name, found.first, found.upscaled))) != [str, int, int]:
+            raise ValueError("a row has another form")
+        return found
 
     def written(self) -> bytes:
         """On one line."""

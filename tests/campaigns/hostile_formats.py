@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import random
 import socket
 import tarfile
@@ -28,7 +29,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stylegan_pg import checkpoint, status, tensorfile
+from stylegan_pg import checkpoint, status, tensorfile, urls
 from stylegan_pg.checkpoint import BadCheckpointError
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.data import patience, remote, store
@@ -54,8 +55,6 @@ Reader = Callable[[random.Random, Path, str], None]
 
 def take_kernels(own: Path) -> None:
     """A cache of our own, with the compiled operations of the user's in it, which are built if they are not there."""
-    import os
-
     torch.set_num_threads(1)
     native.choose("cpu")
     own.mkdir()
@@ -184,6 +183,27 @@ def index(base: Path) -> Reader:
         for name, data in files.items():
             into(folder / "data", name, data)
         looked_at(load_index(str(folder / "data")))
+
+    return read
+
+
+def again(base: Path) -> Reader:
+    """What a complete packing left, mutated, and then packed again."""
+    source, out = base / "again-source", base / "again-packed"
+    for name, data in members().items():
+        if not name.endswith(".cls"):
+            into(source, name, data)
+    packed(source, out)
+    files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    books = [name for name in files if "/" not in name]
+
+    def read(dice: random.Random, folder: Path, marker: str) -> None:
+        changed = dice.choice(books)
+        first, *rest = files[changed].splitlines(keepends=True) if changed == "pictures.json" else [files[changed]]
+        told = mutations.text(dice, json.loads(first), marker) if dice.random() < 0.7 else mutations.octets(dice, first)
+        for name, data in files.items():
+            into(folder / "out", name, b"".join([told, b"\n", *rest]) if name == changed else data)
+        packed(source, folder / "out")
 
     return read
 
@@ -438,6 +458,22 @@ def server(base: Path) -> Reader:
     return read
 
 
+def netrc(base: Path) -> Reader:
+    """Where passwords come from; no message repeats them."""
+    whole = b'machine h login u password geheim\nmachine g login "u u" password "geheim"\nmacdef m\nls\n\n'
+
+    def read(dice: random.Random, folder: Path, marker: str) -> None:
+        os.environ["NETRC"] = str(into(folder, "netrc", mutations.octets(dice, whole)))
+        try:
+            urls.authorization(dice.choice(["http://h/x", "https://g:81/x"]))
+        except UsageError as error:
+            if "geheim" in str(error):
+                raise RuntimeError("the password is told") from None
+            raise
+
+    return read
+
+
 STRANGE = (
     b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 5-9/10\r\nContent-Length: 5\r\n\r\n",
     b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
@@ -460,6 +496,7 @@ FORMATS: dict[str, Callable[[Path], Reader]] = {
     "tar": tar,
     "zip": zip,
     "index": index,
+    "again": again,
     "labels": labels,
     "configuration": configuration,
     "checkpoint": checkpoints,
@@ -468,4 +505,5 @@ FORMATS: dict[str, Callable[[Path], Reader]] = {
     "pictures": pictures,
     "run": run_folder,
     "server": server,
+    "netrc": netrc,
 }
