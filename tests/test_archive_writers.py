@@ -88,3 +88,19 @@ def test_a_number_of_too_many_digits_is_told_without_advice_to_programmers(tmp_p
     with pytest.raises(UsageError, match=r"dataset\.json is not JSON \(.*5000 digits\): give") as caught:
         packed(zip_of(tmp_path / "x.zip", members), tmp_path / "out")
     assert "sys." not in str(caught.value)
+
+
+def test_a_table_among_the_pictures_is_not_passed_over_without_a_word(tmp_path):
+    """As Hugging Face's imagefolder has it: metadata.csv beside the pictures."""
+    members = {
+        "0.png": encoded(noise(0)),
+        "1.png": encoded(noise(1)),
+        "metadata.csv": b"file_name,label\n0.png,3\n1.png,7\n",
+    }
+    path = zip_of(tmp_path / "x.zip", members)
+    assert list(packed(path, tmp_path / "out").ignored) == [
+        ".csv (not read by itself: where it holds labels, give it to --labels)"
+    ]
+    (tmp_path / "metadata.csv").write_bytes(members["metadata.csv"])
+    packed(path, tmp_path / "labelled", labels=tmp_path / "metadata.csv")
+    assert labels_of(tmp_path / "labelled") == (("3", "7"), [0, 1])

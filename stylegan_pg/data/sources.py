@@ -197,6 +197,8 @@ def _kind(file: File, is_part: bool) -> str:
         return f"{file.suffix} (archives within SOURCE, whose pictures are not read: unpack them, or pack them alone)"
     if file.suffix == ".cls":
         return ".cls without a picture of its own"
+    if file.suffix == ".csv":
+        return ".csv (not read by itself: where it holds labels, give it to --labels)"
     return file.suffix or (f"{name}, which {file.fault}" if file.fault else name)
 
 
