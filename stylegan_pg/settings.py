@@ -77,6 +77,8 @@ def find_config(name: str) -> Path:
     except (OSError, ValueError):  # a name that no file can have
         is_folder = False
     reason = f" (this folder holds no {RESOLVED}, so it is no run's)" if is_folder else ""
+    if "=" in name and not is_folder:
+        reason = " (a configuration comes first, then keys)"
     raise UsageError(
         f"no configuration {printable(repr(name))}{reason}: give the path of a YAML file, a run's folder, or one of "
         f"the shipped ones: {', '.join(shipped_configs())}"

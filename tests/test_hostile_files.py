@@ -289,6 +289,14 @@ def test_weights_that_are_programs(tmp_path, monkeypatch):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data.pkl", bytes(10**7))
         assert "unpacks to more than its size" in one_message(path, lambda: read_weights(path))
+        for stored in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # a bytearray of 8 GiB, which torch.load would make
+            with zipfile.ZipFile(path, "w", stored) as archive:
+                archive.writestr(
+                    "a/data.pkl", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x02\x85R." + b"  " * 200
+                )
+            assert (
+                "holds other things" in (told := one_message(path, lambda: read_weights(path))) or "compressed" in told
+            )
         path.write_bytes(b"")
         one_message(path, lambda: read_weights(path))
         assert not calls

@@ -280,3 +280,8 @@ def test_a_runs_folder_is_continued_wherever_it_lies(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()].count("first") == 0
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert load_config(tmp_path / "moved").train.total_kimg == 0.128
+
+
+def test_keys_without_a_configuration_before_them():
+    with pytest.raises(UsageError, match=r"no configuration 'run=x' \(a configuration comes first, then keys\)"):
+        load_config("run=x", ["data.url=y"])

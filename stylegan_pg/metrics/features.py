@@ -140,12 +140,16 @@ def _check_pth(path: Path) -> None:
         while chunk := file.read(1 << 22):
             if b"constants.pkl" in before + chunk:
                 raise UsageError(f"{named} is TorchScript, a program and not weights; {RESAVE}")
+            if b"bytearray" in before + chunk:  # which asks for any amount of memory, and which no tensor needs
+                raise UsageError(f"{named} holds other things than tensors; {RESAVE}")
             before = chunk[-16:]
         if kind[:1] == b"P":
             file.seek(0)
             with zipfile.ZipFile(file) as archive:
-                if sum(member.file_size for member in archive.infolist()) > size:  # torch.save compresses nothing
-                    raise UsageError(f"{named} unpacks to more than its size; {RESAVE}")
+                members = archive.infolist()
+                packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+                if packed or sum(member.file_size for member in members) > size:  # torch.save compresses nothing
+                    raise UsageError(f"{named} is compressed, or unpacks to more than its size; {RESAVE}")
 
 
 def find_weights(network: str, files: Sequence[str | Path] = ()) -> tuple[Path, dict[str, torch.Tensor]]:
