@@ -204,6 +204,11 @@ def test_labels_in_json(tmp_path):
     index = load_index(str(write(tmp_path / "y.tar", members)))
     assert index.label_names == ("0", "1")
     assert index.table(4).label.tolist() == [0, 1, 0, -1]
+    assert not index.notes
+    members |= {"2.json": b'{"label": [0, 1]}', "3.json": b'{"label": true}'}
+    index = load_index(str(write(tmp_path / "v.tar", members)))
+    assert index.table(4).label.tolist() == [0, 1, -1, -1]
+    assert index.notes[0].startswith("2 samples have a label in their .json that is neither a number nor a name")
     members["3.json"] = b"{"
     with pytest.raises(UsageError, match=r"z\.tar: 3\.json is not JSON"):
         load_index(str(write(tmp_path / "z.tar", members)))

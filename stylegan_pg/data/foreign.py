@@ -166,6 +166,10 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
         ]
         notes = [note if tar["last_dot"] else "" for note, tar in zip(notes, tars, strict=True)]
     notes = [f"{shown(url)}: {note}" for url, note in zip(urls, notes, strict=True) if note][:1]
+    if odd := sum(int(tar["odd"]) for tar in tars):
+        notes.append(
+            f"{odd} samples have a label in their .json that is neither a number nor a name: they are without a class"
+        )
     for note in notes:
         print(f"note: {printable(note)}", file=sys.stderr)
     keys, labels = ([one for tar in tars for one in _unpacked(tar[name])] for name in ("keys", "labels"))
@@ -234,6 +238,7 @@ def _read_whole(url: str, named: str, known: dict[str, Any], last_dot: bool) -> 
             "keys": _packed([sample.key for sample in samples]),
             "labels": _packed([sample.label for sample in samples]),
             "cls": np.array(any(sample.has_cls for sample in samples)),
+            "odd": np.array(sum(sample.is_odd for sample in samples)),
             "tar_bytes": np.array(os.fstat(file.fileno()).st_size),
             "probe": np.array(probe, np.int64),
             "last_dot": np.array(names.last_dot),

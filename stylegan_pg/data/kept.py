@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-VERSION = 4  # grows when what is computed changes
+VERSION = 5  # grows when what is computed changes
 KEEP_SEC = 30 * 24 * 3600  # since the last use
 
 Arrays = dict[str, np.ndarray]

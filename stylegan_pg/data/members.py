@@ -24,6 +24,7 @@ class Sample(NamedTuple):
     picture: Member
     label: int | float | str | None  # as it stands there
     has_cls: bool
+    is_odd: bool  # its json has a label that can be no class, such as a list or true
 
 
 def names_of(members: Iterable[Member], named: str) -> Names:
@@ -89,7 +90,8 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
                 f"{named}: {printable(picture.name)} has {picture.size} bytes, more than a picture's {MOST_BYTES}: "
                 "write the tar without it"
             )
-        yield Sample(_of_its_own(key, part, keys, named), picture, _label(file, files, named), "cls" in files)
+        label, is_odd = _label(file, files, named)
+        yield Sample(_of_its_own(key, part, keys, named), picture, label, "cls" in files, is_odd)
 
 
 def _counts(name: str) -> bool:
@@ -124,16 +126,17 @@ def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:
     return key
 
 
-def _label(file: IO[bytes], files: dict[str, Member], named: str) -> int | float | str | None:
-    """The class in `cls`, else what a `json` has under "label"."""
+def _label(file: IO[bytes], files: dict[str, Member], named: str) -> tuple[int | float | str | None, bool]:
+    """The class in `cls`, else what a `json` has under "label"; and whether that is something that can be no class."""
     if "cls" in files:
         member = files["cls"]
         if member.size > LABEL_BYTES:
             raise UsageError(f"{named}: {printable(member.name)} has {member.size} bytes, too many for a label")
         text = cls_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
-        return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
+        return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text, False
     if "json" not in files or files["json"].size > LABEL_BYTES:
-        return None
+        return None, False
     member = files["json"]
     label = json_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
-    return label if isinstance(label, int | float | str) and not isinstance(label, bool) else None
+    fits = isinstance(label, int | float | str) and not isinstance(label, bool)
+    return label if fits else None, not fits and label is not None
