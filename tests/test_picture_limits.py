@@ -84,6 +84,8 @@ HEAVY = {
     "huge.ppm": (lambda: b"P6 60000 60000 255\n", "is 60000x60000"),
     "plain.ppm": (lambda: b"P3 5000 5000 255\n1 1 1", "more than 5592405 pixels"),
     "comments.pgm": (lambda: b"P2 8 8 255\n" + b"#\n" * 500_000 + b"1 " * 64, "does not hold 64 samples"),
+    "short.pgm": (lambda: b"P2 8 8 255\n1 2 3", "does not hold 64 samples"),
+    "none.pgm": (lambda: b"P2 1 1 255\n \n", "does not hold 1 samples"),
     "huge.jp2": (lambda: codestream_that_says(60_000), "is 60000x60000"),
     "scans.jpg": (lambda: jpeg_of_scans(3000), r"in 30\d\d scans, more than"),
     "exif.jpg": (jpeg_with_exif, "directory that asks for"),

@@ -98,7 +98,7 @@ def drip(*parts, pause=0.05):
     [
         drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.0),
         drip(b"HTTP/1.1 200 OK\r\n", b"X", pause=0.2),
-        drip(b"", b""),
+        lambda _, connection: connection.recv(1),  # waits until the client leaves
     ],
     ids=["100-continue", "headers drip", "silence"],
 )

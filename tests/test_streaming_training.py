@@ -19,6 +19,7 @@ import torch
 
 from stylegan_pg import checkpoint
 from stylegan_pg.data.pack import pack
+from stylegan_pg.naming import kimg
 
 pytestmark = pytest.mark.distributed
 
@@ -136,7 +137,7 @@ def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path)
     server.misbehave()
     server.start()
     output = harness.finish(harness.start(args, ranks=ranks))
-    assert f"at {stopped / 1000:.1f} kimg" in output
+    assert f"at {kimg(stopped)} kimg" in output
     assert_same_weights(run, undisturbed[ranks])
 
 

@@ -173,7 +173,7 @@ def test_a_checkpoint_that_fails_late(whole_run, tiny_data, tmp_path):
     command = [sys.executable, str(tmp_path / "late.py"), *args]
     result = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), timeout=240)
     assert result.returncode == 0, result.stderr
-    assert "the checkpoint at 0.1 kimg could not be written (injected)" in result.stdout + result.stderr
+    assert "the checkpoint at 0.080 kimg could not be written (injected)" in result.stdout + result.stderr
     harness.assert_same_run(tmp_path / "run", whole_run)
 
 
