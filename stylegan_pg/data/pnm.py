@@ -80,4 +80,4 @@ def _plain(text: bytes, samples: int, one_digit: bool) -> np.ndarray:
         return np.frombuffer(text.translate(None, b" \t\n\v\f\r"), np.uint8)[:samples].astype(np.int32) - ord("0")
     if re.search(rb"[^0-9 \t\n\v\f\r]|\d{10}", text):
         raise ValueError("holds what is no sample")
-    return np.fromstring(text.strip(), np.int32, sep=" ")[:samples]  # given a count, numpy would make up what is missing
+    return np.fromstring(text.strip(), np.int32, sep=" ")[:samples]  # a count would make numpy invent what is missing
