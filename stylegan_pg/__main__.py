@@ -41,6 +41,9 @@ def main() -> None:
         code = _told(error, USAGE)
     except RunError as error:
         code = _told(error, FAULT)
+    except MemoryError as error:
+        room = str(error) or "nothing was left"
+        code = _told(RunError(f"there is not enough memory for this ({room}): free some, or ask for less"), FAULT)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             code = _told(RunError(f"{error}: {limits.REMEDY}"), FAULT)

@@ -44,6 +44,14 @@ def test_a_description_that_cannot_be_written_is_a_fault(tmp_path):
     assert told.count("\n") == 1
 
 
+def test_too_little_memory_is_one_message():
+    program = "from stylegan_pg import __main__, cli\ndef app(): bytearray(1 << 62)\ncli.app = app\n__main__.run()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is not enough memory for this")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
     """Standard error on a full disk, TensorBoard that raises what a clash of protobuf versions raises; but a run
