@@ -76,6 +76,16 @@ def codestream_that_says(size: int) -> bytes:
 
 
 RUNS = struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54 + 1024, 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 256, 0)
+
+
+def progressive_inks() -> bytes:
+    """A progressive CMYK JPEG whose header says 12,000 x 12,000."""
+    data = bytearray(encoded(Image.new("CMYK", (64, 64)), "JPEG", progressive=True))
+    at = data.index(b"\xff\xc2") + 5
+    data[at : at + 4] = struct.pack(">HH", 12_000, 12_000)
+    return bytes(data)
+
+
 HEAVY = {
     "huge.jpg": (lambda: jpeg_that_says(65_500, 65_500), "is 65500x65500 .* more than 178956970 pixels .*max-pixels"),
     "claims.jpg": (lambda: jpeg_that_says(13_000, 13_000), "premature end"),
@@ -87,6 +97,7 @@ HEAVY = {
     "short.pgm": (lambda: b"P2 8 8 255\n1 2 3", "does not hold 64 samples"),
     "none.pgm": (lambda: b"P2 1 1 255\n \n", "does not hold 1 samples"),
     "huge.jp2": (lambda: codestream_that_says(60_000), "is 60000x60000"),
+    "inks.jpg": (progressive_inks, "more than 89478485 pixels"),
     "scans.jpg": (lambda: jpeg_of_scans(3000), r"in 30\d\d scans, more than"),
     "exif.jpg": (jpeg_with_exif, "directory that asks for"),
     "directory.tif": (tiff_directory, "directory that asks for"),
