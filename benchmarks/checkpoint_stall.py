@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from stylegan_pg import checkpoint
+from stylegan_pg.checkpoint import checkpoint
 
 
 def tensors_of(millions: float, device: str) -> dict[str, torch.Tensor]:

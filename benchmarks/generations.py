@@ -112,9 +112,9 @@ def fitting_scale() -> float:
 
 def flops(given: list[str]) -> tuple[float, float]:
     """FLOPs of a whole run, and per image in its last phase."""
-    from stylegan_pg.estimate import cost_of
-    from stylegan_pg.schedule import phases
-    from stylegan_pg.settings import load_config
+    from stylegan_pg.config.loading import load_config
+    from stylegan_pg.config.schedule import phases
+    from stylegan_pg.planning.cost import cost_of
 
     config = load_config(str(ROOT / CONFIG), given)
     plan = phases(config)

@@ -32,15 +32,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from stylegan_pg.data.decode import decode
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.pack import pack
-from stylegan_pg.data.stream import batches
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.images.decode import decode
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.data.pack.pack import pack
 
 WORKERS, BATCH = 2, 32
 START = """
 import sys, time, contextlib
-from stylegan_pg.settings import load_config
+from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.index import load_index
 from stylegan_pg.data.stream import batches
 begin = time.perf_counter()

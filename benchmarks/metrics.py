@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from stylegan_pg.data.pack import pack
+from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.metrics.statistics import Moments, frechet_distance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

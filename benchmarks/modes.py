@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from stylegan_pg.data.points import MIXTURES, load_points
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.data.datasets.points import MIXTURES, load_points
 from stylegan_pg.metrics.statistics import mode_coverage
-from stylegan_pg.parallel import Parallel
 from stylegan_pg.rng import generator
-from stylegan_pg.settings import load_config
-from stylegan_pg.train import Trainer
+from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.trainer import Trainer
 
 SAMPLES = 2500
 COMMON = """model.name=mlp model.base=[1,1] resolution=4 model.z_dim=16 model.channel_max=128 model.mapping_layers=3

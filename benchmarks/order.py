@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 from webdataset import filters
 
-from stylegan_pg.data.order import Order
+from stylegan_pg.data.datasets.sampler import Order
 
 
 def ours(shards: int, size: int, window: int, epoch: int) -> Iterator[int]:

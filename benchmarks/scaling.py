@@ -25,10 +25,10 @@ import clusters
 import harness
 from measuring import packed
 
-from stylegan_pg import scaling
-from stylegan_pg.estimate import cost_of
-from stylegan_pg.schedule import phases
-from stylegan_pg.settings import load_config
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import phases
+from stylegan_pg.planning import scaling
+from stylegan_pg.planning.cost import cost_of
 
 SIZES = {32: {"train__batch": 16, "model__channel_max": 64}, 64: {"train__batch": 16, "model__channel_max": 32}}
 LINKS = (40, 200)  # Mbit/s

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stylegan_pg import tuning
-from stylegan_pg.losses import logistic_d, logistic_g
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.losses.objectives import logistic_d, logistic_g
 from stylegan_pg.networks import NETWORKS, to_channels_last
 from stylegan_pg.ops import bench, native
-from stylegan_pg.settings import load_config
+from stylegan_pg.training import autotune
 
 kernels = native.compiled
 
@@ -123,7 +123,7 @@ def main() -> None:
         else:
             overrides = [f"resolution={size.resolution}", f"train.batch={size.batch}", "run=none", "data.url=none"]
             overrides += [f"model.channel_base={size.base}", f"model.channel_max={size.most}", "train.total_kimg=1"]
-            chosen, why = tuning.choose_precision(load_config(None, overrides), torch.device("cpu"))
+            chosen, why = autotune.choose_precision(load_config(None, overrides), torch.device("cpu"))
             print(f"{name}: {why}")
             variants["auto"] = ("bf16", chosen)
         runs = {k: make(size, low, at, "nhwc", args.device) for k, (low, at) in variants.items()}

@@ -15,8 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from stylegan_pg import console, launcher
+from stylegan_pg.distributed import launcher
 from stylegan_pg.errors import TO_BE_CONTINUED
+from stylegan_pg.monitoring import console
 
 FACES = 5000
 parts: list[subprocess.Popen[str]] = []  # the last one is running, or has ended
@@ -57,8 +58,8 @@ def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> 
     import torch
     from PIL import Image
 
-    from stylegan_pg.generate import save_image
-    from stylegan_pg.naming import in_order
+    from stylegan_pg.checkpoint.names import in_order
+    from stylegan_pg.images import save_image
 
     grids = in_order(samples.glob("fakes-*.png"))
     chosen = sorted({round(i * (len(grids) - 1) / (most - 1)) for i in range(most)})
@@ -79,8 +80,8 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, stop)
     console.tolerate("stdout", "stderr")
-    from stylegan_pg.naming import in_order
-    from stylegan_pg.settings import load_config
+    from stylegan_pg.checkpoint.names import in_order
+    from stylegan_pg.config.loading import load_config
 
     name, overrides = sys.argv[1], sys.argv[2:]
     config = load_config(name, overrides)

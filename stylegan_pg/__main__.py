@@ -16,8 +16,10 @@ import io
 import os
 import threading
 
-from stylegan_pg import console, launcher, limits, stopping
+from stylegan_pg.distributed import launcher, stopping
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
+from stylegan_pg.files import TOO_MANY_OPEN
+from stylegan_pg.monitoring import console
 from stylegan_pg.untrusted import readable
 
 
@@ -46,7 +48,7 @@ def main() -> None:
         code = _told(RunError(f"there is not enough memory for this ({room}): free some, or ask for less"), FAULT)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            code = _told(RunError(f"{error}: {limits.REMEDY}"), FAULT)
+            code = _told(RunError(f"{error}: {TOO_MANY_OPEN}"), FAULT)
         elif error.errno == errno.ENOSPC:  # where the output goes
             code = _told(RunError(f"the output cannot be written: {error}"), FAULT)
         else:

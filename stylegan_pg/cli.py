@@ -9,7 +9,8 @@ from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
 
-from stylegan_pg import __version__, cli_tools
+from stylegan_pg import cli_tools
+from stylegan_pg.version import __version__
 
 
 class _Home(TyperGroup):
@@ -18,7 +19,7 @@ class _Home(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         if any("~" in arg for arg in args):
-            from stylegan_pg.overrides import home
+            from stylegan_pg.config.overrides import home
 
             for i, arg in enumerate(args):
                 option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
@@ -86,7 +87,7 @@ def pack(
     workers: Annotated[Optional[int], typer.Option(help="Processes; all cores by default.")] = None,
 ) -> None:
     """Pack pictures into sharded WebDataset tars, one set for every resolution."""
-    from stylegan_pg.data.pack import pack as pack_images
+    from stylegan_pg.data.pack.pack import pack as pack_images
 
     report = pack_images(
         source,
@@ -128,23 +129,23 @@ def train(
     ] = False,
 ) -> None:
     """Train, or continue where the run in the same folder was stopped."""
+    from stylegan_pg.config.loading import load_config
     from stylegan_pg.errors import UsageError
-    from stylegan_pg.remarks import without_effect
-    from stylegan_pg.settings import load_config
+    from stylegan_pg.planning.advice import without_effect
 
     if resume and restart:
         raise UsageError("--resume continues a run, --restart begins it anew: give one of them")
     settings = load_config(config, overrides or [])
     remarks = without_effect(config, overrides or [])
     if dry_run:
-        from stylegan_pg.plan import describe
+        from stylegan_pg.planning.plan import describe
 
         print(describe(settings))
         for remark in remarks:
             print(f"note: {remark}")
         return
-    from stylegan_pg.data.mixture import load_dataset
-    from stylegan_pg.train import run
+    from stylegan_pg.data.datasets.mixture import load_dataset
+    from stylegan_pg.training.trainer import run
 
     raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume, restart=restart, remarks=remarks))
 
@@ -157,7 +158,7 @@ def status(
     """Print how a run is doing: progress, speed of each rank, stragglers, last checkpoint, faults, time to go."""
     import json
 
-    from stylegan_pg.status import collect, render
+    from stylegan_pg.monitoring.status import collect, render
 
     facts = collect(run)
     print(json.dumps(facts) if as_json else render(facts))
@@ -166,7 +167,7 @@ def status(
 @app.command()
 def configs() -> None:
     """List the shipped configurations."""
-    from stylegan_pg.settings import shipped_configs
+    from stylegan_pg.config.loading import shipped_configs
 
     found = shipped_configs()
     for name, about in found.items():
@@ -180,7 +181,7 @@ def config_keys(
     ] = "",
 ) -> None:
     """List the keys of a configuration, with their defaults, kinds and what they are for."""
-    from stylegan_pg.keys import describe
+    from stylegan_pg.config.keys import describe
 
     for line in describe(key):
         print(line)
@@ -200,10 +201,10 @@ def plan(
 ) -> None:
     """Print the phases of a training run with their FLOPs, memory and hours, what growing saves, and what a step takes
     on 8 to 1,024 devices."""
-    from stylegan_pg.plan import Machine, report
-    from stylegan_pg.scaling import Link
-    from stylegan_pg.schedule import phases
-    from stylegan_pg.settings import load_config
+    from stylegan_pg.config.loading import load_config
+    from stylegan_pg.config.schedule import phases
+    from stylegan_pg.planning.plan import Machine, report
+    from stylegan_pg.planning.scaling import Link
 
     machine = Machine(1 if devices is None else devices, device_flops, utilisation)
     given = overrides or []
@@ -221,8 +222,8 @@ _CHOSEN = "A snapshot, RUN/snapshots/*.safetensors, or RUN for its best one by i
 
 def _chosen(path: Path) -> Path:
     """The snapshot that a path means; which one, if it is a run's folder, is told."""
-    from stylegan_pg import dist
-    from stylegan_pg.naming import meant_snapshot
+    from stylegan_pg.checkpoint.names import meant_snapshot
+    from stylegan_pg.distributed import process_group as dist
 
     path, told = meant_snapshot(path)
     if told and dist.is_main():
@@ -261,7 +262,7 @@ def sample(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Write images that a snapshot generates."""
-    from stylegan_pg.sampling import sample as write_samples
+    from stylegan_pg.inference.sampling import sample as write_samples
 
     for line in write_samples(
         _chosen(snapshot),
@@ -320,10 +321,10 @@ def metrics(
     """
     import json
 
-    from stylegan_pg import dist
+    from stylegan_pg.checkpoint.snapshot import choose_device
+    from stylegan_pg.distributed import process_group as dist
     from stylegan_pg.metrics.command import evaluate_snapshot, is_dataset, one_seed
     from stylegan_pg.metrics.gather import Tools
-    from stylegan_pg.snapshot import choose_device
 
     kind, number, files = choose_device(device).type, one_seed(seed), tuple(map(str, weights or ()))
     target, failed = dist.init(kind), True

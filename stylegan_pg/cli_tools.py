@@ -10,7 +10,7 @@ import typer
 from stylegan_pg.untrusted import printable
 
 if TYPE_CHECKING:
-    from stylegan_pg.data.index import DatasetIndex
+    from stylegan_pg.data.datasets.index import DatasetIndex
 
 LONGEST_LINE = 100_000  # characters about a dataset, such as the names of its classes
 
@@ -20,8 +20,8 @@ _BASE = typer.Option(help="Rows x columns at resolution 4 that foreign tars' pic
 
 
 def _dataset(url: str, base: str) -> DatasetIndex:
-    from stylegan_pg.data.index import load_index
-    from stylegan_pg.data.pack import parse_base
+    from stylegan_pg.data.datasets.opening import load_index
+    from stylegan_pg.data.pack.pack import parse_base
 
     return load_index(url, parse_base(base))
 
@@ -34,7 +34,7 @@ def data_check(
     base: Annotated[str, _BASE] = "4x4",
 ) -> None:
     """Verify every checksum and decode every image; print what is bad. Exit code 1 if anything is."""
-    from stylegan_pg.data.check import check
+    from stylegan_pg.data.verify import check
 
     index = _dataset(url, base)
     packed = any(shard.index_sha256 for shard in index.shards)
@@ -55,7 +55,7 @@ def data_info(
     base: Annotated[str, _BASE] = "4x4",
 ) -> None:
     """Count images, classes and bytes; show a contact sheet."""
-    from stylegan_pg.data.check import contact_sheet, info
+    from stylegan_pg.data.verify import contact_sheet, info
 
     index = _dataset(url, base)
     for line in info(index):
@@ -76,7 +76,7 @@ def data_bench(
     base: Annotated[str, _BASE] = "4x4",
 ) -> None:
     """Measure how fast batches are read, in the order of training."""
-    from stylegan_pg.data.check import bench
+    from stylegan_pg.data.verify import bench
 
     index = _dataset(url, base)
     size = resolution or max(index.resolutions)

@@ -9,13 +9,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from stylegan_pg.errors import UsageError
+
 ABANDONED_SEC = 3600.0  # without a change, where the file system has no locks: a leftover
+MOST_OPEN_FILES = 65536
+TOO_MANY_OPEN = "this process may not open so many files: `ulimit -n 4096` before the command allows more"
 
 
 @contextlib.contextmanager
@@ -76,3 +82,44 @@ def _is_left(file: BinaryIO) -> bool:
     except OSError:
         return time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_SEC
     return True
+
+
+def cache_folder() -> Path:
+    """$STYLEGAN_PG_CACHE, else the user's cache; a private temporary folder where that cannot be written.
+
+    Raises:
+        PermissionError: where others could write there, too; the message says what to do.
+    """
+    chosen, caches = os.environ.get("STYLEGAN_PG_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    with contextlib.suppress(OSError, RuntimeError):  # which a user without a home is
+        folder = Path(chosen) if chosen else Path(caches or Path.home() / ".cache") / "stylegan_pg"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder.resolve()
+    folder = Path(tempfile.gettempdir()) / f"stylegan_pg-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022 or folder.is_symlink():
+        # Loading a library is running it: never one that somebody else could have put there.
+        raise PermissionError(f"{folder} could be written by others: set STYLEGAN_PG_CACHE to a folder of your own")
+    return folder
+
+
+def allow_open_files(needed: int) -> None:
+    """Raise this process's limit as far as that is allowed without asking.
+
+    Raises:
+        UsageError: if it may still not have as many as `needed` open.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    higher = MOST_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MOST_OPEN_FILES)
+    if limit != resource.RLIM_INFINITY and limit < higher:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (higher, most))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise UsageError(
+            f"this process may have {limit} files open (ulimit -n), and needs up to {needed}: run `ulimit -n 4096` "
+            "before the command; where that is refused, the machine's administrator raises the limit "
+            "(/etc/security/limits.conf, LimitNOFILE= of a service, --ulimit nofile= of a container)"
+        )

@@ -10,7 +10,6 @@ A name and a password for a server are looked for in this order, for the host (a
 from __future__ import annotations
 
 import base64
-import dataclasses
 import netrc
 import os
 import re
@@ -19,7 +18,6 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from braceexpand import braceexpand
 
-from stylegan_pg.config import Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
@@ -61,15 +59,6 @@ def shown(url: str) -> str:
     """A URL or a path for messages: without secrets, without what follows a URL's question mark, and printable."""
     text = without_secrets(url)
     return printable(text if text.startswith("pipe:") or "://" not in text else text.split("?", 1)[0])
-
-
-def publishable(config: Config) -> Config:
-    """The configuration as it may stand in files that people pass on: its URLs without secrets."""
-    data = config.data
-    mixture: dict[str, float] = {}
-    for url, weight in data.mixture.items():  # some may differ in their secrets alone
-        mixture[without_secrets(url)] = mixture.get(without_secrets(url), 0) + weight
-    return dataclasses.replace(config, data=dataclasses.replace(data, url=without_secrets(data.url), mixture=mixture))
 
 
 def runs_command(url: str) -> bool:

@@ -48,7 +48,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     from PIL import Image
 
-    from stylegan_pg.data.pack import pack
+    from stylegan_pg.data.pack.pack import pack
 
     source = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
@@ -81,9 +81,9 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a generator with three classes, 16x16."""
+    from stylegan_pg.checkpoint.snapshot import save_snapshot
     from stylegan_pg.config import ModelConfig
     from stylegan_pg.networks import NETWORKS, NetworkShape
-    from stylegan_pg.snapshot import save_snapshot
 
     how: dict[str, Any] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
     pair = NETWORKS["stylegan2"]
@@ -98,8 +98,8 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def compiled_operations() -> list[Path]:
     """Folders in the user's cache, built if they were not."""
+    from stylegan_pg.files import cache_folder
     from stylegan_pg.ops import native
-    from stylegan_pg.ops.build import cache_folder
 
     native.choose("cpu")
     return [folder for folder in cache_folder().glob("cpu-*") if folder.is_dir()]

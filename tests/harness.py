@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from stylegan_pg import checkpoint, status
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.monitoring import status
 
 # Grows from 8x8 over a fade to 16x16; every kind of step happens within the first few batches.
 TINY = {

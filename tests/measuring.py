@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.pack import pack
-from stylegan_pg.generate import save_image
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.pack.pack import pack
+from stylegan_pg.images import save_image
 from stylegan_pg.metrics.evaluate import Evaluator
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import parse

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.pack import pack
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.pack.pack import pack
 
 
 def packed(source, out, resolution=8, workers=0, **options):

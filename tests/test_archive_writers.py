@@ -8,7 +8,7 @@ import zlib
 import pytest
 from packing import encoded, labels_of, noise, packed, tar_of, zip_of
 
-from stylegan_pg.data.index import load_index
+from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.errors import UsageError
 
 

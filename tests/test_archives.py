@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from packing import encoded, noise, packed, tar_of, zip_of
 
-from stylegan_pg.data import tars, zips
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.sources import list_source
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.pack.sources import list_source
+from stylegan_pg.data.storage import tars, zips
 from stylegan_pg.errors import UsageError
 
 BLOCK = 512

@@ -11,9 +11,9 @@ import scipy.ndimage
 import torch
 from torchvision.transforms import functional as vision
 
-from stylegan_pg import augment, settings
+from stylegan_pg import augment
 from stylegan_pg.augment import ada, colour, diffaugment, geometry
-from stylegan_pg.config import AugmentConfig, Config, DataConfig
+from stylegan_pg.config import AugmentConfig, Config, DataConfig, loading
 from stylegan_pg.errors import UsageError
 from stylegan_pg.rng import generator
 
@@ -584,8 +584,8 @@ def test_the_controller_reaches_its_target(start, target):
 
 
 def test_settings_know_the_same_names():
-    assert settings.AUGMENT_LETTERS == ada.LETTERS
-    assert settings.AUGMENT_POLICIES == diffaugment.POLICIES
+    assert loading.AUGMENT_LETTERS == ada.LETTERS
+    assert loading.AUGMENT_POLICIES == diffaugment.POLICIES
 
 
 @pytest.mark.parametrize(
@@ -607,9 +607,9 @@ def test_settings_know_the_same_names():
 def test_impossible_settings_are_refused(key, value):
     config = Config(run="runs/x", data=DataConfig(url="x"))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, total_kimg=1.0))
-    settings.check(config)
+    loading.check(config)
     with pytest.raises(UsageError, match=rf"augment\.{key}"):
-        settings.check(dataclasses.replace(config, augment=dataclasses.replace(config.augment, **{key: value})))
+        loading.check(dataclasses.replace(config, augment=dataclasses.replace(config.augment, **{key: value})))
 
 
 def test_reflection_is_the_same_in_deterministic_mode():

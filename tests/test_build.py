@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from stylegan_pg import files
 from stylegan_pg.ops import build, native, recipes
 
 pytestmark = pytest.mark.distributed
@@ -271,18 +272,18 @@ def test_a_user_without_a_home(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "chosen"))
-    assert build.cache_folder() == tmp_path / "chosen"
+    assert files.cache_folder() == tmp_path / "chosen"
     monkeypatch.delenv("STYLEGAN_PG_CACHE")
-    assert build.cache_folder() == tmp_path / f"stylegan_pg-{os.getuid()}"
+    assert files.cache_folder() == tmp_path / f"stylegan_pg-{os.getuid()}"
 
 
 def test_no_cache_at_all_is_told_by_the_command(monkeypatch):
     def fails():
-        raise recipes.BuildError("/tmp/x could be written by others", "", "set STYLEGAN_PG_CACHE")
+        raise PermissionError("/tmp/x could be written by others: set STYLEGAN_PG_CACHE")
 
-    monkeypatch.setattr(build, "cache_folder", fails)
+    monkeypatch.setattr(native, "cache_folder", fails)
     monkeypatch.setattr(native, "choose", lambda device: native.Choice("reference", "no cache"))
-    assert "cache none (/tmp/x could be written by others; set STYLEGAN_PG_CACHE)" in native.status()
+    assert "cache none (/tmp/x could be written by others: set STYLEGAN_PG_CACHE)" in native.status()
 
 
 def test_a_compiler_with_launcher_and_options(tmp_path, monkeypatch):
@@ -511,7 +512,7 @@ def test_bench_prints_its_table():
 UNEQUAL = """
 import os, sys
 os.environ["STYLEGAN_PG_KERNELS"] = sys.argv[1 + int(os.environ["RANK"])]
-from stylegan_pg import dist
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
 from stylegan_pg.ops import native
 dist.init("cpu")

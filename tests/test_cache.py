@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import serving
 
-from stylegan_pg.data import cache, remote, store
-from stylegan_pg.data.patience import Passing
-from stylegan_pg.data.store import Settings, Shard
+from stylegan_pg.data.storage import remote, shard_cache, shard_reader
+from stylegan_pg.data.storage.retry import Passing
+from stylegan_pg.data.storage.shard_cache import Settings, Shard
 from stylegan_pg.errors import UsageError
 
 COUNT, SIZE = 12, 40_000
@@ -41,20 +41,20 @@ def server(contents, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """The store's, for this test alone."""
-    before, path = store.settings(), tmp_path / "store"
-    store.configure(Settings(str(path), 1 << 30, 20.0))
+    before, path = shard_cache.settings(), tmp_path / "store"
+    shard_cache.configure(Settings(str(path), 1 << 30, 20.0))
     forget()
     yield path
     forget()
-    store.configure(before)
+    shard_cache.configure(before)
 
 
 def forget() -> None:
     """Let go of what this process has open, as if it were another one."""
-    cache._held.cache_clear()
-    cache._bypassed.clear()
-    cache._intact.clear()
-    cache._say_once.cache_clear()
+    shard_reader._held.cache_clear()
+    shard_reader._bypassed.clear()
+    shard_reader._intact.clear()
+    shard_reader._say_once.cache_clear()
 
 
 def shard(server, contents, i: int, *, checked: bool = True) -> Shard:
@@ -62,7 +62,7 @@ def shard(server, contents, i: int, *, checked: bool = True) -> Shard:
 
 
 def read(one: Shard, offset: int = 0, length: int = SIZE) -> bytes:
-    return cache.read(one.url, offset, length, size=one.size, sha256=one.sha256)
+    return shard_reader.read(one.url, offset, length, size=one.size, sha256=one.sha256)
 
 
 def shards_in(folder: Path, suffix: str = ".tar") -> list[Path]:
@@ -102,8 +102,8 @@ def test_the_second_time_it_comes_from_the_store(server, contents, folder):
         assert read(one, 100, 50) == contents[0][100:150]
         assert read(one, SIZE - 10, 50) == contents[0][-10:]
     assert len(server.requests("0.tar")) == 2  # two names, as they promise different things
-    assert Path(cache.local_path(one.url, SIZE)).read_bytes() == contents[0]
-    assert cache.local_path("file:///a/b") == cache.local_path("/a/b") == "/a/b"
+    assert Path(shard_reader.local_path(one.url, SIZE)).read_bytes() == contents[0]
+    assert shard_reader.local_path("file:///a/b") == shard_reader.local_path("/a/b") == "/a/b"
     assert not shards_in(folder, ".part")
 
 
@@ -154,11 +154,11 @@ def test_fetching_goes_on_where_the_server_went_away(server, contents, folder):
 
 def test_patience_has_an_end(server, contents, folder):
     server.kill()
-    with store.patience(0.5), pytest.raises(Passing, match="refused"):
+    with shard_cache.patience(0.5), pytest.raises(Passing, match="refused"):
         read(shard(server, contents, 0))
     server.start()
     server.misbehave(truncate=10_000, no_ranges=True)  # bytes come, but always the same ones
-    with store.patience(1.0), pytest.raises(Passing, match="too early"):
+    with shard_cache.patience(1.0), pytest.raises(Passing, match="too early"):
         read(shard(server, contents, 0))
     server.misbehave()
     assert read(shard(server, contents, 0)) == contents[0]
@@ -172,7 +172,7 @@ def test_who_waits_for_another_process_hears_why(server, contents, folder):
     while not (folder.exists() and shards_in(folder, ".json")):
         assert time.time() < end
         time.sleep(0.01)
-    with store.patience(0.5), pytest.raises(Passing, match="refused"):
+    with shard_cache.patience(0.5), pytest.raises(Passing, match="refused"):
         read(one)
     other.kill()
     other.communicate()
@@ -181,19 +181,19 @@ def test_who_waits_for_another_process_hears_why(server, contents, folder):
 def test_what_a_shard_should_be(server, contents, folder):
     """Other sizes and garbled transfers are not taken; what is garbled in the same way each time is the source's."""
     url = f"{server.url}/0.tar"
-    with store.patience(0.5), pytest.raises(OSError, match="40000 bytes where 39999 were expected"):
-        cache.read(url, 0, 10, size=SIZE - 1)
-    with store.patience(0.5), pytest.raises(OSError, match="40000 bytes where 40001 were expected"):
-        cache.read(url, 0, 10, size=SIZE + 1)
+    with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes where 39999 were expected"):
+        shard_reader.read(url, 0, 10, size=SIZE - 1)
+    with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes where 40001 were expected"):
+        shard_reader.read(url, 0, 10, size=SIZE + 1)
     server.misbehave(swap="an error page")
-    with store.patience(0.5), pytest.raises(OSError, match="13 bytes where 40000 were expected"):
+    with shard_cache.patience(0.5), pytest.raises(OSError, match="13 bytes where 40000 were expected"):
         read(shard(server, contents, 0))
     server.misbehave(garble=True, times=1)
     assert read(shard(server, contents, 1)) == contents[1]
     server.misbehave(garble=True)
     data = read(shard(server, contents, 2))
     assert [a ^ b for a, b in zip(data, contents[2], strict=True) if a != b] == [1]
-    assert len(server.requests("2.tar")) == store.AGREEING
+    assert len(server.requests("2.tar")) == shard_cache.AGREEING
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -206,11 +206,11 @@ def test_a_shard_that_goes_bad_in_the_store_is_fetched_again(server, contents, f
     path.write_bytes(data)
     forget()
     assert read(one) == data
-    cache.doubt(one.url, size=one.size, sha256=one.sha256)  # as who finds a sample's checksum wrong does
+    shard_reader.doubt(one.url, size=one.size, sha256=one.sha256)  # as who finds a sample's checksum wrong does
     assert read(one) == contents[0]
     assert len(server.requests()) == 2
     for _ in range(3):  # now it is known that this is what the server has
-        cache.doubt(one.url, size=one.size, sha256=one.sha256)
+        shard_reader.doubt(one.url, size=one.size, sha256=one.sha256)
         assert read(one) == contents[0]
     assert len(server.requests()) == 2
 
@@ -219,7 +219,7 @@ def test_without_checksum_a_garbled_transfer_is_doubted_once(server, contents, f
     one = shard(server, contents, 0, checked=False)
     server.misbehave(garble=True, times=1)
     assert read(one) != contents[0]
-    cache.doubt(one.url, size=one.size)
+    shard_reader.doubt(one.url, size=one.size)
     assert read(one) == contents[0]
 
 
@@ -243,7 +243,7 @@ def test_two_processes_share_a_limited_store(server, contents, folder):
 
 
 def test_the_least_recently_used_goes_first(server, contents, folder):
-    store.configure(Settings(str(folder), 3 * SIZE, 20.0))
+    shard_cache.configure(Settings(str(folder), 3 * SIZE, 20.0))
     shards = [shard(server, contents, i) for i in range(4)]
     for i in (0, 1, 2, 0):
         forget()
@@ -255,21 +255,21 @@ def test_the_least_recently_used_goes_first(server, contents, folder):
 
 def test_what_is_in_use_stays_and_the_rest_is_read_in_pieces(server, contents, folder, capfd):
     shards = [shard(server, contents, i) for i in range(3)]
-    store.configure(Settings(str(folder), 2 * SIZE, 20.0))
+    shard_cache.configure(Settings(str(folder), 2 * SIZE, 20.0))
     other = reader(folder, shards[:1], 0, 1, 2 * SIZE, stay=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "read\n"
     assert read(shards[1]) == contents[1]
     assert read(shards[2]) == contents[2]  # takes the place of this process's
     assert {path.name for path in shards_in(folder)} == {shards[0].name, shards[2].name}
-    store.configure(Settings(str(folder), SIZE, 20.0))
+    shard_cache.configure(Settings(str(folder), SIZE, 20.0))
     assert read(shards[1], 5, 10) == contents[1][5:15]
     assert "leaves no room for" in capfd.readouterr().err
     assert server.requests("1.tar")[-1]["range"] == "bytes=5-14"
     assert {path.name for path in shards_in(folder)} == {shards[0].name}
     other.kill()
     other.communicate()
-    store.configure(Settings(str(folder), 0, 20.0))
+    shard_cache.configure(Settings(str(folder), 0, 20.0))
     assert read(shards[0], 5, 10) == contents[0][5:15]  # 0: nothing is kept
 
 
@@ -281,12 +281,12 @@ def test_what_others_keep_in_the_folder_is_left_alone(server, contents, folder):
         file.write_bytes(b"mine")
         os.utime(file, (0, 0))
     (folder / "pictures").mkdir()
-    os.close(store.fetched(shard(server, contents, 0)))
-    store.configure(Settings(str(folder), 1, 20.0))
-    with pytest.raises(store.NoRoom):
-        os.close(store.fetched(shard(server, contents, 1)))
+    os.close(shard_cache.fetched(shard(server, contents, 0)))
+    shard_cache.configure(Settings(str(folder), 1, 20.0))
+    with pytest.raises(shard_cache.NoRoom):
+        os.close(shard_cache.fetched(shard(server, contents, 1)))
     assert not shards_in(folder, "-0.tar")  # ours has gone
-    assert store.make_room(folder, everything=True) is False
+    assert shard_cache.make_room(folder, everything=True) is False
     assert all(file.read_bytes() == b"mine" for file in theirs)
 
 
@@ -300,7 +300,7 @@ def test_a_full_disk(server, contents, tmp_path, folder, capfd):
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        store.configure(Settings(str(small / "store"), 1 << 30, 20.0))
+        shard_cache.configure(Settings(str(small / "store"), 1 << 30, 20.0))
         shards = [shard(server, contents, i) for i in range(4)]
         for i in (0, 1, 2, 3, 0):
             forget()
@@ -343,11 +343,11 @@ def test_prefetching(server, contents, folder):
     """In the order they are wanted, some at a time; what is asked for meanwhile is not fetched twice; nothing wanted
     is evicted for it."""
     server.misbehave(rate=200_000)
-    store.configure(Settings(str(folder), 6 * SIZE, 20.0))
+    shard_cache.configure(Settings(str(folder), 6 * SIZE, 20.0))
     shards = [shard(server, contents, i) for i in range(COUNT)]
     old = [read(shards[i]) for i in (10, 11)]
     forget()
-    prefetcher = cache.Prefetcher(2)
+    prefetcher = shard_reader.Prefetcher(2)
     try:
         prefetcher.want(shards[:5])
         assert read(shards[4]) == contents[4]
@@ -382,18 +382,18 @@ def test_pipes_are_kept_too(contents, folder, tmp_path):
     log = tmp_path / "log"
     url = f"""pipe:bash -c 'echo ran >> {log}; cat "{tmp_path}/x.tar"'"""
     for _ in range(3):
-        assert cache.read(url, 10, 20) == contents[0][10:30]
+        assert shard_reader.read(url, 10, 20) == contents[0][10:30]
         forget()
     assert log.read_text() == "ran\n"
-    with store.patience(0.3), pytest.raises(Passing, match="exit status"):
-        cache.read(f"pipe:bash -c 'cat {tmp_path}/x.tar; false'", 0, 10)
+    with shard_cache.patience(0.3), pytest.raises(Passing, match="exit status"):
+        shard_reader.read(f"pipe:bash -c 'cat {tmp_path}/x.tar; false'", 0, 10)
 
 
 def test_a_folder_that_cannot_be_used(tmp_path, folder):
     (tmp_path / "file").write_text("")
-    store.configure(Settings(str(tmp_path / "file" / "x")))
+    shard_cache.configure(Settings(str(tmp_path / "file" / "x")))
     with pytest.raises(UsageError, match=r"data\.cache_dir=.* cannot be used"):
-        cache.read("http://127.0.0.1:1/x", 0, 1)
+        shard_reader.read("http://127.0.0.1:1/x", 0, 1)
 
 
 def test_killing_at_random(server, contents, folder):

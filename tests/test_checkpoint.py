@@ -5,8 +5,9 @@ import pickle
 import pytest
 import torch
 
-from stylegan_pg import checkpoint
+from stylegan_pg.checkpoint import checkpoint
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.optim import moments
 
 TENSORS = {
     "G/weight": torch.randn(3, 4),
@@ -122,10 +123,10 @@ def test_optimizer_state_by_name():
         return optimizer
 
     a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    saved = checkpoint.optimizer_tensors(a, trained(a))
+    saved = moments.optimizer_tensors(a, trained(a))
     assert set(saved) == {f"{k}/{n}" for k in ("step", "exp_avg", "exp_avg_sq") for n in ("weight", "bias")}
     fresh = torch.optim.Adam(b.parameters(), betas=(0.0, 0.99))
-    checkpoint.restore_optimizer(b, fresh, saved | {"step/gone": torch.tensor(1.0)})
-    restored = checkpoint.optimizer_tensors(b, fresh)
+    moments.restore_optimizer(b, fresh, saved | {"step/gone": torch.tensor(1.0)})
+    restored = moments.optimizer_tensors(b, fresh)
     assert restored.keys() == saved.keys()
     assert all(torch.equal(t, restored[k]) for k, t in saved.items())

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan_pg.classes import file_names, parse_classes
+from stylegan_pg.checkpoint.snapshot import load_snapshot
+from stylegan_pg.data.classes import file_names, parse_classes
 from stylegan_pg.errors import UsageError
-from stylegan_pg.snapshot import load_snapshot
 
 
 def named(*names: str) -> Any:

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from stylegan_pg.config import Config
+from stylegan_pg.config.loading import check, configs_folder, load_config, to_plain, to_yaml
+from stylegan_pg.config.schedule import phases, term_weight
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS, NetworkShape
-from stylegan_pg.plan import Machine, report
-from stylegan_pg.remarks import of_configuration
-from stylegan_pg.resume import compare, running_numbers, to_plain
-from stylegan_pg.schedule import phases, term_weight
-from stylegan_pg.settings import check, configs_folder, load_config, to_yaml
+from stylegan_pg.planning.advice import of_configuration
+from stylegan_pg.planning.plan import Machine, report
+from stylegan_pg.training.resume import compare, running_numbers
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]

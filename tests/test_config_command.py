@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from stylegan_pg import keys
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, keys
+from stylegan_pg.config.loading import configs_folder, load_config, shipped_configs
 from stylegan_pg.errors import UsageError
-from stylegan_pg.settings import configs_folder, load_config, shipped_configs
 
 
 def command(*args: str) -> subprocess.CompletedProcess:

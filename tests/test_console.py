@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from stylegan_pg.board import Board
+from stylegan_pg.monitoring.tensorboard import Board
 
 GONE = "the console is gone"
 

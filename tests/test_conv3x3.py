@@ -13,7 +13,7 @@ from test_kernels import LAYOUTS, OPS, close, implementation, numbers
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-import stylegan_pg.estimate  # noqa: F401  # which tells the FLOP counter of the operators
+import stylegan_pg.planning.cost  # noqa: F401  # which tells the FLOP counter of the operators
 from stylegan_pg.networks import layers
 from stylegan_pg.ops import calls, conv3x3, conv3x3_pays, native, pool, recipes
 

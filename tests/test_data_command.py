@@ -11,7 +11,7 @@ import pytest
 from packing import files_of, packed
 from PIL import Image
 
-from stylegan_pg.data.index import load_index
+from stylegan_pg.data.datasets.opening import load_index
 
 COUNT = 30
 

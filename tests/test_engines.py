@@ -9,10 +9,10 @@ import harness
 import pytest
 import torch
 
-from stylegan_pg import checkpoint
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.config.loading import load_config
 from stylegan_pg.errors import UsageError
-from stylegan_pg.ops.build import cache_folder
-from stylegan_pg.settings import load_config
+from stylegan_pg.files import cache_folder
 
 pytestmark = pytest.mark.distributed
 

@@ -9,9 +9,10 @@ import pytest
 import serving
 import torch
 
-from stylegan_pg import checkpoint, launcher, surroundings
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.distributed import environment, launcher
+from stylegan_pg.distributed.launcher import Place
 from stylegan_pg.errors import UsageError
-from stylegan_pg.launcher import Place
 
 # A user's configuration for other programs, and places of other launchers.
 FOREIGN = {
@@ -63,22 +64,22 @@ def test_accelerate_sees_the_place_alone(monkeypatch):
     for name, value in (FOREIGN | {"RANK": "7", "OMPI_COMM_WORLD_SIZE": "3", "LOCAL_RANK": "5"}).items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
-    with surroundings.only_the_place(Place(1, 2, 1, 2, "here", 9), cpu=True):
+    with environment.only_the_place(Place(1, 2, 1, 2, "here", 9), cpu=True):
         seen = {k: v for k, v in os.environ.items() if k not in before or before[k] != v}
         assert seen.pop("ACCELERATE_USE_CPU") == "true"
-        assert seen == dict(zip(surroundings.OF_PLACES, ("1", "2", "1", "2", "here", "9"), strict=True))
+        assert seen == dict(zip(environment.OF_PLACES, ("1", "2", "1", "2", "here", "9"), strict=True))
         assert not [k for k in os.environ if k.startswith(("FSDP_", "OMPI_", "ACCELERATE_G", "ACCELERATE_M"))]
         os.environ["FSDP_LEFT"] = "by accelerate"
     assert dict(os.environ) == before
-    with surroundings.only_the_place(Place(), cpu=False):
+    with environment.only_the_place(Place(), cpu=False):
         assert not [k for k in os.environ if k.startswith(("RANK", "LOCAL_", "ACCELERATE_", "OMPI_"))]
     assert dict(os.environ) == before
 
 
 def test_what_is_told_of_variables():
     def told(*variables: dict[str, str]) -> list[str]:
-        everyone = [{"host": f"h{i}", "variables": surroundings.noticed(v)} for i, v in enumerate(variables)]
-        return surroundings.remarks(everyone)
+        everyone = [{"host": f"h{i}", "variables": environment.noticed(v)} for i, v in enumerate(variables)]
+        return environment.remarks(everyone)
 
     usual = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "true"}
     assert told(usual, {}) == []
@@ -132,7 +133,7 @@ def assert_same(a, b) -> None:
 @pytest.mark.distributed
 def test_a_users_configuration_of_accelerate_changes_nothing(tmp_path):
     """In one process, and where one of two ranks alone has it."""
-    clean = {k: v for k, v in harness.environment().items() if not k.startswith(surroundings.OF_ACCELERATE)}
+    clean = {k: v for k, v in harness.environment().items() if not k.startswith(environment.OF_ACCELERATE)}
     stray = clean | FOREIGN | {"LOCAL_RANK": "0", "WORLD_SIZE": ""}
     log = harness.finish(harness.start(points(tmp_path / "stray"), env=stray))
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4, on rank 0" in log

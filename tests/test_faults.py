@@ -15,9 +15,11 @@ import torch
 from campaigns import kills
 from conftest import ROOT
 
-from stylegan_pg import dist, launcher, peers, status
 from stylegan_pg.config import Config
+from stylegan_pg.distributed import consistency, launcher
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
+from stylegan_pg.monitoring import status
 
 pytestmark = pytest.mark.distributed
 
@@ -55,18 +57,18 @@ def test_a_name_that_leads_to_the_node_itself(monkeypatch):
 
 
 def test_what_differs_between_ranks_is_named():
-    mine: dict[str, Any] = peers.facts(Config(run="/a"), "data") | {"host": "first"}
-    assert peers.differences([mine, mine | {"host": "second"}]) == ([], [])
-    elsewhere = mine | {"config": peers.facts(Config(run="/b"), "data")["config"]}  # paths may differ
-    assert peers.differences([mine, elsewhere]) == ([], [])
+    mine: dict[str, Any] = consistency.facts(Config(run="/a"), "data") | {"host": "first"}
+    assert consistency.differences([mine, mine | {"host": "second"}]) == ([], [])
+    elsewhere = mine | {"config": consistency.facts(Config(run="/b"), "data")["config"]}  # paths may differ
+    assert consistency.differences([mine, elsewhere]) == ([], [])
     seeds = mine | {"config": mine["config"] | {"seed": 5}}
-    ((fault,), _) = peers.differences([mine, mine, seeds])
+    ((fault,), _) = consistency.differences([mine, mine, seeds])
     assert fault == "rank 2 (first) has another configuration: seed=5 where rank 0 has 0"
-    ((fault,), _) = peers.differences([mine, mine | {"dataset": "other"}])
+    ((fault,), _) = consistency.differences([mine, mine | {"dataset": "other"}])
     assert "other data" in fault
-    faults, _ = peers.differences([mine, mine | {"code": {"stylegan_pg": "0.0", "torch": mine["code"]["torch"]}}])
+    faults, _ = consistency.differences([mine, mine | {"code": {"stylegan_pg": "0.0", "torch": mine["code"]["torch"]}}])
     assert "runs stylegan_pg 0.0" in faults[0]
-    faults, (warning,) = peers.differences([mine, mine | {"host": "late", "time": mine["time"] - 3600}])
+    faults, (warning,) = consistency.differences([mine, mine | {"host": "late", "time": mine["time"] - 3600}])
     assert not faults
     assert "the clock of late is 3600 seconds behind that of first" in warning
 

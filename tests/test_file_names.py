@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from stylegan_pg.checkpoint.names import config_of, in_order, kimg, meant_snapshot, moment_name
 from stylegan_pg.errors import UsageError
-from stylegan_pg.naming import config_of, in_order, kimg, meant_snapshot, moment_name
 
 
 def written(moments: list[tuple[int, int, bool]], suffix: str = ".safetensors") -> list[str]:

@@ -20,14 +20,14 @@ from packing import encoded, files_of, packed
 from PIL import Image
 
 from stylegan_pg.config import Config
-from stylegan_pg.data import foreign
-from stylegan_pg.data.decode import BadPicture, decode_to_fit
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.mixture import load_dataset
-from stylegan_pg.data.stream import batches, read_batch
-from stylegan_pg.data.table import CorruptSample
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.data.datasets import foreign
+from stylegan_pg.data.datasets.mixture import load_dataset
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.table import CorruptSample
+from stylegan_pg.data.images.decode import BadPicture, decode_to_fit
+from stylegan_pg.data.loader.loader import batches, read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.settings import load_config
 
 COUNT = 20
 

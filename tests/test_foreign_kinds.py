@@ -13,9 +13,9 @@ import pytest
 from packing import encoded, noise, packed
 from PIL import Image
 
-from stylegan_pg.data.check import info
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.table import SampleTable
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.table import SampleTable
+from stylegan_pg.data.verify import info
 
 SMOOTH = noise(3, 4).resize((32, 32), Image.Resampling.BICUBIC)
 WIDE = np.asarray(SMOOTH.convert("L")).astype(np.uint16) * 257

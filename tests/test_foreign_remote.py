@@ -8,11 +8,12 @@ import pytest
 import serving
 from test_foreign import jpeg, pictures, write
 
-from stylegan_pg.data import foreign, store
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.mixture import load_dataset
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.data.datasets import foreign
+from stylegan_pg.data.datasets.mixture import load_dataset
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.storage import shard_cache
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.settings import load_config
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +21,9 @@ def home(tmp_path_factory, monkeypatch) -> Iterator[Path]:
     """A cache folder of each test's own, and settings that are forgotten."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(folder))
-    before = store.settings()
+    before = shard_cache.settings()
     yield folder
-    store.configure(before)
+    shard_cache.configure(before)
 
 
 @pytest.fixture

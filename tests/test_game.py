@@ -6,13 +6,14 @@ import harness
 import pytest
 import torch
 
-from stylegan_pg import checkpoint, losses
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.stream import batches
-from stylegan_pg.game import Game
-from stylegan_pg.parallel import Parallel
-from stylegan_pg.schedule import phases
-from stylegan_pg.settings import load_config
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import phases
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.losses import terms
+from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.gan_step import Game
 
 TINY = "resolution=8 train.total_kimg=1 model.z_dim=8 model.w_dim=8 model.mapping_layers=2 model.channel_base=64"
 
@@ -112,13 +113,13 @@ def test_images_that_meet_are_of_one_class(tiny_data, monkeypatch, extra):
 
 def spoilt(monkeypatch, name, at):
     """A term whose value is not finite at one nimg."""
-    whole = losses.TERMS[name]
+    whole = terms.TERMS[name]
 
     def compute(x, **how):
         values = whole.compute(x, **how)
         return {k: v * float("inf") if at() else v for k, v in values.items()}
 
-    monkeypatch.setitem(losses.TERMS, name, whole._replace(compute=compute))
+    monkeypatch.setitem(terms.TERMS, name, whole._replace(compute=compute))
 
 
 @pytest.mark.parametrize(("every", "what"), [(1, "main loss + r1"), (2, "r1")])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_kernels import FACTORS, FILTERS, KINDS, LAYOUTS, OPS, PADDINGS, Layers, close, numbers, tail
 
-from stylegan_pg import dist
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.networks.stylegan2 import Discriminator, Generator
 from stylegan_pg.ops import ACTIVATIONS, bench, bias_act, native, reference, setup_filter, upfirdn2d
 

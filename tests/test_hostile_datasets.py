@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylegan_pg.data.check import check
-from stylegan_pg.data.index import identity_of, load_index
-from stylegan_pg.data.pack import pack
+from stylegan_pg.data.datasets.index import identity_of
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.pack.pack import pack
+from stylegan_pg.data.verify import check
 from stylegan_pg.errors import UsageError
 
 Change = Callable[[Any], object]
@@ -204,7 +205,7 @@ def test_sources_of_another_shape(dataset):
 
 
 def test_what_was_kept_of_another_shape_is_made_anew(original, tmp_path, monkeypatch):
-    monkeypatch.setattr("stylegan_pg.data.index.SMALL", 0)
+    monkeypatch.setattr("stylegan_pg.data.datasets.index.SMALL", 0)
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
     index = load_index(str(original))
     expected = index.table(8)

@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stylegan_pg import tensorfile
+from stylegan_pg.checkpoint import tensor_file
+from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.features import read_weights
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.networks.ranges import RANGES, check_arguments
-from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 
 def built(name: str = "stylegan2") -> tuple[Any, dict[str, Any]]:
@@ -86,7 +86,7 @@ WRONG_HEADERS: list[tuple[Any, int]] = [
 def test_headers_that_do_not_fit(tmp_path, case):
     header, length = WRONG_HEADERS[case]
     path = with_header(tmp_path / "x.safetensors", header, bytes(length))
-    with pytest.raises(tensorfile.BadFileError) as error, tensorfile.opened(path):
+    with pytest.raises(tensor_file.BadFileError) as error, tensor_file.opened(path):
         pass
     assert str(error.value).isprintable()
     one_message(path, lambda: load_snapshot(path))
@@ -96,7 +96,7 @@ def test_headers_that_do_not_fit(tmp_path, case):
 def test_lengths_that_do_not_fit(tmp_path):
     for length in (0, 1, 3, 2**40, 2**64 - 1):
         path = with_header(tmp_path / "x.safetensors", {}, length=length)
-        with pytest.raises(tensorfile.BadFileError), tensorfile.opened(path):
+        with pytest.raises(tensor_file.BadFileError), tensor_file.opened(path):
             pass
 
 
@@ -107,10 +107,10 @@ def test_what_is_no_file_does_not_hang(tmp_path):
 
 
 def test_what_the_library_writes_is_read(tmp_path):
-    kinds = {f"{dtype}": torch.arange(6).reshape(2, 3).to(dtype) for dtype in tensorfile.DTYPES}
+    kinds = {f"{dtype}": torch.arange(6).reshape(2, 3).to(dtype) for dtype in tensor_file.DTYPES}
     kinds |= {"none": torch.zeros(0, 4), "one": torch.tensor(2.5), "nan": torch.tensor([float("nan"), 1])}
     save_file(kinds, tmp_path / "x.safetensors", {"a": "ä"})
-    with tensorfile.opened(tmp_path / "x.safetensors") as file:
+    with tensor_file.opened(tmp_path / "x.safetensors") as file:
         found = file.read()
         assert file.metadata == {"a": "ä"}
     assert found.keys() == kinds.keys()
@@ -164,7 +164,7 @@ def test_checksums_of_snapshots(tmp_path):
     G, description = built()
     path = tmp_path / "G.safetensors"
     save_snapshot(path, G, description)
-    with tensorfile.opened(path) as file:
+    with tensor_file.opened(path) as file:
         meta, tensors = file.metadata, file.read()
     old = json.dumps({"format": 1, **description})
     save_file(tensors, path, {"stylegan_pg": old})  # as they were written before

@@ -13,14 +13,15 @@ import pytest
 import torch
 from harness import arguments, finish, newest, start
 
-from stylegan_pg import checkpoint
+from stylegan_pg.checkpoint import checkpoint
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics.figures import curves
+from stylegan_pg.monitoring.figures import curves
+from stylegan_pg.monitoring.loggers import cut_back
+from stylegan_pg.monitoring.status import collect, render
 from stylegan_pg.ops import native, setup_filter
-from stylegan_pg.report import cut_back
-from stylegan_pg.resume import check_state
-from stylegan_pg.status import collect, render
-from stylegan_pg.transfer import read
+from stylegan_pg.optim import moments
+from stylegan_pg.training.resume import check_state
+from stylegan_pg.training.transfer import read
 from stylegan_pg.untrusted import text_lines
 
 SHORT = {"growth__start": "null", "resolution": 8, "train__total_kimg": 0.016, "output__grid_kimg": 0}
@@ -60,7 +61,7 @@ def trained() -> tuple[torch.nn.Linear, torch.optim.Optimizer, dict[str, torch.T
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.ones(2, 3)).sum().backward()
     optimizer.step()
-    return net, optimizer, checkpoint.optimizer_tensors(net, optimizer)
+    return net, optimizer, moments.optimizer_tensors(net, optimizer)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_an_optimisers_state_is_held_against_its_parameters(change):
     net, optimizer, tensors = trained()
     wrong = {name: t for name, t in (tensors | change).items() if t is not None}
     with pytest.raises(ValueError, match=next(iter(change)).split("/")[1]):
-        checkpoint.restore_optimizer(net, optimizer, wrong)
-    checkpoint.restore_optimizer(net, optimizer, tensors | {"exp_avg/gone": torch.zeros(1)})
+        moments.restore_optimizer(net, optimizer, wrong)
+    moments.restore_optimizer(net, optimizer, tensors | {"exp_avg/gone": torch.zeros(1)})
     assert torch.equal(optimizer.state[net.weight]["exp_avg"], tensors["exp_avg/weight"])
 
 

@@ -16,10 +16,11 @@ import simplejpeg
 from PIL import Image
 
 from stylegan_pg.config import Config
-from stylegan_pg.data.decode import decode
-from stylegan_pg.data.index import check_base, identity_of, load_index
-from stylegan_pg.data.pack import pack
-from stylegan_pg.data.table import CorruptSample, SampleTable
+from stylegan_pg.data.datasets.index import check_base, identity_of
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.table import CorruptSample, SampleTable
+from stylegan_pg.data.images.decode import decode
+from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.errors import UsageError
 
 COUNT = 12

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from packing import encoded, folder_of, labels_of, noise, packed, tar_of, zip_of
 
-from stylegan_pg.data.check import info
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.mixture import mix
+from stylegan_pg.data.datasets.mixture import mix
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.verify import info
 from stylegan_pg.errors import UsageError
 
 NAMES = [f"{i:02d}.png" for i in range(12)]

@@ -11,7 +11,8 @@ import harness
 import pytest
 from conftest import ROOT
 
-from stylegan_pg import files, status
+from stylegan_pg import files
+from stylegan_pg.monitoring import status
 
 pytestmark = pytest.mark.distributed
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from stylegan_pg import losses, settings
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs
+from stylegan_pg.config import loading
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, terms
 
 N, SHAPE = 6, (2, 3, 4)
 CLASSES = 3
@@ -36,8 +36,8 @@ def scores(seed: int = 0, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_configuration_knows_all_objectives_and_terms():
-    assert set(settings.CHOICES["loss.objective"]) == set(OBJECTIVES)
-    assert set(settings.TERMS) == set(TERMS)
+    assert set(loading.CHOICES["loss.objective"]) == set(OBJECTIVES)
+    assert set(loading.TERMS) == set(TERMS)
     assert set(FORMULAS) == set(OBJECTIVES)
 
 
@@ -311,7 +311,7 @@ def test_path_length_of_a_generator_without_a_mapping_to_learn():
     ws, noise = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ([N, 1, 5], [N, *SHAPE]))
 
     def values(a: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = losses.GInputs(lambda w: (w[:, 0] @ a.t()).reshape(-1, *SHAPE), ws, noise, {"pl_mean": 0.5})
+        x = terms.GInputs(lambda w: (w[:, 0] @ a.t()).reshape(-1, *SHAPE), ws, noise, {"pl_mean": 0.5})
         return TERMS["path_length"].compute(x)
 
     wanted = np.linalg.norm(noise.flatten(1).numpy() / np.sqrt(12) @ a.detach().numpy(), axis=1)
@@ -327,7 +327,7 @@ def test_all_terms_take_a_target():
         assert term.on in "GD", name
         assert set(term.needs) <= {"fake", "u", "noise"}
     noise, ws = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 6, requires_grad=True)
-    x = losses.GInputs(lambda w: w.sum(dim=[1, 2])[:, None, None, None] * torch.ones(1, 3, 4, 4), ws, noise)
+    x = terms.GInputs(lambda w: w.sum(dim=[1, 2])[:, None, None, None] * torch.ones(1, 3, 4, 4), ws, noise)
     assert torch.equal(
         TERMS["path_length"].compute(x, target=1.0)["loss"], TERMS["path_length"].compute(x, target=9.0)["loss"]
     )

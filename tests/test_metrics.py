@@ -19,8 +19,9 @@ from packing import encoded, tar_of
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.stream import read_batch
+from stylegan_pg.checkpoint.snapshot import load_snapshot
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.loader import read_batch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics import classifiers, evaluate, features, gather, real_cache
 from stylegan_pg.metrics.command import _nearest, nearest_real
@@ -28,8 +29,6 @@ from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.gather import Tools
 from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
-from stylegan_pg.ops.recipes import BuildError
-from stylegan_pg.snapshot import load_snapshot
 
 
 @pytest.mark.parametrize(
@@ -400,7 +399,7 @@ def test_a_damaged_cache_entry_is_computed_anew(pictures, capsys):
 @pytest.mark.usefixtures("_own_cache")
 def test_without_a_cache_metrics_are_measured_all_the_same(pictures, capsys):
     def fails():
-        raise BuildError("/tmp/x could be written by others", "", "set STYLEGAN_PG_CACHE")
+        raise PermissionError("/tmp/x could be written by others: set STYLEGAN_PG_CACHE")
 
     with mock.patch.object(real_cache, "cache_folder", fails):
         assert evaluator(pictures[1], "fid20_full", extractor="pixels")(Painter())

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from stylegan_pg.__main__ import main
-from stylegan_pg.data.pack import pack
+from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.command import parse_psi
 

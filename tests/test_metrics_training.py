@@ -11,11 +11,11 @@ import harness
 import numpy as np
 import pytest
 
+from stylegan_pg.config.loading import load_config
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics.figures import curves, draw_curves
 from stylegan_pg.metrics.periodic import Periodic
-from stylegan_pg.outputs import Outputs
-from stylegan_pg.settings import load_config
+from stylegan_pg.monitoring.figures import curves, draw_curves
+from stylegan_pg.training.outputs import Outputs
 
 # Rank 1 alone has no room, once: when it first sees a real image of 16x16.
 FLAKY = """

@@ -10,14 +10,14 @@ import pytest
 import torch
 from nets import CLASSES, KINDS, WITH_MAPPING, close, differ, discriminator, generator, labels, normal
 
-from stylegan_pg import losses
 from stylegan_pg.config import ModelConfig
+from stylegan_pg.config.schedule import deal
 from stylegan_pg.errors import UsageError
+from stylegan_pg.losses import terms
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.networks.layers import Conv2d, SynthesisLayer
 from stylegan_pg.networks.public_names import from_public, to_public
 from stylegan_pg.ops import downsample2d, upsample2d
-from stylegan_pg.schedule import deal
 
 # --- growth -----------------------------------------------------------------------------------------------------------
 
@@ -275,11 +275,11 @@ def penalty(kind: str, term: str, layout: torch.memory_format) -> tuple[Any, Any
             to_channels_last(G)
         y = normal(2, 3, 8, 8, seed=1) / 8
         ws = normal(2, G.num_ws, G.w_dim, seed=2).requires_grad_(True)
-        return G, lambda: (losses.path_lengths(G.synthesis(ws), ws, y) - 0.1).square().sum()
+        return G, lambda: (terms.path_lengths(G.synthesis(ws), ws, y) - 0.1).square().sum()
     D = discriminator(8, kind=kind, fade=True)
     x = normal(4, 3, 8, 8).contiguous(memory_format=layout).requires_grad_(True)
     if term == "r1":
-        return D, lambda: losses.r1(D(x, alpha=0.3), x).sum()
+        return D, lambda: terms.r1(D(x, alpha=0.3), x).sum()
 
     def gradient_penalty() -> torch.Tensor:
         (gradient,) = torch.autograd.grad(D(x, alpha=0.3).sum(), x, create_graph=True)
@@ -357,10 +357,10 @@ def test_second_derivatives_in_bfloat16(kind, term):
 
     def taken(net: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if term == "path_length":
-            inputs = losses.GInputs(net.synthesis, net.styles(normal(4, 8, seed=2).float()), noise)
+            inputs = terms.GInputs(net.synthesis, net.styles(normal(4, 8, seed=2).float()), noise)
         else:
-            inputs = losses.DInputs(lambda images, c: net(images), x, None, noise, None, u)
-        loss = losses.TERMS[term].compute(inputs)["loss"]
+            inputs = terms.DInputs(lambda images, c: net(images), x, None, noise, None, u)
+        loss = terms.TERMS[term].compute(inputs)["loss"]
         parameters = list(net.parameters())
         gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
         assert {g.dtype for g in gradients} == {torch.float32}

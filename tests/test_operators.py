@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import stylegan_pg.estimate  # noqa: F401  # which tells the FLOP counter of upfirdn2d
+import stylegan_pg.planning.cost  # noqa: F401  # which tells the FLOP counter of upfirdn2d
 from stylegan_pg.ops import bias_act, native, operators, setup_filter, upfirdn2d
 
 F = setup_filter([1, 3, 3, 1])

@@ -9,11 +9,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stylegan_pg.data.order import BLOCK, SPREAD, WINDOW, Mixture, Order, permutation
-from stylegan_pg.data.points import PointTable
-from stylegan_pg.data.stream import batches
-from stylegan_pg.data.table import Tar
-from stylegan_pg.schedule import deal
+from stylegan_pg.config.schedule import deal
+from stylegan_pg.data.datasets.points import PointTable
+from stylegan_pg.data.datasets.sampler import BLOCK, SPREAD, WINDOW, Mixture, Order, permutation
+from stylegan_pg.data.datasets.table import Tar
+from stylegan_pg.data.loader.loader import batches
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(sum)
 SEEDS = st.integers(0, 2**40)

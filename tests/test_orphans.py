@@ -17,10 +17,11 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from stylegan_pg import launcher, report, status, stopping
-from stylegan_pg.data.decode import decode, decode_to_fit
+from stylegan_pg.data.images.decode import decode, decode_to_fit
+from stylegan_pg.distributed import launcher, stopping
 from stylegan_pg.errors import UsageError
-from stylegan_pg.limits import open_files
+from stylegan_pg.files import allow_open_files
+from stylegan_pg.monitoring import loggers, status
 
 pytestmark = pytest.mark.distributed
 
@@ -164,7 +165,7 @@ def test_too_few_file_descriptors(tiny_data, tmp_path):
     assert "run `ulimit -n 4096`" in output
     assert output.count("\n") == 1
     with pytest.raises(UsageError, match="10000000000"):
-        open_files(10**10)
+        allow_open_files(10**10)
 
 
 def test_want_of_file_descriptors_is_no_bad_picture(monkeypatch):
@@ -186,7 +187,7 @@ def test_a_limit_that_may_be_raised_is_raised():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
     try:
-        open_files(200)
+        allow_open_files(200)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -196,7 +197,7 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
     """Speeds come from a clock that nobody sets; `status` takes no time that has not come yet for a sign of life."""
     import torch
 
-    reporter = report.Reporter(tmp_path, 0, 1000, tensorboard=False, means=report.Means())
+    reporter = loggers.Reporter(tmp_path, 0, 1000, tensorboard=False, means=loggers.Means())
     monkeypatch.setattr(time, "time", lambda: -1e6)
     time.sleep(0.05)
     reporter.tick(100, {"phase": "8x8 stable", "alpha": 1.0}, torch.device("cpu"))

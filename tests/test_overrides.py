@@ -11,8 +11,8 @@ import harness
 import pytest
 from test_environment import points
 
+from stylegan_pg.config.loading import load_config, to_yaml
 from stylegan_pg.errors import UsageError
-from stylegan_pg.settings import load_config, to_yaml
 
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
 BASE = "run: r\ndata: {url: u}\ntrain: {total_kimg: 1}\n"

@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT
 from packing import encoded, files_of, folder_of, labels_of, noise, packed, tar_of, zip_of
 
-from stylegan_pg.data import encoders, shards, sources
-from stylegan_pg.data.books import digest
-from stylegan_pg.data.picture import make
+from stylegan_pg.data.pack import encoders, shard_writer, sources
+from stylegan_pg.data.pack.ledger import digest
+from stylegan_pg.data.pack.pyramid import make
+from stylegan_pg.data.storage import zips
 from stylegan_pg.errors import RunError, UsageError
 
 SMALL: dict[str, Any] = {"shard_size": "2kB"}  # two or three pictures of 16x16 a shard
@@ -118,7 +119,7 @@ def test_an_archive_that_goes_away(tmp_path, monkeypatch):
         def vanish(archive=archive):
             archive.write_bytes(b"")
             archive.unlink()
-            sources.open_zip.cache_clear()
+            zips.open_zip.cache_clear()
 
         before_picture(monkeypatch, 5, vanish)
         with pytest.raises(RunError, match=rf"a\{archive.suffix} cannot be read: No such file"):
@@ -220,14 +221,14 @@ def test_repacking_that_is_interrupted_continues(tmp_path, source, monkeypatch):
     packed(source, out, **SMALL)
     for i in (1, 9):
         rewrite(source / "cat" / f"{i:02d}.png", 90 + i)
-    made = shards.Group.commit
+    made = shard_writer.Group.commit
 
     def commit(self, folder):
         if self.name != "00000":
             raise KeyboardInterrupt
         return made(self, folder)
 
-    monkeypatch.setattr(shards.Group, "commit", commit)
+    monkeypatch.setattr(shard_writer.Group, "commit", commit)
     with pytest.raises(KeyboardInterrupt):
         packed(source, out, **SMALL)
     monkeypatch.undo()

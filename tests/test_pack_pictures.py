@@ -8,7 +8,7 @@ import pytest
 from packing import encoded, folder_of, noise, only_image, packed, zip_of
 from PIL import Image, ImageCms
 
-from stylegan_pg.data.index import load_index
+from stylegan_pg.data.datasets.opening import load_index
 
 RED = (255, 0, 0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

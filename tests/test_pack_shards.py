@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from packing import files_of, folder_of, noise, packed
 
-from stylegan_pg.data import shards
-from stylegan_pg.data.index import load_index
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.pack import shard_writer
 from stylegan_pg.errors import RunError, UsageError
 
 
@@ -206,14 +206,14 @@ def test_a_failing_source_stops_packing_instead_of_thinning_it_out(tmp_path, mon
 def test_a_group_whose_shard_was_lost_is_made_again(tmp_path, many, monkeypatch):
     source, whole = many
     out = tmp_path / "out"
-    made = shards.Group.commit
+    made = shard_writer.Group.commit
 
     def commit(self, *args):
         if (out / ".pack" / "00004.json").exists():
             raise KeyboardInterrupt
         return made(self, *args)
 
-    monkeypatch.setattr(shards.Group, "commit", commit)
+    monkeypatch.setattr(shard_writer.Group, "commit", commit)
     with pytest.raises(KeyboardInterrupt):
         packed(source, out, 64, shard_size="60kB")
     monkeypatch.undo()

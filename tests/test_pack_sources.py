@@ -11,7 +11,7 @@ from packing import encoded, folder_of, labels_of, noise, packed, tar_of, zip_of
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from stylegan_pg.data.index import load_index
+from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.errors import UsageError
 
 # --- Kinds of sources -------------------------------------------------------------------------------------------------

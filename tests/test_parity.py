@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stylegan_pg import losses
+from stylegan_pg.losses import objectives, terms
 from stylegan_pg.networks.public_names import from_public, to_public
 from stylegan_pg.networks.stylegan2 import Discriminator, Generator
 
@@ -64,9 +64,9 @@ def test_logits_and_second_derivatives(case):
         close(case.D(case.t["out.image_const_noise"], case.c), case.t["out.fake_logits"])
         close(case.D(case.t["in.real"], case.c), case.t["out.real_logits"])
     real = case.t["in.real"].clone().requires_grad_(True)
-    close(losses.r1(case.D(real, case.c), real), case.t["out.r1_per_sample"])
+    close(terms.r1(case.D(real, case.c), real), case.t["out.r1_per_sample"])
     ws = case.G.styles(case.t["in.z"], case.c)
-    lengths = losses.path_lengths(case.G.synthesis(ws), ws, case.t["in.pl_noise"])
+    lengths = terms.path_lengths(case.G.synthesis(ws), ws, case.t["in.pl_noise"])
     close(lengths, case.t["out.pl_lengths"])
 
 
@@ -82,7 +82,7 @@ def check_gradients(module, expected):
 def test_loss_gradients(case):
     case.G.zero_grad()
     case.D.zero_grad()
-    loss = losses.logistic_g(case.D(case.fake(), case.c)).mean()
+    loss = objectives.logistic_g(case.D(case.fake(), case.c)).mean()
     close(loss, case.t["out.loss_g"])
     loss.backward()
     check_gradients(case.G, from_public(case.part("grad_loss_g.")))
@@ -91,7 +91,7 @@ def test_loss_gradients(case):
     real = case.t["in.real"].clone().requires_grad_(True)
     real_logits = case.D(real, case.c)
     fake_logits = case.D(case.t["out.image_const_noise"], case.c)
-    loss = (losses.logistic_d(real_logits, fake_logits) + 5 * losses.r1(real_logits, real)[:, None]).mean()
+    loss = (objectives.logistic_d(real_logits, fake_logits) + 5 * terms.r1(real_logits, real)[:, None]).mean()
     close(loss, case.t["out.loss_d_with_r1_weight_5"])
     loss.backward()
     check_gradients(case.D, from_public(case.part("grad_loss_d.")))

@@ -15,8 +15,8 @@ from packing import encoded, folder_of, noise
 from PIL import Image
 from test_picture_limits import png, zeros
 
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.stream import batches
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.loader import batches
 
 CRASHING = """
 import os, signal

@@ -13,9 +13,9 @@ import pytest
 from packing import encoded, noise, only_image, packed, zip_of
 from PIL import Image
 
-from stylegan_pg.data.decode import decode_to_fit
-from stylegan_pg.data.headers import BadPicture
-from stylegan_pg.data.index import load_index
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.images.decode import decode_to_fit
+from stylegan_pg.data.images.headers import BadPicture
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], pixels: bytes = b"", colour: int = 2) -> bytes:

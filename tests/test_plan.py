@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from stylegan_pg import plan
 from stylegan_pg.__main__ import main
 from stylegan_pg.config import Config
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import phases
 from stylegan_pg.errors import UsageError
-from stylegan_pg.estimate import Cost, Meter, cost_of
-from stylegan_pg.losses import logistic_d, logistic_g, path_lengths, r1
+from stylegan_pg.losses.objectives import logistic_d, logistic_g
+from stylegan_pg.losses.terms import path_lengths, r1
 from stylegan_pg.networks import NETWORKS, NetworkShape
-from stylegan_pg.plan import Machine, draw, make_plan, table
-from stylegan_pg.schedule import phases
-from stylegan_pg.settings import load_config
+from stylegan_pg.planning import plan
+from stylegan_pg.planning.cost import Cost, Meter, cost_of
+from stylegan_pg.planning.plan import Machine, draw, make_plan, table
 
 SMALL = ["run=runs/small", "data.url=none", "model.channel_base=128", "model.channel_max=16", "model.z_dim=16"]
 SMALL += ["model.w_dim=16", "model.mapping_layers=2", "resolution=16", "growth.start=8", "train.batch=8"]

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import ModelConfig
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.points import MIXTURES, PointIndex
-from stylegan_pg.data.stream import batches, read_batch
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.points import MIXTURES, PointIndex
+from stylegan_pg.data.loader.loader import batches, read_batch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.statistics import mode_coverage
 from stylegan_pg.networks import NETWORKS, NetworkShape
-from stylegan_pg.settings import load_config
-from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 NAMES = {"points:ring": 8, "points:grid25": 25}
 

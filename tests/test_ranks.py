@@ -9,7 +9,7 @@ import harness
 import pytest
 import torch
 
-from stylegan_pg import checkpoint
+from stylegan_pg.checkpoint import checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -8,9 +8,9 @@ from base64 import b64encode
 import pytest
 import serving
 
-from stylegan_pg.data import patience, remote
-from stylegan_pg.data.patience import Fault, Lasting, Passing, Patience
-from stylegan_pg.data.remote import open_url, read_url, stat_url
+from stylegan_pg.data.storage import remote, retry
+from stylegan_pg.data.storage.remote import open_url, read_url, stat_url
+from stylegan_pg.data.storage.retry import Fault, Lasting, Passing, Patience
 from stylegan_pg.errors import UsageError
 from stylegan_pg.urls import authorization, shown
 
@@ -207,13 +207,13 @@ def test_names_and_passwords(server):
 
 def test_waiting_ends(monkeypatch):
     now, naps = [0.0], []
-    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
 
     def nap(seconds):
         naps.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(patience.time, "sleep", nap)
+    monkeypatch.setattr(retry.time, "sleep", nap)
     waiting, fault = Patience(100), Passing("away")
 
     def wait_on() -> None:

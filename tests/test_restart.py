@@ -6,7 +6,7 @@ import harness
 import pytest
 from test_faults import ranks
 
-from stylegan_pg import checkpoint, history
+from stylegan_pg.checkpoint import checkpoint, history
 from stylegan_pg.errors import UsageError
 
 QUIET = {"growth__start": "null", "output__grid_kimg": 0, "output__snapshot_kimg": 1, "train__total_kimg": 0.024}

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from stylegan_pg.__main__ import main
+from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.errors import UsageError
-from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 
 @pytest.fixture

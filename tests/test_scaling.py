@@ -6,11 +6,11 @@ import pytest
 
 from stylegan_pg.__main__ import main
 from stylegan_pg.config import Config
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import phases
 from stylegan_pg.errors import UsageError
-from stylegan_pg.estimate import Cost
-from stylegan_pg.scaling import HIDDEN, Link, step, sum_seconds, sums, table
-from stylegan_pg.schedule import phases
-from stylegan_pg.settings import load_config
+from stylegan_pg.planning.cost import Cost
+from stylegan_pg.planning.scaling import HIDDEN, Link, step, sum_seconds, sums, table
 
 COST = Cost(g_parameters=3_000_000, d_parameters=1_000_000, flops_per_image=1e9, fixed_bytes=0, bytes_per_image=0)
 SMALL = ["run=runs/small", "data.url=none", "resolution=16", "train.total_kimg=1", "train.batch=64"]

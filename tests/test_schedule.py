@@ -11,9 +11,8 @@ import torch
 import yaml
 
 from stylegan_pg.config import Config, DataConfig
-from stylegan_pg.errors import UsageError
-from stylegan_pg.networks.layers import minibatch_stddev
-from stylegan_pg.schedule import (
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import (
     Phase,
     at,
     automatic,
@@ -26,7 +25,8 @@ from stylegan_pg.schedule import (
     phases,
     size_at,
 )
-from stylegan_pg.settings import load_config
+from stylegan_pg.errors import UsageError
+from stylegan_pg.networks.layers import minibatch_stddev
 
 GROWTH = [
     "resolution=32",

@@ -10,11 +10,10 @@ import serving
 from packing import folder_of, packed, tar_of
 
 from stylegan_pg.config import Config, DataConfig
-from stylegan_pg.data.foreign import expand
-from stylegan_pg.data.index import load_index
+from stylegan_pg.config.loading import to_plain, to_yaml
+from stylegan_pg.data.datasets.foreign import expand
+from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.errors import UsageError
-from stylegan_pg.resume import to_plain
-from stylegan_pg.settings import to_yaml
 from stylegan_pg.urls import MASK, runs_command, same_server, shown, without_secrets
 
 SECRET = "hunter2hunter2"

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from stylegan_pg.data import patience, remote, store
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.patience import Lasting, Passing
-from stylegan_pg.data.remote import read_url, stat_url
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.storage import remote, retry, shard_cache
+from stylegan_pg.data.storage.remote import read_url, stat_url
+from stylegan_pg.data.storage.retry import Lasting, Passing
 from stylegan_pg.errors import UsageError
 
 DATA = bytes(range(256)) * 40
@@ -65,7 +65,7 @@ def serve():
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUT", 1.0)
-    monkeypatch.setattr(patience, "GRACE", 1.0)
+    monkeypatch.setattr(retry, "GRACE", 1.0)
     monkeypatch.setattr(remote, "GRACE", 1.0)
 
 
@@ -115,9 +115,9 @@ def test_a_body_that_drips_is_no_progress(serve, tmp_path):
     server, started = serve(drip(answered(Content_Length=1 << 20), b"x")), time.monotonic()
     with pytest.raises(Passing, match="less than 1024 bytes a second"):
         read_url(f"{server.url}/x.tar", patience=2)
-    store.configure(store.Settings(str(tmp_path), 1 << 30, 2))
+    shard_cache.configure(shard_cache.Settings(str(tmp_path), 1 << 30, 2))
     with pytest.raises(Passing, match="less than 1024 bytes a second"):
-        store.fetched(store.Shard(f"{server.url}/x.tar", 1 << 20))
+        shard_cache.fetched(shard_cache.Shard(f"{server.url}/x.tar", 1 << 20))
     assert time.monotonic() - started < 20
 
 
@@ -143,7 +143,7 @@ def test_an_endless_index_is_not_read_to_its_end(serve, length, monkeypatch):
             connection.sendall(b" " * (1 << 20))
             sent[0] += 1
 
-    monkeypatch.setattr("stylegan_pg.data.index.MOST_JSON_BYTES", 4 << 20)
+    monkeypatch.setattr("stylegan_pg.data.datasets.index.MOST_JSON_BYTES", 4 << 20)
     server = serve(answer)
     with pytest.raises(UsageError, match=rf"{server.url}/index\.json is larger than {4 << 20} bytes"):
         load_index(server.url)
@@ -365,10 +365,10 @@ def test_tars_without_an_end_fill_half_of_the_disk_at_most(serve, monkeypatch, t
         while not request.startswith("HEAD"):
             connection.sendall(bytes(1 << 20))
 
-    store.configure(store.Settings(str(tmp_path), 0, 1))
+    shard_cache.configure(shard_cache.Settings(str(tmp_path), 0, 1))
     try:
         for url in (f"{serve(endless).url}/x.tar", "pipe:cat /dev/zero"):
             with pytest.raises(UsageError, match="has more than 8 MiB"):
                 load_index(url)
     finally:
-        store.configure(store.Settings())
+        shard_cache.configure(shard_cache.Settings())

@@ -16,23 +16,16 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stylegan_pg.__main__ import main
-from stylegan_pg.classes import parse_classes
+from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import ModelConfig
-from stylegan_pg.data.index import DatasetIndex, load_index
-from stylegan_pg.data.stream import batches, read_batch
+from stylegan_pg.data.classes import parse_classes
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.loader import batches, read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.generate import (
-    class_rows,
-    grid_inputs,
-    grid_ordinals,
-    images_of,
-    interpolation,
-    latents,
-    name_rows,
-    over_white,
-    save_image,
-    tile,
-)
+from stylegan_pg.images import name_rows, over_white, save_image, tile
+from stylegan_pg.inference.generate import class_rows, grid_inputs, grid_ordinals, images_of, interpolation, latents
+from stylegan_pg.inference.sampling import MOST_ROWS
 from stylegan_pg.metrics import classifiers, features, gather
 from stylegan_pg.metrics.command import evaluate_snapshot
 from stylegan_pg.metrics.evaluate import Evaluator
@@ -42,10 +35,8 @@ from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.metrics.similarity import ms_ssim
 from stylegan_pg.metrics.swd import PatchCollector, sliced_wasserstein
+from stylegan_pg.monitoring.loggers import Means, Reporter
 from stylegan_pg.networks import NETWORKS, NetworkShape
-from stylegan_pg.report import Means, Reporter
-from stylegan_pg.sampling import MOST_ROWS
-from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 CPU = torch.device("cpu")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

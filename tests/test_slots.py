@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan_pg.data import stream
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.slots import Slots
-from stylegan_pg.data.stream import batches, read_batch
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader import loader
+from stylegan_pg.data.loader.loader import batches, read_batch
+from stylegan_pg.data.loader.shared_buffers import Slots
 
 
 def test_a_slot_is_free_when_nothing_looks_at_it():
@@ -52,7 +52,7 @@ def test_batches_that_are_kept(tiny_data, workers, mirror):
     how = {"start": 0, "end": 8 * 40, "batch": 8, "share": [1, 5, 6], "workers": workers, "mirror": mirror}
     kept = list(batches(table, order, **how))
     copies = [b.image.clone() for b in batches(table, order, **how)]
-    assert len(kept) == len(copies) == 40 > stream.AHEAD[-1] * 2 + stream.IN_USE
+    assert len(kept) == len(copies) == 40 > loader.AHEAD[-1] * 2 + loader.IN_USE
     assert all(torch.equal(b.image, c) for b, c in zip(kept, copies, strict=True))
     some = [b for k, b in enumerate(batches(table, order, **how)) if k % 3 == 0]
     assert all(torch.equal(b.image, c) for b, c in zip(some, copies[::3], strict=True))
@@ -71,4 +71,4 @@ def test_memory_is_used_again(tiny_data):
     how = {"start": 0, "end": 8 * 60, "batch": 8, "share": range(8), "workers": 2}
     data = batches(index.table(16), index.order(0), **how)
     places = {now.image.data_ptr() for now, _next in itertools.pairwise(data)}
-    assert len(places) <= stream.AHEAD[-1] * 2 + stream.IN_USE
+    assert len(places) <= loader.AHEAD[-1] * 2 + loader.IN_USE

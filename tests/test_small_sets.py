@@ -11,7 +11,7 @@ from conftest import ROOT
 from packing import packed
 from PIL import Image
 
-from stylegan_pg.settings import load_config
+from stylegan_pg.config.loading import load_config
 
 
 @pytest.mark.slow

@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 
 import stylegan_pg
 from stylegan_pg.__main__ import main
-from stylegan_pg.classes import labels_to_c, parse_numbers
+from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import ModelConfig
-from stylegan_pg.data.pack import pack
+from stylegan_pg.data.classes import labels_to_c, parse_numbers
+from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.errors import UsageError
-from stylegan_pg.generate import images_of, latents, tile, to_uint8
+from stylegan_pg.images import tile, to_uint8
+from stylegan_pg.inference.generate import images_of, latents
 from stylegan_pg.networks import NETWORKS, NetworkShape
-from stylegan_pg.snapshot import load_snapshot, save_snapshot
 
 NAMES = ["cat", "dog", "owl"]
 

@@ -8,14 +8,15 @@ import types
 import harness
 import pytest
 
-from stylegan_pg import checkpoint, status
-from stylegan_pg.divergence import remedies
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.config.loading import load_config, to_plain
+from stylegan_pg.config.schedule import phase_at, phases, shortfall, term_weight
 from stylegan_pg.errors import UsageError
-from stylegan_pg.remarks import of_configuration, of_data, of_ranks, without_effect
-from stylegan_pg.resume import compare, running_numbers, to_plain
-from stylegan_pg.schedule import phase_at, phases, shortfall, term_weight
-from stylegan_pg.settings import load_config
-from stylegan_pg.transfer import account, adopt
+from stylegan_pg.monitoring import status
+from stylegan_pg.planning.advice import of_configuration, of_data, of_ranks, without_effect
+from stylegan_pg.training.nonfinite import remedies
+from stylegan_pg.training.resume import compare, running_numbers
+from stylegan_pg.training.transfer import account, adopt
 
 NEEDED = ["run=r", "data.url=d"]
 

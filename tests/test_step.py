@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_pg import ema
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.stream import batches
-from stylegan_pg.game import Game
-from stylegan_pg.parallel import Parallel
-from stylegan_pg.schedule import phases
-from stylegan_pg.settings import load_config
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import phases
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.optim import ema
+from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.gan_step import Game
 
 
 def players(data, *overrides):

@@ -14,17 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_pg.data import store, stream
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.order import Order
-from stylegan_pg.data.pack import pack
-from stylegan_pg.data.patience import Patience
-from stylegan_pg.data.stream import Bad, Batch, batches, read_batch
-from stylegan_pg.data.table import CorruptSample, SampleTable
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import deal
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.sampler import Order
+from stylegan_pg.data.datasets.table import CorruptSample, SampleTable
+from stylegan_pg.data.loader import loader
+from stylegan_pg.data.loader.loader import Bad, Batch, batches, read_batch
+from stylegan_pg.data.pack.pack import pack
+from stylegan_pg.data.storage import shard_cache
+from stylegan_pg.data.storage.retry import Patience
 from stylegan_pg.errors import RunError
-from stylegan_pg.parallel import Parallel
-from stylegan_pg.schedule import deal
-from stylegan_pg.settings import load_config
+from stylegan_pg.training.devices import Parallel
 
 COUNT, CLASSES = 13, 3
 
@@ -267,9 +268,9 @@ def test_a_long_stretch_of_damage_is_enough(damaged, monkeypatch):
     """Nobody walks through a million pictures of a format that nothing here decodes."""
     for ordinal in range(COUNT):
         flip(damaged, ordinal)
-    monkeypatch.setattr(stream, "IN_A_ROW", 3)
+    monkeypatch.setattr(loader, "IN_A_ROW", 3)
     with pytest.raises(RunError, match="none of 3 samples from 5 on can be decoded"):
-        stream.read_image(damaged, 5)
+        loader.read_image(damaged, 5)
 
 
 def test_a_killed_reader_ends_the_stream(table):
@@ -291,7 +292,7 @@ def test_a_file_that_stays_unreadable_ends_the_stream(table, damaged, workers):
     gone = int(damaged.shard[order[9]])  # a shard that the first batches may do without
     first = next(i for i, ordinal in enumerate(order) if damaged.shard[ordinal] == gone) // 4
     os.unlink(damaged.paths[gone])
-    with store.patience(1.0):
+    with shard_cache.patience(1.0):
         started = time.monotonic()
         *good, last = read(damaged, workers=workers)
     assert 1.0 <= time.monotonic() - started < 20
@@ -301,7 +302,7 @@ def test_a_file_that_stays_unreadable_ends_the_stream(table, damaged, workers):
     assert not last.lasting
     assert re.search(r"r0008/\d+\.tar cannot be read: .*No such file", last.fault)
     assert not multiprocessing.active_children()
-    with store.patience(60.0):
+    with shard_cache.patience(60.0):
         started = time.monotonic()
         *_, last = read(damaged, workers=workers, start=4 * first, first_patience=0.3)
     assert last.fault
@@ -315,7 +316,7 @@ def test_workers_that_wait_end_at_once(damaged):
     order = Order(np.bincount(damaged.shard).tolist(), 0)
     data = batches(damaged, order, start=0, end=40, batch=4, share=range(4), workers=2)
     started = time.monotonic()
-    threading.Timer(1.0, stream.give_up_waiting).start()
+    threading.Timer(1.0, loader.give_up_waiting).start()
     try:
         assert next(data).fault
         assert 1.0 <= time.monotonic() - started < 10
@@ -380,7 +381,7 @@ def test_what_was_not_read_twice_is_not_called_bad(table, monkeypatch):
         raise CorruptSample("r0008/00000.tar", i, "checksum mismatch")
 
     monkeypatch.setattr(SampleTable, "image", image)
-    with store.patience(0.5):
+    with shard_cache.patience(0.5):
         (only,) = read(table)
     assert "cannot be read: the network is away" in only.fault
     assert not only.bad

@@ -17,9 +17,9 @@ import pytest
 import serving
 import torch
 
-from stylegan_pg import checkpoint
-from stylegan_pg.data.pack import pack
-from stylegan_pg.naming import kimg
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.checkpoint.names import kimg
+from stylegan_pg.data.pack.pack import pack
 
 pytestmark = pytest.mark.distributed
 

@@ -10,8 +10,8 @@ import pytest
 from packing import encoded, only_image, packed, zip_of
 from PIL import Image, ImageCms
 
-from stylegan_pg.data.decode import decode_to_fit
-from stylegan_pg.data.raster import BadPicture
+from stylegan_pg.data.images.decode import decode_to_fit
+from stylegan_pg.data.images.open_image import BadPicture
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)  # 0 to 63
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

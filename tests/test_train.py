@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stylegan_pg import checkpoint, load_snapshot
+from stylegan_pg import load_snapshot
+from stylegan_pg.checkpoint import checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from nets import CLASSES, close, generator, labels, normal
 
-from stylegan_pg import checkpoint
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.config import ModelConfig
+from stylegan_pg.config.loading import load_config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
-from stylegan_pg.settings import load_config
-from stylegan_pg.snapshot import load_snapshot
-from stylegan_pg.transfer import adopt, read
+from stylegan_pg.training.transfer import adopt, read
 
 SHORT = {"output__grid_kimg": 0, "output__snapshot_kimg": 1, "train__total_kimg": 0.032, "growth__start": "null"}
 

@@ -8,9 +8,9 @@ import harness
 import pytest
 import torch
 
-from stylegan_pg import tuning
 from stylegan_pg.config import Config
-from stylegan_pg.settings import load_config
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.training import autotune
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def config_with(**model) -> Config:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: True)
 
 
 def pretend(monkeypatch, seconds) -> list:
@@ -35,7 +35,7 @@ def pretend(monkeypatch, seconds) -> list:
         asked.extend(cases)
         return {case: seconds(*case) for case in cases}
 
-    monkeypatch.setattr(tuning, "_measure", measure)
+    monkeypatch.setattr(autotune, "_measure", measure)
     return asked
 
 
@@ -45,15 +45,15 @@ def bf16_helps_at_64(r, layout, precision):
 
 def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
     asked = pretend(monkeypatch, bf16_helps_at_64)
-    chosen, why = tuning.choose_precision(config_with(low_precision_resolutions=3), CPU)
+    chosen, why = autotune.choose_precision(config_with(low_precision_resolutions=3), CPU)
     assert chosen == [64]
     assert why == "bf16 at [64]; its time over that of fp32: 64: 0.50, 32: 1.20, 16: 0.96"
-    assert tuning.choose_precision(config_with(low_precision_resolutions=2), CPU)[0] == [64]
+    assert autotune.choose_precision(config_with(low_precision_resolutions=2), CPU)[0] == [64]
     assert len(asked) == 6
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)  # another machine, as it were
-        tuning.choose_precision(config_with(low_precision_resolutions=1), CPU)
+        autotune.choose_precision(config_with(low_precision_resolutions=1), CPU)
     finally:
         torch.set_num_threads(threads)
     assert len(asked) == 8
@@ -62,15 +62,15 @@ def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
 def test_a_cpu_without_bf16_tries_large_resolutions_only(monkeypatch):
     """There convolutions of fewer products may be faster than float32; small ones are not worth the rounding."""
     asked = pretend(monkeypatch, bf16_helps_at_64)
-    monkeypatch.setattr(tuning, "multiplies_bf16", lambda: False)
-    chosen, why = tuning.choose_precision(config_with(), CPU)
+    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: False)
+    chosen, why = autotune.choose_precision(config_with(), CPU)
     assert (chosen, why) == ([64], "bf16 at [64]; its time over that of fp32: 64: 0.50")
     assert len(asked) == 2
     small = dataclasses.replace(config_with(channel_base=4096, channel_max=128), resolution=32)
     planes = config_with()
     planes = dataclasses.replace(planes, train=dataclasses.replace(planes.train, channels_last=False))
     for config in (small, planes):
-        chosen, why = tuning.choose_precision(config, CPU)
+        chosen, why = autotune.choose_precision(config, CPU)
         assert not chosen
         assert why.startswith(
             "bf16 at no resolution: this CPU has no instructions for it, and needs 64x64, kernels and"
@@ -83,10 +83,10 @@ def test_the_layout_is_that_of_the_least_time_over_all_resolutions(monkeypatch, 
     pretend(monkeypatch, lambda r, layout, precision: r / 10 if layout == faster and r == 64 else r / 9)
     config = config_with(low_precision="fp32")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=None))
-    settled, why = tuning.settle(config, CPU, None)
+    settled, why = autotune.settle(config, CPU, None)
     assert settled.train.channels_last == (faster == "nhwc")
     assert why.startswith(f"layout {faster}: ")
-    again = tuning.settle(config, CPU, {"train": {"channels_last": False}, "model": {}})
+    again = autotune.settle(config, CPU, {"train": {"channels_last": False}, "model": {}})
     assert again[0].train.channels_last is False
     assert again[1] == ""
 
@@ -95,29 +95,29 @@ def test_the_layout_is_that_of_the_least_time_over_all_resolutions(monkeypatch, 
 def test_a_damaged_table_is_measured_anew(monkeypatch, tmp_path, damage):
     pretend(monkeypatch, bf16_helps_at_64)
     config = config_with(low_precision_resolutions=1)
-    tuning.choose_precision(config, CPU)
+    autotune.choose_precision(config, CPU)
     (table,) = (tmp_path / "cache").glob("tuning-*.json")
     table.write_text(damage)
-    assert tuning.choose_precision(config, CPU)[0] == [64]
+    assert autotune.choose_precision(config, CPU)[0] == [64]
 
 
 @pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan"])
 def test_a_real_measurement(name):
     """Whatever this machine is good at: the choice is what the printed ratios say."""
     config = config_with(name=name, channel_base=4096, channel_max=128, low_precision_resolutions=2, base=[4, 6])
-    chosen, why = tuning.choose_precision(config, CPU)
+    chosen, why = autotune.choose_precision(config, CPU)
     ratios = dict(part.split(": ") for part in why.split("fp32: ")[1].split(", "))
     assert list(ratios) == ["64", "32"]
     assert all(0.02 < float(v) < 50 for v in ratios.values())
     for r, value in ratios.items():
         if abs(float(value) - 0.95) > 0.01:
             assert (int(r) in chosen) == (float(value) < 0.95)
-    assert tuning.choose_layout(config, CPU)[1].startswith("layout n")
+    assert autotune.choose_layout(config, CPU)[1].startswith("layout n")
 
 
 def test_candidates():
-    assert tuning.candidates(config_with()) == [64, 32, 16, 8]
-    assert tuning.candidates(config_with(low_precision_resolutions=2)) == [64, 32]
+    assert autotune.candidates(config_with()) == [64, 32, 16, 8]
+    assert autotune.candidates(config_with(low_precision_resolutions=2)) == [64, 32]
 
 
 TOLD = """

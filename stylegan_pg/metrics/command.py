@@ -13,21 +13,23 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import dist
-from stylegan_pg.classes import class_names, labels_to_c, parse_numbers
-from stylegan_pg.data.index import DatasetIndex, load_index
-from stylegan_pg.data.mixture import load_dataset
-from stylegan_pg.data.stream import read_batch
+from stylegan_pg.checkpoint.names import config_of, is_run
+from stylegan_pg.checkpoint.snapshot import load_snapshot
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.data.classes import class_names, labels_to_c, parse_numbers
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.mixture import load_dataset
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.loader import read_batch
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.generate import LARGEST_PSI, images_of, latents, save_image, tile, writing
+from stylegan_pg.images import save_image, tile
+from stylegan_pg.inference.generate import LARGEST_PSI, images_of, latents, writing
 from stylegan_pg.metrics import gather
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures, all_of
 from stylegan_pg.metrics.features import Extractor, check_precision, load_extractor
 from stylegan_pg.metrics.gather import Networks, Tools
 from stylegan_pg.metrics.protocol import Protocol, parse
-from stylegan_pg.naming import config_of, is_run
-from stylegan_pg.settings import load_config
-from stylegan_pg.snapshot import load_snapshot
 from stylegan_pg.untrusted import printable
 
 MOST_STEPS = 1000
@@ -276,7 +278,7 @@ def _draw(
 
 
 def _write_sweep(sweep: list[dict[str, Any]], out: Path) -> None:
-    from stylegan_pg.metrics.figures import draw_sweep  # matplotlib takes its time
+    from stylegan_pg.monitoring.figures import draw_sweep  # matplotlib takes its time
 
     columns = dict.fromkeys(name for row in sweep for name in row)
     with writing(out):

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylegan_pg import dist
-from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.data.stream import Bad, one_hot, read_batch
-from stylegan_pg.data.table import SampleTable
+from stylegan_pg.data.classes import one_hot
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.table import SampleTable
+from stylegan_pg.data.loader.loader import Bad, read_batch
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import PeersLost, RunError, UsageError
-from stylegan_pg.generate import images_of
+from stylegan_pg.inference.generate import images_of
 from stylegan_pg.metrics import gather
 from stylegan_pg.metrics.gather import Networks, Rows, Tools
 from stylegan_pg.metrics.path_length import held, middle_mean, path_lengths

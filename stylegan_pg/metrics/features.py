@@ -24,11 +24,11 @@ from unittest import mock
 import torch
 from torch import nn
 
-from stylegan_pg import tensorfile
+from stylegan_pg.checkpoint import tensor_file
 from stylegan_pg.errors import UsageError
-from stylegan_pg.generate import over_white
+from stylegan_pg.files import cache_folder
+from stylegan_pg.images import over_white
 from stylegan_pg.metrics.classifiers import VGG16, Inception, by_pieces, vgg16
-from stylegan_pg.ops.build import cache_folder
 from stylegan_pg.ops.recipes import multiplies_bf16
 from stylegan_pg.untrusted import open_regular, printable
 
@@ -95,7 +95,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            with tensorfile.opened(path) as file:
+            with tensor_file.opened(path) as file:
                 state = file.read()
         else:
             _check_pth(path)

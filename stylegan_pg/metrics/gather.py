@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import dist
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
-from stylegan_pg.generate import over_white
+from stylegan_pg.images import over_white
 from stylegan_pg.metrics.protocol import NETWORK, Protocol
 from stylegan_pg.metrics.similarity import ms_ssim
 from stylegan_pg.metrics.statistics import InceptionScore, Moments

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylegan_pg.generate import over_white
+from stylegan_pg.images import over_white
 
 EPSILON = 1e-4
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from stylegan_pg import dist
 from stylegan_pg.config import Config
-from stylegan_pg.data.index import DatasetIndex
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.evaluate import Evaluator, better, check_size, reasons
 from stylegan_pg.metrics.gather import Networks, Tools

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylegan_pg import dist
-from stylegan_pg.data.index import DatasetIndex
-from stylegan_pg.data.remote import is_remote, stat_url
-from stylegan_pg.data.stream import Bad, read_batch
-from stylegan_pg.data.table import SampleTable
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.table import SampleTable
+from stylegan_pg.data.loader.loader import Bad, read_batch
+from stylegan_pg.data.storage.remote import is_remote, stat_url
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics import gather, real_cache
 from stylegan_pg.metrics.gather import LazyMoments, Networks, Rows
 from stylegan_pg.metrics.protocol import Protocol
 from stylegan_pg.metrics.statistics import Moments
-from stylegan_pg.ops.recipes import BuildError
 from stylegan_pg.rng import generator
 
 SIDE = {"fid": "moments", "kid": "rows", "pr": "rows", "swd": "patches"}  # the other kinds compare with nothing
@@ -159,7 +158,7 @@ class RealSide:
                 self._known[key].add(0, found["rows"])
             elif found is not None:
                 self._known[key] = LazyMoments(Moments.from_state(found))
-        except BuildError:
+        except PermissionError:
             pass  # no cache at all, which _keep tells
         except (ValueError, KeyError) as error:
             print(f"warning: a cached statistic is damaged and computed anew ({error})", file=sys.stderr)
@@ -167,5 +166,5 @@ class RealSide:
     def _keep(self, key: str, real: Any) -> None:
         try:
             real_cache.save(key, {"rows": real.all()} if isinstance(real, Rows) else real.moments().state())
-        except (OSError, BuildError) as error:
+        except OSError as error:
             print(f"warning: statistics of the real images could not be kept: {error}", file=sys.stderr)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from stylegan_pg import files, tensorfile
-from stylegan_pg.ops.build import cache_folder
+from stylegan_pg import files
+from stylegan_pg.checkpoint import tensor_file
+from stylegan_pg.files import cache_folder
 
 VERSION = 2  # grows when what is computed changes
 
@@ -22,7 +23,7 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensorfile.as_bytes(tensors[name].contiguous()))
+        digest.update(tensor_file.as_bytes(tensors[name].contiguous()))
     return digest.hexdigest()
 
 
@@ -36,9 +37,9 @@ def load(key: str) -> dict[str, torch.Tensor] | None:
     if not path.is_file():
         return None
     try:
-        with tensorfile.opened(path) as file:
+        with tensor_file.opened(path) as file:
             facts, tensors = file.metadata, file.read()
-    except (OSError, tensorfile.BadFileError) as error:
+    except (OSError, tensor_file.BadFileError) as error:
         raise ValueError(f"{path}: {error}") from None
     if facts.get("key") != key or facts.get("digest") != _digest(tensors):
         raise ValueError(f"{path}: its contents are not what was written")
@@ -54,4 +55,4 @@ def save(key: str, tensors: dict[str, torch.Tensor]) -> None:
     path = path_of(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as file:
-        tensorfile.write(file, tensors, {"key": key, "digest": _digest(tensors)})
+        tensor_file.write(file, tensors, {"key": key, "digest": _digest(tensors)})

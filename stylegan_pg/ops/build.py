@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_pg.errors import UsageError
+from stylegan_pg.files import cache_folder
 from stylegan_pg.ops.recipes import RECIPES, BuildError, Recipe, kernels_folder
 from stylegan_pg.untrusted import read_json
 
@@ -40,27 +41,6 @@ class Built:
     origin: str  # prebuilt, cached or compiled
 
 
-def cache_folder() -> Path:
-    """$STYLEGAN_PG_CACHE, else the user's cache; a private temporary folder where that cannot be written.
-
-    Raises:
-        BuildError: where others could write there, too.
-    """
-    chosen, caches = os.environ.get("STYLEGAN_PG_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(OSError, RuntimeError):  # which a user without a home is
-        folder = Path(chosen) if chosen else Path(caches or Path.home() / ".cache") / "stylegan_pg"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder.resolve()
-    folder = Path(tempfile.gettempdir()) / f"stylegan_pg-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022 or folder.is_symlink():
-        # Loading a library is running it: never one that somebody else could have put there.
-        raise BuildError(f"{folder} could be written by others", "", "set STYLEGAN_PG_CACHE to a folder of your own")
-    return folder
-
-
 # --------------------------------------------------------------------------------------------------- find and build
 
 
@@ -74,7 +54,7 @@ def load(kind: str) -> Built:
     found = find(recipe)
     if found:
         return found
-    cache = cache_folder()
+    cache = _cache()
     target = cache / _name(recipe)
     with _lock(cache / f"{target.name}.lock"):
         found = _open(target, "cached")  # another process may have built it meanwhile
@@ -87,6 +67,13 @@ def load(kind: str) -> Built:
     return found
 
 
+def _cache() -> Path:
+    try:
+        return cache_folder()
+    except PermissionError as error:
+        raise BuildError(str(error), "", "the kernels are compiled anew once there is such a folder") from None
+
+
 def find(recipe: Recipe) -> Built | None:
     """A finished library: a prebuilt one ($STYLEGAN_PG_PREBUILT, kernels/prebuilt), or one in the cache."""
     prebuilt = [Path(p) for p in [os.environ.get("STYLEGAN_PG_PREBUILT", "")] if p] + [kernels_folder() / "prebuilt"]
@@ -95,7 +82,7 @@ def find(recipe: Recipe) -> Built | None:
             built = _open(candidate, "prebuilt")
             if built:
                 return built
-    cache = cache_folder()
+    cache = _cache()
     built = _open(cache / _name(recipe), "cached")
     if built is None and recipe.problem:  # made when there was a compiler
         built = next(filter(None, (_open(c, "cached") for c in _alike(cache, recipe))), None)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from stylegan_pg import dist
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.files import cache_folder
 from stylegan_pg.ops import build
 from stylegan_pg.ops.calls import Kernels, Tail
 from stylegan_pg.ops.recipes import RECIPES, BuildError, multiplies_bf16
@@ -151,8 +152,8 @@ def check_device(device: str) -> None:
 def status() -> str:
     """What `stylegan-pg kernels` prints."""
     try:
-        cache = str(build.cache_folder())
-    except BuildError as error:
+        cache = str(cache_folder())
+    except OSError as error:
         cache = f"none ({error})"
     lines = [f"STYLEGAN_PG_KERNELS={mode()}, torch {torch.__version__}, cache {cache}"]
     for device in RECIPES:

@@ -32,11 +32,11 @@ def step(name: str, kind: str) -> dict[str, float]:
     """Seconds and peak memory (GiB, of this whole process) of one step on one image."""
     import torch
 
-    from stylegan_pg.data.stream import Batch
-    from stylegan_pg.game import Game
-    from stylegan_pg.parallel import Parallel
-    from stylegan_pg.schedule import phases
-    from stylegan_pg.settings import load_config
+    from stylegan_pg.config.loading import load_config
+    from stylegan_pg.config.schedule import phases
+    from stylegan_pg.data.loader.loader import Batch
+    from stylegan_pg.training.devices import Parallel
+    from stylegan_pg.training.gan_step import Game
 
     one = ["train.batch=1", "train.batch_at={}", "train.micro_batch=1", "train.micro_batch_at={}"]
     config = load_config(name, [*one, "train.device=cpu", "model.low_precision=fp32", "data.url=none"])

@@ -29,25 +29,28 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stylegan_pg import checkpoint, status, tensorfile, urls
-from stylegan_pg.checkpoint import BadCheckpointError
+from stylegan_pg import urls
+from stylegan_pg.checkpoint import checkpoint, tensor_file
+from stylegan_pg.checkpoint.checkpoint import BadCheckpointError
+from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import ModelConfig
-from stylegan_pg.data import patience, remote, store
-from stylegan_pg.data.check import info
-from stylegan_pg.data.index import DatasetIndex, identity_of, load_index
-from stylegan_pg.data.pack import pack
-from stylegan_pg.data.patience import Fault
-from stylegan_pg.data.table import CorruptSample
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.data.datasets.index import DatasetIndex, identity_of
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.table import CorruptSample
+from stylegan_pg.data.pack.pack import pack
+from stylegan_pg.data.storage import remote, retry, shard_cache
+from stylegan_pg.data.storage.retry import Fault
+from stylegan_pg.data.verify import info
 from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.files import cache_folder
 from stylegan_pg.metrics.features import read_weights
+from stylegan_pg.monitoring import status
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.ops import native
-from stylegan_pg.ops.build import cache_folder
-from stylegan_pg.parallel import Parallel
-from stylegan_pg.plan import describe
-from stylegan_pg.settings import load_config
-from stylegan_pg.snapshot import load_snapshot, save_snapshot
-from stylegan_pg.train import Trainer
+from stylegan_pg.planning.plan import describe
+from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.trainer import Trainer
 
 ALLOWED = (UsageError, RunError, BadCheckpointError, Fault)
 Reader = Callable[[random.Random, Path, str], None]
@@ -234,7 +237,7 @@ def labels(base: Path) -> Reader:
 
 
 def configuration(base: Path) -> Reader:
-    from stylegan_pg.settings import configs_folder
+    from stylegan_pg.config.loading import configs_folder
 
     shipped = [path.read_bytes() for path in sorted(configs_folder().glob("*.yaml"))]
     small = {"run": "r", "resolution": 8, "model": {"channel_max": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2}}
@@ -335,7 +338,7 @@ def snapshot(base: Path) -> Reader:
                 description.pop("checksum", None)
                 told = {"stylegan_pg": json.dumps(description)}
             else:  # with one that is right
-                told["blake2b"] = tensorfile.digest(tensors, told["stylegan_pg"])
+                told["blake2b"] = tensor_file.digest(tensors, told["stylegan_pg"])
             save_file(tensors, path, told)
         G = load_snapshot(path)
         c = torch.eye(G.c_dim)[:1] if G.c_dim else None
@@ -449,9 +452,9 @@ def server(base: Path) -> Reader:
         if "listener" not in current:  # in the process that reads
             current["listener"] = socket.create_server(("127.0.0.1", 0))
             threading.Thread(target=serve, args=(current["listener"],), daemon=True).start()
-            remote.TIMEOUT = patience.GRACE = remote.GRACE = 0.5
+            remote.TIMEOUT = retry.GRACE = remote.GRACE = 0.5
         current.update(dice=dice, marker=marker)
-        store.configure(store.Settings(str(folder / f"cache{dice.random()}"), 1 << 30, 0.3))
+        shard_cache.configure(shard_cache.Settings(str(folder / f"cache{dice.random()}"), 1 << 30, 0.3))
         url = f"http://127.0.0.1:{current['listener'].getsockname()[1]}"
         looked_at(load_index(url if dice.random() < 0.5 else f"{url}/r0004/00000.tar"))
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import harness
 
-from stylegan_pg import checkpoint, load_snapshot
+from stylegan_pg import load_snapshot
+from stylegan_pg.checkpoint import checkpoint
 
 OFTEN = {"output__snapshot_kimg": 0.016, "checkpoint__every_kimg": 0.016}
 KINDS = ("random", "checkpoints", "snapshots", "random")

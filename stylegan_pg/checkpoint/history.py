@@ -1,0 +1,136 @@
+"""What earlier trainings have left in a run's folder where there is no checkpoint to continue from.
+
+A training that was killed before its first checkpoint begins anew without a question: it does the same again. But what
+a longer one has left must not be cut back and overwritten because its checkpoints are missing: that is refused, or
+moved aside on request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.checkpoint.names import kimg
+from stylegan_pg.errors import UsageError
+
+# What a training leaves; the last of these is moved last, as it tells what there was.
+OUTPUTS = ("checkpoints", "snapshots", "samples", "tensorboard", "config.yaml", "ranks.json")
+OUTPUTS += ("data-faults.jsonl", "metrics.png", "metrics.jsonl", "stats.jsonl", "log.txt")
+NO_SIGN = ("config.yaml", "ranks.json", "log.txt")  # of a training that went far enough
+# Lines of log.txt, behind their time, after which there has been a checkpoint.
+WRITTEN = re.compile(
+    r"the checkpoint at [^:]*: written|continuing from |(done|stopped; [^:]*): .* at (?!0(\.0)? )[0-9]"
+)
+RESTARTED = "restarted with --restart"
+MEASURED = (("model", "low_precision_at"), ("train", "channels_last"))  # which a run fills in when it starts
+
+
+def _lines(run: Path) -> list[str]:
+    """log.txt without the times."""
+    try:
+        log = (run / "log.txt").read_text("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.split(" ", 2)[-1] for line in log.splitlines()]
+
+
+def left(run: Path) -> list[Path]:
+    """The outputs that are there, but for empty ones; a file that is only half written is none."""
+    there = [run / name for name in OUTPUTS]
+    return [
+        path for path in there if (any(path.glob("[!.]*")) if path.is_dir() else path.exists() and path.stat().st_size)
+    ]
+
+
+def lost_its_checkpoints(run: Path) -> bool:
+    """Whether a training went on in a folder until it had checkpoints, none of which is there now."""
+    if checkpoint.found(run / "checkpoints"):
+        return False
+    lines = _lines(run)
+    if lines:
+        return any(WRITTEN.match(line) for line in lines) or any((run / "checkpoints").glob("*.bad"))
+    return any(path.name not in NO_SIGN for path in left(run))
+
+
+def check(run: Path) -> list[str]:
+    """A line for the log if a training before its first checkpoint has left something.
+
+    Raises:
+        UsageError: if that training had got further, with what is there and the ways out.
+    """
+    there = left(run)
+    if not lost_its_checkpoints(run):
+        began = any(path.name == "log.txt" for path in there)
+        return ["note: an earlier start ended before its first checkpoint; its steps are made again"] if began else []
+    bad = sorted((run / "checkpoints").glob("*.bad"))
+    aside = f" ({len(bad)} are put aside as NAME.bad, damaged or diverged)" if bad else ""
+    snapshots = sorted((run / "snapshots").glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    init = f" (with init={snapshots[-1]} to start from what it had learned)" if snapshots else ""
+    raise UsageError(
+        f"{run} holds what an earlier training has left ({', '.join(map(_described, there))}), but no checkpoint to "
+        f"continue from{aside}. Put its checkpoints back to continue it, take another run=FOLDER{init}, or add "
+        f"--restart, which moves all of this into {_aside(run)} and begins anew"
+    )
+
+
+def _described(path: Path) -> str:
+    if path.is_dir():
+        count = sum(1 for _ in path.iterdir())
+        return f"{path.name}/ with {count} file{'s' * (count != 1)}"
+    if path.name == "stats.jsonl":
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+            last = json.loads(path.read_text("utf-8").splitlines()[-1])
+            return f"{path.name} up to {kimg(last['nimg'])} kimg"
+    return path.name
+
+
+def _aside(run: Path) -> Path:
+    """The first name for what is moved aside that is free."""
+    number = 1
+    while (run / f"before-{number}").exists():
+        number += 1
+    return run / f"before-{number}"
+
+
+def restart(run: Path, config: dict[str, Any]) -> tuple[bool, str]:
+    """Whether a run is begun anew, and a line for its log; what is there has then been moved aside.
+
+    The same command may be given again, also by what starts interrupted runs again: a run that was begun so, with the
+    same configuration, goes on.
+
+    Raises:
+        UsageError: what is there cannot be moved.
+    """
+    measured = {section: {**config.get(section, {}), key: None} for section, key in MEASURED}  # in RUN/config.yaml
+    text = json.dumps(config | measured, sort_keys=True)
+    mark = f"{RESTARTED} (settings {hashlib.blake2b(text.encode(), digest_size=6).hexdigest()})"
+    if any(line.startswith(mark) for line in _lines(run)) and not lost_its_checkpoints(run):
+        return False, (
+            "note: --restart has been done with these settings, and the run goes on; to begin anew once more, move its "
+            f"folder {run} away, or take another run=FOLDER"
+        )
+    aside = move_aside(run)
+    return True, f"{mark}: {f'what was here is in {aside} now' if aside else 'nothing was here'}"
+
+
+def move_aside(run: Path) -> Path | None:
+    """Move all outputs into a new folder within the run's; returns that, or None where there was nothing.
+
+    Raises:
+        UsageError: they cannot be moved.
+    """
+    there, aside = [path for path in (run / name for name in OUTPUTS) if path.exists()], _aside(run)
+    if not there:
+        return None
+    try:
+        aside.mkdir()
+        for path in there:
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise UsageError(f"--restart: the outputs in {run} cannot be moved into {aside}: {error}") from None
+    return aside

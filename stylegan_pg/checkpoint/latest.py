@@ -1,0 +1,100 @@
+"""The newest checkpoint that any rank can read, on all ranks, whether they share the run's folder or not.
+
+Rank 0 writes into its own folder. Where another node does not see that, or ranks are dealt out to the nodes in another
+order than the last time, the newest checkpoint may lie elsewhere: so each rank looks, and the one that holds it sends
+it to the others.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stylegan_pg.checkpoint import checkpoint, history
+from stylegan_pg.checkpoint.run_folder import RunFolder
+from stylegan_pg.distributed import process_group as dist
+
+SHOWN = 4  # ranks of many, in messages
+
+
+@dataclass(frozen=True)
+class Views:
+    """Where the ranks are, and which of them are to look into their own folder: rank 0, and of those that do not see
+    its folder the first that has another one."""
+
+    hosts: list[str]
+    owners: list[int]
+
+
+def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> tuple[Views, list[str]]:
+    """Claim the run's folder (rank 0 does), begin the run anew if asked to `restart`, and compare what the ranks see.
+    A collective call. Returns lines for the log, too.
+
+    Raises:
+        UsageError: as RunFolder.claim and history.restart, on all ranks.
+    """
+    with dist.main_decides() as box:
+        if dist.is_main():
+            folder.claim()
+            anew, line = history.restart(folder.path, config) if restart else (False, "")
+            box[:] = [folder.sign(), anew, [line] if line else []]
+    word, anew, told = box
+    place = (socket.gethostname(), str(folder.path.absolute()))
+    sees = dist.is_main() or folder.is_signed(word)
+    everyone = dist.gather_objects((place, sees))
+    apart = [rank for rank, (where, sees) in enumerate(everyone) if not (sees or where == everyone[0][0])]
+    first: dict[tuple[str, str], int] = {}
+    for rank in apart:
+        first.setdefault(everyone[rank][0], rank)
+    seen = Views([host for (host, _), _ in everyone], [0, *first.values()])
+    if anew:
+        with dist.together():
+            if dist.rank() in first.values():  # what another node holds is as old
+                history.move_aside(folder.path)
+    if apart:
+        who = ", ".join(f"{rank} ({seen.hosts[rank]})" for rank in apart[:SHOWN])
+        more = f" and {len(apart) - SHOWN} more" if len(apart) > SHOWN else ""
+        told.append(
+            f"warning: the run's folder is not shared: rank {who}{more} cannot see {folder.path} of rank 0 on "
+            f"{seen.hosts[0]}, which alone gets checkpoints, logs and snapshots; put run= on a file system that all "
+            "nodes share"
+        )
+    return seen, told
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint, or none; the same on all ranks."""
+
+    path: str = ""
+    where: str = ""  # the run's folder, and whose it is
+    holder: int = 0
+    problems: list[str] = field(default_factory=list)  # with newer ones
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def find(run: Path, seen: Views) -> Found:
+    """The newest good checkpoint in any of the ranks' folders, sent to all of them. A collective call.
+
+    Raises:
+        UsageError, RunError: as checkpoint.newest_good, on all ranks.
+    """
+    mine, path = Found(), None
+    with dist.together():
+        if dist.rank() in seen.owners:
+            path, tensors, state, problems = checkpoint.newest_good(run / "checkpoints")
+            mine = Found(str(path or ""), str(run), dist.rank(), problems, tensors, state)
+    looks = dist.gather_objects((int(path.stem) if path else -1, mine.problems))
+    numbers, problems = [number for number, _ in looks], [problem for _, some in looks for problem in some]
+    holder = numbers.index(max(numbers))
+    if numbers[holder] < 0:
+        return Found()
+    path, where, state = dist.broadcast_object((mine.path, mine.where, mine.state), holder)
+    if holder:
+        where = f"{where} of rank {holder} ({seen.hosts[holder]})"
+    return Found(path, where, holder, problems, dist.broadcast_tensors(mine.tensors, holder), state)

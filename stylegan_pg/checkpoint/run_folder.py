@@ -1,0 +1,122 @@
+"""A run's folder, which belongs to one process as long as that lives."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+
+from stylegan_pg import files
+from stylegan_pg.config import Config
+from stylegan_pg.config.loading import to_yaml
+from stylegan_pg.errors import UsageError
+
+PARTS = ("checkpoints", "snapshots", "samples")
+LEAVING_SEC = 10.0  # that a process which trains there may take to end, before it counts as another training
+
+
+class RunFolder:
+    """The folder at `path`; rank 0 claims it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.folder: int | None = None  # file descriptors, held until the process ends: of the folder itself
+        self.lock: int | None = None  # and of the lock in it
+
+    def claim(self) -> None:
+        """Make the folder, lock it against a second process, and remove what a killed one has left in it.
+
+        Raises:
+            UsageError: another process trains there, or it cannot be used as a folder.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            self._lock(LEAVING_SEC)
+        except OSError as error:
+            raise UsageError(f"run={self.path} cannot be used as the run's folder: {error}") from None
+        for folder in (self.path, *(self.path / name for name in PARTS)):
+            files.sweep(folder)
+
+    def _lock(self, patience: float) -> None:
+        self.lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError):  # as systems say it
+                if time.monotonic() > end:
+                    raise UsageError(
+                        f"another process is training in {self.path}: stop it, or take another run=FOLDER"
+                    ) from None
+                time.sleep(0.2)
+            except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
+                    return
+                raise
+
+    def sign(self) -> str:
+        """Write a word into the lock by which other processes know that they see this very folder, and return it."""
+        assert self.lock is not None, "claim the folder first"
+        word = secrets.token_hex(16)
+        with contextlib.suppress(OSError):  # a full disk, for one: then others cannot know it
+            os.pwrite(self.lock, word.encode(), 0)
+            os.fsync(self.lock)
+        return word
+
+    def is_signed(self, word: str) -> bool:
+        """Whether a process, another one than that which has claimed the folder, finds the word there."""
+        try:
+            return (self.path / ".lock").read_text("utf-8", errors="replace") == word
+        except OSError:
+            return False
+
+    def place(self) -> Path | None:
+        """Where the folder is now, whatever was done to it during training; None where the system does not say, or if
+        it was deleted."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                name = Path(os.readlink(f"/proc/self/fd/{self.folder}"))
+                return name if _is_at(name, self.folder) else None
+        return None
+
+    def lost(self) -> str:
+        """Why this process must not write into the folder any more; "" if it may."""
+        if self.folder is None or self.lock is None:
+            return ""
+        if not _is_at(self.path, self.folder):
+            where = self.place()
+            return (
+                f"the run's folder {self.path} was moved away or deleted during training"
+                + (f" (it is {where} now)" if where else "")
+                + "; nothing more is written: to continue from its last checkpoint, move it back, or name its new "
+                "place as run=FOLDER, and run the same command again"
+            )
+        if not _is_at(self.path / ".lock", self.lock):  # deleted, so another process may have locked a new one
+            os.close(self.lock)
+            try:
+                self._lock(0.0)
+            except (UsageError, OSError) as error:
+                return str(error)
+        return ""
+
+    def keep(self, config: Config) -> None:
+        """Write the configuration into the folder; raises OSError."""
+        with files.whole(self.path / "config.yaml") as file:
+            file.write(to_yaml(config).encode())
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file or folder still has that name; so it counts as long as its server cannot say."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return os.path.samestat(found, os.fstat(descriptor))

@@ -1,0 +1,157 @@
+"""Snapshots: a generator to be used, in one file without code.
+
+A safetensors file holds G_ema's weights; its header holds the JSON description from which the network is built, so
+the two can never be separated. (A checkpoint, which is for continuing a run, is another thing: see checkpoint.py.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stylegan_pg import files
+from stylegan_pg.checkpoint import tensor_file
+from stylegan_pg.data.classes import class_names, condition
+from stylegan_pg.errors import UsageError
+from stylegan_pg.networks import NETWORKS
+from stylegan_pg.untrusted import finite_number, parse_json, printable, whole_number
+
+FORMAT = 1
+
+
+def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, Any]) -> None:
+    """Write atomically. `description` needs `network`, `kwargs`, `alpha`; the rest of it is for people (nimg, label
+    names, the run's configuration).
+
+    Raises:
+        OSError: for example when the disk is full; nothing half-written is left.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in G_ema.state_dict().items()}
+    text = json.dumps({"format": FORMAT, "checksum": "blake2b", **description})
+    meta = {"stylegan_pg": text, "blake2b": tensor_file.digest(tensors, text)}
+    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    with files.whole(path, sync=True) as file:
+        tensor_file.write(file, tensors, meta)
+
+
+def choose_device(device: torch.device | str) -> torch.device:
+    """auto, cpu, cuda or any other name that torch has for a device which is here.
+
+    Raises:
+        UsageError: for anything else, and for a device that is not to be had.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise ValueError("nothing is computed there")
+        torch.empty(0, device="cpu" if chosen.type == "cuda" else chosen)
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError):
+        raise UsageError(f"device {printable(repr(device))} is not possible: auto, cpu, cuda or cuda:0") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {chosen}: torch finds no CUDA device; use auto or cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {chosen}: torch finds {torch.cuda.device_count()} CUDA devices, the first is cuda:0")
+    return chosen
+
+
+def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
+    """The generator in a snapshot, ready to use: `G(z, c, psi=0.7)` gives images [N, C, R, R] in about [-1, 1].
+
+    z is [N, G.z_dim]; c of conditional generators is [N, G.c_dim], one-hot, or numbers or names of classes, as
+    `classes.condition` says. `G.description` is the snapshot's description (label names, nimg, configuration). Noise is
+    the fixed one unless `noise="random"` is given. A snapshot taken in the middle of a fade blends as it did then.
+
+    Raises:
+        UsageError: no such file, not a snapshot, a damaged or newer one, or a device that is not to be had; and from
+            the generator, for z or c that it cannot take.
+    """
+    device = choose_device(device)
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
+    try:
+        with tensor_file.opened(path) as file:
+            text = file.metadata.get("stylegan_pg")
+            if text is None:
+                raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
+            description, G = _described(path, text, torch.device(device), file.entries)
+            tensors = file.read()
+    except (tensor_file.BadFileError, OSError) as error:
+        raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
+    told, present = description.get("checksum"), file.metadata.get("blake2b")  # older ones have none
+    if (told or present) and present != tensor_file.digest(tensors, text):
+        raise UsageError(f"{path} is a damaged snapshot (its checksum does not match); take another of the run's")
+    G.load_state_dict(tensors, assign=True)
+    G = G.to(device, torch.float32)
+    for name, t in G.state_dict().items():
+        if not tensor_file.is_finite(t):
+            raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
+    G.description = description
+    G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, class_names(G)))
+    if description["kwargs"].get("fade"):
+        G.register_forward_pre_hook(partial(_at_alpha, float(description["alpha"])), with_kwargs=True)
+    return G.eval().requires_grad_(False)
+
+
+def _described(
+    path: Path, text: str, device: torch.device, entries: Mapping[str, tensor_file.Entry]
+) -> tuple[dict[str, Any], Any]:
+    """A description, and the generator that it tells of, on the meta device: nothing is drawn, so that the caller's
+    random streams stay as they are, and nothing allocated before the weights are known to fit.
+
+    Raises:
+        UsageError: where description and weights do not fit together.
+    """
+    misfit, remedy = "the description does not fit the weights", "take another snapshot of the run's"
+    try:
+        description = parse_json(text, f"{misfit}: it", remedy, most=tensor_file.MOST_HEADER, finite=False)
+        if description["format"] != FORMAT:
+            version = printable(description["format"], 40)
+            raise UsageError(f"this is of snapshot format {version}, this version reads {FORMAT}: update stylegan-pg")
+        kwargs = dict(description["kwargs"])
+        names = description.get("label_names") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("label_names is no list of names")
+        finite_number(description["alpha"], 0, 1, f"{misfit}: alpha", remedy)
+        whole_number(description.get("nimg", 0), 0, 1 << 53, f"{misfit}: nimg", remedy)
+        if device.type == "cpu" and kwargs.get("low_precision") == "fp16":
+            kwargs["low_precision"] = "fp32"  # CPUs have no fp16 convolutions
+        with torch.device("meta"):
+            G: Any = NETWORKS[description["network"]].G(**kwargs)
+        expected = {name: tuple(t.shape) for name, t in G.state_dict().items()}
+        if expected.keys() != entries.keys():
+            raise ValueError(f"{min(expected.keys() ^ entries.keys())} is in one of them only")
+        for name, shape in expected.items():
+            if entries[name].shape != shape or not entries[name].dtype.is_floating_point:
+                told = f"{entries[name].dtype} {list(entries[name].shape)}"
+                raise ValueError(f"{name} is {told} where numbers of {list(shape)} are expected")
+        return description, G
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise UsageError(f"{path}: {misfit}: {printable(error)}; {remedy}") from None
+
+
+def _fitting(z_dim: int, names: list[str], mapping: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Latents and conditions as they were given, on the generator's device and in its type."""
+    z, c = (*inputs, None)[:2]
+    like = {"device": mapping.w_avg.device, "dtype": mapping.w_avg.dtype}
+    try:
+        z = torch.as_tensor(z).to(**like)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"z cannot be used ({printable(error)}): give a tensor [N, {z_dim}]") from None
+    if z.ndim != 2 or z.shape[1] != z_dim:
+        raise UsageError(f"z has shape {list(z.shape)}: this generator takes latents [N, {z_dim}]")
+    c = condition(c, len(z), names)
+    return z, None if c is None else c.to(**like)
+
+
+def _at_alpha(alpha: float, _: torch.nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {"alpha": alpha, **given}

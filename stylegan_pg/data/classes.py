@@ -1,0 +1,200 @@
+"""Classes of a generator: how people name them, what their files are called, and the conditions made of them."""
+
+from __future__ import annotations
+
+import csv
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import printable
+
+MOST_NUMBERS = 1_000_000  # that one text may stand for
+LONGEST_FILE_NAME = 80  # bytes of a class's part of it
+RULE = "classes by name, or by place from 0: #3 or index:3, several as #1-3"
+_NUMBERS = re.compile(r"\s*(\d+)(?:-(\d+))?\s*", re.ASCII)
+_PLACES = re.compile(r"(?:#|index:)(\d+)(?:-(?:#|index:)?(\d+))?", re.ASCII)
+
+
+def parse_numbers(text: str) -> list[int]:
+    """'0-3,8' -> [0, 1, 2, 3, 8].
+
+    Raises:
+        UsageError: if the text is no list of numbers and ranges.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = _NUMBERS.fullmatch(part)
+        first, last = _range(found) if found else (1, 0)
+        if first > last:
+            raise UsageError(f"{printable(repr(text))} is no list of numbers: write for example 0-63 or 1,5,9")
+        if last - first >= MOST_NUMBERS - len(numbers):
+            raise UsageError(
+                f"{printable(repr(text))} stands for more than {MOST_NUMBERS} numbers: give fewer at a time"
+            )
+        numbers += range(first, last + 1)
+    return numbers
+
+
+def _range(found: re.Match[str]) -> tuple[int, int]:
+    """Its first and its last number, cut to fewer digits than Python refuses."""
+    return int(found[1][:30]), int((found[2] or found[1])[:30])
+
+
+def class_names(G: Any) -> list[str]:
+    """What a conditional generator's classes are called: by their numbers where nothing else is known."""
+    known = list(getattr(G, "description", {}).get("label_names") or [])
+    return [str(known[i]) if i < len(known) else str(i) for i in range(G.c_dim)]
+
+
+def parse_classes(G: Any, labels: str | None) -> list[int]:
+    """Numbers of classes from a text such as 'cat,dog', '#3', 'index:3' or '#0-9', all of them without a text; [] for
+    an unconditional generator.
+
+    Parts are separated by commas; one with a comma in it may be quoted. Each is a name if a class has it, however it
+    looks. Numbers without a sign are places too where no class has another number for a name.
+
+    Raises:
+        UsageError: for labels on an unconditional generator, or ones it does not know, naming those it knows.
+    """
+    if not G.c_dim:
+        if labels is not None:
+            raise UsageError("this generator is unconditional: leave --labels away")
+        return []
+    if labels is None:
+        return list(range(G.c_dim))
+    names = class_names(G)
+    if labels in names:
+        parts = [labels]
+    else:
+        try:
+            parts = next(csv.reader([labels], skipinitialspace=True), None) or [""]
+        except csv.Error as error:
+            raise UsageError(f"--labels: {printable(repr(labels))} is no list of classes ({error})") from None
+    numbers = [k for part in parts for k in _classes_of(part if part in names else part.strip(), names)]
+    if len(numbers) > MOST_NUMBERS:
+        raise UsageError(f"--labels: {printable(repr(labels))} stands for more than {MOST_NUMBERS} classes")
+    return numbers
+
+
+def _classes_of(part: str, names: list[str]) -> Sequence[int]:
+    """One name, or a range of places."""
+    known = printable(f"{len(names)} classes ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})")
+    shown = printable(repr(part))
+    for form in (str, lambda name: unicodedata.normalize("NFC", name)):  # accents can be written in two ways
+        there = [i for i, name in enumerate(names) if form(name) == form(part)]
+        if len(there) > 1:
+            places = ", ".join(f"#{i}" for i in there[:20])
+            raise UsageError(f"--labels: {len(there)} classes are named {shown}: choose by place, {places}")
+        if there:
+            return there
+    number, place = _NUMBERS.fullmatch(part), _PLACES.fullmatch(part)
+    misleading = any(name.isdecimal() and name != str(i) for i, name in enumerate(names))
+    if number and not place and misleading:
+        raise UsageError(
+            f"--labels: {shown} names none of the {known}, some of which have numbers for names: write "
+            f"#{part.strip()} for places"
+        )
+    found = place or number
+    if not found:
+        raise UsageError(f"--labels: {shown} is unknown; it has {known}: give {RULE}")
+    first, last = _range(found)
+    if first > last:
+        raise UsageError(f"--labels: {shown} goes backwards: give {RULE}")
+    if last >= len(names):
+        raise UsageError(f"--labels: {shown}: place {last} is not one of the {known}, which begin at 0")
+    return range(first, last + 1)
+
+
+def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
+    """Conditions [count, c_dim] from a text as `parse_classes` reads it (repeated until there are `count`).
+
+    Without a text, a conditional generator goes through its classes in turn.
+
+    Raises:
+        UsageError: as parse_classes.
+    """
+    numbers = parse_classes(G, labels)
+    return one_hot([numbers[i % len(numbers)] for i in range(count)], G.c_dim) if numbers else None
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """What classes of these names are called in files: the same without what not every system allows in a file's name,
+    and with the class's place where two would be the same, also to systems that take A and a for one."""
+    plain = [_file_name(name) for name in names]
+    counts: dict[str, int] = {}
+    for name in map(_folded, plain):
+        counts[name] = counts.get(name, 0) + 1
+    taken = {name for name, count in counts.items() if count == 1}
+    result = []
+    for i, name in enumerate(plain):
+        if counts[_folded(name)] > 1:
+            name = f"{name}-{i}"
+            while _folded(name) in taken:
+                name += "_"
+            taken.add(_folded(name))
+        result.append(name)
+    return result
+
+
+def _file_name(name: str) -> str:
+    kept = "".join("_" if not c.isprintable() or c in '/\\:*?"<>|' else c for c in unicodedata.normalize("NFC", name))
+    cut = kept.encode()[:LONGEST_FILE_NAME].decode(errors="ignore")
+    return cut.rstrip(". ") or "_"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def condition(c: Any, count: int, names: Sequence[str]) -> torch.Tensor | None:
+    """What a generator takes for `count` images, [count, classes] of floats (or None for one without classes), from
+
+    - such a tensor, of any type of numbers: one-hot, or a mixture of classes;
+    - a class number, or its name, for all images;
+    - class numbers or names of each: a list, an array, or a tensor of integers [count].
+
+    Args:
+        names: of all its classes, empty for an unconditional generator.
+
+    Raises:
+        UsageError: for anything else, and for classes that it does not have.
+    """
+    forms = f"c is a class number, {count} of them, their names, or a tensor [{count}, {len(names)}], one-hot"
+    if not names:
+        if c is None or (isinstance(c, torch.Tensor) and c.ndim == 2 and c.shape[1] == 0):
+            return None
+        raise UsageError("this generator is unconditional: leave c away")
+    if c is None:
+        raise UsageError(f"this generator has {len(names)} classes, and c is missing: {forms}")
+    if isinstance(c, str | int):
+        c = [c] * count
+    if isinstance(c, list | tuple) and any(isinstance(k, str) for k in c):
+        unknown = [k for k in c if k not in names]
+        if unknown:
+            raise UsageError(f"c: {printable(repr(unknown[0]))} is none of this generator's classes: {forms}")
+        c = [list(names).index(k) for k in c]
+    try:
+        given = torch.as_tensor(c)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UsageError(f"c cannot be used ({printable(error)}): {forms}") from None
+    kinds = [given.is_floating_point(), given.is_complex(), given.dtype == torch.bool]
+    if given.shape == (count, len(names)) and not kinds[1]:
+        return given if kinds[0] else given.float()
+    if given.shape != (count,) or any(kinds):
+        what = f"shape {list(given.shape)} and type {str(given.dtype).removeprefix('torch.')}"
+        raise UsageError(f"c has {what}, for {count} latents: {forms}")
+    if count and not 0 <= int(given.min()) <= int(given.max()) < len(names):
+        span = f"{int(given.min())} to {int(given.max())}"
+        raise UsageError(f"c goes from {span}, and this generator has the classes 0 to {len(names) - 1}: {forms}")
+    return one_hot(given, len(names))
+
+
+def one_hot(labels: Sequence[int] | np.ndarray | torch.Tensor, classes: int) -> torch.Tensor:
+    """Class numbers [n] -> float32 [n, classes]."""
+    return torch.nn.functional.one_hot(torch.as_tensor(labels).long(), classes).float()

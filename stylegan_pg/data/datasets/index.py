@@ -1,0 +1,303 @@
+"""Reading packed datasets: `index.json`, the shards' own indexes, and single samples out of the tars.
+
+A packed dataset is a folder that `stylegan-pg pack` wrote:
+
+    index.json          what the dataset is; written last, so its presence means the dataset is complete
+    sources.json        list of the pictures' paths within SOURCE, one a line; the place in it is the sample's ordinal
+    report.json         what packing left out, and why
+    pictures.json       what a repeated packing compares SOURCE with, see books.py
+    r0004/00000.tar     WebDataset tar: KEY.png|jpg|webp and, with labels, KEY.cls
+    r0004/00000.index.json   {"format", "tar", "tar_bytes", "samples": [[key, offset, size, label or null, crc32], ...]}
+    r0008/ ...
+
+Every resolution has the same shard boundaries and the same order: ordinal i is the same picture at all of them, which
+is what lets a run grow. Offsets and checksums make each sample readable and verifiable by itself, at random.
+
+At resolution r a picture has base[0] r / 4 rows and base[1] r / 4 columns; index.json says the base, and where it says
+none it is 4x4: pictures are r x r.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stylegan_pg.data.datasets.description import check_index, columns_of
+from stylegan_pg.data.datasets.sampler import WINDOW, Mixture, Order
+from stylegan_pg.data.datasets.table import SampleTable, Tar
+from stylegan_pg.data.images.decode import SQUARE, size_at
+from stylegan_pg.data.storage import remote
+from stylegan_pg.data.storage.index_cache import Arrays, kept
+from stylegan_pg.data.storage.retry import Passing
+from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import MOST_JSON_BYTES, parse_json, printable
+from stylegan_pg.urls import shown
+
+if TYPE_CHECKING:
+    from stylegan_pg.config import Config  # takes its time, which every process that packs would spend
+
+FORMAT = 1
+FETCHERS = 16  # small files of a remote dataset that are read at a time
+START_PATIENCE = 10.0  # seconds for a server to answer at the start
+_MOST_SOURCES = 1 << 32  # bytes of sources.json
+SMALL = 4096  # samples, up to which a local index is parsed each time
+_REMEDY = "copy it again from where it was packed, or pack the source again into an empty folder"
+_DEFINING = ("format", "count", "resolutions", "channels", "labels", "shards")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard's entry in index.json: its name ("00000"), samples, and resolution -> SHA-256 of its index file."""
+
+    name: str
+    count: int
+    index_sha256: dict[int, str]
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """What a packed dataset is. `path` is for messages, without secrets, and `root` is where to read; `label_names` is
+    empty when unlabelled; `identity` is the same for the same data; `base` is (rows, columns) at resolution 4; `notes`
+    are sentences about how the data was understood."""
+
+    path: str
+    count: int
+    resolutions: tuple[int, ...]
+    channels: int
+    label_names: tuple[str, ...]
+    identity: str
+    shards: tuple[Shard, ...] = field(repr=False)
+    base: tuple[int, int] = SQUARE
+    label_counts: tuple[int, ...] = field(default=(), repr=False)
+    root: str = field(default="", repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def size_at(self, resolution: int) -> tuple[int, int]:
+        """(height, width) of the pictures at one resolution, in pixels."""
+        return size_at(resolution, self.base)
+
+    def table(self, resolution: int) -> "SampleTable":
+        """Where every sample of one resolution lies.
+
+        Checks the shard indexes against their checksums and the tars of local datasets against their sizes (bytes are
+        verified sample by sample as they are read). What was parsed is kept in the user's cache, and taken from there
+        as long as the files have the same sizes and times.
+
+        Raises UsageError for a resolution that was not packed and for a missing, truncated or altered file, by name;
+        RunError where a server does not answer.
+        """
+        if resolution not in self.resolutions:
+            raise UsageError(
+                f"{self.path} has no resolution {resolution}, only {', '.join(map(str, self.resolutions))}: "
+                "choose one of these, or pack the source again with a wider --resolution/--lowest range"
+            )
+        stems = [f"{self.root}/{resolution_folder(resolution)}/{shard.name}" for shard in self.shards]
+        local = not remote.is_remote(self.root)
+        stamps = _stamps(stems) if local else np.zeros([0], np.int64)
+
+        def read() -> Arrays:
+            return _read_shards(stems, self.shards, resolution, self.label_counts) | {"stamps": stamps}
+
+        if local and self.count <= SMALL:
+            found = read()
+        else:
+            place = os.path.abspath(self.root) if local else ""
+            found = kept(f"packed {self.identity} {resolution} {place}", read, lambda a: _fits(a, stamps, self.count))
+        return SampleTable(
+            tars=[
+                Tar(f"{stem}.tar", int(size), str(sha256))
+                for stem, size, sha256 in zip(stems, found["tar_bytes"], found["tar_sha256"], strict=True)
+            ],
+            shard=np.repeat(np.arange(len(stems), dtype=np.int32), [shard.count for shard in self.shards]),
+            offset=found["offset"],
+            size=found["size"],
+            label=found["label"],
+            crc32=found["crc32"],
+            resolution=resolution,
+            channels=self.channels,
+            base=self.base,
+        )
+
+    def order(self, seed: int, window: int = WINDOW) -> Order | Mixture:
+        """In which order a run shows the samples."""
+        return Order([shard.count for shard in self.shards], seed, window)
+
+    def sources(self) -> list[str]:
+        """The path within SOURCE of each sample's picture; [] where sources.json is gone.
+
+        Raises:
+            UsageError: it is of another shape.
+        """
+        file = f"{self.root}/sources.json"
+        try:
+            data = remote.read_url(file, most=_MOST_SOURCES)
+        except OSError:  # of use to people only, so they may have removed it
+            return []
+        found = parse_json(data, shown(file), _REMEDY, most=_MOST_SOURCES)
+        if not isinstance(found, list) or len(found) != self.count or not all(isinstance(path, str) for path in found):
+            raise UsageError(f"{shown(file)} is no list of {self.count} paths, one of each image: {_REMEDY}")
+        return found
+
+    def source_of(self, ordinal: int) -> str:
+        """The path within SOURCE of the picture that a sample was; "" where sources.json is gone, or damaged."""
+        try:
+            return self.sources()[ordinal]
+        except (UsageError, IndexError):
+            return ""
+
+
+def read_at_start(url: str) -> bytes:
+    """A whole file, for which a server gets a little time.
+
+    Raises RunError where it does not answer; Lasting and OSErrors of files as they are.
+    """
+    try:
+        return remote.read_url(url, patience=START_PATIENCE, most=MOST_JSON_BYTES)
+    except Passing as error:
+        raise RunError(f"{error}: try again when the server is up") from None
+
+
+def identity_of(description: dict[str, Any]) -> str:
+    """SHA-256 (hex) of what defines the data in an index.json: not the source's name, nor how it was asked for.
+
+    The shard indexes' checksums stand for the samples: their order, labels, and the checksum of each one's bytes.
+    """
+    defining = {key: description[key] for key in _DEFINING}
+    if (base := _base(description)) != SQUARE:  # square datasets are what they were before there were others
+        defining["base"] = base
+    canonical = json.dumps(defining, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _base(description: dict[str, Any]) -> tuple[int, int]:
+    rows, columns = description.get("base", SQUARE)
+    return rows, columns
+
+
+def check_base(index: DatasetIndex, config: "Config") -> None:
+    """Whether the networks of a configuration make pictures of the shape that a dataset has.
+
+    Raises:
+        UsageError: naming both shapes, and the remedy.
+    """
+    wanted = tuple(config.model.base)
+    if wanted != index.base:
+        there, asked = (f"{rows}x{columns}" for rows, columns in (index.base, wanted))
+        height, width = index.size_at(config.resolution)
+        raise UsageError(
+            f"model.base={list(wanted)} does not fit {index.path}, whose base is {there} ({height} rows and {width} "
+            f"columns at resolution {config.resolution}): set model.base=[{index.base[0]},{index.base[1]}], or pack "
+            f"the pictures again with --base {asked}"
+        )
+
+
+def resolution_folder(resolution: int) -> str:
+    """The folder of one resolution within a packed dataset: 64 -> "r0064"."""
+    return f"r{resolution:04d}"
+
+
+def parse_index(path: str, text: str) -> DatasetIndex:
+    file = shown(f"{path}/index.json")
+    remedy = "restore it, or pack the source again into an empty folder"
+    data = parse_json(text, f"{file} is damaged or not an index of a packed dataset: it", remedy)
+    if not isinstance(data, dict) or "format" not in data:
+        raise UsageError(f"{file} is damaged or not an index of a packed dataset (it says no format): {remedy}")
+    if data["format"] != FORMAT:
+        version = printable(data["format"], 40)
+        raise UsageError(f"{file} has format version {version}, this program reads {FORMAT}: update one, or pack again")
+    try:
+        if identity_of(data) != data["identity"]:
+            raise ValueError("its identity does not match its contents")
+        check_index(data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UsageError(f"{file} is damaged ({printable(reason)}): {remedy}") from None
+    return DatasetIndex(
+        path=shown(path),
+        root=path,
+        count=data["count"],
+        resolutions=tuple(data["resolutions"]),
+        channels=data["channels"],
+        label_names=tuple(data["labels"]["names"]) if data["labels"] else (),
+        label_counts=tuple(data["labels"]["counts"]) if data["labels"] else (),
+        identity=data["identity"],
+        shards=tuple(
+            Shard(s["name"], s["count"], {int(r): h for r, h in s["index_sha256"].items()}) for s in data["shards"]
+        ),
+        base=_base(data),
+    )
+
+
+def _stamps(stems: list[str]) -> np.ndarray:
+    """Sizes and times of local tars and their indexes, int64 [shards, 4]. Raises UsageError for missing files."""
+    try:
+        files = [os.stat(stem + suffix) for stem in stems for suffix in (".index.json", ".tar")]
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.filename} is missing: {_REMEDY}") from None
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read ({error.strerror}): mend that, or {_REMEDY}") from None
+    return np.array([(file.st_size, file.st_mtime_ns) for file in files], np.int64).reshape(len(stems), 4)
+
+
+def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int, label_counts: tuple[int, ...]) -> Arrays:
+    """The columns of a table, and lengths and SHA-256 of the tars, from the shards' indexes."""
+    parts, tar_bytes, tar_sha256 = [], [], []
+    counts = np.zeros([len(label_counts)], np.int64) if label_counts else None
+    with ThreadPoolExecutor(FETCHERS if stems and remote.is_remote(stems[0]) else 1) as pool:
+        described = pool.map(_shard, stems, [shard.index_sha256[resolution] for shard in shards])
+        for stem, shard, (one, there) in zip(stems, shards, described, strict=True):
+            try:
+                parts.append(columns_of(one, shard.count, counts))
+            except (ValueError, UsageError) as error:
+                raise UsageError(f"{shown(stem)}.index.json is damaged ({printable(error)}): {_REMEDY}") from None
+            if there not in (None, one["tar_bytes"]):
+                raise UsageError(f"{stem}.tar has {there} bytes where {one['tar_bytes']} were packed: {_REMEDY}")
+            tar_bytes.append(one["tar_bytes"])
+            tar_sha256.append(one.get("tar_sha256", ""))
+    if counts is not None and (wrong := np.flatnonzero(counts != label_counts)).size:
+        k = int(wrong[0])
+        raise UsageError(
+            f"{shown(stems[0])}.index.json and its neighbours have {counts[k]} images of class {k}, index.json says "
+            f"{label_counts[k]}: {_REMEDY}"
+        )
+    offset, size, label, crc32 = np.concatenate(parts, axis=1)
+    return {
+        "offset": offset.copy(),
+        "size": size.copy(),
+        "label": label.copy(),
+        "crc32": crc32.astype(np.uint32),
+        "tar_bytes": np.array(tar_bytes, np.int64),
+        "tar_sha256": np.array(tar_sha256, "U64"),
+    }
+
+
+def _fits(found: Arrays, stamps: np.ndarray, count: int) -> bool:
+    """Whether what was kept is of the same files, and whole."""
+    columns = {"offset": np.int64, "size": np.int64, "label": np.int64, "crc32": np.uint32}
+    tars = {"stamps", "tar_bytes", "tar_sha256"}
+    return (
+        found.keys() == columns.keys() | tars
+        and np.array_equal(found["stamps"], stamps)
+        and all(found[name].shape == (count,) and found[name].dtype == kind for name, kind in columns.items())
+    )
+
+
+def _shard(stem: str, sha256: str) -> tuple[Any, int | None]:
+    """The content of one shard's index file, whose checksum is right, and the length of its tar if that is local."""
+    file, tar = shown(f"{stem}.index.json"), f"{stem}.tar"
+    try:
+        data = read_at_start(f"{stem}.index.json")
+        tar_bytes = None if remote.is_remote(stem) else os.stat(tar).st_size
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.filename} is missing: {_REMEDY}") from None
+    except PermissionError as error:
+        raise UsageError(f"{error.filename} may not be read: change its permissions") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error}): {_REMEDY}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UsageError(f"{file} is not the one that was packed (checksum mismatch): {_REMEDY}")
+    return parse_json(data, file, _REMEDY), tar_bytes

@@ -1,0 +1,142 @@
+"""What is in a tar of pictures: members that stand behind one another and have one key are one sample."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple
+
+from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, cls_label, json_label
+from stylegan_pg.data.datasets.sample_names import BESIDE, Names, at_first_dot, read_names
+from stylegan_pg.data.storage.tars import Member, content_of
+from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import printable
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+MOST_BYTES = 3 << 27  # of a picture
+_META = re.compile(r"__[^/]*__($|/)")  # as webdataset
+
+
+class Sample(NamedTuple):
+    key: str
+    picture: Member
+    label: int | float | str | None  # as it stands there
+    has_cls: bool
+    is_odd: bool  # its json has a label that can be no class, such as a list or true
+
+
+def names_of(members: Iterable[Member], named: str) -> Names:
+    """How the names of a tar's members are to be read.
+
+    Raises:
+        UsageError: all samples have the same several pictures, such as photographs and masks.
+    """
+    paths = [member.name for member in members if _counts(member.name)]
+    names = read_names(paths, [f".{suffix}" for suffix in PICTURES], webdataset=True)
+    if names.last_dot and (parts := _parts_of_each(paths)):
+        raise UsageError(
+            f"{named}: each sample has several pictures ({printable(', '.join(sorted(parts)))}): write a tar in which "
+            f"those to be shown end in {' or '.join(PICTURES)} after the first dot"
+        )
+    return names
+
+
+def _parts_of_each(paths: list[str]) -> frozenset[str]:
+    """The extensions of several dots that the pictures of each key have alike (image.jpg and mask.png), such as differ
+    in kind and not by numbers; empty where they differ from key to key, or have labels of their own."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        key, extension = at_first_dot(path)
+        if "." in extension and f".{extension.rpartition('.')[2].lower()}" in BESIDE:
+            return frozenset()
+        if extension.rpartition(".")[2].lower() in PICTURES:
+            found[key].add(extension)
+    kinds = {frozenset(extensions) for extensions in found.values()}
+    common = kinds.pop()
+    words = not any(re.fullmatch(r"[\d.]+[.][a-z]+", extension) for extension in common)
+    return common if not kinds and len(common) > 1 and len(found) > 1 and words else frozenset()
+
+
+def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: str) -> Iterator[Sample]:
+    """The samples of a tar: consecutive members with one key, as webdataset groups them. A key that was there before is
+    told from that by its place.
+
+    Raises:
+        UsageError: a sample without a picture or with two, a picture or a label that cannot be read.
+    """
+    split = ((*names.split(member.name), member) for member in members if _counts(member.name))
+    keys: set[str] = set()
+    for (key, part), group in itertools.groupby(split, lambda one: (one[0], one[2].part)):
+        found = [(_kind(suffix.lower()), member) for _, suffix, member in group if suffix]
+        pictures = _pictures(found)
+        if not found:
+            continue
+        if len(pictures) != 1:
+            raise UsageError(
+                f"{named}: sample {printable(key)} has {'no picture' if not pictures else 'several pictures'} "
+                f"({printable(', '.join(suffix for suffix, _ in found))}): each sample needs one "
+                f"{' or '.join(PICTURES)}; write the tar again"
+                f"{'' if pictures else ', or pack it, which reads more kinds of pictures and leaves other files out'}"
+            )
+        picture, files = pictures[0], dict(found)
+        read = [picture, *(files[suffix] for suffix in ("cls", "json") if suffix in files)]
+        for member in read:
+            if member.fault:
+                raise UsageError(f"{named}: {printable(member.name)} {member.fault}; mend the tar")
+        if picture.size > MOST_BYTES:
+            raise UsageError(
+                f"{named}: {printable(picture.name)} has {picture.size} bytes, more than a picture's {MOST_BYTES}: "
+                "write the tar without it"
+            )
+        label, is_odd = _label(file, files, named)
+        yield Sample(_of_its_own(key, part, keys, named), picture, label, "cls" in files, is_odd)
+
+
+def _counts(name: str) -> bool:
+    """Whether a member may be a part of a sample, unlike the hidden files that systems leave in folders (.DS_Store,
+    ._0001.jpg) and webdataset's own (__key__)."""
+    base = name.rpartition("/")[2]
+    return "." in base and not base.startswith(".") and not _META.match(name)
+
+
+def _kind(extension: str) -> str:
+    """What an extension says that a file is; labels may have the picture's whole name in front (0001.jpg.cls)."""
+    first, _, last = extension.partition(".")
+    return last if first in PICTURES and f".{last}" in BESIDE else extension
+
+
+def _pictures(found: list[tuple[str, Member]]) -> list[Member]:
+    """The pictures to be shown among a sample's files: of those whose extension is a picture's; without these, of those
+    whose extension ends in one (0001.rgb.png)."""
+    exact = [member for suffix, member in found if suffix in PICTURES]
+    return exact or [member for suffix, member in found if suffix.rpartition(".")[2] in PICTURES]
+
+
+def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:
+    """A key that no other sample of the tar has: joined tars may have the same ones, and each is a sample."""
+    if key in keys and part:
+        key = f"{key} (tar {part + 1} in it)"
+    if key in keys:
+        raise UsageError(
+            f"{named} has the sample {printable(key)} twice: write the tar again, or pack it, which takes the last one"
+        )
+    keys.add(key)
+    return key
+
+
+def _label(file: IO[bytes], files: dict[str, Member], named: str) -> tuple[int | float | str | None, bool]:
+    """The class in `cls`, else what a `json` has under "label"; and whether that is something that can be no class."""
+    if "cls" in files:
+        member = files["cls"]
+        if member.size > LABEL_BYTES:
+            raise UsageError(f"{named}: {printable(member.name)} has {member.size} bytes, too many for a label")
+        text = cls_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
+        return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text, False
+    if "json" not in files or files["json"].size > LABEL_BYTES:
+        return None, False
+    member = files["json"]
+    label = json_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
+    fits = isinstance(label, int | float | str) and not isinstance(label, bool)
+    return label if fits else None, not fits and label is not None

@@ -1,0 +1,99 @@
+"""The dataset of a configuration: one, or several in proportions (`data.mixture`)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stylegan_pg.config import Config
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.sampler import WINDOW, Mixture, Order
+from stylegan_pg.data.datasets.table import SampleTable, join
+from stylegan_pg.data.storage import shard_cache
+from stylegan_pg.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureIndex(DatasetIndex):
+    """Datasets one after the other; their order has the proportions. Classes of the same name are one."""
+
+    sources: tuple[DatasetIndex, ...] = field(repr=False)
+    weights: tuple[float, ...]
+
+    def table(self, resolution: int) -> SampleTable:
+        """Raises UsageError, naming the source, for what is not there in every one."""
+        tables = [source.table(resolution) for source in self.sources]
+        labels = []
+        for source, table in zip(self.sources, tables, strict=True):
+            place = {name: number for number, name in enumerate(self.label_names)}
+            numbers = [place[name] for name in source.label_names] if place else [-1] * len(source.label_names)
+            labels.append(np.array([*numbers, -1])[table.label])  # -1, the last one, is no label
+        return join(tables, labels)
+
+    def order(self, seed: int, window: int = WINDOW) -> Order | Mixture:
+        # A source's order does not depend on the others, nor on its place among them.
+        orders = [source.order(seed, window) for source in self.sources]
+        return Mixture([one for one in orders if isinstance(one, Order)], self.weights, seed)
+
+    def source_of(self, ordinal: int) -> str:
+        for source in self.sources:
+            if ordinal < source.count:
+                return f"{source.path}: {source.source_of(ordinal)}"
+            ordinal -= source.count
+        return ""
+
+
+def load_dataset(config: Config) -> DatasetIndex:
+    """The index of data.url or data.mixture; from now on this process reads as the configuration says.
+
+    Raises:
+        UsageError: what load_index refuses, and sources that do not fit together.
+        RunError: a server does not answer.
+    """
+    data = config.data  # before anything is fetched
+    shard_cache.configure(shard_cache.Settings(data.cache_dir, int(data.cache_gib * 2**30), data.patience_sec))
+    base = (config.model.base[0], config.model.base[1])
+    if not config.data.mixture:
+        return load_index(config.data.url, base)
+    return mix([load_index(url, base) for url in config.data.mixture], list(config.data.mixture.values()))
+
+
+def mix(sources: list[DatasetIndex], weights: list[float]) -> MixtureIndex:
+    """Several datasets as one. Raises UsageError where they have other shapes or channels, or no common resolution."""
+    first = sources[0]
+    for other in sources[1:]:
+        for what, a, b in (("base", first.base, other.base), ("channels", first.channels, other.channels)):
+            if a != b:
+                raise UsageError(
+                    f"data.mixture: {first.path} and {other.path} do not fit together: {what} {_said(a)} and "
+                    f"{_said(b)}; pack one of them again"
+                )
+    for source in sources:
+        if source.path.startswith("points:"):
+            raise UsageError(f"data.mixture: {source.path} cannot be mixed: give it as data.url")
+    common = set(first.resolutions).intersection(*(source.resolutions for source in sources[1:]))
+    if not common:
+        listed = "; ".join(f"{s.path} has {', '.join(map(str, s.resolutions))}" for s in sources)
+        raise UsageError(f"data.mixture: no resolution is in all of them ({listed}): pack with the same --resolution")
+    labelled = all(source.label_names for source in sources)
+    total = sum(weights)
+    shares = "".join(f" {source.identity} {w / total:.9f}" for source, w in zip(sources, weights, strict=True))
+    return MixtureIndex(
+        path=" + ".join(source.path for source in sources),
+        count=sum(source.count for source in sources),
+        resolutions=tuple(sorted(common)),
+        channels=first.channels,
+        label_names=tuple(dict.fromkeys(name for s in sources for name in s.label_names)) if labelled else (),
+        identity=hashlib.sha256(f"mixture{shares}".encode()).hexdigest(),
+        shards=tuple(shard for source in sources for shard in source.shards),
+        base=first.base,
+        sources=tuple(sources),
+        weights=tuple(weights),
+    )
+
+
+def _said(value: int | tuple[int, int]) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,66 @@
+"""Opening a dataset by its URL: packed by this program, WebDataset tars of others, or points that are made up."""
+
+import glob
+import os
+
+from stylegan_pg.data.datasets.foreign import load_foreign
+from stylegan_pg.data.datasets.index import DatasetIndex, parse_index, read_at_start
+from stylegan_pg.data.datasets.points import PREFIX, load_points
+from stylegan_pg.data.images.decode import SQUARE
+from stylegan_pg.data.storage import remote
+from stylegan_pg.data.storage.patterns import WILD, literal
+from stylegan_pg.errors import UsageError
+from stylegan_pg.urls import MASK, shown
+
+
+def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
+    """The index of a dataset.
+
+    url: a packed dataset (its folder or the index.json in it, local, http(s):// or s3://); tars that something else
+        wrote (foreign.py: a folder of them, one, a brace pattern, pipe:COMMAND); `points:NAME` is made up.
+    base: rows and columns at resolution 4 of what foreign pictures are cropped to; packed ones say it themselves.
+
+    Raises UsageError where there is no dataset, or one that is incomplete, damaged, edited or of another format
+    version; RunError where a server does not answer.
+    """
+    url = str(url)
+    there = literal(url)
+    if there is not None:  # whatever signs are in its name
+        url = there
+    if MASK in url and remote.is_remote(url):
+        raise UsageError(
+            f"{shown(url)} lacks the secret in place of which {MASK} stands, as it was kept out of a file: give the "
+            "whole URL, or let names, passwords and tokens come from ~/.netrc and the environment"
+        )
+    if url.startswith(PREFIX):
+        return load_points(url)
+    url = url.removeprefix("file://")
+    local = "://" not in url and not url.startswith("pipe:")
+    folder = url.removesuffix("/index.json") if url != "index.json" else "."
+    several = there is None and ("::" in url or any(sign in url for sign in ("{" + WILD if local else "{*")))
+    tar = url.endswith(".tar") and not os.path.isdir(url) if there else shown(url).endswith(".tar")
+    packed = not (several or tar or (url.startswith("pipe:") and not there))
+    if local and packed:
+        if os.path.isfile(folder):
+            raise UsageError(f"{folder} is no uncompressed tar and no folder: unpack .tar.gz and the like first")
+        if not os.path.isdir(folder):
+            raise UsageError(
+                f"{folder}: no such folder; give the folder that `stylegan-pg pack SOURCE OUT` wrote (OUT), or "
+                "WebDataset tars"
+            )
+        packed = os.path.exists(f"{folder}/index.json") or not glob.glob(f"{glob.escape(folder)}/*.tar")
+    if not packed:
+        return load_foreign(url, base)
+    file = f"{folder.rstrip('/')}/index.json" if folder != "/" else "/index.json"
+    try:
+        text = read_at_start(file).decode()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} has no index.json: it is not a packed dataset, or its packing was interrupted: "
+            "run stylegan-pg pack again"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{shown(file)} cannot be read: {error}" if local else f"{error}: no packed dataset can be read there"
+        ) from error
+    return parse_index(file.removesuffix("/index.json") or "/", text)

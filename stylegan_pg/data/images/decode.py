@@ -1,0 +1,211 @@
+"""Encoded pictures -> uint8 pixels: strict, deterministic to the byte, and never a picture of another shape.
+
+`decode` is for what packing wrote, JPEG, PNG or WebP with the very size and channels; `decode_to_fit` for what others
+wrote.
+
+Sizes and channels are read from the header and refused before anything is decoded, so a small file that says it holds
+a huge picture costs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from stylegan_pg.data.images import to_srgb
+from stylegan_pg.data.images.headers import (
+    MANY_SCANS,
+    MOST_PIXELS,
+    BadPicture,
+    check_jpeg,
+    check_pixels,
+    no_fault_of_the_machine,
+)
+from stylegan_pg.data.images.open_image import check_memory, kind_of, opened
+from stylegan_pg.data.images.to_srgb import MODES
+
+SQUARE = (4, 4)  # the base of r x r pictures
+_JPEG = b"\xff\xd8\xff"
+_INKS = ("CMYK", "YCCK")
+
+
+def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels at a resolution, for a base of (rows, columns) at resolution 4.
+
+    As schedule.size_at, which comes with the configuration and so takes its time to import.
+    """
+    return base[0] * resolution // 4, base[1] * resolution // 4
+
+
+class Header(NamedTuple):
+    """What a picture's header says: rows, columns, the channels it gives (1 of grey, 4 with an alpha channel, else 3),
+    and its kind in words, such as "palette PNG"."""
+
+    height: int
+    width: int
+    channels: int
+    kind: str
+
+
+def header(data: bytes) -> Header:
+    """What an encoded picture is, without decoding it. Raises BadPicture."""
+    with opened(data) as picture:
+        to_srgb.check_kind(picture, data)
+        mode, depth, format = picture.mode, to_srgb.depth(picture, data), kind_of(data)
+        if format == "PNG" and data[25] == 4:  # grey and alpha, also where Pillow takes it for RGBA
+            mode = "LA"
+        words = {"1": "1-bit", "L": "grey", "LA": "grey and alpha", "La": "grey and alpha", "P": "palette"}
+        word = "grey" if mode[0] == "I" else words.get(mode, mode)
+        channels = 1 if word in ("1-bit", "grey") else 4 if mode in ("LA", "La", "RGBA") else 3
+        return Header(picture.height, picture.width, channels, f"{depth}-bit " * (depth > 8) + f"{word} {format}")
+
+
+def decode(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
+    """-> uint8 [channels, *size], size = (height, width); in memory a pixel's channels lie together, in `out` (uint8
+    [*size, channels], C-contiguous) where that is given.
+
+    Raises BadPicture for bytes that do not decode cleanly, and for another size or another number of channels.
+    """
+    if data[:3] == _JPEG:
+        pixels = _decode_jpeg(data, channels, size, out)
+    else:
+        pixels = _into(out, np.asarray(_load(data, channels, size)).reshape(*size, channels))
+    return pixels.reshape(*size, channels).transpose(2, 0, 1)
+
+
+def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
+    if out is None:
+        return pixels
+    np.copyto(out, pixels)
+    return out
+
+
+def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
+    """-> uint8 [channels, *size], as `decode`: the largest central part of that shape, made smaller where it is larger.
+
+    A JPEG is decoded at the smallest scale (in eighths) that is large enough; the rest is Lanczos resampling. Pictures
+    of other channels, more bits, palettes and so on are brought to `channels` as packing does (data/tones.py).
+
+    Raises BadPicture as `decode`, and for a picture that is too small or has more than MOST_PIXELS; MemoryError.
+    """
+    picture = _reduced_jpeg(data, size, channels) if data[:3] == _JPEG else None
+    if picture is None:
+        picture = _converted(data, size, channels)
+    (height, width), (rows, columns) = size, (picture.height, picture.width)
+    if (rows, columns) != size:
+        down, across = _part(rows, columns, size)
+        top, left = (rows - down) / 2, (columns - across) / 2
+        box = (left, top, left + across, top + down)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return _into(out, np.asarray(picture).reshape(*size, channels)).transpose(2, 0, 1)
+
+
+def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]:
+    """The largest part with the shape of `size` of a picture: rows and columns, not rounded."""
+    scale = min(rows / size[0], columns / size[1])
+    return size[0] * scale, size[1] * scale
+
+
+def _need(rows: int, columns: int, least: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that a picture must keep, so that the part of it that is used is large enough."""
+    down, across = _part(rows, columns, least)
+    return math.ceil(least[0] * rows / down), math.ceil(least[1] * columns / across)
+
+
+def _check_size(rows: int, columns: int, exact: tuple[int, int] | None, least: tuple[int, int] | None) -> None:
+    if exact and (rows, columns) != exact:
+        raise BadPicture(f"is {rows}x{columns}, not {exact[0]}x{exact[1]} (rows x columns)", "size")
+    if least and (rows < least[0] or columns < least[1]):
+        raise BadPicture(f"is {rows}x{columns}, smaller than {least[0]}x{least[1]} (rows x columns)", "size")
+    check_pixels(rows, columns, MOST_PIXELS)
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    try:
+        height, width, coded, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise BadPicture(f"does not decode: {error}") from error
+    return int(str(height)), int(str(width)), coded.upper()
+
+
+def _decode_jpeg(data: bytes, channels: int, size: tuple[int, int], out: np.ndarray | None) -> np.ndarray:
+    """uint8 [*size, channels]."""
+    height, width, coded = _jpeg_header(data)
+    _check_size(height, width, size, None)
+    if coded in _INKS or channels != (1 if coded == "GRAY" else 3):
+        raise BadPicture(f"its colour space is {coded}, which does not give {channels} channels", "channels")
+    return _strictly(data, channels, (height, width), (0, 0), out)
+
+
+def _strictly(
+    data: bytes, channels: int, size: tuple[int, int], need: tuple[int, int], out: np.ndarray | None = None
+) -> np.ndarray:
+    """uint8 [H, W, channels] of a JPEG of `size`, at least `need` of it. Strict mode raises for garbled data that other
+    decoders pass silently."""
+    pixels = size[0] * size[1]
+    if pixels * len(data) > MANY_SCANS:
+        check_jpeg(data)
+    try:
+        space = "GRAY" if channels == 1 else "RGB"
+        return simplejpeg.decode_jpeg(data, space, min_height=need[0], min_width=need[1], buffer=out, strict=True)
+    except ValueError as error:
+        check_memory(pixels)
+        raise BadPicture(str(error)) from error
+
+
+def _reduced_jpeg(data: bytes, least: tuple[int, int], channels: int) -> Image.Image | None:
+    """A JPEG of a colour space that its decoder brings to `channels`, None for another."""
+    height, width, coded = _jpeg_header(data)
+    _check_size(height, width, None, least)
+    if coded in _INKS or channels == 4:
+        return None
+    pixels = _strictly(data, channels, (height, width), _need(height, width, least))
+    return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+
+
+def _converted(data: bytes, least: tuple[int, int], channels: int) -> Image.Image:
+    """A picture of any kind that is read, brought to `channels`. Profiles of what is plainly grey, RGB or RGBA are
+    ignored."""
+    with opened(data) as picture:
+        _check_size(picture.height, picture.width, None, least)
+        if picture.format in ("JPEG", "MPO"):
+            rows, columns = _need(picture.height, picture.width, least)
+            picture.draft(None, (columns, rows))
+        return to_srgb.load(picture, data, channels, managed=picture.mode not in MODES.values())
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadPicture(f"has more than {MOST_PIXELS} pixels: {error}", "size") from error
+    except Exception as error:  # broken data makes Pillow raise nearly anything
+        no_fault_of_the_machine(error)
+        raise BadPicture(f"does not decode: {error}") from error
+
+
+def _load(data: bytes, channels: int, size: tuple[int, int]) -> Image.Image:
+    """A PNG or WebP of `size` with the mode of `channels`."""
+    with _opened(data) as picture:
+        _check_size(picture.height, picture.width, size, None)
+        try:
+            picture.load()
+            # WebP knows no grey, and drops an alpha that is opaque everywhere.
+            if picture.format == "WEBP" and channels != 3:
+                picture = picture.convert(MODES[channels])
+        except MemoryError:
+            raise
+        except Exception as error:  # broken data, as in _opened
+            no_fault_of_the_machine(error)
+            raise BadPicture(f"does not decode: {error}") from error
+        if picture.mode != MODES[channels]:
+            raise BadPicture(f"its mode is {picture.mode}, not {MODES[channels]}", "channels")
+        return picture

@@ -1,0 +1,134 @@
+"""Opening pictures that anybody may have made.
+
+Only the raster formats of this list are read, told by a file's content and never by its name (but for TGA, which has no
+mark of its own), each by its own decoder: nothing that interprets drawings or starts a program is ever asked. What a
+small file could cost in memory and time is looked at in its headers (headers.py), before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from stylegan_pg.data.images import pnm
+from stylegan_pg.data.images.headers import CHECKS, MOST_PIXELS, BadPicture, check_pixels, no_fault_of_the_machine
+from stylegan_pg.untrusted import printable
+
+# Of MOST_PIXELS, what a picture may have: JPEGs can be decoded at a fraction of their size, while these other decoders
+# hold several copies, and plain text is slow.
+SHARES = {"JPEG": 2.0, "WEBP": 1 / 2, "AVIF": 1 / 2, "JPEG2000": 1 / 2, "plain PNM": 1 / 16}
+
+_MARKS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    *((mark, "TIFF") for mark in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    *((b"P%d%c" % (kind, space), "plain PNM") for kind in (1, 2, 3) for space in b" \t\n\r#"),
+    *((b"P%d%c" % (kind, space), "PNM") for kind in (4, 5, 6) for space in b" \t\n\r#"),
+)
+_FOREIGN = (  # what people have under the names of pictures, in small letters
+    (b"%!ps", "a PostScript drawing"),
+    (b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
+    (b"%pdf", "a PDF document"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML text"),
+    (b"<!doctype", "a web page, as a failed download leaves it"),
+    (b"<html", "a web page, as a failed download leaves it"),
+    (b"version https://git-lfs", "a pointer to a file that git lfs has not fetched"),
+    (b"8bps", "a Photoshop document"),
+    (b"\xff\x0a", "a JPEG XL picture"),
+    (b"\0\0\0\x0cjxl ", "a JPEG XL picture"),
+    (b"\0\0\1\0", "an icon"),
+    (b"pk\3\4", "a zip"),
+    (b"\xd7\xcd\xc6\x9a", "a Windows metafile"),
+    (b"pf", "a floating-point picture (PFM)"),
+)
+
+
+def kind_of(data: bytes, name: str = "") -> str:
+    """The format of an encoded picture: Pillow's name for it, "PNM" or "plain PNM".
+
+    Raises BadPicture, which names what it is instead.
+    """
+    for mark, kind in _MARKS:
+        if data.startswith(mark):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp":
+        brands = data[8 : min(int.from_bytes(data[:4], "big"), 512)]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF"
+        raise BadPicture("is a HEIC picture or a video: convert it to JPEG or PNG")
+    if name.lower().endswith(".tga") or data[-18:-2] == b"TRUEVISION-XFILE":
+        return "TGA"
+    if not any(data[:4096]):
+        raise BadPicture("begins with nothing but zero bytes" if data else "is empty")
+    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, what in _FOREIGN:
+        if start.startswith(mark):
+            raise BadPicture(f"is {what}, which is not read: convert it to PNG or JPEG")
+    raise BadPicture("not a picture of a known format")
+
+
+@contextlib.contextmanager
+def opened(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> Iterator[Image.Image]:
+    """A picture whose headers have been looked at and whose pixels have not been decoded yet; to be decoded within the
+    `with`, as what the decoder raises is turned into what is said here.
+
+    Raises:
+        BadPicture: another format than the list's, damaged data, more than `most_pixels` pixels (times SHARES), headers
+            that ask for much more than they should.
+        MemoryError: there is not the memory that the picture needs, whatever its decoder says of it.
+    """
+    kind = kind_of(data, name)
+    most, pixels = int(most_pixels * SHARES.get(kind, 1)), 1 << 20
+    try:
+        if kind in CHECKS:
+            CHECKS[kind](data, most)
+        with _open(data, kind, most) as picture:
+            pixels = picture.width * picture.height
+            yield picture
+    except (MemoryError, BadPicture):
+        raise
+    except Exception as error:  # broken data makes decoders raise nearly anything
+        no_fault_of_the_machine(error)
+        check_memory(pixels)
+        raise BadPicture(f"does not decode: {printable(str(error) or type(error).__name__)}") from error
+
+
+def check_memory(pixels: int) -> None:
+    """Raises MemoryError where there is none to decode so many pixels, of which decoders say all sorts of things."""
+    np.empty(16 * pixels, np.uint8)
+
+
+def _open(data: bytes, kind: str, most_pixels: int) -> Image.Image:
+    if kind.endswith("PNM"):
+        head = pnm.head(data)
+        check_pixels(head.height, head.width, most_pixels)
+        return pnm.read(data, head)
+    try:
+        picture = Image.open(io.BytesIO(data), formats=(kind,))
+    except Image.DecompressionBombError as error:
+        raise BadPicture(f"has more than {most_pixels} pixels: {error}", "size") from error
+    except Image.UnidentifiedImageError:  # its text holds an address in memory
+        raise BadPicture(f"is a {kind} that cannot be read: {_why(data, kind)}") from None
+    check_pixels(picture.height, picture.width, most_pixels)
+    return picture
+
+
+def _why(data: bytes, kind: str) -> str:
+    """What the decoder said, which Pillow keeps to itself."""
+    try:
+        Image.OPEN[kind][0](io.BytesIO(data), "")
+    except Exception as error:  # any of them is the answer
+        return printable(str(error) or type(error).__name__)
+    return "its header is damaged"

@@ -1,0 +1,121 @@
+"""Processes that encode pictures, a bounded number of them ahead of what is written."""
+
+import multiprocessing
+import resource
+import signal
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+
+from stylegan_pg.data.pack.pyramid import Recipe, Result, make
+from stylegan_pg.data.pack.sources import CONTINUES, File
+from stylegan_pg.distributed import stopping
+from stylegan_pg.errors import RunError
+from stylegan_pg.untrusted import printable
+
+# What a picture does to a decoder by itself; want of memory may, where memory is limited.
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+
+
+class Encoders:
+    """`workers` processes, which start when there is something to do (0 or 1: this process). To be closed."""
+
+    def __init__(self, recipe: Recipe, workers: int):
+        self.recipe, self.workers = recipe, workers
+        self.chunk = max(1, min(32, (1024 // recipe.resolution) ** 2))  # small pictures: fewer, larger messages
+        self.pool: ProcessPoolExecutor | None = None
+
+    def results(self, pictures: list[File]) -> Generator[Result, None, None]:
+        """What becomes of pictures, in their order. What a worker had in hand that died is done once more, by a process
+        of its own: a picture that ends that too is unreadable.
+
+        Raises RunError as `make`, and for a picture for which there is not enough memory.
+        """
+        chunks = [pictures[i : i + self.chunk] for i in range(0, len(pictures), self.chunk)]
+        if min(self.workers, len(chunks)) <= 1 and not self.pool:
+            yield from (make(picture, self.recipe) for picture in pictures)
+            return
+        ahead: deque[tuple[list[File], Future[list[Result]]]] = deque()
+        try:
+            for chunk in chunks:
+                ahead.append((chunk, self._submit(chunk)))
+                if len(ahead) > 3 * self.workers:
+                    yield from self._taken(*ahead.popleft())
+            while ahead:
+                yield from self._taken(*ahead.popleft())
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+    def _submit(self, chunk: list[File]) -> "Future[list[Result]]":
+        if not self.pool:
+            self.pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), stopping.be_worker)
+        try:
+            return self.pool.submit(_make_chunk, chunk, self.recipe)
+        except BrokenProcessPool:  # a worker died meanwhile
+            self.close()
+            self.pool = None
+            return self._submit(chunk)
+
+    def _taken(self, chunk: list[File], future: "Future[list[Result]]") -> Iterator[Result]:
+        try:
+            yield from future.result()
+        except BrokenProcessPool:
+            yield from _one_by_one(chunk, self.recipe)
+
+    def close(self) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+
+def _make_chunk(pictures: list[File], recipe: Recipe) -> list[Result]:
+    return [make(picture, recipe) for picture in pictures]
+
+
+def _one_by_one(pictures: list[File], recipe: Recipe) -> Iterator[Result]:
+    context = multiprocessing.get_context("spawn")
+    while pictures:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_send_each, args=(sender, pictures, recipe))
+        process.start()
+        sender.close()
+        done = 0
+        try:
+            for _ in pictures:
+                result = receiver.recv()
+                if isinstance(result, RunError):
+                    raise result
+                yield result
+                done += 1
+        except EOFError:  # it is gone
+            process.join()
+            yield _blamed(pictures[done], process.exitcode or 0)
+            done += 1
+        finally:
+            process.terminate()
+            process.join()
+            receiver.close()
+        pictures = pictures[done:]
+
+
+def _blamed(picture: File, code: int) -> Result:
+    """What becomes of a picture whose process ended with that exit code, for the second time."""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if -code in _CRASHES and not limited:
+        return Result([], f"ended the process that decoded it, twice ({signal.Signals(-code).name})", False)
+    raise RunError(
+        f"{printable(picture.path)}: the process that decoded it died, perhaps for want of memory. With fewer "
+        f"--workers, or where there is more, {CONTINUES}"
+    )
+
+
+def _send_each(sender: Connection, pictures: list[File], recipe: Recipe) -> None:
+    stopping.be_worker()
+    for picture in pictures:
+        try:
+            sender.send(make(picture, recipe))
+        except RunError as error:
+            sender.send(error)
+            return

@@ -1,0 +1,265 @@
+"""What labels the pictures of SOURCE: a dataset.json, .cls and .json files beside them, their folders, or a file of the
+user's. What was understood is stated, and what can be understood in two ways is asked."""
+
+import csv
+import io
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, Label, as_labels, cls_label, json_label
+from stylegan_pg.data.pack.reading import Unreadable, read_listed
+from stylegan_pg.data.pack.sources import PICTURES, File, Listing, few, normal_path
+from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import MOST_JSON_BYTES, open_regular, parse_json, printable
+
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
+_NONE = "or give --labels none"
+_FORM = f'give {{"path": label, ...}} or {{"labels": [["path", label], ...]}}, {_NONE}'
+
+
+class Labels(NamedTuple):
+    """The labels of a listing's pictures, in their order; `said` tells where they are from, or why there are none."""
+
+    of: list[Label]
+    said: str
+    beside: frozenset[str] = frozenset()  # suffixes of the files beside the pictures that were taken
+
+    @property
+    def any(self) -> bool:
+        return any(label is not None for label in self.of)
+
+
+def labels_of(listing: Listing, labels: str | os.PathLike[str]) -> Labels:
+    """The labels that the option `labels` asks for (see `pack`).
+
+    Raises:
+        UsageError: labels that contradict each other, fit no picture, are in no known form or are ambiguous.
+    """
+    pictures = listing.pictures
+    if labels == "none":
+        return Labels([None] * len(pictures), "")
+    if labels == "folders":
+        return _by_folders(pictures, as_they_are=True)
+    if labels != "auto":
+        return _from_file(Path(labels), listing)
+    if listing.dataset_json:
+        return _from_dataset_json(listing)
+    beside = _from_members(listing)
+    return beside if beside.any else _by_folders(pictures)
+
+
+# ------------------------------------------------------------------------------------------------------ files of labels
+
+
+def _from_file(path: Path, listing: Listing) -> Labels:
+    origin = printable(path)
+    forms = "give auto, folders, none, or a JSON or CSV file"
+    try:
+        with open_regular(path) as file:
+            data = file.read(MOST_JSON_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"labels = {origin}: {error.strerror}; {forms}") from error
+    if len(data) > MOST_JSON_BYTES:
+        raise UsageError(f"labels = {origin}: it has more than {MOST_JSON_BYTES} bytes; {forms}")
+    if path.suffix.lower() == ".csv":
+        given = _parse_csv(origin, data, _finder(listing.pictures, origin))
+    elif path.suffix.lower() == ".json":
+        given = _parse_json(origin, data, lambda _: True)
+    else:
+        raise UsageError(f"labels = {origin}: its name must end in .json or .csv, which says how it is read")
+    return _looked_up(given, listing.pictures, origin)
+
+
+def _from_dataset_json(listing: Listing) -> Labels:
+    """Of the pictures at or below its folder, a dataset.json names the labels by their paths from there."""
+    given: dict[str, Any] = {}
+    known = {picture.path for picture in listing.pictures}
+    for file in listing.dataset_json:
+        folder = posixpath.dirname(file.path)
+
+        def place_of(path: str, folder: str = folder) -> str:
+            below = _joined(folder, path)
+            return path if below not in known and path in known else below
+
+        def names_picture(path: str, place_of: Callable[[str], str] = place_of) -> bool:
+            return place_of(path) in known
+
+        found = _parse_json(printable(file.path), _content(file), names_picture)
+        given |= {place_of(path): label for path, label in found.items()}
+    return _looked_up(given, listing.pictures, " and ".join(printable(file.path) for file in listing.dataset_json))
+
+
+def _joined(folder: str, path: str) -> str:
+    return normal_path(posixpath.join(folder, path.replace("\\", "/")))
+
+
+def _content(file: File, most: int = 1 << 28) -> bytes:
+    if file.size > most:
+        raise UsageError(f"{printable(file.path)} in SOURCE has {file.size} bytes, more than {most}: mend it, {_NONE}")
+    try:
+        return read_listed(file)
+    except Unreadable as error:
+        raise UsageError(f"{printable(file.path)} in SOURCE cannot be read ({error}): mend it, {_NONE}") from error
+
+
+def _parse_json(origin: str, data: bytes, names_picture: Callable[[str], bool]) -> dict[str, Any]:
+    """{path: label}; empty where the file says that there are no labels."""
+    content = parse_json(data, origin, _FORM, finite=False)
+    if isinstance(content, dict) and isinstance(content.get("labels", ""), list | dict | None):
+        content = content["labels"] or []
+    elif isinstance(content, dict) and not any(map(names_picture, content)):
+        raise UsageError(f"{origin} does not hold labels in a known form: {_FORM}")
+    if isinstance(content, dict):
+        return content
+    if not isinstance(content, list):
+        raise UsageError(f"{origin} does not hold labels in a known form: {_FORM}")
+    if not all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in content):
+        raise UsageError(f"{origin} has entries that are not [path, label]: {_FORM}")
+    return _unique(origin, content)
+
+
+def _parse_csv(origin: str, data: bytes, found: Callable[[str], str | None]) -> dict[str, Any]:
+    try:
+        rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{origin} is not CSV in UTF-8 ({error}): write lines of path,label") from error
+    wrong = [row for row in rows if len(row) != 2]
+    if wrong:
+        raise UsageError(
+            f"{origin} has lines that are not path,label, the first: {printable(','.join(wrong[0]))}; write two "
+            "columns, separated by a comma"
+        )
+    if rows and found(rows[0][0]) is None and posixpath.splitext(rows[0][0])[1].lower() not in PICTURES:
+        rows = rows[1:]  # the header
+    return _unique(origin, [(path, label.strip()) for path, label in rows])
+
+
+def _unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for path, label in rows:
+        if path in given and given[path] != label and given[path] == given[path] and label == label:  # nan is not nan
+            raise UsageError(f"{origin} gives {printable(path)} two labels, {given[path]} and {label}: keep one")
+        given[path] = label
+    return given
+
+
+def _finder(pictures: list[File], origin: str) -> Callable[[str], str | None]:
+    """What finds the path of the picture that a file of labels names, None without one. It may leave away the folder
+    that all pictures are in, and the suffix; UsageError where several pictures differ in that alone."""
+    known = {picture.path for picture in pictures}
+    common, _ = _parted([path.split("/")[:-1] for path in known])
+    stems: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(known):
+        stems[posixpath.splitext(path)[0]].append(path)
+
+    def found(path: str) -> str | None:
+        forms = (path, _joined("", path), _joined(common, path))
+        whole = [form for form in forms if form in known] or [one for form in forms for one in stems.get(form, ())]
+        if len(set(whole)) > 1 and whole[0] not in forms:
+            raise UsageError(f"{origin} labels {printable(path)}, which may be {printable(few(whole))}: add suffixes")
+        return whole[0] if whole else None
+
+    return found
+
+
+def _looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> Labels:
+    """Labels by the pictures' own paths."""
+    if not given:
+        return Labels([None] * len(pictures), f"{origin} says that there are none")
+    place_of, found, strange = _finder(pictures, origin), {}, []
+    for path, label in given.items():
+        place = place_of(path)
+        if place is None:
+            strange.append(path)
+            continue
+        if place in found:
+            _unique(origin, [(place, found[place]), (place, label)])
+        found[place] = label
+    if strange:
+        raise UsageError(
+            f"{origin} names {len(strange)} pictures that SOURCE does not have ({printable(few(strange))}): "
+            "write paths as they are within SOURCE"
+        )
+    return Labels(as_labels([found.get(picture.path) for picture in pictures], origin), origin)
+
+
+# ------------------------------------------------------------------------------------------------ beside the pictures
+
+
+def _from_members(listing: Listing) -> Labels:
+    """WebDataset's way: KEY.cls holds a class, else "label" in KEY.json does."""
+    values: list[Any] = []
+    kinds = set()
+    for picture in listing.pictures:
+        cls, json = (listing.beside(picture, suffix) for suffix in (".cls", ".json"))
+        if cls:
+            named = f"{printable(cls.path)} in SOURCE"
+            values.append(cls_label(_content(cls, LABEL_BYTES), named, f"mend it, {_NONE}"))
+            kinds.add(".cls")
+        elif json:
+            named = f"{printable(json.path)} in SOURCE"
+            values.append(json_label(_content(json, LABEL_BYTES), named, f"mend it, {_NONE}"))
+            if values[-1] is not None:
+                kinds.add(".json")
+        else:
+            values.append(None)
+    origin = f"SOURCE with its {' and '.join(sorted(kinds))} files"
+    return Labels(as_labels(values, origin), origin, frozenset(kinds))
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def _by_folders(pictures: list[File], as_they_are: bool = False) -> Labels:
+    """Class folders: the first level at which pictures part ways, and below it where it is train/, val/ and the like.
+
+    as_they_are: whatever the folders are called, and wherever the other pictures are.
+    """
+    nothing: list[Label] = [None] * len(pictures)
+    wrapper, rests = _parted([picture.inner.split("/")[:-1] for picture in pictures])
+    below = f" in {printable(wrapper)}" if wrapper else ""
+    tops = sorted({rest[0] for rest in rests if rest})
+    splits = [top for top in tops if top.lower() in _SPLITS]
+    if splits == tops and tops and not as_they_are:
+        _, rests = _parted([rest[1:] for rest in rests])
+        below, tops = f" below {printable(', '.join(splits))}", sorted({rest[0] for rest in rests if rest})
+    elif not as_they_are and any(not split.lower().startswith("train") for split in splits):
+        others = [top for top in tops if top not in splits]
+        raise UsageError(
+            f"folder {printable(few(splits))} in SOURCE looks like a part for training or testing, "
+            f"{printable(few(others))} like classes: give --labels folders to take all of them for "
+            "classes, a JSON or CSV file, or --labels none"
+        )
+    names: list[Label] = [rest[0] if rest else None for rest in rests]
+    outside = names.count(None)
+    if len(tops) < 2:
+        if as_they_are:
+            raise UsageError("labels = folders: SOURCE has no two folders of pictures side by side; give auto or none")
+        return Labels(nothing, f"no class folders{below}" if splits else "")
+    if as_they_are:
+        return Labels(names, f"the layout of folders{below}")
+    if all(re.fullmatch(r"\d{5,}", top) for top in tops):
+        return Labels(
+            nothing, f"folders such as {tops[0]} are taken for buckets; --labels folders takes them for classes"
+        )
+    if outside > len(pictures) // 2:
+        return Labels(
+            nothing,
+            f"{outside} of {len(pictures)} pictures lie outside the folders {printable(few(tops))}; --labels folders "
+            "takes these for classes",
+        )
+    return Labels(names, f"the layout of folders{below}")
+
+
+def _parted(folders: list[list[str]]) -> tuple[str, list[list[str]]]:
+    """The first folders that paths share, but for those that end before; and the paths from there."""
+    common: list[str] = []
+    while len(tops := {folder[0] for folder in folders if folder}) == 1:
+        common += tops
+        folders = [folder[1:] for folder in folders]
+    return "/".join(common), folders

@@ -1,0 +1,226 @@
+"""One picture: its bytes -> the encoded levels of the pyramid.
+
+What happens to a picture, in this order:
+
+* Its header is looked at: another format than data/raster.py's list, more than `max_pixels` pixels (JPEG twice, WebP,
+  AVIF and JPEG 2000 half of that), or a header that asks for much more memory or time than it should make it
+  unreadable. JPEGs of more than 89 million pixels are decoded at the half, quarter or eighth of their size that is
+  large enough.
+* It is decoded strictly: a JPEG with garbled data counts as unreadable. Of animations and multi-page files the first
+  frame is taken, and the report says so.
+* Samples become 8 bits: 16-bit grey is scaled (65535 -> 255, rounded, never clipped; 12-bit TIFF by 4095; where white
+  is zero, inverted), 16-bit RGB by its high byte. What is floating-point, signed, of high dynamic range, or so dark as
+  12 bits in 16 are, is unreadable. Palettes become RGB, CMYK becomes RGB.
+* Colours are brought to sRGB by the embedded ICC profile, or by the gamma that a PNG gives; a profile that changes no
+  colour by more than 3 levels counts as sRGB whatever its name, and one that is damaged or of another kind of picture
+  is ignored, and told. CMYK without a profile is converted by the plain formula.
+* Transparency (alpha or a transparent colour) is composited over white, unless channels = 4 keeps it.
+* channels = 1 takes the luma (ITU-R 601), channels = 3 repeats grey, channels = 4 adds an opaque alpha.
+* The EXIF orientation is applied.
+* Pictures get the shape of `base`, a square unless it says otherwise: crop = "center" takes the largest central part
+  of that shape, to the nearest pixel; crop = "pad" adds what is missing, equally on both sides, white, or transparent
+  for channels = 4; crop = "none" counts pictures of another shape as unreadable.
+* One resize with `filter` makes the top level, base[0] r / 4 rows of base[1] r / 4 pixels at resolution r; smaller
+  pictures are enlarged, and counted in the report. (Where padding would make more than 89 million pixels, the picture
+  is resized before it is padded.) The lower levels are exact means of 2^k x 2^k pixels of the top level before its
+  compression, rounded once, halves up; of RGBA pixels the colours are weighted by their opacity, so that what is
+  transparent does not bleed into what is not (and are 0 where nothing is opaque).
+* Levels up to resolution 32 are lossless PNG; JPEG is written without chroma subsampling.
+"""
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from stylegan_pg.data.images import to_srgb
+from stylegan_pg.data.images.decode import SQUARE, size_at
+from stylegan_pg.data.images.headers import MOST_PIXELS, BadPicture
+from stylegan_pg.data.images.open_image import opened
+from stylegan_pg.data.pack.reading import Gone, Unreadable, digest_of, read_listed
+from stylegan_pg.data.pack.sources import CONTINUES, File
+from stylegan_pg.errors import RunError
+from stylegan_pg.untrusted import printable
+
+LOSSLESS_UP_TO = 32  # the resolution; a PNG is hardly larger there, and JPEG blocks would be most of the picture
+FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+_ORIENTATIONS = {  # EXIF value -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The checked options; together with SOURCE they decide every byte."""
+
+    resolution: int
+    lowest: int
+    format: str
+    quality: int
+    crop: str
+    filter: str
+    channels: int
+    shard_size: int  # bytes
+    base: tuple[int, int] = SQUARE
+    max_pixels: int = MOST_PIXELS
+
+    @property
+    def resolutions(self) -> list[int]:
+        return [1 << k for k in range(self.lowest.bit_length() - 1, self.resolution.bit_length())]
+
+    def format_at(self, resolution: int) -> str:
+        return "png" if resolution <= LOSSLESS_UP_TO else self.format
+
+
+class Result(NamedTuple):
+    images: list[bytes]  # encoded, from the lowest to the highest resolution; none where unreadable
+    reason: str  # why it is unreadable
+    upscaled: bool
+    digest: str = ""  # of the picture's own bytes, as far as they were read
+    gone: bool = False  # the file was listed, and is no longer there
+    decided: tuple[str, ...] = ()  # what the owner of the picture may not expect
+
+
+def make(picture: File, recipe: Recipe) -> Result:
+    """Read one picture and encode it at every resolution. Raises RunError where SOURCE cannot be read just now."""
+    try:
+        data = read_listed(picture)
+        return _made(data, picture.path, recipe)._replace(digest=digest_of(data))
+    except Unreadable as error:
+        return Result([], str(error), False, gone=isinstance(error, Gone))
+    except MemoryError as error:
+        raise RunError(
+            f"{printable(picture.path)}: there is not enough memory for this picture. With fewer --workers, or where "
+            f"there is more, {CONTINUES}; a smaller --max-pixels, with a new OUT, leaves it out"
+        ) from error
+
+
+def _made(data: bytes, name: str, recipe: Recipe) -> Result:
+    decided: list[str] = []
+    try:
+        with _pillow_allows(recipe.max_pixels):
+            shaped = _shaped(data, name, recipe, decided)
+    except ValueError as error:  # BadPicture, and another shape than the dataset's
+        remedy = " (see --max-pixels)" if isinstance(error, BadPicture) and error.kind == "size" else ""
+        return Result([], f"{error}{remedy}", False)
+    height, width = size_at(recipe.resolution, recipe.base)
+    top = np.asarray(shaped.resize((width, height), FILTERS[recipe.filter])).reshape(height, width, recipe.channels)
+    levels = zip(recipe.resolutions, pyramid(top, len(recipe.resolutions)), strict=True)
+    images = [_encode(level, recipe.format_at(resolution), recipe.quality) for resolution, level in levels]
+    return Result(images, "", shaped.width < width or shaped.height < height, decided=tuple(decided))
+
+
+@contextlib.contextmanager
+def _pillow_allows(most_pixels: int) -> Iterator[None]:
+    """Pillow's own limit warns, and refuses at twice as much; data/raster.py has said what is too large by then."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def pyramid(top: np.ndarray, levels: int) -> list[np.ndarray]:
+    """uint8 [H, W, C] -> so many uint8 levels, each twice the size of the one before and the last one `top`: means of
+    2^k x 2^k of its pixels, halves rounded up; colours weighted by the opacity if C is 4."""
+    result = [top]
+    sums = top
+    if top.shape[2] == 4:
+        alpha = top[:, :, 3:].astype(np.uint64)
+        sums = np.concatenate([top[:, :, :3] * alpha, alpha], axis=2)
+    for k in range(1, levels):
+        if top.shape[2] == 4:
+            sums = _sums(sums, np.uint64)
+            alpha = np.maximum(sums[:, :, 3:], 1)
+            means = np.concatenate([sums[:, :, :3] // alpha, _rounded(sums[:, :, 3:], 2 * k)], axis=2)
+            means[:, :, :3] += sums[:, :, :3] % alpha * 2 >= alpha
+        else:
+            sums = _sums(sums, np.uint16 if k < 5 else np.uint32)  # 16 x 16 pixels of 255 and the half fit 16 bits
+            means = _rounded(sums, 2 * k)
+        result.insert(0, means.astype(np.uint8))
+    return result
+
+
+def _sums(x: np.ndarray, wide: type[np.unsignedinteger]) -> np.ndarray:
+    """[H, W, C] -> [H / 2, W / 2, C], of 2x2 each."""
+    rows = np.add(x[0::2], x[1::2], dtype=wide)
+    return np.add(rows[:, 0::2], rows[:, 1::2], dtype=wide)
+
+
+def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
+    """Over 2^shift, halves up."""
+    return (sums + sums.dtype.type(1 << (shift - 1))) >> sums.dtype.type(shift)
+
+
+def _shaped(data: bytes, name: str, recipe: Recipe, decided: list[str]) -> Image.Image:
+    """A picture in the mode of `channels`, upright, with the shape of the base. Raises as raster.opened, ValueError for
+    another shape where crop is "none"."""
+    rows, columns = size_at(recipe.resolution, recipe.base)
+    final, crop = (columns, rows), recipe.crop
+    with opened(data, name, recipe.max_pixels) as picture:
+        if picture.format in ("JPEG", "MPO") and picture.width * picture.height > MOST_PIXELS:
+            across, down = picture.size
+            turned = to_srgb.orientation_of(picture) > 4
+            shape = _shape((down, across) if turned else (across, down), recipe.base, crop)
+            less = min(shape[0] / final[0], shape[1] / final[1])
+            picture.draft(None, (math.ceil(picture.width / less), math.ceil(picture.height / less)))
+            crop = "center" if crop == "none" else crop  # it had the shape, to the pixel
+        upright = to_srgb.load(picture, data, recipe.channels, decided)
+        orientation = to_srgb.orientation_of(picture)  # after it was loaded, which turns TIFFs itself
+    if orientation in _ORIENTATIONS:
+        upright = upright.transpose(_ORIENTATIONS[orientation])
+    shape = _shape(upright.size, recipe.base, crop)
+    if recipe.crop == "pad" and shape[0] * shape[1] > MOST_PIXELS:
+        less = min(final[0] / shape[0], final[1] / shape[1])
+        smaller = max(1, round(upright.width * less)), max(1, round(upright.height * less))
+        upright, shape = upright.resize(smaller, FILTERS[recipe.filter]), final
+    if shape == upright.size:
+        return upright
+    (across, down), (width, height) = shape, upright.size
+    if recipe.crop == "pad":
+        canvas = Image.new(upright.mode, shape, "#ffffff00" if upright.mode == "RGBA" else "white")
+        canvas.paste(upright, ((across - width) // 2, (down - height) // 2))
+        return canvas
+    left, top = (width - across) // 2, (height - down) // 2
+    return upright.crop((left, top, left + across, top + down))
+
+
+def _shape(size: tuple[int, int], base: tuple[int, int], crop: str) -> tuple[int, int]:
+    """Width and height of what a picture of `size` is cropped or padded to, for a base of (rows, columns)."""
+    (width, height), (rows, columns) = size, base
+    wide, high = width * rows, height * columns  # equal where the shape fits
+    if crop == "pad":
+        return max(width, round(high / rows)), max(height, round(wide / columns))
+    across = min(width, max(1, round(high / rows)))
+    down = min(height, max(1, round(wide / columns)))
+    if crop == "none" and (across, down) != size:
+        shape = "square" if rows == columns else f"{columns} wide for {rows} high"
+        raise ValueError(f"is {width}x{height} (width x height), not {shape}, and crop = none")
+    return across, down
+
+
+def _encode(pixels: np.ndarray, format: str, quality: int) -> bytes:
+    pixels = np.ascontiguousarray(pixels)
+    grey = pixels.shape[2] == 1
+    if format == "jpg":
+        sampling = "GRAY" if grey else "444"
+        return simplejpeg.encode_jpeg(pixels, quality, "GRAY" if grey else "RGB", sampling)
+    buffer = io.BytesIO()
+    options = {"quality": quality, "exact": True} if format == "webp" else {}
+    Image.fromarray(pixels[:, :, 0] if grey else pixels).save(buffer, format, **options)
+    return buffer.getvalue()

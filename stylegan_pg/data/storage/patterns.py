@@ -1,0 +1,72 @@
+"""Which files and URLs a text names: a file or a folder of exactly that name, if there is one; else a pattern."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections import Counter
+
+from braceexpand import braceexpand
+
+from stylegan_pg.data.storage import remote
+from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import printable
+from stylegan_pg.urls import shown
+
+WILD = "*?["  # of glob patterns
+MOST_PLACES = 1_000_000  # of one pattern
+
+
+def literal(text: str) -> str | None:
+    """The path of the file or folder whose name is exactly `text`, whatever signs are in it; None where there is none.
+
+    Names that would be taken for URLs or commands ("pipe:x") become "./pipe:x".
+    """
+    path = text.removeprefix("file://")
+    if not path or not os.path.lexists(path):
+        return None
+    return f"./{path}" if remote.is_remote(path) or path.startswith("points:") else path
+
+
+def expand(text: str) -> list[str]:
+    """The tars that a text names: a file, a folder's in the order of their names, a glob pattern's, a brace pattern's,
+    or a URL; "::" separates several. Raises UsageError where there are none."""
+    parts = [text] if literal(text) is not None else text.split("::")
+    found = [place for part in parts for place in _expanded(part)]
+    if not found:
+        raise UsageError(f"{shown(text)}: no tar there; check the path")
+    if len(set(found)) < len(found):
+        twice = next(tar for tar, n in Counter(found).items() if n > 1)
+        raise UsageError(f"{printable(text)} names {shown(twice)} twice: name each tar once")
+    return found
+
+
+def _expanded(part: str) -> list[str]:
+    there = literal(part)
+    if there is not None:
+        return _tars_of(there)
+    try:
+        each = list(itertools.islice(braceexpand(part), MOST_PLACES))
+    except ValueError as error:
+        raise UsageError(
+            f"{printable(part)} is no brace pattern ({error}): write it as 'shard-{{000..099}}.tar'"
+        ) from None
+    found = []
+    for one in each:
+        there = literal(one)
+        path = one.removeprefix("file://")
+        if there is not None:
+            found += _tars_of(there)
+        elif remote.is_remote(one) or "://" in path:
+            found.append(one)
+        elif any(sign in path for sign in WILD):
+            found += sorted(literal(match) or match for match in glob.glob(path))
+        else:
+            found.append(path)
+    return found
+
+
+def _tars_of(path: str) -> list[str]:
+    """A tar itself, a folder's tars."""
+    return sorted(glob.glob(f"{glob.escape(path)}/*.tar")) if os.path.isdir(path) else [path]

@@ -1,0 +1,175 @@
+"""What `stylegan-pg data` does: verify a dataset, describe it, measure how fast it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stylegan_pg.data.datasets.foreign import ForeignIndex
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.table import CorruptSample, SampleTable
+from stylegan_pg.data.images.decode import MODES, BadPicture, header
+from stylegan_pg.distributed import stopping
+from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.untrusted import printable
+
+PART = 64  # samples that a process checks at a time
+LOOKED_AT = 64  # pictures of foreign tars, to tell what is there
+TILES, TILE = (10, 6), 96  # columns and rows of the contact sheet, and the most pixels of a tile's sides
+
+
+def check(index: DatasetIndex, resolutions: list[int], workers: int | None = None) -> Iterator[str]:
+    """A line for everything that is bad: files that are missing or altered, samples whose checksum is wrong or that do
+    not decode. Foreign tars have no checksums: there, what does not decode or does not fit `resolutions`.
+
+    Raises:
+        UsageError: for a resolution that the dataset does not have.
+        RunError: a file cannot be read just now.
+    """
+    for resolution in resolutions:
+        if resolution not in index.resolutions:
+            index.table(resolution)  # which says so
+    try:
+        if index.root:  # which packed ones have
+            index.sources()
+    except UsageError as error:
+        yield str(error)
+    context = multiprocessing.get_context("spawn")  # not forked: the parent may have threads
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, stopping.be_worker) as pool:
+        for resolution in resolutions:
+            try:
+                table = index.table(resolution)
+            except UsageError as error:
+                yield f"resolution {resolution}: {error}"
+                continue
+            parts = [range(i, min(i + PART, len(table))) for i in range(0, len(table), PART)]
+            for found in pool.map(functools.partial(_bad, table), parts):
+                for ordinal, line in found:
+                    source = index.source_of(ordinal)
+                    yield line + (f" ({printable(source)})" if source else "")
+
+
+def _bad(table: SampleTable, ordinals: range) -> list[tuple[int, str]]:
+    found = []
+    for i in ordinals:
+        try:
+            table.image(i)
+        except CorruptSample as error:
+            found.append((i, str(error)))
+        except OSError as error:
+            raise RunError(f"{table.paths[table.shard[i]]} cannot be read: {error}") from None
+    return found
+
+
+def info(index: DatasetIndex) -> Iterator[str]:
+    """What the dataset is, in lines. Raises as DatasetIndex.table."""
+    height, width = index.size_at(max(index.resolutions))
+    colours = {1: "grey", 3: "RGB", 4: "RGBA"}.get(index.channels, f"{index.channels} channels")
+    yield f"{index.path}: {index.count} images in {len(index.shards)} shards, {colours}, up to {height}x{width}"
+    yield f"identity {index.identity}"
+    yield from index.notes
+    label = None
+    for resolution in index.resolutions:
+        table = index.table(resolution)
+        label = table.label
+        mib, (height, width) = int(table.size.sum()) / 2**20, table.image_size
+        yield f"resolution {resolution}: {height}x{width}, {mib:.1f} MiB, {table.size.mean() / 1024:.1f} KiB an image"
+    if index.label_names and label is not None:
+        counts = Counter(label.tolist())
+        yield f"{len(index.label_names)} classes: " + ", ".join(
+            f"{printable(name, 60)} {counts[i]}" for i, name in enumerate(index.label_names)
+        )
+        if counts[-1]:
+            yield f"{counts[-1]} images without a label"
+    else:
+        yield "no labels"
+    if isinstance(index, ForeignIndex):
+        yield from looked_at(index)
+
+
+def looked_at(index: DatasetIndex) -> Iterator[str]:
+    """What a sample of the pictures of foreign tars is, in lines: how many of each kind, which of them are brought to
+    the dataset's channels as they are read, and which cannot be read. Raises as DatasetIndex.table, and RunError."""
+    table = index.table(min(index.resolutions))
+    kinds, bad = Counter(), []
+    chosen = _spread(len(table), LOOKED_AT)
+    for ordinal in chosen:
+        try:
+            table.image(ordinal)
+            kinds[header(table.read(ordinal)).kind] += 1
+        except (CorruptSample, BadPicture) as error:  # the latter where a server sends something else the second time
+            bad.append(f"{printable(index.source_of(ordinal))}: {getattr(error, 'reason', error)}")
+        except OSError as error:
+            raise RunError(f"{table.paths[table.shard[ordinal]]} cannot be read: {error}") from None
+    yield f"of {len(chosen)} pictures looked at: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+    plain = {1: "grey", 3: "RGB", 4: "RGBA"}[index.channels]
+    others = sum(n for kind, n in kinds.items() if kind.rsplit(" ", 1)[0] != plain)
+    if others:
+        yield f"{others} of them are brought to {plain} each time that they are read, as packing does once"
+    if bad:
+        yield f"{len(bad)} of them cannot be read, the first {bad[0]} (data check looks at all)"
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places in a dataset, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
+
+
+def contact_sheet(index: DatasetIndex, path: Path) -> None:
+    """Write a PNG with images from all over the dataset, evenly spaced. Bad ones stay white.
+
+    Raises:
+        UsageError: where it cannot be written.
+    """
+    fitting = [r for r in index.resolutions if max(index.size_at(r)) <= TILE]
+    table = index.table(max(fitting, default=min(index.resolutions)))
+    (height, width), (columns, rows) = table.image_size, TILES
+    sheet = np.full([table.channels, rows * height, columns * width], 255, np.uint8)
+    chosen = _spread(len(table), columns * rows)
+    for place, ordinal in enumerate(chosen):
+        row, column = divmod(place, columns)
+        with contextlib.suppress(CorruptSample):
+            image = table.image(ordinal)
+            sheet[:, row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+    used = -(-len(chosen) // columns) * height
+    pixels = sheet[:, :used].transpose(1, 2, 0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[:, :, 0] if table.channels == 1 else pixels, MODES[table.channels]).save(path, "PNG")
+    except (OSError, KeyError) as error:
+        raise UsageError(f"{path} cannot be written: {error}") from None
+
+
+def bench(
+    index: DatasetIndex, resolution: int, *, batch: int, workers: int, window: int, seconds: float
+) -> Iterator[str]:
+    """Read batches as training does, for so many seconds, and say how fast that was. Raises as stream.batches."""
+    from stylegan_pg.data.loader.loader import batches  # which comes with torch, and the processes of `check` need none
+
+    begin = time.perf_counter()
+    table = index.table(resolution)
+    order = index.order(0, window)
+    data = batches(table, order, start=0, end=1 << 40, batch=batch, share=range(batch), workers=workers)
+    images = 0
+    with contextlib.closing(data):
+        next(data)
+        first = time.perf_counter()
+        yield f"first batch after {first - begin:.2f} s"
+        while time.perf_counter() - first < seconds or not images:
+            images += len(next(data).image)
+        elapsed = time.perf_counter() - first
+    mib = images * float(table.size.mean()) / 2**20
+    yield (
+        f"resolution {resolution}, batches of {batch}, {workers} workers: {images / elapsed:.0f} images/s, "
+        f"{mib / elapsed:.1f} MiB/s ({images} images in {elapsed:.1f} s)"
+    )

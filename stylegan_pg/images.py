@@ -1,0 +1,79 @@
+"""Tensors to pictures and files: 8-bit conversion, grids, PNG, and class names beside the rows of a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from stylegan_pg import files
+
+LEAST_HEIGHT = 16  # pixels of a row with its class's name beside it
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] float -> uint8 [N, C, H, W], rounded and clipped."""
+    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def over_white(images: torch.Tensor) -> torch.Tensor:
+    """RGBA images [N, 4, H, W] of 0 to 255 as people see them, [N, 3, H, W] over white (uint8 rounded); others as they
+    are."""
+    if images.shape[1] != 4:
+        return images
+    wide = images.int() if images.dtype == torch.uint8 else images
+    colour, alpha = wide[:, :3], wide[:, 3:].clamp(0, 255)
+    if images.dtype == torch.uint8:
+        return torch.div(colour * alpha + 255 * (255 - alpha) + 127, 255, rounding_mode="floor").to(torch.uint8)
+    return 255 + (colour - 255) * (alpha / 255)
+
+
+def to_pil(image: torch.Tensor | np.ndarray) -> Image.Image:
+    """uint8 [C, H, W], C = 1, 3 or 4 -> a Pillow image of mode L, RGB or RGBA."""
+    array = np.asarray(image).transpose(1, 2, 0)
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+
+
+def tile(images: torch.Tensor, columns: int) -> torch.Tensor:
+    """uint8 [N, C, H, W] -> one image [C, rows H, columns W], row by row; the last row is filled up with black."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    full = torch.cat([images, images.new_zeros([rows * columns - n, c, h, w])])
+    return full.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+
+
+def save_image(image: torch.Tensor, path: Path) -> None:
+    """Write uint8 [C, H, W] as PNG (grey, RGB or RGBA, as C says), by way of a temporary name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole(path) as file:
+        to_pil(image).save(file, format="PNG")
+
+
+def name_rows(picture: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    """uint8 [C, H, W] of len(names) rows of equal height -> [C, k H, margin + k W] with each row's name at its left,
+    black on white; k enlarges rows too low for a line of text, pixel by pixel."""
+    channels, height, _ = picture.shape
+    k = -(-LEAST_HEIGHT * len(names) // height)
+    picture = picture.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
+    row = k * height // len(names)
+    size = min(max(row // 8, 12), 40)
+    names = [name if len(name) <= 32 else f"{name[:31]}\u2026" for name in names]
+    font = _font(size)
+    margin = math.ceil(max(font.getlength(name) for name in names)) + size
+    strip = Image.new("L", (margin, picture.shape[1]), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, name in enumerate(names):
+        draw.text((margin - size // 2, i * row + row // 2), name, fill="black", font=font, anchor="rm")
+    text = torch.from_numpy(np.array(strip)).expand(channels, -1, -1).clone()
+    text[3:] = 255  # opaque
+    return torch.cat([text, picture], dim=2)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # whose font knows more scripts than Pillow's
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)

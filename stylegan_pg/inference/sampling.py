@@ -1,0 +1,187 @@
+"""What `stylegan-pg sample` does: which pictures, of which classes, in one file or many, and what these are called."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stylegan_pg.checkpoint.snapshot import choose_device, load_snapshot
+from stylegan_pg.data.classes import class_names, file_names, one_hot, parse_classes, parse_numbers
+from stylegan_pg.errors import RunError, UsageError
+from stylegan_pg.images import name_rows, save_image, tile
+from stylegan_pg.inference.generate import LARGEST_PSI, images_of, interpolation, latents, writing
+from stylegan_pg.untrusted import printable
+
+MOST_ROWS = 100  # classes in one picture
+MOST_PIXELS = 1 << 28  # of one picture
+NOISE = ("const", "random", "none")
+
+
+class Asked(NamedTuple):
+    """What was asked for, as the command line has it."""
+
+    seeds: str | None  # None: 0-63, of a class grid 0-7
+    psi: float
+    cutoff: int | None
+    labels: str | None
+    grid: bool
+    class_grid: bool
+    columns: int
+    interpolate: int
+    noise: str
+    batch: int
+
+
+def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> Iterator[str]:
+    """Write a snapshot's images for the seeds into a folder; yields a line for each file written.
+
+    One PNG per seed, or with `grid` one picture of all, or with `class_grid` one with a row for each class and a column
+    for each seed, or with `interpolate` a strip from seed to seed; see Asked. Greyscale and RGBA generators give
+    greyscale and RGBA files.
+
+    Args:
+        snapshot: a file.
+        out: a folder; None for one beside the snapshot, NAME-pictures.
+
+    Raises:
+        UsageError: for seeds, labels, noise, devices or files that are not to be had, and folders not to be written.
+        RunError: for a full disk, want of memory, and generators that have diverged.
+    """
+    wanted = Asked(**asked)
+    numbers = _checked(wanted)
+    chosen = choose_device(device)
+    G = load_snapshot(snapshot, chosen)
+    if G.img_channels not in (1, 3, 4):
+        raise UsageError(f"{snapshot} makes points, not pictures: use it from Python, stylegan_pg.load_snapshot")
+    if wanted.cutoff is not None and wanted.cutoff > G.num_ws:
+        raise UsageError(f"--cutoff {wanted.cutoff} goes beyond the {G.num_ws} layers of {printable(snapshot)}")
+    folder = snapshot.parent / f"{snapshot.stem}-pictures" if out is None else out
+    with _enough_memory(wanted.batch):
+        yield from _write(G, snapshot, folder, numbers, wanted)
+
+
+def _checked(wanted: Asked) -> list[int]:
+    """The seeds, once it is certain that the options fit together."""
+    modes = {"--grid": wanted.grid, "--class-grid": wanted.class_grid, "--interpolate": wanted.interpolate}
+    chosen = [name for name, given in modes.items() if given]
+    if wanted.noise not in NOISE:
+        raise UsageError(f"noise {printable(repr(wanted.noise))} is not possible: {', '.join(NOISE)}")
+    if not abs(wanted.psi) <= LARGEST_PSI:
+        raise UsageError(f"psi={wanted.psi} is not possible: give a number near 0 to 1, 0.7 for example")
+    if wanted.class_grid and (wanted.interpolate or wanted.columns):
+        raise UsageError("--class-grid has a row per class and a column per seed: no --interpolate or --columns")
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} make different pictures: give one of them")
+    if wanted.columns and not chosen:
+        raise UsageError("--columns is of a picture of all: give --grid or --interpolate with it")
+    if wanted.seeds is None:
+        return list(range(8 if wanted.class_grid else 64))
+    numbers = parse_numbers(wanted.seeds)
+    latents([max(numbers)], 1)  # refuses those that are too large
+    if wanted.interpolate and len(numbers) < 2:
+        raise UsageError(f"--interpolate goes from seed to seed, and --seeds {wanted.seeds} is one: give two or more")
+    return numbers
+
+
+def _write(G: Any, snapshot: Path, out: Path, numbers: list[int], wanted: Asked) -> Iterator[str]:
+    how = {"psi": wanted.psi, "cutoff": wanted.cutoff, "noise": wanted.noise}
+    batch, names = wanted.batch, class_names(G)
+    classes = parse_classes(G, wanted.labels)
+    if wanted.class_grid:
+        _check_class_grid(snapshot, classes)
+        pairs = [(seed, k) for k in classes for seed in numbers]
+        columns, path = len(numbers), out / "classes.png"
+    else:
+        pairs = _pairs(numbers, classes, wanted.labels is not None)
+        columns, path = wanted.columns or math.ceil(math.sqrt(len(pairs))), out / "grid.png"
+    if not (wanted.grid or wanted.class_grid or wanted.interpolate):
+        yield from _single_files(G, out, pairs, batch, how)
+        return
+    if wanted.interpolate:
+        frames = (len(pairs) - 1) * wanted.interpolate + 1
+        columns, path = wanted.columns or frames, out / "interpolation.png"
+    else:
+        frames = len(pairs)
+    columns = min(columns, frames)
+    height, width = -(-frames // columns) * G.img_size[0], columns * G.img_size[1]
+    if height * width > MOST_PIXELS:
+        raise UsageError(
+            f"one picture of {frames} images would have {width}x{height} pixels, more than {MOST_PIXELS}: give fewer "
+            "seeds, classes or frames"
+        )
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    z, c = _inputs(G, pairs)
+    if wanted.interpolate:
+        images = interpolation(G, [seed for seed, _ in pairs], wanted.interpolate, c, batch=batch, **how)
+    else:
+        images = torch.cat(list(images_of(G, z, c, batch=batch, **how)))
+    picture = tile(images, columns)
+    if wanted.class_grid:
+        picture = name_rows(picture, [names[k] for k in classes])
+    with writing(out):
+        save_image(picture, path)
+    yield str(path)
+
+
+def _check_class_grid(snapshot: Path, classes: Sequence[int]) -> None:
+    if not classes:
+        raise UsageError(f"--class-grid: {printable(snapshot)} is unconditional; --grid shows what it makes")
+    if len(classes) > MOST_ROWS:
+        raise UsageError(
+            f"--class-grid of {len(classes)} classes has more than {MOST_ROWS} rows: choose with --labels, such as "
+            f"--labels '#0-{MOST_ROWS - 1}'"
+        )
+
+
+def _pairs(seeds: Sequence[int], classes: Sequence[int], chosen: bool) -> list[tuple[int, int]]:
+    """Which seed is shown as which class, -1 without classes: in turn, the shorter of the lists from its beginning
+    again; where nobody has chosen the classes, as many as there are seeds."""
+    if not classes:
+        return [(seed, -1) for seed in seeds]
+    count = max(len(seeds), len(classes)) if chosen else len(seeds)
+    return [(seeds[i % len(seeds)], classes[i % len(classes)]) for i in range(count)]
+
+
+def _inputs(G: Any, pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    z = latents([seed for seed, _ in pairs], G.z_dim)
+    return z, one_hot([k for _, k in pairs], G.c_dim) if G.c_dim else None
+
+
+def _single_files(
+    G: Any, out: Path, pairs: Sequence[tuple[int, int]], batch: int, how: dict[str, Any]
+) -> Iterator[str]:
+    """seed000005.png, of a generator with classes seed000005-CLASS.png; what is asked for again ends with a number."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    classes, used = file_names(class_names(G)), set()
+    for first in range(0, len(pairs), batch):
+        some = pairs[first : first + batch]
+        z, c = _inputs(G, some)
+        (images,) = images_of(G, z, c, batch=batch, **how)
+        for (seed, k), image in zip(some, images, strict=True):
+            name = stem = f"seed{seed:06d}" + (f"-{classes[k]}" if G.c_dim else "")
+            again = 1
+            while name in used:
+                again += 1
+                name = f"{stem}.{again}"
+            used.add(name)
+            path = out / f"{name}.png"
+            with writing(out):
+                save_image(image, path)
+            yield str(path)
+
+
+@contextlib.contextmanager
+def _enough_memory(batch: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.cuda.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise RunError(f"there is not enough memory for --batch {batch}: give a smaller one, or fewer images") from None

@@ -1,0 +1,82 @@
+"""Objectives: pairs of functions of D's scores, one value per score, which G and D minimise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+def logistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """Non-saturating generator loss softplus(-D(G(z))), same shape as `fake` (Goodfellow et al. 2014, section 3)."""
+    return F.softplus(-fake)
+
+
+def logistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """softplus(D(G(z))) + softplus(-D(x)), same shape as the scores (Goodfellow et al. 2014, equation 1)."""
+    return F.softplus(fake) + F.softplus(-real)
+
+
+def saturating_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """log(1 - sigmoid(D(G(z)))), G's side of the same minimax game (Goodfellow et al. 2014, equation 1)."""
+    return -F.softplus(fake)
+
+
+def wgan_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """-D(G(z)) (Arjovsky et al. 2017, algorithm 1); also G's side of the hinge loss."""
+    return -fake
+
+
+def wgan_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """D(G(z)) - D(x); D is kept Lipschitz by a gradient penalty or by loss.d_clip (as above)."""
+    return fake - real
+
+
+def lsgan_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """(D(G(z)) - 1)^2 / 2 (Mao et al. 2017, equation 9)."""
+    return (fake - 1).square() / 2
+
+
+def lsgan_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """((D(x) - 1)^2 + D(G(z))^2) / 2 (Mao et al. 2017, equation 9)."""
+    return ((real - 1).square() + fake.square()) / 2
+
+
+def hinge_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim and Ye 2017; Miyato et al. 2018, equation 16)."""
+    return F.relu(1 - real) + F.relu(1 + fake)
+
+
+def relativistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """softplus(D(x) - D(G(z))) of the i-th generated with the i-th real image (Jolicoeur-Martineau 2019, RSGAN;
+    Huang et al. 2024, R3GAN)."""
+    if real is None:
+        raise ValueError("the relativistic loss of G needs D's scores of real images")
+    return F.softplus(real - fake)
+
+
+def relativistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """softplus(D(G(z)) - D(x)), paired as G's side is."""
+    return F.softplus(fake - real)
+
+
+class Objective(NamedTuple):
+    """What the players minimise, of the scores' shape: g(D(G(z)), D(x)) and d(D(x), D(G(z))).
+
+    `paired` says that g looks at D(x), the scores of as many real images; otherwise None will do."""
+
+    g: Callable[..., torch.Tensor]
+    d: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    paired: bool = False
+
+
+OBJECTIVES = {
+    "logistic": Objective(logistic_g, logistic_d),
+    "saturating": Objective(saturating_g, logistic_d),
+    "wgan": Objective(wgan_g, wgan_d),
+    "lsgan": Objective(lsgan_g, lsgan_d),
+    "hinge": Objective(wgan_g, hinge_d),
+    "relativistic": Objective(relativistic_g, relativistic_d, paired=True),
+}

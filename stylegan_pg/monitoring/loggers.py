@@ -1,0 +1,212 @@
+"""What a run tells: the progress line, log.txt, stats.jsonl, TensorBoard, metrics.jsonl and sample grids.
+
+Only rank 0 has a Reporter. A fault in writing any of these (a full disk) costs a line, never the training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from stylegan_pg import files
+from stylegan_pg.checkpoint.names import kimg
+from stylegan_pg.images import save_image, tile
+from stylegan_pg.monitoring import console, status
+from stylegan_pg.monitoring.tensorboard import Board
+from stylegan_pg.untrusted import json_lines
+
+
+def cut_back(path: Path, nimg: int) -> None:
+    """Drop the lines of a .jsonl file behind nimg, and a last line that was cut off; atomically."""
+    if not path.exists():
+        return
+    kept = [line + "\n" for line, row in json_lines(path) if row["nimg"] <= nimg]
+    with files.whole(path) as file:
+        file.write("".join(kept).encode())
+
+
+class Means:
+    """Running means of named quantities since the last tick, in float64; they belong to the checkpoint, so that the
+    logs of a continued run are those of an uninterrupted one."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None):
+        self.sums = sums or {}
+
+    def add(self, name: str, total: float, count: int) -> None:
+        entry = self.sums.setdefault(name, [0.0, 0])
+        entry[0] += total
+        entry[1] += count
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / count for name, (total, count) in sorted(self.sums.items()) if count}
+        self.sums = {}
+        return means
+
+
+class Reporter:
+    """Opens the run folder's logs and cuts them back to `nimg`, where the run starts or continues; nothing is written
+    while `lost` says why the folder is not the run's any more."""
+
+    def __init__(
+        self, run: Path, nimg: int, end: int, *, tensorboard: bool, means: Means, lost: Callable[[], str] = str
+    ):
+        self.run, self.end, self.lost = run, end, lost
+        self.complained: set[str] = set()
+        run.mkdir(parents=True, exist_ok=True)
+        for name in ("stats.jsonl", "metrics.jsonl", "data-faults.jsonl"):
+            self._guard(cut_back, run / name, nimg)
+        self.board = Board(run / "tensorboard", nimg, self.say) if tensorboard else None
+        self.bar = tqdm(
+            total=end, initial=nimg, unit="img", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
+        self.started = self.tick_time = time.monotonic()  # whatever is done to the system's clock
+        self.tick_nimg = nimg
+        self.means = means
+        self.latest = ""  # losses and memory at the last tick
+
+    def _guard(self, function, *args, **kwargs) -> None:
+        if self.lost():
+            return
+        try:
+            function(*args, **kwargs)
+        except (OSError, ValueError, ImportError) as error:
+            text = f"{getattr(function, '__name__', 'output')}: {error}"
+            if text not in self.complained:
+                self.complained.add(text)
+                tqdm.write(f"warning: could not write a log or picture ({text}); training goes on", file=sys.stderr)
+
+    def say(self, message: str) -> None:
+        """A line on the console and in log.txt."""
+        tqdm.write(message, file=sys.stderr)
+        self.note(message)
+        self._look_at_console()
+
+    def note(self, message: str) -> None:
+        """A line in log.txt."""
+        self._guard(self._append, "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
+
+    def _look_at_console(self) -> None:
+        if lost := console.lost():
+            self.note(f"the console is gone ({'; '.join(lost)}); training goes on, and tells the rest here alone")
+
+    def _append(self, name: str, line: str) -> None:
+        with open(self.run / name, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(line + "\n")
+
+    def progress(self, nimg: int, postfix: str) -> None:
+        self.bar.set_postfix_str(f"{postfix}  {self.latest}", refresh=False)
+        self.bar.update(nimg - self.bar.n)
+        self._look_at_console()
+
+    def tick(self, nimg: int, facts: dict[str, Any], device: torch.device) -> None:
+        """One line of stats: the means since the last tick, `facts`, and how fast it went."""
+        now = time.monotonic()
+        rate = (nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
+        self.tick_time, self.tick_nimg = now, nimg
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device) / 2**20
+        else:
+            memory = psutil.Process().memory_info().rss / 2**20
+        stats = {
+            "nimg": nimg,
+            **facts,
+            **self.means.take(),
+            "img_per_sec": round(rate, 3),
+            "eta_sec": round((self.end - nimg) / rate) if rate else None,
+            "elapsed_sec": round(now - self.started, 3),
+            "memory_mib": round(memory, 1),
+        }
+        self._guard(self._append, "stats.jsonl", json.dumps(stats))
+        if self.board:
+            for name, value in stats.items():
+                if isinstance(value, (int, float)) and name != "nimg":
+                    self.board.scalar(name, value, nimg)
+        self.latest = (
+            "  ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats) + f"  {memory:.0f} MiB"
+        )
+        if self.bar.disable:
+            losses = " ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats)
+            self.say(
+                f"{kimg(nimg)}/{kimg(self.end)} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
+                f"{rate:.1f} img/s  ETA {_clock(stats['eta_sec'])}  {memory:.0f} MiB"
+            )
+
+    def ranks(self, nimg: int, paces: list[dict[str, Any]]) -> None:
+        """What status.Pace has taken on each rank, for `stylegan-pg status`."""
+        self._guard(status.write, self.run, nimg, paces)
+
+    def not_training(self, seconds: float) -> None:
+        """Leave a pause out of the next tick's images per second."""
+        self.tick_time += seconds
+
+    def metrics(self, nimg: int, values: dict[str, float], **facts: Any) -> None:
+        """A line of metrics.jsonl, the curves in metrics.png, and TensorBoard."""
+        self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
+        self._guard(_draw_curves, self.run)
+        self.say(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        if self.board:
+            for name, value in values.items():
+                self.board.scalar(f"metrics/{name}", value, nimg)
+
+    def data_fault(self, nimg: int, **facts: Any) -> None:
+        """A line of data-faults.jsonl."""
+        self._guard(self._append, "data-faults.jsonl", json.dumps({"nimg": nimg, **facts}))
+
+    def link_best(self, snapshot: Path) -> None:
+        """Let best.safetensors in the snapshot's folder be this one, and drop the one that was the best before."""
+        self._guard(_link, snapshot, snapshot.with_name("best.safetensors"))
+        for other in snapshot.parent.glob("best-*.safetensors"):
+            if other != snapshot:
+                self._guard(other.unlink)
+
+    def grid(self, name: str, nimg: int, images: torch.Tensor, columns: int) -> None:
+        """uint8 [N, C, H, W] as one picture, samples/NAME.png: grey, RGB or RGBA, as C says."""
+        picture = tile(images, columns)
+        self._guard(_save_grid, picture, self.run / "samples" / f"{name}.png")
+        if self.board:
+            self.board.image(name.rsplit("-", 1)[0], picture, nimg)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board:
+            self.board.close()
+
+
+def _draw_curves(run: Path) -> None:
+    from stylegan_pg.monitoring.figures import draw_curves  # matplotlib takes its time
+
+    draw_curves(run / "metrics.jsonl", run / "metrics.png")
+
+
+def _save_grid(picture: torch.Tensor, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    save_image(picture, path)
+
+
+def _link(target: Path, path: Path) -> None:
+    """A symbolic link within a folder, or a copy where there are none."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target.name)
+    except OSError:
+        shutil.copyfile(target, temporary)
+    os.replace(temporary, path)
+
+
+def _clock(seconds: int | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, s = divmod(seconds, 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"

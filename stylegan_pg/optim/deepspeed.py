@@ -1,0 +1,181 @@
+"""DeepSpeed, which keeps Adam's moments in shards (ZeRO): the only module that imports it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.errors import UsageError
+from stylegan_pg.optim.moments import MOMENTS
+from stylegan_pg.optim.optimizer_step import Learner, norms, unscale
+
+
+def import_deepspeed(device: torch.device) -> None:
+    """
+    Raises:
+        UsageError: where it is not installed.
+    """
+    os.environ["DS_ACCELERATOR"] = device.type
+    os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed demands of a single process too
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UsageError(
+            f"train.engine=deepspeed needs DeepSpeed, which cannot be imported here ({error}): "
+            "pip install 'stylegan-pg[deepspeed]', or take train.engine=accelerate"
+        ) from None
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+
+
+class HandOver(nn.Module):
+    """All that DeepSpeed gets to see of a network: its parameters as flat vectors, and a loss whose gradients are the
+    ones that are handed over.
+
+    So every forward and backward pass of its engine is of one plain form, reaches every parameter in the same order on
+    all ranks and comes once per step; what its engine does not survive (forwards outside of it, passes that
+    differentiate twice, unfrozen neighbours, unequal numbers of passes on the ranks, 0-dimensional and channels-last
+    parameters) never comes near it.
+    """
+
+    def __init__(self, vectors: list[nn.Parameter]):
+        super().__init__()
+        self.vectors = nn.ParameterList(vectors)
+
+    def forward(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        """Gradients [n] of each vector -> a scalar whose value does not matter."""
+        return torch.stack([v.dot(g) for v, g in zip(self.vectors, gradients, strict=True)]).sum()
+
+
+class ShardedLearner(Learner):
+    """The same by DeepSpeed: ZeRO 0 (all of Adam everywhere), 1 (its moments in shards), 2 (gradients too).
+
+    Gradients are handed over after the last pass, so until then each rank holds all of its own.
+    """
+
+    RELIEF = "raise train.zero_stage, keep the moments on the host (train.zero_offload=true)"
+
+    def _build(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        import deepspeed
+
+        train = self.parallel.train
+        self.vectors = {name: nn.Parameter(_flat(p.detach()).clone()) for name, p in self.named.items()}
+        # A shard has one step count, so parameters of different ones (those that growth has added, where
+        # growth.optimizer=carry) go into groups, each with its own shards.
+        steps = {name: float((state or {}).get(f"step/{name}", 0)) for name in self.named}
+        groups = [[n for n in self.named if steps[n] == count] for count in sorted(set(steps.values()), reverse=True)]
+        optimizer = torch.optim.Adam([{"params": [self.vectors[n] for n in group]} for group in groups], **self.adam)
+        zero: dict = {"stage": train.zero_stage}
+        if train.zero_offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,  # of its own "batches", the hand-overs
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,  # its default is 1
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        module = HandOver([self.vectors[n] for group in groups for n in group])
+        self.order = [n for group in groups for n in group]
+        made: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
+        self.engine, self.optimizer = made[:2]
+        self.shards = list(getattr(self.optimizer, "single_partition_of_fp32_groups", []))  # none at stage 0
+        for name, p in self.named.items():  # the engine keeps its vectors where they are from now on
+            p.data = _shaped(self.vectors[name].detach(), p)
+        if state:
+            self._fill(state, {id(shard): steps[group[0]] for shard, group in zip(self.shards, groups, strict=False)})
+
+    def close(self) -> None:
+        for p in self.named.values():
+            p.data = p.data.clone()
+        self.engine.destroy()
+
+    def _last(self) -> None:
+        pass  # the sum is the engine's, and comes after the passes
+
+    def step(self, loss: torch.Tensor, short: bool = False) -> str:
+        names, grads = self._trained()
+        unscale(grads, self.parallel.scale)
+        # No sum of gradients is longer than the sum of their lengths: what is finite here is finite behind the sum.
+        return self._move(loss, short, names, dist.all_reduce(norms(grads)))
+
+    def _apply(self) -> None:
+        gradients = []
+        for name in self.order:
+            p = self.named[name]
+            flat = torch.zeros_like(self.vectors[name]) if p.grad is None else _flat(torch.empty_like(p).copy_(p.grad))
+            gradients.append(flat * dist.world() if dist.world() > 1 else flat)  # the engine takes the mean
+        self.engine.backward(self.engine(gradients))
+        self.engine.step()
+
+    def clip(self, limit: float) -> None:
+        super().clip(limit)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self.shards:
+            self.optimizer.refresh_fp32_params()
+
+    def gather(self) -> dict[str, torch.Tensor]:
+        if not self.shards:
+            states = {name: self.optimizer.state.get(self.vectors[name], {}) for name in self.order}
+            whole = {f"{kind}/{name}": t for name, state in states.items() for kind, t in state.items()}
+        elif not self.optimizer.optimizer.state:
+            return {}
+        else:
+            from deepspeed.utils import safe_get_full_optimizer_state as full
+
+            whole: dict[str, Any] = {f"{k}/{n}": full(self.vectors[n], k) for k in MOMENTS for n in self.order}
+            of = self._shard_of()
+            whole |= {f"step/{n}": self.optimizer.optimizer.state[of[n]]["step"].clone() for n in self.order}
+        return {k: t if t.dim() == 0 else _shaped(t, self.named[k.split("/", 1)[1]]) for k, t in whole.items()}
+
+    def _shard_of(self) -> dict[str, torch.Tensor]:
+        names = {id(v): name for name, v in self.vectors.items()}
+        groups = zip(self.optimizer.bit16_groups, self.shards, strict=True)
+        return {names[id(v)]: shard for group, shard in groups for v in group}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.close()
+        self._build(tensors)
+
+    def _fill(self, state: Mapping[str, torch.Tensor], steps: dict[int, float]) -> None:
+        """Adam's moments, which the engine has not made yet."""
+        flat = {
+            key: _flat(torch.empty_like(self.named[name], dtype=t.dtype).copy_(t))
+            for key, t in state.items()
+            if (name := key.split("/", 1)[1]) in self.named and t.shape == self.named[name].shape
+        }
+        if not self.shards:
+            for name, v in self.vectors.items():
+                if f"exp_avg/{name}" in flat:
+                    own = {kind: flat[f"{kind}/{name}"].clone() for kind in MOMENTS}
+                    self.optimizer.state[v] = {"step": state[f"step/{name}"].to(v.device, copy=True)} | own
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state as fill
+
+        for shard in self.shards:
+            own = {kind: torch.zeros_like(shard) for kind in MOMENTS}
+            count = torch.tensor(steps[id(shard)], device=shard.device)
+            self.optimizer.optimizer.state[shard] = {"step": count} | own
+        self.optimizer._lazy_init_hp_params_optimizer_state()  # else it does that after its first step
+        for kind in MOMENTS:
+            for name in self.order:
+                if f"{kind}/{name}" in flat:
+                    fill(self.vectors[name], flat[f"{kind}/{name}"], kind)
+
+
+def _flat(t: torch.Tensor) -> torch.Tensor:
+    """[numel]: the elements of a dense tensor in the order in which they lie in memory, a view."""
+    return t.as_strided([t.numel()], [1])
+
+
+def _shaped(vector: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The inverse of _flat, a view of shape and strides of `like`."""
+    return vector.as_strided(like.shape, like.stride(), vector.storage_offset())

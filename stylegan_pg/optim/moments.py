@@ -1,0 +1,70 @@
+"""The state of Adam by parameter name: taken out of an optimizer, checked, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from stylegan_pg.checkpoint.tensor_file import check_tensors
+from stylegan_pg.untrusted import printable
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, each of its parameter's shape and dtype; besides them `step`, a scalar
+
+
+def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimiser's state by parameter name: {"exp_avg/mapping.fc0.weight": ...}."""
+    return {
+        f"{kind}/{name}": t
+        for name, p in module.named_parameters()
+        for kind, t in optimizer.state.get(p, {}).items()
+        if isinstance(t, torch.Tensor)
+    }
+
+
+def check_optimizer(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor], named: str) -> None:
+    """Hold an optimiser's state, as optimizer_tensors gives it, against its parameters: Adam's fused update walks both
+    as flat memory, whatever their lengths are. Names that the parameters do not have are passed over.
+
+    Raises:
+        ValueError: as check_tensors; also for a parameter of whose state a part is missing.
+    """
+    kinds: dict[str, set[str]] = {}
+    for key, t in tensors.items():
+        kind, _, name = key.partition("/")
+        if name not in parameters:
+            continue
+        kinds.setdefault(name, set()).add(kind)
+        if kind == "step":
+            if t.ndim or t.dtype != torch.float32 or not 0 <= t.item() < 1 << 53:
+                raise ValueError(f"{named}: {key} is {t.dtype} {list(t.shape)}, not one number of steps")
+        elif kind in MOMENTS:
+            check_tensors({key: t}, {key: parameters[name]}, named)
+        else:
+            raise ValueError(f"{named}: {printable(key, 80)} is nothing that Adam has")
+    for name, found in kinds.items():
+        if missing := {"step", *MOMENTS} - found:
+            raise ValueError(f"{named} lacks {sorted(missing)[0]}/{name}, but has {sorted(found)[0]}/{name}")
+
+
+def restore_optimizer(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """The inverse of optimizer_tensors; names that the module does not have are passed over, those that the tensors
+    lack start afresh.
+
+    Raises:
+        ValueError: as check_optimizer.
+    """
+    parameters = dict(module.named_parameters())
+    check_optimizer(tensors, parameters, "the optimiser's state")
+    for key, t in tensors.items():
+        kind, name = key.split("/", 1)
+        if name in parameters:
+            p = parameters[name]
+            if kind in MOMENTS:
+                # In the parameter's own memory layout, as Adam made it: fused updates walk both as flat memory.
+                value = torch.empty_like(p, dtype=t.dtype).copy_(t).detach()
+            else:
+                value = t.to(p.device if optimizer.defaults.get("fused") else "cpu", copy=True)
+            optimizer.state[p][kind] = value

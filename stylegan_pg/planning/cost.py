@@ -1,0 +1,177 @@
+"""What training will cost, found out by running one training step on tensors without data.
+
+FLOPs are counted by torch's own formulas over the forward and backward passes; memory is what autograd keeps plus
+weights, gradients, Adam's moments and the EMA. Kernels' workspaces and the allocator's slack come on top, and
+augmentation is left out of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from stylegan_pg.config import Config
+from stylegan_pg.config.schedule import Phase, term_weight
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
+from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one phase. FLOPs (a multiply-add counts two) are per real image, lazy terms at their share."""
+
+    g_parameters: int
+    d_parameters: int
+    flops_per_image: float
+    fixed_bytes: int  # weights, gradients, moments, EMA
+    bytes_per_image: float  # activations kept for the largest backward pass
+
+
+class _Saved:
+    """Counts the bytes that autograd keeps, each storage once."""
+
+    def __init__(self):
+        self.seen: dict[int, torch.Tensor] = {}
+
+    def pack(self, t: torch.Tensor) -> torch.Tensor:
+        self.seen[id(t.untyped_storage())] = t
+        return t
+
+    def bytes(self) -> int:
+        return sum(t.untyped_storage().nbytes() for t in self.seen.values())
+
+
+@register_flop_formula(torch.ops.stylegan_pg.upfirdn2d)
+def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__) -> int:
+    """Of the polyphase form: of a filter's taps, each output meets those that do not fall on inserted zeros."""
+    return 2 * math.prod(out_shape) * math.ceil(f_shape[0] / up[1]) * math.ceil(f_shape[1] / up[0])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.conv3x3)
+def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = None, **__) -> int:
+    """Of the definition, as for all convolutions, whatever a kernel saves."""
+    pixels = x_shape if transposed else out_shape
+    return 2 * math.prod(w_shape) * pixels[0] * math.prod(pixels[2:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.conv3x3_weight)
+def _conv3x3_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(out_shape) * dy_shape[0] * math.prod(dy_shape[2:])
+
+
+def _form(value: Any) -> Any:
+    """What of an operator's argument decides the form of its result, hashable."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype, value.is_meta
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_form, value))
+    return type(value), value
+
+
+def _is_functional(func: Any) -> bool:
+    """Whether an operator's results are new tensors: neither views nor changed arguments."""
+    return not func._schema.is_mutable and all(r.alias_info is None for r in func._schema.returns)
+
+
+class Meter(TorchDispatchMode):
+    """Counts FLOPs on the meta device. PyTorch works out the form of each result in Python, which takes most of the
+    time; layers and phases repeat each other, so the answers are kept. Five times as fast as FlopCounterMode."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+        self.functional: dict[Any, bool] = {}
+        self.known: dict[Any, tuple[int, list[Any]]] = {}  # operator and arguments -> FLOPs, forms of the results
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and shielding each call from that takes a fifth of the time
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in self.functional:
+            self.functional[func] = _is_functional(func)
+        if not self.functional[func]:
+            return func(*args, **kwargs)  # counts nothing and is quick
+        key = (func, _form(args), tuple((name, _form(value)) for name, value in kwargs.items()))
+        if key in self.known:
+            flops, forms = self.known[key]
+            self.flops += flops
+            made = [f and torch.empty_strided(f[0], f[1], dtype=f[2], device="meta") for f in forms]
+            return made[0] if len(made) == 1 else tuple(made)
+        result = func(*args, **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        flops = count(*args, **kwargs, out_val=result) if count else 0
+        self.flops += flops
+        outputs = result if isinstance(result, tuple) else (result,)
+        if all(o is None or (type(o) is torch.Tensor and o.is_meta) for o in outputs):
+            self.known[key] = (flops, [None if o is None else (o.shape, o.stride(), o.dtype) for o in outputs])
+        return result
+
+
+def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Meter | None = None) -> Cost:
+    """Measures one step on one minibatch-stddev group, on the meta device: it takes no memory to speak of. Terms count
+    if they have a weight at the phase's end.
+
+    A `meter` that has measured other phases makes it quicker.
+    """
+    meter = meter or Meter()
+    shape = NetworkShape(phase.resolution, config.resolution, phase.fade, channels, classes, phase.mbstd_group)
+    n, pair = phase.mbstd_group, NETWORKS[config.model.name]
+    objective = OBJECTIVES[config.loss.objective]
+    with torch.device("meta"):
+        G: Any = pair.G(**pair.g_kwargs(config.model, shape))
+        D: Any = pair.D(**pair.d_kwargs(config.model, shape))
+        z, c = torch.randn(n, config.model.z_dim), torch.randn(n, classes) if classes else None
+        real, fake, noise = (torch.randn(n, channels, *G.img_size) for _ in range(3))
+        u = torch.rand(n)
+
+    def g_main() -> torch.Tensor:
+        scores_real = None
+        if objective.paired:
+            with torch.no_grad():
+                scores_real = D(real, c)
+        return objective.g(D(G(z, c), c), scores_real).sum()
+
+    def d_main() -> torch.Tensor:
+        with torch.no_grad():
+            fake = G(z, c)
+        return objective.d(D(real, c), D(fake, c)).sum()
+
+    def term_loss(term: Term) -> torch.Tensor:
+        on_g = term.on == "G"
+        inputs = GInputs(G.synthesis, G.styles(z, c), noise) if on_g else DInputs(D, real, c, fake, c, u, noise)
+        return term.compute(inputs)["loss"].sum()
+
+    flops, peak = 0.0, 0.0
+    g_share = config.optim.g_steps / config.optim.d_steps  # of the steps of D, which nimg counts
+    passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # who learns, share of steps and of images
+    passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
+    for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
+        if not spec.of_scores and term_weight(term, phase.resolution, phase.end - 1) > 0:
+            often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
+            passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
+    for player, forward, often, images in passes:
+        G.requires_grad_(player == "G")
+        D.requires_grad_(player == "D")
+        saved, before = _Saved(), meter.flops
+        with meter, torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
+            loss = forward()
+        # Layers keep their weights, scaled, which do not grow with the batch.
+        peak = max(peak, images / n * (saved.bytes() - 4 * sum(sizes)))
+        with meter:
+            loss.backward()
+        flops += often * images / n * (meter.flops - before)
+        G.zero_grad()
+        D.zero_grad()
+    width = 8 if config.train.dtype == "float64" else 4
+    own = 5 * sizes[0] + 4 * sizes[1]  # weights, gradient, two moments; and G_ema
+    return Cost(sizes[0], sizes[1], flops, own * width, peak * width / 4)

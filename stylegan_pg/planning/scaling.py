@@ -1,0 +1,112 @@
+"""What a step takes on many devices, on paper: computing, and summing gradients over links of a known speed.
+
+Of n devices' gradients 2 (n - 1) / n of their bytes go through each device's link (Patarasuk and Yuan, 2009), one
+message after the other along trees of depth log2(n) (Sanders et al., 2009). Sums leave while the backward pass goes on
+(gradients.py), so a part of them costs nothing. benchmarks/scaling.py holds this against runs over links made slow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stylegan_pg.config import Config
+from stylegan_pg.config.schedule import Phase, deal, term_weight
+from stylegan_pg.errors import UsageError
+from stylegan_pg.losses import TERMS
+from stylegan_pg.planning.cost import Cost
+
+WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
+HIDDEN = 0.4  # of a pass's time, in which gradients arrive and can leave: that player's share of the backward pass
+
+
+@dataclass(frozen=True)
+class Link:
+    """Of each device to the others: bits per second in each direction, and seconds that any message takes."""
+
+    bits: float = 1e11
+    latency: float = 2e-5
+
+    def __post_init__(self):
+        if not 0 < self.bits < math.inf:
+            raise UsageError(f"--link-gbit {self.bits / 1e9:g} is not possible: it must be above 0 and finite")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of D, with the steps of G and the lazy terms at their share; seconds."""
+
+    world: int
+    images: int  # of the batch
+    share: int  # of these, on the busiest device
+    computing: float
+    summing: float
+    hidden: float  # of summing, behind computing
+
+    @property
+    def seconds(self) -> float:
+        return self.computing + self.summing - self.hidden
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+
+def sums(config: Config, phase: Phase, cost: Cost) -> list[tuple[float, float]]:
+    """(how often in a step of D, bytes of gradients) of each optimiser's step, at a phase's end."""
+    o, width = config.optim, 8 if config.train.dtype == "float64" else 4
+    often = {"D": 1.0, "G": o.g_steps / o.d_steps}
+    size = {"D": float(width * cost.d_parameters), "G": float(width * cost.g_parameters)}
+    due = [t for t in config.loss.all_terms() if term_weight(t, phase.resolution, phase.end - 1) > 0]
+    lazy = [(TERMS[t.name], t.every) for t in due]
+    steps = [(often[player], size[player]) for player in ("D", "G")]
+    return steps + [(often[s.on] / every, size[s.on]) for s, every in lazy if every > 1 and not s.of_scores]
+
+
+def sum_seconds(size: float, world: int, link: Link, pieces: int = 1) -> float:
+    """Of summing `size` bytes over all devices, in so many pieces."""
+    if world == 1:
+        return 0.0
+    return 2 * (world - 1) / world * 8 * size / link.bits + pieces * 2 * math.ceil(math.log2(world)) * link.latency
+
+
+def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, link: Link) -> Step:
+    """A phase's step on `world` devices that each get through `flops` in a second."""
+    share = max(map(len, deal(phase.batch, phase.mbstd_group, world)))
+    passes = math.ceil(share / phase.micro_batch) if phase.micro_batch else 1
+    computing = share * cost.flops_per_image / flops
+    made = sums(config, phase, cost)
+    ready = HIDDEN if config.train.engine == "accelerate" else 0.0  # DeepSpeed gets gradients after the last pass
+    # All of an optimiser's steps compute about alike for the parameters that they sum.
+    whole = sum(often * size for often, size in made)
+    summing = hidden = 0.0
+    for often, size in made:
+        pieces = max(math.ceil(size / (config.train.bucket_mib * 2**20)), 1)
+        takes = sum_seconds(size, world, link, pieces)
+        window = ready * computing * size / whole / passes if whole else 0.0
+        summing += often * takes
+        # The last piece has nothing to hide behind.
+        hidden += often * min(takes * (1 - 1 / pieces), window)
+    return Step(world, phase.batch, share, computing, summing, hidden)
+
+
+def table(steps: Sequence[Step], phase: Phase, link: Link) -> list[str]:
+    """Lines of text; efficiency is against as many devices that need not talk and have equal shares."""
+    ideal = steps[0].share / steps[0].computing  # images a second of one device
+    rows = [["devices", "images/device", "computing", "summing", "step", "images/s", "efficiency"]]
+    for s in steps:
+        times = [f"{1000 * t:.4g} ms" for t in (s.computing, s.summing - s.hidden, s.seconds)]
+        rate, share = s.images_per_second, s.images_per_second / (ideal * s.world)
+        rows.append([str(s.world), str(s.share), *times, f"{rate:.4g}", f"{share:.0%}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    about = (
+        f"A step of {phase}, batch {phase.batch}, by devices, with links of {link.bits / 1e9:g} Gbit/s per device "
+        f"(summing: what is not hidden behind the backward pass)"
+    )
+    used = phase.batch // phase.mbstd_group
+    more = [
+        f"A batch of {phase.batch} in groups of {phase.mbstd_group} occupies {used} devices; train.batch raises that."
+    ]
+    return [about, *lines, *(more if steps[-1].world > used else [])]

@@ -1,0 +1,80 @@
+"""The devices that a run has: joins the process group, sends batches, and chooses the engine that trains a network; the
+only module that imports accelerate.
+
+`dist` creates the process group, and accelerate and DeepSpeed adopt it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+from torch import nn
+
+from stylegan_pg.config import Config
+from stylegan_pg.data.loader.loader import Batch
+from stylegan_pg.distributed import environment, launcher
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.errors import UsageError
+from stylegan_pg.optim.deepspeed import ShardedLearner, import_deepspeed
+from stylegan_pg.optim.optimizer_step import Learner
+
+
+class Parallel:
+    """This rank's device and the engine of the run."""
+
+    def __init__(self, config: Config):
+        """Joins the process group.
+
+        Raises:
+            UsageError: if the world is not the one that the launcher announced, or DeepSpeed is not installed.
+        """
+        self.train = config.train
+        self.device = dist.init(config.train.device, config.train.timeout_sec, config.train.join_sec)
+        cpu = self.device.type == "cpu"
+        with environment.only_the_place(launcher.place(), cpu=cpu):
+            from accelerate import Accelerator
+            from accelerate.utils import GradientAccumulationPlugin
+
+            whole = GradientAccumulationPlugin(num_steps=1)  # micro-batches are divided by ourselves
+            self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=whole)
+        if self.accelerator.num_processes != dist.world():
+            raise UsageError(
+                f"accelerate sees {self.accelerator.num_processes} processes, the process group {dist.world()}: "
+                "start with `torchrun --nproc-per-node N` or `accelerate launch --multi_gpu --num_processes N`"
+            )
+        with dist.together():  # whatever this rank's engine: that all have the same one is looked at later (peers.py)
+            if config.train.engine == "deepspeed":
+                import_deepspeed(self.device)
+        if config.train.engine == "deepspeed":
+            dist.ensure_group()
+        self.copies: torch.cuda.Stream | None = None  # where batches travel to the device
+        self.scale = 1.0  # of losses, so that small gradients survive fp16; a power of two
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
+        torch.backends.cudnn.benchmark = not config.train.deterministic
+        if config.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+    def send(self, batch: Batch) -> Batch:
+        """Start to copy a batch to this rank's device, beside what that is doing."""
+        if self.device.type != "cuda" or batch.fault:
+            return batch
+        self.copies = self.copies or torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self.copies):
+            sent = [t if t is None else t.to(self.device, non_blocking=True) for t in (batch.image, batch.condition)]
+            ready = self.copies.record_event()
+        for t in sent:
+            if t is not None:
+                t.record_stream(torch.cuda.current_stream(self.device))  # where it will be used
+        image, condition = sent
+        assert image is not None
+        return dataclasses.replace(batch, image=image, condition=condition, ready=ready)
+
+    def prepare(self, net: nn.Module, frozen: set[str], lr: float, beta1: float, beta2: float, eps: float) -> Learner:
+        """What trains a network with Adam, except for the parameters whose names are in `frozen`. A collective call,
+        on equal networks."""
+        adam = {"lr": lr, "betas": (float(beta1), float(beta2)), "eps": eps, "fused": True}
+        kind = ShardedLearner if self.train.engine == "deepspeed" else Learner
+        return kind(self, net, {name: p for name, p in net.named_parameters() if name not in frozen}, adam)

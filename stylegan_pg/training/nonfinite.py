@@ -1,0 +1,123 @@
+"""Steps that were left out because something was not finite: told, counted, and in too great a number the run's end.
+
+The step that spoils the weights can be finite itself, and a checkpoint then holds what it made. So checkpoints of a
+state from which nothing but faults has followed are put aside before the run ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.config import Config, LossConfig, TermConfig
+from stylegan_pg.config.schedule import Phase, term_weight
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.errors import RunError
+from stylegan_pg.losses import TERMS
+from stylegan_pg.planning.advice import decider, r1_is_on
+from stylegan_pg.training.gan_step import Game
+
+FORGIVEN = 0.01  # of a step that was left out, by each good one
+
+
+class Divergence:
+    """The account of a run whose checkpoints are in `folder`, and which may leave out `most` steps (what is forgiven
+    does not count)."""
+
+    def __init__(self, folder: Path, most: int):
+        self.folder, self.most = folder, most
+        self.owners = [0]  # ranks that look into a folder of their own, whose checkpoints the next start may find
+        self.streak, self.since = 0, 0  # the last steps that all had faults, and nimg of the state that they began from
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the last step is the first one that was left out."""
+        return self.streak == 1
+
+    def look(self, game: Game, nimg: int, say: Callable[[str], None], settle: Callable[[], object]) -> None:
+        """Look at the step that began at nimg. A collective call; `settle` waits for what is still being written.
+
+        Raises:
+            RunError: with what to do.
+        """
+        for note in game.notes:
+            say(f"warning: {note}")
+        skipped = game.state.get("_skipped", 0.0)
+        if not game.faults:
+            game.state["_skipped"] = max(skipped - FORGIVEN, 0.0)
+            self.streak = 0
+            return
+        self.streak += 1
+        if self.is_new:
+            self.since = nimg if game.began_bad else game.nimg
+        game.state["_skipped"] = skipped = skipped + 1
+        game.state["skipped"] = game.state.get("skipped", 0) + 1
+        told = f"the step at nimg {nimg} ({game.phase}) was left out: {'; '.join(game.faults)}"
+        say(f"warning: {told} ({math.ceil(skipped)} of at most {self.most})")
+        if skipped <= self.most:
+            return
+        settle()
+        with dist.together():
+            mine = put_aside(self.folder, self.since) if dist.rank() in self.owners else None
+        kept = max((path for path in dist.gather_objects(mine) if path), key=lambda path: int(path.stem), default=None)
+        advice = "; or ".join(remedies(game.config, game.current, nimg))
+        if kept:
+            how = f"The last good checkpoint is {kept} (later ones are now called NAME.bad): run the same command"
+        else:
+            how = "No good checkpoint is left (NAME.bad are none): run the same command with --restart, which begins"
+        raise RunError(
+            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. {how} "
+            f"again with one or more of these: {advice}"
+        )
+
+
+def remedies(config: Config, phase: Phase, nimg: int) -> list[str]:
+    """What may help a run that diverged there, each as it is to be written on the command line."""
+    resolution, found = phase.resolution, []
+    rates = [
+        f"{key if decider(config, key, resolution) == key else f'{key}_at.{resolution}'}={rate / 2:.6g}"
+        for key, rate in (("optim.g_lr", phase.g_lr), ("optim.d_lr", phase.d_lr))
+    ]
+    own = [t.name for t in config.loss.terms if TERMS[t.name].on == "D" and not TERMS[t.name].of_scores]
+    if own and not r1_is_on(config):
+        found.append(f"a larger weight of {' or '.join(own)} in loss.terms")
+    else:
+        found.append(_more_r1(config, resolution, nimg))
+    found.append(" ".join(rates))
+    low = config.model
+    if low.low_precision != "fp32" and (low.low_precision_at or low.low_precision_resolutions):
+        found.append("model.low_precision=fp32" + (" model.low_precision_at=null" if low.low_precision_at else ""))
+    return found
+
+
+def _more_r1(config: Config, resolution: int, nimg: int) -> str:
+    """loss.r1_gamma, or what decides it here, doubled."""
+    loss = config.loss
+    term = TermConfig("r1", loss.r1_gamma, weight_at=loss.r1_gamma_at, weight_from=loss.r1_gamma_from)
+    more = 2 * term_weight(term, resolution, nimg) or LossConfig().r1_gamma
+    reached = [kimg for kimg in loss.r1_gamma_from if nimg >= kimg * 1000]
+    if reached:
+        table = ", ".join(f"{k:g}: {v:g}" for k, v in (loss.r1_gamma_from | {max(reached): more}).items())
+        return f"'loss.r1_gamma_from={{{table}}}'"
+    key = decider(config, "loss.r1_gamma", resolution)
+    return f"{key}={more:g}" if key == "loss.r1_gamma" else f"{key}.{resolution}={more:g}"
+
+
+def put_aside(folder: Path, since: int) -> Path | None:
+    """Rename the checkpoints from nimg `since` on to NAME.bad; returns the newest one before, if there is any.
+
+    Raises:
+        RunError: where that is not possible.
+    """
+    for path in checkpoint.found(folder):
+        if int(path.stem) < since:
+            return path
+        try:
+            path.rename(path.with_name(path.name + ".bad"))
+        except OSError as error:
+            raise RunError(
+                f"training has diverged, and {path}, which holds such a state, cannot be renamed ({error}): delete it"
+            ) from None
+    return None

@@ -1,0 +1,182 @@
+"""What a run gives while it goes on: lines of statistics, grids of pictures, metrics and snapshots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stylegan_pg.checkpoint import names
+from stylegan_pg.checkpoint.snapshot import save_snapshot
+from stylegan_pg.config import Config
+from stylegan_pg.config.loading import to_plain
+from stylegan_pg.config.schedule import crossed
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.images.decode import MODES
+from stylegan_pg.data.loader.loader import read_batch
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.errors import PeersLost, RunError, UsageError
+from stylegan_pg.inference.generate import grid_inputs, grid_ordinals, images_of
+from stylegan_pg.metrics.periodic import Periodic
+from stylegan_pg.monitoring.loggers import Reporter
+from stylegan_pg.training.gan_step import Game
+from stylegan_pg.version import __version__
+
+
+class Outputs:
+    """Of one run; the metrics are measured by all ranks, everything else is rank 0's, which has the reporter."""
+
+    def __init__(
+        self, config: Config, index: DatasetIndex, players: Game, metrics: Periodic, reporter: Reporter | None
+    ):
+        self.config, self.index, self.players, self.metrics, self.reporter = config, index, players, metrics, reporter
+        self.run = Path(config.run)
+        self.lost: Callable[[], str] = str  # why its folder is not the run's any more
+
+    def say(self, message: str) -> None:
+        if self.reporter:
+            self.reporter.say(message)
+
+    def due(self, before: int, *, last: bool) -> None:
+        """Measure, draw and write what is due after the step that began at nimg `before`; `last` ends the run, whose
+        final_snapshot comes later."""
+        after, out = self.players.nimg, self.config.output
+        snapshot = crossed(out.snapshot_kimg, before, after) or last
+        every = self.config.metrics.every_kimg
+        if crossed(every, before, after) or (last and every) or (snapshot and self.config.metrics.at_snapshots):
+            self.measure()
+        if dist.is_main():
+            if crossed(out.grid_kimg, before, after) or (last and out.grid_kimg):
+                self.grids()
+            if snapshot and not last:
+                self.snapshot(self.snapshot_path())
+
+    def tick(self, before: int, bad_samples: Mapping[str, int]) -> None:
+        """A line of statistics since the last one; `bad_samples`: how many of which kind."""
+        if not self.reporter:
+            return
+        p = self.players
+        facts = {
+            "phase": str(p.phase),
+            "resolution": p.current.resolution,
+            "alpha": p.current.alpha(before),
+            "lr_g": p.current.g_lr,
+            "lr_d": p.current.d_lr,
+            "batch": p.current.batch,
+            **{name: v for name, v in p.state.items() if not name.startswith("_") and (name, v) != ("loss_scale", 1)},
+        }
+        if bad_samples:
+            facts["bad_samples"] = sum(bad_samples.values())
+            facts |= {f"bad_{kind}": count for kind, count in sorted(bad_samples.items())}
+        self.reporter.tick(p.nimg, facts, p.device)
+
+    def grids(self) -> None:
+        """Fixed latents through G_ema, with labels a row for each class, and once per resolution the real images."""
+        if not self.reporter or self.index.channels not in MODES:  # points are no pictures
+            return
+        p, (columns, rows) = self.players, self.config.output.grid
+        classes = np.unique(p.table.label).tolist() if p.classes else []
+        z, c = grid_inputs(p.G_ema, columns, rows, classes)
+        how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
+        try:
+            images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
+        except RunError as error:
+            self.say(f"warning: no grid at {names.kimg(p.nimg)} kimg: {error}")
+            return
+        at = self.moment(self.run / "samples", ".png", self.config.output.grid_kimg)
+        self.reporter.grid(f"fakes-{at}", p.nimg, images, columns)
+        name = f"reals-r{p.current.resolution:04d}"
+        if not (self.run / "samples" / f"{name}.png").exists():
+            chosen = grid_ordinals(p.table.label, columns, rows, classes)
+            try:
+                self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
+            except (OSError, RunError) as error:
+                self.say(f"warning: no grid of real images ({error}); training goes on")
+
+    def measure(self) -> None:
+        """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
+        p, started = self.players, time.monotonic()
+        moment = f"the metrics at {names.kimg(p.nimg)} kimg"
+        try:
+            values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
+        except PeersLost:
+            raise
+        except Exception as error:  # also what a user's extractor raises, and want of memory
+            self.say(f"warning: {moment} are missing: {error or type(error).__name__}; training goes on")
+            return
+        for reason in self.metrics.missing:
+            self.say(f"warning: {moment} are incomplete: {reason}; training goes on")
+        if self.reporter and values:
+            seconds, how = round(time.monotonic() - started, 1), self.config.metrics
+            facts = {"resolution": p.current.resolution, "images": how.images, "seconds": seconds}
+            self.reporter.metrics(p.nimg, values, **facts)
+            self.reporter.not_training(time.monotonic() - started)
+            folder, suffix = self.run / "snapshots", ".safetensors"
+            at = self.moment(
+                folder, suffix, how.every_kimg, self.config.output.snapshot_kimg if how.at_snapshots else 0
+            )
+            path = folder / f"best-{at}{suffix}"
+            try:
+                best = self.metrics.is_best(self.run / "metrics.jsonl", values)
+            except OSError as error:
+                self.say(f"warning: {moment} are kept, but cannot be compared with others ({error}); training goes on")
+                return
+            if best and self.snapshot(path):
+                self.reporter.link_best(path)
+
+    def moment(self, folder: Path, suffix: str, *every_kimg: float) -> str:
+        """nimg as part of a file's name, in a folder of files of that kind which are due each so many kimg."""
+        p, whole = self.players, all(float(every).is_integer() for every in every_kimg)
+        return names.moment_name(p.nimg, p.current.batch, whole, (path.name for path in folder.glob(f"*{suffix}")))
+
+    def snapshot_path(self) -> Path:
+        folder = self.run / "snapshots"
+        return folder / f"{self.moment(folder, '.safetensors', self.config.output.snapshot_kimg)}.safetensors"
+
+    def final_snapshot(self) -> None:
+        """What the run was for; nothing is done if it is there already.
+
+        Raises:
+            RunError: on all ranks, if it cannot be written; UsageError: if the folder is not this run's any more.
+        """
+        path = self.snapshot_path()
+        with dist.main_decides():
+            if dist.is_main() and (lost := self.lost()):
+                raise UsageError(lost)
+            if dist.is_main() and not path.is_file():
+                try:
+                    self._write(path)
+                except OSError as error:
+                    raise RunError(
+                        f"training is complete, but its last snapshot {path} could not be written ({error}): make "
+                        "room, or mend what is wrong there, and run the same command again, which writes it"
+                    ) from None
+
+    def snapshot(self, path: Path) -> bool:
+        """Whether it could be written; if not, that is told."""
+        if self.lost():
+            return False
+        try:
+            self._write(path)
+            return True
+        except OSError as error:
+            self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
+            return False
+
+    def _write(self, path: Path) -> None:
+        p = self.players
+        description = {
+            "network": self.config.model.name,
+            "kwargs": p.G_kwargs,
+            "alpha": p.alpha,
+            "nimg": p.nimg,
+            "label_names": list(self.index.label_names) if p.classes else [],
+            "dataset": self.index.identity,
+            "config": to_plain(self.config),
+            "stylegan_pg": __version__,
+        }
+        save_snapshot(path, p.G_ema, description)
+        self.say(f"{names.kimg(p.nimg)} kimg: snapshot {path}")

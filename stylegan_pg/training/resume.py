@@ -1,0 +1,172 @@
+"""Whether a checkpoint can be continued, with another configuration too, and what to say about the differences."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from stylegan_pg.checkpoint.names import kimg
+from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.config.loading import flat, to_plain
+from stylegan_pg.config.schedule import Phase
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.errors import UsageError
+from stylegan_pg.networks import check_arguments
+from stylegan_pg.untrusted import finite_number, printable, whole_number
+
+# Another value here makes another network, or moves the phases that nimg is counted in.
+FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
+# Though they begin like these: another value goes on with the same networks, in other steps or other rounding.
+PRECISION = ("model.low_precision", "model.low_precision_at", "model.low_precision_resolutions")
+CHANGEABLE = (*PRECISION, "model.w_avg_beta")
+# Another value here changes nothing about what is computed.
+FREE = ("run", "data.url", "data.mixture", "data.workers", "data.cache_", "data.prefetch_shards", "data.patience_sec")
+FREE += ("data.max_bad_share", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
+FREE += (
+    "train.join_sec",
+    "train.timeout_sec",
+    "train.check_ranks_every",
+    "train.max_skipped",
+    "train.loss_scale",
+    "init",
+)
+
+
+MOST_THREADS, FINITE = 1024, sys.float_info.max
+_RANGES = {  # of running numbers, by how their names begin; others only have to be finite
+    "augment_p": (0.0, 1.0),
+    "loss_scale": (2.0**-200, 2.0**200),
+    "_micro_batch_": (0, 1 << 31),
+    "_signed": (0, 1 << 62),
+    "_clean_steps": (0, 1 << 62),
+}
+
+
+def check_state(state: dict[str, Any], named: str) -> None:
+    """Hold what a checkpoint's header says against the form and the ranges that continuing relies on.
+
+    Raises:
+        UsageError: in one message that begins with `named`, for the first that is missing or wrong.
+    """
+    remedy = "restore another checkpoint, or take a new run=FOLDER"
+
+    def part(key: str, kind: type) -> Any:
+        if not isinstance(found := state.get(key), kind):
+            raise UsageError(f"{named} has no {key}, or it is no {kind.__name__}: {remedy}")
+        return found
+
+    whole_number(state.get("nimg"), 0, 1 << 53, f"{named}: nimg", remedy)
+    whole_number(state.get("phase"), 0, 1 << 20, f"{named}: phase", remedy)
+    part("dataset", str)
+    for name, value in part("running_means", dict).items():
+        low, high = next((r for start, r in _RANGES.items() if name.startswith(start)), (-FINITE, FINITE))
+        finite_number(value, low, high, f"{named}: {printable(name, 60)}", remedy)
+    for name, pair in part("means", dict).items():
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UsageError(f"{named}: the mean of {printable(name, 60)} is no sum and count: {remedy}")
+        finite_number(pair[0], -FINITE, FINITE, f"{named}: the sum of {printable(name, 60)}", remedy)
+        whole_number(pair[1], 0, 1 << 62, f"{named}: the count of {printable(name, 60)}", remedy)
+    for bad in part("bad_samples", list):
+        told = isinstance(bad, list) and list(map(type, bad)) == [int, int, str, str, str]
+        if not told and not isinstance(bad, str):  # as they once were
+            raise UsageError(f"{named}: an entry of bad_samples is no damaged sample: {remedy}")
+    environment = part("environment", dict)
+    whole_number(environment.get("threads"), 1, MOST_THREADS, f"{named}: threads", remedy)
+    if not all(isinstance(value, str | int | None) for value in environment.values()):
+        raise UsageError(f"{named}: its environment holds other things than texts and numbers: {remedy}")
+    config = part("config", dict)
+    model, train, loss = (config.get(key) for key in ("model", "train", "loss"))
+    terms = loss.get("terms", []) if isinstance(loss, dict) else None
+    if not (isinstance(terms, list) and all(isinstance(term, dict) for term in terms)):
+        raise UsageError(f"{named}: loss.terms of its configuration is no list of tables: {remedy}")
+    if not isinstance(model, dict) or not isinstance(train, dict):
+        raise UsageError(f"{named}: model or train of its configuration is no table: {remedy}")
+    if not isinstance(train.get("channels_last"), bool | None):  # which is taken over, as is the next
+        raise UsageError(f"{named}: train.channels_last of its configuration is no true, false or null: {remedy}")
+    taken = {key: model[key] for key in ("low_precision_at", "low_precision") if model.get(key) not in (None, "auto")}
+    if taken:
+        try:
+            check_arguments(taken)
+        except ValueError as error:
+            raise UsageError(f"{named}: model.{error}: {remedy}") from None
+
+
+def running_numbers(state: dict[str, Any], config: Config) -> dict[str, float]:
+    """The checkpoint's running means and the like, without those that start afresh: another value was configured for
+    their start, they are fixed now, or they were found for another precision."""
+    before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))
+    afresh = {"augment_p"} if config.augment.mode == "fixed" else set()
+    for key, name in (
+        ("augment.p", "augment_p"),
+        ("train.loss_scale", "loss_scale"),
+        ("model.low_precision", "loss_scale"),
+    ):
+        if before[key] != now[key]:
+            afresh.add(name)
+    return {name: value for name, value in state["running_means"].items() if name not in afresh}
+
+
+def compare(
+    state: dict[str, Any],
+    config: Config,
+    index: DatasetIndex,
+    plan: list[Phase],
+    here: dict[str, Any],
+    where: str = "",
+) -> list[str]:
+    """What differs between the checkpoint's run and this one, for the log; `here` is Trainer.environment(), `where`
+    whose folder the checkpoint lies in, where that is not config.run.
+
+    Raises:
+        UsageError: if the difference makes it another run: other networks, other phases, other data.
+    """
+    where = where or config.run
+    before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))  # keys may be new
+    term = to_plain(TermConfig())
+    before["loss.terms"] = [term | t for t in before["loss.terms"]]
+    changed = {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys()}
+    changed = {printable(key, 60): (printable(a, 80), b) for key, (a, b) in sorted(changed.items()) if a != b}
+    fatal = [f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if k.startswith(FIXED) and k not in CHANGEABLE]
+    if fatal:
+        pair = changed.get("train.total_kimg")
+        if pair and any(text.startswith(("growth.stable_kimg_at", "growth.fade_kimg_at")) for text in fatal):
+            fatal.append(f"train.total_kimg, which growth.schedule=auto makes phases from, was {pair[0]}, is {pair[1]}")
+        raise UsageError(
+            f"the checkpoints in {where} are of another run: {'; '.join(fatal)}. Take the old values to continue "
+            "it, or another run=FOLDER to start a new one"
+        )
+    if state["dataset"] != index.identity:
+        raise UsageError(
+            f"the checkpoints in {where} were trained on other data than {index.path}: give data.url of the same "
+            "dataset (or data.mixture of the same, in the same proportions) to continue, or "
+            "another run=FOLDER to start a new one"
+        )
+    nimg, number = state["nimg"], state["phase"]
+    if number >= len(plan) or not plan[number].start < nimg <= plan[number].end:
+        raise UsageError(
+            f"train.total_kimg={config.train.total_kimg} ends before the checkpoint at {kimg(nimg)} kimg in "
+            f"{where}: raise it, or take another run=FOLDER"
+        )
+    notes = [f"{k} was {a}, is now {b}" for k, (a, b) in changed.items() if not k.startswith(FREE)]
+    if config.init and config.init != before["init"]:
+        began = f"init={printable(before['init'], 80)}" if before["init"] else "no init="
+        notes.append(
+            f"init={config.init} changes nothing: the run was begun with {began} and goes on from its checkpoint; take "
+            "another run=FOLDER to start from the file"
+        )
+    formats = {before["model.low_precision"], now["model.low_precision"]}
+    if formats != {"fp32"} and any(key in PRECISION for key in changed):
+        notes.append("the precision changes here: from now on the bits are not those of a run that kept it")
+    for name, then in state["environment"].items():
+        if name == "world" and then != here[name]:
+            notes.append(f"continuing on {here[name]} ranks what ran on {then}: the same batches, other rounding")
+        elif name == "threads" and then != here[name]:
+            notes.append(
+                f"using {then} CPU threads, as the run did before, not {here[name]}: other counts round otherwise"
+            )
+        elif name == "bf16" and (config.model.low_precision == "fp32" or config.model.low_precision_at == []):
+            pass  # nothing is computed in it
+        elif then != here.get(name):
+            was = printable(then, 80)
+            notes.append(f"{printable(name, 60)} was {was}, is now {here.get(name)}: results may differ by rounding")
+    return notes

@@ -1,0 +1,3 @@
+"""The version, for modules below the package's own names."""
+
+__version__ = "0.1.0"
