@@ -41,8 +41,8 @@ WORKERS, BATCH = 2, 32
 START = """
 import sys, time, contextlib
 from stylegan_pg.config.loading import load_config
-from stylegan_pg.data.index import load_index
-from stylegan_pg.data.stream import batches
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.loader import batches
 begin = time.perf_counter()
 config = load_config(None, ["run=none", "train.total_kimg=1", "resolution=8", f"data.url={sys.argv[1]}"])
 index = load_index(config.data.url)

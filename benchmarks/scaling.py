@@ -3,7 +3,8 @@
 `32 ...`, `64 ...`: the same global batch by 2 processes of 1 thread, against 1 process of 2 threads and 1 of 1, at two
 sizes; `ratio` is the others' time for a step over that of the two processes. `link ... mbit`: two hosts (network
 namespaces) with a link of that speed; `ratio` is the step's time as the model of `stylegan-pg plan` has it
-(stylegan_pg/scaling.py: computing as measured without a limit, the parameters' bytes, overlap) over the measured one.
+(stylegan_pg/planning/scaling.py: computing as measured without a limit, the parameters' bytes, overlap) over the
+measured one.
 """
 
 from __future__ import annotations

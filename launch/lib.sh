@@ -166,7 +166,7 @@ await() {
     wait "$1" || status=$?
 }
 
-agent='' # this script's folder, through which it and the ranks tell each other things (stylegan_pg/launcher.py)
+agent='' # this script's folder, through which it and the ranks tell each other things (stylegan_pg/distributed/launcher.py)
 make_agent() {
     agent=$(mktemp -d "${TMPDIR:-/tmp}/stylegan_pg-agent.XXXXXX")
     export STYLEGAN_PG_AGENT="$agent"

@@ -72,7 +72,7 @@ def shards_in(folder: Path, suffix: str = ".tar") -> list[Path]:
 # Runs in processes of its own: reads shards, at random or one by one, and says whether they were right.
 READER = textwrap.dedent("""
     import hashlib, json, random, sys
-    from stylegan_pg.data import cache, store
+    from stylegan_pg.data.storage import shard_reader as cache, shard_cache as store
     how = json.loads(sys.argv[1])
     store.configure(store.Settings(how["folder"], how["limit"], how.get("patience", 20)))
     dice = random.Random(how["seed"])

@@ -123,7 +123,7 @@ def test_a_console_that_takes_nothing():
     program = """
         import logging, sys, time, warnings
         from tqdm import tqdm
-        from stylegan_pg import console
+        from stylegan_pg.monitoring import console
         console.STUCK_MS = 200
         console.tolerate("stdout", "stderr")
         start = time.monotonic()
@@ -167,7 +167,7 @@ def test_descriptors_that_were_closed_are_not_given_to_files(tmp_path):
     """Else what a library prints would end up in the next file that is opened."""
     program = f"""
         import os, sys
-        from stylegan_pg import console
+        from stylegan_pg.monitoring import console
         console.tolerate("stderr")
         file = open({str(tmp_path / "file")!r}, "w")
         os.write(2, b"a library's message")

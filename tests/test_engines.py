@@ -56,8 +56,8 @@ SUMS = """
 import copy, torch
 from torch import nn
 import torch.distributed as td
-from stylegan_pg import dist
-from stylegan_pg.gradients import GradientSum
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.optim.grad_allreduce import GradientSum
 
 dist.init("cpu")
 rank, world = dist.rank(), dist.world()
@@ -237,7 +237,10 @@ def test_without_deepspeed(tiny_data, tmp_path):
 # the whole run have none left once the first bucket is on its way.
 SHORT = """
 import sys, torch
-from stylegan_pg import __main__, dist, game, gradients, learner
+from stylegan_pg import __main__
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.training import gan_step as game
+from stylegan_pg.optim import grad_allreduce as gradients, optimizer_step as learner
 
 where, room = sys.argv.pop(1), int(sys.argv.pop(1))
 when = 0 if where == "path_length" else 16  # where that term is due, in the first phase

@@ -66,7 +66,7 @@ def test_no_memory_for_the_sums_is_an_error_that_training_knows():
     """Whatever there is room for and what not, the process lives on."""
     code = """if True:
         import resource, torch
-        from stylegan_pg.learner import out_of_memory
+        from stylegan_pg.optim.optimizer_step import out_of_memory
         from stylegan_pg.ops import calls, native
         torch.set_num_threads(1)
         x = torch.randn(1, 256, 16, 4096).bfloat16().permute(0, 3, 1, 2)

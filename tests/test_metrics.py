@@ -277,8 +277,8 @@ import hashlib, json, sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from measuring import CPU, Painter, evaluator
-from stylegan_pg import dist
-from stylegan_pg.data.index import load_index
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.metrics import gather
 from stylegan_pg.metrics.command import _draw, nearest_real
 gather.BLOCK = 8  # so that every rank has some

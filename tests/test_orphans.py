@@ -71,7 +71,7 @@ def test_a_rank_that_is_stuck_leaves_as_well(tmp_path):
     """Its main thread waits in a call that never returns, and no handler of signals runs."""
     stuck = """
         import ctypes, os, sys
-        from stylegan_pg import stopping
+        from stylegan_pg.distributed import stopping
         stopping.LEAVE_SEC = 1.0
         stopping.listen()
         stopping.begin(lambda: None, lambda: False)
@@ -90,11 +90,29 @@ def test_a_rank_that_is_stuck_leaves_as_well(tmp_path):
     wait_until(lambda: gone([child]), 15, "the child to end")
 
 
+def test_a_signal_to_a_worker_is_none_to_its_parent():
+    """Processes that are forked before training begins share the parent's handlers, but not the pipe they write to."""
+    program = """
+        import multiprocessing, time
+        from stylegan_pg.distributed import stopping
+        stopping.listen()
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3,))
+        worker.start()
+        time.sleep(0.5)
+        worker.terminate()
+        time.sleep(1.0)
+        print("still here")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, cwd=ROOT, env=harness.environment(), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "still here\n", done.stderr
+
+
 def test_workers_whose_parent_was_killed(tmp_path):
     program = """
         import multiprocessing, os, sys, time
         from concurrent.futures import ProcessPoolExecutor
-        from stylegan_pg import stopping
+        from stylegan_pg.distributed import stopping
         if __name__ == "__main__":
             with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), stopping.be_worker) as pool:
                 list(pool.map(time.sleep, [0.5, 0.5]))

@@ -43,7 +43,7 @@ def test_a_complete_dataset_is_left_alone_and_never_mixed(tmp_path):
 
 
 PACK = (
-    "import sys; from stylegan_pg.data.pack import pack; "
+    "import sys; from stylegan_pg.data.pack.pack import pack; "
     "pack(sys.argv[1], sys.argv[2], resolution=64, shard_size='60kB', workers=int(sys.argv[3]), progress=False)"
 )
 

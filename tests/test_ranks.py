@@ -99,7 +99,9 @@ def test_accelerate_launch(tiny_data, tmp_path):
 # Run under torchrun in place of the command line: rank 1's D is moved by the least amount float32 knows, at one step.
 DRIFTING = """
 import sys, torch
-from stylegan_pg import __main__, dist, game
+from stylegan_pg import __main__
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.training import gan_step as game
 
 step = game.Game.step
 def drifting(self, batch, **how):

@@ -153,7 +153,8 @@ def test_full_disk(whole_run, tiny_data, tmp_path):
 # The checkpoint before the last is slow to fail, so that the end finds it out.
 LATE = """
 import sys, time
-from stylegan_pg import __main__, checkpoint
+from stylegan_pg import __main__
+from stylegan_pg.checkpoint import checkpoint
 
 real = checkpoint.write
 def write(path, tensors, state):

@@ -122,7 +122,7 @@ def test_candidates():
 
 TOLD = """
 import sys
-from stylegan_pg import tuning
+from stylegan_pg.training import autotune as tuning
 from stylegan_pg.__main__ import main
 how = sys.argv.pop(1)
 def measure(config, device, cases):

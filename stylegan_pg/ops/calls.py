@@ -73,7 +73,7 @@ class Kernels:
                 code = function(x.device.index, torch.cuda.current_stream().cuda_stream, *args)
         else:  # device code that was compiled for the CPU (kernels/shim)
             code = function(0, None, *args)
-        if code == -2:  # in the words of PyTorch, which stylegan_pg/learner.py knows
+        if code == -2:  # in the words of PyTorch, which stylegan_pg/optim/optimizer_step.py knows
             raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory for the sums of {name}")
         if code > 0:
             raise RuntimeError(f"{name} on {x.device}: the launch failed with CUDA error {code}")
