@@ -27,7 +27,7 @@ from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.datasets.points import MIXTURES, load_points
 from stylegan_pg.metrics.statistics import mode_coverage
 from stylegan_pg.rng import generator
-from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.trainer import Trainer
 
 SAMPLES = 2500
@@ -73,10 +73,10 @@ def train(case: Case, seed: int, scale: float) -> tuple[dict[str, Any], np.ndarr
         config = load_config(None, given)
         start = time.perf_counter()
         with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
-            trainer = Trainer(config, load_points(config.data.url), Parallel(config))
+            trainer = Trainer(config, load_points(config.data.url), Devices(config))
             trainer.train()
         seconds = time.perf_counter() - start
-    G = trainer.players.G_ema
+    G = trainer.state.G_ema
     with torch.no_grad():
         samples = G(torch.randn([SAMPLES, G.z_dim], generator=generator(seed, "modes"))).flatten(1)
     centres, deviation = MIXTURES[case.points]

@@ -51,13 +51,13 @@ def launched(script, ranks, *args):
     return subprocess.Popen([*command, str(script), *args], env=harness.environment(), **pipes)
 
 
-# Passes of many kinds, by GradientSum and, on a copy of the network, by one plain sum per tensor after the passes.
+# Passes of many kinds, by GradientAllReduce and, on a copy of the network, by a plain sum per tensor after the passes.
 SUMS = """
 import copy, torch
 from torch import nn
 import torch.distributed as td
 from stylegan_pg.distributed import process_group as dist
-from stylegan_pg.optim.grad_allreduce import GradientSum
+from stylegan_pg.optim.grad_allreduce import GradientAllReduce
 
 dist.init("cpu")
 rank, world = dist.rank(), dist.world()
@@ -66,7 +66,7 @@ layers = [nn.Linear(16, 16) for _ in range(6)]
 body = nn.Sequential(*[m for l in layers for m in (l, nn.Softplus())])
 net = nn.ModuleDict({"body": body, "unused": nn.Linear(9, 9)})
 plain = copy.deepcopy(net)
-sums = GradientSum(list(net.parameters()), 1.5 * 16 * 16 * 4 / 2**20)
+sums = GradientAllReduce(list(net.parameters()), 1.5 * 16 * 16 * 4 / 2**20)
 assert len(sums.buckets) > 3, sums.buckets
 
 def loss(net, x, kind):
@@ -239,29 +239,30 @@ SHORT = """
 import sys, torch
 from stylegan_pg import __main__
 from stylegan_pg.distributed import process_group as dist
-from stylegan_pg.training import gan_step as game
-from stylegan_pg.optim import grad_allreduce as gradients, optimizer_step as learner
+from stylegan_pg.systems.gan import GAN
+from stylegan_pg.optim.grad_allreduce import GradientAllReduce
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 
 where, room = sys.argv.pop(1), int(sys.argv.pop(1))
 when = 0 if where == "path_length" else 16  # where that term is due, in the first phase
 last = lambda: dist.rank() == dist.world() - 1
-synthesize, send, at = game.Game.synthesize, gradients.GradientSum._send, []
-apply = learner.Learner._apply
+synthesize, send, at, once = GAN.synthesize, GradientAllReduce._send, [], []
+apply = NetworkOptimizer._apply
 def no_moments(self):
     if where == "adam" and at == [16] and last():
         raise torch.OutOfMemoryError("injected")
     apply(self)
-def small(self, ws, purpose, part):
-    at[:] = [self.nimg]
-    if where == purpose and self.nimg == when and last() and len(ws) > room:
+def small(self, x, ws, purpose):
+    at[:] = [x.step.nimg]
+    if where == purpose and x.step.nimg == when and last() and len(ws) > room:
         raise torch.OutOfMemoryError("injected")
-    return synthesize(self, ws, purpose, part)
+    return synthesize(self, x, ws, purpose)
 def full(self, b):
-    if where == "backward" and last() and at == [16] and len(self.flying) == 1 and not hasattr(game, "once"):
-        game.once = True
+    if where == "backward" and last() and at == [16] and len(self.flying) == 1 and not once:
+        once.append(True)
         raise torch.OutOfMemoryError("injected")
     return send(self, b)
-game.Game.synthesize, gradients.GradientSum._send, learner.Learner._apply = small, full, no_moments
+GAN.synthesize, GradientAllReduce._send, NetworkOptimizer._apply = small, full, no_moments
 sys.argv = ["stylegan-pg", *sys.argv[1:]]
 __main__.main()
 """

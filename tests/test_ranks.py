@@ -101,17 +101,17 @@ DRIFTING = """
 import sys, torch
 from stylegan_pg import __main__
 from stylegan_pg.distributed import process_group as dist
-from stylegan_pg.training import gan_step as game
+from stylegan_pg.training.engine import Engine
 
-step = game.Game.step
+step = Engine.step
 def drifting(self, batch, **how):
     result = step(self, batch, **how)
-    if self.nimg == 24 and dist.rank() == 1:
-        p = next(self.D.parameters())
+    if self.state.nimg == 24 and dist.rank() == 1:
+        p = next(self.state.D.parameters())
         with torch.no_grad():
             p.view(-1)[0] = torch.nextafter(p.view(-1)[0], torch.tensor(9.0))
     return result
-game.Game.step = drifting
+Engine.step = drifting
 sys.argv = ["stylegan-pg", *sys.argv[1:]]
 __main__.run()
 """

@@ -35,7 +35,7 @@ from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.metrics.similarity import ms_ssim
 from stylegan_pg.metrics.swd import PatchCollector, sliced_wasserstein
-from stylegan_pg.monitoring.loggers import Means, Reporter
+from stylegan_pg.monitoring.loggers import Means, RunLogger
 from stylegan_pg.networks import NETWORKS, NetworkShape
 
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def test_the_stream_shows_what_was_packed(dataset):
 def test_grids_are_pictures_of_their_kind(dataset, tmp_path):
     """Also in the run's folder and in TensorBoard."""
     index, images = dataset
-    reporter = Reporter(tmp_path, 0, 10, tensorboard=True, means=Means())
+    reporter = RunLogger(tmp_path, 0, 10, tensorboard=True, means=Means())
     reporter.grid("reals-r0064", 0, images[:5], 3)
     reporter.close()
     assert not reporter.complained

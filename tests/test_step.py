@@ -13,54 +13,58 @@ from stylegan_pg.config.schedule import phases
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.loader.loader import batches
 from stylegan_pg.optim import ema
-from stylegan_pg.training.devices import Parallel
-from stylegan_pg.training.gan_step import Game
+from stylegan_pg.training.devices import Devices
+from stylegan_pg.training.engine import Engine
+from stylegan_pg.training.train_state import TrainState
 
 
-def players(data, *overrides):
+def engine_of(data, *overrides):
     tiny = "resolution=16 growth.start=8 model.z_dim=8 model.w_dim=8 model.mapping_layers=2 model.channel_base=64"
     given = [f"data.url={data}", "run=unused", "train.batch=8", "growth.stable_kimg=0.016", "growth.fade_kimg=0.016"]
     config = load_config(None, [*tiny.split(), *given, "loss.r1_every=2", *overrides])
-    p = Game(config, load_index(str(data)), Parallel(config))
-    return p, phases(config)
+    return Engine(TrainState(config, load_index(str(data)), Devices(config))), phases(config)
 
 
-def take(p, phase, count):
-    p.enter(phase)
-    p.nimg = phase.start
-    order = p.index.order(seed=0)
-    data = batches(p.table, order, start=phase.start, end=phase.end, batch=phase.batch, share=p.share, workers=0)
-    return [p.step(batch)[0] for _, batch in zip(range(count), data, strict=False)]
+def read(state, start, end, batch):
+    share = state.micro_batches.share
+    return batches(state.table, state.index.order(seed=0), start=start, end=end, batch=batch, share=share, workers=0)
+
+
+def take(engine, phase, count):
+    engine.state.enter(phase)
+    engine.state.nimg = phase.start
+    data = read(engine.state, phase.start, phase.end, phase.batch)
+    return [engine.step(batch).stats for _, batch in zip(range(count), data, strict=False)]
 
 
 def test_a_step_is_a_function_of_seed_and_nimg(tiny_data):
     results = []
     for _ in range(2):
         torch.manual_seed(torch.seed() % 1000)  # whatever the global stream holds
-        p, plan = players(tiny_data)
-        results.append((take(p, plan[0], 2), p.tensors()))
+        engine, plan = engine_of(tiny_data)
+        results.append((take(engine, plan[0], 2), engine.state.tensors()))
     (stats_a, a), (stats_b, b) = results
     assert stats_a == stats_b
     assert all(torch.equal(t, b[name]) for name, t in a.items())
 
 
 def test_training_leaves_the_global_random_stream_alone(tiny_data):
-    p, plan = players(tiny_data)
-    p.enter(plan[0])
+    engine, plan = engine_of(tiny_data)
+    engine.state.enter(plan[0])
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    take(p, plan[0], 1)
+    take(engine, plan[0], 1)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_growth_carries_over(tiny_data):
     for carry in ("carry", "reset"):
-        p, plan = players(tiny_data, f"growth.optimizer={carry}")
-        take(p, plan[0], 2)
-        before = {k: t.clone() for k, t in p.tensors().items()}
-        p.enter(plan[1])
-        after = p.tensors()
+        engine, plan = engine_of(tiny_data, f"growth.optimizer={carry}")
+        take(engine, plan[0], 2)
+        before = {k: t.clone() for k, t in engine.state.tensors().items()}
+        engine.state.enter(plan[1])
+        after = engine.state.tensors()
         for name, t in after.items():
             part, rest = name.split("/", 1)
             if part in ("G", "D", "G_ema") and name in before:
@@ -73,25 +77,25 @@ def test_growth_carries_over(tiny_data):
 
 
 def test_stable_phase_after_a_fade_drops_the_old_way_out(tiny_data):
-    p, plan = players(tiny_data, "model.g_architecture=orig", "model.d_architecture=orig")
-    p.enter(plan[1])
-    fading = set(p.tensors())
-    p.enter(plan[2])
-    assert fading - set(p.tensors()) >= {"G/synthesis.b8.torgb.weight", "D/b8.fromrgb.weight"}
+    engine, plan = engine_of(tiny_data, "model.g_architecture=orig", "model.d_architecture=orig")
+    engine.state.enter(plan[1])
+    fading = set(engine.state.tensors())
+    engine.state.enter(plan[2])
+    assert fading - set(engine.state.tensors()) >= {"G/synthesis.b8.torgb.weight", "D/b8.fromrgb.weight"}
 
 
 def test_real_images_fade_too(tiny_data):
-    p, plan = players(tiny_data)
+    engine, plan = engine_of(tiny_data)
     fade = plan[1]
-    p.enter(fade)
-    batch = next(batches(p.table, p.index.order(seed=0), start=16, end=24, batch=8, share=p.share, workers=0))
-    p.nimg = fade.start
-    soft = p.real_images(batch)[0]
-    p.nimg = fade.start + fade.fade_length
-    sharp = p.real_images(batch)[0]
+    engine.state.enter(fade)
+    batch = next(read(engine.state, 16, 24, 8))
+    engine.state.nimg = fade.start
+    soft = engine.real_images(batch)[0]
+    engine.state.nimg = fade.start + fade.fade_length
+    sharp = engine.real_images(batch)[0]
     assert torch.equal(sharp, batch.image.float() / 127.5 - 1)
-    p.nimg = fade.start + fade.fade_length // 2
-    torch.testing.assert_close(p.real_images(batch)[0], (soft + sharp) / 2)
+    engine.state.nimg = fade.start + fade.fade_length // 2
+    torch.testing.assert_close(engine.real_images(batch)[0], (soft + sharp) / 2)
     roughness = [(x[..., 1:] - x[..., :-1]).abs().mean() for x in (soft, sharp)]
     assert roughness[0] < roughness[1]
 

@@ -25,7 +25,7 @@ from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.data.storage import shard_cache
 from stylegan_pg.data.storage.retry import Patience
 from stylegan_pg.errors import RunError
-from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.devices import Devices
 
 COUNT, CLASSES = 13, 3
 
@@ -248,7 +248,7 @@ def test_batches_for_a_gpu_are_pinned(table, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_travel_to_the_gpu_whole(table):
     """From pinned memory, on a stream of their own, while the device is busy with something else."""
-    parallel = Parallel(load_config("demo", ["train.device=cuda"]))
+    parallel = Devices(load_config("demo", ["train.device=cuda"]))
     order = Order(np.bincount(table.shard).tolist(), 0)
     how = {"start": 0, "end": 40, "batch": 4, "share": range(4), "classes": CLASSES, "workers": 1}
     plain = list(batches(table, order, **how))

@@ -67,7 +67,7 @@ class GrowthConfig:
 class OptimConfig:
     g_lr: float = 0.002  # learning rate of the generator, where no table says otherwise
     d_lr: float = 0.002  # learning rate of the discriminator, likewise
-    lr_at: dict[int, float] = field(default_factory=dict)  # for both players
+    lr_at: dict[int, float] = field(default_factory=dict)  # for both sides
     g_lr_at: dict[int, float] = field(default_factory=dict)  # for one, before lr_at
     d_lr_at: dict[int, float] = field(default_factory=dict)  # for the other, before lr_at
     beta1: float = 0.0  # Adam's
@@ -91,7 +91,7 @@ class TermConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    objective: str = "logistic"  # what the players play for
+    objective: str = "logistic"  # what G and D minimise
     d_clip: float = 0.0  # limit of every weight of D after its steps (WGAN); 0: none
     r1_gamma: float = 10.0  # weight of R1, the penalty on D's gradients at real images; 0 for no R1
     r1_gamma_at: dict[int, float] = field(default_factory=dict)  # by resolution, before r1_gamma

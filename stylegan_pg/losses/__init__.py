@@ -1,6 +1,6 @@
 """What G and D minimise: objectives of D's scores, and regularisation terms."""
 
-from stylegan_pg.losses.objectives import OBJECTIVES, Objective
+from stylegan_pg.losses.objectives import OBJECTIVES, Objective, per_image, scores_of
 from stylegan_pg.losses.terms import TERMS, DInputs, GInputs, Term
 
-__all__ = ["OBJECTIVES", "TERMS", "DInputs", "GInputs", "Objective", "Term"]
+__all__ = ["OBJECTIVES", "TERMS", "DInputs", "GInputs", "Objective", "Term", "per_image", "scores_of"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,10 +62,29 @@ def relativistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     return F.softplus(fake - real)
 
 
-class Objective(NamedTuple):
-    """What the players minimise, of the scores' shape: g(D(G(z)), D(x)) and d(D(x), D(G(z))).
+def scores_of(output: Any) -> list[torch.Tensor]:
+    """The scores in what a discriminator returns: one tensor [N, ...], several of them (at several scales), or a named
+    tuple whose field `scores` is one of these."""
+    scores = getattr(output, "scores", output)
+    return list(scores) if isinstance(scores, (list, tuple)) else [scores]
 
-    `paired` says that g looks at D(x), the scores of as many real images; otherwise None will do."""
+
+def per_image(function: Callable[..., torch.Tensor], *outputs: Any) -> torch.Tensor:
+    """A function of single scores, applied to each score of the discriminators' `outputs` -> its mean for each image
+    [N]. Several tensors of scores count alike, whatever their sizes; `outputs` may be None, which is passed on."""
+    lists = [scores_of(output) for output in outputs if output is not None]
+    values = []
+    for some in zip(*lists, strict=True):
+        given = iter(some)
+        arguments = [None if output is None else next(given) for output in outputs]
+        values.append(function(*arguments).flatten(1).mean(dim=1))
+    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
+
+
+class Objective(NamedTuple):
+    """What the two sides minimise, elementwise in the scores: g(D(G(z)), D(x)) and d(D(x), D(G(z))).
+
+    `paired` says that g looks at D(x), the scores of as many real images; otherwise it may be given None."""
 
     g: Callable[..., torch.Tensor]
     d: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

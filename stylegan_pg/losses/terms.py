@@ -9,24 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from stylegan_pg.losses.objectives import per_image, scores_of
 
 DRAGAN_NOISE = 0.25  # standard deviation, in images of [-1, 1]
 
 
-def r1(logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+def total(output: Any) -> torch.Tensor:
+    """The sum over images of what D makes of them: its score, or the mean of its scores."""
+    scores = scores_of(output)
+    plain = len(scores) == 1 and scores[0].numel() == len(scores[0])
+    return scores[0].sum() if plain else per_image(_same, output).sum()
+
+
+def _same(scores: torch.Tensor) -> torch.Tensor:
+    return scores
+
+
+def r1(logits: Any, real: torch.Tensor) -> torch.Tensor:
     """Squared norm [N] of the gradient of D's scores with respect to the real images, differentiable
     (Mescheder et al. 2018, equation 9; without its gamma/2). `real` must require grad."""
-    (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    (gradient,) = torch.autograd.grad(total(logits), real, create_graph=True)
     return gradient.square().sum(dim=[1, 2, 3])
 
 
-def gradient_norm(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def gradient_norm(logits: Any, images: torch.Tensor) -> torch.Tensor:
     """Norm [N] of the gradient of D's scores with respect to the images, differentiable, with the derivative 0 where
     the gradient vanishes. `images` must require grad."""
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(total(logits), images, create_graph=True)
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
 
 
@@ -49,7 +62,7 @@ class DInputs:
     None.
     """
 
-    D: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    D: Callable[[torch.Tensor, torch.Tensor | None], Any]
     real: torch.Tensor
     c: torch.Tensor | None
     fake: torch.Tensor | None = None
@@ -99,9 +112,10 @@ def gradient_penalty_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch
     return {"loss": (norm / target - 1).square(), "gp_norm": norm}
 
 
-def drift_term(scores_real: torch.Tensor, scores_fake: torch.Tensor, *, target: float = 1.0) -> dict[str, torch.Tensor]:
-    """D(x)^2, which keeps D's scores near zero (Karras et al. 2018, appendix A.1); scores [N, 1]."""
-    return {"loss": scores_real.flatten(1).square().sum(dim=1)}
+def drift_term(scores_real: Any, scores_fake: Any, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+    """D(x)^2, which keeps D's scores near zero (Karras et al. 2018, appendix A.1); the mean of it where D gives an
+    image several scores."""
+    return {"loss": per_image(torch.square, scores_real)}
 
 
 def dragan_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:

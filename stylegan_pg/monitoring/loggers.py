@@ -1,6 +1,6 @@
 """What a run tells: the progress line, log.txt, stats.jsonl, TensorBoard, metrics.jsonl and sample grids.
 
-Only rank 0 has a Reporter. A fault in writing any of these (a full disk) costs a line, never the training.
+Only rank 0 has a RunLogger. A fault in writing any of these (a full disk) costs a line, never the training.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Means:
         return means
 
 
-class Reporter:
+class RunLogger:
     """Opens the run folder's logs and cuts them back to `nimg`, where the run starts or continues; nothing is written
     while `lost` says why the folder is not the run's any more."""
 

@@ -250,3 +250,13 @@ class Discriminator(nn.Module):
         if self.c_dim:
             x = (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x
+
+
+def frozen(D: Any, count: int) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of D's `count` highest resolutions with their names in D, which are not to be trained (Mo et al.
+    2020, Freeze-D).
+
+    The last one, 4x4, always learns.
+    """
+    resolutions = sorted(D.resolutions, reverse=True)[:-1][:count] if count else []
+    return [(f"b{r}.{name}", p) for r in resolutions for name, p in getattr(D, f"b{r}").named_parameters()]

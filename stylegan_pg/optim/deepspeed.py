@@ -13,7 +13,7 @@ from torch import nn
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.optim.moments import MOMENTS
-from stylegan_pg.optim.optimizer_step import Learner, norms, unscale
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer, norms, unscale
 
 
 def import_deepspeed(device: torch.device) -> None:
@@ -53,7 +53,7 @@ class HandOver(nn.Module):
         return torch.stack([v.dot(g) for v, g in zip(self.vectors, gradients, strict=True)]).sum()
 
 
-class ShardedLearner(Learner):
+class DeepSpeedOptimizer(NetworkOptimizer):
     """The same by DeepSpeed: ZeRO 0 (all of Adam everywhere), 1 (its moments in shards), 2 (gradients too).
 
     Gradients are handed over after the last pass, so until then each rank holds all of its own.

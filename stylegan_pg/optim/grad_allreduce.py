@@ -28,7 +28,7 @@ def buckets_of(parameters: Sequence[torch.Tensor], mib: float) -> list[list[int]
     return result
 
 
-class GradientSum:
+class GradientAllReduce:
     """Sums the gradients of one network's parameters over the ranks, bucket by bucket.
 
     What is in a bucket follows from the parameters alone, so the bits of a sum do not depend on when it was started.

@@ -1,7 +1,7 @@
 """What moves the weights of one network: gradients summed over the ranks by ourselves, and Adam on every rank.
 
 A player's passes gather gradients in its network, however many passes there are and whatever they differentiate twice;
-then `Learner.step` sums them and moves the weights. zero.py does the same by DeepSpeed.
+then `NetworkOptimizer.step` sums them and moves the weights. zero.py does the same by DeepSpeed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
 from stylegan_pg.optim import moments
-from stylegan_pg.optim.grad_allreduce import GradientSum
+from stylegan_pg.optim.grad_allreduce import GradientAllReduce
 
-OUT_OF_MEMORY = "out of memory"  # what Learner.step returns if a rank was
+OUT_OF_MEMORY = "out of memory"  # what NetworkOptimizer.step returns if a rank was
 # What errors say that have no type of their own: of the host, and of libraries that get memory beside PyTorch's.
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
@@ -28,7 +28,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in NO_MEMORY)
 
 
-class Learner:
+class NetworkOptimizer:
     """A network and its optimiser: gradients summed by ourselves, each rank with all of Adam's moments.
 
     One step is `begin`, as many `backward` as were announced, on any number of forward passes, and `step`.
@@ -44,10 +44,10 @@ class Learner:
 
     def _build(self) -> None:
         self.optimizer = torch.optim.Adam(self.named.values(), **self.adam)
-        self.sums = GradientSum(list(self.named.values()), self.parallel.train.bucket_mib)
+        self.sums = GradientAllReduce(list(self.named.values()), self.parallel.train.bucket_mib)
 
     def close(self) -> None:
-        """Let go of the network, before another learner takes it or its successor."""
+        """Let go of the network, before another optimizer takes it or its successor."""
         self.sums.close()
 
     def begin(self, kind: str, passes: int) -> None:

@@ -1,57 +1,57 @@
-"""What the generator is given for a batch: latents, labels and mixing cut-offs that follow from what they are for.
+"""Inputs of a generator: latents, labels and the cut-offs of style mixing, functions of (seed, purpose, nimg).
 
-Every rank draws the global batch and takes its share, so that a run does not depend on how many ranks there are.
+Every rank draws them for the global batch and takes its rows, so a run does not depend on how many ranks there are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from stylegan_pg.data.classes import one_hot
-from stylegan_pg.rng import generator
 
 
-class Draw(NamedTuple):
-    """For a global batch or a share of it."""
+class Latents(NamedTuple):
+    """Of a global batch, or of some of its images."""
 
     z: torch.Tensor  # [n, z_dim]
     z_mix: torch.Tensor | None  # [n, z_dim], the second latent of style mixing
     cutoff: torch.Tensor | None  # [n], the first layer that takes it
     c: torch.Tensor | None  # [n, c_dim]
 
-    def pick(self, indices: list[int], device: torch.device, dtype: torch.dtype) -> Draw:
-        def take(t: torch.Tensor | None) -> torch.Tensor | None:
-            return None if t is None else t[indices].to(device, dtype if t.is_floating_point() else t.dtype)
-
-        return Draw(*map(take, self))  # type: ignore[arg-type]  # z is never None
+    def pick(self, rows: Sequence[int], move: Callable[[torch.Tensor], torch.Tensor]) -> Latents:
+        """The rows of some images, each tensor passed through `move`."""
+        return Latents(*(None if t is None else move(t[rows]) for t in self))  # type: ignore[arg-type]  # z is a tensor
 
 
-def draw(key: tuple[int, str, int], count: int, G: Any, mixing: float, labels: Any = None, classes: int = 0) -> Draw:
-    """A global batch of `count` from the random stream `key` = (seed, purpose, nimg).
+def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, labels: Any = None, classes: int = 0) -> Latents:
+    """Latents of a global batch.
 
     Args:
-        G: its z_dim and num_ws decide the shapes; a generator with one w has nothing to mix.
-        mixing: probability of two latents per image (Karras et al. 2019, section 3.1).
-        labels: the real images' class numbers [images], which the labels are drawn from; with `classes` 0 there are
-            none.
+        g: the random stream to draw from.
+        count: images of the batch.
+        G: its z_dim, and where it has ws its num_ws, decide the shapes.
+        mixing: probability of two latents per image (Karras et al. 2019, section 3.1); ignored without several ws.
+        labels: class numbers [images] of the real images, from which labels are drawn.
+        classes: how many classes there are; 0 draws no labels.
     """
-    g = generator(*key)
     z = torch.randn([count, G.z_dim], generator=g)
     z_mix = cutoff = c = None
-    if mixing > 0 and G.num_ws > 1:
+    layers = getattr(G, "num_ws", 1)
+    if mixing > 0 and layers > 1:
         z_mix = torch.randn(z.shape, generator=g)
-        cutoff = torch.randint(1, G.num_ws, [count], generator=g)
+        cutoff = torch.randint(1, layers, [count], generator=g)
         mixed = torch.rand([count], generator=g) < mixing
-        cutoff = torch.where(mixed, cutoff, G.num_ws)
+        cutoff = torch.where(mixed, cutoff, layers)
     if classes:
         ordinals = torch.randint(len(labels), [count], generator=g)
         c = one_hot(labels[ordinals.numpy()], classes)
-    return Draw(z, z_mix, cutoff, c)
+    return Latents(z, z_mix, cutoff, c)
 
 
-def styles(G: Any, x: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+def styles(G: Any, x: Latents) -> tuple[torch.Tensor, torch.Tensor]:
     """ws [n, num_ws, w_dim], mixed where x says so, and the w [n, w_dim] of the first latent."""
     w = G.mapping(x.z, x.c)
     ws = w[:, None].expand(-1, G.num_ws, -1)

@@ -19,17 +19,17 @@ from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.loader.loader import Bad, Batch, batches
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
-from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.devices import Devices
 
 START_PATIENCE = 10.0  # seconds, at most, for the first pictures
 
 Fed = tuple[Phase, Batch]
 
 
-class Feed:
+class TrainingBatches:
     """Of one run of a configuration on one dataset."""
 
-    def __init__(self, config: Config, index: DatasetIndex, parallel: Parallel, plan: list[Phase]):
+    def __init__(self, config: Config, index: DatasetIndex, parallel: Devices, plan: list[Phase]):
         self.config, self.index, self.parallel, self.plan = config, index, parallel, plan
         self.met: set[Bad] = set()  # by this rank, since the last `gather`
         self.told: dict[tuple[int, int], Bad] = {}  # by all ranks; by resolution and ordinal

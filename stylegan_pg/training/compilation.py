@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.systems.base import System
 
 
-def compile_pair(G: Any, D: Any, trial: Callable[[], None]) -> str:
-    """Compile G's synthesis and D, and run `trial`, a pass through both; returns why that failed, or "".
+def compile_system(system: System, trial: Callable[[], None]) -> str:
+    """Compile the modules that a system names, and run `trial`, a forward and backward pass through them; returns why
+    that failed, or "".
 
     A collective call: the slowest rank sets the pace, so one that cannot compile makes all run eagerly.
     """
@@ -27,18 +28,19 @@ def compile_pair(G: Any, D: Any, trial: Callable[[], None]) -> str:
     # One frame serves all layers of a kind, each of another size.
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
     setattr(dynamo, limit, max(getattr(dynamo, limit), 64))
-    G.synthesis.compile(dynamic=False)
-    D.compile(dynamic=False)
+    for module in system.compiled():
+        module.compile(dynamic=False)
     fault = ""
     try:
         trial()
     except Exception as error:  # of many classes, from many layers
         fault = f"rank {dist.rank()}: {(str(error).strip() or type(error).__name__).splitlines()[0][:300]}"
-    for net in (G, D):
+    for net in system.net.values():
         net.zero_grad(set_to_none=True)
     faults = [f for f in dist.gather_objects(fault) if f]
     if faults:
-        G.synthesis._compiled_call_impl = D._compiled_call_impl = None
+        for module in system.compiled():
+            module._compiled_call_impl = None  # type: ignore[assignment]  # as before; torch has no other way back
     return faults[0] if faults else ""
 
 

@@ -17,11 +17,11 @@ from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import environment, launcher
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
-from stylegan_pg.optim.deepspeed import ShardedLearner, import_deepspeed
-from stylegan_pg.optim.optimizer_step import Learner
+from stylegan_pg.optim.deepspeed import DeepSpeedOptimizer, import_deepspeed
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 
 
-class Parallel:
+class Devices:
     """This rank's device and the engine of the run."""
 
     def __init__(self, config: Config):
@@ -72,9 +72,11 @@ class Parallel:
         assert image is not None
         return dataclasses.replace(batch, image=image, condition=condition, ready=ready)
 
-    def prepare(self, net: nn.Module, frozen: set[str], lr: float, beta1: float, beta2: float, eps: float) -> Learner:
+    def prepare(
+        self, net: nn.Module, frozen: set[str], lr: float, beta1: float, beta2: float, eps: float
+    ) -> NetworkOptimizer:
         """What trains a network with Adam, except for the parameters whose names are in `frozen`. A collective call,
         on equal networks."""
         adam = {"lr": lr, "betas": (float(beta1), float(beta2)), "eps": eps, "fused": True}
-        kind = ShardedLearner if self.train.engine == "deepspeed" else Learner
+        kind = DeepSpeedOptimizer if self.train.engine == "deepspeed" else NetworkOptimizer
         return kind(self, net, {name: p for name, p in net.named_parameters() if name not in frozen}, adam)

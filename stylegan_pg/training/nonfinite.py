@@ -17,7 +17,8 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
 from stylegan_pg.losses import TERMS
 from stylegan_pg.planning.advice import decider, r1_is_on
-from stylegan_pg.training.gan_step import Game
+from stylegan_pg.training.engine import Outcome
+from stylegan_pg.training.train_state import TrainState
 
 FORGIVEN = 0.01  # of a step that was left out, by each good one
 
@@ -36,25 +37,27 @@ class Divergence:
         """Whether the last step is the first one that was left out."""
         return self.streak == 1
 
-    def look(self, game: Game, nimg: int, say: Callable[[str], None], settle: Callable[[], object]) -> None:
+    def look(
+        self, state: TrainState, done: Outcome, nimg: int, say: Callable[[str], None], settle: Callable[[], object]
+    ) -> None:
         """Look at the step that began at nimg. A collective call; `settle` waits for what is still being written.
 
         Raises:
             RunError: with what to do.
         """
-        for note in game.notes:
+        for note in done.notes:
             say(f"warning: {note}")
-        skipped = game.state.get("_skipped", 0.0)
-        if not game.faults:
-            game.state["_skipped"] = max(skipped - FORGIVEN, 0.0)
+        skipped = state.skipped_lately
+        if not done.faults:
+            state.skipped_lately = max(skipped - FORGIVEN, 0.0)
             self.streak = 0
             return
         self.streak += 1
         if self.is_new:
-            self.since = nimg if game.began_bad else game.nimg
-        game.state["_skipped"] = skipped = skipped + 1
-        game.state["skipped"] = game.state.get("skipped", 0) + 1
-        told = f"the step at nimg {nimg} ({game.phase}) was left out: {'; '.join(game.faults)}"
+            self.since = nimg if done.began_bad else state.nimg
+        state.skipped_lately = skipped = skipped + 1
+        state.skipped += 1
+        told = f"the step at nimg {nimg} ({state.phase}) was left out: {'; '.join(done.faults)}"
         say(f"warning: {told} ({math.ceil(skipped)} of at most {self.most})")
         if skipped <= self.most:
             return
@@ -62,7 +65,7 @@ class Divergence:
         with dist.together():
             mine = put_aside(self.folder, self.since) if dist.rank() in self.owners else None
         kept = max((path for path in dist.gather_objects(mine) if path), key=lambda path: int(path.stem), default=None)
-        advice = "; or ".join(remedies(game.config, game.current, nimg))
+        advice = "; or ".join(remedies(state.config, state.current, nimg))
         if kept:
             how = f"The last good checkpoint is {kept} (later ones are now called NAME.bad): run the same command"
         else:

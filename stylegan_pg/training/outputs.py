@@ -21,8 +21,8 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import PeersLost, RunError, UsageError
 from stylegan_pg.inference.generate import grid_inputs, grid_ordinals, images_of
 from stylegan_pg.metrics.periodic import Periodic
-from stylegan_pg.monitoring.loggers import Reporter
-from stylegan_pg.training.gan_step import Game
+from stylegan_pg.monitoring.loggers import RunLogger
+from stylegan_pg.training.train_state import TrainState
 from stylegan_pg.version import __version__
 
 
@@ -30,9 +30,9 @@ class Outputs:
     """Of one run; the metrics are measured by all ranks, everything else is rank 0's, which has the reporter."""
 
     def __init__(
-        self, config: Config, index: DatasetIndex, players: Game, metrics: Periodic, reporter: Reporter | None
+        self, config: Config, index: DatasetIndex, state: TrainState, metrics: Periodic, reporter: RunLogger | None
     ):
-        self.config, self.index, self.players, self.metrics, self.reporter = config, index, players, metrics, reporter
+        self.config, self.index, self.state, self.metrics, self.reporter = config, index, state, metrics, reporter
         self.run = Path(config.run)
         self.lost: Callable[[], str] = str  # why its folder is not the run's any more
 
@@ -43,7 +43,7 @@ class Outputs:
     def due(self, before: int, *, last: bool) -> None:
         """Measure, draw and write what is due after the step that began at nimg `before`; `last` ends the run, whose
         final_snapshot comes later."""
-        after, out = self.players.nimg, self.config.output
+        after, out = self.state.nimg, self.config.output
         snapshot = crossed(out.snapshot_kimg, before, after) or last
         every = self.config.metrics.every_kimg
         if crossed(every, before, after) or (last and every) or (snapshot and self.config.metrics.at_snapshots):
@@ -58,7 +58,7 @@ class Outputs:
         """A line of statistics since the last one; `bad_samples`: how many of which kind."""
         if not self.reporter:
             return
-        p = self.players
+        p = self.state
         facts = {
             "phase": str(p.phase),
             "resolution": p.current.resolution,
@@ -66,7 +66,11 @@ class Outputs:
             "lr_g": p.current.g_lr,
             "lr_d": p.current.d_lr,
             "batch": p.current.batch,
-            **{name: v for name, v in p.state.items() if not name.startswith("_") and (name, v) != ("loss_scale", 1)},
+            **{
+                name: v
+                for name, v in p.numbers().items()
+                if not name.startswith("_") and (name, v) != ("loss_scale", 1)
+            },
         }
         if bad_samples:
             facts["bad_samples"] = sum(bad_samples.values())
@@ -77,7 +81,7 @@ class Outputs:
         """Fixed latents through G_ema, with labels a row for each class, and once per resolution the real images."""
         if not self.reporter or self.index.channels not in MODES:  # points are no pictures
             return
-        p, (columns, rows) = self.players, self.config.output.grid
+        p, (columns, rows) = self.state, self.config.output.grid
         classes = np.unique(p.table.label).tolist() if p.classes else []
         z, c = grid_inputs(p.G_ema, columns, rows, classes)
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
@@ -98,7 +102,7 @@ class Outputs:
 
     def measure(self) -> None:
         """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
-        p, started = self.players, time.monotonic()
+        p, started = self.state, time.monotonic()
         moment = f"the metrics at {names.kimg(p.nimg)} kimg"
         try:
             values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
@@ -129,7 +133,7 @@ class Outputs:
 
     def moment(self, folder: Path, suffix: str, *every_kimg: float) -> str:
         """nimg as part of a file's name, in a folder of files of that kind which are due each so many kimg."""
-        p, whole = self.players, all(float(every).is_integer() for every in every_kimg)
+        p, whole = self.state, all(float(every).is_integer() for every in every_kimg)
         return names.moment_name(p.nimg, p.current.batch, whole, (path.name for path in folder.glob(f"*{suffix}")))
 
     def snapshot_path(self) -> Path:
@@ -167,10 +171,9 @@ class Outputs:
             return False
 
     def _write(self, path: Path) -> None:
-        p = self.players
+        p = self.state
         description = {
-            "network": self.config.model.name,
-            "kwargs": p.G_kwargs,
+            **p.system.snapshot_description(),
             "alpha": p.alpha,
             "nimg": p.nimg,
             "label_names": list(self.index.label_names) if p.classes else [],

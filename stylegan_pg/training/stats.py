@@ -1,46 +1,63 @@
-"""What one training step observes: sums of named quantities over the ranks, and what was not finite."""
+"""Sums of a training step over the global batch: statistics of images, and tensors such as the mean of w."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 
 from stylegan_pg.distributed import process_group as dist
 
 
-class Observed:
-    """Sums on the device; one all-reduce per step brings them to the host."""
+class Totals(NamedTuple):
+    """Over all ranks, the same on each of them."""
+
+    stats: dict[str, tuple[float, int]]  # name -> (sum, number of images), of those that are finite
+    bad: list[str]  # names of those that are not
+    tensors: dict[str, torch.Tensor]
+    flag: bool  # whether any rank raised its flag
+
+
+class StepStats:
+    """Sums on the device, which one all-reduce per step (and one for each tensor) brings together."""
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
 
     def expect(self, count: int, *names: str) -> None:
-        """These are being summed over `count` images of the global batch, on all ranks, also on one without a share
-        of it."""
+        """Announce statistics that are summed over `count` images of the global batch, on all ranks, also on one
+        without a share of it."""
         for name in names:
             self.counts[name] = self.counts.get(name, 0) + count
 
-    def add(self, **values: torch.Tensor) -> None:
-        """Values [n] of images of this rank; what nobody expects is left out."""
+    def expect_tensors(self, zeros: Mapping[str, torch.Tensor]) -> None:
+        """Announce tensors to be summed, on all ranks."""
+        self.tensors |= {name: t.clone() for name, t in zeros.items()}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Add values [n] of images of this rank; names that were not announced are ignored."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double().sum()
 
-    def so_far(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        """For `back_to`, which forgets what was added since."""
-        return dict(self.sums), dict(self.counts)
+    def add_tensor(self, name: str, value: torch.Tensor) -> None:
+        self.tensors[name].add_(value)
 
-    def back_to(self, before: tuple[dict[str, torch.Tensor], dict[str, int]]) -> None:
-        self.sums, self.counts = dict(before[0]), dict(before[1])
+    def copy(self) -> StepStats:
+        """The same sums, for going back to."""
+        other = StepStats()
+        other.sums, other.counts, other.tensors = dict(self.sums), dict(self.counts), dict(self.tensors)
+        return other
 
-    def reduce(self, device: torch.device, flag: bool) -> tuple[dict[str, tuple[float, int]], list[str], bool]:
-        """{name: (sum, count)} over all ranks of what is finite, the names of what is not, and whether any rank
-        raised its `flag`. Starts afresh."""
+    def reduce(self, device: torch.device, flag: bool) -> Totals:
+        """Sum over the ranks. A collective call."""
         zero = torch.zeros([], dtype=torch.float64, device=device)
         vector = torch.stack([*(self.sums.get(name, zero) for name in self.counts), zero + flag])
         values = dist.all_reduce(vector).tolist()
         stats = {n: (total, count) for (n, count), total in zip(self.counts.items(), values[:-1], strict=True)}
-        self.sums, self.counts = {}, {}
         bad = [name for name, (total, _) in stats.items() if not math.isfinite(total)]
-        return {name: v for name, v in stats.items() if name not in bad}, bad, values[-1] > 0
+        tensors = {name: dist.all_reduce(t) for name, t in self.tensors.items()}
+        return Totals({name: v for name, v in stats.items() if name not in bad}, bad, tensors, values[-1] > 0)

@@ -31,30 +31,33 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.monitoring import status
-from stylegan_pg.monitoring.loggers import Means, Reporter
+from stylegan_pg.monitoring.loggers import Means, RunLogger
 from stylegan_pg.ops import native
 from stylegan_pg.ops.recipes import multiplies_bf16
 from stylegan_pg.planning.advice import of_configuration, of_data, of_ranks
+from stylegan_pg.systems.base import System
 from stylegan_pg.training import autotune, transfer
-from stylegan_pg.training.batches import Feed
-from stylegan_pg.training.devices import Parallel
-from stylegan_pg.training.gan_step import Game
+from stylegan_pg.training.batches import TrainingBatches
+from stylegan_pg.training.devices import Devices
+from stylegan_pg.training.engine import Engine, Outcome
 from stylegan_pg.training.nonfinite import Divergence
 from stylegan_pg.training.outputs import Outputs
 from stylegan_pg.training.resume import check_state, compare, running_numbers
+from stylegan_pg.training.train_state import TrainState
 from stylegan_pg.version import __version__
 
 
 class Trainer:
     """One run of a configuration on one dataset."""
 
-    def __init__(self, config: Config, index: DatasetIndex, parallel: Parallel):
+    def __init__(self, config: Config, index: DatasetIndex, parallel: Devices, system: System | None = None):
         """
         Raises:
             UsageError: where configuration and dataset do not fit together.
         """
         self.config, self.index = config, index
-        self.players = Game(config, index, parallel)
+        self.state = TrainState(config, index, parallel, system)
+        self.engine = Engine(self.state)
         self.plan = phases(config)
         self.end = self.plan[-1].end
         for r in sorted({p.resolution for p in self.plan}):
@@ -62,7 +65,7 @@ class Trainer:
         self.run = Path(config.run)
         self.folder = RunFolder(self.run)
         self.checkpoints = self.run / "checkpoints"
-        self.feed = Feed(config, index, parallel, self.plan)
+        self.feed = TrainingBatches(config, index, parallel, self.plan)
         self.writer = checkpoint.Writer(self.checkpoints, config.checkpoint.keep)  # rank 0 uses it
         self.means = Means()
         self.lost = ""  # why rank 0 cannot write into the run's folder any more
@@ -72,7 +75,7 @@ class Trainer:
         self.divergence = Divergence(self.checkpoints, config.train.max_skipped)
         self.failing = False  # too many checkpoints could not be written
         self.write_failures = 0
-        self.reporter: Reporter | None = None  # rank 0 has one
+        self.reporter: RunLogger | None = None  # rank 0 has one
         self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
 
@@ -97,7 +100,7 @@ class Trainer:
             self.say(f"warning: {warning}")
         for remark in filter(None, [shortfall(self.config), *of_ranks(self.plan, dist.world()), *remarks]):
             self.say(f"note: {remark}")
-        p = self.players
+        p = self.state
         with contextlib.closing(self.feed.batches(p.nimg, p.classes)) as stream:
             ahead = self.feed.first(stream, stopping.asked)
             while ahead and not self.stopping:
@@ -108,16 +111,17 @@ class Trainer:
                 ahead = next(stream, None)
                 before = p.nimg
                 no_more = bool(ahead and ahead[1].fault)
-                stats, self.stopping = p.step(batch, stop=lambda no_more=no_more: no_more or self.must_stop())
+                done = self.engine.step(batch, stop=lambda no_more=no_more: no_more or self.must_stop())
+                self.stopping = done.stopping
                 if self.stopping:
                     self.look_after_folder()
                     if stopping.reason():
                         self.say(f"{stopping.reason()}; stopping with a checkpoint")
-                for name, (total, count) in stats.items():
+                for name, (total, count) in done.stats.items():
                     self.means.add(name, total, count)
                 self.feed.use(batch)
-                self.divergence.look(p, before, self.say, self.writer.wait)
-                self.maintain(before)
+                self.divergence.look(p, done, before, self.say, self.writer.wait)
+                self.maintain(before, done)
                 if self.failing:
                     raise RunError(
                         f"{self.write_failures} checkpoints in a row could not be written; the last good one is kept: "
@@ -134,7 +138,7 @@ class Trainer:
 
     def enter(self, phase: Phase) -> None:
         """Go over to a phase, before its first step."""
-        p = self.players
+        p = self.state
         fresh = p.enter(phase, self.init)
         self.say(f"{kimg(p.nimg)} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
         if self.init:
@@ -153,7 +157,7 @@ class Trainer:
 
     def restore(self, must_resume: bool, restart: bool) -> None:
         """Load the newest good checkpoint if there is one, open the logs, and take over what it decided."""
-        self.kernels = native.agree(self.players.device.type)
+        self.kernels = native.agree(self.state.device.type)
         seen, told = latest.claim(self.folder, to_plain(self.config), restart)
         self.divergence.owners = seen.owners
         found = latest.find(self.run, seen)
@@ -170,7 +174,7 @@ class Trainer:
                 if self.config.train.threads:
                     torch.set_num_threads(self.config.train.threads)
                 kept = found.state["config"] if path else None
-                self.config, chosen = autotune.settle(self.config, self.players.device, kept)
+                self.config, chosen = autotune.settle(self.config, self.state.device, kept)
                 if path:
                     here = self.environment()
                     notes = compare(found.state, self.config, self.index, self.plan, here, found.where)
@@ -182,7 +186,7 @@ class Trainer:
         threads, config = box
         torch.set_num_threads(threads)  # rank 0's: other counts give other bits
         self.config = config  # as rank 0 has settled it
-        self.players.use(config)
+        self.state.use(config)
         if config.init and not path:
             with dist.together():
                 self.init, self.other_model = transfer.read(config.init, config.model)
@@ -191,24 +195,24 @@ class Trainer:
         with dist.main_decides():
             if dist.is_main():
                 self.open_logs()
-        self.outputs = Outputs(self.config, self.index, self.players, self.metrics, self.reporter)
+        self.outputs = Outputs(self.config, self.index, self.state, self.metrics, self.reporter)
         self.outputs.lost = self.folder.lost
         for line in [*(f"warning: passed over a bad checkpoint: {problem}" for problem in found.problems), *told]:
             self.say(line)
         for remark in [] if path else [*of_configuration(config), *of_data(config, self.index)]:
             self.say(f"note: {remark}")
-        for remark in self.metrics.remarks(self.players.device) if self.reporter else []:
+        for remark in self.metrics.remarks(self.state.device) if self.reporter else []:
             self.say(f"warning: {remark}")
         if path:
             whose = f" in {found.where}, sent to all ranks," if found.holder else ""
-            self.say(f"continuing from {path}{whose} at {kimg(self.players.nimg)} kimg")
+            self.say(f"continuing from {path}{whose} at {kimg(self.state.nimg)} kimg")
         stopping.begin(give_up_waiting, self.writer.is_writing)
 
     def open_logs(self) -> None:
         try:
-            self.reporter = Reporter(
+            self.reporter = RunLogger(
                 self.run,
-                self.players.nimg,
+                self.state.nimg,
                 self.end,
                 tensorboard=self.config.output.tensorboard,
                 means=self.means,
@@ -221,9 +225,9 @@ class Trainer:
     def take_over(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written, with its thread count."""
         torch.set_num_threads(state["environment"]["threads"])
-        p = self.players
+        p = self.state
         p.nimg = state["nimg"]
-        p.state |= running_numbers(state, self.config)  # which may know less than a configuration changed since
+        p.load_numbers(running_numbers(state, self.config))  # which may know less than a configuration changed since
         p.enter(self.plan[state["phase"]])
         p.load(tensors)
         self.means = Means(state["means"])
@@ -254,9 +258,9 @@ class Trainer:
         return {
             "threads": torch.get_num_threads(),
             "world": dist.world(),
-            "device": self.players.device.type,
+            "device": self.state.device.type,
             "kernels": self.kernels,
-            "bf16": self.players.device.type != "cpu" or multiplies_bf16(),  # or a CPU computes in float32 and rounds
+            "bf16": self.state.device.type != "cpu" or multiplies_bf16(),  # or a CPU computes in float32 and rounds
             "torch": torch.__version__,
             "python": platform.python_version(),
             "stylegan_pg": __version__,
@@ -264,11 +268,11 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------- maintenance
 
-    def maintain(self, before: int) -> None:
+    def maintain(self, before: int, done: Outcome) -> None:
         """Everything that is due after the step that began at nimg `before`."""
-        p = self.players
+        p = self.state
         after, last = p.nimg, p.nimg >= self.end
-        self.pace.pause(len(p.share))
+        self.pace.pause(len(p.micro_batches.share))
         if self.reporter:
             self.reporter.progress(after, f"{p.phase} alpha {p.phase.alpha(before):.2f}" if p.phase else "")
         if (after - before) and p.current.step(after) % self.config.train.check_ranks_every == 0:
@@ -287,7 +291,7 @@ class Trainer:
             self.outputs.tick(before, self.feed.kinds())
         self.outputs.due(before, last=last)
         # A state that may have diverged takes no good one's place; but one step left out is no reason to lose work.
-        if due and (not p.faults or (self.divergence.is_new and (self.stopping or last))):
+        if due and (not done.faults or (self.divergence.is_new and (self.stopping or last))):
             self.checkpoint()
         elif self.stopping or last:
             self.say("warning: no checkpoint of this state, as its last steps were left out; the one before stays")
@@ -296,14 +300,14 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Written by a thread of rank 0; the run ends with nothing unwritten."""
-        p = self.players
+        p = self.state
         self.settle(wait=True)  # the one before; a disk that is slower than the interval holds training up
         tensors = p.tensors()
         if dist.is_main() and not self.folder.lost():
             state = {
                 "nimg": p.nimg,
                 "phase": p.current.index,
-                "running_means": p.state,
+                "running_means": p.numbers(),
                 "means": self.means.sums,
                 "bad_samples": self.feed.state(),
                 "environment": self.environment(),
@@ -349,8 +353,8 @@ class Trainer:
             self.say(f"warning: replaced a corrupt picture by the next one: {bad}")
             if self.reporter:
                 source = self.index.source_of(bad.ordinal)
-                self.reporter.data_fault(self.players.nimg, **bad._asdict(), source=source)
-        self.feed.check_share(self.players.current.resolution)
+                self.reporter.data_fault(self.state.nimg, **bad._asdict(), source=source)
+        self.feed.check_share(self.state.current.resolution)
 
     def note(self, message: str) -> None:
         """A line in the log alone."""
@@ -373,8 +377,10 @@ def run(
     must_resume: bool = False,
     restart: bool = False,
     remarks: Sequence[str] = (),
+    system: System | None = None,
 ) -> int:
-    """Train to the end, or until asked to stop; `remarks` are told at the start. Returns the exit code.
+    """Train to the end, or until asked to stop; `remarks` are told at the start, and `system` stands in
+    place of the one that the configuration names. Returns the exit code.
 
     With `must_resume` there has to be a checkpoint to continue from; with `restart` what is there is moved aside.
 
@@ -383,11 +389,11 @@ def run(
     """
     # Libraries, connections to the other ranks, workers, and the shards that are kept open.
     files.allow_open_files(64 + 4 * launcher.place().world + 4 * config.data.workers + OPEN_FILES + HELD)
-    parallel = Parallel(config)
+    parallel = Devices(config)
     failed, trainer = True, None
     try:
         warnings = consistency.check(config, index.identity)
-        trainer = Trainer(config, index, parallel)
+        trainer = Trainer(config, index, parallel, system)
         code = trainer.train(must_resume=must_resume, restart=restart, warnings=warnings, remarks=remarks)
         if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
             launcher.ask_to_stop()
@@ -395,7 +401,7 @@ def run(
         trainer.finish_writing()
         if dist.is_main():
             done = "done" if code == DONE else "stopped; to continue, run the same command again"
-            told = f"{done}: {config.run} at {kimg(trainer.players.nimg)} kimg"
+            told = f"{done}: {config.run} at {kimg(trainer.state.nimg)} kimg"
             trainer.note(told)
             print(told, file=sys.stderr)
         return code

@@ -159,13 +159,3 @@ def unused(G: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     """The resolutions of a generator that `state` has and `G` has not: "b128" and so on, smallest first."""
     found = {name.split(".")[1] for name in state.keys() - G.state_dict().keys() if name.startswith("synthesis.b")}
     return sorted((name for name in found if name[1:].isdigit()), key=lambda name: int(name[1:]))
-
-
-def frozen(D: Any, count: int) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of D's `count` highest resolutions with their names in D, which are not to be trained (Mo et al.
-    2020, Freeze-D).
-
-    The last one, 4x4, always learns.
-    """
-    resolutions = sorted(D.resolutions, reverse=True)[:-1][:count] if count else []
-    return [(f"b{r}.{name}", p) for r in resolutions for name, p in getattr(D, f"b{r}").named_parameters()]

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 CASES = [
     (config, phase)
@@ -24,8 +25,8 @@ class Index:
 
     path, count, channels, label_names, base = "none", 1, 3, (), (4, 4)
 
-    def table(self, resolution: int) -> None:
-        return None
+    def table(self, resolution: int) -> SimpleNamespace:
+        return SimpleNamespace(label=None)
 
 
 def step(name: str, kind: str) -> dict[str, float]:
@@ -35,27 +36,29 @@ def step(name: str, kind: str) -> dict[str, float]:
     from stylegan_pg.config.loading import load_config
     from stylegan_pg.config.schedule import phases
     from stylegan_pg.data.loader.loader import Batch
-    from stylegan_pg.training.devices import Parallel
-    from stylegan_pg.training.gan_step import Game
+    from stylegan_pg.training.devices import Devices
+    from stylegan_pg.training.engine import Engine
+    from stylegan_pg.training.train_state import TrainState
 
     one = ["train.batch=1", "train.batch_at={}", "train.micro_batch=1", "train.micro_batch_at={}"]
     config = load_config(name, [*one, "train.device=cpu", "model.low_precision=fp32", "data.url=none"])
     last = [p for p in phases(config) if p.resolution == 1024 and p.fade == (kind == "fade")][-1]
-    game = Game(config, Index(), Parallel(config))  # type: ignore[arg-type]  # what a step needs of a DatasetIndex
-    game.enter(last)
-    game.nimg = last.start
+    state = TrainState(config, Index(), Devices(config))  # type: ignore[arg-type]  # what a step needs of a DatasetIndex
+    state.enter(last)
+    state.nimg = last.start
     started = time.time()
-    stats, _ = game.step(Batch(torch.randint(0, 256, [1, 3, 1024, 1024], dtype=torch.uint8), None, []))
-    assert not game.faults, game.faults
-    expected = {"loss_g", "loss_d"}.union(*(set(reports) for reports in reports_of(game)))
+    done = Engine(state).step(Batch(torch.randint(0, 256, [1, 3, 1024, 1024], dtype=torch.uint8), None, []))
+    assert not done.faults, done.faults
+    stats = done.stats
+    expected = {"loss_g", "loss_d"}.union(*(set(reports) for reports in reports_of(state.system)))
     assert expected <= stats.keys(), expected - stats.keys()
     return {"seconds": time.time() - started, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def reports_of(game) -> list[tuple[str, ...]]:
+def reports_of(system) -> list[tuple[str, ...]]:
     from stylegan_pg.losses import TERMS
 
-    return [TERMS[term.name].reports for term in game.terms]
+    return [TERMS[term.name].reports for term in system.terms]
 
 
 def main() -> None:

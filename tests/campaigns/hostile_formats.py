@@ -49,7 +49,7 @@ from stylegan_pg.monitoring import status
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.ops import native
 from stylegan_pg.planning.plan import describe
-from stylegan_pg.training.devices import Parallel
+from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.trainer import Trainer
 
 ALLOWED = (UsageError, RunError, BadCheckpointError, Fault)
@@ -282,7 +282,7 @@ def trained(base: Path) -> tuple[Path, Path]:
             into(source, f"{i:02d}.png", picture(random.Random(i), "PNG"))
         pack(str(source), out, resolution=8, workers=0, progress=False)
         config = load_config(None, [*TINY, f"data.url={out}", f"run={run}", "train.total_kimg=0.008"])
-        Trainer(config, load_index(str(out)), Parallel(config)).train()
+        Trainer(config, load_index(str(out)), Devices(config)).train()
     return out, run
 
 
@@ -303,7 +303,7 @@ def checkpoints(base: Path) -> Reader:
             checkpoint.write(where, mutations.tensors(dice, tensors), state)
         else:
             checkpoint.write(where, tensors, mutations.tree(dice, state, marker))
-        Trainer(there, data, Parallel(there)).train(must_resume=True)
+        Trainer(there, data, Devices(there)).train(must_resume=True)
 
     return read
 

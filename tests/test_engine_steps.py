@@ -1,4 +1,4 @@
-"""Steps of the game out of the ordinary: unequal turns, clipped or frozen weights, values that are not finite."""
+"""Training steps out of the ordinary: unequal turns, clipped or frozen weights, values that are not finite."""
 
 import shlex
 
@@ -12,8 +12,9 @@ from stylegan_pg.config.schedule import phases
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.loader.loader import batches
 from stylegan_pg.losses import terms
-from stylegan_pg.training.devices import Parallel
-from stylegan_pg.training.gan_step import Game
+from stylegan_pg.training.devices import Devices
+from stylegan_pg.training.engine import Engine
+from stylegan_pg.training.train_state import TrainState
 
 TINY = "resolution=8 train.total_kimg=1 model.z_dim=8 model.w_dim=8 model.mapping_layers=2 model.channel_base=64"
 
@@ -21,25 +22,25 @@ TINY = "resolution=8 train.total_kimg=1 model.z_dim=8 model.w_dim=8 model.mappin
 def entered(data, *overrides):
     given = [f"data.url={data}", "run=unused", "train.batch=8", "loss.r1_every=2", "loss.r1_gamma=1", *overrides]
     config = load_config(None, [*TINY.split(), *given])
-    game = Game(config, load_index(str(data)), Parallel(config))
-    game.enter(phases(config)[0])
-    return game
+    state = TrainState(config, load_index(str(data)), Devices(config))
+    state.enter(phases(config)[0])
+    return Engine(state)
 
 
-def stepped(game, count):
+def stepped(engine, count):
     """Statistics of `count` steps, and after each of them which of the two nets have moved."""
-    p = game.current
-    how = {"share": game.share, "classes": game.classes, "workers": 0}
-    data = batches(game.table, game.index.order(seed=0), start=game.nimg, end=p.end, batch=p.batch, **how)
+    state, p = engine.state, engine.state.current
+    how = {"share": state.micro_batches.share, "classes": state.classes, "workers": 0}
+    data = batches(state.table, state.index.order(seed=0), start=state.nimg, end=p.end, batch=p.batch, **how)
     for _, batch in zip(range(count), data, strict=False):
-        before = {k: t.clone() for k, t in game.tensors().items()}
-        stats, _ = game.step(batch)
-        after = game.tensors()
+        before = {k: t.clone() for k, t in state.tensors().items()}
+        stats = engine.step(batch).stats
+        after = state.tensors()
         moved = {k for k, t in after.items() if k[:2] in ("G/", "D/") and not torch.equal(t, before[k])}
         yield stats, moved
 
 
-def players_of(moved):
+def sides_of(moved):
     return "".join(sorted({name[0] for name in moved}))
 
 
@@ -48,64 +49,64 @@ def players_of(moved):
     [(1, 1, ["DG"] * 4, [8] * 4), (3, 1, ["DG", "D", "D", "DG"], [8, 0, 0, 8]), (1, 2, ["DG"] * 4, [16] * 4)],
 )
 def test_turns(tiny_data, d_steps, g_steps, expected, g_counts):
-    game = entered(tiny_data, f"optim.d_steps={d_steps}", f"optim.g_steps={g_steps}")
-    seen = list(stepped(game, 4))
-    assert [players_of(moved) for _, moved in seen] == expected
+    engine = entered(tiny_data, f"optim.d_steps={d_steps}", f"optim.g_steps={g_steps}")
+    seen = list(stepped(engine, 4))
+    assert [sides_of(moved) for _, moved in seen] == expected
     assert [stats.get("loss_g", (0, 0))[1] for stats, _ in seen] == g_counts
     assert [stats["loss_d"][1] for stats, _ in seen] == [8] * 4
-    assert game.nimg == 32  # the clock is what D has seen
+    assert engine.state.nimg == 32  # the clock is what D has seen
 
 
 def test_lazy_terms_follow_the_players_own_steps(tiny_data):
-    game = entered(tiny_data, "optim.d_steps=2", "loss.pl_every=2", "loss.pl_weight=1")
-    seen = list(stepped(game, 6))
+    engine = entered(tiny_data, "optim.d_steps=2", "loss.pl_every=2", "loss.pl_weight=1")
+    seen = list(stepped(engine, 6))
     assert [i for i, (stats, _) in enumerate(seen) if "pl_length" in stats] == [0, 4]  # G moves at 0, 2 and 4
     assert [i for i, (stats, _) in enumerate(seen) if "r1_penalty" in stats] == [0, 2, 4]
 
 
 def test_clipped_weights(tiny_data):
-    game = entered(tiny_data, "loss.d_clip=0.01", "loss.r1_gamma=0")
-    list(stepped(game, 1))
-    assert max(float(p.detach().abs().max()) for p in game.D.parameters()) == pytest.approx(0.01)
-    assert max(float(p.detach().abs().max()) for p in game.G.parameters()) > 0.1
+    engine = entered(tiny_data, "loss.d_clip=0.01", "loss.r1_gamma=0")
+    list(stepped(engine, 1))
+    assert max(float(p.detach().abs().max()) for p in engine.state.D.parameters()) == pytest.approx(0.01)
+    assert max(float(p.detach().abs().max()) for p in engine.state.G.parameters()) > 0.1
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_frozen_resolutions_of_d(tiny_data, count):
-    game = entered(tiny_data, "resolution=16", "init=some", f"train.freeze_d={count}")
-    moved = set().union(*(moved for _, moved in stepped(game, 2)))
+    engine = entered(tiny_data, "resolution=16", "init=some", f"train.freeze_d={count}")
+    moved = set().union(*(moved for _, moved in stepped(engine, 2)))
     frozen = {f"D/b{r}" for r in (16, 8)[:count]}  # never the last block, b4
-    for name in (k for k in game.tensors() if k.startswith("D/")):
+    for name in (k for k in engine.state.tensors() if k.startswith("D/")):
         assert (name in moved) == (name.split(".")[0] not in frozen), name
 
 
 def test_terms_of_no_weight_are_left_out(tiny_data):
     none, zero = entered(tiny_data, "loss.r1_gamma=0"), entered(tiny_data, "loss.r1_gamma_at={8: 0}", "loss.r1_every=1")
-    for game in (none, zero):
-        assert not any("r1_penalty" in stats for stats, _ in stepped(game, 2))
-    a, b = none.tensors(), zero.tensors()
+    for engine in (none, zero):
+        assert not any("r1_penalty" in stats for stats, _ in stepped(engine, 2))
+    a, b = none.state.tensors(), zero.state.tensors()
     assert all(torch.equal(t, b[name]) for name, t in a.items())
 
 
 @pytest.mark.parametrize("name", ["progan", "mlp"])
 def test_path_length_without_a_mapping_to_learn(tiny_data, name):
-    game = entered(tiny_data, f"model.name={name}", "train.micro_batch=4", "loss.pl_every=2")
-    seen = list(stepped(game, 3))
+    engine = entered(tiny_data, f"model.name={name}", "train.micro_batch=4", "loss.pl_every=2")
+    seen = list(stepped(engine, 3))
     assert ["pl_length" in stats for stats, _ in seen] == [True, False, True]
-    assert [players_of(moved) for _, moved in seen] == ["DG"] * 3
-    assert game.state["pl_mean"] > 0
+    assert [sides_of(moved) for _, moved in seen] == ["DG"] * 3
+    assert engine.state.numbers()["pl_mean"] > 0
 
 
 @pytest.mark.parametrize("extra", ["loss.objective=relativistic", "loss.terms=[{name: gradient_penalty}]"])
 def test_images_that_meet_are_of_one_class(tiny_data, monkeypatch, extra):
     """A real image's partner, and what it is mixed with, is generated for its label."""
-    game = entered(tiny_data, "data.conditional=true", "loss.pl_weight=0", extra)
+    engine = entered(tiny_data, "data.conditional=true", "loss.pl_weight=0", extra)
     asked, given = [], []
-    whole = game.G.mapping.forward
-    monkeypatch.setattr(game.G.mapping, "forward", lambda z, c: asked.append(c) or whole(z, c))
-    real_images = game.real_images
-    monkeypatch.setattr(game, "real_images", lambda batch: given.append(batch.condition) or real_images(batch))
-    list(stepped(game, 1))
+    whole = engine.state.G.mapping.forward
+    monkeypatch.setattr(engine.state.G.mapping, "forward", lambda z, c: asked.append(c) or whole(z, c))
+    real_images = engine.real_images
+    monkeypatch.setattr(engine, "real_images", lambda batch: given.append(batch.condition) or real_images(batch))
+    list(stepped(engine, 1))
     d_labels, g_labels = asked[-1], asked[0]
     assert torch.equal(d_labels, given[0])
     assert torch.equal(g_labels, given[0]) == ("relativistic" in extra)
@@ -124,12 +125,12 @@ def spoilt(monkeypatch, name, at):
 
 @pytest.mark.parametrize(("every", "what"), [(1, "main loss + r1"), (2, "r1")])
 def test_a_term_that_is_not_finite_is_named_and_left_out(tiny_data, monkeypatch, every, what):
-    game = entered(tiny_data, f"loss.r1_every={every}", "loss.pl_weight=0")
-    spoilt(monkeypatch, "r1", lambda: game.nimg == 16)
+    engine = entered(tiny_data, f"loss.r1_every={every}", "loss.pl_weight=0")
+    spoilt(monkeypatch, "r1", lambda: engine.state.nimg == 16)
     found = []
-    for stats, moved in stepped(game, 4):
-        assert all(t.isfinite().all() for t in game.tensors().values())
-        found.append((players_of(moved), "r1_penalty" in stats, game.faults))
+    for stats, moved in stepped(engine, 4):
+        assert all(t.isfinite().all() for t in engine.state.tensors().values())
+        found.append((sides_of(moved), "r1_penalty" in stats, engine.outcome.faults))
     good, bad = found[0], found[2]
     assert good[0] == "DG"
     assert not good[2]
@@ -139,9 +140,9 @@ def test_a_term_that_is_not_finite_is_named_and_left_out(tiny_data, monkeypatch,
 
 
 def test_a_gradient_that_is_not_finite_names_its_layer(tiny_data):
-    game = entered(tiny_data)
-    game.G.synthesis.b8.conv1.weight.register_hook(lambda g: g * float("nan") if game.nimg == 8 else g)
-    found = [(players_of(moved), game.faults) for _, moved in stepped(game, 3)]
+    engine = entered(tiny_data)
+    engine.state.G.synthesis.b8.conv1.weight.register_hook(lambda g: g * float("nan") if engine.state.nimg == 8 else g)
+    found = [(sides_of(moved), engine.outcome.faults) for _, moved in stepped(engine, 3)]
     assert [players for players, _ in found] == ["DG", "D", "DG"]
     assert found[1][1] == ["G, main loss: the gradient of synthesis.b8.conv1.weight is not finite"]
 
@@ -149,22 +150,22 @@ def test_a_gradient_that_is_not_finite_names_its_layer(tiny_data):
 def test_loss_scale(tiny_data):
     """A power of two changes no bit; an overflow halves it, moves nothing, and is no fault."""
     plain, scaled = entered(tiny_data), entered(tiny_data, "train.loss_scale=1024")
-    for game in (plain, scaled):
-        list(stepped(game, 2))
-    a, b = plain.tensors(), scaled.tensors()
+    for engine in (plain, scaled):
+        list(stepped(engine, 2))
+    a, b = plain.state.tensors(), scaled.state.tensors()
     assert all(torch.equal(t, b[name]) for name, t in a.items())
-    scaled.D.b4.out.weight.register_hook(lambda g: g * float("inf") if scaled.nimg == 16 else g)
-    found = [(players_of(moved), scaled.faults, scaled.state["loss_scale"]) for _, moved in stepped(scaled, 2)]
+    scaled.state.D.b4.out.weight.register_hook(lambda g: g * float("inf") if scaled.state.nimg == 16 else g)
+    found = [(sides_of(moved), scaled.outcome.faults, scaled.state.loss_scale) for _, moved in stepped(scaled, 2)]
     assert found == [("G", [], 512), ("DG", [], 512)]
 
 
 def test_a_loss_that_is_not_finite_is_no_overflow(tiny_data, monkeypatch):
-    game = entered(tiny_data, "train.loss_scale=1024", "loss.pl_weight=0")
-    spoilt(monkeypatch, "r1", lambda: game.nimg == 0)
-    list(stepped(game, 1))
-    assert game.faults == ["D, r1: the loss is not finite", "not finite: r1_penalty"]
-    assert game.state["loss_scale"] == 1024
-    assert not game.began_bad  # G and D had moved
+    engine = entered(tiny_data, "train.loss_scale=1024", "loss.pl_weight=0")
+    spoilt(monkeypatch, "r1", lambda: engine.state.nimg == 0)
+    list(stepped(engine, 1))
+    assert engine.outcome.faults == ["D, r1: the loss is not finite", "not finite: r1_penalty"]
+    assert engine.state.loss_scale == 1024
+    assert not engine.outcome.began_bad  # G and D had moved
 
 
 @pytest.mark.distributed

@@ -1,0 +1,206 @@
+"""What a system of networks and losses is to the engine that trains it.
+
+A system names its networks, says which optimizer steps make up a training step (`updates`), and what follows from sums
+over the global batch (`after_step`). The engine (training/engine.py) deals the batch out to ranks and micro-batches,
+runs the losses, sums gradients and moves the weights; nothing in a system knows of ranks.
+
+There are exactly two sides, G and D, each one module with one optimizer. A system of several generators or
+discriminators puts them into one module (torch.nn.ModuleDict), and heads such as classifiers live in D.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from stylegan_pg.config import Config
+from stylegan_pg.networks import NetworkShape
+from stylegan_pg.rng import generator
+
+Side = Literal["G", "D"]
+Values = Mapping[str, torch.Tensor]  # "loss" [n], differentiable, and further values [n] that are only reported
+Sums = Mapping[str, tuple[float, int]]  # name -> (sum over the global batch, number of images in it)
+
+
+@dataclass
+class Step:
+    """What all losses of one training step share; everything random in it follows from (seed, nimg)."""
+
+    seed: int
+    nimg: int  # real images shown to D before this step
+    number: int  # index of the step within its phase
+    batch: int  # images of the global batch
+    alpha: float  # weight in [0, 1] of the newest blocks, see Phase.alpha
+    resolution: int
+    rank: int
+    device: torch.device
+    dtype: torch.dtype
+    net: Mapping[str, Any]  # the networks by name: "G", "D"
+    share: Sequence[int]  # places in the global batch of this rank's images
+    real: torch.Tensor  # [len(share), C, H, W] in [-1, 1]
+    condition: torch.Tensor | None = None  # [len(share), ...], as the dataset has it, or None
+    memory: dict[Any, Any] = field(default_factory=dict)  # what losses keep for later losses of this step
+
+
+@dataclass
+class Context:
+    """What a loss is given: one micro-batch of a step."""
+
+    step: Step
+    rows: list[int]  # places of its images in the global batch of the loss
+    part: list[int]  # their places in this rank's share
+    index: int  # number of the micro-batch
+    count: int  # images of the global batch of the loss
+    add: Callable[[str, torch.Tensor], None]  # adds a tensor to a sum over the global batch that the loss has announced
+
+    @property
+    def G(self) -> Any:
+        return self.step.net["G"]
+
+    @property
+    def D(self) -> Any:
+        return self.step.net["D"]
+
+    @property
+    def real(self) -> torch.Tensor:
+        """Real images [n, C, H, W] in [-1, 1]."""
+        return self.step.real[self.part]
+
+    @property
+    def condition(self) -> torch.Tensor | None:
+        """Conditions [n, ...] of the real images, or None."""
+        return self.rows_of(self.step.condition)
+
+    def rows_of(self, share: torch.Tensor | None) -> torch.Tensor | None:
+        """This micro-batch's rows of a tensor with a row for each image of the rank's share."""
+        return None if share is None else share[self.part]
+
+    def rng(self, purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """A random stream that is a function of (seed, purpose, nimg, key)."""
+        return generator(self.step.seed, purpose, self.step.nimg, *key, device=device)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, computed once a step; `key` names it."""
+        if key not in self.step.memory:
+            self.step.memory[key] = make()
+        return self.step.memory[key]
+
+    def to_device(self, t: torch.Tensor) -> torch.Tensor:
+        """On the networks' device, floating-point numbers in their dtype."""
+        return t.to(self.step.device, self.step.dtype if t.is_floating_point() else t.dtype)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One sum of per-image values whose gradients an update takes.
+
+    The gradient is that of `weight / count` times the sum over the global batch, or of the plain mean where the weight
+    is None.
+    """
+
+    name: str  # in messages
+    values: Callable[[Context], Values]
+    count: int  # images that it is computed of
+    group: int = 1  # images that are dealt out together, see schedule.deal; count must be a multiple
+    of_batch: bool = True  # they are the batch's images; otherwise only `rows` of a context mean something
+    weight: float | None = None
+    reports: tuple[str, ...] = ()  # names of the values, besides "loss", whose sums are wanted
+    sums: Mapping[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # name -> zeros: tensors to be summed up, see Context
+    twice: bool = False  # differentiates a gradient, which torch.compile cannot do
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step of one side."""
+
+    trains: Side
+    losses: Sequence[Loss]
+    limit: float = 0.0  # of every weight of that side after the step, 0: none (Arjovsky et al. 2017, algorithm 1)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(loss.name for loss in self.losses)
+
+
+class System:
+    """Networks, and how a training step changes them."""
+
+    G: Any  # of classes whose attributes torch.nn.Module does not declare
+    D: Any
+
+    @property
+    def net(self) -> dict[str, Any]:
+        return {"G": self.G, "D": self.D}
+
+    def use(self, config: Config) -> None:
+        """Take a configuration, before the first phase."""
+        raise NotImplementedError
+
+    def build(self, form: NetworkShape, labels: Any) -> None:
+        """Make G and D, with fresh weights, for a phase. `labels` [images] are the classes of the real images, -1 where
+        there is none."""
+        raise NotImplementedError
+
+    def updates(self, step: Step) -> Iterable[Update]:
+        """The optimizer steps of a training step, in order."""
+        raise NotImplementedError
+
+    def after_step(self, step: Step, sums: Sums, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Change what follows from sums over the global batch: running means, the probability of augmentation, w_avg.
+        `tensors` holds only the sums of updates that were made."""
+
+    def optimizer_steps(self, side: Side) -> list[int]:
+        """k for each update of a side that is made at every k-th step besides its main one (schedule.lazy_ratio)."""
+        return []
+
+    def lacks(self, names: set[str]) -> None:
+        """Learn that the weights which the run starts from did not hold these parameters of D."""
+
+    def compiled(self) -> list[nn.Module]:
+        """The modules whose forward passes torch.compile may take."""
+        return [self.G, self.D]
+
+    def not_compiled(self) -> list[str]:
+        """Names of losses that torch.compile cannot take."""
+        return []
+
+    def trial(self, count: int, device: torch.device, dtype: torch.dtype) -> None:
+        """A forward and backward pass of `count` images through what `compiled` names."""
+        raise NotImplementedError
+
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """Parameters of D, by name, that are not trained."""
+        return {}
+
+    def numbers(self) -> dict[str, float]:
+        """The system's own running numbers, which a checkpoint keeps."""
+        return {}
+
+    def load_numbers(self, numbers: Mapping[str, float]) -> None:
+        """The inverse of `numbers`, which may lack some of them."""
+
+    def snapshot_description(self) -> dict[str, Any]:
+        """{"network": name, "kwargs": arguments} that build G_ema again from a snapshot."""
+        raise NotImplementedError
+
+
+@lru_cache(maxsize=256)
+def _keywords(forward: Any) -> frozenset[str] | None:
+    parameters = inspect.signature(forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters)
+
+
+def accepted(net: nn.Module, **how: Any) -> dict[str, Any]:
+    """Those of the keyword arguments that a network's forward pass knows: a plain one knows no alpha, for example."""
+    known = _keywords(type(net).forward)
+    return how if known is None else {name: value for name, value in how.items() if name in known}

@@ -1,0 +1,190 @@
+"""The engine: one training step of any system.
+
+A step computes what follows from (seed, nimg). For each update of the system, the engine runs its losses micro-batch by
+micro-batch, sums the gradients over the ranks, and moves the weights of that side, unless a loss or a gradient is not
+finite. Where a rank runs out of memory, all ranks halve their micro-batches and make the update again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from stylegan_pg.config.schedule import ema_beta
+from stylegan_pg.data.loader.loader import Batch
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.ops import downsample2d, pool, upsample2d
+from stylegan_pg.optim import ema
+from stylegan_pg.optim.optimizer_step import OUT_OF_MEMORY, out_of_memory
+from stylegan_pg.systems.base import Context, Loss, Step, Update
+from stylegan_pg.training.compilation import eager
+from stylegan_pg.training.stats import StepStats
+from stylegan_pg.training.train_state import TrainState
+
+CLEAN_STEPS = 2000  # without an overflow, after which the loss scale is doubled
+
+
+@dataclass
+class Outcome:
+    """What a training step did."""
+
+    stats: dict[str, tuple[float, int]] = field(default_factory=dict)  # name -> (sum, images), over all ranks
+    stopping: bool = False  # whether any rank wants to stop after this step
+    faults: list[str] = field(default_factory=list)  # updates that were left out, and why
+    overflows: list[str] = field(default_factory=list)  # those that were left out as the loss scale was too high
+    notes: list[str] = field(default_factory=list)  # what else happened
+    moved: bool = False  # whether any update was made
+    began_bad: bool = False  # whether there was a fault before that: the state that the step began with is to blame
+
+
+class Engine:
+    """Trains a system, step by step."""
+
+    def __init__(self, state: TrainState):
+        self.state = state
+        self.outcome = Outcome()
+
+    def step(self, batch: Batch, *, stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """Train on this rank's share of a global batch of real images, and advance nimg by the global batch.
+
+        `stop` is asked, once the work is done, whether this rank wants to stop. A collective call.
+
+        Raises:
+            RunError: out of memory with the smallest micro-batch there is; PeersLost: another rank is gone.
+        """
+        state, self.outcome, self.stats = self.state, Outcome(), StepStats()
+        state.parallel.scale = state.loss_scale
+        step = self.begin(batch)
+        for update in state.system.updates(step):
+            self.update(update, step)
+        totals = self.stats.reduce(state.device, stop())
+        self.outcome.stats, self.outcome.stopping = totals.stats, totals.flag
+        if totals.bad and self.outcome.faults:
+            self.outcome.faults.append(f"not finite: {', '.join(totals.bad)}")
+        state.system.after_step(step, totals.stats, totals.tensors)
+        self.average(step)
+        self.rescale()
+        state.nimg += step.batch
+        return self.outcome
+
+    def average(self, step: Step) -> None:
+        """Move G_ema towards G."""
+        config = self.state.config.ema
+        ema.update(self.state.G_ema, self.state.G, ema_beta(step.batch, step.nimg, config.kimg, config.rampup))
+
+    def begin(self, batch: Batch) -> Step:
+        """What the losses of this step share."""
+        state, phase = self.state, self.state.current
+        real, condition = self.real_images(batch)
+        return Step(
+            seed=state.config.seed,
+            nimg=state.nimg,
+            number=phase.step(state.nimg),
+            batch=phase.batch,
+            alpha=state.alpha,
+            resolution=phase.resolution,
+            rank=dist.rank(),
+            device=state.device,
+            dtype=state.dtype,
+            net=state.system.net,
+            share=state.micro_batches.share,
+            real=real,
+            condition=condition,
+        )
+
+    def real_images(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """uint8 -> [-1, 1]; within a fade blended with their own down- and up-sampled copy, as G's images are."""
+        state = self.state
+        layout = torch.channels_last if state.config.train.channels_last else torch.contiguous_format
+        if batch.ready is not None:
+            torch.cuda.current_stream(state.device).wait_event(batch.ready)
+        real = batch.image.to(state.device)
+        if not real.is_floating_point():
+            real = real.to(state.dtype).div(127.5).sub(1)
+        real = real.to(state.dtype).contiguous(memory_format=layout)
+        if state.current.fade:
+            f = state.D.filter
+            real = torch.lerp(upsample2d(downsample2d(real, f), f), real, state.alpha)
+        c = None if batch.condition is None else batch.condition.to(state.device, state.dtype)
+        return real, c
+
+    # ---------------------------------------------------------------------------------------------- an update
+
+    def update(self, update: Update, step: Step) -> None:
+        """Make one optimizer step, or note why it was left out."""
+        state, side = self.state, update.trains
+        optimizer, before, fault = state.optimizers[side], self.stats.copy(), OUT_OF_MEMORY
+        state.train_only(side)
+        while fault == OUT_OF_MEMORY:
+            self.stats = before.copy()
+            optimizer.begin(update.name, sum(len(state.micro_batches.of(loss)[1]) for loss in update.losses))
+            total, short = self.gradients(update, step)
+            fault = optimizer.step(total, short)
+            if fault == OUT_OF_MEMORY:
+                self.halve(f"{side}, {update.name}")
+        state.train_only(None)
+        if fault:
+            self.leave_out(update, fault)
+            self.stats.tensors = before.tensors
+        else:
+            self.outcome.moved = True
+            if update.limit:
+                optimizer.clip(update.limit)
+
+    def gradients(self, update: Update, step: Step) -> tuple[torch.Tensor, bool]:
+        """Add up the gradients of all losses of an update -> (the sum of the losses over this rank's images, whether
+        it ran out of memory before it had made all passes)."""
+        total, short = torch.zeros([], device=self.state.device), False
+        try:
+            for loss in update.losses:
+                total = total + self.passes(loss, update, step)
+        except RuntimeError as error:  # handled below, where nothing holds on to what the passes made
+            if not out_of_memory(error):
+                raise
+            short = True
+        if short and self.state.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return total, short
+
+    def passes(self, loss: Loss, update: Update, step: Step) -> torch.Tensor:
+        """The forward and backward passes of a loss; returns its sum over this rank's images."""
+        self.stats.expect(loss.count, *loss.reports)
+        self.stats.expect_tensors(loss.sums)
+        share, parts = self.state.micro_batches.of(loss)
+        total = torch.zeros([], device=self.state.device)
+        for k, part in enumerate(parts):
+            x = Context(step, [share[i] for i in part], part, k, loss.count, self.stats.add_tensor)
+            with eager(loss.twice and self.state.config.train.compile):
+                values = loss.values(x)
+                self.stats.add({name: v for name, v in values.items() if name != "loss"})
+                mine = values["loss"].sum()
+                total = total + mine.detach()
+                scaled = mine / loss.count if loss.weight is None else mine * (loss.weight / loss.count)
+                self.state.optimizers[update.trains].backward(scaled)
+        return total
+
+    def halve(self, where: str) -> None:
+        pool.clear()
+        self.outcome.notes.append(self.state.halve(where))
+
+    def leave_out(self, update: Update, fault: str) -> None:
+        """Note that an update was not made. A loss is looked at before it is scaled, so it is never an overflow."""
+        what = f"{update.trains}, {update.name}"
+        if fault != "the loss" and self.state.parallel.scale > 1:
+            self.outcome.overflows.append(f"{what}: {fault}")
+            return
+        where = fault if fault == "the loss" else f"the gradient of {fault}"
+        self.outcome.faults.append(f"{what}: {where} is not finite")
+        self.outcome.began_bad = self.outcome.began_bad or not self.outcome.moved
+
+    def rescale(self) -> None:
+        """Halve the loss scale after an overflow, which is no fault; double it after a long time without one."""
+        state, scale = self.state, self.state.loss_scale
+        if self.outcome.overflows:
+            state.loss_scale, state.clean_steps = scale / 2, 0
+        elif state.model.low_precision == "fp16" and not self.outcome.faults:
+            state.clean_steps += 1
+            if state.clean_steps >= CLEAN_STEPS:
+                state.loss_scale, state.clean_steps = min(2 * scale, max(state.FP16_SCALE, scale)), 0
