@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def forked(arguments: list[str], folder: Path, output: Path) -> int:
+def forked(arguments: Sequence[str], folder: Path, output: Path) -> int:
     """Run `python -m stylegan_pg` with these arguments in a copy of this process; returns the exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -78,7 +78,7 @@ def forked(arguments: list[str], folder: Path, output: Path) -> int:
         os._exit(code)
 
 
-def started(arguments: list[str], folder: Path, output: Path, ranks: int = 0) -> int:
+def started(arguments: Sequence[str], folder: Path, output: Path, ranks: int = 0) -> int:
     """The same in a new interpreter, or in `ranks` of them under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     command = [sys.executable, *launcher, "-m", PACKAGE, *arguments]
@@ -86,7 +86,7 @@ def started(arguments: list[str], folder: Path, output: Path, ranks: int = 0) ->
         return subprocess.run(command, cwd=folder, stdout=file, stderr=file, timeout=SECONDS).returncode
 
 
-def call(arguments: list[str], folder: Path, output: Path, *, fresh: bool = False, ranks: int = 0) -> None:
+def call(arguments: Sequence[str], folder: Path, output: Path, *, fresh: bool = False, ranks: int = 0) -> None:
     """Run one command; raises CommandError if it does not end well."""
     how = partial(started, ranks=ranks) if fresh or ranks else forked
     if code := how(arguments, folder, output):

@@ -140,7 +140,8 @@ def main() -> int:
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write what expected.json holds of the cases, too")
     given = parser.parse_args()
     if given.compare:
-        return int(compare(*given.compare, given.only) > 0)
+        a, b = given.compare
+        return int(compare(a, b, given.only) > 0)
     cases = chosen(given.only)
     if given.list or not given.out or not cases:
         print(*(case.name for case in cases), sep="\n")
