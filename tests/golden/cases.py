@@ -238,6 +238,7 @@ def _training() -> list[Case]:
     """Steps, optimisers, growth, precision, and what a run is continued or started from."""
     carry, reset = ({"growth.optimizer": how} for how in ("carry", "reset"))
     auto = {"growth.start": "null", "growth.schedule": "auto", "growth.devices": 1, "train.batch_at": "{8: 8, 16: 8}"}
+    auto |= {"growth.stable_kimg": 0.08, "growth.fade_kimg": 0.064}
     frozen = NOT_GROWING | {"train.freeze_d": 1}
     everything = ["fid32_full", "kid32_full", "pr323_full", "swd", "ms_ssim"]
     measured = {"metrics.every_kimg": 0.032, "metrics.images": 32, "metrics.extractor": "pixels"}

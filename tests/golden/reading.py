@@ -140,7 +140,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         items = list(enumerate(tree))
     else:
         return {prefix: tree}
-    out = {f"{prefix} (table)": len(items)} if not items else {}
+    out: dict[str, Any] = {} if items else {f"{prefix}/(empty)": True}
     for key, value in items:
         out |= flat(value, f"{prefix}/{key}" if prefix else str(key))
     return out
