@@ -1,0 +1,83 @@
+"""Files of earlier versions: datasets, stopped runs, snapshots and configurations, used from the command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import yaml
+from golden import reading
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+VERSIONS = sorted(path.name for path in (TESTS / "fixtures").iterdir())
+# Of keys that an automatic schedule fills in.
+FILLED_IN = ("growth", "optim", "train.batch_at", "train.micro_batch_at")
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request, tmp_path_factory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A version's folder, what it leads to now, and what it led to then."""
+    original = TESTS / "fixtures" / request.param
+    copy = tmp_path_factory.mktemp("old") / request.param
+    shutil.copytree(original, copy)
+    command = [sys.executable, str(TESTS / "golden" / "fixtures.py"), "--read", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
+    assert done.returncode == 0, done.stderr
+    return original, json.loads(done.stdout), json.loads((original / "expected.json").read_text())
+
+
+def test_stopped_runs_end_as_they_would_have(version):
+    """To rounding, in float64; one of them was stopped in a fade, one had two processes."""
+    _, found, expected = version
+    assert found["runs"].keys() == expected["runs"].keys()
+    for name, then in expected["runs"].items():
+        now = found["runs"][name]
+        assert reading.unlike(then.pop("sums"), now.pop("sums"), 1e-9) == []
+        assert now.pop("last_line") == pytest.approx(then.pop("last_line"), rel=1e-7, abs=1e-9)
+        assert now == then
+
+
+def test_snapshots_give_the_same_pictures(version):
+    """The mean of each channel, which may be rounded otherwise in a few pixels."""
+    _, found, expected = version
+    assert found["pictures"].keys() == expected["pictures"].keys()
+    for name, then in expected["pictures"].items():
+        assert len(then) == len(found["pictures"][name]) == 4
+        for picture, mean in zip(found["pictures"][name], then, strict=True):
+            assert picture == pytest.approx(mean, abs=0.1), name
+
+
+def test_snapshots_have_the_same_metrics(version):
+    _, found, expected = version
+    assert found["metrics"].keys() == expected["metrics"].keys()
+    for name, then in expected["metrics"].items():
+        assert {key: found["metrics"][name][key] for key in then} == pytest.approx(then, rel=1e-3), name
+
+
+def test_configurations_mean_the_same(version):
+    """Every key that the version had, with the value that it was given; and the same phases."""
+    folder, found, expected = version
+    assert found["plans"].keys() == expected["plans"].keys()
+    for name, then in expected["plans"].items():
+        given = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        given, now = json.loads(json.dumps(given)), found["plans"][name]  # with texts for keys of tables
+        assert now["phases"] == then["phases"] != []
+        for key, value in flat(given).items():
+            assert flat(now["keys"]).get(key) == flat(then["keys"])[key], key
+            assert flat(then["keys"])[key] == value or key.startswith(FILLED_IN) or key == "loss.terms"
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix == "":
+            out |= flat(value, f"{key}.")
+        else:
+            out[prefix + key] = value
+    return out
