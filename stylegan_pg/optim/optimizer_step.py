@@ -6,6 +6,7 @@ then `NetworkOptimizer.step` sums them and moves the weights. zero.py does the s
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in NO_MEMORY)
 
 
+class EagerAdam(torch.optim.Adam):
+    """PyTorch's Adam without the marks for torch.compile, which optimisers are never given to here: at their first call
+    they import the compiler, which takes about as long as importing PyTorch."""
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 class NetworkOptimizer:
     """A network and its optimiser: gradients summed by ourselves, each rank with all of Adam's moments.
 
@@ -43,7 +55,7 @@ class NetworkOptimizer:
         self._build()
 
     def _build(self) -> None:
-        self.optimizer = torch.optim.Adam(self.named.values(), **self.adam)
+        self.optimizer = EagerAdam(self.named.values(), **self.adam)
         self.sums = GradientAllReduce(list(self.named.values()), self.parallel.train.bucket_mib)
 
     def close(self) -> None:
