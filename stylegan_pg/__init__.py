@@ -1,12 +1,25 @@
-"""stylegan_pg: from a folder of pictures to an exported high-resolution generator."""
+"""stylegan_pg: from a folder of pictures to an exported high-resolution generator.
+
+The Python API is what stands in PLACES; each name is imported when it is asked for, so that `import stylegan_pg` and
+`stylegan-pg --help` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import Any
 
 from stylegan_pg.version import __version__ as __version__
 
+PLACES = {
+    "GAN": "systems.gan",  # the system of one generator and one discriminator
+    "Pair": "networks",  # two classes of networks, and what gives their arguments
+    "load_config": "config.loading",
+    "load_snapshot": "checkpoint.snapshot",
+    "pack": "data.pack.pack",
+    "train": "training.trainer",
+}
 
-def __getattr__(name: str):
-    # Lazily, so that `import stylegan_pg` and `stylegan-pg --help` do not wait for torch.
-    if name == "load_snapshot":
-        from stylegan_pg.checkpoint.snapshot import load_snapshot
 
-        return load_snapshot
+def __getattr__(name: str) -> Any:
+    if name in PLACES:
+        return getattr(import_module(f"stylegan_pg.{PLACES[name]}"), name)
     raise AttributeError(f"module 'stylegan_pg' has no attribute {name!r}")

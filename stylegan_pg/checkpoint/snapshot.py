@@ -61,12 +61,17 @@ def choose_device(device: torch.device | str) -> torch.device:
     return chosen
 
 
-def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
+def load_snapshot(
+    path: str | Path, device: torch.device | str = "cpu", *, network: type[torch.nn.Module] | None = None
+) -> Any:
     """The generator in a snapshot, ready to use: `G(z, c, psi=0.7)` gives images [N, C, R, R] in about [-1, 1].
 
     z is [N, G.z_dim]; c of conditional generators is [N, G.c_dim], one-hot, or numbers or names of classes, as
     `classes.condition` says. `G.description` is the snapshot's description (label names, nimg, configuration). Noise is
     the fixed one unless `noise="random"` is given. A snapshot taken in the middle of a fade blends as it did then.
+
+    Args:
+        network: the generator's class, where it is none of this package's: nothing is imported because a file says so.
 
     Raises:
         UsageError: no such file, not a snapshot, a damaged or newer one, or a device that is not to be had; and from
@@ -81,7 +86,7 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
             text = file.metadata.get("stylegan_pg")
             if text is None:
                 raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
-            description, G = _described(path, text, torch.device(device), file.entries)
+            description, G = _described(path, text, torch.device(device), file.entries, network)
             tensors = file.read()
     except (tensor_file.BadFileError, OSError) as error:
         raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
@@ -94,14 +99,19 @@ def load_snapshot(path: str | Path, device: torch.device | str = "cpu") -> Any:
         if not tensor_file.is_finite(t):
             raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
     G.description = description
-    G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, class_names(G)))
+    if hasattr(G, "mapping"):
+        G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, class_names(G)))
     if description["kwargs"].get("fade"):
         G.register_forward_pre_hook(partial(_at_alpha, float(description["alpha"])), with_kwargs=True)
     return G.eval().requires_grad_(False)
 
 
 def _described(
-    path: Path, text: str, device: torch.device, entries: Mapping[str, tensor_file.Entry]
+    path: Path,
+    text: str,
+    device: torch.device,
+    entries: Mapping[str, tensor_file.Entry],
+    network: type[torch.nn.Module] | None,
 ) -> tuple[dict[str, Any], Any]:
     """A description, and the generator that it tells of, on the meta device: nothing is drawn, so that the caller's
     random streams stay as they are, and nothing allocated before the weights are known to fit.
@@ -124,12 +134,14 @@ def _described(
         if device.type == "cpu" and kwargs.get("low_precision") == "fp16":
             kwargs["low_precision"] = "fp32"  # CPUs have no fp16 convolutions
         with torch.device("meta"):
-            G: Any = NETWORKS[description["network"]].G(**kwargs)
+            G: Any = _class_of(description["network"], network)(**kwargs)
         expected = {name: tuple(t.shape) for name, t in G.state_dict().items()}
+        expected_types = {name: t.dtype for name, t in G.state_dict().items()}
         if expected.keys() != entries.keys():
             raise ValueError(f"{min(expected.keys() ^ entries.keys())} is in one of them only")
         for name, shape in expected.items():
-            if entries[name].shape != shape or not entries[name].dtype.is_floating_point:
+            whole = not expected_types[name].is_floating_point
+            if entries[name].shape != shape or (not whole and not entries[name].dtype.is_floating_point):
                 told = f"{entries[name].dtype} {list(entries[name].shape)}"
                 raise ValueError(f"{name} is {told} where numbers of {list(shape)} are expected")
         return description, G
@@ -137,6 +149,17 @@ def _described(
         raise UsageError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"{path}: {misfit}: {printable(error)}; {remedy}") from None
+
+
+def _class_of(name: Any, network: type[torch.nn.Module] | None) -> type[torch.nn.Module]:
+    if network is not None:
+        return network
+    if name not in NETWORKS:
+        raise UsageError(
+            f"the generator is of class {printable(name, 120)}, which is none of this package's: give it as "
+            "load_snapshot(..., network=CLASS)"
+        )
+    return NETWORKS[name].G
 
 
 def _fitting(z_dim: int, names: list[str], mapping: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:

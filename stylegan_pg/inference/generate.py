@@ -15,6 +15,7 @@ import torch
 from stylegan_pg.data.classes import one_hot
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import to_uint8
+from stylegan_pg.networks import accepted
 from stylegan_pg.untrusted import printable
 
 # What no other folder would mend: a disk that is full, or gone.
@@ -47,16 +48,21 @@ def images_of(
 ) -> Iterator[torch.Tensor]:
     """uint8 batches [n, C, H, W] on the CPU for latents z [N, z_dim] and conditions c [N, c_dim].
 
-    Each image depends on its own latent only; `how` goes to the generator (psi, cutoff, alpha, noise).
+    Each image depends on its own latent only; `how` goes to the generator, as far as it knows such arguments (psi,
+    cutoff, alpha, noise).
 
     Raises:
-        RunError: for images that are not finite, of which none would be left but black.
+        RunError: for images that are not finite, of which none would be left but black; UsageError: for a psi other
+            than 1 where the generator has no ws.
     """
+    known = accepted(G, **how)
+    if "psi" not in known and how.get("psi", 1.0) != 1.0:
+        raise UsageError(f"psi={how['psi']}: this generator has no ws, so there is nothing to truncate; take psi=1")
     device = next(G.parameters()).device
     dtype = next(G.parameters()).dtype
     for i in range(0, len(z), batch):
-        condition = None if c is None else c[i : i + batch].to(device, dtype)
-        yield to_uint8(finite(G(z[i : i + batch].to(device, dtype), condition, **how))).cpu()
+        given = [] if c is None else [c[i : i + batch].to(device, dtype)]
+        yield to_uint8(finite(G(z[i : i + batch].to(device, dtype), *given, **known))).cpu()
 
 
 @contextlib.contextmanager

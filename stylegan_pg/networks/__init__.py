@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,16 @@ from stylegan_pg.networks import mlp, progan, stylegan, stylegan2
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
-__all__ = ["NETWORKS", "NetworkShape", "Pair", "check_arguments", "copy_same_names", "to_channels_last", "unread_keys"]
+__all__ = [
+    "NETWORKS",
+    "NetworkShape",
+    "Pair",
+    "accepted",
+    "check_arguments",
+    "copy_same_names",
+    "to_channels_last",
+    "unread_keys",
+]
 
 MODULES = {"stylegan2": stylegan2, "stylegan": stylegan, "progan": progan, "mlp": mlp}
 Kwargs = Callable[[ModelConfig, NetworkShape], dict[str, Any]]
@@ -82,3 +93,17 @@ def copy_same_names(new: nn.Module, old: nn.Module) -> list[str]:
         if name in source:
             tensor.copy_(source[name])
     return sorted(target.keys() - source.keys())
+
+
+@lru_cache(maxsize=256)
+def _keywords(forward: Any) -> frozenset[str] | None:
+    parameters = inspect.signature(forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters)
+
+
+def accepted(net: nn.Module, **how: Any) -> dict[str, Any]:
+    """Those of the keyword arguments that a network's forward pass knows: a plain one knows no alpha, for example."""
+    known = _keywords(type(net).forward)
+    return how if known is None else {name: value for name, value in how.items() if name in known}

@@ -10,10 +10,8 @@ discriminators puts them into one module (torch.nn.ModuleDict), and heads such a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -190,17 +188,3 @@ class System:
     def snapshot_description(self) -> dict[str, Any]:
         """{"network": name, "kwargs": arguments} that build G_ema again from a snapshot."""
         raise NotImplementedError
-
-
-@lru_cache(maxsize=256)
-def _keywords(forward: Any) -> frozenset[str] | None:
-    parameters = inspect.signature(forward).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return frozenset(p.name for p in parameters)
-
-
-def accepted(net: nn.Module, **how: Any) -> dict[str, Any]:
-    """Those of the keyword arguments that a network's forward pass knows: a plain one knows no alpha, for example."""
-    known = _keywords(type(net).forward)
-    return how if known is None else {name: value for name, value in how.items() if name in known}

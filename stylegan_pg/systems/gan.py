@@ -18,10 +18,11 @@ from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.config.schedule import size_at, term_weight
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image
-from stylegan_pg.networks import NETWORKS, NetworkShape, Pair
+from stylegan_pg.networks import NETWORKS, NetworkShape, Pair, accepted
 from stylegan_pg.networks.growing import frozen
+from stylegan_pg.networks.normalization import group_batch_norms
 from stylegan_pg.rng import generator
-from stylegan_pg.systems.base import Context, Loss, Side, Step, Sums, System, Update, Values, accepted
+from stylegan_pg.systems.base import Context, Loss, Side, Step, Sums, System, Update, Values
 from stylegan_pg.systems.latents import Latents, draw, styles
 
 THAWED = "_trains_"  # before the names of parameters that train.freeze_d means, but that `init` did not hold
@@ -48,6 +49,10 @@ class GAN(System):
         self.form, self.classes, self.labels, model = form, form.c_dim, labels, self.config.model
         self.G_kwargs = self.pair.g_kwargs(model, form)
         self.G, self.D = self.pair.G(**self.G_kwargs), self.pair.D(**self.pair.d_kwargs(model, form))
+        if not hasattr(self.G, "z_dim"):
+            self.G.z_dim = model.z_dim
+        for side, net in self.net.items():
+            setattr(self, side, group_batch_norms(net, form.mbstd_group))
         self.image_shape = (form.img_channels, *size_at(form.resolution, model.base))
         if any(TERMS[t.name].on == "G" for t in self.terms) and not self.has_ws:
             raise UsageError(
@@ -313,4 +318,6 @@ class GAN(System):
         self.thawed = {name.removeprefix(THAWED) for name in numbers if name.startswith(THAWED)}
 
     def snapshot_description(self) -> dict[str, Any]:
-        return {"network": self.config.model.name, "kwargs": self.G_kwargs}
+        named = {module.G: name for name, module in NETWORKS.items()}
+        kind = self.pair.G
+        return {"network": named.get(kind, f"{kind.__module__}.{kind.__qualname__}"), "kwargs": self.G_kwargs}

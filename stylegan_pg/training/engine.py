@@ -119,6 +119,7 @@ class Engine:
         state.train_only(side)
         while fault == OUT_OF_MEMORY:
             self.stats = before.copy()
+            state.buffers.begin()
             optimizer.begin(update.name, sum(len(state.micro_batches.of(loss)[1]) for loss in update.losses))
             total, short = self.gradients(update, step)
             fault = optimizer.step(total, short)
@@ -126,9 +127,11 @@ class Engine:
                 self.halve(f"{side}, {update.name}")
         state.train_only(None)
         if fault:
+            state.buffers.restore()
             self.leave_out(update, fault)
             self.stats.tensors = before.tensors
         else:
+            state.buffers.finish(counts=not all(loss.twice for loss in update.losses))
             self.outcome.moved = True
             if update.limit:
                 optimizer.clip(update.limit)
@@ -153,8 +156,9 @@ class Engine:
         self.stats.expect(loss.count, *loss.reports)
         self.stats.expect_tensors(loss.sums)
         share, parts = self.state.micro_batches.of(loss)
-        total = torch.zeros([], device=self.state.device)
+        total, buffers = torch.zeros([], device=self.state.device), self.state.buffers
         for k, part in enumerate(parts):
+            buffers.restore()
             x = Context(step, [share[i] for i in part], part, k, loss.count, self.stats.add_tensor)
             with eager(loss.twice and self.state.config.train.compile):
                 values = loss.values(x)
@@ -163,6 +167,8 @@ class Engine:
                 total = total + mine.detach()
                 scaled = mine / loss.count if loss.weight is None else mine * (loss.weight / loss.count)
                 self.state.optimizers[update.trains].backward(scaled)
+            if not loss.twice:
+                buffers.add(len(part), loss.count)
         return total
 
     def halve(self, where: str) -> None:

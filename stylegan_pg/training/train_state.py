@@ -25,6 +25,7 @@ from stylegan_pg.rng import derive
 from stylegan_pg.systems.base import Side, System
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.training import compilation, transfer
+from stylegan_pg.training.buffers import BufferMeans
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.micro_batches import MicroBatches
 
@@ -107,7 +108,8 @@ class TrainState:
             if phase.optimizer == "carry":
                 self.optimizers[side].restore(optimizer.gather())
             optimizer.close()
-        dist.check_same([*self.G.parameters(), *self.D.parameters()], f"the networks at the start of {phase}")
+        self.check_ranks(f"the networks at the start of {phase}")
+        self.buffers = BufferMeans(self.system.net.values())
         self.micro_batches = MicroBatches(phase, self.fitting.get(self._fitting_key(), 0))
         if self.config.train.compile and not phase.fade:  # in a fade alpha changes at every step
             self._compile()
@@ -161,6 +163,10 @@ class TrainState:
         frozen = set(self.system.frozen()) if side == "D" else set()
         net = self.system.net[side]
         return self.parallel.prepare(net, frozen, lr * ratio, optim.beta1**ratio, optim.beta2**ratio, optim.eps)
+
+    def check_ranks(self, what: str) -> None:
+        """A collective call. Raises RunError if the ranks hold different parameters or buffers."""
+        dist.check_same([t for net in self.system.net.values() for t in (*net.parameters(), *net.buffers())], what)
 
     def train_only(self, side: Side | None) -> None:
         """Let gradients flow into the weights of one side, without what is frozen; None: into all."""

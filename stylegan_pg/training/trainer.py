@@ -24,6 +24,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.config.loading import to_plain
 from stylegan_pg.config.schedule import Phase, crossed, phases, shortfall
 from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.loader.loader import give_up_waiting
 from stylegan_pg.data.storage.shard_reader import HELD, OPEN_FILES
 from stylegan_pg.distributed import consistency, launcher, stopping
@@ -276,7 +277,7 @@ class Trainer:
         if self.reporter:
             self.reporter.progress(after, f"{p.phase} alpha {p.phase.alpha(before):.2f}" if p.phase else "")
         if (after - before) and p.current.step(after) % self.config.train.check_ranks_every == 0:
-            dist.check_same([*p.G.parameters(), *p.D.parameters()], f"the parameters at nimg {after}")
+            p.check_ranks(f"the parameters at nimg {after}")
         tick = crossed(self.config.output.tick_kimg, before, after) or last
         if tick:
             self.settle()
@@ -416,4 +417,22 @@ def run(
         dist.shutdown(failed=failed)
 
 
-__all__ = ["TO_BE_CONTINUED", "Trainer", "run"]
+def train(config: Config, *, system: System | None = None, resume: bool = False, restart: bool = False) -> int:
+    """Train as `stylegan-pg train` does, from Python; several ranks each call it, as launchers start them.
+
+    Args:
+        config: what load_config gave.
+        system: what to train in place of the system that the configuration names, such as `GAN(config, pair)`.
+        resume: fail unless there is a checkpoint to continue from.
+        restart: move what the run's folder holds aside and begin anew.
+
+    Returns:
+        The exit code: 0 done, 75 stopped on request and to be continued by the same call.
+
+    Raises:
+        UsageError, RunError: as `run` does.
+    """
+    return run(config, load_dataset(config), must_resume=resume, restart=restart, system=system)
+
+
+__all__ = ["TO_BE_CONTINUED", "Trainer", "run", "train"]

@@ -1,0 +1,78 @@
+"""Buffers that a forward pass changes, such as batch normalisation's statistics or spectral norm's vectors.
+
+They have to be what one pass over the global batch would make of them, whatever ranks and micro-batches there are. So
+every micro-batch of an update begins with the same values, and after the update each buffer becomes the mean of what
+the micro-batches of all ranks have made of it, weighted by their images. For values that move by a momentum towards the
+statistics of a batch this is exact; values that follow from the weights alone come out the same in all micro-batches.
+Passes of regularisation terms leave no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from stylegan_pg.distributed import process_group as dist
+
+
+def changing_buffers(nets: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """The buffers that forward passes in training mode change: those of modules that normalise with running statistics,
+    of spectral norm, and the ones that a module names in an attribute `changing_buffers`. The same on all ranks."""
+    return [buffer for net in nets for module in net.modules() for buffer in _of(module)]
+
+
+def _of(module: nn.Module) -> Iterator[torch.Tensor]:
+    named = dict(module.named_buffers(recurse=False))
+    if isinstance(module, _NormBase):
+        yield from (t for t in named.values() if t is not None)
+    elif type(module).__name__ == "_SpectralNorm":  # of torch.nn.utils.parametrizations
+        yield from (t for name, t in named.items() if name in ("_u", "_v"))
+    elif any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
+        yield from (t for name, t in named.items() if name.endswith(("_u", "_v")))
+    else:
+        yield from (named[name] for name in getattr(module, "changing_buffers", ()))
+
+
+class BufferMeans:
+    """Of the networks of one phase."""
+
+    def __init__(self, nets: Iterable[nn.Module]):
+        self.buffers = changing_buffers(nets)
+        self.start: list[torch.Tensor] = []
+        self.totals: list[torch.Tensor] = []
+
+    def begin(self) -> None:
+        """Before the first micro-batch of an update."""
+        with torch.no_grad():
+            if self.start:
+                self.restore()
+            self.start = [t.detach().clone() for t in self.buffers]
+        self.totals = [torch.zeros_like(t, dtype=torch.float64) for t in self.buffers]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Before each micro-batch: give it the values from `begin`."""
+        for buffer, value in zip(self.buffers, self.start, strict=True):
+            buffer.copy_(value)
+
+    @torch.no_grad()
+    def add(self, images: int, count: int) -> None:
+        """After a micro-batch of `images` of the `count` images of the global batch."""
+        for total, buffer in zip(self.totals, self.buffers, strict=True):
+            total.add_(buffer.double(), alpha=images / count)
+
+    @torch.no_grad()
+    def finish(self, *, counts: bool) -> None:
+        """After an update that was made; `counts` says whether any of its passes do. A collective call, where there are
+        buffers that change."""
+        if not self.buffers or not counts:
+            self.restore()
+            return
+        made = dist.all_reduce(torch.cat([t.reshape(-1) for t in self.totals]))
+        for buffer, mean in zip(self.buffers, made.split([t.numel() for t in self.buffers]), strict=True):
+            mean = mean if buffer.is_floating_point() else mean.round()
+            buffer.copy_(mean.reshape(buffer.shape).to(buffer.dtype))
+        self.start = []
