@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there but for paths and sizes."""
+"""The commands of README.md and docs/, run as they stand there but for paths and sizes."""
 
 import os
 import re
@@ -15,25 +15,56 @@ from conftest import ROOT
 from PIL import Image
 
 README = (ROOT / "README.md").read_text("utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status")
+GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 
 def commands(prefix: str) -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    """The shell commands of the documents that begin with a prefix, each once, in the documents' order."""
+    text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     blocks = [block.replace("\\\n", "") for block in blocks]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(prefix)]
+    return list(dict.fromkeys(line for line in lines if line.startswith(prefix)))
+
+
+def test_every_kind_of_command_is_run_by_a_test():
+    """A new command in a document has to be added to one of the tests below."""
+    known = ("make ", "pip install .", "sbatch ", "launch/", "torchrun ")
+    known += tuple(f"stylegan-pg {name}" for name in SUBCOMMANDS)
+    assert [line for line in commands("") if line and not line.startswith(known)] == []
 
 
 def test_make_targets_exist():
-    for command in [*commands("make"), "make demo-long", "make setup", "make test-quick", "make lint types imports"]:
+    assert len(commands("make")) > 5
+    for command in [*commands("make"), "make demo-long"]:
         result = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
 
 
-def test_every_file_in_the_tree_is_described():
-    tree = README.split("```\nstylegan_pg/")[1]
-    for path in sorted((ROOT / "stylegan_pg").rglob("*.py")):
-        assert path.name == "__init__.py" or path.stem in tree, path
+def described(tree: str) -> set[str]:
+    """The modules of the annotated tree, as paths below stylegan_pg/: a folder stands left of its modules."""
+    found, outer, inner = set(), "", ""
+    for line in tree.splitlines()[1:]:
+        if heading := re.match(r"( +)(\w+)/ ", line):
+            outer, inner = (heading[2], "") if len(heading[1]) == 2 else (outer, heading[2])
+        elif re.match(r"  \w", line):
+            outer = inner = ""
+        elif not line.startswith("  "):
+            break
+        found |= {"/".join(filter(None, [outer, inner, name])) for name in re.findall(r"\w+\.py", line)}
+    return found
+
+
+def test_the_tree_describes_every_module():
+    """Each module stands beside its folder, and nothing is described that does not exist."""
+    modules = {p.relative_to(ROOT / "stylegan_pg").as_posix() for p in (ROOT / "stylegan_pg").rglob("*.py")}
+    tree = README.split("```\nstylegan_pg/")[1].split("```")[0]
+    assert described(tree) == {name for name in modules if not name.endswith("__init__.py")}
+
+
+def test_every_configuration_is_listed():
     for path in (ROOT / "configs").glob("*.yaml"):
         assert f"`{path.stem}`" in README, path
 
@@ -67,7 +98,7 @@ def test_from_a_folder_to_pictures(tmp_path):
 
     (pack,) = commands("stylegan-pg pack")
     run(pack.replace("~/pictures", str(tmp_path / "pictures")).replace("--resolution 1024", "--resolution 32"))
-    dry, train, transfer, others = commands("stylegan-pg train")
+    dry, train, others, transfer = commands("stylegan-pg train")
     assert "1024x1024 stable" in run(dry)
     run(f"{train} {overrides}")
     (snapshot,) = (p for p in (tmp_path / "runs" / "mine" / "snapshots").iterdir() if "best" not in p.name)
@@ -86,6 +117,10 @@ def test_from_a_folder_to_pictures(tmp_path):
     (labelled,) = (p for p in (tmp_path / "runs" / "cats" / "snapshots").iterdir() if "best" not in p.name)
     run(classes.replace("runs/animals/snapshots/best.safetensors", str(labelled)))
     assert (tmp_path / "pictures" / "classes.png").exists()
+    for command in commands("stylegan-pg config"):
+        assert "loss.r1_gamma" in run(command)
+    (status,) = commands("stylegan-pg status")
+    assert "done" in run(status.replace("runs/ffhq1024", "runs/mine"))
     (plan,) = commands("stylegan-pg plan")
     assert "1024x1024 fade" in run(plan)
     assert (tmp_path / "plan.png").exists()
@@ -106,6 +141,27 @@ def test_from_a_folder_to_pictures(tmp_path):
     assert result.returncode == 0
 
 
-def test_pictures_in_the_readme_exist():
-    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert Path(ROOT, name).is_file(), name
+def anchors(path: Path) -> set[str]:
+    """The fragments by which headings of a Markdown file are linked to."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    """Files and headings that a document links to, and pictures that it shows, exist in the repository."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if not target.startswith("https://"):
+            name, _, fragment = target.partition("#")
+            other = (path.parent / name).resolve() if name else path
+            assert other.exists(), target
+            assert not fragment or fragment in anchors(other), target
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_documents_name_exist(path):
+    """Names such as `data/loader/loader.py` are those of files below the root, the package or the document's folder."""
+    roots = [ROOT, ROOT / "stylegan_pg", path.parent, ROOT / "stylegan_pg" / "ops"]
+    for name in re.findall(r"`([\w/.-]+\.(?:py|sh|cpp|h|cuh|sbatch))`", path.read_text("utf-8")):
+        found = any((root / name).is_file() or list(root.glob(f"*/{name}")) for root in roots)
+        assert found, f"{path.name} names {name}"
