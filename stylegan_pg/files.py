@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, and what is left of them where a writer was killed.
+"""Atomic file writes, removal of the leftovers of killed writers, the cache folder, and the limit of open files.
 
-A file is written beside its place, under a name `.NAME.WORD.tmp`, and locked meanwhile: the system drops the lock when
-the writer dies, so that what nobody holds any more is a leftover.
+A file is written under a temporary name `.NAME.WORD.tmp` in the same folder and locked meanwhile. The operating system
+releases the lock when the writer dies, so a temporary file that nobody has locked is a leftover.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from typing import BinaryIO
 
 from stylegan_pg.errors import UsageError
 
-ABANDONED_SEC = 3600.0  # without a change, where the file system has no locks: a leftover
+ABANDONED_SEC = 3600.0  # without a modification, after which a file is a leftover if the file system has no locks
 MOST_OPEN_FILES = 65536
 TOO_MANY_OPEN = "this process may not open so many files: `ulimit -n 4096` before the command allows more"
 
 
 @contextlib.contextmanager
 def whole(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of `path` when the block ends, at once; if the block fails, `path` is
-    as it was, and nothing else is left. The folder must be there.
+    """Write a file atomically: what the block writes replaces `path` when the block ends.
+
+    If the block fails, `path` is unchanged and no temporary file remains. The folder must exist.
 
     Args:
-        sync: have the bytes on the disk before they take that place.
+        sync: flush the bytes to the disk before `path` is replaced.
 
     Raises:
         OSError: for example when the disk is full.
@@ -56,16 +57,17 @@ def _locked(path: Path) -> BinaryIO:
             fcntl.lockf(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # swept away between the two lines above
+        file.close()  # another process swept it away before it was locked
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers have left in a folder (not in those below it); what somebody writes just now stays.
+    """Remove temporary files of killed writers from a folder (not from its subfolders); files in use are kept.
 
-    Not for a folder into which this very process is writing: locks do not tell its own files apart.
+    This must not be called for a folder into which the same process is writing: POSIX locks belong to a process, so
+    it would take its own files for leftovers.
     """
     for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):  # not ours to remove, or gone by itself
+        with contextlib.suppress(OSError):  # no permission to remove it, or it is already gone
             if path.is_symlink():
                 path.unlink()
                 continue
@@ -77,7 +79,7 @@ def sweep(folder: Path) -> None:
 def _is_left(file: BinaryIO) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # as systems say it
+    except (BlockingIOError, PermissionError):  # systems differ in which one they raise
         return False
     except OSError:
         return time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_SEC
@@ -85,13 +87,13 @@ def _is_left(file: BinaryIO) -> bool:
 
 
 def cache_folder() -> Path:
-    """$STYLEGAN_PG_CACHE, else the user's cache; a private temporary folder where that cannot be written.
+    """The cache folder: $STYLEGAN_PG_CACHE, else the user's cache; a private temporary folder if that is not writable.
 
     Raises:
-        PermissionError: where others could write there, too; the message says what to do.
+        PermissionError: if other users could write to the temporary folder; the message says what to do.
     """
     chosen, caches = os.environ.get("STYLEGAN_PG_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(OSError, RuntimeError):  # which a user without a home is
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home directory
         folder = Path(chosen) if chosen else Path(caches or Path.home() / ".cache") / "stylegan_pg"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -100,16 +102,16 @@ def cache_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022 or folder.is_symlink():
-        # Loading a library is running it: never one that somebody else could have put there.
+        # Compiled kernels are loaded from here, so nobody else may be able to write to it.
         raise PermissionError(f"{folder} could be written by others: set STYLEGAN_PG_CACHE to a folder of your own")
     return folder
 
 
 def allow_open_files(needed: int) -> None:
-    """Raise this process's limit as far as that is allowed without asking.
+    """Raise this process's limit of open files as far as it is allowed to.
 
     Raises:
-        UsageError: if it may still not have as many as `needed` open.
+        UsageError: if the limit is still below `needed` files.
     """
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     higher = MOST_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MOST_OPEN_FILES)

@@ -1,4 +1,4 @@
-"""Tensors to pictures and files: 8-bit conversion, grids, PNG, and class names beside the rows of a grid."""
+"""From tensors to image files: 8-bit conversion, grids, PNG, and class names beside the rows of a grid."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stylegan_pg import files
 
-LEAST_HEIGHT = 16  # pixels of a row with its class's name beside it
+LEAST_HEIGHT = 16  # pixels of a row that has the name of its class beside it
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] float -> uint8 [N, C, H, W], rounded and clipped."""
+    """Convert images [N, C, H, W] from floats in [-1, 1] to uint8, rounded and clipped."""
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def over_white(images: torch.Tensor) -> torch.Tensor:
-    """RGBA images [N, 4, H, W] of 0 to 255 as people see them, [N, 3, H, W] over white (uint8 rounded); others as they
-    are."""
+    """Composite RGBA images [N, 4, H, W] in [0, 255] over white -> [N, 3, H, W] (uint8 is rounded).
+
+    Images with another number of channels are returned unchanged.
+    """
     if images.shape[1] != 4:
         return images
     wide = images.int() if images.dtype == torch.uint8 else images
@@ -33,13 +35,13 @@ def over_white(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_pil(image: torch.Tensor | np.ndarray) -> Image.Image:
-    """uint8 [C, H, W], C = 1, 3 or 4 -> a Pillow image of mode L, RGB or RGBA."""
+    """Convert uint8 [C, H, W] with C = 1, 3 or 4 to a Pillow image of mode L, RGB or RGBA."""
     array = np.asarray(image).transpose(1, 2, 0)
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
 
 
 def tile(images: torch.Tensor, columns: int) -> torch.Tensor:
-    """uint8 [N, C, H, W] -> one image [C, rows H, columns W], row by row; the last row is filled up with black."""
+    """Arrange uint8 images [N, C, H, W] row by row in one image [C, rows H, columns W], padded with black."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
     full = torch.cat([images, images.new_zeros([rows * columns - n, c, h, w])])
@@ -47,15 +49,22 @@ def tile(images: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def save_image(image: torch.Tensor, path: Path) -> None:
-    """Write uint8 [C, H, W] as PNG (grey, RGB or RGBA, as C says), by way of a temporary name."""
+    """Write uint8 [C, H, W] as a PNG file (grey, RGB or RGBA for C = 1, 3 or 4), atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as file:
         to_pil(image).save(file, format="PNG")
 
 
 def name_rows(picture: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-    """uint8 [C, H, W] of len(names) rows of equal height -> [C, k H, margin + k W] with each row's name at its left,
-    black on white; k enlarges rows too low for a line of text, pixel by pixel."""
+    """Add a margin with a name at the left of each row of a grid, black on white.
+
+    Args:
+        picture: uint8 [C, H, W], len(names) rows of equal height.
+        names: one for each row.
+
+    Returns:
+        uint8 [C, k H, margin + k W]; k repeats pixels where rows are too low for a line of text.
+    """
     channels, height, _ = picture.shape
     k = -(-LEAST_HEIGHT * len(names) // height)
     picture = picture.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)

@@ -1,7 +1,7 @@
-"""Text, JSON and numbers that come from files, servers and archives which somebody else may have written.
+"""Safe handling of untrusted text, JSON and numbers from files, servers and archives.
 
-Nothing in here trusts its input: text is shown without its control characters, JSON is parsed within limits of size and
-depth, and a number is held against its range before anything is built or allocated with it.
+Text is escaped before it is printed, JSON is parsed within limits of size and depth, and a number is checked against
+its range before anything is built or allocated with it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ _LONGEST_PRINTED = 300
 
 
 def printable(text: object, longest: int = _LONGEST_PRINTED) -> str:
-    """Text as a terminal may see it: control, formatting and undecodable characters are escaped (\\x1b, \\u202e), so
-    that a file name can neither move the cursor nor hide what a message says; what is longer than `longest`
-    characters is cut in its middle."""
+    """Text that is safe to print on a terminal.
+
+    Control, formatting and undecodable characters are escaped (\\x1b, \\u202e), so that a file name can neither move
+    the cursor nor hide a part of a message. Text longer than `longest` characters is shortened in its middle.
+    """
     whole = str(text)
     shown = whole if len(whole) <= 2 * longest else whole[:longest] + whole[-longest:]
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown)
@@ -39,8 +41,7 @@ def printable(text: object, longest: int = _LONGEST_PRINTED) -> str:
 
 
 def readable(error: BaseException) -> str:
-    """An error's message for a terminal: printable line by line, and of bounded length, whatever names, texts and
-    numbers have found their way into it."""
+    """An error's message, safe to print on a terminal: each line escaped and shortened, at most 100 lines."""
     return "\n".join(printable(line, 4000) for line in str(error).splitlines()[:100])
 
 
@@ -53,13 +54,13 @@ def parse_json(
     deepest: int = DEEPEST_JSON,
     finite: bool = True,
 ) -> Any:
-    """The content of a JSON text of at most `most` bytes whose lists and objects are nested at most `deepest` deep.
+    """Parse a JSON text of at most `most` bytes whose lists and objects are nested at most `deepest` levels deep.
 
-    An object that has a key twice is refused, as readers differ in which one they take; unless `finite` is False, so
-    are NaN and Infinity, which are no JSON, and numbers that become infinite.
+    An object that has a key twice is refused, because parsers differ in which value they take. Unless `finite` is
+    False, NaN, Infinity and numbers that overflow to infinity are refused, too.
 
     Raises:
-        UsageError: for anything else, in one message that begins with `named` and ends with `remedy`.
+        UsageError: if the text is refused; the message begins with `named` and ends with `remedy`.
     """
     if len(data) > most:
         raise UsageError(f"{named} has {len(data)} bytes of JSON, more than {most}: {remedy}")
@@ -79,7 +80,7 @@ def parse_json(
 
 
 def _memory(data: bytes | str) -> int:
-    """About how many bytes the content of a JSON text takes in memory, at most."""
+    """An upper estimate of the bytes of memory that the parsed content of a JSON text takes."""
     count = data.count if isinstance(data, str) else lambda sign: data.count(sign.encode())
     return 240 * count("{") + 80 * count("[") + 120 * count(",")
 
@@ -118,7 +119,7 @@ def _depth_exceeds(content: Any, deepest: int) -> bool:
 
 
 def whole_number(value: Any, low: int, high: int, named: str, remedy: str) -> int:
-    """`value`, if it is an integer (no bool) within [low, high].
+    """Return `value` if it is an integer (not a bool) within [low, high].
 
     Raises:
         UsageError: if it is not; the message begins with `named` and ends with `remedy`.
@@ -129,12 +130,12 @@ def whole_number(value: Any, low: int, high: int, named: str, remedy: str) -> in
 
 
 def is_number(value: Any, low: float = -1e100, high: float = 1e100) -> bool:
-    """Whether `value` is a number (no bool, not NaN) within [low, high]."""
+    """Whether `value` is an int or float (neither a bool nor NaN) within [low, high]."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def finite_number(value: Any, low: float, high: float, named: str, remedy: str) -> float:
-    """`value`, if it is a number (no bool) within [low, high].
+    """Return `value` if it is a number (not a bool) within [low, high].
 
     Raises:
         UsageError: as whole_number.
@@ -145,10 +146,10 @@ def finite_number(value: Any, low: float, high: float, named: str, remedy: str) 
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """A regular file, opened for reading: a pipe, whose opening would wait, a device or a folder is an error.
+    """Open a regular file for reading. A named pipe (which could block), a device or a folder is an error.
 
     Raises:
-        OSError: where there is none, or it cannot be read.
+        OSError: if the file does not exist, is not regular, or cannot be read.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(fd).st_mode
@@ -160,7 +161,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_json(path: Path, remedy: str, *, most: int = 1 << 24) -> Any:
-    """The content of a JSON file of at most `most` bytes, as parse_json.
+    """Read and parse a JSON file of at most `most` bytes, see parse_json.
 
     Raises:
         OSError: as open_regular; UsageError: as parse_json.
@@ -170,8 +171,11 @@ def read_json(path: Path, remedy: str, *, most: int = 1 << 24) -> Any:
 
 
 def text_lines(path: Path, *, last: int | None = None) -> Iterator[str]:
-    """The lines of a log, without those that are longer than a log's can be; only those within its `last` so many
-    bytes if given. Nothing where there is no file. What is no UTF-8 is replaced.
+    """Iterate over the lines of a log file, without line ends; lines longer than MOST_LINE_BYTES are skipped.
+
+    Args:
+        path: a file that need not exist; bytes that are not UTF-8 are replaced.
+        last: read only so many bytes at the end of the file.
 
     Raises:
         OSError: as open_regular.
@@ -192,8 +196,9 @@ def text_lines(path: Path, *, last: int | None = None) -> Iterator[str]:
 
 
 def json_lines(path: Path, *, last: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of a .jsonl log that holds an object with a whole number `nimg`, as text and parsed; others (cut off by
-    a kill or a full disk, or garbage) are passed over.
+    """Iterate over a .jsonl log: each line that holds an object with an integer `nimg`, as text and parsed.
+
+    Other lines, such as those cut off by a kill or a full disk, are skipped.
 
     Raises:
         OSError: as open_regular.

@@ -1,9 +1,9 @@
-"""What a URL says and what it must not tell: secrets in it, and where secrets come from instead.
+"""URLs and credentials: masking of secrets in URLs, and where the credentials for a server come from.
 
-A name and a password for a server are looked for in this order, for the host (and port) that is asked:
+A user name and a password for a host (and port) are looked for in this order:
 
-    1. the URL itself, https://USER:PASSWORD@HOST/...; neither files nor messages of ours ever repeat them
-    2. $STYLEGAN_PG_HTTP_AUTH, a list of HOST[:PORT]=USER:PASSWORD with spaces in between
+    1. the URL itself, https://USER:PASSWORD@HOST/...; they are never written to files or messages
+    2. $STYLEGAN_PG_HTTP_AUTH, a list of HOST[:PORT]=USER:PASSWORD separated by spaces
     3. $NETRC, or ~/.netrc
 """
 
@@ -42,9 +42,11 @@ _OF_COMMANDS = tuple(  # such as curl, wget, gsutil and aws; what begins with $ 
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be kept in files: without a name and password, and without the values of parameters that sign a
-    request. What `pipe:` runs keeps its words but for passwords, tokens and keys that are written out in it, in place
-    of which stands ***; those that it takes from variables ($TOKEN) stay as they are."""
+    """A URL that is safe to store in files: without user name and password, and with *** for the values of parameters
+    that carry secrets (token=, sig=, ...).
+
+    In a `pipe:` command, passwords, tokens and keys that are written out are replaced by ***; variables ($TOKEN) stay.
+    """
     if url.startswith("pipe:"):
         text = _USER.sub(f"{MASK}@", url)
         for pattern in (_PARAMETER, *_OF_COMMANDS):
@@ -56,16 +58,16 @@ def without_secrets(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """A URL or a path for messages: without secrets, without what follows a URL's question mark, and printable."""
+    """A URL or a path for messages: without secrets and without a query, escaped for terminals."""
     text = without_secrets(url)
     return printable(text if text.startswith("pipe:") or "://" not in text else text.split("?", 1)[0])
 
 
 def runs_command(url: str) -> bool:
-    """Whether reading a URL, a brace pattern, or several joined by "::", starts a program."""
+    """Whether reading a URL, a brace pattern, or several of them joined by "::", runs a command (`pipe:`)."""
     try:
         return any(one.startswith("pipe:") for part in url.split("::") for one in braceexpand(part))
-    except ValueError:  # no brace pattern, and read as it is
+    except ValueError:  # not a brace pattern, so the text is taken literally
         return url.startswith("pipe:")
 
 
@@ -73,22 +75,22 @@ def runs_command(url: str) -> bool:
 
 
 def split_user(url: str) -> tuple[str, str]:
-    """(the URL without USER:PASSWORD@, that name and password decoded, "" where there is none)."""
+    """Split a URL into (the URL without USER:PASSWORD@, "USER:PASSWORD" decoded or "")."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     return (urlunsplit(parts._replace(netloc=host)), unquote(user)) if at else (url, "")
 
 
 def authorization(url: str) -> str:
-    """The Authorization header for a URL; "" where nothing is known for its host."""
+    """The value of the Authorization header for a URL; "" if no credentials are known for its host."""
     bare, user = split_user(url)
     user = user or _from_environment(urlsplit(bare)) or _from_netrc(urlsplit(bare))
     return f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
 
 
 def same_server(a: str, b: str) -> bool:
-    """Whether two URLs lead to one server, to which a secret meant for the first may go with the second as well: the
-    same host and port, and no change from https to http."""
+    """Whether credentials for the URL `a` may also be sent to `b`: both have the same host and port, and the scheme
+    does not change from https to http."""
     first, second = urlsplit(a), urlsplit(b)
     if (first.hostname or "").lower() != (second.hostname or "").lower():
         return False
@@ -118,7 +120,7 @@ def _from_netrc(parts: SplitResult) -> str:
         found = netrc.netrc(str(path)).authenticators(parts.hostname or "")
     except FileNotFoundError:
         return ""
-    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:  # whose words may quote a password
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:  # its text may quote a password
         reason = getattr(error, "strerror", None) or "it is no text"
         if isinstance(error, netrc.NetrcParseError):
             reason = f"line {error.lineno} is not as in a netrc file"

@@ -18,7 +18,7 @@ def log_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.log(1 / (1 + np.exp(-x)))
 
 
-# What the players minimise, as the papers write it: G's of (fake, real), D's of (real, fake).
+# The losses as the papers define them: that of G as a function of (fake, real), that of D of (real, fake).
 FORMULAS = {
     "logistic": (lambda f, r: -log_sigmoid(f), lambda r, f: -log_sigmoid(r) - log_sigmoid(-f)),
     "saturating": (lambda f, r: log_sigmoid(-f), lambda r, f: -log_sigmoid(r) - log_sigmoid(-f)),

@@ -1,4 +1,4 @@
-"""What several ranks compute is what one process computes (DESIGN 1.2)."""
+"""Several ranks compute what one process computes (docs/architecture.md, invariant 2)."""
 
 import os
 import re

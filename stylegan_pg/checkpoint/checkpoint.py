@@ -1,8 +1,8 @@
-"""Checkpoints: what a run needs to continue, bit for bit.
+"""Checkpoints: the whole state of a run, from which it continues bit for bit.
 
-One safetensors file each, named by nimg: all tensors under `part/name`, everything else as JSON in the file's header,
-and a checksum over both. Written to a temporary name, flushed to disk and renamed, so that a file with the right name
-is a whole one; nothing in it can run code.
+A checkpoint is one safetensors file, named by nimg. It holds all tensors under `part/name`, everything else as JSON in
+its header, and a checksum over both. It is written under a temporary name, flushed to disk and renamed, so a file with
+a checkpoint's name is complete. Loading it runs no code.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ SUFFIX = ".safetensors"
 
 
 class BadCheckpointError(Exception):
-    """A file that is not a whole checkpoint; the message says why."""
+    """A file is not a complete checkpoint; the message says why."""
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Write one checkpoint atomically; on any failure nothing is left under `path` that was not there before.
+    """Write one checkpoint atomically; after a failure `path` is unchanged.
 
     Args:
-        tensors: any device; stored in their dtype.
-        state: what JSON can hold; floats keep every bit.
+        path: of the checkpoint; its folder is created, but not the folder above.
+        tensors: on any device; they are stored in their dtype.
+        state: anything that JSON can hold; floats are stored without loss.
 
     Raises:
         OSError: for example when the disk is full.
@@ -44,7 +45,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
     host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(state)
     meta = {"format": str(FORMAT), "state": text, "blake2b": tensor_file.digest(host, text)}
-    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    path.parent.mkdir(exist_ok=True)  # without parents: the run's folder may have been moved away
     with files.whole(path, sync=True) as file:
         tensor_file.write(file, host, meta)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -55,11 +56,11 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and state of one checkpoint, verified.
+    """Read and verify one checkpoint -> (tensors on the CPU, state).
 
     Raises:
-        BadCheckpointError: truncated, altered, of another format, or no checkpoint at all.
-        RunError: the file cannot be read now, which says nothing of what is in it.
+        BadCheckpointError: the file is truncated, altered, of another format, or not a checkpoint.
+        RunError: the file cannot be read at the moment; it may be good.
     """
     try:
         with tensor_file.opened(path) as file:
@@ -91,19 +92,18 @@ def path_for(folder: Path, nimg: int) -> Path:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first: what has the name of one, which only `read` can tell more of."""
+    """The files in a folder that are named like checkpoints, newest first; they are not verified."""
     named = [p for p in folder.glob("*" + SUFFIX) if re.fullmatch("[0-9]{1,18}", p.stem)]
     return sorted(named, key=lambda p: (int(p.stem), p.name), reverse=True)
 
 
 def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dict[str, Any], list[str]]:
-    """The newest checkpoint that reads well: (path, tensors, state, what was wrong with newer ones).
+    """Find the newest checkpoint that can be read -> (path, tensors, state, problems with newer ones).
 
-    Without any checkpoint, the path is None. Bad ones are put aside as NAME.bad, so that they never count as one of
-    those to keep.
+    The path is None if there is no checkpoint. Bad ones are renamed to NAME.bad, so that rotation never counts them.
 
     Raises:
-        UsageError: if there are checkpoints, but none that is whole; RunError as `read`.
+        UsageError: there are checkpoints, but none is good. RunError: as `read`.
     """
     problems: list[str] = []
     bad: list[Path] = []
@@ -127,7 +127,7 @@ def newest_good(folder: Path) -> tuple[Path | None, dict[str, torch.Tensor], dic
 
 
 def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and leftovers of interrupted writes."""
+    """Delete all but the newest `keep` checkpoints, and the leftovers of interrupted writes."""
     for path in found(folder)[keep:]:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -135,17 +135,19 @@ def rotate(folder: Path, keep: int) -> None:
 
 
 class Writer:
-    """Writes checkpoints in a thread of its own, one at a time: training waits for the copy alone."""
+    """Writes checkpoints in a background thread, one at a time; training only waits for the copy to host memory."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
-        self.copies: dict[str, torch.Tensor] = {}  # kept: fresh memory takes longer to get than to fill
+        self.copies: dict[str, torch.Tensor] = {}  # reused: allocating new memory takes longer than copying
         self.thread: threading.Thread | None = None
         self.result: tuple[int, str] | None = None
 
     def start(self, nimg: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Copy, and begin to write the checkpoint of `nimg`; waits for the one before, if that is still being written.
-        On return tensors and state may change."""
+        """Copy the state and start to write the checkpoint of `nimg`, after waiting for the previous write.
+
+        On return the caller may change tensors and state.
+        """
         self.wait()
         self.copies = {name: _copied(t, self.copies.get(name)) for name, t in tensors.items()}
         state = json.loads(json.dumps(state))
@@ -157,7 +159,7 @@ class Writer:
             write(path_for(self.folder, nimg), self.copies, state)
             rotate(self.folder, self.keep)
             self.result = nimg, ""
-        except Exception as error:  # whatever it is, outcome() hands it over
+        except Exception as error:  # outcome() reports it to the main thread
             self.result = nimg, str(error) or type(error).__name__
 
     def is_writing(self) -> bool:
@@ -169,8 +171,10 @@ class Writer:
             self.thread = None
 
     def outcome(self, *, wait: bool) -> tuple[int, str] | None:
-        """What became of the checkpoint that was started last, told once: its nimg, and "" or why it could not be
-        written. None if there is nothing to tell, or (unless told to wait) nothing yet."""
+        """The result of the last write, returned once: (nimg, "" or the reason why it failed).
+
+        None if there is no new result, which without `wait` includes a write that is still going on.
+        """
         if wait:
             self.wait()
         elif self.is_writing():
@@ -180,15 +184,17 @@ class Writer:
 
 
 def _copied(t: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
-    """The tensor on the host, contiguous, in memory of its own: `memory`, where that fits."""
+    """A contiguous copy of a tensor in host memory; `memory` is reused if its shape and dtype fit."""
     if memory is None or memory.shape != t.shape or memory.dtype != t.dtype:
         memory = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
     return memory.copy_(t.detach())
 
 
 def flatten(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """{part: {name: tensor}} -> {"part/name": tensor}."""
     return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
 
 def part_of(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The tensors of one part, {name: tensor}; the inverse of `flatten`."""
     return {k[len(part) + 1 :]: t for k, t in tensors.items() if k.startswith(part + "/")}

@@ -1,8 +1,8 @@
-"""What earlier trainings have left in a run's folder where there is no checkpoint to continue from.
+"""Protects the outputs of an earlier training in a run's folder that has no checkpoint to continue from.
 
-A training that was killed before its first checkpoint begins anew without a question: it does the same again. But what
-a longer one has left must not be cut back and overwritten because its checkpoints are missing: that is refused, or
-moved aside on request.
+A training that was killed before its first checkpoint simply starts again, as it repeats the same steps. The outputs of
+a longer one must not be overwritten because its checkpoints are missing: starting is refused, or the outputs are moved
+aside on request (--restart).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from stylegan_pg.checkpoint import checkpoint
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.errors import UsageError
 
-# What a training leaves; the last of these is moved last, as it tells what there was.
+# The outputs of a training. The log is moved last, because `lost_its_checkpoints` reads it.
 OUTPUTS = ("checkpoints", "snapshots", "samples", "tensorboard", "config.yaml", "ranks.json")
 OUTPUTS += ("data-faults.jsonl", "metrics.png", "metrics.jsonl", "stats.jsonl", "log.txt")
-NO_SIGN = ("config.yaml", "ranks.json", "log.txt")  # of a training that went far enough
-# Lines of log.txt, behind their time, after which there has been a checkpoint.
+NO_SIGN = ("config.yaml", "ranks.json", "log.txt")  # outputs that also a training without any checkpoint has
+# Lines of log.txt, without their time, which show that there was a checkpoint.
 WRITTEN = re.compile(
     r"the checkpoint at [^:]*: written|continuing from |(done|stopped; [^:]*): .* at (?!0(\.0)? )[0-9]"
 )
 RESTARTED = "restarted with --restart"
-MEASURED = (("model", "low_precision_at"), ("train", "channels_last"))  # which a run fills in when it starts
+MEASURED = (("model", "low_precision_at"), ("train", "channels_last"))  # keys that a run fills in when it starts
 
 
 def _lines(run: Path) -> list[str]:
-    """log.txt without the times."""
+    """The lines of log.txt without their times."""
     try:
         log = (run / "log.txt").read_text("utf-8", errors="replace")
     except OSError:
@@ -40,7 +40,7 @@ def _lines(run: Path) -> list[str]:
 
 
 def left(run: Path) -> list[Path]:
-    """The outputs that are there, but for empty ones; a file that is only half written is none."""
+    """The outputs that exist and are not empty; temporary files do not count."""
     there = [run / name for name in OUTPUTS]
     return [
         path for path in there if (any(path.glob("[!.]*")) if path.is_dir() else path.exists() and path.stat().st_size)
@@ -48,7 +48,7 @@ def left(run: Path) -> list[Path]:
 
 
 def lost_its_checkpoints(run: Path) -> bool:
-    """Whether a training went on in a folder until it had checkpoints, none of which is there now."""
+    """Whether a training in this folder had checkpoints, none of which exists now."""
     if checkpoint.found(run / "checkpoints"):
         return False
     lines = _lines(run)
@@ -58,10 +58,10 @@ def lost_its_checkpoints(run: Path) -> bool:
 
 
 def check(run: Path) -> list[str]:
-    """A line for the log if a training before its first checkpoint has left something.
+    """Return a line for the log if a training that was killed before its first checkpoint has left outputs.
 
     Raises:
-        UsageError: if that training had got further, with what is there and the ways out.
+        UsageError: if that training had checkpoints; the message lists the outputs and the remedies.
     """
     there = left(run)
     if not lost_its_checkpoints(run):
@@ -90,7 +90,7 @@ def _described(path: Path) -> str:
 
 
 def _aside(run: Path) -> Path:
-    """The first name for what is moved aside that is free."""
+    """The first folder name before-N that does not exist."""
     number = 1
     while (run / f"before-{number}").exists():
         number += 1
@@ -98,13 +98,13 @@ def _aside(run: Path) -> Path:
 
 
 def restart(run: Path, config: dict[str, Any]) -> tuple[bool, str]:
-    """Whether a run is begun anew, and a line for its log; what is there has then been moved aside.
+    """Move the outputs of a run aside (--restart) -> (whether this was done, a line for the log).
 
-    The same command may be given again, also by what starts interrupted runs again: a run that was begun so, with the
-    same configuration, goes on.
+    The same command may be given again, for example by a supervisor after an interruption. A run that was restarted
+    with the same configuration therefore continues.
 
     Raises:
-        UsageError: what is there cannot be moved.
+        UsageError: the outputs cannot be moved.
     """
     measured = {section: {**config.get(section, {}), key: None} for section, key in MEASURED}  # in RUN/config.yaml
     text = json.dumps(config | measured, sort_keys=True)
@@ -119,10 +119,10 @@ def restart(run: Path, config: dict[str, Any]) -> tuple[bool, str]:
 
 
 def move_aside(run: Path) -> Path | None:
-    """Move all outputs into a new folder within the run's; returns that, or None where there was nothing.
+    """Move all outputs into a new subfolder and return it, or None if there were no outputs.
 
     Raises:
-        UsageError: they cannot be moved.
+        UsageError: the outputs cannot be moved.
     """
     there, aside = [path for path in (run / name for name in OUTPUTS) if path.exists()], _aside(run)
     if not there:

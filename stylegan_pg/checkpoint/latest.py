@@ -1,8 +1,8 @@
-"""The newest checkpoint that any rank can read, on all ranks, whether they share the run's folder or not.
+"""Finds the newest checkpoint that any rank can read and sends it to all ranks, with or without a shared file system.
 
-Rank 0 writes into its own folder. Where another node does not see that, or ranks are dealt out to the nodes in another
-order than the last time, the newest checkpoint may lie elsewhere: so each rank looks, and the one that holds it sends
-it to the others.
+Rank 0 writes checkpoints into its own folder. If the nodes do not share that folder, and ranks are assigned to nodes in
+another order than last time, the newest checkpoint may be on another node. So one rank of each node looks for it, and
+the one that has the newest sends it to the others.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ SHOWN = 4  # ranks of many, in messages
 
 @dataclass(frozen=True)
 class Views:
-    """Where the ranks are, and which of them are to look into their own folder: rank 0, and of those that do not see
-    its folder the first that has another one."""
+    """The hosts of all ranks, and the ranks that look for checkpoints: rank 0, and for each other folder the first rank
+    that sees it."""
 
     hosts: list[str]
     owners: list[int]
 
 
 def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> tuple[Views, list[str]]:
-    """Claim the run's folder (rank 0 does), begin the run anew if asked to `restart`, and compare what the ranks see.
-    A collective call. Returns lines for the log, too.
+    """Lock the run's folder on rank 0, move its outputs aside on `restart`, and find out which ranks share it.
+
+    A collective call.
+
+    Returns:
+        What the ranks see, and lines for the log.
 
     Raises:
         UsageError: as RunFolder.claim and history.restart, on all ranks.
@@ -53,7 +57,7 @@ def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> tuple[Vie
     seen = Views([host for (host, _), _ in everyone], [0, *first.values()])
     if anew:
         with dist.together():
-            if dist.rank() in first.values():  # what another node holds is as old
+            if dist.rank() in first.values():  # outputs on other nodes are moved aside, too
                 history.move_aside(folder.path)
     if apart:
         who = ", ".join(f"{rank} ({seen.hosts[rank]})" for rank in apart[:SHOWN])
@@ -68,10 +72,10 @@ def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> tuple[Vie
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint, or none; the same on all ranks."""
+    """The checkpoint to continue from, or an empty path; the same on all ranks."""
 
     path: str = ""
-    where: str = ""  # the run's folder, and whose it is
+    where: str = ""  # the run's folder, and the rank that sees it if that is not rank 0
     holder: int = 0
     problems: list[str] = field(default_factory=list)  # with newer ones
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -79,7 +83,7 @@ class Found:
 
 
 def find(run: Path, seen: Views) -> Found:
-    """The newest good checkpoint in any of the ranks' folders, sent to all of them. A collective call.
+    """Find the newest good checkpoint in the folder of any rank and send it to all ranks. A collective call.
 
     Raises:
         UsageError, RunError: as checkpoint.newest_good, on all ranks.

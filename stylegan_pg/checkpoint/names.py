@@ -1,9 +1,8 @@
-"""The files of a run's folder by their names: what a moment is called, and which snapshot a folder stands for.
+"""Names of the files in a run's folder: how nimg is written in them, and which snapshot a folder stands for.
 
-A moment is a number of images shown, nimg. Files are named in thousands of them, `000010kimg`, where only one moment
-can have that name: that of the first step at or beyond 10,000 images. Any other one tells the rest, too:
-`000010kimg400img`. A run whose intervals are no whole kimg names all of its files in images, `000010400img`. Sorted by
-name, the files of a run are in the order of their moments.
+Files are named by kimg, `000010kimg`, if they belong to the first step at or beyond so many thousand images. Others
+have the remaining images in their name, too: `000010kimg400img`. A run whose intervals are not whole kimg names all its
+files by images, `000010400img`. The names of one run sort in the order of nimg.
 """
 
 from __future__ import annotations
@@ -17,20 +16,22 @@ from stylegan_pg.untrusted import printable
 
 BEST = "best.safetensors"
 _MOMENT = re.compile(r"(?<!\d)(?:(?P<kimg>\d{6,})kimg(?:(?P<rest>\d{3})img)?|(?P<img>\d{9,})img)$", re.ASCII)
-_COARSE = 10_000  # images, from which on a tenth of a kimg is exact enough for people
+_COARSE = 10_000  # images, from which on messages show tenths of a kimg
 
 
 def kimg(nimg: int) -> str:
-    """nimg in thousands, for messages: with one digit behind the point, or three where there are few images."""
+    """nimg in kimg for messages, with one decimal, or three below 10,000 images."""
     return f"{nimg / 1000:.1f}" if nimg >= _COARSE or nimg % 100 == 0 else f"{nimg / 1000:.3f}"
 
 
 def moment_name(nimg: int, batch: int, whole_kimg: bool, others: Iterable[str]) -> str:
-    """The moment after a step of `batch` images that ended at nimg, as part of a file's name.
+    """The part of a file's name that says at which nimg it was written.
 
     Args:
+        nimg: images shown after the step.
+        batch: images of that step.
         whole_kimg: whether such files are due at whole kimg.
-        others: names of files that are already there; if some are named in kimg, so is this one.
+        others: names of files that already exist; if any is named by kimg, so is this one.
     """
     if not whole_kimg and not any("kimg" in other for other in others):
         return f"{nimg:09d}img"
@@ -39,7 +40,7 @@ def moment_name(nimg: int, batch: int, whole_kimg: bool, others: Iterable[str]) 
 
 
 def order_of(path: Path) -> tuple[int, int, int] | None:
-    """What files of one run are sorted by to be in the order of their moments; None if the name tells none."""
+    """A key that sorts the files of one run by nimg; None if the name contains no nimg."""
     found = _MOMENT.search(path.stem)
     if found is None:
         return None
@@ -49,19 +50,19 @@ def order_of(path: Path) -> tuple[int, int, int] | None:
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
-    """Those whose names tell a moment, the latest one last."""
+    """The paths whose names contain an nimg, in the order of nimg."""
     keyed = [(key, path.name, path) for path in paths if (key := order_of(path)) and not path.name.startswith(".")]
     return [path for _, _, path in sorted(keyed)]
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run, or of a run's snapshots."""
+    """Whether a folder is the folder of a run, or its folder of snapshots."""
     marks = (path / "config.yaml").is_file() or (path / "snapshots").is_dir()
     return marks or (path.is_dir() and bool(in_order(path.glob("*.safetensors"))))
 
 
 def config_of(path: Path) -> Path | None:
-    """The configuration of the run that a folder or a snapshot belongs to, or None."""
+    """The path of the configuration (config.yaml) of the run that a folder or a snapshot belongs to, or None."""
     for folder in (path, *path.absolute().parents[:2]):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
@@ -69,8 +70,10 @@ def config_of(path: Path) -> Path | None:
 
 
 def meant_snapshot(path: Path) -> tuple[Path, str]:
-    """The snapshot that a path stands for: itself, or of a run's folder the best one by its metrics, else the newest;
-    and a sentence that says which one was taken, empty where the path says so itself.
+    """Resolve a path to a snapshot: the file itself; for a run's folder, its best snapshot by metrics, else its newest.
+
+    Returns:
+        The snapshot, and a sentence that says which one was taken, "" if the path is a file.
 
     Raises:
         UsageError: for a folder without snapshots.

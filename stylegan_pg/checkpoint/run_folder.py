@@ -1,4 +1,4 @@
-"""A run's folder, which belongs to one process as long as that lives."""
+"""The folder of a run, locked by one process for its lifetime."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from stylegan_pg.config.loading import to_yaml
 from stylegan_pg.errors import UsageError
 
 PARTS = ("checkpoints", "snapshots", "samples")
-LEAVING_SEC = 10.0  # that a process which trains there may take to end, before it counts as another training
+LEAVING_SEC = 10.0  # to wait for a process that holds the lock and may be about to end
 
 
 class RunFolder:
-    """The folder at `path`; rank 0 claims it."""
+    """The run's folder at `path`; rank 0 creates and locks it."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.folder: int | None = None  # file descriptors, held until the process ends: of the folder itself
-        self.lock: int | None = None  # and of the lock in it
+        self.folder: int | None = None  # file descriptor of the folder, open until the process ends
+        self.lock: int | None = None  # file descriptor of the lock file in it, likewise
 
     def claim(self) -> None:
-        """Make the folder, lock it against a second process, and remove what a killed one has left in it.
+        """Create the folder, lock it against other processes, and remove temporary files of killed ones.
 
         Raises:
-            UsageError: another process trains there, or it cannot be used as a folder.
+            UsageError: another process trains there, or the path cannot be used as a folder.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class RunFolder:
             try:
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except (BlockingIOError, PermissionError):  # as systems say it
+            except (BlockingIOError, PermissionError):  # systems differ in which one they raise
                 if time.monotonic() > end:
                     raise UsageError(
                         f"another process is training in {self.path}: stop it, or take another run=FOLDER"
@@ -61,24 +61,23 @@ class RunFolder:
                 raise
 
     def sign(self) -> str:
-        """Write a word into the lock by which other processes know that they see this very folder, and return it."""
+        """Write a random word into the lock file and return it; other nodes see the same folder if they find it."""
         assert self.lock is not None, "claim the folder first"
         word = secrets.token_hex(16)
-        with contextlib.suppress(OSError):  # a full disk, for one: then others cannot know it
+        with contextlib.suppress(OSError):  # on a full disk, for example, the others do not find it
             os.pwrite(self.lock, word.encode(), 0)
             os.fsync(self.lock)
         return word
 
     def is_signed(self, word: str) -> bool:
-        """Whether a process, another one than that which has claimed the folder, finds the word there."""
+        """Whether the lock file contains the word. Must not be called by the process that holds the lock."""
         try:
             return (self.path / ".lock").read_text("utf-8", errors="replace") == word
         except OSError:
             return False
 
     def place(self) -> Path | None:
-        """Where the folder is now, whatever was done to it during training; None where the system does not say, or if
-        it was deleted."""
+        """The present path of the folder, which may have been moved; None if it was deleted or its path is unknown."""
         if self.folder is not None:
             with contextlib.suppress(OSError):
                 name = Path(os.readlink(f"/proc/self/fd/{self.folder}"))
@@ -86,7 +85,7 @@ class RunFolder:
         return None
 
     def lost(self) -> str:
-        """Why this process must not write into the folder any more; "" if it may."""
+        """The reason why this process must not write into the folder any more, "" if it may."""
         if self.folder is None or self.lock is None:
             return ""
         if not _is_at(self.path, self.folder):
@@ -106,7 +105,7 @@ class RunFolder:
         return ""
 
     def keep(self, config: Config) -> None:
-        """Write the configuration into the folder; raises OSError."""
+        """Write config.yaml. Raises OSError if the folder cannot be written."""
         with files.whole(self.path / "config.yaml") as file:
             file.write(to_yaml(config).encode())
 

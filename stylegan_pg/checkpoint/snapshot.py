@@ -1,7 +1,7 @@
-"""Snapshots: a generator to be used, in one file without code.
+"""Snapshots: a generator for use, in one file without code.
 
-A safetensors file holds G_ema's weights; its header holds the JSON description from which the network is built, so
-the two can never be separated. (A checkpoint, which is for continuing a run, is another thing: see checkpoint.py.)
+A safetensors file holds the weights of G_ema. Its header holds a JSON description from which the network is built, so
+the two cannot be separated. A checkpoint (checkpoint.py), in contrast, is for continuing a run.
 """
 
 from __future__ import annotations
@@ -25,25 +25,30 @@ FORMAT = 1
 
 
 def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, Any]) -> None:
-    """Write atomically. `description` needs `network`, `kwargs`, `alpha`; the rest of it is for people (nimg, label
-    names, the run's configuration).
+    """Write a snapshot atomically.
+
+    Args:
+        path: of the file.
+        G_ema: the generator.
+        description: JSON values. `network`, `kwargs` and `alpha` are needed to build the network again; the rest
+            (nimg, label names, the run's configuration) is for information.
 
     Raises:
-        OSError: for example when the disk is full; nothing half-written is left.
+        OSError: for example when the disk is full; no partial file remains.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in G_ema.state_dict().items()}
     text = json.dumps({"format": FORMAT, "checksum": "blake2b", **description})
     meta = {"stylegan_pg": text, "blake2b": tensor_file.digest(tensors, text)}
-    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    path.parent.mkdir(exist_ok=True)  # without parents: the run's folder may have been moved away
     with files.whole(path, sync=True) as file:
         tensor_file.write(file, tensors, meta)
 
 
 def choose_device(device: torch.device | str) -> torch.device:
-    """auto, cpu, cuda or any other name that torch has for a device which is here.
+    """The torch device of a name: auto (CUDA if available), cpu, cuda, cuda:0, or any other that torch knows.
 
     Raises:
-        UsageError: for anything else, and for a device that is not to be had.
+        UsageError: the name is unknown, or the device is not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,18 +69,20 @@ def choose_device(device: torch.device | str) -> torch.device:
 def load_snapshot(
     path: str | Path, device: torch.device | str = "cpu", *, network: type[torch.nn.Module] | None = None
 ) -> Any:
-    """The generator in a snapshot, ready to use: `G(z, c, psi=0.7)` gives images [N, C, R, R] in about [-1, 1].
+    """Load the generator of a snapshot: `G(z, c, psi=0.7)` returns images [N, C, H, W] in about [-1, 1].
 
-    z is [N, G.z_dim]; c of conditional generators is [N, G.c_dim], one-hot, or numbers or names of classes, as
-    `classes.condition` says. `G.description` is the snapshot's description (label names, nimg, configuration). Noise is
-    the fixed one unless `noise="random"` is given. A snapshot taken in the middle of a fade blends as it did then.
+    z is [N, G.z_dim]. c of a conditional generator is [N, G.c_dim], one-hot, or numbers or names of classes (see
+    `classes.condition`). `G.description` is the snapshot's description (label names, nimg, configuration). The noise
+    inputs are constant unless `noise="random"` is given. A snapshot taken within a fade uses the alpha of that moment.
 
     Args:
-        network: the generator's class, where it is none of this package's: nothing is imported because a file says so.
+        path: of the snapshot.
+        device: to load it on; auto, cpu, cuda or a torch device.
+        network: the generator's class, if it does not belong to this package; a file never makes code be imported.
 
     Raises:
-        UsageError: no such file, not a snapshot, a damaged or newer one, or a device that is not to be had; and from
-            the generator, for z or c that it cannot take.
+        UsageError: the file does not exist, is not a snapshot, is damaged or of a newer format, or the device is not
+            available. The generator raises it for z or c that it cannot take.
     """
     device = choose_device(device)
     path = Path(path)
@@ -113,11 +120,13 @@ def _described(
     entries: Mapping[str, tensor_file.Entry],
     network: type[torch.nn.Module] | None,
 ) -> tuple[dict[str, Any], Any]:
-    """A description, and the generator that it tells of, on the meta device: nothing is drawn, so that the caller's
-    random streams stay as they are, and nothing allocated before the weights are known to fit.
+    """Parse a description and build its generator on the meta device.
+
+    No random numbers are drawn, so the caller's random state does not change, and no memory is allocated before the
+    weights are known to fit.
 
     Raises:
-        UsageError: where description and weights do not fit together.
+        UsageError: the description does not fit the weights.
     """
     misfit, remedy = "the description does not fit the weights", "take another snapshot of the run's"
     try:
@@ -163,7 +172,7 @@ def _class_of(name: Any, network: type[torch.nn.Module] | None) -> type[torch.nn
 
 
 def _fitting(z_dim: int, names: list[str], mapping: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Latents and conditions as they were given, on the generator's device and in its type."""
+    """A hook that checks latents and conditions and moves them to the generator's device and dtype."""
     z, c = (*inputs, None)[:2]
     like = {"device": mapping.w_avg.device, "dtype": mapping.w_avg.dtype}
     try:

@@ -1,8 +1,8 @@
-"""Files of named tensors in the safetensors format, read as if somebody else had written them.
+"""Reading and writing safetensors files without trusting them.
 
-What a header says is held against the file before anything is allocated, and who reads can hold it against what he
-expects before anything is read. The format's own library does neither: it also takes a name that is there twice, and
-maps the file into memory, where one that shrinks or fails meanwhile kills the process.
+The header is checked against the file before memory is allocated, and a caller can check it against what it expects
+before tensors are read. The safetensors library does neither. It also accepts a name that occurs twice, and it maps the
+file into memory, where a file that shrinks or fails meanwhile kills the process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import open_regular, parse_json, printable
 
-MOST_HEADER = 100_000_000  # bytes, as the format has it
+MOST_HEADER = 100_000_000  # bytes, the limit of the format
 MOST_TENSORS = 1 << 18
 MOST_DIMENSIONS = 8
 METADATA = "__metadata__"
@@ -43,11 +43,11 @@ _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class BadFileError(Exception):
-    """A file that is no whole safetensors file; the message says why, without the file's name."""
+    """A file is not a complete safetensors file; the message says why, without the file's name."""
 
 
 class Entry(NamedTuple):
-    """What a header says of a tensor; its bytes are [start, end) of those behind the header."""
+    """A tensor's description in the header; its bytes are [start, end) behind the header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class TensorFile:
     def __init__(self, file: BufferedReader):
         """
         Raises:
-            BadFileError: for a header that is none, or does not fit the file.
+            BadFileError: the header is invalid, or does not fit the file.
         """
         self.file = file
         size = os.fstat(file.fileno()).st_size
@@ -86,11 +86,11 @@ class TensorFile:
             raise BadFileError(f"it has {size} bytes where its header tells of {self.begin + end}: cut off, or damaged")
 
     def read(self) -> dict[str, torch.Tensor]:
-        """All tensors, on the CPU, in memory of their own.
+        """Read all tensors into newly allocated CPU memory.
 
         Raises:
             BadFileError: the file ends early.
-            OSError: it cannot be read now, also for want of memory.
+            OSError: the file cannot be read at the moment, or memory is short.
         """
         self.file.seek(self.begin)
         tensors = {}
@@ -134,10 +134,10 @@ def _sizes(values: Any) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[TensorFile]:
-    """A file for reading.
+    """Open a safetensors file for reading.
 
     Raises:
-        BadFileError: as TensorFile; OSError: it cannot be read now.
+        BadFileError: as TensorFile. OSError: the file cannot be read at the moment.
     """
     with open_regular(path) as file:
         yield TensorFile(file)
@@ -149,13 +149,12 @@ def as_bytes(t: torch.Tensor) -> memoryview:
 
 
 def is_finite(t: torch.Tensor) -> bool:
-    """Whether all numbers of a floating-point tensor are; their sum says so in a fraction of the time, unless it is too
-    large itself."""
+    """Whether all elements of a floating-point tensor are finite. The sum is a fast test; it may overflow, however."""
     return bool(t.sum().isfinite()) or bool(t.isfinite().all())
 
 
 def digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
-    """A checksum (hex) of tensors on the CPU, with their names, dtypes and shapes, and a text."""
+    """A BLAKE2b checksum (hexadecimal) of CPU tensors with their names, dtypes and shapes, and of a text."""
     found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32)
     for name in sorted(tensors):
         t = tensors[name]
@@ -165,8 +164,11 @@ def digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
 
 
 def write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """What safetensors' save writes of contiguous tensors on the CPU, piece by piece: it would copy everything once
-    more, and hold the interpreter's lock meanwhile, where this lets training go on beside it."""
+    """Write contiguous CPU tensors in the safetensors format, one by one.
+
+    The safetensors library would copy all of them first and hold the interpreter lock meanwhile, so that training could
+    not continue.
+    """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
     header: dict[str, Any] = {METADATA: dict(metadata)}
     end = 0
@@ -184,11 +186,16 @@ def write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping
 def check_tensors(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], named: str, *, partly: bool = False
 ) -> None:
-    """Hold tensors against those of the same names whose shapes and dtypes they must have; `partly`: some may be
-    missing, or be too many.
+    """Check that tensors have the names, shapes and dtypes of the expected ones.
+
+    Args:
+        tensors: to be checked.
+        expected: the tensors that give names, shapes and dtypes.
+        named: what the message begins with.
+        partly: compare only names that both have.
 
     Raises:
-        ValueError: naming the first that is missing, too many, or different; the message begins with `named`.
+        ValueError: names the first tensor that is missing, unknown or different.
     """
     if not partly and tensors.keys() != expected.keys():
         missing, more = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())

@@ -1,5 +1,4 @@
-"""The keys of the configuration: what kind of value each takes, which values are possible, and what config.py says of
-them."""
+"""The keys of the configuration: the kind of value that each takes, its range, and its comment in schema.py."""
 
 from __future__ import annotations
 
@@ -130,7 +129,7 @@ PATHS = ("run", "init", "data.url", "data.mixture", "data.cache_dir", "metrics.w
 
 @functools.cache
 def types_of(cls: type) -> dict[str, Any]:
-    """The annotations of a dataclass of config.py, by the names of its fields."""
+    """The annotations of a dataclass of schema.py, by field name."""
     return get_type_hints(cls)
 
 
@@ -171,7 +170,7 @@ def did_you_mean(key: str, cls: type = Config) -> str:
 
 @functools.cache
 def _comments() -> dict[tuple[str, str], str]:
-    """What stands behind each field in config.py, by the names of its class and of the field."""
+    """The comment behind each field in schema.py, by the names of its class and of the field."""
     text = inspect.getsource(source)
     behind = {
         token.start[0]: token.string.lstrip("# ")

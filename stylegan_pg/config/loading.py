@@ -1,6 +1,6 @@
 """From a YAML file and `key=value` overrides to a checked configuration, and back to YAML.
 
-OmegaConf makes the objects at this boundary only; everything behind it sees the plain immutable ones of config.py.
+OmegaConf is used at this boundary only; everything behind it sees the plain immutable objects of schema.py.
 """
 
 from __future__ import annotations

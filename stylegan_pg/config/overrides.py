@@ -1,4 +1,4 @@
-"""YAML text and `key=value` overrides as plain tables, read by the types that config.py declares.
+"""YAML text and `key=value` overrides as plain tables, parsed by the types that schema.py declares.
 
 What YAML would make of a value does not count, but what its key is for: for a text, `00012`, `on` and `null` are texts.
 Files may come from somebody else, so sizes and depths are limited, and nothing in them is looked up or run.

@@ -171,7 +171,7 @@ def automatic(config: Config) -> Config:
         UsageError: where a phase would last less than eight steps.
     """
     growth, train, optim, model = config.growth, config.train, config.optim, config.model
-    assert train.total_kimg is not None, "settings.check demands it"
+    assert train.total_kimg is not None, "loading.check ensures it"
     start = growth.start or min(4 if model.name == "progan" else 8, config.resolution)
     resolutions = [start << i for i in range((config.resolution // start).bit_length())]
     stretch = train.total_kimg / (2 * len(resolutions) + 2)
@@ -231,8 +231,8 @@ def crossed(every_kimg: float, before: int, after: int) -> bool:
 
 
 def lazy_ratio(intervals: list[int]) -> float:
-    """Share k/(k+1) of Adam's lr, and power of its betas, for a player with lazy terms every k steps (Karras et al.
-    2020, appendix B); with several, one over the number of its optimiser steps per training step."""
+    """Factor k/(k+1) of Adam's learning rate, and exponent of its betas, for a side with lazy terms at every k-th step
+    (Karras et al. 2020, appendix B); with several terms, one over its number of optimizer steps per training step."""
     return 1 / (1 + sum(1 / k for k in intervals))
 
 

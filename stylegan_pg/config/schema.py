@@ -1,4 +1,4 @@
-"""The configuration: a tree of frozen dataclasses (settings.py fills it from files and the command line).
+"""The configuration: a tree of frozen dataclasses, which loading.py fills from files and the command line.
 
 Numbers of images are in kimg (thousands of real images shown to D), as in the papers. Keys that end in `_at` give
 values by resolution, and the plain key holds elsewhere: `batch: 32, batch_at: {4: 512, 8: 256}`.
@@ -79,7 +79,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TermConfig:
-    """A regularisation term: `weight` times its value, added to its player's loss at every `every`-th step."""
+    """A regularisation term: `weight` times its value, added to the loss of its side at every `every`-th step."""
 
     name: str = MISSING  # which one
     weight: float = 1.0  # of its value in the loss

@@ -1,14 +1,15 @@
-"""WebDataset tars that something else wrote, without an index of ours.
+"""WebDataset tars that other programs wrote, which have no index.json.
 
-Their headers are read once, and what they say is kept in the user's cache (never in the dataset's folder) under each
-tar's URL, size, and time or ETag. Members are samples as webdataset reads them: consecutive files with one key, which
-ends at the first dot of a name (names.py has the exception). Each needs one picture (jpg, jpeg, png, webp); `cls` (a
-number or a name) and `label` in a `json` are classes, numbered as when packing. Everything else is left alone.
+The headers of a tar are read once. The resulting index is stored in the user's cache (never in the dataset's folder)
+under the tar's URL, size, and modification time or ETag. Samples are formed as webdataset does: consecutive files with
+the same key, which ends at the first dot of a name (sample_names.py describes the exception). Each sample needs one
+picture (jpg, jpeg, png, webp). A `cls` member (a number or a name) or `label` in a `json` member is its class; classes
+are numbered as when packing. Other members are ignored.
 
-Pictures may have any size: at each resolution the largest central part that has the shape of the base is made smaller
-(decode.py). Smaller ones are refused one by one as they are read; those with another number of channels than most,
-palettes, 16 bits, CMYK and so on are brought to the dataset's channels as packing does. Orientations, and the colour
-profiles of what is plainly grey, RGB or RGBA, are ignored, as in other readers of such tars; packing applies them.
+Pictures may have any size. At each resolution the largest central part with the aspect ratio of the base is scaled down
+(decode.py). A picture smaller than the resolution is refused when it is read. Palettes, 16 bits, CMYK and other numbers
+of channels are converted to the dataset's channels as packing does. Orientation flags, and the colour profiles of grey,
+RGB and RGBA pictures, are ignored, as by other readers of such tars; packing applies them.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A packed dataset is a folder that `stylegan-pg pack` wrote:
     index.json          what the dataset is; written last, so its presence means the dataset is complete
     sources.json        list of the pictures' paths within SOURCE, one a line; the place in it is the sample's ordinal
     report.json         what packing left out, and why
-    pictures.json       what a repeated packing compares SOURCE with, see books.py
+    pictures.json       what a repeated packing compares SOURCE with, see pack/ledger.py
     r0004/00000.tar     WebDataset tar: KEY.png|jpg|webp and, with labels, KEY.cls
     r0004/00000.index.json   {"format", "tar", "tar_bytes", "samples": [[key, offset, size, label or null, crc32], ...]}
     r0008/ ...

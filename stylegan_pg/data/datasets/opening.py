@@ -17,7 +17,7 @@ def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     """The index of a dataset.
 
     url: a packed dataset (its folder or the index.json in it, local, http(s):// or s3://); tars that something else
-        wrote (foreign.py: a folder of them, one, a brace pattern, pipe:COMMAND); `points:NAME` is made up.
+        wrote (foreign.py: a folder of them, one, a brace pattern, pipe:COMMAND); `points:NAME` is synthetic.
     base: rows and columns at resolution 4 of what foreign pictures are cropped to; packed ones say it themselves.
 
     Raises UsageError where there is no dataset, or one that is incomplete, damaged, edited or of another format

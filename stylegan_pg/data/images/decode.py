@@ -90,7 +90,7 @@ def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.nda
     """-> uint8 [channels, *size], as `decode`: the largest central part of that shape, made smaller where it is larger.
 
     A JPEG is decoded at the smallest scale (in eighths) that is large enough; the rest is Lanczos resampling. Pictures
-    of other channels, more bits, palettes and so on are brought to `channels` as packing does (data/tones.py).
+    of other channels, more bits, palettes and so on are converted to `channels` as packing does (to_srgb.py).
 
     Raises BadPicture as `decode`, and for a picture that is too small or has more than MOST_PIXELS; MemoryError.
     """

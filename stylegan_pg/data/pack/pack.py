@@ -1,6 +1,6 @@
 """Packing: a folder, zip or tars of pictures -> shards at every resolution of the pyramid, with an index.
 
-What happens to a picture is told in `data/picture.py`, what SOURCE may be in `data/sources.py`.
+pyramid.py describes what happens to a picture, sources.py what SOURCE may be.
 
 Samples are ordered by their path within SOURCE (by code point, on any file system) and cut into groups: one group is
 one shard at every resolution. A group is committed by its manifest in OUT/.pack, index.json comes last, and every byte

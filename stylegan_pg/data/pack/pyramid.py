@@ -2,7 +2,7 @@
 
 What happens to a picture, in this order:
 
-* Its header is looked at: another format than data/raster.py's list, more than `max_pixels` pixels (JPEG twice, WebP,
+* Its header is looked at: another format than open_image.py's list, more than `max_pixels` pixels (JPEG twice, WebP,
   AVIF and JPEG 2000 half of that), or a header that asks for much more memory or time than it should make it
   unreadable. JPEGs of more than 89 million pixels are decoded at the half, quarter or eighth of their size that is
   large enough.
@@ -125,7 +125,7 @@ def _made(data: bytes, name: str, recipe: Recipe) -> Result:
 
 @contextlib.contextmanager
 def _pillow_allows(most_pixels: int) -> Iterator[None]:
-    """Pillow's own limit warns, and refuses at twice as much; data/raster.py has said what is too large by then."""
+    """Pillow's own limit warns, and refuses at twice as much; open_image.py has said what is too large by then."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""A stream of bytes out of a response, a command or a file: how much of it is wanted, and what goes wrong in it."""
+"""A byte stream over a response, a command or a file, limited to the wanted range, with errors turned into faults."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ CHUNK, PIECE = 1 << 20, 1 << 16
 class Stream(Protocol):
     def read(self, n: int, /) -> bytes: ...
 
-    def read1(self, n: int, /) -> bytes: ...  # as read, but what there is at once
+    def read1(self, n: int, /) -> bytes: ...  # as read, but returns what is available without waiting for more
 
 
 class Body:
-    """A body of which `length` bytes (None: all) are to come after `skip` that nobody wants.
+    """A stream of `length` bytes (None: all) of `raw`, after its first `skip` bytes.
 
-    raw: what has read(n), and perhaps read1(n). exact: a body that ends before `length` bytes is a passing fault.
-    faults: a context that turns the errors of reading into faults. The body's own reading alone is watched: what goes
-    wrong with the bytes in the caller's hands is the caller's.
+    raw: has read(n), and perhaps read1(n). exact: ending before `length` bytes is a passing fault. faults: a context
+    that turns errors of reading into faults; it does not cover errors of the caller.
     """
 
     def __init__(

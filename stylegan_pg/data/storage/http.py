@@ -1,8 +1,8 @@
-"""Bytes behind http:// and https://, from servers that may be slow, confused or hostile.
+"""Reading byte ranges over http and https from servers that may be slow, faulty or hostile.
 
-urllib does the talking: proxies from the environment, certificates, redirects. What it leaves open is settled here. An
-answer's headers must be complete in time, not only its next byte. A part of a file is held against the Content-Range
-that the server says it is. Redirects lead to http and https alone, and carry a name and a password to no other server.
+urllib handles proxies, certificates and redirects. This module adds what it lacks: a time limit for all headers of an
+answer, not only for the next byte; a check of Content-Range against the range that was requested; redirects to http and
+https only, without sending credentials to another server.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import AUTH, authorization, same_server, shown, split_user
 
 _LASTING_STATUS = (400, 401, 403, 404, 405, 410, 416)
-LARGEST = 1 << 60  # bytes of a file, more than which no server means
+LARGEST = 1 << 60  # bytes of a file; a larger number cannot be right
 
 
 class Refused(Exception):  # noqa: N818 - what happened to an answer
-    """An answer that cannot be meant; the message says what is wrong with it."""
+    """A server's answer is invalid; the message says why."""
 
 
 @contextlib.contextmanager
 def open_http(url: str, start: int, end: int | None, timeout: float) -> Iterator[Stream]:
-    """The bytes [start, end) of a URL; `timeout` seconds for the headers, and between the bytes that follow.
+    """Open the bytes [start, end) of a URL; `timeout` in seconds holds for the headers and for each read after them.
 
-    Raises, also from read: Passing, Lasting, UsageError.
+    Raises, also from read:
+        Passing, Lasting, UsageError.
     """
     span = range_header(start, end)
     response: Any = None
@@ -70,7 +71,7 @@ def open_http(url: str, start: int, end: int | None, timeout: float) -> Iterator
 
 
 def stat_http(url: str, timeout: float) -> tuple[int | None, str]:
-    """The size of a file, None where the server does not tell, and its ETag or time of change. Raises as open_http."""
+    """The size of a file (None if the server does not say), and its ETag or modification time. Raises as open_http."""
     with faults(url):
         try:
             with _open(url, timeout, "HEAD") as response:
@@ -89,7 +90,7 @@ def stat_http(url: str, timeout: float) -> tuple[int | None, str]:
 
 @contextlib.contextmanager
 def refusals(url: str) -> Iterator[None]:
-    """What is refused of a server's answer, as Passing."""
+    """Turn Refused into Passing."""
     try:
         yield
     except Refused as error:
@@ -98,7 +99,7 @@ def refusals(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def faults(url: str) -> Iterator[None]:
-    """What goes wrong with a server, as Passing, Lasting or UsageError that name the URL without its secrets."""
+    """Turn errors of a connection into Passing, Lasting or UsageError, with the URL in the message, without secrets."""
     named = shown(url)
     try:
         with refusals(url):
@@ -126,7 +127,7 @@ def faults(url: str) -> Iterator[None]:
 
 
 def _number(headers: Message, name: str) -> int | None:
-    """A header that is a number of bytes; None where there is none."""
+    """A header's value as a number of bytes, None if it is missing."""
     told = {value.strip() for line in headers.get_all(name, []) for value in line.split(",")}
     if not told:
         return None
@@ -142,11 +143,15 @@ def range_header(start: int, end: int | None) -> str:
 
 
 def length_of_part(told: str, start: int, end: int | None, announced: int | None) -> int:
-    """How many bytes the answer to a request of [start, end) brings, of which the server has `told` (Content-Range)
-    which part of the file it is, and perhaps `announced` how long.
+    """The length of the answer to a request for [start, end), after checking it.
+
+    Args:
+        told: the Content-Range header.
+        start, end: the range that was requested.
+        announced: the Content-Length header, if any.
 
     Raises:
-        Refused: it is another part than the one that was asked for.
+        Refused: the answer is another range than the requested one.
     """
     first, last, size = _range(told)
     wanted = None if end is None else max(end - 1, start)
@@ -162,7 +167,7 @@ def length_of_part(told: str, start: int, end: int | None, announced: int | None
 
 
 def _range(told: str) -> tuple[int, int, int | None]:
-    """(first byte, last byte, size of the whole file, None where unknown) out of a Content-Range header."""
+    """Parse a Content-Range header -> (first byte, last byte, size of the whole file or None)."""
     match = re.fullmatch(r"\s*bytes\s+(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\s*", told, re.ASCII | re.IGNORECASE)
     if not match:
         raise Refused(f"it is a part of the file, and its Content-Range is {told or 'missing'}")
@@ -180,8 +185,8 @@ def _request(url: str, method: str = "GET", span: str = "") -> urllib.request.Re
     headers = {"User-Agent": "stylegan-pg", "Accept-Encoding": "identity"} | ({"Range": span} if span else {})
     if secret := authorization(url):
         headers["Authorization"] = secret
-    bare = split_user(url)[0]  # urllib takes a name and a password for a part of the host's name
-    if not urlsplit(bare).hostname or urlsplit(bare).port == 0:  # which raises for others that are none
+    bare = split_user(url)[0]  # urllib takes credentials in a URL for a part of the host name
+    if not urlsplit(bare).hostname or urlsplit(bare).port == 0:  # other invalid ports raise ValueError
         raise ValueError("it names no host, or port 0")
     return urllib.request.Request(bare, method=method, headers=headers)
 
@@ -220,8 +225,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _InTime(http.client.HTTPConnection):
-    """Within `timeout` seconds from the connection on, handshake and headers must be there: a server that drips them
-    byte by byte, or says "100 Continue" for ever, would pass each single read."""
+    """A connection whose handshake and headers must be complete within `timeout` seconds. Otherwise a server that sends
+    single bytes, or "100 Continue" for ever, would never time out."""
 
     timeout: float
     _late = False
@@ -229,7 +234,7 @@ class _InTime(http.client.HTTPConnection):
 
     def _dial(self, *args: Any, **kwargs: Any) -> socket.socket:
         sock = socket.create_connection(*args, **kwargs)
-        # A descriptor of its own: TLS wraps the socket later, and the watch must reach what lies beneath.
+        # A duplicate descriptor, because TLS wraps the socket later, and the timer must shut down the one beneath.
         self._beneath = socket.socket(fileno=os.dup(sock.fileno()))
         self._watch = threading.Timer(self.timeout, self._cut)
         self._watch.daemon = True
@@ -272,7 +277,7 @@ class _InTime(http.client.HTTPConnection):
             if self._late:
                 raise late from None
             raise
-        if self._late:  # the headers that did come were taken for all
+        if self._late:  # the connection was cut, and the headers received so far were taken for all of them
             raise late
 
 
@@ -292,7 +297,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 @functools.lru_cache(maxsize=1)
 def _opener() -> urllib.request.OpenerDirector:
-    """As urllib's own, but for file:, ftp: and data:, to which no redirect and no URL of a dataset may lead."""
+    """urllib's default opener without file:, ftp: and data:, to which no redirect or dataset URL may lead."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

@@ -1,5 +1,7 @@
-"""Arrays worth keeping between runs, such as parsed indexes: .npz files in the user's cache, named after all that they
-depend on. What is damaged or cannot be written costs time and nothing else."""
+"""A cache of arrays on disk, such as parsed indexes: .npz files in the user's cache folder, named by hashes of keys.
+
+A damaged file is computed again, and a file that cannot be written is skipped; neither is an error.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,19 @@ import numpy as np
 from stylegan_pg import files
 from stylegan_pg.files import cache_folder
 
-VERSION = 5  # grows when what is computed changes
+VERSION = 5  # to be increased when the computed arrays change
 KEEP_SEC = 30 * 24 * 3600  # since the last use
 
 Arrays = dict[str, np.ndarray]
 
 
 def kept(key: str, make: Callable[[], Arrays], fits: Callable[[Arrays], bool] = lambda _: True) -> Arrays:
-    """The arrays under `key`, made and kept where there are none that are whole and `fit`.
+    """Return the cached arrays of a key, or compute and cache them.
 
-    One process of a node makes them; the others wait. Raises what `make` raises.
+    Args:
+        key: everything that the arrays depend on.
+        make: computes the arrays; one process of a node calls it while the others wait. Its exceptions pass through.
+        fits: whether cached arrays are usable.
     """
     path = cache_folder() / "indexes" / f"{hashlib.sha256(f'{VERSION} {key}'.encode()).hexdigest()[:40]}.npz"
     found = _load(path)
@@ -42,7 +47,7 @@ def kept(key: str, make: Callable[[], Arrays], fits: Callable[[Arrays], bool] = 
 
 
 def _load(path: Path) -> Arrays | None:
-    """All of a file, checked against the checksums that a zip has; None where it is missing or damaged."""
+    """The arrays of a file, verified by the checksums within it; None if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -56,7 +61,7 @@ def _load(path: Path) -> Arrays | None:
 def _save(path: Path, arrays: Arrays) -> None:
     with files.whole(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    for old in path.parent.iterdir():  # of datasets that are gone, and what killed processes left
+    for old in path.parent.iterdir():  # unused for a long time, or left by killed processes
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > KEEP_SEC:
                 old.unlink()
@@ -64,8 +69,8 @@ def _save(path: Path, arrays: Arrays) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process of a node at a time, and dropped by the system when it dies; nothing where there are no
-    locks."""
+    """A lock among the processes of a node, released by the system if its holder dies; without effect on file systems
+    without locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

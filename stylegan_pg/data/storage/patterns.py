@@ -1,4 +1,4 @@
-"""Which files and URLs a text names: a file or a folder of exactly that name, if there is one; else a pattern."""
+"""Expansion of paths, globs, brace patterns and URLs. An existing file or folder is always taken literally."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MOST_PLACES = 1_000_000  # of one pattern
 
 
 def literal(text: str) -> str | None:
-    """The path of the file or folder whose name is exactly `text`, whatever signs are in it; None where there is none.
+    """The path of an existing file or folder named exactly `text`, which may contain special characters; else None.
 
-    Names that would be taken for URLs or commands ("pipe:x") become "./pipe:x".
+    A name that would be taken for a URL or a command, such as "pipe:x", is returned as "./pipe:x".
     """
     path = text.removeprefix("file://")
     if not path or not os.path.lexists(path):
@@ -30,8 +30,12 @@ def literal(text: str) -> str | None:
 
 
 def expand(text: str) -> list[str]:
-    """The tars that a text names: a file, a folder's in the order of their names, a glob pattern's, a brace pattern's,
-    or a URL; "::" separates several. Raises UsageError where there are none."""
+    """The tars that a text names: a file, those in a folder (sorted by name), those of a glob or brace pattern, or a
+    URL; "::" separates several.
+
+    Raises:
+        UsageError: nothing is found.
+    """
     parts = [text] if literal(text) is not None else text.split("::")
     found = [place for part in parts for place in _expanded(part)]
     if not found:
@@ -68,5 +72,5 @@ def _expanded(part: str) -> list[str]:
 
 
 def _tars_of(path: str) -> list[str]:
-    """A tar itself, a folder's tars."""
+    """A tar itself, or the tars in a folder."""
     return sorted(glob.glob(f"{glob.escape(path)}/*.tar")) if os.path.isdir(path) else [path]

@@ -1,13 +1,13 @@
-"""Bytes behind URLs: http(s), s3, the output of a command, and plain files.
+"""Reading byte ranges from URLs: http(s), s3, the output of a command, and plain files.
 
-    http://, https://   web.py: proxies from the environment, names and passwords as urls.py says, ranges where the
+    http://, https://   http.py: proxies from the environment, names and passwords as urls.py says, ranges where the
                         server knows them
     s3://BUCKET/KEY     boto3 (pip install 'stylegan-pg[s3]'); credentials and AWS_ENDPOINT_URL from the environment
-    pipe:COMMAND        what a command prints. It is split as a shell would, but there is no shell: for pipelines,
-                        redirections and variables write pipe:bash -c '...'
+    pipe:COMMAND        the output of a command. It is split into words as a shell does, but no shell runs it: for
+                        pipelines, redirections and variables write pipe:bash -c '...'
     file://, a path     the file system
 
-Nothing here waits or tries again but `read_url` and who uses `Patience`.
+Only `read_url` retries; other callers use retry.Patience.
 """
 
 from __future__ import annotations
@@ -38,23 +38,28 @@ _PIPELINE = {"|", ">", "<", ">>", "&&", "||", ";", "&", "2>&1"}
 
 
 class Stat(NamedTuple):
-    """size in bytes, None where it cannot be known; tag: ETag or time of change, "" where there is none."""
+    """Size in bytes (None if unknown), and a tag that changes with the content: ETag or modification time, or ""."""
 
     size: int | None
     tag: str
 
 
 def is_remote(url: str) -> bool:
-    """Whether this is read through this module rather than opened as a file."""
+    """Whether a URL is read from a server or a command, and not from the file system."""
     return url.startswith("pipe:") or url.split("://", 1)[0] in SCHEMES
 
 
 @contextlib.contextmanager
 def open_url(url: str, start: int = 0, end: int | None = None, patience: float = TIMEOUT) -> Iterator[Stream]:
-    """The bytes [start, end) of a URL, as something with read(n), which gives b"" only at the end.
+    """Open the bytes [start, end) of a URL as a stream whose read(n) returns b"" only at the end.
 
-    A server that is silent for `patience` seconds, of which at least 10 and at most 30 count, is a passing fault.
-    Raises, also from read: Passing, Lasting; other OSErrors for files; UsageError for a kind of URL that nobody knows.
+    Args:
+        url: see the module's description.
+        start, end: byte range; an end of None means the end of the file.
+        patience: seconds of silence, clamped to [10, 30], after which a server counts as lost.
+
+    Raises, also from read:
+        Passing, Lasting: see retry.py. OSError: for plain files. UsageError: for an unknown kind of URL.
     """
     if end is not None and end <= start:
         yield Body(io.BytesIO(), url, 0)
@@ -72,7 +77,7 @@ def open_url(url: str, start: int = 0, end: int | None = None, patience: float =
 
 
 def stat_url(url: str, patience: float = TIMEOUT) -> Stat:
-    """What is known of a URL without reading it. Waits for a server, and raises, as open_url."""
+    """Size and tag of a URL, without reading its content. Arguments and errors are those of open_url."""
     if url.startswith("pipe:"):
         return Stat(None, "")
     if url.startswith(("http://", "https://")):
@@ -86,9 +91,10 @@ def stat_url(url: str, patience: float = TIMEOUT) -> Stat:
 
 
 def read_url(url: str, start: int = 0, end: int | None = None, patience: float = 0.0, most: int | None = None) -> bytes:
-    """All of [start, end), tried again for `patience` seconds without progress (Patience says what counts as that).
+    """Read the bytes [start, end), retrying for `patience` seconds without progress (see Patience).
 
-    Raises as open_url; UsageError where there are more than `most` bytes, of which no more are read.
+    Raises:
+        As open_url; UsageError also if there are more than `most` bytes.
     """
     data, waiting = bytearray(), Patience(patience)
     while True:
@@ -128,12 +134,12 @@ def _s3_client(_: int) -> Any:
     how = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"max_attempts": 1}, max_pool_connections=32)
     try:
         return boto3.Session().client("s3", config=how)
-    except ValueError as error:  # of an endpoint that is no URL, for one
+    except ValueError as error:  # for example, the endpoint is not a URL
         raise UsageError(f"boto3 cannot be used ({printable(error)}): see to $AWS_ENDPOINT_URL and ~/.aws") from None
 
 
 def _s3_length(answer: dict[str, Any]) -> int | None:
-    """How many bytes an answer says that it has, None where it does not say."""
+    """The content length in an S3 answer, or None."""
     length = answer.get("ContentLength")
     if length is not None and not 0 <= length <= http.LARGEST:
         raise http.Refused(f"its Content-Length is {length}")
@@ -167,7 +173,7 @@ def _open_s3(url: str, start: int, end: int | None) -> Iterator[Stream]:
     with _s3_faults(url):
         try:
             answer = _s3().get_object(**_bucket_key(url), **({"Range": span} if span else {}))
-        except Exception as error:  # see _s3_faults, which all others go to
+        except Exception as error:  # others are handled by _s3_faults
             if _s3_status(error) != 416:  # nothing from `start` on
                 raise
             answer = None
@@ -207,13 +213,13 @@ def _open_pipe(url: str, start: int, end: int | None) -> Iterator[Stream]:
         try:
             yield _Printed(process.stdout, url, start, end, process, said)
         finally:
-            process.kill()  # where it was not read to its end; by its process id, and before it is waited for
+            process.kill()  # in case that it was not read to its end
             process.stdout.close()
             process.wait()
 
 
 class _Printed(Body):
-    """A command's output; its exit status says at the end whether that was all."""
+    """The output of a command; at its end, an exit status other than 0 is a fault."""
 
     def __init__(
         self, raw: IO[bytes], url: str, start: int, end: int | None, process: subprocess.Popen, said: IO[bytes]
@@ -233,7 +239,7 @@ class _Printed(Body):
 
 
 def file_path(url: str) -> str:
-    """The path of a file:// URL or a path. Raises UsageError for another kind of URL."""
+    """The path of a file:// URL or of a path. Raises UsageError for another kind of URL."""
     if "://" in url and not url.startswith("file://"):
         scheme = printable(url.split("://")[0])
         raise UsageError(f"{shown(url)}: no way to read {scheme}://; known are paths, http(s)://, s3://, pipe:")

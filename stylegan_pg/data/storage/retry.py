@@ -1,4 +1,4 @@
-"""Which faults of reading may pass, and how long they are waited out."""
+"""Classification of read faults as passing or lasting, and retries of the passing ones."""
 
 from __future__ import annotations
 
@@ -13,37 +13,41 @@ SLOWEST = 1024  # bytes per second, below which what arrives is no progress
 
 
 class Fault(OSError):  # noqa: N818 - what happened
-    """Something that could not be read; the message names it."""
+    """Something cannot be read; the message names it."""
 
 
 class Passing(Fault):
-    """May pass by itself: no connection, a timeout, a server's 5xx or 429, a body that ends early, a failed command."""
+    """May pass by itself: no connection, a timeout, HTTP 5xx or 429, a truncated body, a failed command."""
 
 
 class Lasting(Fault):
-    """Passes only if somebody does something: not there (any more), not allowed, no credentials, no such command."""
+    """A fault that needs a person: a missing file, no permission, no credentials, no such command."""
 
 
-_dice = random.SystemRandom()  # without a state that forked processes would share
+_dice = random.SystemRandom()  # has no state, which forked processes would share
 
 
 class Patience:
-    """How long something is tried again: `seconds` since the last progress, with pauses that double, at random by
-    half, up to 15 s. Each process waits by itself; `give_up` ends all waits of this one."""
+    """Retries with exponential backoff: pauses double up to 15 s, with random jitter, until `seconds` have passed since
+    the last progress. `give_up` ends all waits of this process."""
 
     giving_up = False
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self.furthest = 0  # for who sees progress in bytes
+        self.furthest = 0  # bytes received, for callers that measure progress in bytes
         self.progress()
 
     def progress(self) -> None:
         self.since, self.pauses, self.bytes = time.monotonic(), 0, 0
 
     def arrived(self, n: int, named: str) -> None:
-        """Another n bytes have come, which is progress if they come fast enough; a server that sends a byte now and
-        then could hold everything up for ever. Raises Passing where that takes longer than the patience lasts."""
+        """Record that n more bytes have arrived. They count as progress only at SLOWEST bytes per second or more, as a
+        server that sends single bytes could otherwise stall a run for ever.
+
+        Raises:
+            Passing: there was no progress for the configured time.
+        """
         self.bytes += n
         spent = time.monotonic() - self.since
         if self.bytes >= SLOWEST * spent:
@@ -52,7 +56,7 @@ class Patience:
             raise Passing(f"{named}: it sends less than {SLOWEST} bytes a second")
 
     def wait(self, fault: OSError, longest: float = 15.0) -> None:
-        """Sleep before the next attempt; raises `fault` where there is to be none."""
+        """Sleep before the next attempt, or raise `fault` if the time is over."""
         pause = min(0.1 * 2**self.pauses, longest) * (0.5 + _dice.random())
         self.pauses = min(self.pauses + 1, 16)
         pause = min(pause, self.since + self.seconds - time.monotonic())
@@ -64,12 +68,12 @@ class Patience:
 
     @staticmethod
     def give_up() -> None:
-        """No more waiting in this process, which is about to end. Safe in a signal handler."""
+        """End all waits of this process, which is about to exit. Safe in a signal handler."""
         Patience.giving_up = True
 
 
 def patiently(seconds: float, ask: Callable[[], T]) -> T:
-    """What `ask` returns, asked again for so long while it raises Passing."""
+    """Call `ask` until it returns, retrying for `seconds` while it raises Passing."""
     waiting = Patience(seconds)
     while True:
         try:

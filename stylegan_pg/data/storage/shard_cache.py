@@ -1,9 +1,9 @@
-"""The folder of shards that the processes of a node share: fetching into it, and eviction from it.
+"""The shard cache: a folder on a node's disk into which its processes fetch remote shards, with eviction by last use.
 
-It holds whole shards under KEY-NAME, what has come of others under KEY-NAME.SIZE.part, and facts about each in
-KEY-NAME.json. Who fetches holds a lock (flock) on the .part, which the kernel lets go when the process is killed; the
-next one goes on where it ended. Who reads holds a shared lock on the shard, so that what is in use is not evicted; the
-rest goes by last use when the limit is reached. A shard gets its final name when it is complete, verified, and on disk.
+A complete shard is named KEY-NAME, a partly fetched one KEY-NAME.SIZE.part, and KEY-NAME.json holds facts about either.
+A process that fetches holds a lock (flock) on the .part file. The kernel releases it when the process is killed, and
+the next process continues where it stopped. A process that reads holds a shared lock on the shard, so shards in use are
+not evicted. A shard gets its final name when it is complete, verified and flushed to disk.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.files import cache_folder
 from stylegan_pg.urls import shown
 
-AGREEING = 3  # equal copies with a wrong checksum, after which that is what the server has
-_OURS = re.compile(r"[0-9a-f]{24}-")  # how the names of files in the cache begin
+AGREEING = 3  # equal copies with a wrong checksum, after which the server's content is taken to be like that
+_OURS = re.compile(r"[0-9a-f]{24}-")  # the beginning of the names of files in the cache
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """folder: "" for the default; limit: bytes of the cache, 0 keeps nothing; patience: seconds that faults which may
-    pass are tried again, without any progress in between."""
+    """folder: of the cache, "" for the default. limit: bytes of the cache, 0 for no cache. patience: seconds without
+    progress for which passing faults are retried."""
 
     folder: str = ""
     limit: int = 100 << 30
@@ -46,7 +46,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file to read from: size in bytes and SHA-256 where known; tag tells versions without them apart."""
+    """A file to read from: its URL, size in bytes and SHA-256 if known, and a tag that distinguishes its versions."""
 
     url: str
     size: int | None = None
@@ -55,22 +55,22 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of its file in the cache."""
+        """The name of its file in the cache."""
         key = hashlib.sha256(json.dumps([self.url, self.size, self.sha256, self.tag]).encode()).hexdigest()[:24]
         tail = shown(self.url).rstrip("/").rpartition("/")[2] if "://" in self.url else "pipe"
         return f"{key}-{''.join(c for c in tail if c.isalnum() or c in '._-')[-40:]}"
 
 
 class NoRoom(Exception):  # noqa: N818 - an event
-    """A shard does not fit into the cache now; the message says why, and what would help."""
+    """A shard does not fit into the cache at present; the message gives reason and remedy."""
 
 
 _settings = Settings()
-releases: list[Callable[[], None]] = []  # called where room is wanting
+releases: list[Callable[[], None]] = []  # called when the cache is full
 
 
 def configure(settings: Settings) -> None:
-    """For this process and those forked from it."""
+    """Set the settings of this process and of those forked from it."""
     global _settings
     _settings = settings
 
@@ -81,7 +81,7 @@ def settings() -> Settings:
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Another patience for a while."""
+    """Use another patience within the block."""
     before = settings()
     configure(dataclasses.replace(before, patience=seconds))
     try:
@@ -91,10 +91,10 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def folder() -> Path:
-    """Where shards are kept.
+    """The folder of the cache, which is created if necessary.
 
     Raises:
-        UsageError: where it cannot be made.
+        UsageError: it cannot be created.
     """
     return _folder(_settings.folder)
 
@@ -120,9 +120,15 @@ def _folder(chosen: str) -> Path:
 
 
 def fetched(shard: Shard, spare: Collection[str] = (), stop: Callable[[], bool] = lambda: False) -> int:
-    """A descriptor of the whole shard in the cache, with a shared lock on it; fetched now where nobody has.
+    """Fetch a shard into the cache if it is not there, and return a file descriptor that holds a shared lock on it.
 
-    Files named in `spare` are not evicted for it. Raises NoRoom, Fault.
+    Args:
+        shard: to fetch.
+        spare: names of files that must not be evicted for it.
+        stop: asked regularly whether to give up.
+
+    Raises:
+        NoRoom: the cache has no room for it. Fault: it cannot be fetched.
     """
     path = folder() / shard.name
     part, waiting, seen = path.with_name(f"{path.name}.{shard.size or 0}.part"), Patience(_settings.patience), -1
@@ -159,7 +165,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _open_whole(path: Path) -> int | None:
-    """A descriptor with a shared lock, which counts as a use; None if the file is not (or no longer) there."""
+    """A file descriptor with a shared lock, which counts as a use; None if the file does not exist (any more)."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -184,7 +190,7 @@ def _download(
     stop: Callable[[], bool],
     waiting: Patience,
 ) -> None:
-    """Bring the locked .part to its end, verify it and give it its name."""
+    """Complete the locked .part file, verify it and rename it."""
     about, wrong = shown(shard.url), []
     try:
         make_room(path.parent, spare)
@@ -232,7 +238,7 @@ def _download(
 def _transfer(
     shard: Shard, part: Path, fd: int, spare: Collection[str], stop: Callable[[], bool], waiting: Patience
 ) -> str:
-    """Append to the .part what is missing; returns the SHA-256 of all of it."""
+    """Append the missing bytes to the .part file; returns the SHA-256 of the whole file."""
     digest, have = hashlib.sha256(), 0
     while data := os.pread(fd, CHUNK, have):
         digest.update(data)
@@ -294,14 +300,24 @@ def digest_of(path: Path) -> str:
 
 
 def make_room(path: Path, spare: Collection[str] = (), everything: bool = False) -> bool:
-    """Evict, by last use, what nobody has open until the cache is within its limit, what is being fetched counted as
-    whole; or everything that nobody has open. Returns whether anything went; raises NoRoom where the limit is not met.
+    """Evict shards that no process has open, by last use, until the cache is within its limit.
+
+    Args:
+        path: the file that needs room; files being fetched count with their full size.
+        spare: names of files that are kept.
+        everything: evict all shards that no process has open.
+
+    Returns:
+        Whether anything was evicted.
+
+    Raises:
+        NoRoom: the limit cannot be met.
     """
     with open(path / ".lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         total, files = 0, []
         for entry in os.scandir(path):
-            # Whatever else lies in the folder that somebody has chosen is theirs, and not counted.
+            # Other files in the folder belong to somebody else: they are neither counted nor removed.
             if entry.name.endswith(".json") or not _OURS.match(entry.name):
                 continue
             with contextlib.suppress(FileNotFoundError):
@@ -330,7 +346,7 @@ def make_room(path: Path, spare: Collection[str] = (), everything: bool = False)
 
 
 def _evict(path: Path) -> bool:
-    """Whether the file is gone; not if a process reads or fetches it."""
+    """Remove a file unless a process reads or fetches it; returns whether it is gone."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

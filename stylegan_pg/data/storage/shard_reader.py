@@ -1,4 +1,4 @@
-"""Reading out of shards wherever they are; remote ones come through the node's store of shards."""
+"""Reading byte ranges of shards, local ones directly and remote ones through the node's shard cache; prefetching."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import open_regular
 from stylegan_pg.urls import shown
 
-OPEN_FILES, HELD = 64, 4  # files that a process keeps open: plain ones, and ones of the store, which pins them
+OPEN_FILES, HELD = (
+    64,
+    4,
+)  # files that a process keeps open: plain ones, and ones in the cache, which cannot be evicted meanwhile
 BYPASS = 10.0  # seconds for which a shard that found no room is read in pieces before it is tried again
 
 
@@ -25,10 +28,11 @@ BYPASS = 10.0  # seconds for which a shard that found no room is read in pieces 
 def read(
     url: str, offset: int, length: int, *, size: int | None = None, sha256: str | None = None, tag: str = ""
 ) -> bytes:
-    """`length` bytes at `offset` of a shard, fewer only where it ends; a remote shard is fetched first, as a whole.
+    """Read `length` bytes at `offset` of a shard, fewer only at its end. A remote shard is fetched as a whole first.
 
-    Raises OSError (Passing, Lasting) when it could not be read for the configured patience; plain files
-    are tried once. UsageError as remote.open_url.
+    Raises:
+        OSError: it cannot be read; for remote shards Passing or Lasting, after retries for the configured patience.
+        UsageError: as remote.open_url.
     """
     if not remote.is_remote(url):
         path = remote.file_path(url)
@@ -48,9 +52,10 @@ def read(
 
 
 def local_path(url: str, size: int | None = None, sha256: str | None = None, tag: str = "") -> str:
-    """The path of a shard on this machine, fetched first where it is remote; it may be evicted after other reads.
+    """The local path of a shard, which is fetched first if it is remote; later reads may evict it.
 
-    Raises as `read`; NoRoom where the cache has no room for it.
+    Raises:
+        As `read`; NoRoom if the cache has no room for it.
     """
     if not remote.is_remote(url):
         return remote.file_path(url)
@@ -60,8 +65,8 @@ def local_path(url: str, size: int | None = None, sha256: str | None = None, tag
 
 
 def doubt(url: str, *, size: int | None = None, sha256: str | None = None, tag: str = "") -> None:
-    """Bytes of a shard were found to be wrong: the next `read` takes them from the source again, unless they are known
-    to be what the source has."""
+    """Report that bytes of a shard are wrong: the next `read` fetches the shard again, unless its checksum shows that
+    it equals the source."""
     if not remote.is_remote(url):
         _plain.cache_clear()
         return
@@ -74,7 +79,7 @@ def doubt(url: str, *, size: int | None = None, sha256: str | None = None, tag: 
         _held.cache_clear()
         status = os.stat(path)
         if status.st_ino != inode:
-            return  # somebody else has fetched it anew
+            return  # another process has fetched it again
         facts, key = shard_cache.facts_of(path), (status.st_ino, status.st_mtime_ns)
         if facts.get("sure") and (key in _intact or shard_cache.digest_of(path) == facts.get("sha256")):
             _intact.add(key)
@@ -84,7 +89,7 @@ def doubt(url: str, *, size: int | None = None, sha256: str | None = None, tag: 
 
 
 class _File:
-    """A file descriptor that closes when the last user lets go, so that forgetting it is thread-safe."""
+    """A file descriptor that is closed with its last reference, so that evicting it from a cache is thread-safe."""
 
     def __init__(self, fd: int):
         self.fd, self.close = fd, os.close  # at the interpreter's end `os` may be gone before this is
@@ -127,8 +132,11 @@ def _say_once(message: str) -> None:
 
 
 class Prefetcher:
-    """Threads that bring shards into the cache before they are needed; what they cannot fetch, who reads it will
-    miss and report. `want` tells them which, in order of need; they evict none of these."""
+    """Threads that fetch shards into the cache before they are needed.
+
+    `want` names the shards in the order of need; none of them is evicted for another. Faults are ignored here, because
+    the reader of the shard meets and reports them.
+    """
 
     def __init__(self, threads: int):
         self.wanted: list[Shard] = []

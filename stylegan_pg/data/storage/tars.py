@@ -1,8 +1,8 @@
-"""The members of a tar, read strictly: nothing is skipped without a word, and no header is believed.
+"""A strict reader of tar archives: damage is an error with its position, and nothing is skipped silently.
 
-Every header is held against the size of the file before anything is read at the place that it points to, so a tar of
-any content is read in one pass, forwards, with memory for its members' names alone. Where the marks that end a tar are
-followed by further members (`cat a.tar b.tar`), these are read too, as by tar's --ignore-zeros.
+Every header is checked against the size of the file. A tar of any content is read in one forward pass, with memory for
+the names of its members only. If further members follow the end mark (`cat a.tar b.tar`), they are read, too, as by
+tar's --ignore-zeros.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = tarfile.BLOCKSIZE
 MOST_MEMBERS = 5_000_000  # of one archive
 _MOST_EXTENSION = 1 << 20  # bytes of a long name or of pax records
 _MOST_EXTENSIONS = 16  # such headers in a row, in front of one member
-_MOST_LINKS = 40  # from one symbolic link to the next, as the kernel follows
+_MOST_LINKS = 40  # symbolic links in a chain, the limit of the Linux kernel
 _REMEDY = "fetch it again, or write it again"
 _PAX = re.compile(rb"(\d{1,10}) ([^=]{1,1000})=")
 _LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
@@ -30,9 +30,9 @@ _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 
 
 class Member(NamedTuple):
-    """A file in a tar: `size` bytes at `offset`; `part` counts the tars that follow one another in the file.
+    """A file in a tar: `size` bytes at `offset`; `part` is the index of the tar among those joined in the file.
 
-    `fault` says why there is no content to be read, as an end to the sentence that begins with the member's name.
+    `fault` says why its content cannot be read, as the end of a sentence that begins with the member's name.
     """
 
     name: str
@@ -43,23 +43,25 @@ class Member(NamedTuple):
 
 
 def members_of(file: IO[bytes], named: str) -> list[Member]:
-    """The members of a tar (v7, ustar, GNU, pax) that are no folders, in order; links stand for what they lead to.
+    """The members of a tar (v7, ustar, GNU, pax) except folders, in order, with links resolved to their targets.
 
-    file: a whole file on disk. named: what messages call it.
+    Args:
+        file: a file on disk.
+        named: its name in messages.
 
     Raises:
-        UsageError: no tar, or one that is damaged or cut; the message has the place, in bytes.
+        UsageError: it is not a tar, or is damaged or truncated; the message gives the position in bytes.
     """
     return _Walk(file.fileno(), named).members()
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a file that begins with these bytes (at least a block of them) is an uncompressed tar."""
+    """Whether a file that begins with these bytes (at least BLOCK of them) is an uncompressed tar."""
     return len(head) >= BLOCK and _parsed(head[:BLOCK]) is not None
 
 
 def content_of(file: IO[bytes], member: Member) -> bytes:
-    """The bytes of a member, fewer only where the file was made shorter since."""
+    """The bytes of a member, fewer only if the file was shortened since."""
     return os.pread(file.fileno(), member.size, member.offset)
 
 
@@ -73,14 +75,14 @@ class _Walk:
         self.size = os.fstat(fd).st_size
         self.last = ""  # the last whole member
         self.found: list[Member] = []
-        self.links: dict[int, str] = {}  # place in `found` of each symbolic link -> its target
-        self.extra: dict[str, str] = {}  # what extension headers say of the next member
-        self.everywhere: dict[str, str] = {}  # what pax's global headers say of all that follow
+        self.links: dict[int, str] = {}  # index in `found` of each symbolic link -> its target
+        self.extra: dict[str, str] = {}  # fields that extension headers give the next member
+        self.everywhere: dict[str, str] = {}  # fields that pax's global headers give all following members
         self.extensions = 0
 
     def members(self) -> list[Member]:
         at = part = 0
-        seen: dict[str, Member] = {}  # what hard links may lead to
+        seen: dict[str, Member] = {}  # possible targets of hard links
         while True:
             block = os.pread(self.fd, BLOCK, at)
             if len(block) < BLOCK:
@@ -103,7 +105,7 @@ class _Walk:
         return self._linked()
 
     def _member(self, block: bytes, at: int, part: int, seen: dict[str, Member]) -> int:
-        """Read one header; where the next one is."""
+        """Read one header and return the position of the next one."""
         info = _parsed(block)
         if info is None:
             if not at:
@@ -144,7 +146,7 @@ class _Walk:
         return end
 
     def _extension(self, info: tarfile.TarInfo, body: int) -> int:
-        """Take in a header that tells about those behind it; where the next one is."""
+        """Read an extension header, which describes following members, and return the position of the next header."""
         size = self._size(info.size)
         self.extensions += 1
         if size > _MOST_EXTENSION or self.extensions > _MOST_EXTENSIONS:
@@ -169,7 +171,7 @@ class _Walk:
         return int(text)
 
     def _past_map(self, block: bytes, body: int) -> int:
-        """Behind the blocks in which GNU's own format goes on with the map of a sparse file."""
+        """The position behind the blocks that continue the map of a sparse file in GNU's format."""
         more = block[482]
         while more:
             block = os.pread(self.fd, BLOCK, body)
@@ -179,7 +181,7 @@ class _Walk:
         return body
 
     def _linked(self) -> list[Member]:
-        """All members, with what symbolic links lead to."""
+        """All members, with symbolic links resolved."""
         if not self.links:
             return self.found
         places = {posixpath.normpath(member.name): place for place, member in enumerate(self.found)}
@@ -207,12 +209,12 @@ class _Walk:
 
 
 def _parsed(block: bytes) -> tarfile.TarInfo | None:
-    """A header whose checksum is right; None for what is none."""
+    """Parse a header; None if its checksum is wrong."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
         return None
-    if block[257:265] == tarfile.GNU_MAGIC:  # times stand there where others have the folders of a long path
+    if block[257:265] == tarfile.GNU_MAGIC:  # GNU stores times where ustar has the prefix of a long path
         info.name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape").rstrip("/")
     return info
 
@@ -237,7 +239,7 @@ def _padded(size: int) -> int:
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """The records of a pax header, "LENGTH KEY=VALUE\\n" each, as far as they matter here."""
+    """The records of a pax header ("LENGTH KEY=VALUE\\n") that are used here."""
     found, at = {}, 0
     while at < len(content) and content[at]:
         match = _PAX.match(content, at)

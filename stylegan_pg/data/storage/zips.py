@@ -1,4 +1,4 @@
-"""The members of a zip, from its directory alone; nothing is unpacked before it is asked for, nor more than it says."""
+"""Reading zip archives safely: members are listed from the directory alone, and unpacked one by one within limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNICODE_PATH = 0x7075  # the extra field of Info-ZIP
 _MOST_RATIO = 1100  # no more comes out of deflated bytes; more in all means that members overlap
 _MARGIN = 1 << 30  # bytes that may come out of a zip at any rate
 _LARGE, _BOMB_RATIO = 1 << 26, 200  # a member of so many bytes that takes so many times less in the zip is no picture
-# What garbled directories and members make zipfile raise.
+# The exceptions that zipfile raises for damaged directories and members.
 _FAULTS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -41,7 +41,7 @@ _FAULTS = (
 
 
 class ZipMember(NamedTuple):
-    """A file in a zip. `raw` is its name there, `name` its path. `fault` as for the members of tars."""
+    """A file in a zip: `raw` is its name in the archive, `name` its decoded path, `fault` as in tars.Member."""
 
     name: str
     raw: str
@@ -51,16 +51,16 @@ class ZipMember(NamedTuple):
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file has the end of a zip. Raises OSError."""
+    """Whether a file ends like a zip archive. Raises OSError."""
     with open(path, "rb") as file:
         return zipfile.is_zipfile(file)
 
 
 def members_of(path: Path) -> list[ZipMember]:
-    """The members of a zip that are no folders, in the order of its directory.
+    """The members of a zip except folders, in the order of its directory.
 
     Raises:
-        UsageError: a directory that is damaged or has too many entries, or members that overlap, as in zip bombs.
+        UsageError: the directory is damaged or has too many entries, or members overlap, as in zip bombs.
         OSError: the file cannot be read.
     """
     if (most := _directory_bytes(path) // _ENTRY) > MOST_MEMBERS:
@@ -92,7 +92,11 @@ def open_zip(path: str) -> zipfile.ZipFile:
 
 
 def content_of(path: str, raw: str) -> bytes:
-    """A member's content, no more than the directory says. Raises Damaged, and OSError where the zip cannot be read."""
+    """The content of a member, at most as long as the directory says.
+
+    Raises:
+        Damaged: the member cannot be unpacked. OSError: the zip cannot be read.
+    """
     with _damage():
         return open_zip(path).read(raw)
 
@@ -123,8 +127,8 @@ def _member(info: zipfile.ZipInfo) -> ZipMember:
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:
-    """A member's name. Where it has no mark of UTF-8, and so should be in the code page of DOS, it may be UTF-8 still
-    (macOS writes it so), or stand in UTF-8 beside the other (Info-ZIP's extra field)."""
+    """A member's name. Without the UTF-8 flag it should be in the code page of DOS, but macOS writes UTF-8 anyway,
+    and Info-ZIP stores the name in UTF-8 in an extra field."""
     if info.flag_bits & _UTF8 or info.filename.isascii():
         return info.filename
     raw = info.orig_filename.encode("cp437")
@@ -138,7 +142,7 @@ def _name_of(info: zipfile.ZipInfo) -> str:
 
 
 def _extra_of(info: zipfile.ZipInfo, wanted: int) -> bytes:
-    """The content of an extra field of a member, empty without one."""
+    """The content of a member's extra field, b"" if it has none."""
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
@@ -149,7 +153,7 @@ def _extra_of(info: zipfile.ZipInfo, wanted: int) -> bytes:
 
 
 def _directory_bytes(path: Path) -> int:
-    """How large the end of a zip says that its directory is, 0 where that is garbled: zipfile says so then."""
+    """The size of the directory as the end record states it, 0 if that is damaged (zipfile reports it then)."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - (1 << 16) - 22 - 20))
