@@ -231,8 +231,8 @@ def test_descriptions_that_do_not_fit(tmp_path):
         ({"kwargs": {**kwargs, "resolution": 16.0}}, "does not fit the weights"),
         ({"kwargs": {**kwargs, "surprise": 1}}, "does not fit the weights"),
         ({"kwargs": 5}, "does not fit the weights"),
-        ({"network": "stylegan9"}, "does not fit the weights"),
-        ({"network": "__import__('os')"}, "does not fit the weights"),
+        ({"network": "stylegan9"}, "class stylegan9, .*network=CLASS"),
+        ({"network": "__import__('os')"}, "network=CLASS"),
         ({"alpha": "much"}, "does not fit the weights"),
         ({"alpha": None}, "does not fit the weights"),
     ]
