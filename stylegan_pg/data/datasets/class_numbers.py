@@ -1,4 +1,4 @@
-"""From labels, as files spell them, to numbered classes: what is a number, what is a name, and what is no label."""
+"""From labels as files spell them to numbered classes: which are numbers, which are names, and which are missing."""
 
 import math
 import re
@@ -11,24 +11,26 @@ from stylegan_pg.untrusted import parse_json, printable
 
 MAX_CLASSES = 1_000_000
 
-Label = int | str | None  # None: a picture without one
+Label = int | str | None  # None: the picture has no label
 
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d*)?", re.ASCII)
-_NO_NUMBER = frozenset({"null", "none", "na", "n/a", "<na>"})  # how tools write a number that is missing
+_NO_NUMBER = frozenset({"null", "none", "na", "n/a", "<na>"})  # spellings of a missing value
 
 
 def as_labels(values: Sequence[Any], origin: str, *, mixed_are_names: bool = False) -> list[Label]:
-    """Labels as they are meant, all of them integers or all of them names.
+    """Interpret raw labels: the result holds integers only or names only, and None for missing labels.
 
-    Empty text, null and nan are no labels. Numbers stay numbers also as text and with decimals of zero (0.0, as
-    spreadsheets write a column in which one is missing).
+    Empty text, null and nan count as missing. A number may be written as text, or with decimals of zero (0.0, as
+    spreadsheets write a column in which a value is missing).
 
-    values: of JSON or CSV: integers, floats, text, None.
-    mixed_are_names: numbers among names are names too, fractions are names, and numbers may be negative; otherwise they
-        are refused, unless all is text.
+    Args:
+        values: from JSON or CSV: integers, floats, text, None.
+        origin: where the labels come from, for messages.
+        mixed_are_names: numbers among names, fractions and negative numbers are names; otherwise they are refused,
+            unless all values are text.
 
     Raises:
-        UsageError: vectors, truth values, and what may be meant in several ways; the message begins with `origin`.
+        UsageError: vectors, booleans, and ambiguous labels; the message begins with `origin`.
     """
     labels: list[Any] = [_cleaned(value) for value in values]
     kinds = {type(label) for label in labels}
@@ -72,13 +74,13 @@ def _number(text: str) -> int | float:
 
 
 def number_classes(labels: Sequence[Label], origin: str) -> tuple[list[int], list[str]]:
-    """The class number of each label, -1 where there is none, and the classes' names in their order.
+    """Number the classes -> (the class number of each label, -1 for a missing one; the names of the classes).
 
-    Only what occurs is a class: integers are numbered from 0 in their order, whatever they count from, and stand in the
-    names; names are numbered as sorted, and in the order of their numbers where all are numbers (folders 1, 2, ... 10).
+    Only labels that occur become classes. Integers are numbered from 0 in ascending order, and their text is the name.
+    Names are numbered in sorted order, or in numeric order if all of them are numbers (folders 1, 2, ... 10).
 
     Raises:
-        UsageError: more classes than anything could be trained with; the message begins with `origin`.
+        UsageError: there are too many classes; the message begins with `origin`.
     """
     distinct = {label for label in labels if label is not None}
     numbers = all(isinstance(label, int) or label.isdecimal() for label in distinct)
@@ -90,7 +92,7 @@ def number_classes(labels: Sequence[Label], origin: str) -> tuple[list[int], lis
 
 
 def described(numbers: Sequence[int], names: Sequence[str], most: int = 6) -> str:
-    """Classes as a few words for people: how many, the first names, and how many pictures each of these has."""
+    """A short text about the classes: how many there are, the first names, and the number of pictures of each."""
     counts = [0] * len(names)
     for number in numbers:
         if number >= 0:
@@ -106,8 +108,11 @@ LABEL_BYTES = 1 << 20  # of a .cls or .json file beside a picture
 
 
 def cls_label(data: bytes, named: str, remedy: str) -> str:
-    """The text of a .cls file, also where an editor has put UTF-8's mark in front. Raises UsageError for another
-    encoding, in which different labels may look alike."""
+    """The text of a .cls file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UsageError: the file has another encoding, in which different labels could be read as the same text.
+    """
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -115,6 +120,6 @@ def cls_label(data: bytes, named: str, remedy: str) -> str:
 
 
 def json_label(data: bytes, named: str, remedy: str) -> Any:
-    """ "label" in the JSON beside a picture, as it stands there; None without one. Raises UsageError for no JSON."""
+    """The raw value of "label" in a JSON file beside a picture, None if missing. Raises UsageError for invalid JSON."""
     content = parse_json(data, named, remedy, finite=False)
     return content.get("label") if isinstance(content, dict) else None

@@ -1,6 +1,8 @@
-"""What the JSON files of a packed dataset may say: everything that numbers and names in them lead to (sizes of memory,
-places in files, paths) is held against its range before it is used. Checksums tell only that nothing was changed by
-accident: who writes a dataset writes them too."""
+"""Validation of the JSON files of a packed dataset.
+
+Every number and name in them is checked before it is used as a size, an offset or a path. Checksums are not sufficient:
+they detect accidental changes only, because whoever writes a dataset writes its checksums, too.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,15 @@ MOST_IMAGES = 1 << 40
 MOST_PICTURE = 1 << 30  # bytes
 MOST_TAR = 1 << 50
 HEADER = 512  # bytes, before each member of a tar
-MOST_SIDE = 1 << 16  # resolutions, and rows and columns at resolution 4
+MOST_SIDE = 1 << 16  # limit of resolutions, and of rows and columns at resolution 4
 MOST_CLASSES = 1_000_000
 
 
 def check_index(data: Any) -> None:
-    """Hold the content of an index.json against the form that it must have.
+    """Check the parsed content of an index.json.
 
     Raises:
-        ValueError, UsageError: in words that say what is wrong.
+        ValueError, UsageError: the message says what is wrong.
     """
     whole_number(data.get("count"), 1, MOST_IMAGES, "its count", "an index says how many images there are")
     if data.get("channels") not in (1, 3, 4) or isinstance(data["channels"], bool):
@@ -79,11 +81,15 @@ def _check_shard(shard: Any, resolutions: list[int]) -> None:
 
 
 def columns_of(shard: Any, count: int, class_counts: np.ndarray | None) -> np.ndarray:
-    """Offset, size, label (-1 for none) and CRC-32 of a shard's samples, int64 [4, count], from the content of its
-    index; adds the samples of each class to `class_counts` [classes], None where there are no labels.
+    """Parse the index of a shard into int64 [4, count]: offset, size, label (-1 for none) and CRC-32 of its samples.
+
+    Args:
+        shard: the parsed content of the shard's index file.
+        count: the number of samples that index.json states.
+        class_counts: [classes], to which the samples of each class are added; None for an unlabelled dataset.
 
     Raises:
-        ValueError, UsageError: in words that say what is wrong.
+        ValueError, UsageError: the message says what is wrong.
     """
     if not isinstance(shard, dict):
         raise ValueError("it is no table")

@@ -59,7 +59,7 @@ class ForeignIndex(DatasetIndex):
     columns: Arrays = field(repr=False, compare=False)
 
     def table(self, resolution: int) -> SampleTable:
-        """Raises UsageError for a resolution that the pictures do not have."""
+        """As DatasetIndex.table. Raises UsageError for a resolution higher than the pictures'."""
         if resolution not in self.resolutions:
             height, width = self.size_at(resolution)
             raise UsageError(
@@ -84,11 +84,14 @@ class ForeignIndex(DatasetIndex):
 
 
 def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
-    """The dataset of foreign tars at `url`, cropped to `base`.
+    """Open foreign tars as a dataset.
+
+    Args:
+        url: see opening.load_index.
+        base: rows and columns at resolution 4, to whose aspect ratio pictures are cropped.
 
     Raises:
-        UsageError: tars that are missing, truncated, compressed or no tars, samples without a picture or, where others
-            have them, without labels.
+        UsageError: tars are missing, truncated, compressed or not tars, or samples have no picture.
         RunError: a server does not answer.
     """
     urls = expand(url)
@@ -135,7 +138,7 @@ def _stat(url: str) -> remote.Stat:
 
 
 def _version(url: str, stat: remote.Stat) -> str:
-    """What a tar is kept under: the same path in two working directories is two tars."""
+    """The key of a tar in the index cache. Paths are made absolute, so that a relative path is not ambiguous."""
     return f"{url if remote.is_remote(url) else os.path.abspath(url)} {stat.size} {stat.tag}"
 
 
@@ -151,7 +154,7 @@ def _unpacked(array: np.ndarray) -> Any:
 
 
 def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat]) -> Arrays:
-    """The columns of a dataset. Those of its tars are kept too: an interrupted reading of many goes on there."""
+    """The columns of a dataset. Those of each tar are cached, too, so that reading many tars can be continued."""
     if len(urls) >= MANY:
         print(f"reading the headers of {len(urls)} tars, this once", file=sys.stderr)
 
@@ -208,10 +211,10 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
 
 
 def _read_one(url: str, stat: remote.Stat, last_dot: bool) -> Arrays:
-    """What one tar holds, read in its own way of names, or with keys that end at the last dot.
+    """The columns of one tar, with keys as its own names suggest, or ending at the last dot.
 
-    A tar that came through the cache and makes no sense is fetched once more: a copy may have been cut short where
-    nobody knew its size."""
+    An invalid tar from the shard cache is fetched once more, because the copy may be truncated if its size was unknown.
+    """
     named, known = shown(url), {"size": stat.size, "tag": stat.tag}
     try:
         try:
@@ -249,7 +252,7 @@ def _read_whole(url: str, named: str, known: dict[str, Any], last_dot: bool) -> 
 
 
 def _opened(url: str, known: dict[str, Any]) -> IO[bytes]:
-    """A whole tar as a file: from the cache, or of no name where the cache has no room for it."""
+    """A whole tar as an open file: from the shard cache, or a temporary file if the cache has no room for it."""
     try:
         return open_regular(shard_reader.local_path(url, **known))
     except NoRoom:
@@ -263,8 +266,8 @@ def _opened(url: str, known: dict[str, Any]) -> IO[bytes]:
 
 
 def _fill(file: IO[bytes], url: str) -> None:
-    """Write what a URL holds into a file on the disk, of which it gets half of the free room at most: a server or a
-    command may never come to an end."""
+    """Copy the content of a URL to a file. It may take half of the free disk space, as a server or a command may send
+    data for ever."""
     patience, room = shard_cache.settings().patience, shutil.disk_usage(tempfile.gettempdir()).free // 2
 
     def write(data: bytes) -> None:
@@ -282,16 +285,16 @@ def _fill(file: IO[bytes], url: str) -> None:
             while data := stream.read1(CHUNK):
                 write(data)
 
-    if url.startswith("pipe:"):  # a command would run anew for each piece
+    if url.startswith("pipe:"):  # reading in pieces would run the command again for each of them
         patiently(patience, print_all)
     else:
         while data := remote.read_url(url, file.tell(), file.tell() + PIECE, patience):
             write(data)
-    file.seek(0)  # which also writes what is held back
+    file.seek(0)  # this also flushes the buffer
 
 
 def _probe(file: IO[bytes], pictures: list[Member]) -> tuple[list[int], str]:
-    """Height, width and channels of the first picture that can be read; without one, what is wrong with the first."""
+    """Height, width and channels of the first readable picture; if there is none, the fault of the first picture."""
     why = ""
     for picture in pictures:
         try:

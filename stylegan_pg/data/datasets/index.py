@@ -38,13 +38,13 @@ from stylegan_pg.untrusted import MOST_JSON_BYTES, parse_json, printable
 from stylegan_pg.urls import shown
 
 if TYPE_CHECKING:
-    from stylegan_pg.config import Config  # takes its time, which every process that packs would spend
+    from stylegan_pg.config import Config  # for the type checker only: importing it is slow
 
 FORMAT = 1
-FETCHERS = 16  # small files of a remote dataset that are read at a time
+FETCHERS = 16  # small files of a remote dataset that are read concurrently
 START_PATIENCE = 10.0  # seconds for a server to answer at the start
 _MOST_SOURCES = 1 << 32  # bytes of sources.json
-SMALL = 4096  # samples, up to which a local index is parsed each time
+SMALL = 4096  # local indexes of up to so many samples are not cached
 _REMEDY = "copy it again from where it was packed, or pack the source again into an empty folder"
 _DEFINING = ("format", "count", "resolutions", "channels", "labels", "shards")
 
@@ -60,9 +60,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What a packed dataset is. `path` is for messages, without secrets, and `root` is where to read; `label_names` is
-    empty when unlabelled; `identity` is the same for the same data; `base` is (rows, columns) at resolution 4; `notes`
-    are sentences about how the data was understood."""
+    """A dataset's description.
+
+    `path` is its name in messages, without secrets; `root` is where it is read from. `label_names` is empty for an
+    unlabelled dataset. `identity` is equal for equal data. `base` is (rows, columns) at resolution 4. `notes` are
+    sentences about how the data was interpreted.
+    """
 
     path: str
     count: int
@@ -81,14 +84,15 @@ class DatasetIndex:
         return size_at(resolution, self.base)
 
     def table(self, resolution: int) -> "SampleTable":
-        """Where every sample of one resolution lies.
+        """The positions of all samples of one resolution.
 
-        Checks the shard indexes against their checksums and the tars of local datasets against their sizes (bytes are
-        verified sample by sample as they are read). What was parsed is kept in the user's cache, and taken from there
-        as long as the files have the same sizes and times.
+        The shard indexes are verified by their checksums, and local tars by their sizes; the bytes of a sample are
+        verified when it is read. The parsed table is cached in the user's cache for as long as the files have the same
+        sizes and modification times.
 
-        Raises UsageError for a resolution that was not packed and for a missing, truncated or altered file, by name;
-        RunError where a server does not answer.
+        Raises:
+            UsageError: the resolution was not packed, or a file is missing, truncated or altered.
+            RunError: a server does not answer.
         """
         if resolution not in self.resolutions:
             raise UsageError(
@@ -123,19 +127,19 @@ class DatasetIndex:
         )
 
     def order(self, seed: int, window: int = WINDOW) -> Order | Mixture:
-        """In which order a run shows the samples."""
+        """The order in which a run with this seed and window shows the samples."""
         return Order([shard.count for shard in self.shards], seed, window)
 
     def sources(self) -> list[str]:
-        """The path within SOURCE of each sample's picture; [] where sources.json is gone.
+        """The path within SOURCE of each sample's picture; [] if sources.json does not exist.
 
         Raises:
-            UsageError: it is of another shape.
+            UsageError: sources.json is invalid.
         """
         file = f"{self.root}/sources.json"
         try:
             data = remote.read_url(file, most=_MOST_SOURCES)
-        except OSError:  # of use to people only, so they may have removed it
+        except OSError:  # the file is for information only and may have been removed
             return []
         found = parse_json(data, shown(file), _REMEDY, most=_MOST_SOURCES)
         if not isinstance(found, list) or len(found) != self.count or not all(isinstance(path, str) for path in found):
@@ -143,7 +147,7 @@ class DatasetIndex:
         return found
 
     def source_of(self, ordinal: int) -> str:
-        """The path within SOURCE of the picture that a sample was; "" where sources.json is gone, or damaged."""
+        """The path within SOURCE of a sample's picture; "" if sources.json is missing or invalid."""
         try:
             return self.sources()[ordinal]
         except (UsageError, IndexError):
@@ -151,9 +155,10 @@ class DatasetIndex:
 
 
 def read_at_start(url: str) -> bytes:
-    """A whole file, for which a server gets a little time.
+    """Read a whole file at the start of a command, with a short patience.
 
-    Raises RunError where it does not answer; Lasting and OSErrors of files as they are.
+    Raises:
+        RunError: a server does not answer. Lasting, OSError: unchanged.
     """
     try:
         return remote.read_url(url, patience=START_PATIENCE, most=MOST_JSON_BYTES)
@@ -162,12 +167,12 @@ def read_at_start(url: str) -> bytes:
 
 
 def identity_of(description: dict[str, Any]) -> str:
-    """SHA-256 (hex) of what defines the data in an index.json: not the source's name, nor how it was asked for.
+    """SHA-256 (hexadecimal) of the parts of an index.json that define the data, without the source's name and options.
 
-    The shard indexes' checksums stand for the samples: their order, labels, and the checksum of each one's bytes.
+    The samples enter by the checksums of the shard indexes, which hold their order, labels and checksums.
     """
     defining = {key: description[key] for key in _DEFINING}
-    if (base := _base(description)) != SQUARE:  # square datasets are what they were before there were others
+    if (base := _base(description)) != SQUARE:  # the identity of square datasets is the one of earlier versions
         defining["base"] = base
     canonical = json.dumps(defining, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -179,10 +184,10 @@ def _base(description: dict[str, Any]) -> tuple[int, int]:
 
 
 def check_base(index: DatasetIndex, config: "Config") -> None:
-    """Whether the networks of a configuration make pictures of the shape that a dataset has.
+    """Check that a configuration's networks generate pictures of the dataset's shape.
 
     Raises:
-        UsageError: naming both shapes, and the remedy.
+        UsageError: names both shapes and the remedy.
     """
     wanted = tuple(config.model.base)
     if wanted != index.base:
@@ -233,7 +238,8 @@ def parse_index(path: str, text: str) -> DatasetIndex:
 
 
 def _stamps(stems: list[str]) -> np.ndarray:
-    """Sizes and times of local tars and their indexes, int64 [shards, 4]. Raises UsageError for missing files."""
+    """Sizes and modification times of local tars and their indexes, int64 [shards, 4]. Raises UsageError for missing
+    files."""
     try:
         files = [os.stat(stem + suffix) for stem in stems for suffix in (".index.json", ".tar")]
     except FileNotFoundError as error:
@@ -244,7 +250,7 @@ def _stamps(stems: list[str]) -> np.ndarray:
 
 
 def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int, label_counts: tuple[int, ...]) -> Arrays:
-    """The columns of a table, and lengths and SHA-256 of the tars, from the shards' indexes."""
+    """The columns of a table, and the lengths and SHA-256 of the tars, from the shards' indexes."""
     parts, tar_bytes, tar_sha256 = [], [], []
     counts = np.zeros([len(label_counts)], np.int64) if label_counts else None
     with ThreadPoolExecutor(FETCHERS if stems and remote.is_remote(stems[0]) else 1) as pool:
@@ -276,7 +282,7 @@ def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int, l
 
 
 def _fits(found: Arrays, stamps: np.ndarray, count: int) -> bool:
-    """Whether what was kept is of the same files, and whole."""
+    """Whether cached arrays are complete and belong to the same files."""
     columns = {"offset": np.int64, "size": np.int64, "label": np.int64, "crc32": np.uint32}
     tars = {"stamps", "tar_bytes", "tar_sha256"}
     return (
@@ -287,7 +293,7 @@ def _fits(found: Arrays, stamps: np.ndarray, count: int) -> bool:
 
 
 def _shard(stem: str, sha256: str) -> tuple[Any, int | None]:
-    """The content of one shard's index file, whose checksum is right, and the length of its tar if that is local."""
+    """The verified content of a shard's index file, and the length of its tar if that is local."""
     file, tar = shown(f"{stem}.index.json"), f"{stem}.tar"
     try:
         data = read_at_start(f"{stem}.index.json")

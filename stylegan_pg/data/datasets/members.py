@@ -1,4 +1,4 @@
-"""What is in a tar of pictures: members that stand behind one another and have one key are one sample."""
+"""Samples in a tar of pictures: consecutive members with the same key form one sample."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _META = re.compile(r"__[^/]*__($|/)")  # as webdataset
 class Sample(NamedTuple):
     key: str
     picture: Member
-    label: int | float | str | None  # as it stands there
+    label: int | float | str | None  # as written in the file
     has_cls: bool
-    is_odd: bool  # its json has a label that can be no class, such as a list or true
+    is_odd: bool  # whether its json has a label that cannot be a class, such as a list or true
 
 
 def names_of(members: Iterable[Member], named: str) -> Names:
-    """How the names of a tar's members are to be read.
+    """Decide where keys end in the names of a tar's members (see sample_names.py).
 
     Raises:
-        UsageError: all samples have the same several pictures, such as photographs and masks.
+        UsageError: every sample has several pictures, such as photographs and masks.
     """
     paths = [member.name for member in members if _counts(member.name)]
     names = read_names(paths, [f".{suffix}" for suffix in PICTURES], webdataset=True)
@@ -44,8 +44,8 @@ def names_of(members: Iterable[Member], named: str) -> Names:
 
 
 def _parts_of_each(paths: list[str]) -> frozenset[str]:
-    """The extensions of several dots that the pictures of each key have alike (image.jpg and mask.png), such as differ
-    in kind and not by numbers; empty where they differ from key to key, or have labels of their own."""
+    """The extensions that the pictures of all keys have in common (image.jpg and mask.png), if they are words and not
+    numbers; empty if they differ from key to key, or have labels of their own."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         key, extension = at_first_dot(path)
@@ -60,11 +60,11 @@ def _parts_of_each(paths: list[str]) -> frozenset[str]:
 
 
 def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: str) -> Iterator[Sample]:
-    """The samples of a tar: consecutive members with one key, as webdataset groups them. A key that was there before is
-    told from that by its place.
+    """The samples of a tar: consecutive members with the same key, as webdataset groups them. A key that occurs again
+    later gets a suffix.
 
     Raises:
-        UsageError: a sample without a picture or with two, a picture or a label that cannot be read.
+        UsageError: a sample has no picture or two, or a picture or a label cannot be read.
     """
     split = ((*names.split(member.name), member) for member in members if _counts(member.name))
     keys: set[str] = set()
@@ -95,27 +95,27 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
 
 
 def _counts(name: str) -> bool:
-    """Whether a member may be a part of a sample, unlike the hidden files that systems leave in folders (.DS_Store,
-    ._0001.jpg) and webdataset's own (__key__)."""
+    """Whether a member may be part of a sample; hidden files of operating systems (.DS_Store, ._0001.jpg) and
+    webdataset's metadata (__key__) are not."""
     base = name.rpartition("/")[2]
     return "." in base and not base.startswith(".") and not _META.match(name)
 
 
 def _kind(extension: str) -> str:
-    """What an extension says that a file is; labels may have the picture's whole name in front (0001.jpg.cls)."""
+    """The kind of file that an extension means; labels may follow the picture's full name (0001.jpg.cls)."""
     first, _, last = extension.partition(".")
     return last if first in PICTURES and f".{last}" in BESIDE else extension
 
 
 def _pictures(found: list[tuple[str, Member]]) -> list[Member]:
-    """The pictures to be shown among a sample's files: of those whose extension is a picture's; without these, of those
-    whose extension ends in one (0001.rgb.png)."""
+    """The pictures among a sample's files: those with a picture's extension; if there are none, those whose extension
+    ends in one (0001.rgb.png)."""
     exact = [member for suffix, member in found if suffix in PICTURES]
     return exact or [member for suffix, member in found if suffix.rpartition(".")[2] in PICTURES]
 
 
 def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:
-    """A key that no other sample of the tar has: joined tars may have the same ones, and each is a sample."""
+    """A key that is unique in the tar; joined tars may repeat keys, and each occurrence is a sample of its own."""
     if key in keys and part:
         key = f"{key} (tar {part + 1} in it)"
     if key in keys:
@@ -127,7 +127,7 @@ def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:
 
 
 def _label(file: IO[bytes], files: dict[str, Member], named: str) -> tuple[int | float | str | None, bool]:
-    """The class in `cls`, else what a `json` has under "label"; and whether that is something that can be no class."""
+    """The label in `cls`, else "label" in a `json`, and whether the latter cannot be a class."""
     if "cls" in files:
         member = files["cls"]
         if member.size > LABEL_BYTES:

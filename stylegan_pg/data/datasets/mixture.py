@@ -18,19 +18,19 @@ from stylegan_pg.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureIndex(DatasetIndex):
-    """Datasets one after the other; their order has the proportions. Classes of the same name are one."""
+    """Several datasets, concatenated; the order draws from them in proportion. Classes of the same name are united."""
 
     sources: tuple[DatasetIndex, ...] = field(repr=False)
     weights: tuple[float, ...]
 
     def table(self, resolution: int) -> SampleTable:
-        """Raises UsageError, naming the source, for what is not there in every one."""
+        """As DatasetIndex.table. Raises UsageError with the source's name if one lacks the resolution."""
         tables = [source.table(resolution) for source in self.sources]
         labels = []
         for source, table in zip(self.sources, tables, strict=True):
             place = {name: number for number, name in enumerate(self.label_names)}
             numbers = [place[name] for name in source.label_names] if place else [-1] * len(source.label_names)
-            labels.append(np.array([*numbers, -1])[table.label])  # -1, the last one, is no label
+            labels.append(np.array([*numbers, -1])[table.label])  # the last element maps -1, no label, to itself
         return join(tables, labels)
 
     def order(self, seed: int, window: int = WINDOW) -> Order | Mixture:
@@ -47,13 +47,13 @@ class MixtureIndex(DatasetIndex):
 
 
 def load_dataset(config: Config) -> DatasetIndex:
-    """The index of data.url or data.mixture; from now on this process reads as the configuration says.
+    """Open the dataset of data.url or data.mixture, and configure this process's shard cache.
 
     Raises:
-        UsageError: what load_index refuses, and sources that do not fit together.
+        UsageError: as load_index, or sources that do not fit together.
         RunError: a server does not answer.
     """
-    data = config.data  # before anything is fetched
+    data = config.data
     shard_cache.configure(shard_cache.Settings(data.cache_dir, int(data.cache_gib * 2**30), data.patience_sec))
     base = (config.model.base[0], config.model.base[1])
     if not config.data.mixture:
@@ -62,7 +62,7 @@ def load_dataset(config: Config) -> DatasetIndex:
 
 
 def mix(sources: list[DatasetIndex], weights: list[float]) -> MixtureIndex:
-    """Several datasets as one. Raises UsageError where they have other shapes or channels, or no common resolution."""
+    """Combine several datasets. Raises UsageError if shapes or channels differ, or no resolution is common to all."""
     first = sources[0]
     for other in sources[1:]:
         for what, a, b in (("base", first.base, other.base), ("channels", first.channels, other.channels)):

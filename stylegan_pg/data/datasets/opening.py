@@ -1,4 +1,4 @@
-"""Opening a dataset by its URL: packed by this program, WebDataset tars of others, or points that are made up."""
+"""Opening a dataset by its URL: a packed dataset, WebDataset tars of other programs, or synthetic points."""
 
 import glob
 import os
@@ -16,16 +16,18 @@ from stylegan_pg.urls import MASK, shown
 def load_index(url: str, base: tuple[int, int] = SQUARE) -> DatasetIndex:
     """The index of a dataset.
 
-    url: a packed dataset (its folder or the index.json in it, local, http(s):// or s3://); tars that something else
-        wrote (foreign.py: a folder of them, one, a brace pattern, pipe:COMMAND); `points:NAME` is synthetic.
-    base: rows and columns at resolution 4 of what foreign pictures are cropped to; packed ones say it themselves.
+    Args:
+        url: a packed dataset (its folder or the index.json in it, local, http(s):// or s3://); tars of other programs
+            (foreign.py: a folder of them, one, a brace pattern, pipe:COMMAND); or `points:NAME`.
+        base: rows and columns at resolution 4, to which foreign pictures are cropped; a packed dataset states its own.
 
-    Raises UsageError where there is no dataset, or one that is incomplete, damaged, edited or of another format
-    version; RunError where a server does not answer.
+    Raises:
+        UsageError: there is no dataset, or it is incomplete, damaged, edited or of another format version.
+        RunError: a server does not answer.
     """
     url = str(url)
     there = literal(url)
-    if there is not None:  # whatever signs are in its name
+    if there is not None:  # an existing path, which may contain special characters
         url = there
     if MASK in url and remote.is_remote(url):
         raise UsageError(

@@ -1,7 +1,7 @@
-"""Mixtures of Gaussians in the plane, on which one can count the modes that a generator has found.
+"""Mixtures of Gaussians in the plane as datasets, for counting the modes that a generator finds.
 
-`data.url: points:ring` or `points:grid25` stands where a packed dataset's folder would. A point is an image of one
-pixel with two channels, float32 [2, 1, 1]; everything is held in memory and follows from the name alone.
+`data.url: points:ring` or `points:grid25` takes the place of a packed dataset's folder. A point is an image of one
+pixel with two channels, float32 [2, 1, 1]. All points are held in memory and depend on the name only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PER_MODE = 1000  # points, drawn once
 
 
 class Mixture(NamedTuple):
-    """Equally likely modes, centres float64 [m, 2], and the standard deviation of each in both directions."""
+    """m equally likely modes: their centres, float64 [m, 2], and the standard deviation of each in both directions."""
 
     centres: np.ndarray
     deviation: float
@@ -46,7 +46,7 @@ MIXTURES = {"ring": Mixture(_ring(), 0.02), "grid25": Mixture(_grid(5), 0.0125)}
 
 @dataclass(frozen=True, kw_only=True)
 class PointTable(SampleTable):
-    """The points, float32 [count, 2], in a packed dataset's place; nothing is read from files."""
+    """Points, float32 [count, 2], with the interface of a packed dataset's table; nothing is read from files."""
 
     points: np.ndarray
 
@@ -55,7 +55,7 @@ class PointTable(SampleTable):
         return np.float32
 
     def image(self, i: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Point i, float32 [2, 1, 1], in about [-1, 1], in the memory of `out` ([1, 1, 2]) where that is given."""
+        """Point i, float32 [2, 1, 1] in about [-1, 1], written to `out` ([1, 1, 2]) if given."""
         out = np.empty([1, 1, 2], np.float32) if out is None else out
         out[0, 0] = self.points[i]
         return out.transpose(2, 0, 1)
@@ -63,13 +63,13 @@ class PointTable(SampleTable):
 
 @dataclass(frozen=True, kw_only=True)
 class PointIndex(DatasetIndex):
-    """A mixture's points as a dataset; their labels are the modes they were drawn from."""
+    """The points of a mixture as a dataset; the label of a point is the mode it was drawn from."""
 
     samples: PointTable = field(repr=False)
     mixture: Mixture = field(repr=False)
 
     def table(self, resolution: int) -> PointTable:
-        """Raises UsageError for another resolution than 4."""
+        """As DatasetIndex.table. Raises UsageError for another resolution than 4."""
         if resolution not in self.resolutions:
             raise UsageError(f"{self.path} has no resolution {resolution}: set resolution={RESOLUTION}")
         return self.samples
@@ -82,10 +82,10 @@ class PointIndex(DatasetIndex):
 
 
 def load_points(url: str) -> PointIndex:
-    """The dataset behind `points:NAME`, the same every time and everywhere.
+    """The dataset of `points:NAME`, which is always the same.
 
     Raises:
-        UsageError: for a name that none has.
+        UsageError: the name is unknown.
     """
     mixture = MIXTURES.get(url.removeprefix(PREFIX))
     if mixture is None:

@@ -1,8 +1,8 @@
-"""Which files are one sample: where in a file's name the sample's key ends.
+"""Grouping of files into samples: where in a file's name the key of its sample ends.
 
-In WebDataset it ends at the first dot (0001.jpg, 0001.cls and 0001.seg.png are one sample); in what people write, at
-the last (IMG_2024.01.00.png and IMG_2024.01.00.cls). The set of files decides, and two pictures to be shown never have
-one key.
+In WebDataset a key ends at the first dot (0001.jpg, 0001.cls and 0001.seg.png are one sample). In other names it ends
+at the last dot (IMG_2024.01.00.png and IMG_2024.01.00.cls). The set of files decides which rule applies; two pictures
+never share a key.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import NamedTuple
 
-BESIDE = frozenset({".cls", ".json", ".txt"})  # files of one picture, of the same key
+BESIDE = frozenset({".cls", ".json", ".txt"})  # suffixes of files that belong to the picture with the same key
 
 
 class Names(NamedTuple):
-    """How the names of a set are to be read.
+    """The rule for the names of a set of files.
 
-    last_dot: whether keys end at the last dot. note: that and why, in a sentence, where it makes a difference.
+    last_dot: whether keys end at the last dot. note: a sentence with the decision and its reason, if it matters.
     """
 
     last_dot: bool
@@ -42,13 +42,17 @@ def at_last_dot(path: str) -> tuple[str, str]:
 
 
 def read_names(paths: Collection[str], pictures: Collection[str], webdataset: bool) -> Names:
-    """How to read the names of a set of files.
+    """Decide where keys end in the names of a set of files.
 
-    pictures: the suffixes of pictures (".png"). webdataset: whether a picture of several dots is a part of the sample
-    beside it even if no label or text stands beside that (in tars it is).
+    Keys end at the first dot if each sample then has exactly one main picture (the one whose name has a single dot, or
+    the only one), and no picture whose name has several dots has a label or text of its own. Otherwise they end at the
+    last dot.
 
-    Keys end at the first dot if that gives each sample one picture to be shown, the one with a single dot or the only
-    one, and if no picture of several dots has a label or a text of its own. Else they end at the last dot.
+    Args:
+        paths: all files.
+        pictures: the suffixes of pictures (".png").
+        webdataset: whether a picture whose name has several dots belongs to the sample beside it even if that has no
+            label or text (true for tars).
     """
     dotted: dict[str, list[str]] = defaultdict(list)  # key at the first dot -> pictures whose names go on behind it
     beside = set()  # keys at the last dot of labels and texts
@@ -79,7 +83,7 @@ def read_names(paths: Collection[str], pictures: Collection[str], webdataset: bo
 def _not_first(
     first: str, group: list[str], plain: str | None, beside: Collection[str], webdataset: bool
 ) -> tuple[str, str] | None:
-    """A picture of the key `first` that is a sample of its own, and why; None where keys may end at the first dot."""
+    """A picture of the key `first` that must be a sample of its own, and why; None if keys may end at the first dot."""
     for path in group:
         if at_last_dot(path)[0] in beside or path in beside:
             return path, "it has a label or a text of its own"
@@ -94,16 +98,16 @@ def _not_first(
 
 
 class Pairs(NamedTuple):
-    """Files beside pictures. of: (picture, suffix) -> its file. contested: the same of files that belong to several
-    pictures -> (file, another of the pictures)."""
+    """Files beside pictures. of: (picture, suffix) -> its file. contested: (picture, suffix) -> (file, another picture
+    that the file fits as well)."""
 
     of: dict[tuple[str, str], str]
     contested: dict[tuple[str, str], tuple[str, str]]
 
 
 def pair(pictures: Collection[str], files: Collection[str], names: Names) -> Pairs:
-    """Which of the `files` (labels, by their paths) belongs to which picture: one with the picture's key, or with its
-    whole name (0001.png.cls)."""
+    """Assign label files to pictures: a file belongs to the picture with the same key (0001.cls), or with the same full
+    name (0001.png.cls)."""
     pairs = Pairs({}, {})
     keyed, begun = defaultdict(list), defaultdict(list)  # pictures by their keys, and by their names' beginnings
     for picture in pictures:

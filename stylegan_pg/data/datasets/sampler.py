@@ -1,12 +1,12 @@
-"""Which image is shown when: a function of (shard sizes, seed, window) and the number of images shown before.
+"""The order of training images: a function of (shard sizes, seed, window) and the number of images shown before.
 
-Epoch e of a dataset is a permutation of its shards, then a permutation of the samples within each group of consecutive
-shards. A group holds at least `window` samples of at least SPREAD shards (all of them where there are fewer), so a
-reader needs the shards of one group at a time. Image n of a run is place n mod count of epoch n div count: nothing is
-replayed to get there, and neither ranks nor workers come into it.
+An epoch of a dataset is a permutation of its shards, followed by a permutation of the samples within each group of
+consecutive shards. A group holds at least `window` samples of at least SPREAD shards (or all shards if there are
+fewer), so a reader needs the shards of one group at a time. Image n of a run is position n mod count of epoch n div
+count. Computing it replays nothing, and does not depend on ranks or workers.
 
-Permutations are sorted raw words of Philox, a counter-based generator (Salmon et al. 2011) whose words numpy keeps the
-same in all its versions, keyed by rng.derive(seed, purpose, epoch, ...).
+A permutation sorts raw words of Philox, a counter-based generator (Salmon et al. 2011) whose words are the same in all
+versions of numpy, keyed by rng.derive(seed, purpose, epoch, ...).
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from stylegan_pg.rng import derive
 
 WINDOW = 65536  # samples
 SPREAD = 8  # shards
-BLOCK = 256  # positions over which a mixture keeps its proportions
-_TRIES, _STRAIGHT = 32, 0.05  # arrangements of groups, of which the first with a smaller correlation is taken
+BLOCK = 256  # positions within which a mixture keeps its proportions
+_TRIES, _STRAIGHT = 32, 0.05  # arrangements that are tried, and the correlation with the file order that is accepted
 
 _Value = TypeVar("_Value")
 
 
 def flipped(seed: int, epoch: int, ordinal: int) -> bool:
-    """The mirror option's coin for one image in one epoch (of its source, in a mixture)."""
+    """Whether data.mirror flips an image in an epoch (for a mixture: in the epoch of its source)."""
     return bool(derive(seed, "mirror", epoch, ordinal) & 1)
 
 
 def permutation(n: int, seed: int, purpose: str, *key: int) -> np.ndarray:
-    """int64 [n], the numbers below n in an order that follows from the arguments, in every version of numpy."""
+    """A permutation int64 [n] that depends on the arguments only, and is the same in every version of numpy."""
     words = np.random.Philox(key=derive(seed, purpose, *key)).random_raw(n)
     return np.argsort(words, kind="stable")
 
 
 class _Epoch(NamedTuple):
-    """Shards in the order of an epoch [shards]; where groups begin, and the last ends: among them, and in samples."""
+    """The shards in the order of an epoch [shards], and the borders of its groups, counted in shards and in samples."""
 
     shards: np.ndarray
     first_shard: list[int]
@@ -52,7 +52,7 @@ class Order:
     """The order of one dataset."""
 
     def __init__(self, shard_counts: Sequence[int], seed: int, window: int = WINDOW):
-        """`shard_counts`: samples of each shard; sample numbers (ordinals) go through the shards in turn."""
+        """shard_counts: samples of each shard. Samples are numbered (ordinals) consecutively through the shards."""
         self.counts = np.asarray(shard_counts, np.int64)
         self.seed, self.window = seed, max(int(window), 1)
         self.ends = np.cumsum(self.counts)
@@ -73,12 +73,12 @@ class Order:
         return epoch, int(self._group(epoch, group)[place - self._epoch(epoch).first_sample[group]])
 
     def shards_ahead(self, n: int, groups: int = 1) -> list[int]:
-        """The shards that images n and later need, in the order of first need: those of n's group (what is left of
-        it) and of `groups` - 1 further ones."""
+        """The shards that images n and later need, in the order of first use: those of the rest of n's group and of
+        `groups` - 1 further groups."""
         return [shard for _distance, shard in self.needs(n, groups)]
 
     def needs(self, n: int, groups: int = 1) -> list[tuple[int, int]]:
-        """As shards_ahead, each with the number of images from n on before its first one."""
+        """As shards_ahead; each shard with the number of images between n and the first image from it."""
         found: dict[int, int] = {}
         at = n
         for _ in range(groups):
@@ -96,7 +96,7 @@ class Order:
         return _kept(self._epochs, epoch, 2, lambda: self._arrange(epoch))
 
     def _group(self, epoch: int, group: int) -> np.ndarray:
-        """Ordinals of the group's samples in the order they are shown."""
+        """The ordinals of a group's samples in the order in which they are shown."""
 
         def make() -> np.ndarray:
             shards, edge, _ = self._epoch(epoch)
@@ -108,8 +108,8 @@ class Order:
         return _kept(self._groups, (epoch, group), 3, make)
 
     def _arrange(self, epoch: int) -> _Epoch:
-        """Shards and groups of an epoch. A chance likeness to the order of the files is avoided: with few groups it
-        would be frequent."""
+        """The shards and groups of an epoch. Arrangements that happen to resemble the order of the files are rejected,
+        which would be frequent with few groups."""
         best, least = None, 2.0
         for attempt in range(_TRIES):
             arranged = self._cut(permutation(self.shards, self.seed, "shards", epoch, attempt))
@@ -127,13 +127,13 @@ class Order:
         while True:
             last = max(int(np.searchsorted(ends, sample[-1] + self.window)), edge[-1] + SPREAD - 1)  # of this group
             left = self.count - int(ends[min(last, self.shards - 1)])
-            if left < self.window or self.shards - 1 - last < SPREAD:  # too little for another one
+            if left < self.window or self.shards - 1 - last < SPREAD:  # too little for another group
                 return _Epoch(shards, [*edge, self.shards], [*sample, self.count])
             edge.append(last + 1)
             sample.append(int(ends[last]))
 
     def _likeness(self, epoch: _Epoch) -> float:
-        """Magnitude of the correlation between the samples' places in the files and the places of their groups."""
+        """Absolute correlation between the positions of samples in the files and the positions of their groups."""
         if len(epoch.first_shard) == 2:  # one group
             return 0.0
         weight = self.counts[epoch.shards].astype(float)
@@ -145,11 +145,11 @@ class Order:
 
 
 class Mixture:
-    """Several datasets in proportion to weights, each in an order and in epochs of its own: within an epoch of its
-    source every sample is shown once.
+    """Several datasets in proportion to weights, each with its own order and epochs: within an epoch of its source
+    every sample is shown once.
 
-    Ordinals and shards are numbered through the sources in turn. Of every BLOCK positions each source gets its share,
-    rounded so that no error adds up; which positions these are is drawn.
+    Ordinals and shards are numbered consecutively through the sources. Each source gets its share of every BLOCK
+    positions, rounded so that errors do not accumulate; the positions within a block are drawn at random.
     """
 
     def __init__(self, sources: Sequence[Order], weights: Sequence[float], seed: int):
@@ -176,7 +176,7 @@ class Mixture:
         return epoch, self.first[source] + ordinal
 
     def source_at(self, n: int) -> tuple[int, int]:
-        """The source of the n-th image of a run, and how many of that source are shown before it."""
+        """The source of the n-th image of a run, and how many images of that source are shown before it."""
         block, place = divmod(n, BLOCK)
         sources, before = self._block(block)
         return int(sources[place]), int(before[place])
@@ -193,7 +193,7 @@ class Mixture:
         return [shard for _distance, shard in sorted(wanted)]
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sources [BLOCK] of a block's positions, and how many of the same source come before each of them."""
+        """The sources [BLOCK] of a block's positions, and for each the number of earlier images of the same source."""
 
         def make() -> tuple[np.ndarray, np.ndarray]:
             start, end = self._before(block), self._before(block + 1)
@@ -208,8 +208,11 @@ class Mixture:
         return _kept(self._blocks, block, 4, make)
 
     def _before(self, block: int) -> list[int]:
-        """Images of each source in all blocks before this one. The total is split into the last source's and the
-        others', those again, and so on: rounded so, no source ever loses what it had."""
+        """The number of images of each source in all blocks before this one.
+
+        The total is split between the last source and the others, that again, and so on. With this rounding the number
+        of a source never decreases from block to block.
+        """
         left = block * BLOCK
         counts = []
         for i in range(len(self._sums) - 1, 0, -1):
@@ -221,7 +224,7 @@ class Mixture:
 
 
 def _kept(store: dict[Hashable, _Value], key: Hashable, limit: int, make: Callable[[], _Value]) -> _Value:
-    """store[key], made where it is missing; the oldest entries beyond `limit` go."""
+    """store[key], computed if it is missing; the oldest entries beyond `limit` are dropped."""
     if key not in store:
         value = make()
         while len(store) >= limit:

@@ -1,4 +1,4 @@
-"""Where the samples of one resolution lie, and reading them one by one out of the tars."""
+"""The table of all samples of one resolution, and reading single samples from the tars."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes
 
 
 class CorruptSample(Exception):  # noqa: N818 - it names the thing, and callers treat it as an event to be counted
-    """A sample whose bytes are not what they should be: `shard` ("r0064/00003.tar"), `ordinal`, `reason`, and `kind`,
-    one of KINDS."""
+    """The bytes of a sample are wrong: `shard` ("r0064/00003.tar"), `ordinal`, `reason`, and `kind`, one of KINDS."""
 
     def __init__(self, shard: str, ordinal: int, reason: str, kind: str = "decode"):
         super().__init__(shard, ordinal, reason, kind)  # these args are what pickling across processes carries
@@ -33,10 +32,10 @@ class CorruptSample(Exception):  # noqa: N818 - it names the thing, and callers 
 
 
 class Tar(NamedTuple):
-    """A shard: its path or URL; where they are known its length in bytes, its SHA-256 (hex), and a tag (an ETag or a
-    time) that changes with it.
+    """A shard: its path or URL; if known, its length in bytes, its SHA-256 (hexadecimal), and a tag (ETag or
+    modification time) that changes with its content.
 
-    `foreign` ones were not packed by this program: no checksums of samples, and pictures of any size.
+    `foreign`: it was not packed by this program; it has no checksums of samples, and pictures of any size.
     """
 
     path: str
@@ -48,10 +47,10 @@ class Tar(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The samples of one resolution: tars, and arrays of [count] rows, one a sample.
+    """The samples of one resolution: tars, and arrays with one element for each sample.
 
     shard int32 (index into `tars`), offset and size int64 (bytes of the image within the tar), label int64 (class,
-    -1 for none), crc32 uint32 (0 in foreign tars). Holds no open files itself, so it can be pickled and survives a
+    -1 for none), crc32 uint32 (0 in foreign tars). A table holds no open files, so it can be pickled and used after a
     fork.
     """
 
@@ -83,10 +82,11 @@ class SampleTable:
         return [tar.path for tar in self.tars]
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of sample i (0 <= i < count); a remote tar is first brought into this node's cache.
+        """The encoded bytes of sample i (0 <= i < count); a remote tar is first fetched into the shard cache.
 
-        Raises CorruptSample when they are not the packed ones, OSError when the file cannot be read just now: a
-        repeated call opens the file afresh.
+        Raises:
+            CorruptSample: the bytes are not the packed ones.
+            OSError: the file cannot be read at the moment; another call opens it again.
         """
         tar, size = self.tars[self.shard[i]], int(self.size[i])
         data = shard_reader.read(
@@ -99,8 +99,10 @@ class SampleTable:
         return data
 
     def image(self, i: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Sample i decoded: uint8 [channels, *image_size], the same bytes every time, in the memory of `out`
-        ([*image_size, channels], C-contiguous) where that is given. Raises as `read`."""
+        """Sample i decoded, uint8 [channels, *image_size], always the same bytes. Raises as `read`.
+
+        It is written to `out` ([*image_size, channels], C-contiguous) if given.
+        """
         data = self.read(i)
         to_pixels = decode_to_fit if self.tars[self.shard[i]].foreign else decode
         try:
@@ -114,18 +116,18 @@ class SampleTable:
             ) from error
 
     def doubt(self, i: int) -> None:
-        """Sample i was found to be corrupt: the next `read` takes a remote tar from its source again, unless what is
-        in the cache is known to be what the source has."""
+        """Report that sample i is corrupt: the next `read` fetches a remote tar again, unless the cached copy is known
+        to equal the source."""
         tar = self.tars[self.shard[i]]
         shard_reader.doubt(tar.path, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
 
     def remote_shards(self) -> dict[int, shard_cache.Shard]:
-        """Those tars that come through the cache, by their place in `tars`."""
+        """The tars that are read through the shard cache, by their index in `tars`."""
         found = enumerate(self.tars)
         return {i: shard_cache.Shard(t.path, t.bytes, t.sha256 or None, t.tag) for i, t in found if is_remote(t.path)}
 
     def place_of(self, i: int) -> str:
-        """Sample i in words."""
+        """The position of sample i as a text for messages."""
         return f"sample {i} in {self._shard_of(i)}"
 
     def _shard_of(self, i: int) -> str:
@@ -136,7 +138,7 @@ class SampleTable:
 
 
 def join(tables: Sequence[SampleTable], labels: Sequence[np.ndarray]) -> SampleTable:
-    """Tables of one resolution, channels and base one after the other, with these labels."""
+    """Concatenate tables of the same resolution, channels and base, with new labels."""
     firsts = np.cumsum([0, *(len(table.tars) for table in tables[:-1])])
     return SampleTable(
         tars=[tar for table in tables for tar in table.tars],
