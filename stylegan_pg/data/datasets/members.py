@@ -60,8 +60,8 @@ def _parts_of_each(paths: list[str]) -> frozenset[str]:
 
 
 def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: str) -> Iterator[Sample]:
-    """The samples of a tar: consecutive members with the same key, as webdataset groups them. A key that occurs again
-    later gets a suffix.
+    """The samples of a tar: consecutive members with the same key, as webdataset groups them. A key that
+    occurs again in a joined tar gets a suffix.
 
     Raises:
         UsageError: a sample has no picture or two, or a picture or a label cannot be read.

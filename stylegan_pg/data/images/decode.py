@@ -1,10 +1,10 @@
-"""Encoded pictures -> uint8 pixels: strict, deterministic to the byte, and never a picture of another shape.
+"""Strict and deterministic decoding of pictures to uint8 pixels of a given shape.
 
-`decode` is for what packing wrote, JPEG, PNG or WebP with the very size and channels; `decode_to_fit` for what others
-wrote.
+`decode` is for pictures that packing wrote: JPEG, PNG or WebP with exactly the expected size and channels.
+`decode_to_fit` is for pictures of other programs.
 
-Sizes and channels are read from the header and refused before anything is decoded, so a small file that says it holds
-a huge picture costs nothing.
+Size and channels are read from the header and checked before anything is decoded, so a small file that claims to hold a
+huge picture costs nothing.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _INKS = ("CMYK", "YCCK")
 def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
     """(height, width) in pixels at a resolution, for a base of (rows, columns) at resolution 4.
 
-    As schedule.size_at, which comes with the configuration and so takes its time to import.
+    This equals schedule.size_at, whose module is slow to import.
     """
     return base[0] * resolution // 4, base[1] * resolution // 4
 
 
 class Header(NamedTuple):
-    """What a picture's header says: rows, columns, the channels it gives (1 of grey, 4 with an alpha channel, else 3),
-    and its kind in words, such as "palette PNG"."""
+    """A picture's header: rows, columns, channels after decoding (1 for grey, 4 with alpha, else 3), and its kind in
+    words, such as "palette PNG"."""
 
     height: int
     width: int
@@ -54,7 +54,7 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """What an encoded picture is, without decoding it. Raises BadPicture."""
+    """Read the header of an encoded picture. Raises BadPicture."""
     with opened(data) as picture:
         to_srgb.check_kind(picture, data)
         mode, depth, format = picture.mode, to_srgb.depth(picture, data), kind_of(data)
@@ -67,10 +67,19 @@ def header(data: bytes) -> Header:
 
 
 def decode(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
-    """-> uint8 [channels, *size], size = (height, width); in memory a pixel's channels lie together, in `out` (uint8
-    [*size, channels], C-contiguous) where that is given.
+    """Decode a picture of exactly this size and number of channels.
 
-    Raises BadPicture for bytes that do not decode cleanly, and for another size or another number of channels.
+    Args:
+        data: a JPEG, PNG or WebP file.
+        size: (height, width).
+        channels: 1, 3 or 4.
+        out: memory for the result, uint8 [*size, channels], C-contiguous.
+
+    Returns:
+        uint8 [channels, *size], a view in which a pixel's channels are adjacent in memory.
+
+    Raises:
+        BadPicture: the bytes do not decode cleanly, or the size or the number of channels is another.
     """
     if data[:3] == _JPEG:
         pixels = _decode_jpeg(data, channels, size, out)
@@ -87,12 +96,15 @@ def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
 
 
 def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
-    """-> uint8 [channels, *size], as `decode`: the largest central part of that shape, made smaller where it is larger.
+    """Decode a picture of any size: its largest central part with the aspect ratio of `size`, scaled down to `size`.
 
     A JPEG is decoded at the smallest scale (in eighths) that is large enough; the rest is Lanczos resampling. Pictures
-    of other channels, more bits, palettes and so on are converted to `channels` as packing does (to_srgb.py).
+    of other channels, more bits, palettes and so on are converted to `channels` as packing does (to_srgb.py). Arguments
+    and result are those of `decode`.
 
-    Raises BadPicture as `decode`, and for a picture that is too small or has more than MOST_PIXELS; MemoryError.
+    Raises:
+        BadPicture: as `decode`, and for a picture that is too small or has more than MOST_PIXELS pixels.
+        MemoryError: there is not enough memory.
     """
     picture = _reduced_jpeg(data, size, channels) if data[:3] == _JPEG else None
     if picture is None:
@@ -107,13 +119,13 @@ def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.nda
 
 
 def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]:
-    """The largest part with the shape of `size` of a picture: rows and columns, not rounded."""
+    """Rows and columns (not rounded) of the largest part of a picture that has the aspect ratio of `size`."""
     scale = min(rows / size[0], columns / size[1])
     return size[0] * scale, size[1] * scale
 
 
 def _need(rows: int, columns: int, least: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that a picture must keep, so that the part of it that is used is large enough."""
+    """The rows and columns to which a picture may be reduced, so that the part that is used is still large enough."""
     down, across = _part(rows, columns, least)
     return math.ceil(least[0] * rows / down), math.ceil(least[1] * columns / across)
 
@@ -146,8 +158,8 @@ def _decode_jpeg(data: bytes, channels: int, size: tuple[int, int], out: np.ndar
 def _strictly(
     data: bytes, channels: int, size: tuple[int, int], need: tuple[int, int], out: np.ndarray | None = None
 ) -> np.ndarray:
-    """uint8 [H, W, channels] of a JPEG of `size`, at least `need` of it. Strict mode raises for garbled data that other
-    decoders pass silently."""
+    """Decode a JPEG of `size` at the smallest scale of at least `need` -> uint8 [H, W, channels]. Strict mode raises
+    for damaged data that other decoders accept silently."""
     pixels = size[0] * size[1]
     if pixels * len(data) > MANY_SCANS:
         check_jpeg(data)
@@ -160,7 +172,7 @@ def _strictly(
 
 
 def _reduced_jpeg(data: bytes, least: tuple[int, int], channels: int) -> Image.Image | None:
-    """A JPEG of a colour space that its decoder brings to `channels`, None for another."""
+    """A reduced JPEG, if its decoder can convert its colour space to `channels`; else None."""
     height, width, coded = _jpeg_header(data)
     _check_size(height, width, None, least)
     if coded in _INKS or channels == 4:
@@ -170,8 +182,7 @@ def _reduced_jpeg(data: bytes, least: tuple[int, int], channels: int) -> Image.I
 
 
 def _converted(data: bytes, least: tuple[int, int], channels: int) -> Image.Image:
-    """A picture of any kind that is read, brought to `channels`. Profiles of what is plainly grey, RGB or RGBA are
-    ignored."""
+    """A picture of any supported kind, converted to `channels`. Profiles of grey, RGB and RGBA pictures are ignored."""
     with opened(data) as picture:
         _check_size(picture.height, picture.width, None, least)
         if picture.format in ("JPEG", "MPO"):
@@ -187,18 +198,18 @@ def _opened(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise BadPicture(f"has more than {MOST_PIXELS} pixels: {error}", "size") from error
-    except Exception as error:  # broken data makes Pillow raise nearly anything
+    except Exception as error:  # damaged data makes Pillow raise many kinds of exceptions
         no_fault_of_the_machine(error)
         raise BadPicture(f"does not decode: {error}") from error
 
 
 def _load(data: bytes, channels: int, size: tuple[int, int]) -> Image.Image:
-    """A PNG or WebP of `size` with the mode of `channels`."""
+    """Load a PNG or WebP of `size` in the mode of `channels`."""
     with _opened(data) as picture:
         _check_size(picture.height, picture.width, size, None)
         try:
             picture.load()
-            # WebP knows no grey, and drops an alpha that is opaque everywhere.
+            # WebP has no grey pictures, and drops an alpha channel that is opaque everywhere.
             if picture.format == "WEBP" and channels != 3:
                 picture = picture.convert(MODES[channels])
         except MemoryError:

@@ -1,5 +1,7 @@
-"""Headers of pictures that ask for much more memory or time than their pixels are worth: read here, byte by byte and
-within limits, before any decoder believes them."""
+"""Checks of picture headers that would make a decoder use far more memory or time than the pixels justify.
+
+The headers are parsed here, byte by byte and within limits, before a decoder sees them.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
-MOST_PIXELS = 89_478_485  # of a picture; from there on Pillow too speaks of decompression bombs
-_SCANS = 24  # of a JPEG of any size, which is more than is usual, and
-_SCANNED = 1 << 31  # so many pixels in all scans together, which takes seconds
+MOST_PIXELS = 89_478_485  # limit of a picture; the same at which Pillow warns of decompression bombs
+_SCANS = 24  # scans that a JPEG of any size may have (more than usual); beyond that,
+_SCANNED = 1 << 31  # the limit of pixels in all scans together, which take seconds
 MANY_SCANS = 8 * _SCANNED  # bytes times pixels of a JPEG, below which its scans cannot be too many
 _CHUNKS = 200_000  # of a PNG
 _RUNS = 8 << 20  # bytes of a BMP of runs, which Pillow decodes one by one
@@ -22,7 +24,7 @@ _LAYERED = 1 << 27  # layers times blocks of one
 
 
 class BadPicture(ValueError):  # noqa: N818 - it names the thing
-    """Bytes that are not the picture they should be; `kind` is "decode", "size" or "channels"."""
+    """The bytes are not a valid picture of the expected form; `kind` is "decode", "size" or "channels"."""
 
     def __init__(self, reason: str, kind: str = "decode"):
         super().__init__(reason)
@@ -30,22 +32,26 @@ class BadPicture(ValueError):  # noqa: N818 - it names the thing
 
 
 def no_fault_of_the_machine(error: Exception) -> None:
-    """Raises a decoder's error again that says nothing about the picture, but that this process may open no more files,
-    as for a decoder that is loaded when it is needed first."""
+    """Re-raise a decoder's error if its cause is not the picture but the limit of open files of this process (decoders
+    are loaded at their first use)."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise error
 
 
 def check_pixels(rows: int, columns: int, most: int) -> None:
-    """Raises BadPicture for more than `most` pixels."""
+    """Raise BadPicture for more than `most` pixels."""
     if rows * columns > most:
         raise BadPicture(f"is {rows}x{columns} (rows x columns) and has more than {most} pixels", "size")
 
 
 def check_jpeg(data: bytes, most_pixels: int = MOST_PIXELS) -> None:
-    """Raises BadPicture for a JPEG of so many scans, each of which is a pass over the picture, that it would take
-    minutes, for a progressive one of four components with more than half of `most_pixels`, and for Exif data that
-    would."""
+    """Check a JPEG.
+
+    Raises:
+        BadPicture: it has so many scans (each is a pass over the picture) that decoding would take minutes; it is
+            progressive with four components and more than half of `most_pixels`; or its Exif data fails
+            `check_directory`.
+    """
     size, progressive, components, exif, at = (0, 0), False, 0, b"", 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -79,7 +85,7 @@ def _check_scans(data: bytes, at: int, size: tuple[int, int]) -> None:
     if (len(data) - at) // 8 <= most:
         return
     scans = 0
-    for marker in re.finditer(rb"\xff[\xda\xd9]", data[at:]):  # neither occurs within a scan
+    for marker in re.finditer(rb"\xff[\xda\xd9]", data[at:]):  # these markers do not occur within a scan
         if marker[0] == b"\xff\xd9":
             break
         scans += 1
@@ -94,7 +100,7 @@ def _check_png(data: bytes, most_pixels: int) -> None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a PNG: name, where its content begins, and how long it is."""
+    """The chunks of a PNG: (name, offset of the content, its length)."""
     at = 8
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -109,9 +115,10 @@ def _check_tiff(data: bytes, most_pixels: int) -> None:
 
 
 def check_directory(data: bytes) -> dict[int, int]:
-    """The first directory of a TIFF, or of Exif data: the values of its tags that hold one whole number.
+    """Read the first directory of a TIFF or of Exif data -> {tag: value} of its tags that hold one integer.
 
-    Raises BadPicture for one whose entries ask for more bytes than the file has, again and again.
+    Raises:
+        BadPicture: its entries refer to more bytes in total than is reasonable for the file.
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
     if not order or len(data) < 16:
@@ -145,7 +152,8 @@ def _check_bmp(data: bytes, most_pixels: int) -> None:
 
 
 def _check_jpeg2000(data: bytes, most_pixels: int) -> None:
-    """The codestream says itself how large it is, whatever the file around it says, and in how many blocks."""
+    """Check the size and the number of blocks in the codestream of a JPEG 2000 file, which the file around it need not
+    state truthfully."""
     at = _codestream(data)
     try:
         _, _, _, right, bottom, left, top, wide, high, first, second, components = struct.unpack_from(
@@ -164,7 +172,7 @@ def _check_jpeg2000(data: bytes, most_pixels: int) -> None:
 
 
 def _codestream(data: bytes) -> int:
-    """Where it begins, within the boxes of a JP2 file."""
+    """The offset of the codestream within the boxes of a JP2 file."""
     at = 0
     if data[:4] != b"\xff\x4f\xff\x51":
         while data[at + 4 : at + 8] != b"jp2c":
@@ -179,8 +187,8 @@ def _codestream(data: bytes) -> int:
 
 
 def _blocks(data: bytes, at: int, pixels: int) -> Iterator[tuple[int, int]]:
-    """Layers, and precincts and code blocks of a tile's component, for each description of them in the headers of the
-    codestream and of its tiles, whose markers begin at `at`. Raises struct.error where it is cut."""
+    """(layers, precincts and code blocks of a tile's component) for each coding style in the headers of the codestream
+    and of its tiles, whose markers begin at offset `at`. Raises struct.error for truncated data."""
     layers, end = 1, 0  # end: of the tile's part
     while at + 2 <= len(data):
         marker = struct.unpack_from(">H", data, at)[0]

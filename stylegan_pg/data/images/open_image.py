@@ -1,8 +1,8 @@
-"""Opening pictures that anybody may have made.
+"""Safe opening of untrusted pictures.
 
-Only the raster formats of this list are read, told by a file's content and never by its name (but for TGA, which has no
-mark of its own), each by its own decoder: nothing that interprets drawings or starts a program is ever asked. What a
-small file could cost in memory and time is looked at in its headers (headers.py), before anything is decoded.
+Only the raster formats of a list are read, each by its own decoder, so nothing that interprets drawings or runs
+programs is involved. The format is recognised by content and never by name (except TGA, which has no signature). The
+headers are checked for excessive costs of memory and time (headers.py) before anything is decoded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MARKS = (
     *((b"P%d%c" % (kind, space), "plain PNM") for kind in (1, 2, 3) for space in b" \t\n\r#"),
     *((b"P%d%c" % (kind, space), "PNM") for kind in (4, 5, 6) for space in b" \t\n\r#"),
 )
-_FOREIGN = (  # what people have under the names of pictures, in small letters
+_FOREIGN = (  # other formats that occur under the names of pictures, in lower case
     (b"%!ps", "a PostScript drawing"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
     (b"%pdf", "a PDF document"),
@@ -54,9 +54,10 @@ _FOREIGN = (  # what people have under the names of pictures, in small letters
 
 
 def kind_of(data: bytes, name: str = "") -> str:
-    """The format of an encoded picture: Pillow's name for it, "PNM" or "plain PNM".
+    """The format of an encoded picture: Pillow's name of it, "PNM" or "plain PNM".
 
-    Raises BadPicture, which names what it is instead.
+    Raises:
+        BadPicture: the data has another format, which the message names.
     """
     for mark, kind in _MARKS:
         if data.startswith(mark):
@@ -81,13 +82,13 @@ def kind_of(data: bytes, name: str = "") -> str:
 
 @contextlib.contextmanager
 def opened(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> Iterator[Image.Image]:
-    """A picture whose headers have been looked at and whose pixels have not been decoded yet; to be decoded within the
-    `with`, as what the decoder raises is turned into what is said here.
+    """Open a picture whose headers have been checked; its pixels are decoded by the caller within the `with` block,
+    which converts the decoder's exceptions.
 
     Raises:
-        BadPicture: another format than the list's, damaged data, more than `most_pixels` pixels (times SHARES), headers
-            that ask for much more than they should.
-        MemoryError: there is not the memory that the picture needs, whatever its decoder says of it.
+        BadPicture: the format is not supported, the data is damaged, there are more than `most_pixels` pixels (times
+            SHARES), or the headers ask for excessive resources.
+        MemoryError: there is not enough memory for the picture.
     """
     kind = kind_of(data, name)
     most, pixels = int(most_pixels * SHARES.get(kind, 1)), 1 << 20
@@ -99,14 +100,14 @@ def opened(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> Itera
             yield picture
     except (MemoryError, BadPicture):
         raise
-    except Exception as error:  # broken data makes decoders raise nearly anything
+    except Exception as error:  # damaged data makes decoders raise many kinds of exceptions
         no_fault_of_the_machine(error)
         check_memory(pixels)
         raise BadPicture(f"does not decode: {printable(str(error) or type(error).__name__)}") from error
 
 
 def check_memory(pixels: int) -> None:
-    """Raises MemoryError where there is none to decode so many pixels, of which decoders say all sorts of things."""
+    """Raise MemoryError if there is not enough memory to decode so many pixels; decoders report this in many ways."""
     np.empty(16 * pixels, np.uint8)
 
 
@@ -119,14 +120,14 @@ def _open(data: bytes, kind: str, most_pixels: int) -> Image.Image:
         picture = Image.open(io.BytesIO(data), formats=(kind,))
     except Image.DecompressionBombError as error:
         raise BadPicture(f"has more than {most_pixels} pixels: {error}", "size") from error
-    except Image.UnidentifiedImageError:  # its text holds an address in memory
+    except Image.UnidentifiedImageError:  # its text contains a memory address
         raise BadPicture(f"is a {kind} that cannot be read: {_why(data, kind)}") from None
     check_pixels(picture.height, picture.width, most_pixels)
     return picture
 
 
 def _why(data: bytes, kind: str) -> str:
-    """What the decoder said, which Pillow keeps to itself."""
+    """The decoder's own message, which Pillow does not pass on."""
     try:
         Image.OPEN[kind][0](io.BytesIO(data), "")
     except Exception as error:  # any of them is the answer

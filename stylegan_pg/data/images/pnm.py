@@ -1,4 +1,4 @@
-"""Portable anymaps (PBM, PGM, PPM), plain and raw: read here, as Pillow takes a second for a million samples of most of
+"""A reader of portable anymaps (PBM, PGM, PPM), plain and raw. Pillow takes a second for a million samples of most of
 them, and minutes for some."""
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Head(NamedTuple):
     width: int
     height: int
     white: int  # the largest sample
-    at: int  # where the samples begin
+    at: int  # offset of the first sample
 
 
 def head(data: bytes) -> Head:
-    """Raises ValueError for a damaged one."""
+    """Parse the header of an anymap. Raises ValueError if it is damaged."""
     start = data[:_LONGEST_HEAD]
     size = _SIZE.match(start)
     if not size:
@@ -42,8 +42,8 @@ def head(data: bytes) -> Head:
 
 
 def read(data: bytes, head: Head) -> Image.Image:
-    """A picture of mode L, RGB or, grey with more than 8 bits, I;16, in which white is 255 or 65535. Raises ValueError
-    for one that is cut or damaged."""
+    """Read an anymap as a picture of mode L, RGB or, for grey with more than 8 bits, I;16, in which white is 255 or
+    65535. Raises ValueError if it is truncated or damaged."""
     bands = 3 if head.kind in (3, 6) else 1
     shape = (head.height, head.width, 3) if bands == 3 else (head.height, head.width)
     samples = head.height * head.width * bands
@@ -80,4 +80,4 @@ def _plain(text: bytes, samples: int, one_digit: bool) -> np.ndarray:
         return np.frombuffer(text.translate(None, b" \t\n\v\f\r"), np.uint8)[:samples].astype(np.int32) - ord("0")
     if re.search(rb"[^0-9 \t\n\v\f\r]|\d{10}", text):
         raise ValueError("holds what is no sample")
-    return np.fromstring(text.strip(), np.int32, sep=" ")[:samples]  # a count would make numpy invent what is missing
+    return np.fromstring(text.strip(), np.int32, sep=" ")[:samples]  # with a count, numpy would fill up missing samples

@@ -1,7 +1,7 @@
-"""A picture of any kind -> 8-bit sRGB (or grey) of the mode that is asked for: see data/picture.py for what is done.
+"""Conversion of pictures of any kind to 8-bit sRGB or grey; pack/pyramid.py describes all steps.
 
-What a picture says of its tones decides, and never a name: profiles are judged by what they make of colours. What is
-not defined, or cannot be known, is refused by name.
+Colour profiles are judged by how they map colours, never by their names. A picture whose tones are undefined or unknown
+is refused, and the message says why.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from PIL import Image, ImageCms
 from stylegan_pg.data.images.headers import BadPicture, check_directory, png_chunks
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow mode
-_AT_ONCE = 1 << 24  # pixels that are converted at a time, so that a large picture is not there several times
-_ALIKE = 3  # levels of 255 by which a profile may differ from sRGB and be taken for it
-_PLAIN_GAMMA = (0.43, 0.48)  # exponents in PNGs that stand for sRGB's curve
-_DIM = 4095  # of 65535: a picture that gets no brighter holds 12 bits in 16, or next to nothing
+_AT_ONCE = 1 << 24  # pixels that are converted at a time, to limit the memory for copies
+_ALIKE = 3  # levels of 255 by which a profile may differ from sRGB and still count as sRGB
+_PLAIN_GAMMA = (0.43, 0.48)  # range of exponents in PNGs that mean sRGB's curve
+_DIM = 4095  # of 65535: a picture without brighter samples holds 12 bits in 16, or is almost black
 _HDR = {16: "PQ", 18: "HLG"}  # transfer functions (ITU-T H.273)
 _MOST_EXIF = 1 << 16  # bytes of Exif data in a text of a PNG
 
@@ -28,12 +28,13 @@ _MOST_EXIF = 1 << 16  # bytes of Exif data in a text of a PNG
 def load(
     picture: Image.Image, data: bytes, channels: int, decided: list[str] | None = None, managed: bool = True
 ) -> Image.Image:
-    """Decode an opened picture to the mode of `channels`; its orientation is left alone, and its profile or gamma too
-    unless `managed`.
+    """Decode an opened picture to the mode of `channels`, without applying its orientation.
 
-    `decided` takes in what was decided that the picture's owner may not expect.
+    Decisions that the picture's owner may not expect are appended to `decided` as texts. The profile or gamma is
+    applied only if `managed`.
 
-    Raises BadPicture, and what decoders do.
+    Raises:
+        BadPicture: the picture is refused. Exceptions of decoders pass through.
     """
     decided = [] if decided is None else decided
     check_kind(picture, data)
@@ -53,7 +54,8 @@ def load(
 
 
 def orientation_of(picture: Image.Image) -> int:
-    """EXIF's, 1 where there is none or it cannot be read. A TIFF's is 1 once it is loaded: Pillow turns it itself."""
+    """The EXIF orientation, 1 if it is missing or unreadable. It is 1 for a loaded TIFF, which Pillow rotates
+    itself."""
     try:
         check_directory(picture.info.get("exif", b"").removeprefix(b"Exif\0\0"))
         if len(picture.info.get("Raw profile type exif", "")) > 2 * _MOST_EXIF:
@@ -61,12 +63,12 @@ def orientation_of(picture: Image.Image) -> int:
         return int(picture.getexif().get(0x0112, 1))
     except MemoryError:
         raise
-    except Exception:  # a broken EXIF block says nothing about the picture
+    except Exception:  # a damaged EXIF block does not make the picture bad
         return 1
 
 
 def _check_strictly(data: bytes) -> None:
-    """ValueError for garbled JPEG data, which Pillow passes silently."""
+    """Raise ValueError for damaged JPEG data, which Pillow accepts silently."""
     try:
         coded = simplejpeg.decode_jpeg_header(data)[2].upper()
     except ValueError:
@@ -76,7 +78,7 @@ def _check_strictly(data: bytes) -> None:
 
 
 def check_kind(picture: Image.Image, data: bytes) -> None:
-    """BadPicture for kinds that are not defined, or that decoders get wrong."""
+    """Raise BadPicture for kinds that are undefined, or that decoders handle wrongly."""
     if picture.format == "TIFF":
         tags = getattr(picture, "tag_v2", {})
         bits, formats = max(tags.get(258, (1,))), set(tags.get(339, (1,)))
@@ -111,7 +113,7 @@ _Conversion = Callable[[Image.Image], Image.Image]
 
 
 def _conversion(picture: Image.Image, data: bytes, channels: int, decided: list[str], managed: bool) -> _Conversion:
-    """What makes the mode of `channels` of (a part of) a loaded picture."""
+    """The function that converts (a part of) a loaded picture to the mode of `channels`."""
     steps: list[_Conversion] = []
     mode, transparent = picture.mode, picture.info.get("transparency")
     if mode.startswith("I"):
@@ -152,7 +154,7 @@ def _over_white(part: Image.Image) -> Image.Image:
 
 
 def depth(picture: Image.Image, data: bytes) -> int:
-    """Bits of a sample in the file, where that matters."""
+    """The bits of a sample in the file, for formats in which this matters."""
     if picture.format == "PNG" and len(data) > 24:
         return data[24]
     if picture.format == "TIFF":
@@ -161,14 +163,15 @@ def depth(picture: Image.Image, data: bytes) -> int:
 
 
 def _to_8_bits(picture: Image.Image, data: bytes) -> _Conversion:
-    """Of 16-bit grey (also held in 32-bit integers), with an alpha where one value is transparent."""
+    """The conversion of 16-bit grey (also held in 32-bit integers) to 8 bits, with alpha if one value is
+    transparent."""
     values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})
     low, high = int(values.min()), int(values.max())
     bits = tags.get(258, (16,))[0]
     white = 4095 if bits == 12 else 65535
     if low < 0 or high > white:
         raise BadPicture(f"samples from {low} to {high} do not fit 16 bits: convert it to 8 or 16 bits")
-    inverted = picture.format == "TIFF" and tags.get(262) == 0  # which Pillow leaves to us
+    inverted = picture.format == "TIFF" and tags.get(262) == 0  # Pillow does not invert these
     if white > _DIM and picture.format in ("TIFF", "PNG") and 0 < high <= _DIM:
         white = _stated_white(picture, data, high)
     transparent = picture.info.get("transparency")
@@ -185,8 +188,11 @@ def _to_8_bits(picture: Image.Image, data: bytes) -> _Conversion:
 
 
 def _stated_white(picture: Image.Image, data: bytes, high: int) -> int:
-    """Of samples that use a sixteenth of 16 bits: what the file says white is. Raises BadPicture where it says nothing,
-    as the picture would be next to black, which is hardly what it is."""
+    """The value of white in 16-bit samples of which only the lowest 12 bits are used, as the file states it.
+
+    Raises:
+        BadPicture: the file does not state it; taken as 16 bits, the picture would be almost black.
+    """
     stated = getattr(picture, "tag_v2", {}).get(281, 0)  # MaxSampleValue
     stated = stated[0] if isinstance(stated, tuple) and stated else stated
     for kind, at, length in png_chunks(data) if picture.format == "PNG" else ():
@@ -201,7 +207,7 @@ def _stated_white(picture: Image.Image, data: bytes, high: int) -> int:
 
 
 def _check_brightness(picture: Image.Image, transparent: object) -> None:
-    """The same of colours, of which Pillow has kept the high bytes."""
+    """The same check for colour pictures, of which Pillow keeps the high bytes only."""
     if isinstance(transparent, tuple):
         raise BadPicture("a transparent colour of 16 bits: give it an alpha channel, or convert it to 8 bits")
     if picture.mode not in ("RGB", "RGBA", "CMYK"):
@@ -219,7 +225,7 @@ def _check_brightness(picture: Image.Image, transparent: object) -> None:
 
 
 def _managed(picture: Image.Image, mode: str, grey: bool, decided: list[str]) -> tuple[str, list[_Conversion]]:
-    """The mode after, and the steps of, bringing colours to sRGB by the embedded profile or a PNG's gamma."""
+    """The steps that convert colours to sRGB by the embedded profile or a PNG's gamma, and the mode after them."""
     profile = picture.info.get("icc_profile")
     if profile:
         try:
@@ -261,8 +267,8 @@ def _of_grey(transform: _Conversion) -> _Conversion:
 
 @functools.lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> _Conversion | None:
-    """What brings pictures of `mode` (L, RGB, RGBA, CMYK) to sRGB; None where it would hardly change a colour. Raises
-    what lcms does for profiles that are damaged or of another kind."""
+    """The conversion of pictures of `mode` (L, RGB, RGBA, CMYK) from a profile to sRGB; None if it would hardly change
+    colours. Exceptions of lcms, for damaged or unsuitable profiles, pass through."""
     embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     exact = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE  # lcms takes few points of a grey curve
     target = "RGBA" if mode == "RGBA" else "RGB"

@@ -1,8 +1,8 @@
-"""The deterministic stream: which real images make up a batch follows from (seed, nimg) alone (order.py says how).
+"""The deterministic data loader: the real images of a batch depend on (seed, nimg) only (see datasets/sampler.py).
 
-Nothing is lost without a word. Bytes that are bad every time are replaced by the next sample in the dataset, which is
-the same on every machine, and told with the batch. What may pass (a server that is down, a busy disk) is tried again
-for the configured patience; after that a batch carries the fault in place of images, and is the last one: the run can
+No fault is silent. A sample whose bytes are bad every time is replaced by the next one in the dataset, on every machine
+alike, and reported with the batch. A fault that may pass (a server that is down, a busy disk) is retried for the
+configured patience. After that a batch carries the fault instead of images and is the last one, so that the run can
 stop there and continue later.
 """
 
@@ -34,17 +34,17 @@ from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.untrusted import printable
 
-AHEAD = range(2, 5)  # batches that each worker is ahead, of large and of small ones,
-AHEAD_BYTES = 256 << 20  # which are these together
-IN_USE = 3  # batches that the consumer has at a time: the step's, the next one, and one to spare
-IN_A_ROW = 1000  # bad samples, after which there is more wrong than some bytes
-LINGER = 30.0  # seconds that a worker goes on after SIGTERM
+AHEAD = range(2, 5)  # bounds for the number of batches that each worker prepares ahead,
+AHEAD_BYTES = 256 << 20  # which is chosen so that they take about so many bytes together
+IN_USE = 3  # batches that the consumer holds at a time: the step's, the next one, and a spare one
+IN_A_ROW = 1000  # consecutive bad samples, after which the dataset itself must be wrong
+LINGER = 30.0  # seconds that a worker continues after SIGTERM
 PREFETCH_THREADS = 4
-LOOK_AHEAD = 1.0  # seconds between looks at what to prefetch
+LOOK_AHEAD = 1.0  # seconds between updates of the shards to prefetch
 
 
 class Bad(NamedTuple):
-    """A sample whose bytes are bad every time: `kind` is one word (checksum, decode, size, truncated, ...)."""
+    """A sample whose bytes are bad every time; `kind` is one of table.KINDS."""
 
     resolution: int
     ordinal: int
@@ -58,11 +58,11 @@ class Bad(NamedTuple):
 
 @dataclass
 class Batch:
-    """A rank's share of a batch: image uint8 [n, C, H, W], channels last, of points float32; condition float32
-    [n, classes], one-hot, or None; bad: the samples that had to be replaced.
+    """A rank's share of a batch.
 
-    fault: why there are no images, if so; lasting: whether that is for good. ready: the event (CUDA) after which the
-    tensors hold their values.
+    image: uint8 [n, C, H, W], channels last (float32 for points). condition: float32 [n, classes], one-hot, or None.
+    bad: the samples that were replaced. fault: the reason why there are no images, or "". lasting: whether that fault
+    needs a person. ready: the CUDA event after which the tensors hold their values, or None.
     """
 
     image: torch.Tensor
@@ -79,11 +79,11 @@ class Batch:
 
 
 def read_sample(table: SampleTable, i: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Sample i, [C, H, W], as SampleTable.image.
+    """Read sample i, [C, H, W], with retries; see SampleTable.image.
 
     Raises:
-        CorruptSample: if the bytes were bad twice, the second time from the source itself.
-        OSError: if they could not be read for the configured patience.
+        CorruptSample: the bytes were bad twice, the second time read from the source itself.
+        OSError: the sample could not be read for the configured patience.
     """
     waiting, garbled = Patience(shard_cache.settings().patience), 0
     while True:
@@ -101,12 +101,16 @@ def read_sample(table: SampleTable, i: int, out: np.ndarray | None = None) -> np
 def read_image(
     table: SampleTable, ordinal: int, known: Collection[int] = frozenset(), out: np.ndarray | None = None
 ) -> tuple[np.ndarray, int, list[Bad]]:
-    """The image at `ordinal`, [C, H, W]; the ordinal it really came from; what was bad on the way, except for the
-    ordinals that are `known` to be bad, which are not read.
+    """Read the image at `ordinal`, or the next good one.
+
+    Ordinals in `known` are known to be bad; they are skipped without reading and not reported.
+
+    Returns:
+        The image [C, H, W], its ordinal, and the samples that were found to be bad.
 
     Raises:
         OSError: as read_sample.
-        RunError: if nothing in the dataset can be decoded, or nothing of a long stretch.
+        RunError: nothing in the dataset, or IN_A_ROW consecutive samples, can be decoded.
     """
     bad: list[Bad] = []
     for i in ((ordinal + step) % len(table) for step in range(len(table))):
@@ -122,8 +126,8 @@ def read_image(
 
 
 class _Wanted(NamedTuple):
-    """A rank's share of a batch, to be read: (epoch, ordinal) of its samples, the patience in seconds, and the slot
-    for the images, if one was free."""
+    """A request for a rank's share of a batch: (epoch, ordinal) of its samples, the patience in seconds, and the slot
+    of shared memory for the images, if one was free."""
 
     samples: list[tuple[int, int]]
     patience: float
@@ -131,8 +135,8 @@ class _Wanted(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What came of it: images [n, H, W, C], or None if they are in the slot; class numbers int64 [n]; the rest as in
-    Batch. No tensors but those that must be, as each takes a file descriptor on its way."""
+    """The answer to a _Wanted: images [n, H, W, C], or None if they are in the slot; class numbers int64 [n]; the rest
+    as in Batch. It holds arrays and not tensors, because sending a tensor between processes takes a file descriptor."""
 
     slot: int | None
     images: torch.Tensor | None
@@ -143,17 +147,17 @@ class _Read(NamedTuple):
 
 
 class _Samples(Dataset):
-    """Whole batches; runs in the worker processes."""
+    """Reads whole batches; runs in the worker processes."""
 
     def __init__(
         self, table: SampleTable, seed: int, mirror: bool, known: Collection[int], slots: Slots, hands: np.ndarray
     ):
         self.table, self.seed, self.mirror, self.known, self.slots = table, seed, mirror, frozenset(known), slots
-        self.hands = hands  # the sample that each worker has in hand, for when it dies
+        self.hands = hands  # the sample that each worker is reading, for the message if it dies
 
     def __getitems__(self, wanted: _Wanted) -> _Read:
         n, slot = len(wanted.samples), wanted.slot
-        # As decoders give them, a pixel's channels together: to part them would take a third of the decoding's time.
+        # In the decoders' layout, with a pixel's channels together: separating them takes a third of the decoding time.
         shape = [n, *self.table.image_size, self.table.channels]
         pixels = np.empty(shape, self.table.dtype) if slot is None else self.slots.arrays[slot]
         labels = np.zeros([n], np.int64)
@@ -165,12 +169,12 @@ class _Samples(Dataset):
                     self.hands[worker.id] = ordinal
                 try:
                     _, source, problems = read_image(self.table, ordinal, self.known, pixels[k])
-                except (OSError, RunError, UsageError) as error:  # raised here it would come wrapped in a traceback
+                except (OSError, RunError, UsageError) as error:  # if raised, it would arrive wrapped in a traceback
                     lasting = not isinstance(error, OSError)
                     return _Read(slot, None, labels, bad, self._about(ordinal, error), lasting)
                 if self.mirror and flipped(self.seed, epoch, ordinal):
                     image = torch.from_numpy(pixels[k])
-                    image.copy_(image.flip(1))  # which NumPy takes eight times as long for
+                    image.copy_(image.flip(1))  # eight times as fast as NumPy
                 labels[k] = self.table.label[source]
                 bad += problems
         return _Read(slot, torch.from_numpy(pixels) if slot is None else None, labels, bad)
@@ -182,7 +186,7 @@ class _Samples(Dataset):
 
 
 class _Positions(Sampler):
-    """What _Samples is to read, step by step; the first with a patience of its own."""
+    """Yields the requests for _Samples, step by step; the first one has its own patience."""
 
     def __init__(
         self,
@@ -206,13 +210,13 @@ class _Positions(Sampler):
 
 
 def _in_worker(settings: shard_cache.Settings, _: int) -> None:
-    gc.freeze()  # all that the parent had made need not be looked through again and again
+    gc.freeze()  # so that the garbage collector ignores the parent's objects
     shard_cache.configure(settings)
     global _workers
     _workers = []  # the parent's
     stopping.be_worker()
-    # SIGTERM and a closed terminal's SIGHUP may go to all processes, but it is the trainer that decides when to stop: a
-    # worker outlives the step that is being finished, and then goes in any case. But it waits for no server any more.
+    # SIGTERM, and SIGHUP of a closed terminal, may reach all processes, but the trainer decides when to stop. A worker
+    # therefore continues for LINGER seconds, so that the step can be finished, but does not wait for servers any more.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_soon)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -222,13 +226,13 @@ def _end_soon(*_: Any) -> None:
     if not Patience.giving_up:
         Patience.give_up()
         timer = threading.Timer(LINGER, os._exit, [0])
-        timer.daemon = True  # a worker that is done does not stay for it
+        timer.daemon = True  # so that it does not keep a finished worker alive
         timer.start()
 
 
 def give_up_waiting() -> None:
-    """Whatever this process and its workers are waiting for, they wait no more: their batches come with a fault. For
-    a process that is about to stop; safe in a signal handler."""
+    """End all retries of this process and its workers, so that pending batches come with a fault. For a process that is
+    about to stop; safe in a signal handler."""
     Patience.give_up()
     for worker in _workers:
         worker.terminate()  # see _in_worker
@@ -253,18 +257,22 @@ def batches(
     first_patience: float | None = None,
     pin: bool = False,
 ) -> Generator[Batch, None, None]:
-    """This rank's part of every batch from nimg `start` to `end` (both at batch boundaries of the run).
+    """This rank's share of every batch from nimg `start` to `end` (both at batch boundaries of the run).
 
-    After a batch with a fault there are no more. Close the generator to end its workers.
+    A batch with a fault is the last one. Closing the generator ends its workers.
 
     Args:
-        order: of the images; of as many samples as the table has.
-        share: indices into the global batch that are this rank's, in its order.
+        table: the samples of one resolution.
+        order: the order of the images, for as many samples as the table has.
+        start, end: in images.
+        batch: images of the global batch.
+        share: indices of this rank's images within the global batch.
         classes: number of classes for one-hot conditions, 0 for none.
+        mirror: whether images are flipped at random.
         workers: processes that read and decode ahead; the images do not depend on it.
-        known: samples that are replaced without looking at them.
-        prefetch: how many remote shards beyond those in use are fetched ahead.
-        first_patience: seconds for which the first batch is tried, if not as long as the others.
+        known: ordinals of bad samples, which are replaced without reading them.
+        prefetch: number of remote shards beyond those in use that are fetched ahead.
+        first_patience: seconds of retries for the first batch, None for the configured patience.
         pin: put batches into pinned memory, from where copies to a GPU overlap with its work.
     """
     steps = range(start, end, batch)
@@ -281,11 +289,11 @@ def batches(
         collate_fn=_whole,  # type: ignore[arg-type]  # its stub wants lists; __getitems__ makes whole batches
         worker_init_fn=functools.partial(_in_worker, shard_cache.settings()),
         prefetch_factor=depth if workers else None,
-        generator=torch.Generator(),  # else the global stream gives it a seed that nothing here uses
+        generator=torch.Generator(),  # otherwise DataLoader would draw a seed from the global random stream
     )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until a worker knows what to do with it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until a worker has installed its handler
     try:
-        iterator = iter(loader)  # which forks, before the threads below are there
+        iterator = iter(loader)  # this forks, which must happen before threads are started
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     mine = list(getattr(iterator, "_workers", ()))
@@ -299,21 +307,21 @@ def batches(
             yield item.pin_memory() if pin and not item.fault else item
             if item.fault:
                 return
-            del item  # its slot is free once the consumer, too, lets go of it
-    finally:  # at once, and not when the garbage is collected
+            del item  # the slot becomes free when the consumer drops its reference, too
+    finally:  # immediately, and not at the next garbage collection
         if ahead:
             ahead.close()
         for worker in mine:
             _workers.remove(worker)
-            worker.terminate()  # what it may be waiting for is not wanted any more
+            worker.terminate()  # it may be waiting for data that is not needed any more
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop:
             stop()
 
 
 class _Ahead:
-    """Has the shards fetched that the stream is going to need: those of the order's group that it is in, and some of
-    the next one's."""
+    """Prefetches the remote shards that will be needed: those of the present group of the order, and some of the
+    next."""
 
     def __init__(self, table: SampleTable, order: Order | Mixture, count: int):
         self.shards = table.remote_shards()
@@ -345,7 +353,7 @@ _KILLED = "a process that reads ahead was killed, perhaps for want of memory (sm
 
 
 def _why_died(workers: list[Any], hands: np.ndarray, table: SampleTable) -> str:
-    """What ended a worker, and the sample that it had in hand."""
+    """A message that says what ended a worker, and which sample it was reading."""
     for worker, ordinal in zip(workers, hands.tolist(), strict=True):
         worker.join(1.0 if worker.exitcode is None and not worker.is_alive() else 0.0)
         if worker.exitcode is not None and worker.exitcode < 0:
@@ -368,7 +376,7 @@ def _assembled(read: _Read, slots: Slots, classes: int) -> Batch:
 
 
 def read_batch(table: SampleTable, ordinals: Sequence[int], bad: list[Bad] | None = None) -> torch.Tensor:
-    """Images uint8 [n, C, H, W] by their place in the dataset; `bad` takes in those that had to be replaced.
+    """Read images uint8 [n, C, H, W] by their ordinals; replaced samples are appended to `bad`.
 
     Raises:
         OSError, RunError: as read_image.

@@ -1,7 +1,7 @@
-"""Memory that workers fill with batches and the trainer empties, over and over.
+"""Reusable shared memory into which workers decode batches.
 
-Fresh shared memory costs as much time as a tenth to a third of the decoding that fills it, and the small /dev/shm of
-containers is soon full of it; these pages are made once, and belong to no file system.
+Allocating new shared memory for each batch would cost a tenth to a third of the decoding time, and fill the small
+/dev/shm of containers. These pages are allocated once, and anonymously, so that they belong to no file system.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 class Slots:
-    """`count` arrays of one shape, shared with the processes that are forked from here on."""
+    """`count` arrays of one shape, shared with processes that are forked later."""
 
     def __init__(self, count: int, shape: Sequence[int], dtype: type[np.generic]):
         memory = mmap.mmap(-1, max(count * math.prod(shape) * np.dtype(dtype).itemsize, 1))
@@ -24,11 +24,12 @@ class Slots:
         self.free = list(range(count)) if self.arrays.size else []
 
     def take(self) -> int | None:
-        """A slot that nobody uses, the last used first; None if there is none."""
+        """A free slot, preferably the last used one; None if all are in use."""
         return self.free.pop() if self.free else None
 
     def lend(self, slot: int) -> torch.Tensor:
-        """A slot's memory as a tensor; the slot is free again when neither that nor any view of it is left."""
+        """A slot's memory as a tensor; the slot becomes free when neither the tensor nor a view of it exists any
+        more."""
         array = self.arrays[slot].view()
         weakref.finalize(array, self.free.append, slot).atexit = False
         return torch.from_numpy(array)
