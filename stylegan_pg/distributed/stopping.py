@@ -31,6 +31,7 @@ class _Requests:
 
     def __init__(self):
         self.listens = self.asked = False
+        self.before: dict[int, Any] = {}  # the handlers that were there, where they are to be put back
         self.reason = ""  # where it was no signal
         self.training = False
         self.give_up: Callable[[], None] = lambda: None
@@ -56,7 +57,7 @@ class _Requests:
         self.give_up()
 
     def _watch(self) -> None:
-        while True:
+        while self.listens:
             ready, _, _ = select.select([self.wake], [], [], LOOK_SEC)
             came = os.read(self.wake, 64) if ready else b""
             if {*came} & {*SIGNALS} and not self.training:
@@ -94,10 +95,21 @@ def begin(give_up: Callable[[], None], is_writing: Callable[[], bool]) -> None:
         is_writing: whether a checkpoint is being written, for which a process waits that its launcher has left alone.
     """
     _requests.give_up, _requests.is_writing, _requests.training = give_up, is_writing, True
-    if not _requests.listens:
+    if not _requests.listens:  # `train` was called from Python: see `end`
+        _requests.before = {number: signal.getsignal(number) for number in SIGNALS}
         _requests.listen()
     if _requests.asked:
         give_up()
+
+
+def end() -> None:
+    """Training has ended. Where `begin` was the first to listen, signals mean what they did before."""
+    if _requests.before:
+        signal.set_wakeup_fd(-1)
+        for number, handler in _requests.before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _requests.listens = _requests.asked = _requests.training = False
+        _requests.reason, _requests.before, _requests.ancestors = "", {}, []
 
 
 def asked() -> bool:

@@ -415,6 +415,7 @@ def run(
         if trainer:
             trainer.finish_writing()
         dist.shutdown(failed=failed)
+        stopping.end()
 
 
 def train(config: Config, *, system: System | None = None, resume: bool = False, restart: bool = False) -> int:
