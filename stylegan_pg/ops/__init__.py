@@ -1,4 +1,4 @@
-"""The two operations every network here is built from, each of several implementations with one answer; and
+"""The operators upfirdn2d and bias_act, each with several implementations that give the same result, and 3x3
 convolutions in 16 bits for CPUs that have no instructions for them."""
 
 from stylegan_pg.ops.bias_act import bias_act

@@ -1,7 +1,8 @@
-"""How fast the kernels are on a device, against plain PyTorch and against copying.
+"""A benchmark of the kernels on a device, against plain PyTorch and against copying.
 
-`ratio` is the reference's time over ours; `copy` the time of copying a tensor like the output into a new one over ours;
-`bandwidth` the same for the bytes that each has to move at least, so 1 is as good as a copy.
+`ratio` is the reference's time divided by the kernel's; `copy` is the time of copying a tensor like the output into new
+memory divided by the kernel's; `bandwidth` compares the bytes per second that both must move at least, so 1 is the
+speed of a copy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from stylegan_pg.ops import native, reference
 from stylegan_pg.ops.bias_act import bias_act
 from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
 
-# Batch and channels at a resolution: for a GPU what networks at 1024x1024 have there, too large for its caches.
+# Batch and channels at a resolution; for a GPU those of networks at 1024x1024, which exceed its caches.
 SHAPES = {
     "cpu": {64: (8, 128), 256: (4, 64), 512: (1, 32)},
     "cuda": {64: (32, 512), 256: (16, 128), 1024: (4, 32)},
@@ -29,7 +30,8 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
 def clocked(function: Callable[[], Any], device: str = "cpu") -> float:
-    """Seconds of one call. On a GPU a share of ten in a row by its own clock, or launching would be measured."""
+    """Seconds of one call. On a GPU it is the mean of ten consecutive calls by the GPU's clock, without launch
+    times."""
     if device == "cpu":
         start = time.perf_counter()
         function()
@@ -46,8 +48,8 @@ def clocked(function: Callable[[], Any], device: str = "cpu") -> float:
 def interleaved(
     functions: dict[str, Callable[[], Any]], seconds: float, least: int = 7, device: str = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each, run by turns for a while, in an order drawn anew for each round. Before it is timed each
-    is called once: what runs after the reference, which has filled caches and heap with its own, is slower."""
+    """Median seconds of each function. They run in turn, in a new random order in each round. Each is called once
+    before it is timed, as a function that runs after another one finds caches and heap filled by that."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     start, dice = time.perf_counter(), random.Random(0)
     while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < least:
@@ -58,7 +60,7 @@ def interleaved(
 
 
 def cases(x: torch.Tensor, f: torch.Tensor, b: torch.Tensor):
-    """Rows of (name, ours, the reference's)."""
+    """Rows of (name, function that calls the kernel, function that calls the reference)."""
     ref = reference.upfirdn2d
     yield "up2", lambda: upsample2d(x, f), lambda: ref(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0)
     yield "down2", lambda: downsample2d(x, f), lambda: ref(x, f, (1, 1), (2, 2), (1, 1, 1, 1), False, 1.0)
@@ -83,7 +85,7 @@ def cases(x: torch.Tensor, f: torch.Tensor, b: torch.Tensor):
 
 
 def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]]:
-    """One row for each operation, number format, layout and size, as it is measured."""
+    """Yield one row for each operation, dtype, layout and size as soon as it is measured."""
     f = setup_filter([1, 3, 3, 1]).to(device)
     formats = [d for d in DTYPES if DTYPES[d] in native.SUPPORTED.get(device, (torch.float32,))]
     for resolution, (n, c) in SHAPES[device].items():
@@ -98,7 +100,7 @@ def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]
                         continue
                     out = ours().clone()
                     t = interleaved({"ours": ours, "plain": plain, "copy": out.clone}, seconds, device=device)
-                    # Backward and forward move x and y; x, dy and dx.
+                    # The forward pass moves x and y, the backward pass x, dy and dx.
                     moved = 5 * x.nbytes if "backward" in op else x.nbytes + out.nbytes
                     copy = t["copy"] / t["ours"]
                     yield {
@@ -116,7 +118,7 @@ HEAD = f"{'case':36} {'ours ms':>9} {'ref ms':>9} {'ratio':>7} {'copy':>6} {'ban
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table below HEAD."""
+    """Format a row for the table with the heading HEAD."""
     return (
         f"{row['case']:36} {row['ours_ms']:9.3f} {row['reference_ms']:9.3f} {row['ratio']:7.2f} {row['copy']:6.2f} "
         f"{row['bandwidth']:9.2f} {row['gb_per_sec']:7.1f}"

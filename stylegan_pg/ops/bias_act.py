@@ -1,10 +1,8 @@
-"""Bias, activation, gain and clamp, the tail of every layer, in one pass; for a synthesis layer also the factor of each
-sample's channel (demodulation) and the noise.
+"""The fused end of a layer: bias, activation, gain and clamp; in synthesis layers also demodulation and noise.
 
-With z = x * scale + noise + bias and y = f(z) = clamp(act(z) * gain), everything a network needs is made of three
-element-wise operators: f(z), g f'(z) and g h f''(z). The backward pass uses g f'(z), and its own derivative the third,
-so gradient penalties differentiate through; where no second derivative is asked for, one fused operator does the whole
-backward pass.
+With z = x * scale + noise + bias and y = f(z) = clamp(act(z) * gain), a network needs three element-wise operators:
+f(z), g f'(z) and g h f''(z). The backward pass uses g f'(z), and its own derivative uses the third, so gradient
+penalties can be differentiated. If no second derivative is needed, one fused operator computes the whole backward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ _op.define(f"bias_act_backward(Tensor dy, {_TAIL}, bool[3] wanted) -> (Tensor, T
 
 
 def _check(x, bias, scale, noise, act, gain, clamp, dim, *alike):
-    """What the kernels rely on, whoever calls: they walk memory by these shapes. `alike` are gradients of x's shape.
+    """Check the shapes, on which the kernels' memory accesses rely. `alike` are gradients of x's shape.
 
     Raises:
         ValueError: as bias_act.
@@ -63,7 +61,8 @@ def _pre_activation(x, bias, scale, noise, dim):
 
 
 def _compiled(order, given, tail):
-    """One of the three by a compiled kernel, or None where there is none; `tail` are the arguments from x on."""
+    """Compute one of the three operators by a compiled kernel, or return None if there is none; `tail` holds the
+    arguments from x on."""
     kernels = native.compiled(tail[0])
     if kernels is None:
         return None
@@ -100,19 +99,19 @@ def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
 
 
 def _unclamped(out, z, act, gain, clamp):
-    """Zero where the clamp holds the value fast."""
+    """`out` with zeros where the clamp limits the value."""
     if clamp is None:
         return out
     return out.masked_fill((ACTIVATIONS[act][0](z) * gain).abs() > clamp, 0)
 
 
 def _is_z(act, gain, clamp):
-    """Whether y = z, and the gradient of the one is that of the other."""
+    """Whether y = z, so that both have the same gradient."""
     return act == "linear" and gain == 1 and clamp is None
 
 
 def _gradients(dz, x, bias, scale, noise, dim):
-    """dx, dbias, dscale, dnoise from the gradient of z, with the shapes and precisions of what they belong to."""
+    """dx, dbias, dscale, dnoise from the gradient of z, with the shapes and dtypes of x, bias, scale and noise."""
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     dx, dbias, dscale, dnoise = dz, None, None, None
     if bias is not None:
@@ -126,15 +125,16 @@ def _gradients(dz, x, bias, scale, noise, dim):
 
 
 def _summed(t, dims, dtype):
-    """Over these dimensions, of which there may be none: PyTorch takes an empty list for all of them."""
+    """The sum over these dimensions, which may be none (PyTorch takes an empty list for all dimensions)."""
     return t.sum(dim=dims, dtype=dtype) if dims else t.to(dtype)
 
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
-    """`_gradients` of `_slope` in one pass; `wanted` tells which of dbias, dscale and dnoise (else they are empty)."""
+    """`_gradients` of `_slope` in one pass. `wanted` says which of dbias, dscale and dnoise are computed; the others
+    are empty."""
     _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy)
     kernels = native.compiled(x)
-    if kernels is None or kernels.kind != "cpu":  # on a GPU PyTorch's own reductions are as good
+    if kernels is None or kernels.kind != "cpu":  # on a GPU PyTorch's reductions are as fast
         # An operator's output must not be its input, as without a scale it would be.
         same = scale is not None and _is_z(act, gain, clamp)
         dz = dy if same else _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)

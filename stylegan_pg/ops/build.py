@@ -1,9 +1,9 @@
-"""Compile the kernels once and find them again: prebuilt ones first, then the cache, then the compiler.
+"""Finding or compiling the kernels: a prebuilt library is preferred, then a cached one, then the compiler is run.
 
-A binary has a plain C interface and is loaded with ctypes. It lies in a folder of its own together with `meta.json`,
-which says what it was made of and holds its checksum. It is built in a temporary folder and moved into place as a
-whole, so a killed builder leaves nothing that looks finished; builders on one machine wait for each other with a lock
-that the system drops when its owner dies.
+A library has a plain C interface and is loaded with ctypes. It lies in a folder of its own with `meta.json`, which
+records its sources, compiler and flags, and its checksum. It is built in a temporary folder and moved into place
+atomically, so a killed build leaves nothing that looks complete. Builds on one machine exclude each other by a lock
+that the system releases when its owner dies.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Built:
 
 
 def load(kind: str) -> Built:
-    """The library of `kind` (a key of RECIPES), compiled if need be.
+    """Find or compile the library of `kind` (a key of RECIPES).
 
     Raises:
         BuildError: with cause, log and remedy.
@@ -75,7 +75,7 @@ def _cache() -> Path:
 
 
 def find(recipe: Recipe) -> Built | None:
-    """A finished library: a prebuilt one ($STYLEGAN_PG_PREBUILT, kernels/prebuilt), or one in the cache."""
+    """An existing library: a prebuilt one ($STYLEGAN_PG_PREBUILT, kernels/prebuilt), or one in the cache."""
     prebuilt = [Path(p) for p in [os.environ.get("STYLEGAN_PG_PREBUILT", "")] if p] + [kernels_folder() / "prebuilt"]
     for folder in prebuilt:
         for candidate in _alike(folder, recipe):
@@ -84,7 +84,7 @@ def find(recipe: Recipe) -> Built | None:
                 return built
     cache = _cache()
     built = _open(cache / _name(recipe), "cached")
-    if built is None and recipe.problem:  # made when there was a compiler
+    if built is None and recipe.problem:  # the library was built when there was a compiler
         built = next(filter(None, (_open(c, "cached") for c in _alike(cache, recipe))), None)
     return built
 
@@ -95,7 +95,7 @@ def _name(recipe: Recipe) -> str:
 
 
 def _alike(folder: Path, recipe: Recipe) -> Iterator[Path]:
-    """Folders whose library was made of the same, by whatever compiler, for these GPUs and maybe others."""
+    """Folders of libraries with the same sources and flags, by any compiler, for at least the same GPUs."""
     wanted = {k: v for k, v in recipe.meta.items() if k not in ("compiler", "architectures")}
     for meta_file in sorted(folder.glob(f"{recipe.meta['kind']}-*/meta.json")):
         meta = _read_meta(meta_file.parent)
@@ -114,7 +114,7 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _open(folder: Path, origin: str) -> Built | None:
-    """The library in a folder, if it is whole: loading a damaged one could crash."""
+    """The library in a folder if its checksum is right, as loading a damaged one could crash."""
     meta, path = _read_meta(folder), folder / LIBRARY
     try:
         if meta is None or hashlib.blake2b(path.read_bytes()).hexdigest() != meta.get("checksum"):
@@ -142,7 +142,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _compile(recipe: Recipe, target: Path) -> None:
-    """Run ninja in a temporary folder and move it to `target`; on failure only the log stays, beside it."""
+    """Run ninja in a temporary folder and move that to `target`; after a failure only the log remains, beside it."""
     kind, log = recipe.meta["kind"], target.with_name(f"{target.name}.log")
     if recipe.problem:
         raise BuildError(recipe.problem[0], "", recipe.problem[1])
@@ -179,9 +179,9 @@ def _compile(recipe: Recipe, target: Path) -> None:
         (temporary / "meta.json").write_text(json.dumps(recipe.meta | {"checksum": checksum}, indent=1), "utf-8")
         if _open(temporary, "compiled") is None:
             raise BuildError(f"the {kind} kernels were built but cannot be loaded", "", "check CXX and its libraries")
-        if target.exists():  # damaged, or made by a builder that had given up waiting for us
+        if target.exists():  # damaged, or built by a process that did not wait for the lock any longer
             shutil.rmtree(target, ignore_errors=True)
-        with contextlib.suppress(OSError):  # where another got there first, its library is as good
+        with contextlib.suppress(OSError):  # if another process was faster, its library is equivalent
             temporary.rename(target)
     except OSError as error:
         raise _unwritable(target.parent, error) from None
@@ -230,7 +230,7 @@ REMEDIES = {  # part of the compiler's output -> what to do
 
 
 def _remedy(output: str) -> str:
-    """What to do about a failed build, from what the compiler said."""
+    """The remedy for a failed build, from the compiler's output."""
     complaints = "\n".join(line for line in output.splitlines() if "error" in line.lower() or "No space" in line)
     otherwise = "read the log; STYLEGAN_PG_KERNELS=reference runs without kernels"
     return next((remedy for sign, remedy in REMEDIES.items() if sign in complaints), otherwise)

@@ -1,9 +1,9 @@
-"""The calls into the compiled kernels: PyTorch's tensors in, plain C out.
+"""The calls into the compiled kernels, from PyTorch tensors to plain C functions.
 
-Both libraries have the same two operations; the CUDA one also wants to know the device and the stream, and the CPU one
-has the whole backward pass of bias_act in one call, and convolutions. A call returns 0, or -1 where there is no kernel
-for such numbers or sizes; then these functions return None, and the caller uses the reference (convolutions are only
-called for what has one).
+Both libraries have the same two operations. The CUDA library also takes the device and the stream. The CPU library also
+has the whole backward pass of bias_act in one call, and convolutions. A function returns 0, or -1 if there is no kernel
+for such dtypes or sizes. In the latter case the functions below return None and the caller uses the reference
+(convolutions are called only where a kernel exists).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from stylegan_pg.ops import pool
 from stylegan_pg.ops.reference import ACTIVATIONS, is_channels_last
 
-# Codes shared with the C++ sources.
+# These codes are also in the C++ sources.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
 # Of the largest tap: how far an outer product in float32, rounded again when it was normalised, is from its factors'.
@@ -60,7 +60,7 @@ class Kernels:
             self.functions[name].argtypes = types
 
     def call(self, name: str, x: torch.Tensor, *args: Any) -> bool:
-        """Run a function on x's device, in PyTorch's current stream; False where there is no kernel for it.
+        """Call a function on x's device, in PyTorch's current stream; returns False if there is no kernel for it.
 
         Raises:
             RuntimeError: CUDA could not launch it, or the host has no memory.
@@ -81,25 +81,26 @@ class Kernels:
 
 
 def sums_of(dtype: torch.dtype) -> torch.dtype:
-    """What sums of such numbers are made in."""
+    """The dtype in which sums of numbers of a dtype are accumulated."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
-    """x without gaps in memory, in the layout that it has, and that layout."""
+    """x without gaps in memory, in its own layout, and that layout."""
     if is_channels_last(x):
         return x, torch.channels_last
     return x.contiguous(), torch.contiguous_format
 
 
 def _packed(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """t as such numbers without gaps; most are already, and to ask costs less than to convert nothing."""
+    """t contiguous and in this dtype. Most tensors already are, and checking is faster than a conversion without
+    effect."""
     return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
 
 
 def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
     """fx and fy, 4 values each, whose outer product is gain times the filter [4, 4] in the orientation of a
-    correlation; None where there are none or the filter has another size."""
+    correlation; None if the filter is not separable or has another size."""
     if list(f.shape) != [4, 4]:
         return None
     f = f.double() * gain if correlate else f.double().flip([0, 1]) * gain
@@ -116,7 +117,7 @@ _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(ver
 
 
 def _factors_once(f: torch.Tensor, correlate: bool, gain: float):
-    """`factors` as C floats, found once for each filter: looking at its values makes the CPU wait for the GPU."""
+    """`factors` as C floats, cached for each filter, because reading its values makes the CPU wait for the GPU."""
     known: dict = _factors.setdefault(f, {})  # type: ignore[assignment]  # what was just put there
     key = (0 if f.is_inference() else f._version, correlate, gain)
     if key not in known:
@@ -159,11 +160,11 @@ def _address(t: torch.Tensor | None) -> int | None:
 
 
 class Tail:
-    """The arguments that bias_act, its derivatives and its backward pass share, as the kernels take them."""
+    """The arguments that bias_act, its derivatives and its backward pass have in common, in the kernels' form."""
 
     def __init__(self, kernels: Kernels, x, bias, scale, noise, act: str, gain: float, clamp: float | None, dim: int):
         for name, t in (("bias", bias), ("scale", scale), ("noise", noise)):
-            if t is not None and t.device != x.device:  # whose address would mean nothing there
+            if t is not None and t.device != x.device:  # its address would be invalid there
                 raise ValueError(f"bias_act: x is on {x.device}, {name} on {t.device}")
         self.kernels = kernels
         self.x, self.layout = dense(x)
@@ -199,7 +200,7 @@ class Tail:
         return t.to(self.x.dtype).contiguous(memory_format=self.layout)
 
     def elementwise(self, order: int, *given: torch.Tensor) -> torch.Tensor | None:
-        """f(z), or with g given g f'(z), or with g and h given g h f''(z)."""
+        """f(z); with g, g f'(z); with g and h, g h f''(z)."""
         out = pool.empty(self.x.shape, self.x, self.layout)
         tensors = [self.alike(t) for t in given]  # kept alive while their addresses are used
         g, h = ([t.data_ptr() for t in tensors] + [None, None])[:2]
@@ -210,7 +211,7 @@ class Tail:
         return out if done else None
 
     def backward(self, dy: torch.Tensor, with_bias: bool, with_scale: bool, with_noise: bool):
-        """dx, and the sums over everything that share a bias [c], a scale [n, c] and a noise value [n, inner]; CPU."""
+        """dx and the gradients of bias [c], scale [n, c] and noise [n, inner], on the CPU."""
         dy = self.alike(dy)
         dx = pool.empty(self.x.shape, self.x, self.layout)
         empty = functools.partial(torch.empty, dtype=self.acc)
@@ -225,10 +226,10 @@ class Tail:
 
 
 def _conv3x3_room(kernels: Kernels, x: torch.Tensor, gradient: bool, transposed: bool, stride: int, *sizes: int):
-    """Memory for the convolutions below to work in. `sizes` are N, I, H' and W' of the result, O.
+    """Working memory for the convolutions below. `sizes` are N, I, H' and W' of the result, and O.
 
     Raises:
-        RuntimeError: there is no kernel for such numbers, or for this stride.
+        RuntimeError: there is no kernel for this dtype or stride.
     """
     size, how = ctypes.c_int64(), (DTYPES[x.dtype], gradient, transposed, stride)
     if not kernels.call("conv3x3_room", x, *how, *sizes, torch.get_num_threads(), ctypes.addressof(size)):
@@ -245,7 +246,8 @@ def conv3x3(
     stride: int,
     size: Sequence[int],
 ) -> torch.Tensor:
-    """[N, O, *size] in channels_last, from x [N, I, H, W] and weights [O, I, 3, 3] (swapped: [I, O, 3, 3]); CPU."""
+    """Convolve x [N, I, H, W] with weights [O, I, 3, 3] (swapped: [I, O, 3, 3]) -> [N, O, *size] in channels_last, on
+    the CPU."""
     x, weight = x.contiguous(memory_format=torch.channels_last), weight.to(sums_of(x.dtype))
     (n, ins, h, w), order = x.shape, (1, 0) if swapped else (0, 1)
     outs = weight.shape[order[0]]

@@ -1,9 +1,9 @@
-"""Convolutions of 3x3 in 16 bits on CPUs that have no instructions for them, with fewer multiplications.
+"""3x3 convolutions in 16 bits, with fewer multiplications, for CPUs that have no instructions for 16-bit numbers.
 
 Winograd's minimal filtering (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks") computes tiles
-of outputs from transforms of the inputs and of the weights. It rounds more than the definition, by about a factor of
-ten: too much for float32, nothing beside the rounding of 16 bits. Derivatives of every order are made of the same two
-operators.
+of outputs from transforms of the inputs and of the weights. Its rounding error is about ten times that of the
+definition, which is too much for float32 and negligible beside the rounding to 16 bits. Derivatives of every order use
+the same two operators.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from stylegan_pg.ops import calls, native
 from stylegan_pg.ops.calls import sums_of
 from stylegan_pg.ops.operators import operator
 
-# By stride: with fewer tiles transforming the weights takes longer than is gained, with fewer channels the pictures.
-# Tiles of one picture, so that what a picture becomes does not depend on what else is in its batch.
+# By stride: with fewer tiles, transforming the weights takes longer than is gained; with fewer channels, transforming
+# the images does. Tiles are counted in one image, so that its result does not depend on the rest of its batch.
 LEAST_TILES = {1: 64, 2: 128}
 LEAST_CHANNELS = {1: 16, 2: 32}
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
 # The weights are [O, I, 3, 3] for x [N, I, H, W] and a result [N, O, *size], or swapped: [I, O, 3, 3].
 _op.define("conv3x3(Tensor x, Tensor weight, bool swapped, bool transposed, int stride, SymInt[2] size) -> Tensor")
-# Of one that is not transposed.
+# The weights' gradient of a convolution that is not transposed.
 _op.define("conv3x3_weight(Tensor x, Tensor dy, bool swapped, int stride) -> Tensor")
 
 
 def _check(x, weight, swapped, transposed, stride, size):
-    """What the kernels rely on, whoever calls: they walk memory by these shapes.
+    """Check the shapes, on which the kernels' memory accesses rely.
 
     Raises:
-        ValueError: as conv3x3; also for a size that is not the result's.
+        ValueError: as conv3x3; also if `size` is not the size of the result.
     """
     if x.ndim != 4 or weight.ndim != 4 or list(weight.shape[2:]) != [3, 3]:
         raise ValueError(f"conv3x3: weights {list(weight.shape)} are not [O, I, 3, 3] for x {list(x.shape)}")
@@ -41,7 +41,7 @@ def _check(x, weight, swapped, transposed, stride, size):
         form = "[I, O, 3, 3]" if swapped else "[O, I, 3, 3]"
         raise ValueError(f"conv3x3: weights {list(weight.shape)} are not {form} for x {list(x.shape)}")
     _check_sizes(x, transposed, stride, size)
-    if x.device != weight.device:  # whose address would mean nothing there
+    if x.device != weight.device:  # its address would be invalid there
         raise ValueError(f"conv3x3: x is on {x.device}, the weights on {weight.device}")
 
 
@@ -85,7 +85,7 @@ def _compute(x, weight, swapped, transposed, stride, size):
 
 
 def _defined(x, weight, swapped, transposed, stride, size):
-    if not x.numel() or not weight.numel():  # of which PyTorch has other ideas
+    if not x.numel() or not weight.numel():  # PyTorch treats empty tensors differently
         return _empty(x, weight, swapped, size).zero_()
     how = {"stride": stride, "padding": _padding(stride)}
     weight = weight.transpose(0, 1) if swapped != transposed else weight
@@ -162,14 +162,15 @@ _gradient = operator(_op, "conv3x3_weight", _weight_compute, _weight_fake, _weig
 
 
 def _size(x, transposed, stride):
-    """Height and width of the result."""
+    """The height and width of the result."""
     if stride == 1:
         return list(x.shape[2:])
     return [2 * n + 1 if transposed else (n - 1) // 2 for n in x.shape[2:]]
 
 
 def conv3x3_pays(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> bool:
-    """Whether conv3x3 is faster here than the definition in float32: kernels [3, 3], channels_last, large enough."""
+    """Whether conv3x3 is faster than the definition in float32 on this machine for these tensors (3x3, channels_last,
+    and large enough)."""
     if torch.compiler.is_compiling() or is_tracing():  # for sizes that are not known yet
         return False
     if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < LEAST_CHANNELS[stride]:
@@ -183,20 +184,20 @@ def conv3x3_pays(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = Fa
 
 
 def conv3x3(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:
-    """A convolution in channels_last, with sums in float32 (float64 for float64), rounded once.
+    """A 3x3 convolution with a result in channels_last; sums are in float32 (float64 for float64) and rounded once.
 
     Args:
-        x: [N, I, H, W] of any layout.
-        weight: [O, I, 3, 3], also of a transposed one; taken as float32 (float64 for float64).
-        transposed: F.conv_transpose2d with weight.transpose(0, 1) instead of F.conv2d.
-        stride: 1 with padding 1, or 2 with none.
+        x: [N, I, H, W] in any layout.
+        weight: [O, I, 3, 3], also for a transposed convolution; used as float32 (float64 for float64).
+        transposed: compute F.conv_transpose2d with weight.transpose(0, 1) instead of F.conv2d.
+        stride: 1 with padding 1, or 2 without padding.
 
     Returns:
-        [N, O, ...], of x's dtype: of x's size, or at stride 2 of (H - 1) // 2, transposed of 2 H + 1; differentiable as
-        often as one likes.
+        [N, O, H', W'] in x's dtype, differentiable to any order. H' is H at stride 1, (H - 1) // 2 at stride 2, and
+        2 H + 1 for a transposed convolution at stride 2; W' likewise.
 
     Raises:
-        ValueError: for another stride, and shapes that do not fit.
+        ValueError: the stride is another, or the shapes do not fit.
     """
     size = _size(x, transposed, stride)
     _check(x, weight, False, transposed, stride, size)

@@ -1,8 +1,8 @@
-"""Which implementation an operation uses here: the choice of a process, and the agreement of all.
+"""The choice of an implementation of the operators by a process, and the agreement of all ranks on one.
 
-STYLEGAN_PG_KERNELS: `auto` (kernels for the tensors' device, the reference where they cannot be built, with one
-warning), `cpu` or `cuda` (kernels on that device only), `reference` (none), `strict` (as auto, but a failed build, and
-numbers or sizes that have no kernel, are errors).
+STYLEGAN_PG_KERNELS is `auto` (kernels for the tensors' device, or the reference with one warning if they cannot be
+built), `cpu` or `cuda` (kernels on that device only), `reference` (no kernels), or `strict` (as auto, but a failed
+build, and dtypes or sizes without a kernel, are errors).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SUPPORTED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What the operations on one kind of device use: "cpu", "cuda" or "reference", why, and where it came from."""
+    """The implementation for one kind of device ("cpu", "cuda" or "reference"), the reason, and its library."""
 
     name: str
     why: str
@@ -44,10 +44,10 @@ class Choice:
 
 @functools.cache
 def mode() -> str:
-    """STYLEGAN_PG_KERNELS, as it was when somebody first asked.
+    """The value of STYLEGAN_PG_KERNELS at the first call.
 
     Raises:
-        UsageError: an unknown one.
+        UsageError: the value is unknown.
     """
     chosen = os.environ.get("STYLEGAN_PG_KERNELS", "").lower() or "auto"
     if chosen not in MODES:
@@ -76,7 +76,7 @@ def _choose(device: str, mode_: str) -> Choice:
 
 
 def _here(device: str) -> list[torch.Tensor]:
-    """Something small on each device that needs a trial: machine code for other GPUs loads, but does not run."""
+    """A small tensor on each device that needs a trial, as machine code for other GPUs can be loaded but not run."""
     count = torch.cuda.device_count() if device == "cuda" and torch.cuda.is_available() else 0
     return [torch.ones(8, device=f"cuda:{i}") for i in range(count)]
 
@@ -84,7 +84,7 @@ def _here(device: str) -> list[torch.Tensor]:
 def _load(device: str) -> tuple[build.Built, Kernels]:
     """
     Raises:
-        BuildError: where there is no library, or it does not run on what is here.
+        BuildError: there is no library, or it does not run on this machine's devices.
     """
     built = build.load(device)
     kernels = Kernels(device, built.library)
@@ -99,10 +99,10 @@ def _load(device: str) -> tuple[build.Built, Kernels]:
 
 
 def choose(device: str) -> Choice:
-    """The implementation for tensors on `device` ("cpu", "cuda", ...), built at the first call.
+    """The implementation for tensors on `device` ("cpu", "cuda", ...); the kernels are built at the first call.
 
     Raises:
-        RunError: in strict mode, where the kernels cannot be built; UsageError: an unknown mode.
+        RunError: the kernels cannot be built in strict mode. UsageError: the mode is unknown.
     """
     if device in _forced:
         return Choice("reference", _forced[device])
@@ -110,12 +110,12 @@ def choose(device: str) -> Choice:
 
 
 def agree(device: str) -> str:
-    """Have all ranks use the same implementation on `device`: the reference, unless all have the same other one.
+    """Agree with all ranks on one implementation for `device`: the reference, unless all have the same kernels.
 
-    Returns its name. A collective call.
+    A collective call. Returns the implementation's name.
 
     Raises:
-        RunError: on all ranks, where one fails in strict mode.
+        RunError: on all ranks, if one fails in strict mode.
     """
     fault, name, why = "", "", ""
     try:
@@ -141,7 +141,7 @@ def agree(device: str) -> str:
 def check_device(device: str) -> None:
     """
     Raises:
-        UsageError: for a device that is not here.
+        UsageError: the device does not exist on this machine.
     """
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device!r} is unknown: choose cpu or cuda")
@@ -150,7 +150,7 @@ def check_device(device: str) -> None:
 
 
 def status() -> str:
-    """What `stylegan-pg kernels` prints."""
+    """The text that `stylegan-pg kernels` prints."""
     try:
         cache = str(cache_folder())
     except OSError as error:
@@ -178,11 +178,17 @@ def status() -> str:
 
 
 def build_all(kinds: list[str], into: Path | None) -> list[str]:
-    """Build the kernels of `kinds` (for none what this machine can use), and copy them `into` a folder for
-    STYLEGAN_PG_PREBUILT; returns what was done.
+    """Build kernels (`stylegan-pg kernels build`).
+
+    Args:
+        kinds: "cpu", "cuda"; if empty, those that this machine can use.
+        into: a folder into which they are copied, for STYLEGAN_PG_PREBUILT.
+
+    Returns:
+        Lines that say what was done.
 
     Raises:
-        UsageError: an unknown kind; RunError: where something cannot be built or copied.
+        UsageError: a kind is unknown. RunError: a library cannot be built or copied.
     """
     if unknown := [kind for kind in kinds if kind not in RECIPES]:
         raise UsageError(f"--device {unknown[0]!r} is unknown: choose from {', '.join(RECIPES)}")
@@ -203,25 +209,25 @@ def build_all(kinds: list[str], into: Path | None) -> list[str]:
 
 
 def compiled(x: torch.Tensor) -> Kernels | None:
-    """The kernels for a tensor, or None where the reference is to be used.
+    """The kernels for a tensor, or None if the reference has to be used.
 
     Raises:
-        RunError: in strict mode, where there are none for such tensors.
+        RunError: there are no kernels for such tensors in strict mode.
     """
     return _kernels(x.device.type, x.dtype)
 
 
-@functools.cache  # asked for at every operation
+@functools.cache  # this is called at every operation
 def _kernels(device: str, dtype: torch.dtype) -> Kernels | None:
     if dtype in SUPPORTED.get(device, ()):
         return choose(device).kernels
-    if mode() == "strict" and device != "meta":  # where nothing is computed
+    if mode() == "strict" and device != "meta":  # nothing is computed there
         raise RunError(f"there are no kernels for {dtype} on {device} (STYLEGAN_PG_KERNELS=strict)")
     return None
 
 
 def refused(operation: str, x: torch.Tensor) -> None:
-    """A kernel had no way to deal with x's size, and the reference stands in: told once.
+    """Warn once that a kernel does not support x's size and the reference is used instead.
 
     Raises:
         RunError: in strict mode.
@@ -234,4 +240,4 @@ def refused(operation: str, x: torch.Tensor) -> None:
     _refused.add(operation)
 
 
-_refused: set[str] = set()  # operations of which that was told
+_refused: set[str] = set()  # operations for which the warning was given

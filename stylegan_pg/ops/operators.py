@@ -1,9 +1,9 @@
-"""Operators that PyTorch knows of, called past its dispatcher where nobody would notice.
+"""Registration of operators with PyTorch, and a fast path that bypasses its dispatcher.
 
-Through the dispatcher a function in Python costs about 0.1 ms a call, with a gradient 0.3: as much as the work on a
-small image. It is there for those who look at operators or replace them (torch.compile, export, tracing, FLOP counters,
-other dispatch modes, fake and other special tensors, torch.func, the profiler), so only where one of them is at work is
-it needed. Both ways run the same functions, and give the same bits.
+A Python function called through the dispatcher costs about 0.1 ms, and 0.3 ms with a gradient, which is as much as the
+work on a small image. The dispatcher is needed only if something observes or replaces operators: torch.compile, export,
+tracing, FLOP counters and other dispatch modes, fake and other special tensors, torch.func, the profiler. Both paths
+run the same functions and give the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-# Who may look at operators, told by functions that PyTorch does not call public: without any of them nothing is sure.
+# Functions that say whether something observes operators. They are not public in PyTorch; if one is missing, the
+# dispatcher is always used.
 _WATCHERS: list[Any] = [
     getattr(torch._C, "_len_torch_dispatch_stack", None),  # FLOP counters, fake tensors, make_fx, export
     getattr(torch._C, "_len_torch_function_stack", None),
@@ -28,7 +29,7 @@ _TYPES = (torch.Tensor, torch.nn.Parameter)
 
 @functools.cache
 def _ordinary(cuda: bool) -> frozenset[int]:
-    """The dispatch keys of tensors that are just memory: not negated, zero, sparse, wrapped or fake."""
+    """The dispatch keys of plain tensors: not negated, zero, sparse, wrapped or fake."""
     keys = set()
     for inference in (False, True):
         with torch.inference_mode(inference):
@@ -38,7 +39,7 @@ def _ordinary(cuda: bool) -> frozenset[int]:
 
 
 def watched(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether somebody could tell a call past the dispatcher from one through it."""
+    """Whether something observes operators, so that the call must go through the dispatcher."""
     if torch.compiler.is_compiling() or not _SURE:
         return True
     for watcher in _WATCHERS:
@@ -58,13 +59,13 @@ def operator(
     setup: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Register what an operator that `library` has defined computes, and return the function to call it by.
+    """Register the implementation of an operator that `library` has defined, and return the function that calls it.
 
     Args:
-        name: without the namespace stylegan_pg.
-        compute: the result from the operator's arguments, all by position; it must record no gradient of its own.
+        name: of the operator, without the namespace stylegan_pg.
+        compute: computes the result from the operator's positional arguments; it must not record gradients.
         fake: the same for tensors without data.
-        setup, backward: as torch.library.register_autograd has them; None where there is no derivative.
+        setup, backward: as for torch.library.register_autograd; None for an operator without a derivative.
     """
     library.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"stylegan_pg::{name}", fake, lib=library)
@@ -72,7 +73,7 @@ def operator(
         torch.library.register_autograd(f"stylegan_pg::{name}", backward, setup_context=setup, lib=library)
     through = getattr(torch.ops.stylegan_pg, name).default
 
-    def forward(ctx, *args):  # with PyTorch's setup_context it would look at the signature at every call
+    def forward(ctx, *args):  # with a setup_context, PyTorch would inspect the signature at every call
         output = compute(*args)
         if setup is not None:
             setup(ctx, args, output)

@@ -1,9 +1,9 @@
-"""Memory for the CPU kernels' results, kept and used again.
+"""A pool of reusable memory for the results of the CPU kernels.
 
-glibc takes what is larger than 32 MiB from the system and gives it back each time, and smaller memory often enough, so
-that results lie on new pages; handing those out takes longer than what the kernels compute (up to 20 times, where the
-host of a virtual machine has to find them first). PyTorch has a caching allocator for GPUs and none for CPUs. So memory
-of large results is remembered here, and once nothing else holds it, it is used for the next result of that size.
+glibc gets blocks of more than 32 MiB from the system and returns them each time, and smaller ones often, so results lie
+on new pages. Providing new pages takes longer than the kernels' computation (up to 20 times as long in virtual
+machines). PyTorch has a caching allocator for GPUs, but none for CPUs. Therefore the memory of large results is
+recorded here and, once nothing else refers to it, reused for the next result of the same size.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from stylegan_pg.ops.operators import watched
 from stylegan_pg.ops.reference import layout_of
 
-LEAST = 2**22  # bytes; what is smaller comes from glibc's heap as fast, and mostly still lies in the caches
+LEAST = 2**22  # bytes; smaller blocks come from glibc's heap as fast, and mostly are still in the processor's caches
 VARIABLE = "STYLEGAN_PG_POOL_MIB"
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers and jobs
 
 
 def default_limit() -> int:
-    """Bytes that this process keeps at most, used and idle: STYLEGAN_PG_POOL_MIB (0: none), else 2 GiB, or where that
-    is less a 16th of the memory that there is, shared by the node's ranks."""
+    """The limit of the pool in bytes, used and idle blocks together: STYLEGAN_PG_POOL_MIB (0: no pool), else the
+    minimum of 2 GiB and a 16th of the machine's (or job's) memory, divided by the ranks of the node."""
     text = os.environ.get(VARIABLE, "")
     if text.isdecimal():
         return int(text) * 2**20
@@ -47,13 +47,15 @@ def default_limit() -> int:
 
 
 class Pool:
-    """Blocks of memory, as numpy arrays. A tensor made of one holds a reference to the array as long as its storage
-    lives, whoever else holds that: views, numpy, graphs. So a block that only this pool refers to is idle."""
+    """Blocks of memory, as numpy arrays. The storage of a tensor made from a block refers to the array for as long as
+    anything (views, numpy arrays, autograd graphs) refers to the storage. So a block that only this pool refers to is
+    idle."""
 
     def __init__(self, limit: int):
         self.limit = limit
         self.blocks: OrderedDict[int, list[Any]] = OrderedDict()  # bytes -> arrays, the sizes by last use
-        # Never waited for: what comes while another thread is within (or this one, by a finalizer) goes without.
+        # Nobody waits for this lock: a call made while another thread (or this one, in a finalizer) holds it does not use
+        # the pool.
         self.lock = threading.Lock()
         self.alone = 0
         self.alone = self._holders([_new(64)], 0)
@@ -67,7 +69,7 @@ class Pool:
         return sys.getrefcount(same[i])
 
     def empty(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
-        """An uninitialised tensor, or None where there is no room."""
+        """An uninitialised tensor, or None if the pool has no room."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > self.limit or not self.lock.acquire(blocking=False):
             return None
@@ -85,7 +87,8 @@ class Pool:
             self.lock.release()
 
     def _make_room(self, nbytes: int) -> bool:
-        """Within the limit, by giving up idle blocks, of sizes not used for long at first; none where it is no use."""
+        """Make room within the limit by freeing idle blocks, those of the least recently used sizes first; nothing is
+        freed if that cannot suffice."""
         excess = self.total + nbytes - self.limit
         idle = [(size, i) for size, same in self.blocks.items() for i in self._idle(same)]
         if excess > sum(size for size, _ in idle):
@@ -107,7 +110,7 @@ class Pool:
             del self.blocks[size][i]
 
     def clear(self) -> None:
-        """Give all that is idle back."""
+        """Free all idle blocks."""
         if self.lock.acquire(blocking=False):
             try:
                 for size in list(self.blocks):
@@ -137,7 +140,7 @@ def _the_pool() -> Pool:
 
 
 def clear() -> None:
-    """Give the memory of results back that nothing uses: other sizes come, or others need it."""
+    """Free all idle blocks, before other sizes are needed or when memory is short."""
     if _pool is not None:
         _pool.clear()
 
@@ -145,7 +148,7 @@ def clear() -> None:
 def empty(
     shape: Sequence[int], like: torch.Tensor, layout: torch.memory_format, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """Uninitialised, of `like`'s dtype if no other is given, and on its device; contiguous, or channels_last
+    """An uninitialised tensor on `like`'s device, of its dtype unless another is given; contiguous, or channels_last
     [N, C, H, W]."""
     dtype = dtype or like.dtype
     if math.prod(shape) * dtype.itemsize < LEAST or not like.is_cpu:
@@ -181,5 +184,5 @@ class _Converted(torch.autograd.Function):
 
 
 def converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x.to(dtype) of another dtype, in such memory; in x's layout, and differentiable as often as one likes."""
+    """x.to(dtype) for another dtype, with a result in pooled memory, in x's layout, differentiable to any order."""
     return x.to(dtype) if watched([x]) else _Converted.apply(x, dtype)

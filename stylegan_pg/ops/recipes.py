@@ -1,7 +1,7 @@
-"""How the kernels are compiled: which compiler, which flags, for which processors, and what a library depends on.
+"""How the kernels are compiled: compilers, flags and target processors, and what identifies a library.
 
-The kernels have a plain C interface and need no headers of PyTorch, so a build takes seconds and cannot fail for want
-of cusparse.h and its like.
+The kernels have a plain C interface and need no headers of PyTorch, so a build takes seconds and cannot fail because a
+header such as cusparse.h is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 
 class BuildError(Exception):
-    """Why there are no kernels, where the compiler's output is (or ""), and what to do about it."""
+    """The kernels cannot be built: the reason, the path of the compiler's output (or ""), and the remedy."""
 
     def __init__(self, cause: str, log: str, remedy: str):
         super().__init__(f"{cause}{f'; log: {log}' if log else ''}; {remedy}")
@@ -33,7 +33,7 @@ class BuildError(Exception):
 
 
 def kernels_folder() -> Path:
-    """The sources: beside the package in a checkout, inside of it when installed."""
+    """The folder of the sources: beside the package in a checkout, inside it in an installation."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "kernels", package.parent / "kernels"):
         if (folder / "cpu" / "upfirdn2d.cpp").is_file():
@@ -43,13 +43,13 @@ def kernels_folder() -> Path:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one library is made: `meta` identifies it, the commands are ninja's, with $in and $out."""
+    """How a library is built: `meta` identifies it; the commands are ninja's, with $in and $out."""
 
     meta: dict[str, Any]
     sources: tuple[Path, ...]
     compile: tuple[str, ...]
     link: tuple[str, ...]
-    problem: tuple[str, str] | None = None  # why it cannot be compiled here, and the remedy
+    problem: tuple[str, str] | None = None  # the reason why it cannot be compiled here, and the remedy
 
 
 def _sources_hash(folder: Path, patterns: tuple[str, ...]) -> str:
@@ -61,7 +61,7 @@ def _sources_hash(folder: Path, patterns: tuple[str, ...]) -> str:
 
 @functools.cache
 def _version(*command: str) -> str:
-    """What `command --version` says, or "" where there is none or it does not run."""
+    """The output of `command --version`, or "" if the command does not exist or fails."""
     if not command:
         return ""
     try:
@@ -72,12 +72,12 @@ def _version(*command: str) -> str:
 
 
 def cxx_command() -> tuple[str, ...]:
-    """How the C++ compiler is called: $CXX, which may name a launcher before it and options behind it ("ccache g++",
-    "g++ -m64"), else the first of c++, g++ and clang++; empty where there is none."""
+    """The command of the C++ compiler: $CXX, which may include a launcher and options ("ccache g++", "g++ -m64"), else
+    the first of c++, g++ and clang++ that exists; empty if there is none."""
     chosen = os.environ.get("CXX")
     if not chosen:
         return tuple(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))[:1]
-    with contextlib.suppress(ValueError):  # a quotation that does not end
+    with contextlib.suppress(ValueError):  # an unfinished quotation
         words = [chosen] if shutil.which(chosen) else shlex.split(chosen)
         if words and (program := shutil.which(words[0])):
             return program, *words[1:]
@@ -96,7 +96,7 @@ def cxx() -> str | None:
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """What the system says of this machine and its first processor; nothing on systems that are not Linux."""
+    """The entries of /proc/cpuinfo for the machine and its first processor; empty on systems other than Linux."""
     lines: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
@@ -107,7 +107,7 @@ def _cpuinfo() -> dict[str, str]:
 
 @functools.cache
 def processor() -> str:
-    """What -march=native depends on."""
+    """A text that identifies the processor, on which -march=native depends."""
     lines = _cpuinfo()
     named = [lines.get(k, "") for k in ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")]
     return hashlib.blake2b("|".join([platform.machine(), *named]).encode(), digest_size=8).hexdigest()
@@ -115,18 +115,18 @@ def processor() -> str:
 
 @functools.cache
 def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for it (or does not tell). On others PyTorch's convolutions in bfloat16
-    take four times as long as in float32."""
+    """Whether this processor has instructions for products of bfloat16 numbers (or does not say). On others, PyTorch's
+    convolutions in bfloat16 take four times as long as in float32."""
     features = " ".join(_cpuinfo().get(k, "") for k in ("flags", "Features")).split()
     return not features or any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def cpu_recipe() -> Recipe:
-    """The CPU kernels, for exactly this processor."""
+    """The recipe of the CPU kernels, for exactly this processor."""
     folder = kernels_folder()
     lib = Path(torch.__file__).parent / "lib"
     x86 = platform.machine() in ("x86_64", "AMD64")
-    # No contraction: fused multiply-adds round otherwise than PyTorch does, enough to flip a leaky ReLU here and there.
+    # No contraction: fused multiply-adds round differently from PyTorch, enough to change signs before a leaky ReLU.
     flags = ["-O3", "-std=c++17", "-fPIC", "-fopenmp-simd", "-fvisibility=hidden"]
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
     flags += ["-march=native", "-mprefer-vector-width=512"] if x86 else ["-mcpu=native"]
@@ -136,7 +136,7 @@ def cpu_recipe() -> Recipe:
         flags += ["-DSPG_ATEN_PARALLEL", f"-isystem{include}", f"-isystem{api}"]
         flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-fopenmp"]
     compiler = cxx_command()
-    options = itertools.dropwhile(_is_name, compiler)  # which change the library as our own flags do
+    options = itertools.dropwhile(_is_name, compiler)  # these options change the library as our own flags do
     meta = _meta("cpu", folder, ("cpu/*.cpp", "cpu/*.h"), _version(*compiler), [*options, *flags])
     return Recipe(
         meta | {"architecture": processor()},
@@ -155,7 +155,7 @@ def _no_cxx(command: tuple[str, ...]) -> tuple[str, str] | None:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler: of $CUDA_HOME or $CUDA_PATH if set, else on the PATH or in /usr/local/cuda."""
+    """The path of the CUDA compiler: in $CUDA_HOME or $CUDA_PATH if set, else on the PATH or in /usr/local/cuda."""
     chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if chosen:
         return shutil.which(str(Path(chosen) / "bin" / "nvcc"))
@@ -163,11 +163,11 @@ def nvcc() -> str | None:
 
 
 def architectures(toolkit: tuple[int, int]) -> list[str]:
-    """What to compile for: the numbers in $TORCH_CUDA_ARCH_LIST, else the GPUs here, else A100, H100 and (where
-    the toolkit knows it) B200. "9.0" stands for machine code, "9.0+PTX" for what later GPUs can translate.
+    """The GPU architectures to compile for: $TORCH_CUDA_ARCH_LIST, else the GPUs of this machine, else A100, H100 and
+    (if the toolkit supports it) B200. "9.0" means machine code; "9.0+PTX" adds code that later GPUs can translate.
 
     Raises:
-        BuildError: a list that is not understood.
+        BuildError: $TORCH_CUDA_ARCH_LIST is invalid.
     """
     given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     for entry in given:
@@ -182,7 +182,7 @@ def architectures(toolkit: tuple[int, int]) -> list[str]:
 
 
 def cuda_recipe() -> Recipe:
-    """The CUDA kernels, for the GPUs of this machine or of $TORCH_CUDA_ARCH_LIST.
+    """The recipe of the CUDA kernels, for the GPUs of this machine or of $TORCH_CUDA_ARCH_LIST.
 
     Raises:
         BuildError: see architectures.

@@ -1,5 +1,7 @@
-"""The operations' definitions in plain PyTorch: what every other implementation must compute, and what runs where there
-is none. Differentiable by autograd to any order."""
+"""The definitions of the operators in plain PyTorch, differentiable by autograd to any order.
+
+All other implementations must compute the same; where there is none, these functions are used.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,12 @@ ACTIVATIONS = {
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether [N, C, H, W] lies in memory pixel by pixel, and not plane by plane as well."""
+    """Whether [N, C, H, W] is in channels_last layout and not contiguous as well."""
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def layout_of(x: torch.Tensor) -> torch.memory_format:
-    """The layout of an operation's result: channels_last where x is, else contiguous."""
+    """The layout of an operator's result: channels_last if x is, else contiguous."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
@@ -47,19 +49,19 @@ def upfirdn2d(
     flip_filter: bool,
     gain: float,
 ) -> torch.Tensor:
-    """Insert zeros, pad or crop, correlate every channel with the (flipped) filter, keep every n-th.
+    """Insert zeros, pad or crop, correlate every channel with the (flipped) filter, and keep every n-th pixel.
 
-    up and down are (x, y), padding (left, right, top, bottom).
+    up and down are (x, y), padding is (left, right, top, bottom); see ops.upfirdn2d.
     """
     n, c, h, w = x.shape
     (up_x, up_y), (left, right, top, bottom) = up, padding
     y = x
     if (up_x, up_y) != (1, 1):
-        # The layout is kept: depth-wise convolution is several times as fast in channels_last on CPUs.
+        # The layout is preserved: depth-wise convolution on CPUs is several times as fast in channels_last.
         size = [n, c, h * up_y, w * up_x]
         y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout_of(x)).zero_()
         y[:, :, ::up_y, ::up_x] = x
-    # In this order: what is cropped on one side may be padding of the other.
+    # Padding comes before cropping, as the crop on one side may include padding of the other.
     y = F.pad(y, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
     y = y[:, :, max(-top, 0) : y.shape[2] - max(-bottom, 0), max(-left, 0) : y.shape[3] - max(-right, 0)]
     f = (f.to(torch.float64 if x.dtype == torch.float64 else torch.float32) * gain).to(x.dtype)
@@ -79,7 +81,7 @@ def bias_act(
     clamp: float | None,
     dim: int,
 ) -> torch.Tensor:
-    """clamp(act(x * scale + noise + bias) * gain), each a separate operation; see ops.bias_act for the shapes."""
+    """clamp(act(x * scale + noise + bias) * gain) by separate operations; see ops.bias_act for the shapes."""
     if scale is not None:
         x = x * scale.to(x.dtype).reshape([*scale.shape, *[1] * (x.ndim - 2)])
     if noise is not None:

@@ -1,8 +1,8 @@
-"""Up-sample by zero insertion, pad, filter with an FIR kernel and down-sample, as one linear operation.
+"""Up-sampling by zero insertion, padding, FIR filtering and down-sampling as one linear operator.
 
-Being linear, its gradient is the same operation with up and down exchanged and the filter flipped, so one operator
-serves derivatives of every order (Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", use it
-around every change of resolution).
+As it is linear, its gradient is the same operator with up and down exchanged and the filter flipped, so one operator
+provides derivatives of every order. Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", use it
+at every change of resolution.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _op.define(
 )
 
 
-MOST_TAPS, MOST_FACTOR, MOST_PADDING = 1024, 1024, 1 << 30  # of each direction: what the kernels can count
+MOST_TAPS, MOST_FACTOR, MOST_PADDING = 1024, 1024, 1 << 30  # limits in each direction, by the integers in the kernels
 
 
 def setup_filter(taps: Sequence[float], *, gain: float = 1.0) -> torch.Tensor:
-    """The 2-D filter [k, k] (float32) that is the outer product of `taps`, normalised to the sum `gain`.
+    """The 2-D filter [k, k] (float32): the outer product of `taps` with itself, normalised to the sum `gain`.
 
     Raises:
-        ValueError: for no taps, or ones whose sum is 0 or not finite.
+        ValueError: there are no taps, or their sum is 0 or not finite.
     """
     f = torch.tensor(list(taps), dtype=torch.float32)
     f = torch.outer(f, f)
@@ -39,7 +39,7 @@ def setup_filter(taps: Sequence[float], *, gain: float = 1.0) -> torch.Tensor:
 
 
 def _check(x, f, up, down, padding):
-    """What the kernels rely on, whoever calls: they walk memory by these numbers.
+    """Check the arguments, on which the kernels' memory accesses rely.
 
     Raises:
         ValueError: as upfirdn2d.
@@ -138,8 +138,8 @@ def upfirdn2d(
     """Zero-insertion up-sampling, padding, FIR filtering and down-sampling of [N, C, H, W].
 
     Args:
-        x: float tensor [N, C, H, W]; channels_last stays channels_last, all else becomes contiguous.
-        f: filter [kh, kw], or [k] for the outer product with itself; taken as float32; no gradient flows to it.
+        x: float tensor [N, C, H, W]. The result is channels_last if x is, else contiguous.
+        f: filter [kh, kw], or [k] for the outer product with itself; used as float32; it gets no gradient.
         up, down: integer factors, one number or (x, y).
         padding: zeros around the up-sampled image, one number, (x, y) or (left, right, top, bottom); negative crops.
         flip_filter: False convolves, True correlates.
@@ -149,9 +149,9 @@ def upfirdn2d(
         [N, C, (H*up + top + bottom - kh) // down + 1, (W*up + left + right - kw) // down + 1], x's dtype.
 
     Raises:
-        ValueError: where nothing would be left; factors, filters and padding out of their ranges; other shapes.
+        ValueError: the result would be empty, factors, filter or padding are out of range, or shapes do not fit.
     """
-    f = f if f.dtype == torch.float32 else f.float()  # as the kernels have it: one answer
+    f = f if f.dtype == torch.float32 else f.float()  # as in the kernels, so that all implementations agree
     if f.ndim == 1:
         f = torch.outer(f, f)
     up, down, padding = _pair(up), _pair(down), _four(padding)
@@ -159,7 +159,7 @@ def upfirdn2d(
 
 
 def filter2d(x: torch.Tensor, f: torch.Tensor, *, padding: int | Sequence[int] = 0, gain: float = 1.0) -> torch.Tensor:
-    """Blur that keeps the size; `padding` comes on top of what the filter itself needs."""
+    """Filter [N, C, H, W] without changing its size; `padding` is added to the padding that the filter needs."""
     left, right, top, bottom = _four(padding)
     fh, fw = f.shape
     pad = (left + fw // 2, right + (fw - 1) // 2, top + fh // 2, bottom + (fh - 1) // 2)
@@ -167,7 +167,7 @@ def filter2d(x: torch.Tensor, f: torch.Tensor, *, padding: int | Sequence[int] =
 
 
 def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2, padding: int = 0, gain: float = 1.0) -> torch.Tensor:
-    """Up-sample by `up`, keeping the brightness (gain up^2 inside); `padding` counts output pixels."""
+    """Up-sample [N, C, H, W] by `up`, with gain up^2 so that brightness is preserved; `padding` is in output pixels."""
     (fh, fw), p = f.shape, padding
     pad = (p + (fw + up - 1) // 2, p + (fw - up) // 2, p + (fh + up - 1) // 2, p + (fh - up) // 2)
     return upfirdn2d(x, f, up=up, padding=pad, gain=gain * up * up)
@@ -176,7 +176,7 @@ def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2, padding: int = 
 def downsample2d(
     x: torch.Tensor, f: torch.Tensor, *, down: int = 2, padding: int = 0, gain: float = 1.0
 ) -> torch.Tensor:
-    """Filter and keep every `down`-th pixel; `padding` counts input pixels."""
+    """Filter [N, C, H, W] and keep every `down`-th pixel; `padding` is in input pixels."""
     (fh, fw), p = f.shape, padding
     pad = (p + (fw - down + 1) // 2, p + (fw - down) // 2, p + (fh - down + 1) // 2, p + (fh - down) // 2)
     return upfirdn2d(x, f, down=down, padding=pad, gain=gain)
