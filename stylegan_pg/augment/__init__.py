@@ -1,7 +1,7 @@
-"""Augmentation of what D sees, real and generated alike, in two steps.
+"""Augmentation of the real and generated images that D receives, in two steps.
 
-Parameters are drawn for the global batch from (seed, nimg) by every rank, which then picks its rows and applies them:
-what an image becomes does not depend on how a batch was dealt out.
+Every rank draws the parameters of the global batch from a stream seeded by (seed, nimg), and applies those of its own
+images. So the augmentation of an image does not depend on how the batch was dealt out.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ Params = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Augment:
-    """What a configuration with a mode other than "none" asks for."""
+    """The augmentation of a configuration whose mode is not "none"."""
 
     config: AugmentConfig
 
     def draw(self, count: int, p: float, generator: torch.Generator, size: tuple[int, int]) -> Params:
-        """Parameters of `count` images of `size` (height, width), each tensor [count, ...] on the CPU; DiffAugment
-        knows no p."""
+        """Draw the parameters of `count` images of `size` (height, width), tensors [count, ...] on the CPU. DiffAugment
+        ignores p."""
         if self.config.mode == "diffaugment":
             return diffaugment.draw(self.config.policy, count, generator, size)
         return ada.draw(self.config.pipeline, count, p, generator, size)
 
     def apply(self, images: torch.Tensor, params: Params) -> torch.Tensor:
-        """Images [N, C, H, W] of about [-1, 1] (1 to 4 channels: grey or RGB, with or without alpha), changed by
-        parameters of N rows: same shape, dtype, device and layout, twice differentiable.
+        """Augment images; the result has the same shape, dtype, device and layout and is twice differentiable.
 
-        Parameters stay on the CPU, where they decide what there is to do.
+        Args:
+            images: [N, C, H, W] in about [-1, 1], with 1 to 4 channels: grey or RGB, with or without alpha.
+            params: tensors of N rows on the CPU, where they decide which operations run.
         """
         half = images.dtype in (torch.float16, torch.bfloat16)
         apply = diffaugment.apply if self.config.mode == "diffaugment" else ada.apply
-        planes = images.contiguous()  # in which resampling is faster, on CPUs several times
+        planes = images.contiguous()  # resampling is faster in this layout, several times on CPUs
         return in_layout_of(images, apply(planes.float() if half else planes, params).to(images.dtype))
 
 
 def make(config: AugmentConfig) -> Augment | None:
-    """The augmentation of a configuration, None where there is none."""
+    """The augmentation of a configuration, None if its mode is "none"."""
     return None if config.mode == "none" else Augment(config)
 
 
@@ -53,16 +54,16 @@ def pick(params: Params, indices: list[int]) -> Params:
 
 
 def adjust(p: float, sign: float, batch: int, interval: int, target: float, kimg: float) -> float:
-    """The controller's next p: a step towards more if D's scores of real images are too sure of it, else towards less
+    """ADA's next p: it increases if r_t is above the target, which indicates overfitting, and decreases if it is below
     (Karras et al. 2020, ADA, section 3.1).
 
     Args:
-        p: probability up to now, in [0, 1].
+        p: present probability, in [0, 1].
         sign: r_t, the mean of sign(D(real)) since the last adjustment, in [-1, 1].
         batch: images per step.
         interval: steps between adjustments.
-        target: value of r_t that is aimed at.
-        kimg: thousands of images over which p can go from 0 to 1.
+        target: the value that r_t should have.
+        kimg: thousands of images within which p can change from 0 to 1.
     """
     step = batch * interval / (kimg * 1000)
     return min(max(p + step * ((sign > target) - (sign < target)), 0.0), 1.0)

@@ -30,10 +30,11 @@ CUTOUT = 0.5  # side
 
 
 def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: tuple[int, int]) -> dict:
-    """The parameters of `count` images of `size` (height, width), for the operations in `pipeline` (of LETTERS).
+    """Draw the parameters of `count` images of `size` (height, width), for the operations in `pipeline` (of LETTERS).
 
-    Every operation is on with probability p on its own, and else has the value that changes nothing. The same numbers
-    are drawn whatever p is, so from the same generator all that is on at some p is on, and the same, at a higher one.
+    Every operation is enabled independently with probability p; otherwise its parameter has the neutral value. The same
+    numbers are drawn for every p, so with the same generator, an operation that is enabled at one p is enabled with the
+    same parameters at every higher p.
 
     Returns CPU tensors of `count` rows, float32 but for noise_seed (int64):
         b: flip [0 or 1]; turns [0..3], by 90 degrees counter-clockwise; shift [2], (x, y) in whole pixels.
@@ -63,7 +64,7 @@ def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: 
         params["turns"] = some(whole(4), 0)
         params["shift"] = some((uniform(-SHIFT, SHIFT, 2) * sides).round(), 0)
     if "g" in pipeline:
-        p_rot = 1 - math.sqrt(1 - p)  # of each of the two, so that p is the probability of any
+        p_rot = 1 - math.sqrt(1 - p)  # for each of the two rotations, so that p is the probability of at least one
         params["scale"] = some((normal() * SCALE).exp2(), 1)
         params["pre_rotation"] = some(uniform(-math.pi, math.pi), 0, p_rot)
         params["stretch"] = some((normal() * STRETCH).exp2(), 1)
@@ -93,7 +94,8 @@ def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: 
 
 
 def apply(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[N, C, H, W] (H, W of at least 2) under what `draw` drew; an image whose operations are all off is unchanged."""
+    """Apply the parameters of `draw` to images [N, C, H, W] (H, W >= 2). An image without enabled operations is
+    unchanged."""
     if "flip" in params or "scale" in params:
         images = geometry.transform(images, params)
     if "hue" in params:

@@ -1,6 +1,6 @@
-"""Colour, frequency bands, noise and cutout of augmentation: what changes values and leaves pixels where they are.
+"""Augmentation that changes values but does not move pixels: colour, frequency bands, noise and cutout.
 
-Of an image with alpha (2 or 4 channels) colour and noise leave the alpha alone.
+Colour and noise do not change the alpha channel of an image that has one (2 or 4 channels).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SYM2 = tuple(t / (4 * math.sqrt(2)) for t in (1 + 3**0.5, 3 + 3**0.5, 3 - 3**0.5
 
 
 def colours(images: torch.Tensor) -> int:
-    """How many of the channels are colours: 1 or 3, the rest is alpha."""
+    """The number of colour channels, 1 or 3; a further channel is alpha."""
     return 3 if images.shape[1] >= 3 else 1
 
 
@@ -31,15 +31,15 @@ def on_colours(images: torch.Tensor, f) -> torch.Tensor:
 
 
 def matrix(params: dict[str, torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor [N, count, count] and offset [N, count] (float64) of the colour operations, in ada.draw's order.
+    """Matrix [N, count, count] and offset [N, count] (float64) of the colour operations, in the order of ada.draw.
 
-    On grey (count = 1) hue and saturation do nothing: they turn around the axis of the greys.
+    Hue and saturation have no effect on grey (count = 1), as they act around the axis of the greys.
     """
     p = {k: params[k].double()[:, None, None] for k in ("brightness", "contrast", "luma_flip", "hue", "saturation")}
     one = torch.eye(count, dtype=torch.float64)
     luma = torch.full([count, count], 1 / count, dtype=torch.float64)  # v v^T of the unit vector along the greys
     factor = p["contrast"] * (one - 2 * luma * p["luma_flip"])
-    offset = p["contrast"] * p["brightness"] * (1 - 2 * p["luma_flip"])  # a grey stays a grey in what follows
+    offset = p["contrast"] * p["brightness"] * (1 - 2 * p["luma_flip"])  # the following operations map grey to grey
     if count == 3:
         cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(3)
         hue = luma + (one - luma) * p["hue"].cos() + cross * p["hue"].sin()  # Rodrigues' formula
@@ -70,7 +70,7 @@ def _convolve(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _spread(f: torch.Tensor, step: int) -> torch.Tensor:
-    """f(z^step): its taps `step` apart."""
+    """f(z^step): the filter with its taps `step` apart."""
     out = f.new_zeros([(len(f) - 1) * step + 1])
     out[::step] = f
     return out
@@ -79,13 +79,13 @@ def _spread(f: torch.Tensor, step: int) -> torch.Tensor:
 def bands() -> torch.Tensor:
     """Zero-phase filters [4, 43] (float64) of the frequency bands up to pi/8, pi/4, pi/2 and pi, which sum to 1.
 
-    An undecimated wavelet tree: with H the low-pass filter and L = H(z)H(1/z)/2, all but L is the highest band, and L
-    splits again at half the frequency (Karras et al. 2020, ADA, appendix B).
+    They form an undecimated wavelet tree: with the low-pass filter H and L = H(z)H(1/z)/2, the highest band is 1 - L,
+    and L is split again at half the frequency (Karras et al. 2020, ADA, appendix B).
     """
     low = torch.tensor(SYM2, dtype=torch.float64)
     low = _convolve(low, low.flip(0)) / 2
     high = -low
-    high[len(high) // 2] += 1  # what is orthonormal is complementary in power
+    high[len(high) // 2] += 1  # orthonormal filters are complementary in power
     tree = [torch.ones([1], dtype=torch.float64)]  # from the whole downwards
     found = []
     for step in (1, 2, 4):
@@ -113,7 +113,7 @@ def _filter(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
 
 
 def add_noise(images: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-    """Add N(0, sigma^2) to every colour of every pixel; each image's noise [colours, H, W] follows from its seed."""
+    """Add N(0, sigma^2) to every colour of every pixel; the noise [colours, H, W] of an image depends on its seed."""
     return changed(images, sigma != 0, _noisy, sigma, seed)
 
 
@@ -125,8 +125,11 @@ def _noisy(x: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> torch.Te
 
 
 def cut_out(images: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-    """Set a rectangle of each image to 0 (mid-grey, half transparent), given as [N, 3]: the centre x, y and the side,
-    all as shares of the image's sides. A pixel goes if its centre lies inside."""
+    """Set a rectangle of each image to 0 (mid-grey, half transparent).
+
+    `box` [N, 3] holds its centre x, y and its side, as fractions of the image's sides. A pixel is set if its centre
+    lies inside.
+    """
     return changed(images, box[:, 2] > 0, _cut, box)
 
 

@@ -1,5 +1,5 @@
-"""DiffAugment (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 4): every image
-is changed, always."""
+"""DiffAugment (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 4), which is
+always applied to every image."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ POLICIES = ("color", "translation", "cutout")  # applied in this order
 BRIGHTNESS = 0.5  # added: uniform in +-
 SATURATION = (0.0, 2.0)  # factor of the distance from the pixel's mean over the colours
 CONTRAST = (0.5, 1.5)  # factor of the distance from the image's mean
-TRANSLATION = 0.125  # uniform in +-, in whole pixels; zeros come in
+TRANSLATION = 0.125  # uniform in +-, rounded to whole pixels
 CUTOUT = 0.5  # side
 
 
 def draw(policy: str, count: int, generator: torch.Generator, size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """The parameters of `count` images of `size` (height, width), for policies as in "color,translation,cutout".
+    """Draw the parameters of `count` images of `size` (height, width) for a policy such as "color,translation,cutout".
 
-    Returns CPU tensors (float32) of `count` rows: color: brightness, saturation, contrast; translation: shift [2],
+    Returns CPU tensors (float32) of `count` rows. color: brightness, saturation, contrast; translation: shift [2],
     (x, y) in whole pixels; cutout: cutout [3], (x, y, side), see colour.cut_out.
     """
 
@@ -43,7 +43,7 @@ def draw(policy: str, count: int, generator: torch.Generator, size: tuple[int, i
 
 
 def apply(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[N, C, H, W] under what `draw` drew; colour leaves an alpha channel alone."""
+    """Apply the parameters of `draw` to images [N, C, H, W]; colour does not change an alpha channel."""
     if "brightness" in params:
         values = [params[k].to(images.device, images.dtype)[:, None, None, None] for k in _COLOUR]
         images = on_colours(images, lambda x: _recolour(x, *values))
@@ -65,7 +65,7 @@ def _recolour(x, brightness, saturation, contrast):
 
 
 def translate(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Move [N, C, H, W] by shift [N, 2], (x, y) in whole pixels, within the image; zeros come in."""
+    """Translate images [N, C, H, W] by shift [N, 2], (x, y) in whole pixels, and fill up with zeros."""
     _, c, h, w = images.shape
     limit = int(shift.abs().max())
     padded = F.pad(images, [limit] * 4)

@@ -1,7 +1,7 @@
-"""Blitting and geometric transforms of augmentation: one 3x3 matrix per image, executed once.
+"""Blitting and geometric augmentation, combined into one 3x3 matrix for each image that is applied once.
 
-Everything is linear in the images and differentiable twice. The plane continues beyond the image by reflection, as far
-as a transform reaches: coordinates are folded back, so nothing but the filter's margin is ever padded.
+All operations are linear in the images and twice differentiable. Beyond its border an image continues by reflection, as
+far as a transform reaches. Coordinates are folded back, so only the filter's margin is padded.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
-DELAY = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6)  # its centre, in samples: not quite the middle, 5.5
+DELAY = sum(k * tap for k, tap in enumerate(SYM6)) / sum(
+    SYM6
+)  # the filter's centre in samples, not exactly the middle, 5.5
 
 
 def changed(images: torch.Tensor, which: torch.Tensor, f: Callable[..., torch.Tensor], *per_image) -> torch.Tensor:
-    """f(images, *per_image) for the images in the mask `which` [N] (on the CPU); the others stay, bit for bit."""
+    """Apply f(images, *per_image) to the images in the mask `which` [N] (on the CPU); the others are unchanged."""
     if not which.any():
         return images
     if which.all():
@@ -45,8 +47,8 @@ def changed(images: torch.Tensor, which: torch.Tensor, f: Callable[..., torch.Te
 
 
 def mirror(images: torch.Tensor, pad: int) -> torch.Tensor:
-    """Continue [N, C, H, W] (H, W of at least 2) by reflection about its outer pixels, by `pad` on every side."""
-    if torch.are_deterministic_algorithms_enabled():  # which refuses the gradient of reflection on GPUs
+    """Pad images [N, C, H, W] (H, W >= 2) by `pad` on every side, by reflection about the outer pixels."""
+    if torch.are_deterministic_algorithms_enabled():  # this mode refuses the gradient of reflection on GPUs
         for axis in (2, 3):
             size = images.shape[axis]
             place = fold(torch.arange(-pad, size + pad, dtype=torch.float64), size).long()
@@ -62,14 +64,14 @@ def mirror(images: torch.Tensor, pad: int) -> torch.Tensor:
 
 
 def fold(x: torch.Tensor, size: int) -> torch.Tensor:
-    """The pixel coordinate in [0, size - 1] that `x` meets in a plane of mirrored copies (the outer pixels are not
-    doubled)."""
+    """The coordinate in [0, size - 1] that corresponds to `x` in a plane of mirrored copies (outer pixels are not
+    repeated)."""
     period = 2 * (size - 1)
     return (x - period * (x / period).round()).abs()
 
 
 def _matrix(*rows: list) -> torch.Tensor:
-    """[N, 3, 3] in float64 from two rows of numbers and tensors [N]; the third is 0, 0, 1."""
+    """Matrices [N, 3, 3] (float64) from two rows of numbers and tensors [N]; the third row is 0, 0, 1."""
     entries = torch.broadcast_tensors(
         *(torch.as_tensor(v, dtype=torch.float64) for row in (*rows, [0, 0, 1]) for v in row)
     )
@@ -85,13 +87,13 @@ def _scaling(x, y) -> torch.Tensor:
 
 
 def _turn(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Counter-clockwise on the screen, where y points down, is [[cos, sin], [-sin, cos]]; this is its inverse."""
+    """The inverse of a counter-clockwise rotation on the screen, [[cos, sin], [-sin, cos]], where y points down."""
     return _matrix([cos, -sin, 0], [sin, cos, 0])
 
 
 def inverse(params: dict[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """Matrices [N, 3, 3] (float64, CPU) from an output pixel's (x, y, 1) to where it comes from in the input, for
-    images of `size` (height, width); see ada.draw for the parameters, which are applied in its order."""
+    """Matrices [N, 3, 3] (float64, CPU) that map an output pixel (x, y, 1) to its source position in the input, for
+    images of `size` (height, width). The parameters are those of ada.draw and are applied in its order."""
     p = {k: v.double() for k, v in params.items()}
     height, width = size
     m = _translation((width - 1) / 2, (height - 1) / 2)
@@ -109,10 +111,10 @@ def inverse(params: dict[str, torch.Tensor], size: tuple[int, int]) -> torch.Ten
 
 
 def transform(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[N, C, H, W] under the blitting and geometric operations in `params`, same shape.
+    """Apply the blitting and geometric operations in `params` to images [N, C, H, W].
 
-    An image whose matrix moves whole pixels to whole pixels is copied exactly, and not touched at all by the identity;
-    all others are resampled.
+    An image whose matrix maps whole pixels to whole pixels is copied exactly (the identity leaves it unchanged); all
+    others are resampled.
     """
     m = inverse(params, (images.shape[2], images.shape[3]))
     identity = (m == torch.eye(3, dtype=m.dtype)).flatten(1).all(dim=1)
@@ -123,14 +125,14 @@ def transform(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Te
 
 
 def _sources(m: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the output positions x [w] by y [h] come from: x and y [N, h, w], not yet folded."""
+    """The source positions x and y [N, h, w], not yet folded, of the output positions x [w] by y [h]."""
     m = m.to(x.device, x.dtype)[:, :, :, None, None]
     x, y = x[None, None, :], y[None, :, None]
     return m[:, 0, 0] * x + (m[:, 0, 1] * y + m[:, 0, 2]), m[:, 1, 0] * x + (m[:, 1, 1] * y + m[:, 1, 2])
 
 
 def blit(images: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
-    """Copy pixels by inverse matrices [N, 3, 3] of whole numbers."""
+    """Copy pixels by inverse matrices [N, 3, 3] of integers."""
     _, c, h, w = images.shape
     x, y = (torch.arange(size, device=images.device, dtype=torch.float32) for size in (w, h))
     x, y = _sources(m, x, y)
@@ -142,7 +144,7 @@ def resample(images: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     """Resample by inverse matrices [N, 3, 3]: up-sample by 2, interpolate linearly, down-sample (Karras et al. 2020,
     ADA, appendix B: sym6, against aliasing).
 
-    Sample u of the up-sampled image lies at pixel (u - DELAY) / 2: without that a flip would move it by 0.4 pixels.
+    Sample u of the up-sampled image lies at pixel (u - DELAY) / 2; ignoring DELAY, a flip would shift it by 0.4 pixels.
     """
     _, _, h, w = images.shape
     f = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
@@ -158,8 +160,8 @@ def resample(images: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
 
 
 def bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Interpolate [N, C, H, W] at pixel coordinates x, y [N, h, w] within it -> [N, C, h, w]. Differentiable in the
-    images, to any order."""
+    """Interpolate images [N, C, H, W] at pixel coordinates x, y [N, h, w] within them -> [N, C, h, w]. The result is
+    differentiable in the images to any order."""
     _, _, h, w = images.shape
     if images.is_cuda and torch.are_deterministic_algorithms_enabled():
         return gathered(images, x, y)
@@ -168,7 +170,7 @@ def bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Te
 
 
 def gathered(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The same by indexing: slower, with a gradient that GPUs can sum up in a fixed order."""
+    """`bilinear` by indexing, which is slower, but whose gradient GPUs can sum in a fixed order."""
     (_, c, h, w), size = images.shape, x.shape[1:]
     left, top = x.floor().clamp(0, w - 2), y.floor().clamp(0, h - 2)
     flat, corner = images.flatten(2), (top * w + left).long()
@@ -182,7 +184,8 @@ def gathered(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Te
 
 
 class _Sample(torch.autograd.Function):
-    """F.grid_sample as a linear function of the images, whose own gradient lacks a second one in many versions."""
+    """F.grid_sample as a linear function of the images; PyTorch's own gradient has no second derivative in many
+    versions."""
 
     @staticmethod
     def forward(ctx, images, grid):
@@ -196,7 +199,7 @@ class _Sample(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """Its transpose."""
+    """The transpose of _Sample."""
 
     @staticmethod
     def forward(ctx, dy, grid, size):

@@ -1,4 +1,4 @@
-"""Network pairs by name, and what it means to grow one."""
+"""The network pairs by name, and the copying of weights when networks grow."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NETWORKS = {name: _pair(module) for name, module in MODULES.items()}
 
 
 class _Watched:
-    """Stands for a ModelConfig, and remembers which of its keys were asked for."""
+    """A proxy of a ModelConfig that records which of its keys are read."""
 
     def __init__(self, model: ModelConfig):
         self.model, self.read = model, set()
@@ -60,12 +60,12 @@ class _Watched:
 
 
 def unread_keys(model: ModelConfig) -> list[str]:
-    """The keys of `model` that were changed from their defaults, but mean nothing to the networks it names."""
+    """The keys of `model` that differ from their defaults but have no effect on the networks it names."""
     watched: Any = _Watched(model)
     shape = NetworkShape(4, 4, False, 3, 0, 1)
     for kwargs in NETWORKS[model.name][2:]:
         kwargs(watched, shape)
-    # What is read elsewhere, whatever the networks: w_avg_beta where there is a w, the rest always.
+    # Keys that are read elsewhere: w_avg_beta if there is a w, the others always.
     known = watched.read | {"name", "mbstd_group", "mbstd_channels", "low_precision_resolutions", "low_precision"}
     if "w_dim" in known:
         known.add("w_avg_beta")
@@ -74,10 +74,10 @@ def unread_keys(model: ModelConfig) -> list[str]:
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:
-    """Compute in the layout that is fastest on CPUs and under mixed precision (results differ by rounding only).
+    """Switch a network to channels_last, which is faster on CPUs and in 16 bits (results differ by rounding only).
 
-    Modules that start a layout have an attribute `memory_format`; a discriminator follows that of the images it is
-    given.
+    Modules whose output starts a layout have an attribute `memory_format`, which is set; a discriminator uses the
+    layout of its images.
     """
     for part in module.modules():
         if hasattr(part, "memory_format"):
@@ -86,7 +86,7 @@ def to_channels_last(module: nn.Module) -> nn.Module:
 
 
 def copy_same_names(new: nn.Module, old: nn.Module) -> list[str]:
-    """Growth: give `new` every parameter and buffer of `old` that it also has; returns the names it has anew."""
+    """Growth: copy every parameter and buffer of `old` that `new` has, too; returns the names that `old` lacks."""
     source = old.state_dict()
     target = new.state_dict()
     for name, tensor in target.items():
@@ -104,6 +104,7 @@ def _keywords(forward: Any) -> frozenset[str] | None:
 
 
 def accepted(net: nn.Module, **how: Any) -> dict[str, Any]:
-    """Those of the keyword arguments that a network's forward pass knows: a plain one knows no alpha, for example."""
+    """The keyword arguments that a network's forward pass accepts; a plain network does not accept alpha, for
+    example."""
     known = _keywords(type(net).forward)
     return how if known is None else {name: value for name, value in how.items() if name in known}

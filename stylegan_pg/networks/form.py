@@ -1,4 +1,4 @@
-"""The form of a network: what decides its layers' sizes, and how that follows from the configuration."""
+"""The form of a network: the numbers that determine the sizes of its layers, derived from configuration and phase."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOW_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """What, besides the model's configuration, decides the form of a network of one phase."""
+    """The properties of a phase and a dataset that, with the model's configuration, determine a network's form."""
 
     resolution: int
     full_resolution: int  # the low-precision layers are counted down from here
@@ -26,7 +26,7 @@ class NetworkShape:
 
 
 def form_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
-    """Arguments of Form, all of them plain JSON values: those that every growing network's class takes."""
+    """The arguments of Form, which every growing network takes; all of them are plain JSON values."""
     low = model.low_precision_at
     if low is None:  # "auto" before it has measured
         count = 0 if model.low_precision == "auto" else model.low_precision_resolutions
@@ -68,23 +68,23 @@ class Form:
 
     @property
     def resolutions(self) -> list[int]:
-        """From 4 up to the form's own."""
+        """All resolutions from 4 up to the form's own."""
         return [2**i for i in range(2, self.resolution.bit_length())]
 
     def size(self, resolution: int) -> tuple[int, int]:
-        """Rows and columns."""
+        """Rows and columns of pictures at a resolution."""
         rows, columns = self.base
         return rows * resolution // 4, columns * resolution // 4
 
     def channels(self, resolution: int) -> int:
-        """Of the layers of a resolution. A `channel_base` of 16384 gives ProGAN's and StyleGAN's (Karras et al. 2018,
-        table 2), 32768 StyleGAN2's (2020, section 6)."""
+        """Channels of the layers of a resolution. A `channel_base` of 16384 gives those of ProGAN and StyleGAN (Karras
+        et al. 2018, table 2), 32768 those of StyleGAN2 (2020, section 6)."""
         return min(self.channel_base // resolution, self.channel_max)
 
     def dtype(self, resolution: int) -> torch.dtype | None:
-        """What a resolution's layers compute in; None: what their weights are stored in."""
+        """The dtype in which a resolution's layers compute; None: the dtype of their weights."""
         return LOW_PRECISION[self.low_precision] if resolution in self.low_precision_at else None
 
     def has_rgb(self, resolution: int) -> bool:
-        """Whether a resolution has a way to or from RGB: the highest, and within a fade the one before it."""
+        """Whether a resolution has layers to or from RGB: the highest, and in a fade also the one before it."""
         return resolution == self.resolution or (self.fade and resolution == self.resolution // 2)

@@ -1,10 +1,10 @@
-"""What the growing networks have in common: from latents to styles to pictures, pictures to scores, and the fades.
+"""The common part of the growing networks: generator, discriminator, and the fades between resolutions.
 
-Each instance has exactly the resolution of its phase. With `fade=True` the previous resolution's way to and from RGB
-is kept as well, and `alpha` in [0, 1] blends it with the newest block (Karras et al. 2018, figure 2). Growing means
-building the next size and copying what has the same name: nothing is masked, nothing is unused.
+Each instance has exactly the resolution of its phase. With `fade=True` the layers to and from RGB of the previous
+resolution exist as well, and `alpha` in [0, 1] blends them with the newest block (Karras et al. 2018, figure 2).
+Growing means building the next size and copying the tensors of the same names; no parameter is masked or unused.
 
-The three pairs differ in their blocks, which they build themselves: module `b{r}` of resolution r.
+The three pairs differ in their blocks, which they build themselves; module `b{r}` is that of resolution r.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class SynthesisNetwork(nn.Module):
     """ws [N, num_ws, w_dim] -> image [N, img_channels, H, W], roughly in [-1, 1].
 
     A block takes x [N, in, H/2, W/2] (None at the lowest resolution), the list of its styles, each [N, w_dim], and
-    `noise` and `generator`; where it has a `torgb`, its result is turned into a picture. `skips`: every resolution adds
-    to the picture; otherwise a newer one replaces it. `image_filter` up-samples pictures.
+    `noise` and `generator`. If it has a layer `torgb`, that converts its result to a picture. With `skips` the picture
+    is the sum over all resolutions, otherwise that of the highest one. `image_filter` up-samples pictures.
     """
 
     filter: torch.Tensor
@@ -47,11 +47,11 @@ class SynthesisNetwork(nn.Module):
             setattr(self, f"b{r}", block)
 
     def block_ws(self, i: int) -> slice:
-        """Which of the ws the block of the i-th resolution takes."""
+        """The range of ws that the block of the i-th resolution uses."""
         return slice(0, self.num_ws)
 
     def rgb(self, i: int, block: Any, x: torch.Tensor, ws: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The picture of a block's result."""
+        """Convert the result x of the i-th block to a picture."""
         return block.torgb(x)
 
     def forward(
@@ -62,7 +62,7 @@ class SynthesisNetwork(nn.Module):
         noise: str = "const",
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """`alpha` counts only in a fading network; noise is const, random (from `generator`) or none."""
+        """`alpha` is used in a fading network only; noise is const, random (from `generator`) or none."""
         w = ws.unbind(dim=1)
         x = img = None
         for i, r in enumerate(self.resolutions):
@@ -84,7 +84,7 @@ class SynthesisNetwork(nn.Module):
 class Generator(nn.Module):
     """z -> w -> image, from a mapping z [N, z_dim], c [N, c_dim] -> w [N, w_dim] and a synthesis network."""
 
-    truncation_cutoff: int | None = None  # how many of the ws truncation moves where nothing else is said; None: all
+    truncation_cutoff: int | None = None  # default number of ws that truncation changes; None: all
 
     def __init__(self, form: Form, z_dim: int, w_dim: int, mapping: nn.Module, synthesis: nn.Module):
         super().__init__()
@@ -100,8 +100,8 @@ class Generator(nn.Module):
     ) -> torch.Tensor:
         """z [N, z_dim], c [N, c_dim] -> ws [N, num_ws, w_dim].
 
-        Truncation moves the first `cutoff` layers (None: the network's `truncation_cutoff`) towards the mean:
-        w_avg + psi (w - w_avg) (Karras et al. 2019, section 2.2; psi 1 leaves w alone).
+        Truncation moves the w of the first `cutoff` layers (None: the network's `truncation_cutoff`) towards the mean,
+        w_avg + psi (w - w_avg) (Karras et al. 2019, section 2.2); psi = 1 does not change w.
         """
         ws = self.mapping(z, c)[:, None].repeat(1, self.num_ws, 1)
         if psi != 1:
@@ -128,7 +128,7 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions, of which the second halves the size; `layer` goes to each (see Conv2d)."""
+    """Two convolutions, the second of which halves the size; `layer` holds arguments of both (see Conv2d)."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """The end: minibatch stddev, a convolution and two dense layers. [N, C, *size] -> [N, out]."""
+    """The last block: minibatch stddev, a convolution and two dense layers. [N, C, *size] -> [N, out]."""
 
     def __init__(
         self,
@@ -185,11 +185,11 @@ class DiscriminatorEpilogue(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1]; conditional by projection
-    (Miyato & Koyama 2018) of the labels' embedding, which `mapping_layers` dense layers follow.
+    """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1].
 
-    `mbstd_group` must divide every batch it is given (smaller batches form one group). `skips`: every resolution sees
-    the picture. `image_filter` down-samples pictures.
+    Conditional networks use projection (Miyato & Koyama 2018) on an embedding of the labels, which consists of
+    `mapping_layers` dense layers. `mbstd_group` must divide the batch; a smaller batch forms one group. With `skips`
+    every resolution receives the picture. `image_filter` down-samples pictures.
     """
 
     filter: torch.Tensor
@@ -231,7 +231,7 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(0, form.c_dim, self.cmap_dim, mapping_layers, w_avg=False)
 
     def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0) -> torch.Tensor:
-        """`alpha` counts only in a fading network: 0 sees the down-sampled image alone."""
+        """`alpha` is used in a fading network only; 0 uses the down-sampled image alone."""
         x: Any = None
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
@@ -253,10 +253,8 @@ class Discriminator(nn.Module):
 
 
 def frozen(D: Any, count: int) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of D's `count` highest resolutions with their names in D, which are not to be trained (Mo et al.
-    2020, Freeze-D).
-
-    The last one, 4x4, always learns.
+    """The parameters, with their names, of D's `count` highest resolutions, which are not trained (Mo et al. 2020,
+    Freeze-D). The 4x4 block is always trained.
     """
     resolutions = sorted(D.resolutions, reverse=True)[:-1][:count] if count else []
     return [(f"b{r}.{name}", p) for r in resolutions for name, p in getattr(D, f"b{r}").named_parameters()]

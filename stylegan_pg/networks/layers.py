@@ -1,6 +1,6 @@
 """Layers with equalised learning rate, shared by the networks (Karras et al. 2018, section 4.1; 2020, section 2).
 
-Weights are stored at unit variance and scaled when used, so that Adam moves every layer at the same relative speed.
+Weights are stored at unit variance and scaled when they are used, so Adam changes all layers at the same relative rate.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
 
 
 def low_pass(taps: Sequence[float]) -> torch.Tensor:
-    """The filter of `taps` for a buffer that is not stored. It is on the CPU even where a network is built on the meta
-    device (for a snapshot's weights to be put into), as nothing would bring it back there."""
+    """The 2-D filter of `taps`, for a buffer that is not saved. It is created on the CPU even if the network is built
+    on the meta device (to receive a snapshot's weights), because its values could not be restored there."""
     with torch.device("cpu"):
         return setup_filter(taps)
 
@@ -45,17 +45,19 @@ def low_pass(taps: Sequence[float]) -> torch.Tensor:
 def noise_image(
     noise: str, const: torch.Tensor, x: torch.Tensor, generator: torch.Generator | None
 ) -> torch.Tensor | None:
-    """Per-pixel noise N(0, 1) for x [N, C, H, W]: `const` [H, W] as [1, 1, H, W], `random` ones from `generator` as
-    [N, 1, H, W], or None for `none`."""
+    """Per-pixel noise N(0, 1) for x [N, C, H, W]: for "const" the given [H, W] as [1, 1, H, W], for "random" new
+    numbers [N, 1, H, W] from `generator`, for "none" None."""
     if noise == "random":
         return torch.randn([len(x), 1, *x.shape[2:]], device=x.device, generator=generator).to(const.dtype)
     return None if noise == "none" else const[None, None]
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:
-    """Correlate x with the weight [O, I, k, k], at stride 1 keeping the size; or the transposed convolution. In x's
-    dtype, whatever the weight's: a CPU without instructions for bfloat16 makes it of float32 numbers, of fewer products
-    where it can, and rounds the result."""
+    """Correlate x with the weight [O, I, k, k], at stride 1 without changing the size; or the transposed convolution.
+
+    The result has x's dtype, whatever the weight's is. A CPU without instructions for bfloat16 computes it from float32
+    numbers, by conv3x3 if that is faster, and rounds the result.
+    """
     how: dict[str, Any] = {"transposed": transposed, "stride": stride}
     if x.dtype != torch.bfloat16 or x.device.type != "cpu" or MULTIPLIES_BF16:
         return _convolve(x, weight.to(x.dtype), **how)
@@ -74,10 +76,10 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor, transposed: bool, stride: i
 def resampling_conv2d(
     x: torch.Tensor, weight: torch.Tensor, f: torch.Tensor | None, *, up: int = 1, down: int = 1
 ) -> torch.Tensor:
-    """Convolution [O, I, k, k] that keeps the size, doubles it (up=2) or halves it (down=2), with the FIR filter f; in
-    x's dtype, whatever the weight's.
+    """Convolve with a weight [O, I, k, k] and keep the size, double it (up=2) or halve it (down=2), with FIR filter f.
 
-    Up-sampling uses true convolution (the kernel flipped), the others correlation, as the published weights expect.
+    The result has x's dtype, whatever the weight's is. Up-sampling uses true convolution (a flipped kernel), the others
+    use correlation, as the published weights expect.
     """
     k = weight.shape[-1]
     if up == 1 and down == 1:
@@ -88,7 +90,7 @@ def resampling_conv2d(
         if k == 1:  # cheaper before the up-sampling
             return upsample2d(convolve(x, weight), f)
         x = convolve(x, weight, transposed=True, stride=2)
-        # What is left of the padding for the filter, once the transposed convolution has added k - 1 and taken one.
+        # The remaining padding for the filter: the transposed convolution has added k - 1 and removed one.
         before, after = (taps + 1) // 2 + k // 2 - (k - 1), (taps - 2) // 2 + k // 2 - (k - 2)
         return upfirdn2d(x, f, padding=(before, after, before, after), gain=4.0)
     before, after = (taps - 1) // 2 + k // 2, (taps - 2) // 2 + k // 2
@@ -100,8 +102,9 @@ def resampling_conv2d(
 def gains_of(act: str, he_gain: float | None) -> tuple[float, float]:
     """The gains of a layer's weight and of its activation.
 
-    By default the weight has none and the activation its own, sqrt(2) for leaky ReLU; with `he_gain` the weight has
-    this one, as in He's constant, and the activation none: the same but for the bias (Karras et al. 2018, section 4.1).
+    By default the weight has gain 1, and the activation has its own gain, sqrt(2) for leaky ReLU. With `he_gain` the
+    weight has that gain, as in He's constant, and the activation has gain 1. The two differ in the effect of the bias
+    only (Karras et al. 2018, section 4.1).
     """
     return (1.0, ACTIVATIONS[act][1]) if he_gain is None else (he_gain, 1.0)
 
@@ -139,10 +142,10 @@ class FullyConnected(nn.Module):
 
 
 def given(c: torch.Tensor | None, c_dim: int) -> torch.Tensor:
-    """The condition of a conditional network.
+    """Check that a conditional network was given its condition, and return it.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: c is None.
     """
     if c is None:
         raise ValueError(f"this network is conditional: give c of shape [N, {c_dim}]")
@@ -152,8 +155,8 @@ def given(c: torch.Tensor | None, c_dim: int) -> torch.Tensor:
 class MappingNetwork(nn.Module):
     """z [N, z_dim] and c [N, c_dim] -> w [N, w_dim], both inputs normalised (Karras et al. 2019, section 2).
 
-    The generator's has a running mean of w, `w_avg`, which the trainer updates from the global batch. For `he_gain`
-    see gains_of.
+    A generator's mapping has a running mean of w, `w_avg`, which the trainer updates from the global batch. For
+    `he_gain` see gains_of.
     """
 
     w_avg: torch.Tensor
@@ -192,7 +195,8 @@ class MappingNetwork(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """Convolution with bias, activation, gain and clamp, optionally changing the resolution. [N, in, H, W] -> out.
+    """Convolution with bias, activation, gain and clamp, which may change the resolution. [N, in, H, W] -> [N, out,
+    ...].
 
     For `he_gain` see gains_of.
     """
@@ -257,11 +261,12 @@ class ModulatedConv2d(nn.Module):
         self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel**2)
 
     def modulated(self, x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The convolution of the scaled input [N, out, H', W'], and the factors d [N, out] still to be applied."""
+        """The convolution of the scaled input, [N, out, H', W'], and the factors d [N, out] that are still to be
+        applied."""
         s = self.affine(w.to(self.affine.weight.dtype)) * self.style_gain
         weight = self.weight
         if x.dtype == torch.float16 and self.demodulate:
-            # Neither scale survives the demodulation; without them the sums overflow in half precision.
+            # The demodulation cancels both scales; without them the sums overflow in half precision.
             per_output = weight.norm(float("inf"), dim=[1, 2, 3], keepdim=True) * math.sqrt(weight[0].numel())
             weight = weight / per_output
             s = s / s.norm(float("inf"), dim=1, keepdim=True)
@@ -273,7 +278,7 @@ class ModulatedConv2d(nn.Module):
 
 
 class SynthesisLayer(ModulatedConv2d):
-    """Modulated convolution, noise, bias, leaky ReLU, gain, clamp, in this order."""
+    """Modulated convolution, noise, bias, leaky ReLU, gain and clamp, in this order."""
 
     noise_const: torch.Tensor
 

@@ -1,6 +1,6 @@
-"""A small pair of multi-layer perceptrons for points, or for pictures of any size taken as vectors.
+"""A small pair of multi-layer perceptrons for points, or for pictures of any size as vectors.
 
-They show on toy data what an objective does, through the same trainer as the large networks; they do not grow.
+They show the effect of objectives on toy data, with the same trainer as the large networks. They do not grow.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def layers(sizes: list[int], act: nn.Module) -> nn.Sequential:
 
 
 class Mapping(nn.Module):
-    """w is z, with the label behind it: [N, z_dim], [N, c_dim] or None -> [N, z_dim + c_dim]."""
+    """Concatenates z [N, z_dim] and the label [N, c_dim] (or None) to w [N, z_dim + c_dim]."""
 
     w_avg: torch.Tensor
 
@@ -39,7 +39,7 @@ class Mapping(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """ws [N, 1, w_dim] -> images [N, C, H, W]; it has no noise inputs and nothing that fades."""
+    """ws [N, 1, w_dim] -> images [N, C, H, W], without noise inputs or fades."""
 
     num_ws = 1
 
@@ -77,7 +77,7 @@ class Generator(growing.Generator):
         w_dim, rows, columns = z_dim + c_dim, *img_size
         synthesis = Synthesis([w_dim, *[width] * hidden, img_channels * rows * columns], (img_channels, rows, columns))
         super().__init__(Form(4, img_size, img_channels, c_dim), z_dim, w_dim, Mapping(w_dim), synthesis)
-        self.resolution = resolution  # a name only: img_size says how large pictures are
+        self.resolution = resolution  # only a label; img_size is the size of the pictures
 
 
 class Discriminator(nn.Module):
@@ -108,8 +108,8 @@ class Discriminator(nn.Module):
 
 
 def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
-    """Arguments of Discriminator, plain JSON values: model.channel_max wide, with model.mapping_layers hidden
-    layers."""
+    """Arguments of Discriminator, plain JSON values: the width is model.channel_max, the number of hidden layers
+    model.mapping_layers."""
     return {
         "resolution": shape.resolution,
         "img_size": [side * shape.resolution // 4 for side in model.base],

@@ -1,8 +1,9 @@
 """Progressive GAN's generator and discriminator (Karras et al. 2018, appendix A, table 2).
 
-He's constant holds the activations' gain: sqrt(2) throughout, 1 in toRGB and the last dense layer, sqrt(2)/4 in the
-generator's first. The paper has no conditional networks of this kind: labels join the latent here as in its published
-code, and the discriminator judges them by projection. A `channel_base` of 16384 gives table 2's channels.
+The gain of He's constant includes that of the activation: sqrt(2) in general, 1 in toRGB and the last dense layer, and
+sqrt(2)/4 in the generator's first layer. The paper has no conditional networks of this kind. Here labels are
+concatenated with the latent, as in its published code, and the discriminator uses projection. A `channel_base` of 16384
+gives the channels of table 2.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from stylegan_pg.networks.layers import Conv2d, given, normalize_2nd_moment
 from stylegan_pg.networks.ranges import checked
 from stylegan_pg.ops import bias_act, downsample2d
 
-BOX = (1, 1)  # up-sampling by the nearest pixel, down-sampling by the mean of four
+BOX = (1, 1)  # filter of nearest-neighbour up-sampling, and of down-sampling by the mean of four pixels
 LAYER = {"act": "lrelu", "resample_filter": BOX, "he_gain": math.sqrt(2)}
 
-# The discriminator's class takes what every growing one does.
+# The discriminator takes the arguments of every growing one.
 discriminator_kwargs = discriminator_form_kwargs
 
 
@@ -34,9 +35,9 @@ def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
 
 
 class Normalization(nn.Module):
-    """z [N, z_dim] and c [N, c_dim], side by side, on the hypersphere: this network's w [N, z_dim + c_dim].
+    """Concatenates z [N, z_dim] and c [N, c_dim] and normalises them to the hypersphere: w [N, z_dim + c_dim].
 
-    There is nothing to learn in it; `w_avg` is what the trainer and truncation expect of a mapping.
+    It has no parameters; `w_avg` exists because the trainer and truncation expect it of a mapping.
     """
 
     w_avg: torch.Tensor
@@ -68,7 +69,7 @@ class FirstLayer(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """Two layers, each of them followed by pixel norm."""
+    """Two convolutions, each followed by pixel norm."""
 
     memory_format = torch.contiguous_format  # of the first layer's result, which all that follows keeps
 
@@ -107,7 +108,7 @@ class Generator(growing.Generator):
 
 
 class DiscriminatorBlock(growing.DiscriminatorBlock):
-    """Down-sampling comes behind the second convolution's activation."""
+    """A block that down-samples after the activation of the second convolution."""
 
     def __init__(self, *channels: int, **how: Any):
         super().__init__(*channels, down=1, **how)

@@ -1,7 +1,7 @@
-"""Between our parameter names and those of the public StyleGAN2 checkpoints: one mapping for import, export, tests.
+"""The mapping between our parameter names and those of the public StyleGAN2 checkpoints, for import, export and tests.
 
-The names differ in two places only (see layers.py and stylegan2.py for why), and the public state dicts also carry
-the resampling filters, which here follow from the configuration.
+The names differ in two places only (layers.py and stylegan2.py say why). The public state dicts also contain the
+resampling filters, which here are derived from the configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stylegan_pg.networks import stylegan2
 
 
 def from_public(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A public generator's or discriminator's state dict under our names; filters are left out."""
+    """Rename a public generator's or discriminator's state dict to our names; filters are left out."""
     ours = {}
     for name, tensor in state.items():
         if name.endswith("resample_filter"):
@@ -28,10 +28,10 @@ def from_public(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def to_public(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Our generator's or discriminator's state dict under the public names, filters included, detached.
+    """The state dict of our generator or discriminator under the public names, with filters, detached.
 
     Raises:
-        UsageError: for what the public layout cannot express: a network of another kind, in the middle of a fade, or of
+        UsageError: the public layout cannot express the network: it is of another kind, within a fade, or for
             non-square pictures.
     """
     if not isinstance(module, (stylegan2.Generator, stylegan2.Discriminator)):

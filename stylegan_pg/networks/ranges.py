@@ -1,5 +1,8 @@
-"""What the networks' constructors take. Their arguments come from configurations, and from the descriptions in
-snapshots, which somebody else may have written: each is held against its range before anything is built with it."""
+"""Ranges of the arguments of networks' constructors.
+
+The arguments come from configurations and from the descriptions in snapshots, which may come from somebody else, so
+each is checked before anything is built with it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any, ParamSpec
 from stylegan_pg.untrusted import is_number
 
 P = ParamSpec("P")
-Range = tuple[Callable[[Any], bool], str]  # whether a value lies within it, and what it is called
+Range = tuple[Callable[[Any], bool], str]  # (a test of a value, the range's description)
 
 
 def _is_whole(value: Any, low: int, high: int) -> bool:
@@ -75,10 +78,10 @@ RANGES: dict[str, Range] = {
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Hold arguments against their ranges; names that no network knows are left to the constructors.
+    """Check arguments against their ranges; unknown names are left to the constructors.
 
     Raises:
-        ValueError: for one out of its range, by name.
+        ValueError: an argument is out of its range; the message has its name.
     """
     for name in arguments.keys() & RANGES.keys():
         fits, wanted = RANGES[name]
@@ -90,7 +93,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def checked(init: Callable[P, None]) -> Callable[P, None]:
-    """A constructor, all of whose arguments are given by name, that looks at them first."""
+    """Decorate a constructor whose arguments are all passed by name, so that they are checked first."""
 
     @functools.wraps(init)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -1,9 +1,9 @@
 """The first style-based generator and its discriminator (Karras et al. 2019, section 2 and appendix C).
 
-The paper resamples by [1, 1] and blurs by [1, 2, 1] behind every up-sampling and before every down-sampling
-convolution. Both being linear, the filter [1, 3, 3, 1] at the convolution does the same in one pass; only at the border
-do pixels outside the picture then count as the convolution left them and not as zero. Pictures in a fade are resampled
-without the blur, as in ProGAN. A `channel_base` of 16384 gives the paper's channels.
+The paper resamples by [1, 1], and blurs by [1, 2, 1] after every up-sampling and before every down-sampling
+convolution. Both are linear, so the filter [1, 3, 3, 1] at the convolution does the same in one pass, except at the
+border, where pixels outside the picture have the values that the convolution gives them instead of zero. Pictures in a
+fade are resampled without the blur, as in ProGAN. A `channel_base` of 16384 gives the paper's channels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stylegan_pg.networks.layers import (
 from stylegan_pg.networks.ranges import checked
 from stylegan_pg.ops import bias_act
 
-GAIN = math.sqrt(2)  # in He's constant, of every layer before a leaky ReLU
+GAIN = math.sqrt(2)  # the gain in He's constant of every layer before a leaky ReLU
 IMAGE_FILTER = (1, 1)
 
 
@@ -51,8 +51,8 @@ def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, A
 
 
 class Epilogue(nn.Module):
-    """Noise by a weight per channel, bias, leaky ReLU, instance norm and AdaIN: the style's scale (+ 1) and shift
-    (Karras et al. 2019, equation 1). [N, C, *size] and w [N, w_dim] -> [N, C, *size]."""
+    """Noise with a weight per channel, bias, leaky ReLU, instance norm and AdaIN, which applies the style's scale (+ 1)
+    and shift (Karras et al. 2019, equation 1). [N, C, *size] and w [N, w_dim] -> [N, C, *size]."""
 
     noise_const: torch.Tensor
 
@@ -73,13 +73,13 @@ class Epilogue(nn.Module):
             x = torch.addcmul(x, n.to(x.dtype), self.noise_weight[:, None, None].to(x.dtype))
         x = bias_act(x, self.bias, act="lrelu", gain=1.0, clamp=self.clamp)
         scale, shift = self.affine(w.to(self.affine.weight.dtype))[:, :, None, None].chunk(2, dim=1)
-        # In the weights' precision; a norm of groups of one channel, as it keeps the layout and takes single pixels.
+        # In the weights' precision. Group norm with one channel per group keeps the layout and accepts single pixels.
         y = torch.group_norm(x.to(scale.dtype), x.shape[1], eps=1e-8)
         return torch.addcmul(shift, y, scale + 1).to(x.dtype)
 
 
 class SynthesisLayer(Epilogue):
-    """A 3x3 convolution, which may double the size, and what follows it."""
+    """A 3x3 convolution, which may double the size, followed by an Epilogue."""
 
     filter: torch.Tensor
 

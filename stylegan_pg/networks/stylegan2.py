@@ -1,4 +1,4 @@
-"""StyleGAN2's generator and discriminator (Karras et al. 2020), in the public checkpoints' layout, able to grow."""
+"""StyleGAN2's generator and discriminator (Karras et al. 2020), which can grow, in the layout of public checkpoints."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(growing.SynthesisNetwork):
-    """toRGB takes the w of the next block's first layer: 1, 3, 5, ..."""
+    """A synthesis network whose toRGB uses the w of the next block's first layer: 1, 3, 5, ..."""
 
     def block_ws(self, i: int) -> slice:
         return slice(max(2 * i - 1, 0), 2 * i + 1)
@@ -107,7 +107,7 @@ class Generator(growing.Generator):
 
 
 class DiscriminatorBlock(growing.DiscriminatorBlock):
-    """With a residual branch around the convolutions in the resnet architecture."""
+    """A block with a residual branch around its convolutions in the resnet architecture."""
 
     def __init__(self, in_channels: int, out_channels: int, img_channels: int, *, architecture: str, **how: Any):
         super().__init__(in_channels, out_channels, img_channels, **how)

@@ -54,8 +54,8 @@ class Pool:
     def __init__(self, limit: int):
         self.limit = limit
         self.blocks: OrderedDict[int, list[Any]] = OrderedDict()  # bytes -> arrays, the sizes by last use
-        # Nobody waits for this lock: a call made while another thread (or this one, in a finalizer) holds it does not use
-        # the pool.
+        # Nobody waits for this lock: a call made while another thread (or this one, in a finalizer) holds it does not
+        # use the pool.
         self.lock = threading.Lock()
         self.alone = 0
         self.alone = self._holders([_new(64)], 0)
