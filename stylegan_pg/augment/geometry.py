@@ -30,9 +30,7 @@ SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
-DELAY = sum(k * tap for k, tap in enumerate(SYM6)) / sum(
-    SYM6
-)  # the filter's centre in samples, not exactly the middle, 5.5
+DELAY = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6)  # the filter's centre in samples, not quite 5.5
 
 
 def changed(images: torch.Tensor, which: torch.Tensor, f: Callable[..., torch.Tensor], *per_image) -> torch.Tensor:
