@@ -15,7 +15,7 @@ PLACES = {
     "load_config": "config.loading",
     "load_snapshot": "checkpoint.snapshot",
     "pack": "data.pack.pack",
-    "train": "training.trainer",
+    "train": "training.run",
 }
 
 

@@ -145,7 +145,7 @@ def train(
             print(f"note: {remark}")
         return
     from stylegan_pg.data.datasets.mixture import load_dataset
-    from stylegan_pg.training.trainer import run
+    from stylegan_pg.training.run import run
 
     raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume, restart=restart, remarks=remarks))
 

@@ -9,26 +9,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stylegan_pg import files
-from stylegan_pg.checkpoint import checkpoint, history, latest
+from stylegan_pg.checkpoint import history, latest
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.checkpoint.run_folder import RunFolder
 from stylegan_pg.config import Config
 from stylegan_pg.config.loading import to_plain
 from stylegan_pg.config.schedule import Phase, crossed, phases, shortfall
 from stylegan_pg.data.datasets.index import DatasetIndex
-from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.loader.loader import give_up_waiting
-from stylegan_pg.data.storage.shard_reader import HELD, OPEN_FILES
-from stylegan_pg.distributed import consistency, launcher, stopping
 from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.monitoring import status
@@ -39,6 +35,7 @@ from stylegan_pg.planning.advice import of_configuration, of_data, of_ranks
 from stylegan_pg.systems.base import System
 from stylegan_pg.training import autotune, transfer
 from stylegan_pg.training.batches import TrainingBatches
+from stylegan_pg.training.checkpointing import Checkpoints
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine, Outcome
 from stylegan_pg.training.nonfinite import Divergence
@@ -65,17 +62,14 @@ class Trainer:
             index.table(r)  # says now, not days later, if a resolution is missing or damaged
         self.run = Path(config.run)
         self.folder = RunFolder(self.run)
-        self.checkpoints = self.run / "checkpoints"
+        self.checkpoints = Checkpoints(self.run / "checkpoints", config.checkpoint, self.note, self.say)
         self.feed = TrainingBatches(config, index, parallel, self.plan)
-        self.writer = checkpoint.Writer(self.checkpoints, config.checkpoint.keep)  # rank 0 uses it
         self.means = Means()
         self.lost = ""  # why rank 0 cannot write into the run's folder any more
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # what a new run starts with, if not with noise
         self.other_model = ""  # what was otherwise in the run that it comes from
-        self.divergence = Divergence(self.checkpoints, config.train.max_skipped)
-        self.failing = False  # too many checkpoints could not be written
-        self.write_failures = 0
+        self.divergence = Divergence(self.checkpoints.folder, config.train.max_skipped)
         self.reporter: RunLogger | None = None  # rank 0 has one
         self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
@@ -121,12 +115,12 @@ class Trainer:
                 for name, (total, count) in done.stats.items():
                     self.means.add(name, total, count)
                 self.feed.use(batch)
-                self.divergence.look(p, done, before, self.say, self.writer.wait)
+                self.divergence.look(p, done, before, self.say, self.checkpoints.writer.wait)
                 self.maintain(before, done)
-                if self.failing:
+                if self.checkpoints.failing:
                     raise RunError(
-                        f"{self.write_failures} checkpoints in a row could not be written; the last good one is kept: "
-                        "make room, and run the same command again"
+                        f"{self.checkpoints.failures} checkpoints in a row could not be written; the last good one is "
+                        "kept: make room, and run the same command again"
                     )
             for reason in self.feed.why_no_more(ahead[1], stopping.asked()) if ahead else []:
                 waited = f"data.patience_sec={self.config.data.patience_sec:g}"
@@ -168,7 +162,7 @@ class Trainer:
                 told += [] if path else history.check(self.run)
                 if not path and must_resume:
                     raise UsageError(
-                        f"{self.checkpoints} holds no checkpoint to continue from: leave --resume away to start"
+                        f"{self.checkpoints.folder} holds no checkpoint to continue from: leave --resume away to start"
                     )
                 if path:
                     check_state(found.state, path)
@@ -207,7 +201,7 @@ class Trainer:
         if path:
             whose = f" in {found.where}, sent to all ranks," if found.holder else ""
             self.say(f"continuing from {path}{whose} at {kimg(self.state.nimg)} kimg")
-        stopping.begin(give_up_waiting, self.writer.is_writing)
+        stopping.begin(give_up_waiting, self.checkpoints.writer.is_writing)
 
     def open_logs(self) -> None:
         try:
@@ -280,11 +274,11 @@ class Trainer:
             p.check_ranks(f"the parameters at nimg {after}")
         tick = crossed(self.config.output.tick_kimg, before, after) or last
         if tick:
-            self.settle()
+            self.checkpoints.settle()
             paces = dist.gather_on_main(self.pace.take())
             if self.reporter and paces:
                 self.reporter.ranks(after, paces)
-        due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.write_failures and tick)
+        due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.checkpoints.failures and tick)
         due = due or self.stopping or last
         if tick or due:
             self.gather_bad()
@@ -296,13 +290,13 @@ class Trainer:
             self.checkpoint()
         elif self.stopping or last:
             self.say("warning: no checkpoint of this state, as its last steps were left out; the one before stays")
-            self.settle(wait=True, final=True)
+            self.checkpoints.settle(wait=True, final=True)
         self.pace.go()
 
     def checkpoint(self) -> None:
         """Written by a thread of rank 0; the run ends with nothing unwritten."""
         p = self.state
-        self.settle(wait=True)  # the one before; a disk that is slower than the interval holds training up
+        self.checkpoints.settle(wait=True)  # the one before; a disk that is slower than the interval holds training up
         tensors = p.tensors()
         if dist.is_main() and not self.folder.lost():
             state = {
@@ -315,34 +309,9 @@ class Trainer:
                 "config": to_plain(self.config),
                 "dataset": self.index.identity,
             }
-            self.writer.start(p.nimg, tensors, state)
+            self.checkpoints.start(p.nimg, tensors, state)
         if p.nimg >= self.end or self.stopping:
-            self.settle(wait=True, final=True)
-
-    def settle(self, *, wait: bool = False, final: bool = False) -> None:
-        """Learn what became of the last checkpoint; a failure is told and counted, and tried again at the next tick.
-        After the `final` one there is none."""
-        outcome = dist.broadcast_object(self.writer.outcome(wait=wait) if dist.is_main() else None)
-        if outcome is None:
-            return
-        nimg, fault = outcome
-        if not fault:
-            self.write_failures, self.failing = 0, False
-            self.note(_written(nimg))
-            return
-        self.write_failures += 1
-        newest = next(iter(checkpoint.found(self.checkpoints)), None)
-        self.say(
-            f"warning: the checkpoint at {kimg(nimg)} kimg could not be written ({fault}); the last good one is "
-            f"{newest or 'none yet'} (failure {self.write_failures} of {self.config.checkpoint.max_failures})"
-        )
-        if self.write_failures >= self.config.checkpoint.max_failures or final:
-            self.failing = True
-
-    def finish_writing(self) -> None:
-        """Wait for a checkpoint that is still being written, as when the run has failed meanwhile."""
-        if outcome := self.writer.outcome(wait=True):
-            self.note(_written(*outcome))
+            self.checkpoints.settle(wait=True, final=True)
 
     def gather_bad(self) -> None:
         """The corrupt samples that all ranks have met, told once each.
@@ -365,75 +334,3 @@ class Trainer:
     def say(self, message: str) -> None:
         if self.reporter:
             self.reporter.say(message)
-
-
-def _written(nimg: int, fault: str = "") -> str:
-    return f"the checkpoint at {kimg(nimg)} kimg: {fault or 'written'}"
-
-
-def run(
-    config: Config,
-    index: DatasetIndex,
-    *,
-    must_resume: bool = False,
-    restart: bool = False,
-    remarks: Sequence[str] = (),
-    system: System | None = None,
-) -> int:
-    """Train to the end, or until asked to stop; `remarks` are told at the start, and `system` stands in
-    place of the one that the configuration names. Returns the exit code.
-
-    With `must_resume` there has to be a checkpoint to continue from; with `restart` what is there is moved aside.
-
-    Raises:
-        UsageError, RunError: as Trainer does.
-    """
-    # Libraries, connections to the other ranks, workers, and the shards that are kept open.
-    files.allow_open_files(64 + 4 * launcher.place().world + 4 * config.data.workers + OPEN_FILES + HELD)
-    parallel = Devices(config)
-    failed, trainer = True, None
-    try:
-        warnings = consistency.check(config, index.identity)
-        trainer = Trainer(config, index, parallel, system)
-        code = trainer.train(must_resume=must_resume, restart=restart, warnings=warnings, remarks=remarks)
-        if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
-            launcher.ask_to_stop()
-        failed = False
-        trainer.finish_writing()
-        if dist.is_main():
-            done = "done" if code == DONE else "stopped; to continue, run the same command again"
-            told = f"{done}: {config.run} at {kimg(trainer.state.nimg)} kimg"
-            trainer.note(told)
-            print(told, file=sys.stderr)
-        return code
-    except (RunError, UsageError) as error:
-        if trainer:
-            trainer.finish_writing()
-            trainer.note(f"error: {error}")  # the log's last line: `status` looks at it
-        raise
-    finally:
-        if trainer:
-            trainer.finish_writing()
-        dist.shutdown(failed=failed)
-        stopping.end()
-
-
-def train(config: Config, *, system: System | None = None, resume: bool = False, restart: bool = False) -> int:
-    """Train as `stylegan-pg train` does, from Python; several ranks each call it, as launchers start them.
-
-    Args:
-        config: what load_config gave.
-        system: what to train in place of the system that the configuration names, such as `GAN(config, pair)`.
-        resume: fail unless there is a checkpoint to continue from.
-        restart: move what the run's folder holds aside and begin anew.
-
-    Returns:
-        The exit code: 0 done, 75 stopped on request and to be continued by the same call.
-
-    Raises:
-        UsageError, RunError: as `run` does.
-    """
-    return run(config, load_dataset(config), must_resume=resume, restart=restart, system=system)
-
-
-__all__ = ["TO_BE_CONTINUED", "Trainer", "run", "train"]

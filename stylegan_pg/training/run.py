@@ -1,0 +1,84 @@
+"""Starting a run: the process group, the checks that all ranks belong together, training, and the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from stylegan_pg import files
+from stylegan_pg.checkpoint.names import kimg
+from stylegan_pg.config import Config
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.mixture import load_dataset
+from stylegan_pg.data.storage.shard_reader import HELD, OPEN_FILES
+from stylegan_pg.distributed import consistency, launcher, stopping
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
+from stylegan_pg.systems.base import System
+from stylegan_pg.training.devices import Devices
+from stylegan_pg.training.trainer import Trainer
+
+
+def run(
+    config: Config,
+    index: DatasetIndex,
+    *,
+    must_resume: bool = False,
+    restart: bool = False,
+    remarks: Sequence[str] = (),
+    system: System | None = None,
+) -> int:
+    """Train to the end, or until asked to stop; `remarks` are told at the start, and `system` stands in
+    place of the one that the configuration names. Returns the exit code.
+
+    With `must_resume` there has to be a checkpoint to continue from; with `restart` what is there is moved aside.
+
+    Raises:
+        UsageError, RunError: as Trainer does.
+    """
+    # Libraries, connections to the other ranks, workers, and the shards that are kept open.
+    files.allow_open_files(64 + 4 * launcher.place().world + 4 * config.data.workers + OPEN_FILES + HELD)
+    parallel = Devices(config)
+    failed, trainer = True, None
+    try:
+        warnings = consistency.check(config, index.identity)
+        trainer = Trainer(config, index, parallel, system)
+        code = trainer.train(must_resume=must_resume, restart=restart, warnings=warnings, remarks=remarks)
+        if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
+            launcher.ask_to_stop()
+        failed = False
+        trainer.checkpoints.finish()
+        if dist.is_main():
+            done = "done" if code == DONE else "stopped; to continue, run the same command again"
+            told = f"{done}: {config.run} at {kimg(trainer.state.nimg)} kimg"
+            trainer.note(told)
+            print(told, file=sys.stderr)
+        return code
+    except (RunError, UsageError) as error:
+        if trainer:
+            trainer.checkpoints.finish()
+            trainer.note(f"error: {error}")  # the log's last line: `status` looks at it
+        raise
+    finally:
+        if trainer:
+            trainer.checkpoints.finish()
+        dist.shutdown(failed=failed)
+        stopping.end()
+
+
+def train(config: Config, *, system: System | None = None, resume: bool = False, restart: bool = False) -> int:
+    """Train as `stylegan-pg train` does, from Python; several ranks each call it, as launchers start them.
+
+    Args:
+        config: what load_config gave.
+        system: what to train in place of the system that the configuration names, such as `GAN(config, pair)`.
+        resume: fail unless there is a checkpoint to continue from.
+        restart: move what the run's folder holds aside and begin anew.
+
+    Returns:
+        The exit code: 0 done, 75 stopped on request and to be continued by the same call.
+
+    Raises:
+        UsageError, RunError: as `run` does.
+    """
+    return run(config, load_dataset(config), must_resume=resume, restart=restart, system=system)
