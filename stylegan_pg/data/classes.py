@@ -1,4 +1,4 @@
-"""Classes of a generator: how people name them, what their files are called, and the conditions made of them."""
+"""Classes of a generator: parsing of class names and numbers, file names for classes, and condition tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
-MOST_NUMBERS = 1_000_000  # that one text may stand for
-LONGEST_FILE_NAME = 80  # bytes of a class's part of it
+MOST_NUMBERS = 1_000_000  # limit of the numbers that one text may expand to
+LONGEST_FILE_NAME = 80  # bytes of the class's part of a file name
 RULE = "classes by name, or by place from 0: #3 or index:3, several as #1-3"
 _NUMBERS = re.compile(r"\s*(\d+)(?:-(\d+))?\s*", re.ASCII)
 _PLACES = re.compile(r"(?:#|index:)(\d+)(?:-(?:#|index:)?(\d+))?", re.ASCII)
@@ -25,7 +25,7 @@ def parse_numbers(text: str) -> list[int]:
     """'0-3,8' -> [0, 1, 2, 3, 8].
 
     Raises:
-        UsageError: if the text is no list of numbers and ranges.
+        UsageError: the text is not a list of numbers and ranges.
     """
     numbers: list[int] = []
     for part in text.split(","):
@@ -42,25 +42,25 @@ def parse_numbers(text: str) -> list[int]:
 
 
 def _range(found: re.Match[str]) -> tuple[int, int]:
-    """Its first and its last number, cut to fewer digits than Python refuses."""
+    """The first and the last number of a range, truncated to fewer digits than Python refuses to parse."""
     return int(found[1][:30]), int((found[2] or found[1])[:30])
 
 
 def class_names(G: Any) -> list[str]:
-    """What a conditional generator's classes are called: by their numbers where nothing else is known."""
+    """The names of a conditional generator's classes; their numbers if names are unknown."""
     known = list(getattr(G, "description", {}).get("label_names") or [])
     return [str(known[i]) if i < len(known) else str(i) for i in range(G.c_dim)]
 
 
 def parse_classes(G: Any, labels: str | None) -> list[int]:
-    """Numbers of classes from a text such as 'cat,dog', '#3', 'index:3' or '#0-9', all of them without a text; [] for
-    an unconditional generator.
+    """Class numbers from a text such as 'cat,dog', '#3', 'index:3' or '#0-9'; all classes for None; [] for an
+    unconditional generator.
 
-    Parts are separated by commas; one with a comma in it may be quoted. Each is a name if a class has it, however it
-    looks. Numbers without a sign are places too where no class has another number for a name.
+    Parts are separated by commas; a part that contains a comma may be quoted. A part that equals the name of a class is
+    that class. A plain number is a class number if no class has a number as its name.
 
     Raises:
-        UsageError: for labels on an unconditional generator, or ones it does not know, naming those it knows.
+        UsageError: the generator is unconditional or does not know a label; the message lists the known ones.
     """
     if not G.c_dim:
         if labels is not None:
@@ -83,7 +83,7 @@ def parse_classes(G: Any, labels: str | None) -> list[int]:
 
 
 def _classes_of(part: str, names: list[str]) -> Sequence[int]:
-    """One name, or a range of places."""
+    """The classes of one part: a name, or a range of class numbers."""
     known = printable(f"{len(names)} classes ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})")
     shown = printable(repr(part))
     for form in (str, lambda name: unicodedata.normalize("NFC", name)):  # accents can be written in two ways
@@ -112,9 +112,9 @@ def _classes_of(part: str, names: list[str]) -> Sequence[int]:
 
 
 def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
-    """Conditions [count, c_dim] from a text as `parse_classes` reads it (repeated until there are `count`).
+    """Conditions [count, c_dim] from a text that `parse_classes` parses; the classes are repeated to get `count`.
 
-    Without a text, a conditional generator goes through its classes in turn.
+    Without a text all classes of a conditional generator are used in turn. None for an unconditional one.
 
     Raises:
         UsageError: as parse_classes.
@@ -124,8 +124,8 @@ def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """What classes of these names are called in files: the same without what not every system allows in a file's name,
-    and with the class's place where two would be the same, also to systems that take A and a for one."""
+    """File names for classes: their names without characters that some systems do not allow, with the class number
+    appended where two would be equal, also on systems that ignore case."""
     plain = [_file_name(name) for name in names]
     counts: dict[str, int] = {}
     for name in map(_folded, plain):
@@ -153,17 +153,18 @@ def _folded(name: str) -> str:
 
 
 def condition(c: Any, count: int, names: Sequence[str]) -> torch.Tensor | None:
-    """What a generator takes for `count` images, [count, classes] of floats (or None for one without classes), from
-
-    - such a tensor, of any type of numbers: one-hot, or a mixture of classes;
-    - a class number, or its name, for all images;
-    - class numbers or names of each: a list, an array, or a tensor of integers [count].
+    """The condition of `count` images, floats [count, classes] (None for an unconditional generator).
 
     Args:
-        names: of all its classes, empty for an unconditional generator.
+        c: one of
+            - a tensor [count, classes] of any numeric type: one-hot, or a mixture of classes;
+            - a class number or a class name for all images;
+            - class numbers or names for each image: a list, an array, or an integer tensor [count].
+        count: the number of images.
+        names: the names of all classes, empty for an unconditional generator.
 
     Raises:
-        UsageError: for anything else, and for classes that it does not have.
+        UsageError: c has another form, or contains an unknown class.
     """
     forms = f"c is a class number, {count} of them, their names, or a tensor [{count}, {len(names)}], one-hot"
     if not names:
@@ -196,5 +197,5 @@ def condition(c: Any, count: int, names: Sequence[str]) -> torch.Tensor | None:
 
 
 def one_hot(labels: Sequence[int] | np.ndarray | torch.Tensor, classes: int) -> torch.Tensor:
-    """Class numbers [n] -> float32 [n, classes]."""
+    """One-hot float32 [n, classes] of class numbers [n]."""
     return torch.nn.functional.one_hot(torch.as_tensor(labels).long(), classes).float()

@@ -1,4 +1,4 @@
-"""What `stylegan-pg data` does: verify a dataset, describe it, measure how fast it is read."""
+"""The functions of `stylegan-pg data`: verify a dataset, describe it, measure how fast it is read."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.untrusted import printable
 
 PART = 64  # samples that a process checks at a time
-LOOKED_AT = 64  # pictures of foreign tars, to tell what is there
+LOOKED_AT = 64  # pictures of foreign tars that `looked_at` samples
 TILES, TILE = (10, 6), 96  # columns and rows of the contact sheet, and the most pixels of a tile's sides
 
 
 def check(index: DatasetIndex, resolutions: list[int], workers: int | None = None) -> Iterator[str]:
-    """A line for everything that is bad: files that are missing or altered, samples whose checksum is wrong or that do
-    not decode. Foreign tars have no checksums: there, what does not decode or does not fit `resolutions`.
+    """Verify a dataset and yield a line for each fault: missing or altered files, and samples whose checksum is wrong
+    or that do not decode. Foreign tars have no checksums; there, samples that do not decode or do not fit
+    `resolutions`.
 
     Raises:
-        UsageError: for a resolution that the dataset does not have.
-        RunError: a file cannot be read just now.
+        UsageError: the dataset does not have one of the resolutions.
+        RunError: a file cannot be read at the moment.
     """
     for resolution in resolutions:
         if resolution not in index.resolutions:
@@ -72,7 +73,7 @@ def _bad(table: SampleTable, ordinals: range) -> list[tuple[int, str]]:
 
 
 def info(index: DatasetIndex) -> Iterator[str]:
-    """What the dataset is, in lines. Raises as DatasetIndex.table."""
+    """Lines that describe the dataset. Raises as DatasetIndex.table."""
     height, width = index.size_at(max(index.resolutions))
     colours = {1: "grey", 3: "RGB", 4: "RGBA"}.get(index.channels, f"{index.channels} channels")
     yield f"{index.path}: {index.count} images in {len(index.shards)} shards, {colours}, up to {height}x{width}"
@@ -98,8 +99,8 @@ def info(index: DatasetIndex) -> Iterator[str]:
 
 
 def looked_at(index: DatasetIndex) -> Iterator[str]:
-    """What a sample of the pictures of foreign tars is, in lines: how many of each kind, which of them are brought to
-    the dataset's channels as they are read, and which cannot be read. Raises as DatasetIndex.table, and RunError."""
+    """Lines that describe a sample of the pictures in foreign tars: the number of each kind, which are converted to the
+    dataset's channels when they are read, and which cannot be read. Raises RunError, and as DatasetIndex.table."""
     table = index.table(min(index.resolutions))
     kinds, bad = Counter(), []
     chosen = _spread(len(table), LOOKED_AT)
@@ -121,15 +122,15 @@ def looked_at(index: DatasetIndex) -> Iterator[str]:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many places in a dataset, evenly spaced."""
+    """At most `most` evenly spaced ordinals below `count`."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
 
 
 def contact_sheet(index: DatasetIndex, path: Path) -> None:
-    """Write a PNG with images from all over the dataset, evenly spaced. Bad ones stay white.
+    """Write a PNG with evenly spaced images of the dataset; bad ones stay white.
 
     Raises:
-        UsageError: where it cannot be written.
+        UsageError: the file cannot be written.
     """
     fitting = [r for r in index.resolutions if max(index.size_at(r)) <= TILE]
     table = index.table(max(fitting, default=min(index.resolutions)))
@@ -153,8 +154,8 @@ def contact_sheet(index: DatasetIndex, path: Path) -> None:
 def bench(
     index: DatasetIndex, resolution: int, *, batch: int, workers: int, window: int, seconds: float
 ) -> Iterator[str]:
-    """Read batches as training does, for so many seconds, and say how fast that was. Raises as stream.batches."""
-    from stylegan_pg.data.loader.loader import batches  # which comes with torch, and the processes of `check` need none
+    """Read batches as training does, for so many seconds, and report the speed. Raises as loader.batches."""
+    from stylegan_pg.data.loader.loader import batches  # imported late: it imports torch, which `check` does not need
 
     begin = time.perf_counter()
     table = index.table(resolution)
