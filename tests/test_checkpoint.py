@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole or not there, verified, rotated, without code."""
+"""Checkpoint files are complete or absent, verified, rotated, and contain no code."""
 
 import pickle
 
@@ -32,7 +32,7 @@ def test_round_trip_keeps_every_bit(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_every_damaged_byte_is_noticed(tmp_path):
+def test_every_damaged_byte_is_detected(tmp_path):
     path = checkpoint.path_for(tmp_path, 1)
     checkpoint.write(path, TENSORS, STATE)
     good = path.read_bytes()
@@ -52,7 +52,7 @@ def test_every_damaged_byte_is_noticed(tmp_path):
             checkpoint.read(path)
 
 
-def test_newest_good_passes_over_bad_ones(tmp_path):
+def test_newest_good_skips_bad_checkpoints(tmp_path):
     assert checkpoint.newest_good(tmp_path)[0] is None
     for nimg in (8, 16, 24):
         checkpoint.write(checkpoint.path_for(tmp_path, nimg), TENSORS, {"nimg": nimg})
@@ -68,7 +68,7 @@ def test_newest_good_passes_over_bad_ones(tmp_path):
         checkpoint.newest_good(tmp_path)
 
 
-def test_what_cannot_be_read_now_is_not_called_bad(tmp_path):
+def test_unreadable_checkpoint_is_not_renamed(tmp_path):
     """A fault of the file system passes; the newest work is not given up for it."""
     checkpoint.write(checkpoint.path_for(tmp_path, 8), TENSORS, STATE)
     newer = checkpoint.path_for(tmp_path, 16)
@@ -88,7 +88,7 @@ def test_rotation(tmp_path):
     assert not leftover.exists()
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
     path = checkpoint.path_for(tmp_path, 8)
     checkpoint.write(path, TENSORS, STATE)
     before = path.read_bytes()
@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_pickle_is_refused_and_not_run(tmp_path):
+def test_pickle_is_refused(tmp_path):
     class Trap:
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))

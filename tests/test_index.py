@@ -1,4 +1,4 @@
-"""Reading packed datasets, from outside: what is whole comes back the same, what is not is named."""
+"""Reading packed datasets: whole ones are read correctly, and damage is reported with the name of the file."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def test_index_says_what_the_dataset_is(original):
+def test_index_describes_the_dataset(original):
     index = load_index(str(original))
     assert (index.count, index.resolutions, index.channels) == (COUNT, (4, 8, 16, 32, 64), 3)
     assert index.label_names == ("class0", "class1")
@@ -75,7 +75,7 @@ def test_index_says_what_the_dataset_is(original):
     assert index.source_of(COUNT) == ""
 
 
-def test_tables_of_all_resolutions_hold_the_same_samples(original):
+def test_all_resolutions_have_the_same_samples(original):
     index = load_index(str(original))
     tables = [index.table(resolution) for resolution in index.resolutions]
     for table in tables:
@@ -92,7 +92,7 @@ def test_tables_of_all_resolutions_hold_the_same_samples(original):
     assert np.abs(np.subtract(small, large)).max() < 1.5
 
 
-def test_decoding_is_the_same_in_every_process(original):
+def test_decoding_is_deterministic_across_processes(original):
     table = load_index(str(original)).table(64)
     here = hash_of_images(table)  # opens files, which the children must not trip over
     assert hash_of_images(pickle.loads(pickle.dumps(table))) == here
@@ -101,7 +101,7 @@ def test_decoding_is_the_same_in_every_process(original):
             assert list(pool.map(hash_of_images, [table] * 4)) == [here] * 4
 
 
-def test_what_is_not_a_packed_dataset_is_refused(tmp_path, dataset):
+def test_invalid_datasets_are_refused(tmp_path, dataset):
     with pytest.raises(UsageError, match="no such folder"):
         load_index(str(tmp_path / "missing"))
     (tmp_path / "x.tar.gz").write_bytes(b"")
@@ -139,14 +139,14 @@ DESCRIPTION = {
 }  # fmt: skip
 
 
-def test_identities_of_square_datasets_are_what_they_were_before_there_were_others():
+def test_identity_of_square_datasets_is_stable():
     golden = "e875a9a82f212717f9ac7ac09ff3c409d067cba74561066de8b43369eaffc5f9"
     assert identity_of(DESCRIPTION) == identity_of(DESCRIPTION | {"base": [4, 4]}) == golden
     others = {identity_of(DESCRIPTION | {"base": base}) for base in ([4, 6], [6, 4], [8, 8])}
     assert len(others | {golden}) == 4
 
 
-def test_datasets_that_do_not_say_their_base_are_square(original, dataset):
+def test_datasets_without_base_are_square(original, dataset):
     content = json.loads((dataset / "index.json").read_text())
     del content["base"], content["pack"]["base"]  # as versions wrote it that knew squares only
     (dataset / "index.json").write_text(json.dumps(content))
@@ -162,7 +162,7 @@ def test_datasets_that_do_not_say_their_base_are_square(original, dataset):
             load_index(str(dataset))
 
 
-def test_model_and_dataset_must_have_one_shape(original):
+def test_model_and_dataset_must_agree_in_shape(original):
     index = load_index(str(original))
     config = Config(run="x", resolution=64)
     check_base(index, config)
@@ -219,7 +219,7 @@ def test_a_tar_that_shrinks_while_in_use_is_corrupt(dataset):
         table.read(0)
 
 
-def test_os_errors_pass_and_a_later_read_succeeds(dataset, monkeypatch):
+def test_read_succeeds_after_os_errors(dataset, monkeypatch):
     table = load_index(str(dataset)).table(64)
     expected = table.read(0)
 

@@ -1,4 +1,4 @@
-"""Bytes behind URLs, from real servers and commands, and which of their faults may pass."""
+"""Reading byte ranges from real servers and commands, and the classification of faults."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ def whole(url: str, start: int = 0, end: int | None = None, step: int = 1000) ->
 
 
 @pytest.mark.parametrize("span", SPANS)
-def test_spans(server, bucket, folder, span):
+def test_byte_ranges(server, bucket, folder, span):
     expected = DATA[slice(*span)]
     printing = f"pipe:cat '{folder}/x.tar'"
     for url in (f"{server.url}/x.tar", bucket, printing, str(folder / "x.tar"), f"file://{folder}/x.tar"):
@@ -68,7 +68,7 @@ def test_spans(server, bucket, folder, span):
     assert whole(f"{server.url}/x.tar", *span) == expected
 
 
-def test_what_is_known_without_reading(server, bucket, folder):
+def test_stat_url(server, bucket, folder):
     for url in (f"{server.url}/x.tar", bucket, str(folder / "x.tar")):
         size, tag = stat_url(url)
         assert size == len(DATA)
@@ -81,7 +81,7 @@ def test_what_is_known_without_reading(server, bucket, folder):
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
-def test_servers_in_trouble_may_recover(server, status):
+def test_server_errors_are_passing(server, status):
     url = f"{server.url}/x.tar"
     server.misbehave(status=status)
     with pytest.raises(Passing, match=f"{url}: the server answered {status}"):
@@ -93,13 +93,13 @@ def test_servers_in_trouble_may_recover(server, status):
 
 
 @pytest.mark.parametrize("status", [404, 403, 401, 410])
-def test_what_is_not_there_or_not_allowed(server, status):
+def test_missing_or_forbidden_files_are_lasting(server, status):
     server.misbehave(status=status)
     with pytest.raises(Lasting, match=f"answered {status}"):
         whole(f"{server.url}/x.tar")
 
 
-def test_truncated_bodies_go_on_where_they_ended(server):
+def test_truncated_bodies_are_resumed(server):
     url = f"{server.url}/x.tar"
     server.misbehave(truncate=100_000)
     with pytest.raises(Passing, match="ended 156000 bytes too early"):
@@ -109,7 +109,7 @@ def test_truncated_bodies_go_on_where_they_ended(server):
     assert [r["range"] for r in server.requests()[before:]] == [None, "bytes=100000-", "bytes=200000-"]
 
 
-def test_a_server_that_is_away(server):
+def test_unreachable_server(server):
     url = f"{server.url}/x.tar"
     server.kill()
     started = time.monotonic()
@@ -122,7 +122,7 @@ def test_a_server_that_is_away(server):
         whole("http://no-such-host.invalid/x")
 
 
-def test_a_server_that_says_nothing(server, monkeypatch):
+def test_silent_server(server, monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUT", 0.5)
     server.misbehave(rate=1)  # a byte every 50 ms
     with open_url(f"{server.url}/x.tar") as stream:
@@ -134,7 +134,7 @@ def test_a_server_that_says_nothing(server, monkeypatch):
             whole(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
 
 
-def test_faults_of_the_caller_are_not_the_servers(server, bucket):
+def test_errors_of_the_caller_are_not_faults(server, bucket):
     for url in (f"{server.url}/x.tar", bucket):
         with pytest.raises(OSError, match="mine") as error, open_url(url):
             raise OSError("mine")
@@ -185,14 +185,14 @@ def test_commands(folder, tmp_path):
     assert whole("pipe:cat /dev/zero", 100, 110) == bytes(10)
 
 
-def test_urls_in_messages_tell_no_secrets():
+def test_messages_contain_no_secrets():
     assert shown("https://me:secret@host/x.tar?Signature=abc") == "https://host/x.tar"
     assert shown("pipe:cat a?b") == "pipe:cat a?b"
     with pytest.raises(UsageError, match="no way to read ftp"):
         whole("ftp://host/x")
 
 
-def test_names_and_passwords(server):
+def test_credentials(server):
     """As a part of the URL they go into a header, and not into messages."""
     url = server.url.replace("//", "//me%20too:secret@") + "/x.tar"
     assert whole(url) == DATA
@@ -205,7 +205,7 @@ def test_names_and_passwords(server):
         whole(f"{server.url}/a file.tar")
 
 
-def test_waiting_ends(monkeypatch):
+def test_give_up_ends_waits(monkeypatch):
     now, naps = [0.0], []
     monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
 

@@ -1,4 +1,4 @@
-"""Servers that are slow, confused or hostile: each ends in one message, in bounded time and memory."""
+"""Slow, faulty and hostile servers: each ends in one message, in bounded time and memory."""
 
 import base64
 import contextlib
@@ -102,7 +102,7 @@ def drip(*parts, pause=0.05):
     ],
     ids=["100-continue", "headers drip", "silence"],
 )
-def test_headers_come_in_time_or_not_at_all(serve, answer):
+def test_header_timeout(serve, answer):
     server, started = serve(answer), time.monotonic()
     with pytest.raises(Passing, match=r"did not begin within 1 seconds|timed out"):
         read_url(f"{server.url}/x.tar", patience=2)
@@ -111,7 +111,7 @@ def test_headers_come_in_time_or_not_at_all(serve, answer):
         stat_url(f"{server.url}/x.tar")
 
 
-def test_a_body_that_drips_is_no_progress(serve, tmp_path):
+def test_dripping_body_is_no_progress(serve, tmp_path):
     server, started = serve(drip(answered(Content_Length=1 << 20), b"x")), time.monotonic()
     with pytest.raises(Passing, match="less than 1024 bytes a second"):
         read_url(f"{server.url}/x.tar", patience=2)
@@ -121,7 +121,7 @@ def test_a_body_that_drips_is_no_progress(serve, tmp_path):
     assert time.monotonic() - started < 20
 
 
-def test_a_slow_server_that_does_send_is_waited_for(serve):
+def test_slow_but_steady_server(serve):
     """4 KiB a second, for longer than the patience: what comes counts."""
 
     def answer(_, connection):
@@ -134,7 +134,7 @@ def test_a_slow_server_that_does_send_is_waited_for(serve):
 
 
 @pytest.mark.parametrize("length", [{}, {"Content_Length": 1 << 50}], ids=["unannounced", "announced"])
-def test_an_endless_index_is_not_read_to_its_end(serve, length, monkeypatch):
+def test_endless_index_is_refused(serve, length, monkeypatch):
     sent = [0]
 
     def answer(_, connection):
@@ -154,7 +154,7 @@ def test_an_endless_index_is_not_read_to_its_end(serve, length, monkeypatch):
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "1e3", "9" * 30, "5, 6", "²"])
-def test_lengths_that_are_no_lengths(serve, length):
+def test_invalid_content_length(serve, length):
     server = serve(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nhello".encode("latin-1"))
     for ask in (read_url, stat_url):
         with pytest.raises(Passing, match=r"x\.tar: the server's answer makes no sense: its Content-Length is"):
@@ -176,14 +176,14 @@ def test_lengths_that_are_no_lengths(serve, length):
         f"bytes 100-{'9' * 25}/*",
     ],
 )
-def test_another_part_than_was_asked_for_is_not_taken(serve, told):
+def test_wrong_content_range_is_refused(serve, told):
     headers = {"Content_Range": told} if told else {}
     server = serve(answered(DATA[:100], "206 Partial Content", Content_Length=100, **headers))
     with pytest.raises(Passing, match=r"the server's answer makes no sense: .*Content-Range"):
         read_url(f"{server.url}/x.tar", 100, 200)
 
 
-def test_parts_that_are_right(serve):
+def test_correct_content_range(serve):
     def answer(request, _):
         first, last = part_of(request, DATA)
         return answered(
@@ -195,7 +195,7 @@ def test_parts_that_are_right(serve):
         assert read_url(url, start, end) == DATA[start:end]
 
 
-def test_more_than_was_asked_for_is_not_read(serve):
+def test_excess_bytes_are_not_read(serve):
     server = serve(answered(DATA, "206 Partial Content", Content_Range=f"bytes 100-199/{len(DATA)}"))
     assert len(read_url(f"{server.url}/x.tar", 100, 200)) == 100
     server = serve(answered(DATA, "206 Partial Content", Content_Range=f"bytes 0-{len(DATA) - 1}/{len(DATA)}"))
@@ -203,7 +203,7 @@ def test_more_than_was_asked_for_is_not_read(serve):
         read_url(f"{server.url}/x.tar")
 
 
-def test_a_garbled_answer_and_its_control_characters(serve):
+def test_invalid_answer_is_escaped_in_messages(serve):
     server = serve(b"HTTP/1.1 404 \x1b[2Jgone\r\nContent-Length: 0\r\n\r\n")
     with pytest.raises(Lasting) as error:
         read_url(f"{server.url}/x.tar")
@@ -220,7 +220,7 @@ def with_user(url, user="me:secret"):
     return url.replace("//", f"//{user}@")
 
 
-def test_redirects_carry_passwords_to_the_same_server_alone(serve):
+def test_redirects_send_credentials_to_the_same_server_only(serve):
     data = serve(answered(DATA, Content_Length=len(DATA)))
     away = serve(answered(b"", "302 Found", Location=f"{data.url}/y.tar", Content_Length=0))
     assert read_url(with_user(f"{away.url}/x.tar")) == DATA
@@ -237,7 +237,7 @@ def test_redirects_carry_passwords_to_the_same_server_alone(serve):
     assert all(f"Basic {base64.b64encode(b'me:secret').decode()}" in request for request in here.seen)
 
 
-def test_redirects_keep_what_is_asked_for(serve):
+def test_redirects_preserve_method_and_range(serve):
     def answer(request, _):
         if "/x.tar" in request:
             return answered(b"", "307 Temporary Redirect", Location="/y.tar", Content_Length=0)
@@ -255,7 +255,7 @@ def test_redirects_keep_what_is_asked_for(serve):
 
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/x", "file:///etc/passwd", "data:,hello", "pipe:touch%20{}"])
-def test_redirects_lead_nowhere_but_to_web_servers(serve, to, tmp_path):
+def test_redirects_to_other_schemes_are_refused(serve, to, tmp_path):
     marker = tmp_path / "made"
     server = serve(answered(b"", "302 Found", Location=to.format(marker), Content_Length=0))
     with pytest.raises(Passing):
@@ -263,14 +263,14 @@ def test_redirects_lead_nowhere_but_to_web_servers(serve, to, tmp_path):
     assert not marker.exists()
 
 
-def test_redirects_in_a_circle_end(serve):
+def test_redirect_loops_end(serve):
     server = serve(answered(b"", "302 Found", Location="/x.tar", Content_Length=0))
     with pytest.raises(Passing, match=r"x\.tar"):
         read_url(f"{server.url}/x.tar")
     assert len(server.seen) < 20
 
 
-def test_names_and_passwords_from_elsewhere(serve, tmp_path, monkeypatch):
+def test_credentials_from_environment_and_netrc(serve, tmp_path, monkeypatch):
     server = serve(answered(DATA, Content_Length=len(DATA)))
     host = server.url.removeprefix("http://")
 
@@ -299,13 +299,13 @@ def test_names_and_passwords_from_elsewhere(serve, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["http:///x", "http://h:99999/x", "http://h:0/x", "https://", "http://[::1/x"])
-def test_urls_that_are_none_are_not_tried_again(url):
+def test_invalid_urls_are_not_retried(url):
     with pytest.raises(UsageError, match="is no URL"):
         read_url(url, patience=60)
 
 
 @pytest.mark.parametrize("place", ["http://h:99999/x", "http://[::1/x", "http://h:x/", "http://..../x"])
-def test_redirects_to_what_is_no_url_are_the_servers_fault(serve, place):
+def test_redirects_to_invalid_urls_are_passing(serve, place):
     server = serve(answered(b"", "302 Found", Location=place, Content_Length=0))
     with pytest.raises(Passing, match="makes no sense"):
         read_url(f"{server.url}/x.tar")
@@ -321,14 +321,14 @@ def test_redirects_to_what_is_no_url_are_the_servers_fault(serve, place):
         {"Content_Length": 4, "Content_Range": "bytes 5-8/20"},
     ],
 )
-def test_answers_of_s3_that_make_no_sense(serve, monkeypatch, headers):
+def test_invalid_s3_answers(serve, monkeypatch, headers):
     pytest.importorskip("boto3", reason="boto3 is not installed")
     as_s3(monkeypatch, serve(answered(b"abcd", **headers)).url)
     with pytest.raises(Passing, match=r"s3://b/x\.tar: .*makes no sense"):
         read_url("s3://b/x.tar")
 
 
-def test_s3_without_lengths_or_at_no_place(serve, monkeypatch):
+def test_s3_without_length_or_valid_endpoint(serve, monkeypatch):
     pytest.importorskip("boto3", reason="boto3 is not installed")
     as_s3(monkeypatch, serve(answered(b"abcd")).url)
     assert stat_url("s3://b/x.tar").size is None
@@ -348,7 +348,7 @@ def as_s3(monkeypatch, endpoint):
     remote._s3_client.cache_clear()
 
 
-def test_who_is_not_let_in_hears_how_to_get_in(serve):
+def test_unauthorized_message_explains_credentials(serve):
     server = serve(answered(b"", "401 Unauthorized", Content_Length=0))
     with pytest.raises(Lasting, match=r"401 Unauthorized .*netrc.*STYLEGAN_PG_HTTP_AUTH") as error:
         read_url(with_user(f"{server.url}/x.tar?token=hidden"))
@@ -356,7 +356,7 @@ def test_who_is_not_let_in_hears_how_to_get_in(serve):
     assert "hidden" not in str(error.value)
 
 
-def test_tars_without_an_end_fill_half_of_the_disk_at_most(serve, monkeypatch, tmp_path):
+def test_endless_tar_uses_half_of_the_free_disk_at_most(serve, monkeypatch, tmp_path):
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 16 << 20))
 

@@ -1,4 +1,4 @@
-"""The node's store of remote shards: whole or not there, shared, within its limit, whatever is killed or damaged."""
+"""The shard cache holds complete shards only, and stays within its limit, whatever is killed or damaged."""
 
 import hashlib
 import os
@@ -94,7 +94,7 @@ def reader(folder: Path, shards: list[Shard], seed: int, turns: int, limit: int 
     return subprocess.Popen([sys.executable, "-c", READER, json.dumps(given)], **pipes)
 
 
-def test_the_second_time_it_comes_from_the_store(server, contents, folder):
+def test_second_read_comes_from_the_cache(server, contents, folder):
     for checked in (True, False):
         one = shard(server, contents, 0, checked=checked)
         assert read(one) == contents[0]
@@ -107,7 +107,7 @@ def test_the_second_time_it_comes_from_the_store(server, contents, folder):
     assert not shards_in(folder, ".part")
 
 
-def test_processes_that_want_the_same_shard_fetch_it_once(server, contents, folder):
+def test_concurrent_processes_fetch_a_shard_once(server, contents, folder):
     server.misbehave(**SLOW)
     one = shard(server, contents, 0)
     readers = [reader(folder, [one], i, 3) for i in range(3)]
@@ -116,7 +116,7 @@ def test_processes_that_want_the_same_shard_fetch_it_once(server, contents, fold
     assert len(server.requests()) == 1
 
 
-def test_a_killed_fetcher_is_succeeded(server, contents, folder):
+def test_another_process_continues_after_a_killed_fetch(server, contents, folder):
     """Another process, waiting for it all along, goes on from what there is."""
     server.misbehave(**SLOW)
     one = shard(server, contents, 0)
@@ -136,7 +136,7 @@ def test_a_killed_fetcher_is_succeeded(server, contents, folder):
     assert start >= SIZE // 4
 
 
-def test_fetching_goes_on_where_the_server_went_away(server, contents, folder):
+def test_interrupted_fetch_is_resumed(server, contents, folder):
     one = shard(server, contents, 0)
     server.misbehave(truncate=15_000)
     assert read(one) == contents[0]
@@ -152,7 +152,7 @@ def test_fetching_goes_on_where_the_server_went_away(server, contents, folder):
     assert read(shard(server, contents, 4)) == contents[4]
 
 
-def test_patience_has_an_end(server, contents, folder):
+def test_retries_end_after_the_patience(server, contents, folder):
     server.kill()
     with shard_cache.patience(0.5), pytest.raises(Passing, match="refused"):
         read(shard(server, contents, 0))
@@ -164,7 +164,7 @@ def test_patience_has_an_end(server, contents, folder):
     assert read(shard(server, contents, 0)) == contents[0]
 
 
-def test_who_waits_for_another_process_hears_why(server, contents, folder):
+def test_a_waiting_process_reports_the_fetcher_s_fault(server, contents, folder):
     server.kill()
     one = shard(server, contents, 0)
     other = reader(folder, [one], 0, 1, patience=60)
@@ -178,7 +178,7 @@ def test_who_waits_for_another_process_hears_why(server, contents, folder):
     other.communicate()
 
 
-def test_what_a_shard_should_be(server, contents, folder):
+def test_wrong_sizes_and_checksums(server, contents, folder):
     """Other sizes and garbled transfers are not taken; what is garbled in the same way each time is the source's."""
     url = f"{server.url}/0.tar"
     with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes where 39999 were expected"):
@@ -197,7 +197,7 @@ def test_what_a_shard_should_be(server, contents, folder):
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_a_shard_that_goes_bad_in_the_store_is_fetched_again(server, contents, folder, checked):
+def test_corrupted_cached_shard_is_fetched_again(server, contents, folder, checked):
     one = shard(server, contents, 0, checked=checked)
     read(one)
     (path,) = shards_in(folder)
@@ -215,7 +215,7 @@ def test_a_shard_that_goes_bad_in_the_store_is_fetched_again(server, contents, f
     assert len(server.requests()) == 2
 
 
-def test_without_checksum_a_garbled_transfer_is_doubted_once(server, contents, folder):
+def test_corrupted_transfer_without_checksum_is_fetched_once_more(server, contents, folder):
     one = shard(server, contents, 0, checked=False)
     server.misbehave(garble=True, times=1)
     assert read(one) != contents[0]
@@ -223,7 +223,7 @@ def test_without_checksum_a_garbled_transfer_is_doubted_once(server, contents, f
     assert read(one) == contents[0]
 
 
-def test_two_processes_share_a_limited_store(server, contents, folder):
+def test_two_processes_share_a_limited_cache(server, contents, folder):
     limit = 9 * SIZE  # each process pins up to four
     shards = [shard(server, contents, i) for i in range(COUNT)]
     readers = [reader(folder, shards, i, 60, limit) for i in range(2)]
@@ -242,7 +242,7 @@ def test_two_processes_share_a_limited_store(server, contents, folder):
     assert len(server.requests()) > COUNT  # some were evicted and came again
 
 
-def test_the_least_recently_used_goes_first(server, contents, folder):
+def test_least_recently_used_shard_is_evicted_first(server, contents, folder):
     shard_cache.configure(Settings(str(folder), 3 * SIZE, 20.0))
     shards = [shard(server, contents, i) for i in range(4)]
     for i in (0, 1, 2, 0):
@@ -253,7 +253,7 @@ def test_the_least_recently_used_goes_first(server, contents, folder):
     assert {s.name for s in (shards[0], shards[2], shards[3])} == {path.name for path in shards_in(folder)}
 
 
-def test_what_is_in_use_stays_and_the_rest_is_read_in_pieces(server, contents, folder, capfd):
+def test_shards_in_use_are_not_evicted(server, contents, folder, capfd):
     shards = [shard(server, contents, i) for i in range(3)]
     shard_cache.configure(Settings(str(folder), 2 * SIZE, 20.0))
     other = reader(folder, shards[:1], 0, 1, 2 * SIZE, stay=True)
@@ -273,7 +273,7 @@ def test_what_is_in_use_stays_and_the_rest_is_read_in_pieces(server, contents, f
     assert read(shards[0], 5, 10) == contents[0][5:15]  # 0: nothing is kept
 
 
-def test_what_others_keep_in_the_folder_is_left_alone(server, contents, folder):
+def test_other_files_in_the_cache_folder_are_untouched(server, contents, folder):
     """A folder that somebody has chosen, with files and folders of their own in it."""
     folder.mkdir()
     theirs = [folder / name for name in ("thesis.tex", "x.part", "x.5.part", "x.json", "old.tmp", "0123-x.tar")]
@@ -322,7 +322,7 @@ def test_a_full_disk(server, contents, tmp_path, folder, capfd):
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-def test_files_that_may_not_grow(server, contents, folder):
+def test_file_size_limit(server, contents, folder):
     """RLIMIT_FSIZE, as a quota does it."""
     script = READER.replace(
         "import hashlib", "import resource, hashlib; resource.setrlimit(%d, (20000, 20000))\nimport hashlib"
@@ -377,7 +377,7 @@ def wait_for(condition, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_pipes_are_kept_too(contents, folder, tmp_path):
+def test_output_of_commands_is_cached(contents, folder, tmp_path):
     (tmp_path / "x.tar").write_bytes(contents[0])
     log = tmp_path / "log"
     url = f"""pipe:bash -c 'echo ran >> {log}; cat "{tmp_path}/x.tar"'"""
@@ -389,14 +389,14 @@ def test_pipes_are_kept_too(contents, folder, tmp_path):
         shard_reader.read(f"pipe:bash -c 'cat {tmp_path}/x.tar; false'", 0, 10)
 
 
-def test_a_folder_that_cannot_be_used(tmp_path, folder):
+def test_unusable_cache_folder(tmp_path, folder):
     (tmp_path / "file").write_text("")
     shard_cache.configure(Settings(str(tmp_path / "file" / "x")))
     with pytest.raises(UsageError, match=r"data\.cache_dir=.* cannot be used"):
         shard_reader.read("http://127.0.0.1:1/x", 0, 1)
 
 
-def test_killing_at_random(server, contents, folder):
+def test_random_kills(server, contents, folder):
     """Whatever is killed when, nobody ever reads anything wrong, and all that is left is whole."""
     server.misbehave(rate=400_000)
     shards, dice = [shard(server, contents, i) for i in range(6)], random.Random(1)

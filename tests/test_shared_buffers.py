@@ -1,4 +1,4 @@
-"""Shared memory that batches come in: used again, and never under the hands of whoever still looks at a batch."""
+"""Shared memory of batches is reused, and never while a batch still refers to it."""
 
 import gc
 import itertools
@@ -13,7 +13,7 @@ from stylegan_pg.data.loader.loader import batches, read_batch
 from stylegan_pg.data.loader.shared_buffers import Slots
 
 
-def test_a_slot_is_free_when_nothing_looks_at_it():
+def test_slot_is_free_without_references():
     slots = Slots(2, [3, 4], np.uint8)
     first, second = slots.take(), slots.take()
     assert slots.take() is None
@@ -39,13 +39,13 @@ def test_a_slot_is_free_when_nothing_looks_at_it():
 
 
 @pytest.mark.parametrize("shape", [[0, 8, 8, 3], [4, 0]])
-def test_nothing_to_hold(shape):
+def test_empty_slots(shape):
     assert Slots(3, shape, np.uint8).take() is None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_batches_that_are_kept(tiny_data, workers, mirror):
+def test_kept_batches_are_not_overwritten(tiny_data, workers, mirror):
     """All of a long stream at once, every third of it, and none: the same images, each where it was."""
     index = load_index(str(tiny_data))
     table, order = index.table(16), index.order(3)
@@ -65,7 +65,7 @@ def test_batches_that_are_kept(tiny_data, workers, mirror):
     assert kept[0].image.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_memory_is_used_again(tiny_data):
+def test_memory_is_reused(tiny_data):
     """A consumer that holds two batches at a time, as training does, sees a few places in memory only."""
     index = load_index(str(tiny_data))
     how = {"start": 0, "end": 8 * 60, "batch": 8, "share": range(8), "workers": 2}

@@ -1,4 +1,4 @@
-"""The order of the stream: a function of (seed, nimg), whoever asks, from wherever, and in whatever parts."""
+"""The order of training images is a function of (seed, nimg), independent of ranks, workers and starting point."""
 
 import itertools
 import pickle
@@ -58,7 +58,7 @@ def test_an_epoch_is_a_permutation(counts, seed, window, epoch):
 
 @quick
 @given(COUNTS, SEEDS, WINDOWS, st.integers(0, 10**9), st.data())
-def test_starting_anywhere_is_the_tail(counts, seed, window, start, data):
+def test_start_in_the_middle_equals_the_tail(counts, seed, window, start, data):
     end = start + 3 * sum(counts)
     whole = stretch(Order(counts, seed, window), start, end)
     begin = data.draw(st.integers(start, end))
@@ -70,7 +70,7 @@ def test_starting_anywhere_is_the_tail(counts, seed, window, start, data):
 
 @quick
 @given(COUNTS, SEEDS, WINDOWS, st.integers(0, 10**5), st.integers(1, 3))
-def test_shards_ahead_are_those_that_come_first_and_in_that_order(counts, seed, window, start, groups):
+def test_shards_ahead_are_in_order_of_first_use(counts, seed, window, start, groups):
     order = Order(counts, seed, window)
     ends = np.cumsum(counts)
     shown = (int(np.searchsorted(ends, order.at(n)[1], side="right")) for n in itertools.count(start))
@@ -86,7 +86,7 @@ def test_shards_ahead_are_those_that_come_first_and_in_that_order(counts, seed, 
 
 @quick
 @given(COUNTS, SEEDS, WINDOWS)
-def test_groups_hold_at_least_a_window_and_not_much_more(counts, seed, window):
+def test_group_sizes(counts, seed, window):
     """A reader needs few shards at a time: between two places, no more than those of the groups there."""
     assume(0 not in counts)
     order = Order(counts, seed, window)
@@ -121,14 +121,14 @@ def test_epochs_and_seeds_differ(counts, seed):
     assert len({tuple(ordinal for _, ordinal in shown) for shown in [*epochs, other]}) == 3
 
 
-def test_the_order_stays_what_it_is():
+def test_order_is_pinned():
     """Checkpoints of today are to continue with the versions of tomorrow."""
     assert permutation(12, 3, "golden", 5).tolist() == [1, 7, 6, 0, 4, 2, 5, 10, 3, 11, 8, 9]
     order = Order([7, 3, 5, 11, 4, 4, 4, 4, 9, 2, 2, 2, 2, 2, 2, 2, 2, 30], 1, 20)
     assert [order.at(n) for n in (0, 1, 94, 95, 10**9)] == [(0, 54), (0, 55), (0, 68), (0, 20), (10309278, 87)]
 
 
-def test_memory_follows_the_window():
+def test_memory_is_proportional_to_the_window():
     order = Order([1000] * 2000, 0, 20_000)
     for n in range(0, 4_000_000, 9973):
         order.at(n)
@@ -149,7 +149,7 @@ def test_memory_follows_the_window():
     st.integers(1, 6),  # groups in a batch
     st.integers(0, 10**6),
 )
-def test_any_sequence_of_worlds_shows_the_same(counts, seed, window, worlds, group, groups, first):
+def test_order_is_independent_of_world_sizes(counts, seed, window, worlds, group, groups, first):
     """Each world is a restart with another number of ranks: nothing is lost, nothing repeated."""
     table, batch = numbers(sum(counts)), group * groups
     nimg = start = first * batch
@@ -173,7 +173,7 @@ def test_any_sequence_of_worlds_shows_the_same(counts, seed, window, worlds, gro
 @pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(COUNTS, SEEDS, WINDOWS, st.integers(1, 2), st.integers(0, 10**6))
-def test_workers_change_nothing(counts, seed, window, workers, first):
+def test_order_is_independent_of_workers(counts, seed, window, workers, first):
     how = {"start": 6 * first, "end": 6 * first + 60, "batch": 6, "share": [5, 0, 2]}
     order = Order(counts, seed, window)
     table = numbers(sum(counts))
@@ -193,7 +193,7 @@ def mixture(sources: list[tuple[list[int], float]], seed: int, window: int) -> M
 
 @few
 @given(MIXED, SEEDS, WINDOWS, st.integers(0, 10**7))
-def test_each_source_of_a_mixture_is_its_own_order(sources, seed, window, start):
+def test_sources_of_a_mixture_keep_their_order(sources, seed, window, start):
     mixed = mixture(sources, seed, window)
     firsts = np.cumsum([0, *(sum(counts) for counts, _ in sources)])
     shown: list[list[tuple[int, int]]] = [[] for _ in sources]
@@ -211,7 +211,7 @@ def test_each_source_of_a_mixture_is_its_own_order(sources, seed, window, start)
 
 @few
 @given(MIXED, SEEDS, st.integers(0, 10**5))
-def test_proportions_hold_at_every_place(sources, seed, block):
+def test_mixture_proportions_hold_everywhere(sources, seed, block):
     mixed, n = mixture(sources, seed, WINDOW), block * BLOCK
     total = sum(weight for _, weight in sources)
     following: dict[int, int] = {}
@@ -224,7 +224,7 @@ def test_proportions_hold_at_every_place(sources, seed, block):
 
 @few
 @given(MIXED, SEEDS, WINDOWS, st.integers(0, 10**5))
-def test_shards_ahead_of_a_mixture_hold_what_is_shown_next(sources, seed, window, start):
+def test_shards_ahead_of_a_mixture(sources, seed, window, start):
     mixed = mixture(sources, seed, window)
     ahead = mixed.shards_ahead(start)
     assert len(set(ahead)) == len(ahead)
@@ -251,7 +251,7 @@ def likeness(shown: list[int]) -> float:
     ("shards", "size", "window"),
     [(40, 500, 2000), (16, 1000, 1000), (17, 997, 4000), (200, 100, 1000), (64, 300, 1), (300, 64, 4096)],
 )
-def test_the_order_does_not_resemble_that_of_the_files(shards, size, window):
+def test_order_is_uncorrelated_with_files(shards, size, window):
     order, count = Order([size] * shards, 0, window), shards * size
     for epoch in range(6):
         shown = [ordinal for _, ordinal in stretch(order, epoch * count, (epoch + 1) * count)]

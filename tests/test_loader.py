@@ -1,4 +1,4 @@
-"""The stream: what is shown when follows from (seed, nimg), whoever reads it and whatever goes wrong meanwhile."""
+"""The data loader is deterministic, whatever faults occur while it reads."""
 
 import multiprocessing
 import os
@@ -103,7 +103,7 @@ def test_each_epoch_is_a_permutation(table):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_the_order_follows_from_seed_and_nimg(table):
+def test_order_depends_on_seed_and_nimg_only(table):
     whole = images(read(table))
     for start in (4, 12, 40):
         assert torch.equal(images(read(table, start=start)), whole[start:])
@@ -116,7 +116,7 @@ def test_the_order_follows_from_seed_and_nimg(table):
 
 
 @pytest.mark.parametrize(("batch", "group", "ranks"), [(12, 4, 3), (12, 2, 4), (20, 4, 3), (8, 4, 3)])
-def test_shares_of_the_ranks_make_up_the_batch(table, batch, group, ranks):
+def test_shares_of_all_ranks_form_the_batch(table, batch, group, ranks):
     how = {"batch": batch, "end": 3 * batch, "mirror": True, "classes": CLASSES}
     whole = read(table, **how)
     shares = deal(batch, group, ranks)
@@ -132,7 +132,7 @@ def test_shares_of_the_ranks_make_up_the_batch(table, batch, group, ranks):
         assert torch.equal(conditions, expected.condition)
 
 
-def test_workers_change_nothing_and_end(table):
+def test_workers_do_not_change_batches_and_exit(table):
     how = {"mirror": True, "classes": CLASSES, "end": 24}
     alone = read(table, **how)
     for workers in (1, 2):
@@ -153,7 +153,7 @@ def test_workers_change_nothing_and_end(table):
     assert not any(worker.is_alive() for worker in workers_alive)
 
 
-def test_mirror_tosses_a_coin_for_every_image_in_every_epoch(table):
+def test_mirror_is_drawn_for_each_image_and_epoch(table):
     how = {"batch": 10, "end": 40 * COUNT}
     plain, mirrored = images(read(table, **how)), images(read(table, mirror=True, **how))
     assert torch.equal(images(read(table, mirror=True, **how)), mirrored)
@@ -167,7 +167,7 @@ def test_mirror_tosses_a_coin_for_every_image_in_every_epoch(table):
     assert len(other) == 10 * COUNT
 
 
-def test_conditions_are_the_labels_one_hot(table):
+def test_conditions_are_one_hot_labels(table):
     shown = read(table, classes=CLASSES)
     conditions = torch.cat([batch.condition for batch in shown if batch.condition is not None])
     assert conditions.dtype == torch.float32
@@ -176,7 +176,7 @@ def test_conditions_are_the_labels_one_hot(table):
     assert read(table)[0].condition is None
 
 
-def test_read_batch_takes_samples_by_their_place(table):
+def test_read_batch_reads_by_ordinal(table):
     picked = read_batch(table, [5, 0, 5])
     assert picked.dtype == torch.uint8
     np.testing.assert_array_equal(picked, np.stack([table.image(i) for i in (5, 0, 5)]))
@@ -185,7 +185,7 @@ def test_read_batch_takes_samples_by_their_place(table):
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_read_batch_names_what_it_replaced(table, damaged):
+def test_read_batch_reports_replaced_samples(table, damaged):
     flip(damaged, 4)
     bad: list[Bad] = []
     assert torch.equal(read_batch(damaged, [3, 4, 4], bad), read_batch(table, [3, 5, 5]))
@@ -225,7 +225,7 @@ def read_slowly(table):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_left_to_show(damaged, workers):
+def test_dataset_without_good_samples(damaged, workers):
     for ordinal in range(COUNT):
         flip(damaged, ordinal)
     (only,) = read(damaged, workers=workers)
@@ -246,7 +246,7 @@ def test_batches_for_a_gpu_are_pinned(table, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_batches_travel_to_the_gpu_whole(table):
+def test_batches_reach_the_gpu_unchanged(table):
     """From pinned memory, on a stream of their own, while the device is busy with something else."""
     parallel = Devices(load_config("demo", ["train.device=cuda"]))
     order = Order(np.bincount(table.shard).tolist(), 0)
@@ -264,7 +264,7 @@ def test_batches_travel_to_the_gpu_whole(table):
         assert torch.equal(sent.condition.cpu(), expected.condition)
 
 
-def test_a_long_stretch_of_damage_is_enough(damaged, monkeypatch):
+def test_too_many_consecutive_bad_samples(damaged, monkeypatch):
     """Nobody walks through a million pictures of a format that nothing here decodes."""
     for ordinal in range(COUNT):
         flip(damaged, ordinal)
@@ -273,7 +273,7 @@ def test_a_long_stretch_of_damage_is_enough(damaged, monkeypatch):
         loader.read_image(damaged, 5)
 
 
-def test_a_killed_reader_ends_the_stream(table):
+def test_killed_worker_ends_the_batches(table):
     """As running out of memory does it: what came before is good, then a batch says why there are no more."""
     data = read_slowly(table)
     assert not next(data).fault
@@ -286,7 +286,7 @@ def test_a_killed_reader_ends_the_stream(table):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_stays_unreadable_ends_the_stream(table, damaged, workers):
+def test_unreadable_file_ends_the_batches(table, damaged, workers):
     """The batches before the one that needs it come, then one that says why; after a long enough time only."""
     order = ordinals(table, read(table))
     gone = int(damaged.shard[order[9]])  # a shard that the first batches may do without
@@ -309,7 +309,7 @@ def test_a_file_that_stays_unreadable_ends_the_stream(table, damaged, workers):
     assert time.monotonic() - started < 20
 
 
-def test_workers_that_wait_end_at_once(damaged):
+def test_waiting_workers_exit_at_once(damaged):
     """Also with a long patience: when the trainer is asked to stop, and when the stream is closed."""
     for path in damaged.paths:
         os.unlink(path)
@@ -332,7 +332,7 @@ def test_workers_that_wait_end_at_once(damaged):
     assert time.monotonic() - started < 20
 
 
-def test_a_passing_fault_is_waited_for(table, damaged, monkeypatch):
+def test_passing_fault_is_retried(table, damaged, monkeypatch):
     hidden = [shutil.move(path, f"{path}.away") for path in damaged.paths]
     waits = []
 
@@ -371,7 +371,7 @@ def test_only_bytes_that_are_bad_every_time_are_replaced(table, monkeypatch, nap
     assert bool(naps) == ("o" in faults)
 
 
-def test_what_was_not_read_twice_is_not_called_bad(table, monkeypatch):
+def test_sample_is_bad_only_after_two_reads(table, monkeypatch):
     """Garbled once, and unreadable since."""
     script = iter("c")
 
