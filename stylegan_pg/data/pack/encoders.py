@@ -1,4 +1,4 @@
-"""Processes that encode pictures, a bounded number of them ahead of what is written."""
+"""Worker processes that encode pictures, a bounded number of pictures ahead of the writer."""
 
 import multiprocessing
 import resource
@@ -20,7 +20,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal
 
 
 class Encoders:
-    """`workers` processes, which start when there is something to do (0 or 1: this process). To be closed."""
+    """A pool of `workers` processes, started at the first use (0 or 1: encode in this process). It must be closed."""
 
     def __init__(self, recipe: Recipe, workers: int):
         self.recipe, self.workers = recipe, workers
@@ -28,10 +28,11 @@ class Encoders:
         self.pool: ProcessPoolExecutor | None = None
 
     def results(self, pictures: list[File]) -> Generator[Result, None, None]:
-        """What becomes of pictures, in their order. What a worker had in hand that died is done once more, by a process
-        of its own: a picture that ends that too is unreadable.
+        """Encode pictures and yield the results in their order. The pictures of a worker that died are encoded once
+        more, each by its own process; a picture that ends that process as well is unreadable.
 
-        Raises RunError as `make`, and for a picture for which there is not enough memory.
+        Raises:
+            RunError: as `make`, and if there is not enough memory for a picture.
         """
         chunks = [pictures[i : i + self.chunk] for i in range(0, len(pictures), self.chunk)]
         if min(self.workers, len(chunks)) <= 1 and not self.pool:
@@ -101,7 +102,7 @@ def _one_by_one(pictures: list[File], recipe: Recipe) -> Iterator[Result]:
 
 
 def _blamed(picture: File, code: int) -> Result:
-    """What becomes of a picture whose process ended with that exit code, for the second time."""
+    """The result for a picture whose process has died with this exit code for the second time."""
     limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     if -code in _CRASHES and not limited:
         return Result([], f"ended the process that decoded it, twice ({signal.Signals(-code).name})", False)

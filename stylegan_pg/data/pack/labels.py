@@ -1,5 +1,5 @@
-"""What labels the pictures of SOURCE: a dataset.json, .cls and .json files beside them, their folders, or a file of the
-user's. What was understood is stated, and what can be understood in two ways is asked."""
+"""Labels of the pictures in SOURCE: from a dataset.json, .cls and .json files beside them, folders, or a file that the
+user names. The interpretation is reported, and an ambiguous one is refused with the alternatives."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ _FORM = f'give {{"path": label, ...}} or {{"labels": [["path", label], ...]}}, {
 
 
 class Labels(NamedTuple):
-    """The labels of a listing's pictures, in their order; `said` tells where they are from, or why there are none."""
+    """The labels of a listing's pictures, in their order; `said` says where they come from, or why there are none."""
 
     of: list[Label]
     said: str
@@ -38,7 +38,7 @@ def labels_of(listing: Listing, labels: str | os.PathLike[str]) -> Labels:
     """The labels that the option `labels` asks for (see `pack`).
 
     Raises:
-        UsageError: labels that contradict each other, fit no picture, are in no known form or are ambiguous.
+        UsageError: labels contradict each other, fit no picture, have an unknown form or are ambiguous.
     """
     pictures = listing.pictures
     if labels == "none":
@@ -76,7 +76,7 @@ def _from_file(path: Path, listing: Listing) -> Labels:
 
 
 def _from_dataset_json(listing: Listing) -> Labels:
-    """Of the pictures at or below its folder, a dataset.json names the labels by their paths from there."""
+    """Labels from a dataset.json, which applies to the pictures at or below its folder, by their relative paths."""
     given: dict[str, Any] = {}
     known = {picture.path for picture in listing.pictures}
     for file in listing.dataset_json:
@@ -108,7 +108,7 @@ def _content(file: File, most: int = 1 << 28) -> bytes:
 
 
 def _parse_json(origin: str, data: bytes, names_picture: Callable[[str], bool]) -> dict[str, Any]:
-    """{path: label}; empty where the file says that there are no labels."""
+    """Parse a file of labels to {path: label}; empty if it says that there are no labels."""
     content = parse_json(data, origin, _FORM, finite=False)
     if isinstance(content, dict) and isinstance(content.get("labels", ""), list | dict | None):
         content = content["labels"] or []
@@ -149,8 +149,8 @@ def _unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
 
 
 def _finder(pictures: list[File], origin: str) -> Callable[[str], str | None]:
-    """What finds the path of the picture that a file of labels names, None without one. It may leave away the folder
-    that all pictures are in, and the suffix; UsageError where several pictures differ in that alone."""
+    """A function that maps a name in a file of labels to the path of a picture, or None. The name may lack the common
+    folder of all pictures, and the suffix. UsageError if several pictures fit."""
     known = {picture.path for picture in pictures}
     common, _ = _parted([path.split("/")[:-1] for path in known])
     stems: dict[str, list[str]] = defaultdict(list)
@@ -168,7 +168,7 @@ def _finder(pictures: list[File], origin: str) -> Callable[[str], str | None]:
 
 
 def _looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> Labels:
-    """Labels by the pictures' own paths."""
+    """Labels of a table {path: label}, looked up by the pictures' paths."""
     if not given:
         return Labels([None] * len(pictures), f"{origin} says that there are none")
     place_of, found, strange = _finder(pictures, origin), {}, []
@@ -192,7 +192,7 @@ def _looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> Labe
 
 
 def _from_members(listing: Listing) -> Labels:
-    """WebDataset's way: KEY.cls holds a class, else "label" in KEY.json does."""
+    """Labels as in WebDataset: the text of KEY.cls, else "label" in KEY.json."""
     values: list[Any] = []
     kinds = set()
     for picture in listing.pictures:
@@ -216,9 +216,10 @@ def _from_members(listing: Listing) -> Labels:
 
 
 def _by_folders(pictures: list[File], as_they_are: bool = False) -> Labels:
-    """Class folders: the first level at which pictures part ways, and below it where it is train/, val/ and the like.
+    """Labels from class folders: the first level at which the pictures' paths differ, or the level below if the folders
+    there are train/, val/ and the like.
 
-    as_they_are: whatever the folders are called, and wherever the other pictures are.
+    as_they_are: accept any folder names, and pictures outside the folders.
     """
     nothing: list[Label] = [None] * len(pictures)
     wrapper, rests = _parted([picture.inner.split("/")[:-1] for picture in pictures])
@@ -257,7 +258,7 @@ def _by_folders(pictures: list[File], as_they_are: bool = False) -> Labels:
 
 
 def _parted(folders: list[list[str]]) -> tuple[str, list[list[str]]]:
-    """The first folders that paths share, but for those that end before; and the paths from there."""
+    """The leading folders that all paths share, and the remaining paths."""
     common: list[str] = []
     while len(tops := {folder[0] for folder in folders if folder}) == 1:
         common += tops

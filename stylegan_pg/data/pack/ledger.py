@@ -1,9 +1,9 @@
-"""What a packing remembers in OUT: which pictures were packed, in which versions, and by which options.
+"""The record of a packing in OUT: which pictures were packed, in which versions, and with which options.
 
-While a packing goes on, OUT/.pack holds its plan (the options, and digests of the pictures' paths and labels) and a
-manifest of each group of shards that is committed. Of a complete dataset index.json has the plan, and pictures.json the
-manifests, one a line. A manifest has a row for every picture: its version (size and times, or what an archive has) and
-a digest of its bytes, which decides where the version is another one.
+During a packing, OUT/.pack holds its plan (the options, and digests of the pictures' paths and labels) and a manifest
+of each committed group of shards. In a complete dataset the plan is in index.json and the manifests are in
+pictures.json, one per line. A manifest has a row for each picture, with its version (size and times, or an archive's
+checksum) and a digest of its bytes, which is compared if the version differs.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _ANOTHER = "Repeat the command it was started with, give another OUT, or delete 
 
 
 class Kept(NamedTuple):
-    """A committed group that is as it would be made again: of the pictures from `start` to before `end`."""
+    """A committed group that is still valid, of the pictures with indices in [start, end)."""
 
     start: int
     end: int
@@ -40,7 +40,7 @@ class Kept(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What OUT remembers. `complete`: as a dataset; `manifests` is None where it was packed without keeping them."""
+    """The record in OUT. `complete`: OUT is a complete dataset. `manifests` is None if an older version packed it."""
 
     complete: bool
     plan: dict[str, Any]
@@ -49,7 +49,7 @@ class Memory(NamedTuple):
 
 
 def remembered(out: Path) -> Memory:
-    """Raises UsageError for damaged files."""
+    """Read the record in OUT. Raises UsageError for damaged files."""
     index, books = out / "index.json", out / ".pack"
     if index.exists():
         with damage_named(index, out):
@@ -68,7 +68,7 @@ def remembered(out: Path) -> Memory:
 
 
 def table_in(file: Path) -> dict[str, Any]:
-    """Raises OSError, and UsageError or ValueError for what holds no table."""
+    """Read a JSON object from a file. Raises OSError; UsageError or ValueError if it holds none."""
     content = read_json(file, "it is no table", most=MOST_JSON_BYTES)
     if not isinstance(content, dict):
         raise ValueError("it is no table")
@@ -77,7 +77,7 @@ def table_in(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def damage_named(file: Path, what: Path) -> Iterator[None]:
-    """Whatever a damaged file leads to, as a UsageError that says `what` to remove."""
+    """Turn errors caused by a damaged file into a UsageError that says `what` to remove."""
     try:
         yield
     except (UsageError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -97,7 +97,7 @@ def digest(rows: Iterable[Any]) -> str:
 
 
 def compare(out: Path, there: dict[str, Any], now: dict[str, Any], pictures: list[File]) -> None:
-    """Raises UsageError, naming every difference, where OUT was packed by another plan."""
+    """Raise UsageError, naming every difference, if OUT was packed with another plan."""
     there = {
         "base": list(SQUARE),
         "max_images": None,
@@ -117,9 +117,10 @@ def compare(out: Path, there: dict[str, Any], now: dict[str, Any], pictures: lis
 
 
 def review(manifests: list[Manifest], pictures: list[File], progress: bool) -> tuple[dict[str, Kept], list[str]]:
-    """The groups that still are what SOURCE holds, by name, and the paths of the pictures that have changed in others.
+    """The groups that still agree with SOURCE, by name, and the paths of the changed pictures in the others.
 
-    A picture of another version is read: its bytes decide. Raises RunError where SOURCE cannot be read just now.
+    A picture with another version is read and its digest compared. Raises RunError if SOURCE cannot be read at the
+    moment.
     """
     places = {picture.path: place for place, picture in enumerate(pictures)}
     rows = [row for manifest in manifests for row in manifest.rows if row.path in places]
@@ -143,8 +144,8 @@ def review(manifests: list[Manifest], pictures: list[File], progress: bool) -> t
 
 
 def said_of_older(out: Path, pictures: list[File]) -> str:
-    """What to say of a complete dataset without manifests. Older versions also left out what could not be read for the
-    moment: UsageError where that shows."""
+    """A note about a complete dataset without manifests. Raises UsageError if pictures are missing in it because they
+    could not be read at the time, which older versions left out."""
     try:
         unreadable = table_in(out / "report.json")["unreadable"]
     except (OSError, UsageError, ValueError, KeyError):
@@ -169,10 +170,10 @@ def _digest_now(picture: File) -> str | None:
 
 @contextlib.contextmanager
 def opened(out: Path, plan: dict[str, Any], memory: Memory) -> Iterator[Path]:
-    """OUT/.pack, held by this process alone, with the plan in it; a complete dataset becomes one in the making.
+    """Create and lock OUT/.pack and write the plan into it; a complete dataset becomes an incomplete one.
 
     Raises:
-        UsageError: OUT is somebody else's, or another process packs there.
+        UsageError: OUT holds something else, or another process packs there.
     """
     books = out / ".pack"
     if not memory.complete and out.exists() and not books.exists() and any(out.iterdir()):
@@ -196,7 +197,7 @@ def opened(out: Path, plan: dict[str, Any], memory: Memory) -> Iterator[Path]:
 
 
 def close(out: Path, manifests: list[Manifest]) -> None:
-    """Keep the manifests of a packing that is about to be complete."""
+    """Write pictures.json with the manifests of a packing that is about to be complete."""
     write_whole(out / PICTURES, b"\n".join(manifest.written() for manifest in manifests) + b"\n")
 
 

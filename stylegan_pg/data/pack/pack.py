@@ -1,14 +1,14 @@
-"""Packing: a folder, zip or tars of pictures -> shards at every resolution of the pyramid, with an index.
+"""Packing of pictures in a folder, zip or tars into shards at every resolution of the pyramid, with an index.
 
 pyramid.py describes what happens to a picture, sources.py what SOURCE may be.
 
-Samples are ordered by their path within SOURCE (by code point, on any file system) and cut into groups: one group is
-one shard at every resolution. A group is committed by its manifest in OUT/.pack, index.json comes last, and every byte
-follows from SOURCE and the options: an interrupted packing leaves nothing that looks complete, and the same command
-continues behind the committed groups to the very files an uninterrupted one writes. Pictures that were rewritten since
-are packed again with their groups, also in a complete dataset. A SOURCE that cannot be read just now ends the packing,
-to be continued; pictures that are damaged or gone are listed with their reasons in OUT/report.json. Nothing of an
-archive is ever extracted to disk.
+Samples are ordered by their path within SOURCE (by code point, on any file system) and divided into groups; a group is
+one shard at every resolution. A group is committed by its manifest in OUT/.pack, and index.json is written last. Every
+byte depends on SOURCE and the options only. So an interrupted packing leaves nothing that looks complete, and the same
+command continues after the committed groups and writes the same files as an uninterrupted one. Pictures that were
+rewritten since are packed again with their groups, also in a complete dataset. If SOURCE cannot be read at the moment,
+packing ends and can be continued. Damaged and missing pictures are listed with reasons in OUT/report.json. Members of
+archives are never extracted to disk.
 """
 
 import contextlib
@@ -45,11 +45,13 @@ LONGEST_LINE = 4000  # characters of a report's lines
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a packing did. `unreadable` pairs paths within SOURCE with reasons, `gone` names files that had been listed
-    and could not be found, `unlabelled` those that were left out for want of a label, `repacked` those that had changed
-    since an earlier packing, `decided` pairs them with what was decided about a picture that its owner may not expect;
-    `ignored` counts other files, `remarks` says what was understood of labels and options,
-    `notes` how SOURCE was understood."""
+    """The result of a packing.
+
+    `unreadable`: (path within SOURCE, reason). `gone`: files that were listed and then not found. `unlabelled`:
+    pictures left out because they have no label. `repacked`: pictures changed since an earlier packing. `decided`:
+    (path, a decision that the picture's owner may not expect). `ignored`: counts of other files by kind. `remarks`: how
+    labels and options were interpreted. `notes`: how SOURCE was interpreted.
+    """
 
     out: str
     count: int
@@ -70,7 +72,7 @@ class PackReport:
     decided: tuple[tuple[str, str], ...] = ()
 
     def summary(self) -> str:
-        """The report as a few lines of text for people."""
+        """The report as a few lines of text."""
         names = f", {len(self.label_names)} classes" if self.label_names else ", no labels"
         heights_widths = [size_at(r, self.base) for r in self.resolutions]
         sizes = [str(h) if h == w else f"{h}x{w}" for h, w in heights_widths]
@@ -129,7 +131,7 @@ def pack(
     max_pixels: int = MOST_PIXELS,
     progress: bool = True,
 ) -> PackReport:
-    """Pack the pictures of `source` into the dataset folder `out` (see the module's text and `data/index.py`).
+    """Pack the pictures of `source` into the dataset folder `out` (see this module's text and datasets/index.py).
 
     source: a folder (with pictures at any depth, or with tars), a zip, a tar, or several tars as a list, a pattern
         with braces or *, or separated by "::". A path that exists is that, whatever signs are in it.
@@ -261,7 +263,7 @@ def _bytes(size: str | int) -> int:
 def _encode_all(
     chosen: Chosen, recipe: Recipe, folder: Path, kept: dict[str, ledger.Kept], workers: int, progress: bool
 ) -> list[Manifest]:
-    """Encode the groups that are not `kept` where they begin; the manifests of all. `folder`: OUT/.pack."""
+    """Encode the groups that are not in `kept`; returns the manifests of all groups. `folder` is OUT/.pack."""
     out, pictures = folder.parent, chosen.pictures
     clean(out, folder, set(kept))
     manifests: list[Manifest] = []
@@ -350,7 +352,7 @@ def _report(out: Path, chosen: Chosen, changed: list[str], was_complete: bool) -
         index = ledger.table_in(out / "index.json")
         check_index(index)
     report: dict[str, Any] = {}
-    file = out / "report.json"  # of use to people only, so they may have removed it
+    file = out / "report.json"  # this file is for information only and may have been removed
     with contextlib.suppress(FileNotFoundError), ledger.damage_named(file, file):
         report = ledger.table_in(file)
     labels = index.get("labels") or {"names": [], "counts": []}

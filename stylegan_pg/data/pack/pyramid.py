@@ -1,19 +1,18 @@
-"""One picture: its bytes -> the encoded levels of the pyramid.
+"""The encoding of one picture: from its bytes to the encoded levels of the pyramid.
 
-What happens to a picture, in this order:
+A picture is processed in this order:
 
-* Its header is looked at: another format than open_image.py's list, more than `max_pixels` pixels (JPEG twice, WebP,
-  AVIF and JPEG 2000 half of that), or a header that asks for much more memory or time than it should make it
-  unreadable. JPEGs of more than 89 million pixels are decoded at the half, quarter or eighth of their size that is
-  large enough.
+* Its header is checked. A format that is not in open_image.py's list, more than `max_pixels` pixels (JPEG twice, WebP,
+  AVIF and JPEG 2000 half of that), or a header that asks for excessive memory or time make it unreadable. JPEGs of more
+  than 89 million pixels are decoded at the half, quarter or eighth of their size that is large enough.
 * It is decoded strictly: a JPEG with garbled data counts as unreadable. Of animations and multi-page files the first
   frame is taken, and the report says so.
 * Samples become 8 bits: 16-bit grey is scaled (65535 -> 255, rounded, never clipped; 12-bit TIFF by 4095; where white
   is zero, inverted), 16-bit RGB by its high byte. What is floating-point, signed, of high dynamic range, or so dark as
   12 bits in 16 are, is unreadable. Palettes become RGB, CMYK becomes RGB.
-* Colours are brought to sRGB by the embedded ICC profile, or by the gamma that a PNG gives; a profile that changes no
-  colour by more than 3 levels counts as sRGB whatever its name, and one that is damaged or of another kind of picture
-  is ignored, and told. CMYK without a profile is converted by the plain formula.
+* Colours are converted to sRGB by the embedded ICC profile, or by the gamma that a PNG gives. A profile that changes no
+  colour by more than 3 levels counts as sRGB whatever its name. One that is damaged or for another kind of picture is
+  ignored and reported. CMYK without a profile is converted by the plain formula.
 * Transparency (alpha or a transparent colour) is composited over white, unless channels = 4 keeps it.
 * channels = 1 takes the luma (ITU-R 601), channels = 3 repeats grey, channels = 4 adds an opaque alpha.
 * The EXIF orientation is applied.
@@ -64,7 +63,7 @@ _ORIENTATIONS = {  # EXIF value -> what turns the picture upright
 
 @dataclass(frozen=True)
 class Recipe:
-    """The checked options; together with SOURCE they decide every byte."""
+    """The validated options; with SOURCE they determine every byte of the dataset."""
 
     resolution: int
     lowest: int
@@ -95,7 +94,7 @@ class Result(NamedTuple):
 
 
 def make(picture: File, recipe: Recipe) -> Result:
-    """Read one picture and encode it at every resolution. Raises RunError where SOURCE cannot be read just now."""
+    """Read one picture and encode it at every resolution. Raises RunError if SOURCE cannot be read at the moment."""
     try:
         data = read_listed(picture)
         return _made(data, picture.path, recipe)._replace(digest=digest_of(data))
@@ -125,7 +124,7 @@ def _made(data: bytes, name: str, recipe: Recipe) -> Result:
 
 @contextlib.contextmanager
 def _pillow_allows(most_pixels: int) -> Iterator[None]:
-    """Pillow's own limit warns, and refuses at twice as much; open_image.py has said what is too large by then."""
+    """Set Pillow's own limit of pixels within the block; open_image.py has already checked the size."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels
     try:
         with warnings.catch_warnings():
@@ -136,8 +135,10 @@ def _pillow_allows(most_pixels: int) -> Iterator[None]:
 
 
 def pyramid(top: np.ndarray, levels: int) -> list[np.ndarray]:
-    """uint8 [H, W, C] -> so many uint8 levels, each twice the size of the one before and the last one `top`: means of
-    2^k x 2^k of its pixels, halves rounded up; colours weighted by the opacity if C is 4."""
+    """The `levels` levels of a pyramid, uint8, each twice the size of the one before; the last one is `top` [H, W, C].
+
+    A level holds the means of 2^k x 2^k pixels of `top`, halves rounded up; if C is 4, colours are weighted by opacity.
+    """
     result = [top]
     sums = top
     if top.shape[2] == 4:
@@ -157,19 +158,19 @@ def pyramid(top: np.ndarray, levels: int) -> list[np.ndarray]:
 
 
 def _sums(x: np.ndarray, wide: type[np.unsignedinteger]) -> np.ndarray:
-    """[H, W, C] -> [H / 2, W / 2, C], of 2x2 each."""
+    """Sums over 2x2 pixels, [H, W, C] -> [H / 2, W / 2, C]."""
     rows = np.add(x[0::2], x[1::2], dtype=wide)
     return np.add(rows[:, 0::2], rows[:, 1::2], dtype=wide)
 
 
 def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
-    """Over 2^shift, halves up."""
+    """sums / 2^shift, halves rounded up."""
     return (sums + sums.dtype.type(1 << (shift - 1))) >> sums.dtype.type(shift)
 
 
 def _shaped(data: bytes, name: str, recipe: Recipe, decided: list[str]) -> Image.Image:
-    """A picture in the mode of `channels`, upright, with the shape of the base. Raises as raster.opened, ValueError for
-    another shape where crop is "none"."""
+    """A picture in the mode of `channels`, upright, with the shape of the base. Raises as open_image.opened; ValueError
+    for another shape if crop is "none"."""
     rows, columns = size_at(recipe.resolution, recipe.base)
     final, crop = (columns, rows), recipe.crop
     with opened(data, name, recipe.max_pixels) as picture:
@@ -201,7 +202,7 @@ def _shaped(data: bytes, name: str, recipe: Recipe, decided: list[str]) -> Image
 
 
 def _shape(size: tuple[int, int], base: tuple[int, int], crop: str) -> tuple[int, int]:
-    """Width and height of what a picture of `size` is cropped or padded to, for a base of (rows, columns)."""
+    """Width and height to which a picture of `size` is cropped or padded, for a base of (rows, columns)."""
     (width, height), (rows, columns) = size, base
     wide, high = width * rows, height * columns  # equal where the shape fits
     if crop == "pad":

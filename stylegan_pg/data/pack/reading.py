@@ -1,7 +1,7 @@
-"""Reading the files that SOURCE lists, and telling what is damaged from what is gone and from what may come back.
+"""Reading the files listed in SOURCE, and distinguishing damaged files, missing files, and passing faults.
 
-A disk or server that goes away must not thin out a dataset, so whatever may pass ends the packing, to be continued. A
-file is gone for good only if the very folder that held it is still there without it.
+A disk or server that disappears must not reduce a dataset, so a fault that may pass ends the packing, which can be
+continued. A file counts as missing only if the same folder still exists without it.
 """
 
 import errno
@@ -17,19 +17,19 @@ _OF_THE_FILE = (None, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 class Unreadable(Exception):  # noqa: N818 - what it is
-    """A file that is damaged or is none: the message says why. Reading it again would not help."""
+    """A file is damaged or not a regular file; the message says why. Reading it again would not help."""
 
 
 class Gone(Unreadable):
-    """A file that was listed, and is no longer in its folder, which is still there."""
+    """A file that was listed is no longer in its folder, which still exists."""
 
 
 def read_listed(file: File) -> bytes:
-    """The content of a file as SOURCE listed it.
+    """The content of a listed file.
 
     Raises:
-        Gone, Unreadable: the file itself is to blame.
-        RunError: SOURCE cannot be read just now (a disk or mount that went away, an expired ticket, no permission).
+        Gone, Unreadable: the file itself is the cause.
+        RunError: SOURCE cannot be read at the moment (a missing disk or mount, an expired ticket, no permission).
     """
     try:
         return file.read()
@@ -51,13 +51,13 @@ def read_listed(file: File) -> bytes:
 
 
 def digest_of(data: bytes) -> str:
-    """A short name of some content."""
+    """A short digest of some content."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def _folder_is_there(file: File) -> bool:
-    """Whether the folder of a missing file is the one that was listed: a mount point without its disk is another one.
-    Archives are no folders; and what is back already had been away."""
+    """Whether the folder of a missing file still exists and is the listed one; a mount point without its disk is
+    another folder. False for members of archives, and if the file exists again."""
     if file.folder is None or os.path.exists(file.container):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Which pictures of SOURCE are packed, as which classes."""
+"""The selection of the pictures of SOURCE that are packed, and their class numbers."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ from stylegan_pg.untrusted import printable
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pictures to pack in sample order, their class numbers (-1: none), and what there is to say of the others."""
+    """The pictures to pack, in sample order, their class numbers (-1: none), and remarks about the others."""
 
     pictures: list[File]
     classes: list[int]
@@ -29,11 +29,11 @@ class Chosen:
 def choose(
     sources: list[Path], labels: str | os.PathLike[str], unlabelled: str, max_images: int | None, gone: Collection[str]
 ) -> Chosen:
-    """What of SOURCE is to be packed. `gone`: pictures that had been listed once, and still count where a number of
-    pictures is chosen among all.
+    """Choose the pictures of SOURCE to pack. `gone`: pictures that were listed earlier and are missing now; they still
+    count when max_images pictures are chosen among all.
 
     Raises:
-        UsageError: pictures without a label, which `unlabelled` refuses; as list_source, labels_of and number_classes.
+        UsageError: pictures have no label and `unlabelled` is "refuse"; as list_source, labels_of and number_classes.
     """
     listing = list_source(sources)
     found = labels_of(listing, labels)

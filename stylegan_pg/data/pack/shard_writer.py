@@ -1,4 +1,4 @@
-"""Writing groups of shards: temporary names, then final ones, then the manifest that commits the group."""
+"""Writing groups of shards: under temporary names, then renamed, then committed by the group's manifest."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from stylegan_pg.data.pack.sources import File
 
 
 class Row(NamedTuple):
-    """What became of a picture of SOURCE."""
+    """The outcome for one picture of SOURCE."""
 
     path: str
     version: str  # of its content, see version_of
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a committed group is made of; `first` is the ordinal of its first sample."""
+    """The content of a committed group; `first` is the ordinal of its first sample."""
 
     name: str
     first: int
@@ -42,7 +42,7 @@ class Manifest(NamedTuple):
 
     @staticmethod
     def read(text: bytes) -> "Manifest":
-        """Raises KeyError, TypeError or ValueError for what is none."""
+        """Parse a manifest. Raises KeyError, TypeError or ValueError if it is invalid."""
         content = json.loads(text)
         rows = [Row(*row) for row in content["rows"]]
         found = Manifest(content["name"], content["first"], rows, dict(content["index_sha256"]), content["upscaled"])
@@ -52,7 +52,7 @@ class Manifest(NamedTuple):
         return found
 
     def written(self) -> bytes:
-        """On one line."""
+        """The manifest as one line of JSON."""
         return json.dumps(self._asdict()).encode()
 
 
@@ -84,7 +84,7 @@ class _Tar:
         return offset
 
     def commit(self) -> str:
-        """Give the tar and its index their names; returns the SHA-256 of the index."""
+        """Rename the tar and its index to their final names; returns the SHA-256 of the index."""
         self.file.write(bytes(2 * tarfile.BLOCKSIZE))
         self.file.write(bytes(-self.file.tell() % tarfile.RECORDSIZE))
         size = self.file.tell()
@@ -105,7 +105,7 @@ class _Tar:
 
 
 class Group:
-    """Consecutive samples on their way into one shard at each resolution."""
+    """Consecutive samples that are being written into one shard at each resolution."""
 
     def __init__(self, out: Path, name: str, first: int, recipe: Recipe):
         self.out, self.name, self.first, self.recipe = out, name, first, recipe
@@ -118,7 +118,7 @@ class Group:
         return self.tars[self.recipe.resolution].file.tell() if self.tars else 0
 
     def add(self, picture: File, label: int, result: Result) -> None:
-        """label: -1 for none."""
+        """Add a picture with its class number (-1 for none) and its encoded levels."""
         version, decided = version_of(picture), "; ".join(result.decided)
         self.rows.append(Row(picture.path, version, result.digest, label, result.reason, result.gone, decided))
         if not result.images:
@@ -134,7 +134,7 @@ class Group:
         self.upscaled += result.upscaled
 
     def commit(self, books: Path) -> Manifest:
-        """Name the shards, then write the manifest, which is what counts."""
+        """Rename the shards to their final names, then write the manifest, which commits the group."""
         committed = {str(resolution): tar.commit() for resolution, tar in self.tars.items()}
         manifest = Manifest(self.name, self.first, self.rows, committed, self.upscaled)
         write_whole(books / f"{self.name}.json", manifest.written())
@@ -146,7 +146,7 @@ class Group:
 
 
 def committed_groups(out: Path, books: Path) -> list[Manifest]:
-    """The manifests whose shards are all there, in the order of their names."""
+    """The manifests whose shards all exist, in the order of their names."""
     found = []
     for file in sorted(books.glob("[0-9]*.json"), key=lambda file: (len(file.name), file.name)):
         with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version: its group is made again
@@ -166,7 +166,7 @@ def _is_whole(out: Path, name: str, resolution: str, sha256: str) -> bool:
 
 
 def clean(out: Path, books: Path, names: set[str]) -> None:
-    """Remove what is of other groups than these, or half written: files of our own naming only."""
+    """Remove temporary files and files of other groups than these; only files with our naming scheme are touched."""
     ours = re.compile(r"(\d{5,})(\.tar|(\.index)?\.json)(\.tmp)?")
     for file in [*books.glob("*"), *out.glob("r[0-9][0-9][0-9][0-9]/*")]:
         match = ours.fullmatch(file.name)
@@ -181,7 +181,7 @@ def _temporary(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a whole file or, if interrupted, none."""
+    """Write a file atomically."""
     temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:

@@ -1,5 +1,5 @@
-"""What SOURCE holds: the pictures of a folder, a zip or tars in sample order, the files that may label them, and a word
-about everything else."""
+"""Listing of SOURCE: the pictures of a folder, a zip or tars in sample order, the files that may label them, and counts
+of all other files."""
 
 import bisect
 import errno
@@ -41,7 +41,7 @@ _MOST_BYTES = 3 << 27  # of one encoded picture; what is larger is a mistake or 
 
 
 class File(NamedTuple):
-    """A file in SOURCE: in `container`, from byte `member`, or as the zip member of that name."""
+    """A file in SOURCE: the part of `container` from byte `member` on, or the zip member of that name."""
 
     path: str  # within SOURCE, parts joined by "/"
     inner: str  # the same within its tar, where SOURCE is several tars
@@ -53,7 +53,8 @@ class File(NamedTuple):
     fault: str = ""  # why it cannot be read at all
 
     def read(self) -> bytes:
-        """Its content. Raises ValueError where the file itself is to blame, OSError where it cannot be read now."""
+        """The content. Raises ValueError if the file itself is the cause, OSError if it cannot be read at the
+        moment."""
         most = _MOST_BYTES if self.is_picture else MOST_JSON_BYTES
         if self.fault:
             raise ValueError(self.fault)
@@ -77,7 +78,7 @@ class File(NamedTuple):
 
     @property
     def is_hidden(self) -> bool:
-        """Such as the "._x.jpg" that macOS leaves beside x.jpg, in zips below __MACOSX, and other leftovers."""
+        """Whether it is a leftover of an operating system, such as "._x.jpg" beside x.jpg (in zips below __MACOSX)."""
         parts = self.path.split("/")
         return any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts) or not _LEFT.isdisjoint(parts)
 
@@ -87,8 +88,8 @@ class File(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What SOURCE holds. `ignored` counts files that are neither pictures nor labels, by kind; `notes` are sentences
-    about how SOURCE was understood."""
+    """The files of SOURCE. `ignored` counts files that are neither pictures nor labels, by kind; `notes` are sentences
+    about how SOURCE was interpreted."""
 
     pictures: list[File]  # in sample order
     dataset_json: list[File]  # those with pictures at or below their folders
@@ -114,8 +115,8 @@ class Listing(NamedTuple):
 
 
 def sources_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The folder, zip or tars that SOURCE names: a path, or what training takes for tars: a pattern with braces or *,
-    several separated by "::". Raises UsageError for what is no path of this machine."""
+    """The folder, zip or tars that SOURCE names: a path, a pattern with braces or *, or several of them separated by
+    "::". Raises UsageError for anything that is not a path of this machine."""
     found: list[Path] = []
     for one in [source] if isinstance(source, str | os.PathLike) else source:
         text = os.fspath(one)
@@ -128,11 +129,11 @@ def sources_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def list_source(sources: list[Path]) -> Listing:
-    """The files of a folder (with pictures, or with tars and no pictures), a zip, or tars.
+    """List the files of a folder (with pictures, or with tars and no pictures), a zip, or tars.
 
     Raises:
-        UsageError: there are none, no pictures are in them, or an archive is damaged.
-        RunError: SOURCE cannot be read just now.
+        UsageError: there are no files or no pictures, or an archive is damaged.
+        RunError: SOURCE cannot be read at the moment.
     """
     notes: list[str] = []
     if len(sources) == 1:
@@ -164,8 +165,8 @@ def list_source(sources: list[Path]) -> Listing:
 
 
 def _by_path(found: list[File], notes: list[str]) -> dict[str, File]:
-    """Files by their paths, which are brought to one Unicode form (NFC), so that names that look the same are the same,
-    whichever system wrote them. Of members with one name the last counts, as when extracting."""
+    """Files by their paths. Paths are normalised to Unicode form NFC, so that names that look the same are equal,
+    whichever system wrote them. Of members with the same name the last one counts, as when extracting."""
     given: dict[str, File] = {}
     replaced = [file.path for file in found if given.setdefault(file.path, file) is not file]
     given |= {file.path: file for file in found}
@@ -184,7 +185,7 @@ def _by_path(found: list[File], notes: list[str]) -> dict[str, File]:
 
 
 def _kind(file: File, is_part: bool) -> str:
-    """How a file that is neither a picture nor a label is counted: by its suffix, and with what can be done."""
+    """The kind under which a file that is neither a picture nor a label is counted: its suffix, with advice."""
     name = posixpath.basename(file.path)
     if is_part:
         return f".{name.partition('.')[2]} (parts of samples)"
@@ -209,7 +210,7 @@ def _counted(kinds: Iterable[str]) -> dict[str, int]:
 
 
 def normal_path(text: str) -> str:
-    """A path within SOURCE as people and other systems may write it -> as the listing has it."""
+    """Convert a path within SOURCE, as users and other systems may write it, to the form in the listing."""
     return posixpath.normpath(unicodedata.normalize("NFC", text.replace("\\", "/")))
 
 
@@ -219,25 +220,25 @@ def told(ignored: dict[str, int]) -> str:
 
 
 def _is_above(file: File, pictures: list[File]) -> bool:
-    """Whether any of the pictures, which are in the order of their paths, lies at or below a file's folder."""
+    """Whether any of the pictures, which are sorted by path, lies at or below a file's folder."""
     folder = file.path[: -len(posixpath.basename(file.path))]
     place = bisect.bisect_left(pictures, folder, key=lambda picture: picture.path)
     return place < len(pictures) and pictures[place].path.startswith(folder)
 
 
 def stamp_of(there: os.stat_result) -> str:
-    """Times of the last change: a file that is written again gets another, also where its old time is put back."""
+    """The times of the last change; they differ for a rewritten file, even if its modification time was restored."""
     return f"{there.st_mtime_ns} {there.st_ctime_ns}"
 
 
 def folder_id(folder: str) -> str:
-    """Another one for another folder at the same place, such as a mount point without its disk."""
+    """An identifier that differs for another folder at the same path, such as a mount point without its disk."""
     there = os.stat(folder)
     return f"{there.st_dev} {there.st_ino}"
 
 
 def _named(sources: list[Path]) -> list[tuple[Path, str]]:
-    """Several tars with a name of each one's own, which their members' paths begin with."""
+    """Several tars, each with a unique name, with which the paths of its members begin."""
     if not sources:
         raise UsageError("SOURCE as a list must hold at least one tar")
     for path in sources:
@@ -291,8 +292,7 @@ def _files(source: Path, notes: list[str]) -> tuple[list[File], bool]:
 
 
 def _folder_files(root: Path, notes: list[str]) -> list[File]:
-    """All files below a folder. Links to other folders are followed once their targets are known not to be read under
-    their own names, which are those that count."""
+    """All files below a folder. A link to a folder is followed only if its target is not read under its own name."""
 
     def refuse(error: OSError):
         raise RunError(f"{error.filename} cannot be listed ({error.strerror}). When it can, {CONTINUES}") from error
