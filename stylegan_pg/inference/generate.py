@@ -1,4 +1,4 @@
-"""From a generator to pictures: latents by seed, grids, rows of classes, interpolations."""
+"""Images from a generator: latents by seed, sample grids, rows of classes, interpolations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from stylegan_pg.images import to_uint8
 from stylegan_pg.networks import accepted
 from stylegan_pg.untrusted import printable
 
-# What no other folder would mend: a disk that is full, or gone.
+# Errors that choosing another folder would not solve: a full or missing disk.
 OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-LARGEST_PSI = 1000.0  # far beyond what gives pictures
+LARGEST_PSI = 1000.0  # far beyond useful values
 
 
 def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
-    """z [N, z_dim] float32 for seeds of 0 to 2^32 - 1, the ones that the public StyleGAN tools draw for them."""
+    """Latents z [N, z_dim] (float32) for seeds in [0, 2^32), equal to those of the public StyleGAN tools."""
     try:
         rows = [np.random.RandomState(seed).randn(1, z_dim) for seed in seeds]
     except ValueError as error:
@@ -33,7 +33,7 @@ def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
 
 
 def finite(images: torch.Tensor) -> torch.Tensor:
-    """The same images; raises RunError for ones with NaN or infinity in them, which would be seen as colours."""
+    """Return the images; raise RunError if they contain NaN or infinity, which would be converted to colours."""
     if not images.isfinite().all():
         raise RunError(
             "the generator makes images that are not finite (NaN or infinity): its weights have diverged, or psi is "
@@ -46,14 +46,14 @@ def finite(images: torch.Tensor) -> torch.Tensor:
 def images_of(
     G: Any, z: torch.Tensor, c: torch.Tensor | None = None, *, batch: int = 32, **how: Any
 ) -> Iterator[torch.Tensor]:
-    """uint8 batches [n, C, H, W] on the CPU for latents z [N, z_dim] and conditions c [N, c_dim].
+    """Generate images for latents z [N, z_dim] and conditions c [N, c_dim]; yields uint8 batches [n, C, H, W] on the
+    CPU.
 
-    Each image depends on its own latent only; `how` goes to the generator, as far as it knows such arguments (psi,
-    cutoff, alpha, noise).
+    Each image depends on its own latent only. `how` holds keyword arguments of the generator (psi, cutoff, alpha,
+    noise); those that it does not accept are dropped.
 
     Raises:
-        RunError: for images that are not finite, of which none would be left but black; UsageError: for a psi other
-            than 1 where the generator has no ws.
+        RunError: the images are not finite. UsageError: psi is not 1, and the generator has no ws.
     """
     known = accepted(G, **how)
     if "psi" not in known and how.get("psi", 1.0) != 1.0:
@@ -67,10 +67,10 @@ def images_of(
 
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """What cannot be written into a folder that somebody named, as one message.
+    """Turn errors of writing into a folder, within the block, into one message.
 
     Raises:
-        RunError: for a disk that is full or faulty; UsageError: for a folder that cannot be written to.
+        RunError: the disk is full or faulty. UsageError: the folder cannot be written to.
     """
     try:
         yield
@@ -91,7 +91,8 @@ def interpolation(
     noise: str = "const",
     batch: int = 32,
 ) -> torch.Tensor:
-    """uint8 [N, C, H, W]: `steps` images from each seed towards the next, linearly in w, and the last seed itself."""
+    """Interpolate linearly in w: `steps` images from each seed towards the next, and the last seed; uint8 [N, C, H,
+    W]."""
     device, dtype = next(G.parameters()).device, next(G.parameters()).dtype
     z = latents(seeds, G.z_dim).to(device, dtype)
     ws = G.styles(z, None if c is None else c.to(device, dtype), psi=psi, cutoff=cutoff)
@@ -102,8 +103,8 @@ def interpolation(
 
 
 def class_rows(classes: Sequence[int], rows: int) -> list[int]:
-    """The class of each row of a grid: one after the other, again and again; of more classes than rows some that are
-    evenly spread."""
+    """The class of each row of a grid: all classes in turn, repeated; if there are more classes than rows, an evenly
+    spaced selection."""
     n = len(classes)
     return [classes[i % n] if n <= rows else classes[i * n // rows] for i in range(rows)]
 
@@ -111,10 +112,10 @@ def class_rows(classes: Sequence[int], rows: int) -> list[int]:
 def grid_inputs(
     G: Any, columns: int, rows: int, classes: Sequence[int] = ()
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """z [rows columns, z_dim] and c [rows columns, c_dim] or None of a run's sample grid, always the same ones.
+    """The fixed inputs of a run's sample grid: z [rows * columns, z_dim], and c [rows * columns, c_dim] or None.
 
-    With `classes` (those that the dataset has pictures of) each row shows one of them, as `class_rows` says, and all
-    of them the same latents; rows that repeat a class go on with others.
+    With `classes` (those that occur in the dataset) each row shows one class (see `class_rows`), and all classes use
+    the same latents; a row that repeats a class uses the next ones.
     """
     if not classes:
         return latents(range(columns * rows), G.z_dim), None
@@ -124,8 +125,8 @@ def grid_inputs(
 
 
 def grid_ordinals(labels: np.ndarray, columns: int, rows: int, classes: Sequence[int] = ()) -> list[int]:
-    """Which real images lie beside `grid_inputs`: places in a dataset whose classes are `labels` [count], evenly spread
-    over all of it, or over each row's class."""
+    """The ordinals of the real images for a grid that corresponds to `grid_inputs`, evenly spaced in the dataset or,
+    with `classes`, among the images of each row's class. `labels` [count] are the classes of the dataset's images."""
     if not classes:
         return [i * len(labels) // (columns * rows) for i in range(columns * rows)]
     chosen, turns = class_rows(classes, rows), -(-rows // len(classes))

@@ -1,4 +1,5 @@
-"""What `stylegan-pg sample` does: which pictures, of which classes, in one file or many, and what these are called."""
+"""The function of `stylegan-pg sample`: it generates images by seed and class and writes them to one file or to
+many."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ NOISE = ("const", "random", "none")
 
 
 class Asked(NamedTuple):
-    """What was asked for, as the command line has it."""
+    """The options of the command."""
 
     seeds: str | None  # None: 0-63, of a class grid 0-7
     psi: float
@@ -49,8 +50,8 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
         out: a folder; None for one beside the snapshot, NAME-pictures.
 
     Raises:
-        UsageError: for seeds, labels, noise, devices or files that are not to be had, and folders not to be written.
-        RunError: for a full disk, want of memory, and generators that have diverged.
+        UsageError: seeds, labels, noise, device or file are invalid, or the folder cannot be written.
+        RunError: the disk is full, memory is short, or the generator has diverged.
     """
     wanted = Asked(**asked)
     numbers = _checked(wanted)
@@ -66,7 +67,7 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
 
 
 def _checked(wanted: Asked) -> list[int]:
-    """The seeds, once it is certain that the options fit together."""
+    """Check that the options fit together, and return the seeds."""
     modes = {"--grid": wanted.grid, "--class-grid": wanted.class_grid, "--interpolate": wanted.interpolate}
     chosen = [name for name, given in modes.items() if given]
     if wanted.noise not in NOISE:
@@ -140,8 +141,8 @@ def _check_class_grid(snapshot: Path, classes: Sequence[int]) -> None:
 
 
 def _pairs(seeds: Sequence[int], classes: Sequence[int], chosen: bool) -> list[tuple[int, int]]:
-    """Which seed is shown as which class, -1 without classes: in turn, the shorter of the lists from its beginning
-    again; where nobody has chosen the classes, as many as there are seeds."""
+    """Pairs of seed and class (-1 without classes). The shorter list is repeated; if the classes were not chosen by the
+    user, there are as many pairs as seeds."""
     if not classes:
         return [(seed, -1) for seed in seeds]
     count = max(len(seeds), len(classes)) if chosen else len(seeds)
@@ -156,7 +157,7 @@ def _inputs(G: Any, pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, tor
 def _single_files(
     G: Any, out: Path, pairs: Sequence[tuple[int, int]], batch: int, how: dict[str, Any]
 ) -> Iterator[str]:
-    """seed000005.png, of a generator with classes seed000005-CLASS.png; what is asked for again ends with a number."""
+    """Write seed000005.png, or seed000005-CLASS.png for a generator with classes; repeated requests get a number."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     classes, used = file_names(class_names(G)), set()
