@@ -1,4 +1,4 @@
-"""Whether the processes of a world belong together: one configuration, one dataset, one code, one time."""
+"""Checks that all ranks of a run agree: in configuration, dataset, code and clock."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.version import __version__
 
-# Paths and helpers of a node, which may be others on each.
+# Keys whose values may differ between nodes.
 OF_A_NODE = ("run", "data.url", "data.mixture", "data.workers", "data.cache_dir", "data.cache_gib", "metrics.weights")
-CLOCK = 60.0  # seconds that clocks may differ
+CLOCK = 60.0  # seconds by which clocks may differ
 
 
 def facts(config: Config, dataset: str) -> dict[str, Any]:
-    """What this process would train, with what; `dataset` is the dataset's identity."""
+    """The facts about this process that are compared among the ranks; `dataset` is the dataset's identity."""
     return {
         "host": socket.gethostname(),
         "config": {k: v for k, v in flat(to_plain(config)).items() if not k.startswith(OF_A_NODE)},
@@ -36,7 +36,7 @@ def facts(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """Of the package's sources: 12 hexadecimal digits, the same for the same code."""
+    """A digest of the package's sources, 12 hexadecimal digits."""
     digest, root = hashlib.blake2b(digest_size=6), Path(__file__).parent.parent
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
@@ -44,8 +44,8 @@ def code_digest() -> str:
 
 
 def differences(everyone: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """(faults, warnings) of the `facts` of all ranks, in order of rank, each against rank 0's."""
-    faults: dict[str, None] = {}  # a node's ranks mostly have the same one
+    """Compare the `facts` of all ranks, in order of rank, with those of rank 0 -> (faults, warnings)."""
+    faults: dict[str, None] = {}  # without duplicates, as the ranks of a node mostly have the same fault
     first, warnings = everyone[0], {}
     for rank, other in enumerate(everyone):
         who = f"rank {rank} ({other['host']})"
@@ -70,12 +70,12 @@ def differences(everyone: Sequence[dict[str, Any]]) -> tuple[list[str], list[str
 
 
 def check(config: Config, dataset: str) -> list[str]:
-    """Compare all ranks, at the start; returns warnings.
+    """Compare all ranks at the start; returns warnings. A collective call.
 
     Raises:
-        UsageError: on all ranks, naming the ranks that differ from rank 0 and what differs.
+        UsageError: on all ranks, with the ranks that differ from rank 0 and what differs.
     """
-    dist.barrier()  # so that all look at their clocks at the same time
+    dist.barrier()  # so that all ranks read their clocks at the same time
     faults, warnings = differences(dist.gather_objects(facts(config, dataset)))
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""

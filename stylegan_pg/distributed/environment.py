@@ -1,8 +1,8 @@
-"""Environment variables that somebody may have set for other programs, and that would change what is computed here.
+"""Environment variables that were set for other programs and would change what is computed here.
 
-A user's configuration of accelerate reaches every process that `accelerate launch` starts, and a shell's profile may be
-another on each node. So accelerate gets to see nothing but this process's place, and what would round otherwise is
-told.
+A user's configuration of accelerate reaches every process that `accelerate launch` starts, and shell profiles may
+differ between nodes. Therefore accelerate sees only the variables of this process's place, and variables that change
+rounding are reported.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from stylegan_pg.distributed.launcher import Place
 
 OF_ACCELERATE = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")
 OF_PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-OF_MPI = ("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL")  # where accelerate looks for a place too
-# What one may expect of accelerate: values that ask for nothing, and the key to take instead.
+OF_MPI = ("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL")  # accelerate reads a process's place from these
+# Settings of accelerate without effect here: values that request nothing, and the key to use instead.
 INSTEAD = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "train.micro_batch says how a batch is divided"),
     "ACCELERATE_GRADIENT_CLIPPING": ("none", "gradients are not clipped"),
@@ -30,7 +30,7 @@ INSTEAD = {
     "ACCELERATE_USE_SAGEMAKER": ("false", "train.engine chooses what sums gradients"),
     "ACCELERATE_TORCH_DEVICE": ("", "train.device chooses the device"),
 }
-# Libraries round otherwise with these; those whose value asks for less than fp32 are told where all ranks have it too.
+# Libraries round differently with these; those that request less than fp32 are reported even if all ranks have them.
 ROUNDING = (
     "NVIDIA_TF32_OVERRIDE",
     "ONEDNN_DEFAULT_FPMATH_MODE",
@@ -48,13 +48,13 @@ COARSE["DNNL_DEFAULT_FPMATH_MODE"] = COARSE["ONEDNN_DEFAULT_FPMATH_MODE"]
 
 
 def noticed(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that this module knows and that ask for something."""
+    """The variables known to this module whose values have an effect."""
     asking = {name for name, (nothing, _) in INSTEAD.items() if env.get(name, "").lower() not in ("", nothing)}
     return {name: value for name, value in env.items() if value and (name in asking or name in ROUNDING)}
 
 
 def remarks(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What there is to say of all ranks' variables, given their "host" and what each has `noticed` as "variables"."""
+    """Remarks about the variables of all ranks, given each rank's "host" and its `noticed` variables as "variables"."""
     first: Mapping[str, str] = everyone[0]["variables"]
     told: dict[str, str] = {}
     for rank, other in enumerate(everyone):
@@ -75,7 +75,8 @@ def remarks(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @contextlib.contextmanager
 def only_the_place(at: Place, *, cpu: bool) -> Iterator[None]:
-    """Within this block the environment says of processes, and to accelerate, nothing but this process's place."""
+    """Within this block the environment contains, of all variables for launchers and accelerate, only this process's
+    place."""
     kept = {name: os.environ.pop(name) for name in _seen_by_accelerate()}
     if at.world > 1:
         values = (at.rank, at.world, at.local, at.local_world, at.address, at.port)

@@ -1,9 +1,9 @@
-"""What launchers and the processes they start tell each other, through the environment and one folder.
+"""Communication between launchers and the processes that they start, by environment variables and a folder.
 
 Every launcher gives each process its place as RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. The scripts in
-launch/ also name a folder on the node, $STYLEGAN_PG_AGENT: a file `stop` in it asks the processes to stop and to write
-a checkpoint (SIGUSR1, to those in `pid.LOCAL_RANK`, ends what they wait for), and each leaves its exit code there, in
-`exit.LOCAL_RANK`: torchrun and accelerate turn all of them into 1.
+launch/ also name a folder on the node, $STYLEGAN_PG_AGENT. A file `stop` in it asks the processes to write a checkpoint
+and stop (SIGUSR1 to the processes in `pid.LOCAL_RANK` ends their waits). Each process writes its exit code to
+`exit.LOCAL_RANK` there, because torchrun and accelerate turn every code into 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ START = "start it with torchrun, accelerate or the scripts in launch/"
 
 
 class Place(NamedTuple):
-    """A process among others: `local` counts within its node."""
+    """The place of a process among the others; `local` is its rank within its node."""
 
     rank: int = 0
     world: int = 1
@@ -43,8 +43,8 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
     """This process's place, from its environment.
 
     Raises:
-        UsageError: contradictory or missing variables, and worlds of one by accident: several processes that know
-            nothing of each other would train the same thing several times.
+        UsageError: variables are contradictory or missing, or the process would be alone by accident, so that several
+            independent processes would train the same run.
     """
     rank, world = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
     local, local_world = _number(env, "LOCAL_RANK", 0), _number(env, "LOCAL_WORLD_SIZE", 0)
@@ -94,7 +94,7 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
 
 
 def _check_names(at: Place, env: Mapping[str, str]) -> None:
-    """Names that do not resolve, or resolve to the machine itself where others must reach it."""
+    """Refuse names that do not resolve, or that resolve to the machine itself where others must reach it."""
     try:
         master = _addresses(at.address)
     except (OSError, UnicodeError) as error:  # the latter of names that no host can have
@@ -131,13 +131,13 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
 
 
 def is_alone(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether nothing says that there are other processes."""
+    """Whether no variable says that there are other processes."""
     return env.get("WORLD_SIZE", "") in ("", "1")
 
 
 def is_launched(detached: bool, env: Mapping[str, str] = os.environ) -> bool:
-    """Whether the parent is a launcher, without which this process has no use; `detached`: it was started under nohup,
-    so that a parent which nothing names as a launcher may go."""
+    """Whether the parent is a launcher, whose end must end this process, too. `detached`: the process was started under
+    nohup, so that a parent which is not known to be a launcher may end."""
     if "TORCHELASTIC_RUN_ID" in env or env.get(SCRIPTS):  # torchrun and accelerate; the scripts in launch/
         return True
     launchers = ("CROSS_RANK", "ACCELERATE_MIXED_PRECISION")  # DeepSpeed's and accelerate's, also of a single process
@@ -145,13 +145,13 @@ def is_launched(detached: bool, env: Mapping[str, str] = os.environ) -> bool:
 
 
 def enter() -> None:
-    """Take this process's place, and forget what an earlier one in it has left."""
+    """Register this process in the launch script's folder, and remove the files of an earlier process at its place."""
     _tell("exit", None)
     _tell("pid", os.getpid())
 
 
 def _tell(what: str, value: int | None) -> None:
-    """Leave a number for the launch script on this node, or with None take it away."""
+    """Write a number for the launch script on this node, or remove it (None)."""
     for path in _in_folder(f"{what}.{os.environ.get('LOCAL_RANK', '0')}"):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True) if value is None else path.write_text(f"{value}\n", "utf-8")
@@ -163,17 +163,17 @@ def asked_to_stop() -> bool:
 
 
 def ask_to_stop() -> None:
-    """As if the launch script on this node had wanted it: another node's has."""
+    """Request a stop on this node, because the launch script of another node has requested it."""
     for path in _in_folder("stop"):
         with contextlib.suppress(OSError):
             path.touch()
 
 
 def leave(code: int) -> int:
-    """Note this process's exit code for the launch script; returns the one to end with.
+    """Record this process's exit code for the launch script; returns the code to end with.
 
-    Under a launch script a run that is to be continued ends with 0: other codes are crashes to torchrun, which would
-    start the processes again, whatever made them stop. The script learns the true code from the folder.
+    Under a launch script, a run that can be continued ends with 0, because torchrun takes other codes for crashes and
+    would start the processes again. The script reads the true code from the folder.
     """
     _tell("pid", None)
     _tell("exit", code)
@@ -181,6 +181,6 @@ def leave(code: int) -> int:
 
 
 def _in_folder(name: str) -> list[Path]:
-    """The file of that name in the launch script's folder; none where no such script has started this."""
+    """The file of that name in the launch script's folder, as a list; empty if no such script started this process."""
     folder = os.environ.get(FOLDER)
     return [Path(folder, name)] if folder else []

@@ -1,7 +1,7 @@
 """The process group: the only module that calls torch.distributed.
 
-Everything works the same in a single process, where the collectives do nothing. Launchers (torchrun, accelerate,
-srun with the usual variables) tell each process its place through RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR.
+All functions also work in a single process, where the collectives do nothing. Launchers (torchrun, accelerate, srun
+with the usual variables) give each process its place by RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from stylegan_pg.errors import PeersLost, RunError, UsageError
 
 
 class Waiting:
-    """Seconds in collectives, most of them waiting for slower ranks; those that begin between `go` and `pause`.
+    """Measures the seconds in collectives, most of which are waits for slower ranks, between `go` and `pause`.
 
-    On a GPU, the seconds for which its stream stands still: the CPU hands a collective over and is done with it. Events
-    before and behind it tell, and are read by `take`, so that no step waits for them.
+    On a GPU these are the seconds for which its stream stands still, as the CPU only enqueues a collective. They are
+    measured by events before and after it, which `take` reads, so that no step waits for them.
     """
 
     def __init__(self):
@@ -42,7 +42,7 @@ class Waiting:
 
     @contextlib.contextmanager
     def within(self, device: torch.device) -> Iterator[None]:
-        """A collective of tensors there, or a stream's wait for one."""
+        """Measure a block with a collective of tensors on a device, or with a stream's wait for one."""
         if not self.counting:
             yield
         elif device.type == "cuda":
@@ -57,7 +57,7 @@ class Waiting:
             self.seconds += time.perf_counter() - started
 
     def take(self) -> float:
-        """Seconds since the last time."""
+        """The seconds measured since the last call."""
         seconds = self.seconds
         for before, behind in self.stops:
             behind.synchronize()
@@ -78,9 +78,9 @@ def init(device: str = "auto", timeout: float = 600.0, join: float = 600.0) -> t
         join: seconds that the ranks wait for each other at the start.
 
     Raises:
-        UsageError: contradictory environment variables, names that lead nowhere, a port or a rank that is taken, or
-            `cuda` asked for where there is none.
-        PeersLost: the others did not come in time.
+        UsageError: environment variables are contradictory, a name does not resolve, a port or a rank is in use, or
+            `cuda` was requested and is not available.
+        PeersLost: the other ranks did not join in time.
     """
     at = launcher.place()
     launcher.enter()
@@ -100,8 +100,8 @@ def init(device: str = "auto", timeout: float = 600.0, join: float = 600.0) -> t
 
 
 def _set_timeout(timeout: datetime.timedelta) -> None:
-    """Of the collectives from now on; under its old name before torch 2.10 or so."""
-    barrier()  # no one leaves the start, where others may be late, before all are there
+    """Set the timeout of the following collectives (the function has another name before torch 2.10)."""
+    barrier()  # no rank continues before all have joined
     group = td.group.WORLD
     if hasattr(group, "set_timeout"):
         group.set_timeout(timeout)  # type: ignore[union-attr]  # not None, as just seen
@@ -132,7 +132,7 @@ def _join(at: launcher.Place, backend: str, timeout: datetime.timedelta) -> None
 
 
 def shutdown(*, failed: bool = False) -> None:
-    """Leave the group; after a barrier, without which ranks that end first abort the others (unless this one fails)."""
+    """Leave the group, after a barrier unless this rank has failed; otherwise ranks that end first abort the others."""
     if td.is_available() and td.is_initialized():
         if not failed:
             td.barrier()
@@ -154,7 +154,7 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def _peers(device: torch.device = _CPU) -> Iterator[None]:
-    """What torch.distributed raises when another rank is gone, as one message; and the time that it takes."""
+    """Turn torch.distributed's exceptions for a lost rank into PeersLost, and measure the time of the block."""
     try:
         with waiting.within(device):
             yield
@@ -170,7 +170,7 @@ def barrier() -> None:
 
 
 def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
-    """Sum (or `max`) over the ranks, in place."""
+    """Sum a tensor over the ranks in place (or take the maximum), and return it. A collective call."""
     if world() > 1:
         with _peers(tensor.device):
             td.all_reduce(tensor, op=td.ReduceOp.MAX if op == "max" else td.ReduceOp.SUM)
@@ -178,8 +178,8 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
 
 
 def begin_sum(tensor: torch.Tensor) -> Callable[[], None]:
-    """Start summing over the ranks, in place, and go on; the sum is there once what is returned has been called. All
-    ranks begin the same sums in the same order."""
+    """Start to sum a tensor over the ranks in place. The returned function waits for the sum. All ranks must start the
+    same sums in the same order."""
     if world() == 1:
         return lambda: None
     with _peers():
@@ -193,14 +193,14 @@ def begin_sum(tensor: torch.Tensor) -> Callable[[], None]:
 
 
 def ensure_group() -> None:
-    """A process group also for a single process, for libraries that want one."""
+    """Create a process group also for a single process, for libraries that require one."""
     if not td.is_initialized():
         store = td.HashStore()  # pyright: ignore[reportPrivateImportUsage] - in the documentation all the same
         td.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:
-    """Rank `source`'s value, on every rank. Between the ranks of one job only: never for data from outside."""
+    """Rank `source`'s value, on every rank. It is pickled, so it must never contain data from outside the job."""
     if world() == 1:
         return value
     box = [value]
@@ -246,7 +246,8 @@ def gather_on_main(value: Any) -> list[Any] | None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Run a block without collectives on all ranks: where it fails on one, it fails on all, none is left waiting."""
+    """Run a block without collectives on all ranks; if it fails on one, it raises on all, so that none is left
+    waiting."""
     fault: Exception | None = None
     try:
         yield
@@ -262,9 +263,9 @@ def together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def main_decides() -> Iterator[list[Any]]:
-    """Run a block on rank 0 alone and have its fault raised by all, instead of leaving the others waiting.
+    """Run a block on rank 0; its exceptions are raised on all ranks, so that none is left waiting.
 
-    Yields a list: rank 0 puts its result in, and every rank finds it there after the block. Use as
+    Yields a list: what rank 0 puts into it is in it on every rank after the block. Use as
     `with main_decides() as box: if is_main(): box.append(...)`.
     """
     box: list[Any] = []
@@ -290,10 +291,10 @@ def parameters_hash(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def check_same(tensors: Iterable[torch.Tensor], what: str) -> None:
-    """Stop if the ranks hold different values.
+    """Check that all ranks have the same values, by hashes. A collective call.
 
     Raises:
-        RunError: naming the ranks that differ from rank 0, and both hashes.
+        RunError: with the ranks that differ from rank 0, and both hashes.
     """
     if world() == 1:
         return

@@ -1,8 +1,7 @@
-"""Requests to stop that come from outside: signals, the launch script's file, and the end of the process without which
-this one has no use.
+"""Requests to stop from outside: signals, the launch script's file, and the end of the launcher.
 
-Until training begins, each of them ends the process at once, also while it imports libraries or waits for other ranks.
-From then on they are for the trainer to look at after each step.
+Until training begins, each of them ends the process immediately, also while it imports libraries or waits for other
+ranks. From then on the trainer checks for them after each step.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from stylegan_pg.distributed import launcher
 from stylegan_pg.errors import TO_BE_CONTINUED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-LOOK_SEC = 1.0  # between looks at whether the parent is still there
-LEAVE_SEC = 30.0  # for which a step, or what a rank waits for, may go on after the launcher's death
+LOOK_SEC = 1.0  # seconds between checks whether the parent is alive
+LEAVE_SEC = 30.0  # seconds for which a step, or a wait of a rank, may continue after the launcher's death
 
 
 class _Requests:
-    """Of this process: listens in a thread of its own, as Python's signal handlers do not run while the main thread is
+    """The requests to this process. A thread listens, as Python's signal handlers do not run while the main thread is
     in a library's code."""
 
     def __init__(self):
@@ -83,16 +82,17 @@ _requests = _Requests()
 
 
 def listen() -> None:
-    """Heed requests to stop: to be called by the main thread, first of all."""
+    """Start to listen. It must be called by the main thread, before anything else."""
     _requests.listen()
 
 
 def begin(give_up: Callable[[], None], is_writing: Callable[[], bool]) -> None:
-    """Training begins: a request no longer ends the process, but makes `asked` true. For the main thread.
+    """Declare that training begins: from now on a request makes `asked` true instead of ending the process. It must be
+    called by the main thread.
 
     Args:
-        give_up: called at a request: ends what this process waits for. Safe in a signal handler.
-        is_writing: whether a checkpoint is being written, for which a process waits that its launcher has left alone.
+        give_up: called at a request, to end the waits of this process; it must be safe in a signal handler.
+        is_writing: whether a checkpoint is being written; a process whose launcher has ended waits for that.
     """
     _requests.give_up, _requests.is_writing, _requests.training = give_up, is_writing, True
     if not _requests.listens:  # `train` was called from Python: see `end`
@@ -118,13 +118,13 @@ def asked() -> bool:
 
 
 def reason() -> str:
-    """Why, where it was not by a signal or the launch script; else ""."""
+    """The reason of a request that did not come by a signal or the launch script; else ""."""
     return _requests.reason
 
 
 def lineage(env: Mapping[str, str] = os.environ) -> list[int]:
-    """The process ids from this one's parent up to the outermost launch script, which all have to be there; the parent
-    alone, where there is no such script among its ancestors."""
+    """The process ids from this process's parent up to the outermost launch script, all of which must stay alive; only
+    the parent if no launch script is among the ancestors."""
     scripts = env.get(launcher.SCRIPTS, "").split()
     pids = [os.getppid()]
     if scripts:
@@ -138,8 +138,9 @@ def lineage(env: Mapping[str, str] = os.environ) -> list[int]:
 
 
 def be_worker() -> None:
-    """For a process that the multiprocessing module has made: Ctrl-C is its parent's affair, and it ends within seconds
-    of that. (Workers hold each other's pipes open, and so do not hear from these when the parent is killed.)"""
+    """Set up a process started by the multiprocessing module: it ignores Ctrl-C, which its parent handles, and ends
+    within seconds of its parent. (Workers keep each other's pipes open, so a closed pipe does not show that the parent
+    is gone.)"""
     import multiprocessing  # later than the first signal may come
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
