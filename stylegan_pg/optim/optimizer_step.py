@@ -1,7 +1,9 @@
-"""What moves the weights of one network: gradients summed over the ranks by ourselves, and Adam on every rank.
+"""One optimizer step of a network: gradients summed over the ranks by an all-reduce of this package, and Adam on every
+rank.
 
-A player's passes gather gradients in its network, however many passes there are and whatever they differentiate twice;
-then `NetworkOptimizer.step` sums them and moves the weights. zero.py does the same by DeepSpeed.
+The backward passes of a side add up gradients in its network, however many passes there are and whatever they
+differentiate twice; then `NetworkOptimizer.step` sums them over the ranks and moves the weights. deepspeed.py does the
+same with DeepSpeed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a step takes on many devices, on paper: computing, and summing gradients over links of a known speed.
+"""A model of the time of a training step on many devices: computing, and summing gradients over links of known speed.
 
 Of n devices' gradients 2 (n - 1) / n of their bytes go through each device's link (Patarasuk and Yuan, 2009), one
 message after the other along trees of depth log2(n) (Sanders et al., 2009). Sums leave while the backward pass goes on
-(gradients.py), so a part of them costs nothing. benchmarks/scaling.py holds this against runs over links made slow.
+(optim/grad_allreduce.py), so a part of them costs nothing. benchmarks/scaling.py holds this against runs over links made slow.
 """
 
 from __future__ import annotations

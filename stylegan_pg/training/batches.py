@@ -1,7 +1,7 @@
-"""What a run is fed with: this rank's batches from phase to phase, and the account of pictures that are damaged.
+"""The batches of a run: this rank's share of them from phase to phase, and a record of damaged pictures.
 
-Ranks stay in step whatever one of them cannot read: a batch without images is met before the step ahead of it, in
-which the ranks agree to stop (train.py), and what is damaged is known to all of them from the next tick on.
+Ranks stay in step whatever one of them cannot read. A batch without images is found one step before it is needed, and
+in that step the ranks agree to stop (trainer.py); all ranks know of damaged pictures from the next tick on.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Devices:
                 f"accelerate sees {self.accelerator.num_processes} processes, the process group {dist.world()}: "
                 "start with `torchrun --nproc-per-node N` or `accelerate launch --multi_gpu --num_processes N`"
             )
-        with dist.together():  # whatever this rank's engine: that all have the same one is looked at later (peers.py)
+        with dist.together():  # consistency.py checks later that all ranks have the same engine
             if config.train.engine == "deepspeed":
                 import_deepspeed(self.device)
         if config.train.engine == "deepspeed":
