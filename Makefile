@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
 # Test files at a time, the tests of one file in turn: most of a test's time passes in processes that start.
 JOBS         ?= 2
-SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadfile
+SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Or pyright's wrapper asks the network whether a newer one exists, each time.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1

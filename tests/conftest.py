@@ -16,7 +16,18 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Files that take minutes come first, the longest of them at the very beginning, or one of the processes that share the
+# files would still have one of these to do when the others have nothing left. (Makefile: as they come.)
+LONGEST = "launch engines faults metrics build shim streaming_training orphans shapes recipes gpu leftovers ranks"
+LONGEST += (
+    " golden old_versions engine_steps conv3x3 train readme transfer metrics_training restart step hostile console"
+)
+LONGEST += " foreign_training start_notes small_sets environment servers"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device: torch.cuda.is_available() is false here")

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
+import forkserver
 import torch
 
 from stylegan_pg.checkpoint import checkpoint
@@ -65,12 +67,31 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def start(args: list[str], ranks: int = 0, **popen) -> subprocess.Popen[str]:
-    """Start the command line, with `ranks` under torchrun."""
+def start(
+    args: list[str], ranks: int = 0, fresh: bool = False, script: Path | None = None, **popen: Any
+) -> subprocess.Popen[str]:
+    """Start the command line, with `ranks` under a launcher; `fresh`: in a new interpreter, and under torchrun;
+    `script`: a Python program in its place, which may import what the command line does."""
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
+    how |= popen
+    if not fresh and forkserver.can_start(**how):
+        return cast("subprocess.Popen[str]", forkserver.start(args, ranks=ranks, script=str(script or ""), **how))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    command = [sys.executable, *launcher, "-m", "stylegan_pg", *args]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
-    return subprocess.Popen(command, **(pipes | popen))
+    program = [str(script)] if script else ["-m", "stylegan_pg"]
+    return subprocess.Popen([sys.executable, *launcher, *program, *args], **how)
+
+
+def command(*args: object, expected: int | None = None, **popen) -> subprocess.CompletedProcess[str]:
+    """The command line, as `start` has it, from start to end, with its output and its errors apart."""
+    how: dict[str, Any] = {"stderr": subprocess.PIPE} | popen
+    process = start([str(arg) for arg in args], **how)
+    try:
+        output, errors = process.communicate(timeout=300)
+    except BaseException:
+        process.kill()
+        raise
+    assert expected in (None, process.returncode), f"exit code {process.returncode}:\n{output}\n{errors}"
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def finish(process: subprocess.Popen[str], expected: int = 0, timeout: float = 240) -> str:

@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 import torch
 
@@ -34,6 +36,21 @@ print(choice.name, choice.built.origin if choice.built else "-", choice.built.pa
 """
 
 
+MEMOIZED = """#!/bin/sh
+out=
+for word in "$@"; do
+    [ "$before" = -o ] && out=$word
+    before=$word
+done
+[ -z "$out" ] && exec {cxx} "$@"
+sleep "${{COMPILER_SLEEPS:-0}}"
+kept={folder}/$(printf '%s\\n' "$@" | cksum | tr ' ' -)
+[ -f "$kept" ] && exec cp "$kept" "$out"
+{cxx} "$@" -O0 || exit
+cp "$out" "$kept.$$" && mv "$kept.$$" "$kept"
+"""
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A cache that holds the finished library."""
@@ -44,9 +61,11 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compiler(tmp_path_factory):
-    """The compiler without its optimiser: a tenth of the time."""
-    script = tmp_path_factory.mktemp("compiler") / "c++"
-    script.write_text(f'#!/bin/sh\nexec {recipes.cxx()} "$@" -O0\n')
+    """The compiler without its optimiser, a tenth of the time; what it has made once, it gives again (all builders run
+    it in folders of their own with relative names). A builder that is to be killed, or met, can be slowed."""
+    folder = tmp_path_factory.mktemp("compiler")
+    script = folder / "c++"
+    script.write_text(MEMOIZED.format(cxx=recipes.cxx(), folder=folder))
     script.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", str(script))
@@ -54,16 +73,23 @@ def _quick_compiler(tmp_path_factory):
 
 
 def environment(cache: Path, **changes: str) -> dict[str, str]:
-    return os.environ | {"STYLEGAN_PG_CACHE": str(cache), "STYLEGAN_PG_KERNELS": "auto"} | changes
+    own = {"STYLEGAN_PG_CACHE": str(cache), "STYLEGAN_PG_KERNELS": "auto", "STYLEGAN_PG_PREBUILT": ""}
+    return harness.environment() | own | changes
 
 
 def probe(cache: Path, *, code: int = 0, **changes: str) -> tuple[list[str], str]:
     """What PROBE printed, as words, and its errors."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE], env=environment(cache, **changes), capture_output=True, text=True, timeout=300
-    )
+    done = program(PROBE, environment(cache, **changes))
     assert done.returncode == code, done.stderr
     return done.stdout.split(), done.stderr
+
+
+def program(code: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A Python program, in a process of its own, from start to end."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "program.py"
+        script.write_text(code)
+        return harness.command(script=script, env=env)
 
 
 def library_in(cache: Path) -> Path:
@@ -97,10 +123,7 @@ def test_the_cached_library_is_used_again(built):
 def test_finding_it_takes_little_time(built):
     code = "import time, torch; from stylegan_pg.ops import build; t = time.perf_counter(); build.load('cpu'); "
     code += "print(time.perf_counter() - t)"
-    times = [
-        float(subprocess.check_output([sys.executable, "-c", code], env=environment(built), text=True))
-        for _ in range(3)
-    ]
+    times = [float(program(code, environment(built)).stdout) for _ in range(3)]
     assert min(times) < 0.3
 
 
@@ -150,13 +173,7 @@ def test_a_compiler_that_fails(tmp_path):
     assert str(log) in errors
     assert "out of order" in log.read_text()
     assert "out of order" in errors
-    done = subprocess.run(
-        [sys.executable, "-m", "stylegan_pg", "kernels", "build"],
-        env=environment(tmp_path / "cache", CXX=str(broken)),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
+    done = harness.command("kernels", "build", env=environment(tmp_path / "cache", CXX=str(broken)), expected=1)
     assert done.stderr.startswith("error: no cpu kernels: compiling the cpu kernels failed")
 
 
@@ -203,8 +220,8 @@ def test_how_commands_end(built, tmp_path):
 
 def test_prebuilt_libraries_come_first(built, tmp_path):
     prebuilt = tmp_path / "prebuilt"
-    command = [sys.executable, "-m", "stylegan_pg", "kernels", "build", "--into", str(prebuilt)]
-    assert "copied to" in subprocess.check_output(command, env=environment(built), text=True)
+    done = harness.command("kernels", "build", "--into", prebuilt, env=environment(built), expected=0)
+    assert "copied to" in done.stdout
     cache = tmp_path / "cache"
     path = without_tools(tmp_path / "bin")
     assert probe(cache, STYLEGAN_PG_PREBUILT=str(prebuilt), CXX="", PATH=path)[0][:2] == ["cpu", "prebuilt"]
@@ -216,7 +233,9 @@ def test_prebuilt_libraries_come_first(built, tmp_path):
 
 def test_a_builder_that_is_killed_leaves_the_next_one_free(tmp_path):
     cache = tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, "-c", PROBE], env=environment(cache), start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROBE], env=environment(cache, COMPILER_SLEEPS="30"), start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not list(cache.glob(".cpu-*/*")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -229,7 +248,8 @@ def test_a_builder_that_is_killed_leaves_the_next_one_free(tmp_path):
 def test_two_builders_at_once_make_one_library(tmp_path):
     cache = tmp_path / "cache"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([sys.executable, "-c", PROBE], env=environment(cache), **pipes) for _ in range(2)]
+    env = environment(cache, COMPILER_SLEEPS="1")
+    both = [subprocess.Popen([sys.executable, "-c", PROBE], env=env, **pipes) for _ in range(2)]
     words = [p.communicate(timeout=300)[0].split() for p in both]
     assert sorted(w[1] for w in words) == ["cached", "compiled"]
     assert library_in(cache)
@@ -328,13 +348,7 @@ def test_the_key_holds_what_a_library_is_made_of(monkeypatch):
 
 
 def test_unknown_mode_is_bad_usage():
-    done = subprocess.run(
-        [sys.executable, "-m", "stylegan_pg", "kernels"],
-        env=os.environ | {"STYLEGAN_PG_KERNELS": "fast"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
+    done = harness.command("kernels", env=harness.environment() | {"STYLEGAN_PG_KERNELS": "fast"}, expected=2)
     assert done.stderr.strip().startswith("error: STYLEGAN_PG_KERNELS='fast' is unknown: choose from auto")
 
 
@@ -417,7 +431,7 @@ def test_an_nvcc_that_is_wrong(tmp_path, version, body, why, remedy):
     elif version:
         home = cuda_toolkit(tmp_path / "toolkit", version, body)
     env = environment(tmp_path / "cache", CUDA_HOME=home)
-    done = subprocess.run([sys.executable, "-c", PROBE_ALL], env=env, capture_output=True, text=True)
+    done = program(PROBE_ALL, env)
     first, strict = done.stdout.splitlines()
     name, cause, cure = first.split(" | ")
     assert name == "reference"
@@ -489,22 +503,19 @@ def test_cuda_kernels_built_where_there_is_no_gpu(tmp_path):
 
 
 def test_status_names_every_device():
-    done = subprocess.run([sys.executable, "-m", "stylegan_pg", "kernels"], capture_output=True, text=True)
-    assert done.returncode == 0
+    done = harness.command("kernels", expected=0)
     for line in ("cpu upfirdn2d: ", "cpu bias_act: ", "cuda"):
         assert line in done.stdout
 
 
 def test_bench_prints_its_table():
-    command = [sys.executable, "-m", "stylegan_pg", "kernels", "bench", "--seconds", "0", "--only", "up2 fp32 nchw 64"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = ["kernels", "bench", "--seconds", "0", "--only", "up2 fp32 nchw 64"]
+    done = harness.command(*command, expected=0)
     *_, head, row = done.stdout.splitlines()
     assert head.split()[0] == "case"
     assert row.startswith("up2 fp32 nchw 64")
     assert all(float(v) > 0 for v in row.split()[4:])
-    done = subprocess.run([*command, "--device", "tpu"], capture_output=True, text=True)
-    assert done.returncode == 2
+    done = harness.command(*command, "--device", "tpu", expected=2)
     assert "choose cpu or cuda" in done.stderr
 
 
@@ -528,12 +539,10 @@ dist.shutdown()
 def test_ranks_agree_on_one_implementation(built, tmp_path, modes):
     script = tmp_path / "unequal.py"
     script.write_text(UNEQUAL)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    env = environment(built, OMP_NUM_THREADS="1")
+    env = environment(built)
     if "strict" in modes:
         env |= {"STYLEGAN_PG_CACHE": str(tmp_path), "CXX": "/nowhere/c++"}
-    done = subprocess.run([*command, *modes], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = harness.command(*modes, script=script, ranks=2, env=env, expected=0)
     for rank in (0, 1):
         if "strict" in modes:
             assert f"rank {rank} stops: rank 0: no cpu kernels: no working C++ compiler" in done.stdout

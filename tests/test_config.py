@@ -5,11 +5,11 @@ import itertools
 import math
 import re
 import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 import torch
 
@@ -45,9 +45,7 @@ def file_of(folder: Path, text: str) -> Path:
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "stylegan_pg", *arguments], cwd=folder, capture_output=True, text=True, timeout=900
-    )
+    return harness.command(*arguments, cwd=folder)
 
 
 # --- the shipped files ------------------------------------------------------------------------------------------------

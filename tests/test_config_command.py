@@ -2,8 +2,8 @@
 
 import re
 import subprocess
-import sys
 
+import harness
 import pytest
 
 from stylegan_pg.config import Config, keys
@@ -12,7 +12,7 @@ from stylegan_pg.errors import UsageError
 
 
 def command(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "stylegan_pg", *args], capture_output=True, text=True, timeout=120)
+    return harness.command(*args)
 
 
 def test_the_commands_and_where_they_are_named():

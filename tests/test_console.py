@@ -36,7 +36,7 @@ def wait_for_lines(run: Path, lines: int, process: subprocess.Popen) -> None:
 def test_a_description_that_cannot_be_written_is_a_fault(tmp_path):
     with open("/dev/full", "w") as full:
         process = harness.start(
-            ["train", "demo", f"run={tmp_path}", "--dry-run"], stdout=full, stderr=subprocess.PIPE, text=True
+            ["train", "demo", f"run={tmp_path}", "--dry-run"], fresh=True, stdout=full, stderr=subprocess.PIPE
         )
         _, told = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -75,7 +75,7 @@ def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
     assert "error: training is complete, but its last snapshot" in log.splitlines()[-1]
     (run / "snapshots").unlink()
     closed = 'exec "$@" 1>&- 2>&- 0<&-'
-    process = harness.start(args)  # only for its command line
+    process = harness.start(args, fresh=True)  # only for its command line
     process.kill()
     process.communicate()
     command = ["sh", "-c", closed, "sh", *process.args]  # type: ignore[misc]

@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import harness
 import numpy as np
 import pytest
 from packing import files_of, packed
@@ -35,11 +34,7 @@ def dataset(original, tmp_path) -> Path:
 
 
 def data(*args: object, expected: int = 0) -> str:
-    command = [sys.executable, "-m", "stylegan_pg", "data", *map(str, args)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == expected, done.stdout + done.stderr
+    done = harness.command("data", *args, expected=expected)
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 

@@ -45,12 +45,6 @@ def plain(tiny_data, tmp_path_factory):
     return trained(tmp_path_factory.mktemp("plain") / "run", tiny_data, 2)
 
 
-def launched(script, ranks, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*command, str(script), *args], env=harness.environment(), **pipes)
-
-
 # Passes of many kinds, by GradientAllReduce and, on a copy of the network, by a plain sum per tensor after the passes.
 SUMS = """
 import copy, torch
@@ -114,7 +108,7 @@ def test_sums_of_gradients(tmp_path, ranks):
     the passes, on all ranks alike; and the buckets leave before the pass is over."""
     script = tmp_path / "sums.py"
     script.write_text(SUMS)
-    assert "early" in harness.finish(launched(script, ranks))
+    assert "early" in harness.finish(harness.start([], ranks=ranks, script=script))
 
 
 @pytest.mark.slow
@@ -131,18 +125,19 @@ def test_buckets_change_no_bit(tiny_data, tmp_path, plain):
 def test_deepspeed_is_the_plain_sum(tiny_data, tmp_path, deepspeed, plain, stage):
     """After one step to 1e-6 of each tensor's largest value, over a growth boundary and a fade hardly more (Adam in
     shards rounds the last bit otherwise); the same bits on all ranks after every step."""
-    ours = trained(tmp_path / "run", tiny_data, 2, **ZERO | {"train__zero_stage": stage})
-    assert [t.keys() for t in ours] == [t.keys() for t in plain]
+    ours = trained(tmp_path / "run", tiny_data, 2, **ZERO | {"train__zero_stage": stage, "train__total_kimg": 0.064})
+    assert len(ours) == 8
+    assert [t.keys() for t in ours] == [t.keys() for t in plain[:8]]
     assert harness.largest_difference(plain[0], ours[0]) < 1e-6
-    assert max(harness.largest_difference(a, b) for a, b in zip(plain, ours, strict=True)) < 1e-4
+    assert max(harness.largest_difference(a, b) for a, b in zip(plain[:8], ours, strict=True)) < 1e-4
 
 
 @pytest.mark.slow
 def test_four_ranks(tiny_data, tmp_path, deepspeed):
-    """The whole schedule, with R1, path length, growth and a fade, by both engines: two of the four ranks have no
-    share of a batch of two groups."""
+    """R1, path length, growth and half of a fade, by both engines: two of the four ranks have no share of a batch of
+    two groups."""
     ours, *others = (
-        trained(tmp_path / f"run{k}", tiny_data, 4, **how)
+        trained(tmp_path / f"run{k}", tiny_data, 4, **how, train__total_kimg=0.048)
         for k, how in enumerate(({}, *(ZERO | {"train__zero_stage": stage} for stage in (1, 2))))
     )
     for other in others:
@@ -226,11 +221,9 @@ def test_without_deepspeed(tiny_data, tmp_path):
         "import sys\nsys.modules['deepspeed'] = None\nfrom stylegan_pg import __main__\n__main__.main()\n"
     )
     args = harness.arguments(tmp_path / "run", tiny_data, **(QUIET | ZERO))
-    how = {"env": harness.environment(), "capture_output": True, "text": True}
-    process = subprocess.run([sys.executable, str(script), *args], **how)
-    assert process.returncode == 2
-    assert "pip install 'stylegan-pg[deepspeed]'" in process.stderr
-    assert "Traceback" not in process.stderr
+    output = harness.finish(harness.start(args, script=script), expected=2)
+    assert "pip install 'stylegan-pg[deepspeed]'" in output
+    assert "Traceback" not in output
 
 
 # Run in place of the command line. On the last rank, at one step, there is memory for so many images; or the passes of
@@ -273,7 +266,7 @@ def run_short(folder, data, where, room, expected=0, **changes):
     script = folder / "short.py"
     script.write_text(SHORT)
     args = harness.arguments(folder / "run", data, **(QUIET | ROOMY | changes))
-    return harness.finish(launched(script, 2, where, str(room), *args), expected)
+    return harness.finish(harness.start([where, str(room), *args], ranks=2, script=script), expected)
 
 
 DOUBLE = {"train__dtype": "float64", "loss__pl_batch_shrink": 1}

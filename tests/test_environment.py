@@ -1,8 +1,6 @@
 """Variables that other programs have left in the environment: contradictory places, and accelerate's configuration."""
 
 import os
-import subprocess
-import sys
 
 import harness
 import pytest
@@ -101,8 +99,7 @@ def test_what_is_told_of_variables():
 def test_one_message_from_outside(tmp_path):
     args = points(tmp_path / "run")
     for env in ({"LOCAL_RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "::1", "MASTER_PORT": "x"}):
-        line = [sys.executable, "-m", "stylegan_pg", *args]
-        told = subprocess.run(line, env=os.environ | env, capture_output=True, text=True, timeout=120)
+        told = harness.command(*args, env=harness.environment() | env)
         assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
         assert f"{list(env)[-1]}=" in told.stderr
     assert not (tmp_path / "run").exists()

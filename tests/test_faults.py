@@ -13,7 +13,6 @@ import harness
 import pytest
 import torch
 from campaigns import kills
-from conftest import ROOT
 
 from stylegan_pg.config import Config
 from stylegan_pg.distributed import consistency, launcher
@@ -83,11 +82,7 @@ def ranks(commands: list[tuple[int, list[str]]], **env: str) -> list[tuple[int, 
     """Start one process for each command line as the ranks of a world by hand; their exit codes and output."""
     port = free_port()
     base = harness.environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    started = [
-        subprocess.Popen([sys.executable, "-m", "stylegan_pg", *args], env=base | {"RANK": str(rank)}, **pipes)
-        for rank, args in commands
-    ]
+    started = [harness.start(args, env=base | {"RANK": str(rank)}) for rank, args in commands]
     return [(p.wait(), o) for p in started for o in (p.communicate(timeout=240)[0],)]
 
 
@@ -168,16 +163,13 @@ def test_usr1_stops_and_status_tells(tiny_data, tmp_path):
     assert training["phase"] in ("8x8 stable", "16x16 fade")
     process.send_signal(signal.SIGUSR1)
     harness.finish(process, 75)
-    result = subprocess.run(
-        [sys.executable, "-m", "stylegan_pg", "status", str(run)], capture_output=True, text=True, cwd=ROOT, check=True
-    )
+    result = harness.command("status", run, expected=0)
     nimg = harness.newest(run)[1]["nimg"]
     for word in ("stopped, to be continued", f"{nimg:012d}.safetensors", "img/s", "rank 0", "faults      0", "to go"):
         assert word in result.stdout, result.stdout
     silent = status._state(["2026-01-01 00:00:00 5.0 kimg: snapshot"], False, 500.0, 10.0)
     assert silent == "silent: killed, or hanging"
-    nowhere = subprocess.run([sys.executable, "-m", "stylegan_pg", "status", str(tmp_path)], capture_output=True)
-    assert nowhere.returncode == 2
+    harness.command("status", tmp_path, expected=2)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 what packing makes of them."""
 
 import io
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -98,8 +96,7 @@ def test_info_says_what_is_there_and_training_reads_it(tmp_path):
         info = tarfile.TarInfo("z-\x1b[2Jdrawing.png")
         info.size = 5
         more.addfile(info, io.BytesIO(b"%!PS\n"))
-    command = [sys.executable, "-m", "stylegan_pg", "data", "info", str(tar)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    said = harness.command("data", "info", tar, expected=0).stdout
     assert "of 23 pictures looked at: 12 RGB PNG, " in said
     for kind in ("2 palette PNG", "1 1-bit PNG", "1 grey and alpha PNG", "1 16-bit grey PNG", "1 CMYK JPEG"):
         assert kind in said

@@ -4,12 +4,11 @@ and `data check` finds the same."""
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import pytest
 from PIL import Image
@@ -226,8 +225,6 @@ def test_on_the_command_line(dataset):
     """Commands end with 2, at once and without a traceback; only `data check` goes on, to find more."""
     change_shard(dataset, sample(1, -512))
     for command, code in (("info", 2), ("check", 1)):
-        how = [sys.executable, "-m", "stylegan_pg", "data", command, str(dataset)]
-        done = subprocess.run(how, capture_output=True, text=True, timeout=100)
-        assert done.returncode == code, done.stderr
+        done = harness.command("data", command, dataset, expected=code)
         assert "has no place within its tar" in (done.stderr if code == 2 else done.stdout)
         assert "Traceback" not in done.stderr

@@ -1,13 +1,10 @@
 """Labels in every form, whole, empty and ambiguous: what they are understood as when packing and in foreign tars."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import harness
 import pytest
-from conftest import ROOT
 from packing import encoded, folder_of, labels_of, noise, packed, tar_of, zip_of
 
 from stylegan_pg.data.datasets.mixture import mix
@@ -103,14 +100,11 @@ def test_labels_with_several_meanings_are_asked_for(tmp_path, pictures, labels, 
 
 def test_the_command_says_what_was_understood(tmp_path, pictures):
     labels = csv_of(tmp_path / "l.csv", [1990 + i % 10 if i != 3 else "" for i in range(12)], header="")
-    command = [sys.executable, "-m", "stylegan_pg", "pack", str(pictures), str(tmp_path / "out"), "--resolution", "8"]
-    command += ["--labels", str(labels), "--workers", "0"]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2
+    command = ["pack", pictures, tmp_path / "out", "--resolution", "8", "--labels", labels, "--workers", "0"]
+    refused = harness.command(*command, expected=2)
     assert "--unlabelled skip" in refused.stderr
     assert "Traceback" not in refused.stderr
-    result = subprocess.run([*command, "--unlabelled", "keep"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = harness.command(*command, "--unlabelled", "keep", expected=0)
     assert f"labels: from {labels}; 9 classes: 1990 (2), 1991 (2), 1992 (1)" in result.stdout
     assert "1999 (1), numbered from 0 in this order" in result.stdout
     assert "data.conditional=true" in result.stdout
@@ -143,11 +137,10 @@ def test_files_beside_pictures_label_them_when_packing_as_in_training(tmp_path, 
 def test_conditional_training_refuses_pictures_without_a_label_by_name(tmp_path, members):
     beside = {f"{i:02d}.json": json.dumps({"label": i % 2} if i else {"caption": "x"}).encode() for i in range(12)}
     tar = tar_of(tmp_path / "a.tar", dict(sorted((members | beside).items())))
-    command = [sys.executable, "-m", "stylegan_pg", "train", "demo", f"data.url={tar}", f"run={tmp_path / 'run'}"]
+    command = ["train", "demo", f"data.url={tar}", f"run={tmp_path / 'run'}"]
     command += ["resolution=8", "growth.start=null", "growth.stable_kimg_at={}", "growth.fade_kimg_at={}"]
     command += ["loss.r1_gamma_at={}", "train.total_kimg=0.032", "train.device=cpu", "data.conditional=true"]
-    result = subprocess.run(command, cwd=ROOT, env=harness.environment(), capture_output=True, text=True)
-    assert result.returncode == 2, result.stderr
+    result = harness.command(*command, expected=2)
     assert "1 of 12 images in" in result.stderr
     assert "--unlabelled skip" in result.stderr
     assert "Traceback" not in result.stderr

@@ -160,7 +160,7 @@ def test_pieces_give_what_the_whole_does(inception, monkeypatch, name, dtype):
         network, feature = classifiers.VGG16(random_vgg16()), "fc2"
     network = network.requires_grad_(False).eval().to(dtype).to(memory_format=torch.channels_last)
     most = 2 * network.LARGEST * dtype.itemsize
-    for n, size in ((5, 64), (3, 1200)):
+    for n, size in ((5, 64), (3, 1200)) if dtype == torch.float32 else ((3, 1200),):
         images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
         monkeypatch.setattr(classifiers, "PIECE", 2**40)
         whole = network(images)[feature]
@@ -323,11 +323,9 @@ def test_results_do_not_depend_on_ranks(pictures, tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text(RANKS.format(tests=str(Path(__file__).parent), data=str(pictures[1]), names=NAMES))
     for ranks in (2, 3):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command = [sys.executable, *launcher, str(script)]
-        done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), timeout=240)
-        line = next((s for s in done.stdout.splitlines() if s.startswith("RESULT")), None)
-        assert line, done.stderr
+        done = harness.finish(harness.start([], ranks=ranks, script=script))
+        line = next((s for s in done.splitlines() if s.startswith("RESULT")), None)
+        assert line, done
         values, faults, near = json.loads(line.removeprefix("RESULT"))
         assert near == hashlib.sha256(picture.numpy().tobytes()).hexdigest()
         assert len(faults) == ranks

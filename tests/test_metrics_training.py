@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from unittest import mock
 
 import harness
@@ -109,11 +107,8 @@ def test_the_best_snapshot_survives_a_kill(tiny_data, tmp_path):
     )
 
     def start(values: list[float | None], expected: int) -> list[str]:
-        command = [sys.executable, str(tmp_path / "script.py"), json.dumps(values), str(link), *arguments]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=harness.environment()
-        )
-        text = harness.finish(process, expected)
+        words = [json.dumps(values), str(link), *arguments]
+        text = harness.finish(harness.start(words, script=tmp_path / "script.py"), expected)
         return [line.removeprefix("BEST").strip() for line in text.splitlines() if line.startswith("BEST")]
 
     first, second = "best-000000032img.safetensors", "best-000000064img.safetensors"

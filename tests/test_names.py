@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
+import harness
 import pytest
 from packing import encoded, folder_of, labels_of, noise, packed, tar_of, zip_of
 
@@ -194,8 +193,7 @@ def test_pack_takes_tars_as_training_does(tmp_path):
     }
     assert len({packed(each, tmp_path / "out" / name).identity for name, each in sources.items()}) == 1
     assert packed([*tars, same_name], tmp_path / "out" / "folders").count == 4
-    command = [sys.executable, "-m", "stylegan_pg", "pack", *tars, str(tmp_path / "cli"), "--resolution", "8"]
-    done = subprocess.run([*command, "--workers", "0"], capture_output=True, text=True, timeout=120, check=False)
+    done = harness.command("pack", *tars, tmp_path / "cli", "--resolution", "8", "--workers", "0")
     assert (done.returncode, "3 pictures" in done.stdout) == (0, True), done.stderr
     for each, message in {
         f"{tmp_path}/{{0..3}}.tar": r"3\.tar: no such tar",

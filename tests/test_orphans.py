@@ -45,7 +45,7 @@ def test_ranks_whose_launcher_was_killed(tiny_data, tmp_path, kind):
     common = {"growth__stable_kimg_at": "{16: 9}", "checkpoint__every_kimg": 50}
     args = harness.arguments(run, tiny_data, data__workers=1, **common)
     if kind == "torchrun":
-        process = harness.start(args, ranks=2, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = harness.start(args, ranks=2, fresh=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     else:
         env = harness.environment() | {"PYTHON": sys.executable, "NPROC": "1"}
         command = [str(ROOT / "launch" / "single.sh"), *args[1:]]
@@ -149,7 +149,7 @@ def test_who_has_a_launcher(monkeypatch):
 @pytest.mark.parametrize(("delay", "number"), [(0.4, signal.SIGTERM), (1.5, signal.SIGINT), (3.0, signal.SIGTERM)])
 def test_stopped_before_training_begins(tiny_data, tmp_path, delay, number):
     """Most of all while libraries are imported."""
-    process = harness.start(harness.arguments(tmp_path / "run", tiny_data))
+    process = harness.start(harness.arguments(tmp_path / "run", tiny_data), fresh=True)
     time.sleep(delay)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -163,7 +163,7 @@ def test_stopped_while_it_waits_for_other_ranks(tiny_data, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     env = harness.environment() | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    process = harness.start(harness.arguments(tmp_path / "run", tiny_data), env=env)
+    process = harness.start(harness.arguments(tmp_path / "run", tiny_data), fresh=True, env=env)
 
     def listens() -> bool:
         return any(c.status == psutil.CONN_LISTEN for c in psutil.Process(process.pid).net_connections())

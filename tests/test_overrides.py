@@ -3,7 +3,6 @@ that somebody else has written."""
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,11 +249,10 @@ def test_paths_of_the_command_line(tmp_path):
     """`~` as an argument and as an option's value, where the shell does not see it."""
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "c.yaml").write_text(BASE.replace("run: r", "run: ~/r"))
-    env = os.environ | {"HOME": str(tmp_path / "home")}
+    env = harness.environment() | {"HOME": str(tmp_path / "home")}
 
     def command(*args: str) -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", "stylegan_pg", *args]
-        return subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        return harness.command(*args, cwd=tmp_path, env=env)
 
     told = command("train", "~/c.yaml", "data=~/none", "sed=1")
     assert "unknown key 'sed'" in told.stderr

@@ -4,13 +4,11 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
-from conftest import ROOT
 from packing import encoded, files_of, folder_of, labels_of, noise, packed, tar_of, zip_of
 
 from stylegan_pg.data.pack import encoders, shard_writer, sources
@@ -150,10 +148,8 @@ def test_links_to_a_disk_that_is_away_from_the_command_line(tmp_path, source):
     folder_of(tmp_path / "disk", ["x.png"])
     (source / "dog" / "link.png").symlink_to(tmp_path / "disk" / "x.png")
     (tmp_path / "disk").rename(tmp_path / "away")
-    command = [sys.executable, "-m", "stylegan_pg", "pack", str(source), str(tmp_path / "out"), "--resolution", "8"]
-    command += ["--shard-size", "2kB", "--workers", "2"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1
+    command = ["pack", source, tmp_path / "out", "--resolution", "8", "--shard-size", "2kB", "--workers", "2"]
+    result = harness.command(*command, expected=1)
     (message,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert "link.png cannot be read: No such file or directory" in message
     assert "run the same command again" in message
@@ -303,10 +299,8 @@ def test_an_interrupted_packing_of_an_older_version_begins_anew(tmp_path, source
 
 
 def test_max_images_takes_pictures_from_all_over(tmp_path, source):
-    command = [sys.executable, "-m", "stylegan_pg", "pack", str(source), str(tmp_path / "out"), "--resolution", "8"]
-    command += ["--max-images", "4", "--workers", "0"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    command = ["pack", source, tmp_path / "out", "--resolution", "8", "--max-images", "4", "--workers", "0"]
+    result = harness.command(*command, expected=0)
     assert "4 of 12 pictures were taken" in result.stdout
     assert labels_of(tmp_path / "out") == (("cat", "dog"), [0, 0, 1, 1])
     with pytest.raises(UsageError, match="max_images was 4, is None"):

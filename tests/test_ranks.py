@@ -127,10 +127,7 @@ def test_parameters_are_the_same_on_all_ranks(tiny_data, tmp_path, drift):
         return
     script = tmp_path / "drifting.py"
     script.write_text(DRIFTING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen([*command, *args], env=harness.environment(), **pipes)
-    output = harness.finish(process, expected=1)
+    output = harness.finish(harness.start(args, ranks=2, script=script), expected=1)
     told = re.search(
         r"error: the parameters at nimg 24 of ranks \[1\] differ from rank 0's "
         r"\(([0-9a-f]{32}) on rank 1, ([0-9a-f]{32}) on rank 0\)",

@@ -87,10 +87,9 @@ def test_from_a_folder_to_pictures(tmp_path):
     def run(command: str) -> str:
         words = shlex.split(command)
         if words[0] == "stylegan-pg":
-            words = ["-m", "stylegan_pg", *words[1:]]
-        else:
-            assert words[0] == "torchrun"
-            words = ["-m", "torch.distributed.run", *words[1:]]
+            return harness.command(*words[1:], cwd=tmp_path, expected=0).stdout
+        assert words[0] == "torchrun"
+        words = ["-m", "torch.distributed.run", *words[1:]]
         env = harness.environment() | {"PYTHONPATH": str(ROOT)}
         result = subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"

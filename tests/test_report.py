@@ -5,8 +5,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
 
 import harness
@@ -50,9 +48,7 @@ def test_the_progress_line_of_a_terminal(tiny_data, tmp_path):
     args = harness.arguments(tmp_path / "run", tiny_data)
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stylegan_pg", *args], stdout=slave, stderr=slave, env=harness.environment()
-    )
+    process = harness.start(args, stdout=slave, stderr=slave)
     os.close(slave)
     shown = b""
     while True:

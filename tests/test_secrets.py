@@ -1,7 +1,5 @@
 """Secrets of URLs stay out of files and messages, and looking at a configuration starts no program."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import harness
@@ -79,9 +77,9 @@ def texts_below(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.distributed
-def test_nothing_that_a_run_leaves_holds_the_password(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("_own_cache")
+def test_nothing_that_a_run_leaves_holds_the_password(tmp_path):
     packed(folder_of(tmp_path / "in", [f"{i:02d}.png" for i in range(40)]), tmp_path / "data", 16)
-    monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
     with serving.http(tmp_path / "data", tmp_path / "books") as server:
         url = server.url.replace("//", f"//me:{SECRET}@")
         run, changes = tmp_path / "runs" / "run", {"data__url": url, "output__snapshot_kimg": 0.032}
@@ -107,9 +105,7 @@ def test_descriptions_start_no_program(tmp_path):
         ['data.url=""', f"data.mixture={{'pipe:touch {marker}': 1}}"],
     )
     for command in (["train", "demo", "--dry-run", "run=r", *of_url], ["plan", "demo", "run=r", *of_mixture]):
-        done = subprocess.run(
-            [sys.executable, "-m", "stylegan_pg", *command], capture_output=True, text=True, check=False
-        )
+        done = harness.command(*command)
         assert done.returncode == 0, done.stderr
         assert "not run for a description" in done.stdout
     assert not marker.exists()

@@ -1,13 +1,10 @@
 """The shipped configurations for small sets of pictures: from a folder to a snapshot, a few steps on the CPU."""
 
 import json
-import subprocess
-import sys
 
 import harness
 import numpy as np
 import pytest
-from conftest import ROOT
 from packing import packed
 from PIL import Image
 
@@ -27,12 +24,11 @@ def test_a_few_pictures_train_with_augmentation(tmp_path, resolution):
         small = Image.fromarray(dice.integers(0, 256, [5, 6, 3], dtype=np.uint8))
         small.resize((resolution + 20, resolution + 9)).save(tmp_path / "pictures" / f"{i}.png")
     packed(tmp_path / "pictures", tmp_path / "data", resolution)
-    command = [sys.executable, "-m", "stylegan_pg", "train", name, f"data.url={tmp_path / 'data'}"]
+    command = ["train", name, f"data.url={tmp_path / 'data'}"]
     command += [f"run={tmp_path / 'run'}", "train.device=cpu", "train.batch=4", "train.total_kimg=0.012"]
     command += ["output.tick_kimg=0.004", "output.grid=[2,2]", "metrics.images=4", "data.workers=0"]
     command += ["model.low_precision=fp32"]  # auto spends the time of many steps on measuring
-    result = subprocess.run(command, cwd=ROOT, env=harness.environment(), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    harness.command(*command, expected=0)
     stats = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
     assert stats[-1]["nimg"] == 12
     assert all(np.isfinite(value) for value in stats[-1].values() if isinstance(value, float))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import pytest
 import torch
@@ -358,8 +359,7 @@ def expected_images(G: Any, seeds, c: torch.Tensor | None = None, **how) -> list
 @pytest.mark.slow
 def test_commands_in_processes_of_their_own(plain, tmp_path):
     def run(*arguments) -> subprocess.CompletedProcess:
-        words = [sys.executable, "-m", "stylegan_pg", *map(str, arguments)]
-        return subprocess.run(words, capture_output=True, text=True, timeout=900, cwd=tmp_path)
+        return harness.command(*arguments, cwd=tmp_path)
 
     result = run("sample", plain[1], "--out", "pictures", "--seeds", "0-2")
     assert result.returncode == 0, result.stderr

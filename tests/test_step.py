@@ -110,15 +110,11 @@ def test_ema():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "phase", "limit"),
-    [("stylegan2-ffhq1024", "stable", 16), ("progan-celebahq1024", "fade", 20), ("stylegan-ffhq1024", "fade", 20)],
-)
-def test_a_full_size_step_fits_into_memory(config, phase, limit):
+def test_a_full_size_step_fits_into_memory():
     """One step of G and D with all terms at 1024x1024 with one image, on the CPU; peak memory (GiB) of the whole
     process. The other architectures and phases are in the campaign."""
     script = Path(__file__).parent / "campaigns" / "full_size_steps.py"
-    command = [sys.executable, str(script), config, phase]
+    command = [sys.executable, str(script), "stylegan2-ffhq1024", "stable"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["gib"] < limit
+    assert json.loads(result.stdout.splitlines()[-1])["gib"] < 16

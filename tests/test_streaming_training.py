@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -183,19 +182,14 @@ def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):
         "from stylegan_pg.__main__ import run\nrun()\n"
     )
     args = arguments(run, server.url, data__cache_dir=f"{tmp_path}/CACHE", data__patience_sec=2)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(wrapper)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": harness.environment()}
-    harness.finish(
-        subprocess.Popen(
-            [*command, *arguments(tmp_path / "first", server.url, data__cache_dir=f"{tmp_path}/CACHE")], **pipes
-        )
-    )
+    first = arguments(tmp_path / "first", server.url, data__cache_dir=f"{tmp_path}/CACHE")
+    harness.finish(harness.start(first, ranks=2, script=wrapper))
     for path in (tmp_path / "cache1").iterdir():
         if "r0016" in json.dumps(path.name) or path.suffix in (".json", ".lock"):
             continue
         path.unlink()
     server.misbehave(match=".tar", rate=3000)
-    process = subprocess.Popen([*command, *args], **pipes)
+    process = harness.start(args, ranks=2, script=wrapper, fresh=True)  # of torchrun's report
     wait_for(lambda: harness.lines_of(run) >= 1, process)
     server.kill()
     output = harness.finish(process, 1)
@@ -203,7 +197,7 @@ def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):
     assert "stopped, as there is no more data" in output
     server.misbehave()
     server.start()
-    harness.finish(subprocess.Popen([*command, *args], **pipes))
+    harness.finish(harness.start(args, ranks=2, script=wrapper))
     assert_same_weights(run, undisturbed[2])
 
 

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -172,10 +171,8 @@ def test_a_checkpoint_that_fails_late(whole_run, tiny_data, tmp_path):
     """It is told, and the one at the end counts."""
     (tmp_path / "late.py").write_text(LATE)
     args = harness.arguments(tmp_path / "run", tiny_data)
-    command = [sys.executable, str(tmp_path / "late.py"), *args]
-    result = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), timeout=240)
-    assert result.returncode == 0, result.stderr
-    assert "the checkpoint at 0.080 kimg could not be written (injected)" in result.stdout + result.stderr
+    told = harness.finish(harness.start(args, script=tmp_path / "late.py"))
+    assert "the checkpoint at 0.080 kimg could not be written (injected)" in told
     harness.assert_same_run(tmp_path / "run", whole_run)
 
 

@@ -1,8 +1,6 @@
 """model.low_precision=auto, train.channels_last=null: measured once, kept in the run, never measured again."""
 
 import dataclasses
-import subprocess
-import sys
 
 import harness
 import pytest
@@ -139,15 +137,14 @@ def test_a_run_keeps_what_it_chose(tiny_data, tmp_path):
     """In its configuration and its checkpoints; a continued run does not measure."""
     run = tmp_path / "run"
     half = {"train__total_kimg": 0.064, "model__low_precision": "auto", "train__channels_last": "null"}
-    outputs = []
+    script, outputs = tmp_path / "told.py", []
+    script.write_text(TOLD)
     for how, changes in (("first", half), ("never", half | {"train__total_kimg": 0.096})):
         (tmp_path / "cache").mkdir(exist_ok=True)
         for table in (tmp_path / "cache").glob("tuning-*"):
             table.unlink()
-        command = [sys.executable, "-c", TOLD, how, *harness.arguments(run, tiny_data, **changes)]
-        done = subprocess.run(command, env=harness.environment(), capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout + done.stderr)
+        words = [how, *harness.arguments(run, tiny_data, **changes)]
+        outputs.append(harness.finish(harness.start(words, script=script)))
     assert outputs[0].count("measured: layout nhwc: channels_last takes 1.00 of the other's time; bf16 at [16]") == 1
     assert "measured:" not in outputs[1]
     assert "continuing from" in outputs[1]
@@ -155,10 +152,5 @@ def test_a_run_keeps_what_it_chose(tiny_data, tmp_path):
     assert (settled.model.low_precision_at, settled.train.channels_last) == ([16], True)
     _, state = harness.newest(run)
     assert state["config"]["model"]["low_precision_at"] == [16]
-    done = subprocess.run(
-        [sys.executable, "-c", TOLD, "never", "train", str(run / "config.yaml"), "train.total_kimg=0.104"],
-        env=harness.environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    more = ["never", "train", str(run / "config.yaml"), "train.total_kimg=0.104"]
+    harness.finish(harness.start(more, script=script))
