@@ -2,7 +2,7 @@
 
 Of n devices' gradients 2 (n - 1) / n of their bytes go through each device's link (Patarasuk and Yuan, 2009), one
 message after the other along trees of depth log2(n) (Sanders et al., 2009). Sums leave while the backward pass goes on
-(optim/grad_allreduce.py), so a part of them costs nothing. benchmarks/scaling.py compares this with runs over slow links.
+(optim/grad_allreduce.py), so a part of them costs nothing. benchmarks/scaling.py compares this with slow links.
 """
 
 from __future__ import annotations
