@@ -26,7 +26,8 @@ from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from stylegan_pg.data.pack.pack import pack
-from stylegan_pg.metrics.statistics import Moments, frechet_distance
+from stylegan_pg.metrics.accumulators import Moments
+from stylegan_pg.metrics.fid import frechet_distance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 

@@ -25,7 +25,7 @@ import torch
 
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.datasets.points import MIXTURES, load_points
-from stylegan_pg.metrics.statistics import mode_coverage
+from stylegan_pg.metrics.coverage import mode_coverage
 from stylegan_pg.rng import generator
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.trainer import Trainer

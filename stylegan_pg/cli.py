@@ -323,8 +323,8 @@ def metrics(
 
     from stylegan_pg.checkpoint.snapshot import choose_device
     from stylegan_pg.distributed import process_group as dist
+    from stylegan_pg.metrics.base import Tools
     from stylegan_pg.metrics.command import evaluate_snapshot, is_dataset, one_seed
-    from stylegan_pg.metrics.gather import Tools
 
     kind, number, files = choose_device(device).type, one_seed(seed), tuple(map(str, weights or ()))
     target, failed = dist.init(kind), True

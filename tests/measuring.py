@@ -16,9 +16,9 @@ from PIL import Image
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.images import save_image
+from stylegan_pg.metrics.base import Tools
 from stylegan_pg.metrics.evaluate import Evaluator
-from stylegan_pg.metrics.gather import Tools
-from stylegan_pg.metrics.protocol import parse
+from stylegan_pg.metrics.registry import parse
 
 CPU = torch.device("cpu")
 

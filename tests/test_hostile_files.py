@@ -20,7 +20,7 @@ from stylegan_pg.checkpoint import tensor_file
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics.features import read_weights
+from stylegan_pg.metrics.weights import read_weights
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.networks.ranges import RANGES, check_arguments
 

@@ -23,12 +23,13 @@ from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.loader.loader import read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics import classifiers, evaluate, features, gather, real_cache
-from stylegan_pg.metrics.command import _nearest, nearest_real
+from stylegan_pg.metrics import base, classifiers, evaluate, features, real_cache, weights
+from stylegan_pg.metrics.base import COUNT, FeatureMetric, ImageMetric, Tools
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures
-from stylegan_pg.metrics.gather import Tools
-from stylegan_pg.metrics.protocol import parse
+from stylegan_pg.metrics.lpips import LPIPS
+from stylegan_pg.metrics.neighbours import _nearest, nearest_real
 from stylegan_pg.metrics.real import RealSide
+from stylegan_pg.metrics.registry import METRICS, parse
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_inception_metrics_are_torch_fidelitys(few_pictures, inception, tmp_path
     ours = e(G)
     paint(e, G, 16, tmp_path / "fake")
     theirs = fidelity(folder, tmp_path / "fake", inception, "--fid", "--kid", "--isc", "--kid-subset-size", "16")
-    mark = f"@{features._sha256(inception)[:8]}"
+    mark = f"@{weights.sha256(inception)[:8]}"
     assert set(ours) == {f"{n}{mark}" for n in ("fid16_full", "kid16_full", "kid16_full_std", "is16", "is16_std")}
     assert ours[f"fid16_full{mark}"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
     assert ours[f"kid16_full{mark}"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
@@ -98,7 +99,7 @@ def test_16_bits_move_the_number_a_little(few_pictures, inception):
     values = {}
     for precision in ("fp32", "bf16"):
         values |= evaluator(few_pictures[1], "fid6", weights=(str(inception),), precision=precision)(Painter())
-    mark = f"fid6@{features._sha256(inception)[:8]}"
+    mark = f"fid6@{weights.sha256(inception)[:8]}"
     assert list(values) == [mark, f"{mark}@bf16"]
     change = values[f"{mark}@bf16"] / values[mark] - 1
     assert 1e-7 < abs(change) < 0.05
@@ -179,7 +180,7 @@ def test_pieces_give_what_the_whole_does(inception, monkeypatch, name, dtype):
 def test_distances_by_pieces(monkeypatch):
     channels = [64, 128, 256, 512, 512]
     lin = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}
-    distance = features.Distance(features.lpips(lin, random_vgg16()), "")
+    distance = features.Distance(LPIPS(lin, random_vgg16()), "")
     a, b = (255 * torch.rand(5, 3, 40, 32, generator=torch.Generator().manual_seed(i)) for i in range(2))
     with torch.no_grad():
         whole = distance(a, b)
@@ -227,7 +228,7 @@ def test_precision_and_recall_are_torch_fidelitys(few_pictures, tmp_path):
     ours = e(Painter())
     paint(e, Painter(), 16, tmp_path / "fake")
     theirs = fidelity(folder, tmp_path / "fake", weights, "--prc", "--feature-extractor", "vgg16")
-    mark = f"@{features._sha256(weights)[:8]}"
+    mark = f"@{weights.sha256(weights)[:8]}"
     assert ours[f"pr163_full_precision{mark}"] == pytest.approx(theirs["precision"], abs=1e-3)
     assert ours[f"pr163_full_recall{mark}"] == pytest.approx(theirs["recall"], abs=1e-3)
     assert 0 < theirs["precision"] < 1
@@ -239,7 +240,7 @@ def test_lpips_is_torch_fidelitys():
     torch.manual_seed(0)
     channels = [64, 128, 256, 512, 512]
     lin = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}
-    distance = features.lpips(lin, random_vgg16())
+    distance = LPIPS(lin, random_vgg16())
     a = torch.rand(2, 3, 32, 32) * 255
     assert distance(a, a).flatten().tolist() == [0, 0]
     near, far = (distance(a, (a + s * torch.randn_like(a)).clamp(0, 255)) for s in (5, 60))
@@ -279,9 +280,10 @@ from pathlib import Path
 from measuring import CPU, Painter, evaluator
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.data.datasets.opening import load_index
-from stylegan_pg.metrics import gather
-from stylegan_pg.metrics.command import _draw, nearest_real
-gather.BLOCK = 8  # so that every rank has some
+from stylegan_pg.metrics import base
+from stylegan_pg.metrics.command import _draw
+from stylegan_pg.metrics.neighbours import nearest_real
+base.BLOCK = 8  # so that every rank has some
 dist.init("cpu")
 values = evaluator({data!r}, {names!r}, extractor="pixels", batch=8, cache=False)(Painter())
 class Broken(Painter):
@@ -294,7 +296,7 @@ try:
     fault = ""
 except Exception as error:
     fault = str(error)
-index, tools = load_index({data!r}), gather.Tools(CPU, extractor="pixels", batch=8)
+index, tools = load_index({data!r}), base.Tools(CPU, extractor="pixels", batch=8)
 picture = nearest_real(Painter(), index, tools, 3, 1.0)
 assert (picture is not None) == dist.is_main()
 try:
@@ -316,7 +318,7 @@ dist.shutdown()
 @pytest.mark.slow
 def test_results_do_not_depend_on_ranks(pictures, tmp_path, monkeypatch):
     """Nor do the nearest real images. And a fault on one rank is every rank's, with none left waiting."""
-    monkeypatch.setattr(gather, "BLOCK", 8)  # as in the script
+    monkeypatch.setattr(base, "BLOCK", 8)  # as in the script
     alone = evaluator(pictures[1], NAMES, extractor="pixels", batch=20, cache=False)(Painter())
     picture = nearest_real(Painter(), load_index(str(pictures[1])), Tools(CPU, extractor="pixels"), 3, 1.0)
     assert picture is not None
@@ -431,7 +433,7 @@ def test_faults_of_weights_and_data(pictures, inception, tmp_path, monkeypatch):
     half = torch.load(inception, weights_only=True)
     half["Mixed_7c.branch_pool.conv.weight"] = torch.zeros(1, 1, 1, 1)
     torch.save(half, tmp_path / "half.pth")
-    published = tmp_path / features.WEIGHTS["inception"].file
+    published = tmp_path / weights.WEIGHTS["inception"].file
     published.write_bytes(inception.read_bytes())
     cases = {
         "but not their checksum": ("fid20_full", {"weights": (str(published),)}),
@@ -527,6 +529,53 @@ def test_extractors_that_are_modules(pictures):
     assert values == pytest.approx(values[:1] * 4, rel=1e-5)
 
 
+class ColourDistance(ImageMetric):
+    """colour500: the distance of the mean colours of the real images and of 500 generated ones, in grey levels."""
+
+    kind, example = "colour", "colour500"
+    pattern = f"colour(?P<count>{COUNT})(?P<full>_full)?"
+    compares = True
+
+    def observe(self, seen):
+        return seen.float().mean(dim=[2, 3])
+
+    def compute(self, real, generated, tools):
+        return {"": float((real.double().mean(dim=0) - generated.double().mean(dim=0)).norm())}
+
+
+class ColourVariance(FeatureMetric):
+    """variance500: the mean variance of Inception's features of 500 generated images."""
+
+    kind, example = "variance", "variance500"
+    pattern = f"variance(?P<count>{COUNT}){FeatureMetric.REAL_IMAGES}"
+    network = "inception"
+    lower_is_better = False
+
+    def compute(self, real, generated, tools):
+        return {"": float(generated.var(dim=0).mean()), "_real": float(real.var(dim=0).mean())}
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_new_metric_is_one_class(pictures, monkeypatch):
+    """Named, measured against all or some real images, truncated and explained like the others."""
+    for metric in (ColourDistance, ColourVariance):
+        monkeypatch.setitem(METRICS, metric.kind, metric)
+    with pytest.raises(UsageError, match=r"swd, ms_ssim, colour500, variance500; counts"):
+        parse("colour")
+    names = "colour30,colour30_full,colour30_psi0.5,variance30_full,kid30_full"
+    values = evaluator(pictures[1], names, extractor="pixels", batch=7)(Painter())
+    ends = ("", "_full", "_psi0.5")
+    assert {f"colour30{end}" for end in ends} | {"variance30_full@pixels", "variance30_full_real@pixels"} <= set(values)
+    images = read_batch(load_index(str(pictures[1])).table(64), list(range(64))).double()
+    painted = evaluator(pictures[1], "swd30")._latents(Painter(), "metric-z", 0, 30)[0]
+    fake = (Painter()(painted) * 127.5 + 127.5).round().clamp(0, 255).double()
+    expected = float((images.mean(dim=[0, 2, 3]) - fake.mean(dim=[0, 2, 3])).norm())
+    assert values["colour30_full"] == pytest.approx(expected, rel=1e-3)
+    assert values["colour30"] != values["colour30_full"]
+    kept = list((Path(os.environ["STYLEGAN_PG_CACHE"]) / "metrics").iterdir())
+    assert len(kept) == 1  # the features, which kid30_full and variance30_full share; the code of `observe` may change
+
+
 @pytest.mark.usefixtures("_own_cache")
 def test_an_extractor_without_the_feature_is_named(pictures):
     other = mock.patch.object(features, "pixels", lambda images: {"fc2": torch.zeros(len(images), 4)})
@@ -538,13 +587,13 @@ def test_an_extractor_without_the_feature_is_named(pictures):
 
 def test_weights_without_a_published_hash_are_marked(tmp_path, monkeypatch):
     """By both files, unless a file is the published one; the published name alone proves nothing, and is no fault."""
-    lin, vgg = tmp_path / features.WEIGHTS["lpips"].file, tmp_path / "vgg.pth"
+    lin, vgg = tmp_path / weights.WEIGHTS["lpips"].file, tmp_path / "vgg.pth"
     torch.save({"lin0.model.1.weight": torch.ones(1)}, lin)
     torch.save({"classifier.3.weight": torch.ones(1)}, vgg)
-    monkeypatch.setattr(features, "lpips", lambda lin, vgg: torch.nn.Identity())
-    shas = {path: features._sha256(path)[:8] for path in (lin, vgg)}
+    monkeypatch.setattr("stylegan_pg.metrics.lpips.LPIPS", lambda lin, vgg: torch.nn.Identity())
+    shas = {path: weights.sha256(path)[:8] for path in (lin, vgg)}
     assert features.load_distance([lin, vgg], CPU).mark == f"@{shas[lin]}@{shas[vgg]}"
-    monkeypatch.setitem(features.WEIGHTS, "vgg16", dataclasses.replace(features.WEIGHTS["vgg16"], sha256=shas[vgg]))
+    monkeypatch.setitem(weights.WEIGHTS, "vgg16", dataclasses.replace(weights.WEIGHTS["vgg16"], sha256=shas[vgg]))
     assert features.load_distance([lin, vgg], CPU).mark == f"@{shas[lin]}"
 
 
@@ -596,7 +645,7 @@ def test_some_of_a_datasets_pictures_are_a_sample_of_all(pictures):
         return read_batch(table, ordinals, bad)
 
     with mock.patch.object(evaluate, "read_batch", read):
-        e._generate(Pictures(table, 5), e.protocols, 1.0, {})
+        e._generate(Pictures(table, 5), [m for m in e.metrics if isinstance(m, ImageMetric)], 1.0, {})
     assert len(set(seen)) == 20
     assert max(seen) > 40
     assert seen == Pictures(table, 5).order[:20]

@@ -13,7 +13,7 @@ from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.points import MIXTURES, PointIndex
 from stylegan_pg.data.loader.loader import batches, read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics.statistics import mode_coverage
+from stylegan_pg.metrics.coverage import mode_coverage
 from stylegan_pg.networks import NETWORKS, NetworkShape
 
 NAMES = {"points:ring": 8, "points:grid25": 25}

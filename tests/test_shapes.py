@@ -27,13 +27,13 @@ from stylegan_pg.images import name_rows, over_white, save_image, tile
 from stylegan_pg.inference.generate import class_rows, grid_inputs, grid_ordinals, images_of, interpolation, latents
 from stylegan_pg.inference.sampling import MOST_ROWS
 from stylegan_pg.metrics import classifiers, features, gather
+from stylegan_pg.metrics.base import Tools
 from stylegan_pg.metrics.command import evaluate_snapshot
 from stylegan_pg.metrics.evaluate import Evaluator
-from stylegan_pg.metrics.gather import Tools
+from stylegan_pg.metrics.ms_ssim import ms_ssim
 from stylegan_pg.metrics.path_length import path_lengths
-from stylegan_pg.metrics.protocol import parse
 from stylegan_pg.metrics.real import RealSide
-from stylegan_pg.metrics.similarity import ms_ssim
+from stylegan_pg.metrics.registry import parse
 from stylegan_pg.metrics.swd import PatchCollector, sliced_wasserstein
 from stylegan_pg.monitoring.loggers import Means, RunLogger
 from stylegan_pg.networks import NETWORKS, NetworkShape
@@ -198,7 +198,7 @@ def test_levels_of_the_sliced_distance(size, levels):
     for seed in (0, 1):
         collector = PatchCollector(size, 3, patches_per_image=20)
         collector.add(random_images(6, 3, *(4 * -(-s // 4) for s in size), seed=seed)[:, :, : size[0], : size[1]])
-        descriptors.append(collector.descriptors())
+        descriptors.append(collector.result())
     found = sliced_wasserstein(*descriptors)
     assert list(found) == [*(f"swd_{level}" for level in levels), "swd"]
     assert all(0 < value < 1000 for value in found.values())
@@ -213,7 +213,7 @@ def test_neighbourhoods_come_from_everywhere_in_the_picture():
             ramp = torch.arange(16, dtype=torch.uint8)[:, None].expand(1, 1, 16, 24)
         collector = PatchCollector((16, 24), 1, patches_per_image=600)
         collector.add(ramp.contiguous())
-        means = collector.descriptors()[16, 24].mean(dim=1)
+        means = collector.result()[16, 24].mean(dim=1)
         assert len({round(v, 3) for v in means.tolist()}) == span
 
 

@@ -7,16 +7,13 @@ import pytest
 import torch
 from scipy import linalg, ndimage, signal
 
-from stylegan_pg.metrics.similarity import ms_ssim
-from stylegan_pg.metrics.statistics import (
-    InceptionScore,
-    Moments,
-    class_coverage,
-    frechet_distance,
-    kernel_distance,
-    mode_coverage,
-    precision_recall,
-)
+from stylegan_pg.metrics.accumulators import Moments
+from stylegan_pg.metrics.coverage import class_coverage, mode_coverage
+from stylegan_pg.metrics.fid import frechet_distance
+from stylegan_pg.metrics.inception_score import ClassDivergence
+from stylegan_pg.metrics.kid import kernel_distance
+from stylegan_pg.metrics.ms_ssim import ms_ssim
+from stylegan_pg.metrics.precision_recall import precision_recall
 
 
 def moments(x: torch.Tensor, split: int = 50) -> Moments:
@@ -113,18 +110,18 @@ def test_precision_and_recall_by_brute_force():
 
 def test_inception_score():
     """Uniform, and certain but varied: 1 and the number of classes; any order and grouping gives the same."""
-    flat, sure = InceptionScore(100), InceptionScore(1000)
-    flat.add(range(100), torch.zeros(100, 7))
-    assert flat.score()[0] == pytest.approx(1)
-    sure.add(range(1000), 50 * torch.eye(10)[torch.arange(1000) % 10])
-    assert sure.score()[0] == pytest.approx(10, rel=0.05)
+    flat, sure = ClassDivergence(100), ClassDivergence(1000)
+    flat.add(torch.zeros(100, 7))
+    assert flat.result()[0] == pytest.approx(1)
+    sure.add(50 * torch.eye(10)[torch.arange(1000) % 10])
+    assert sure.result()[0] == pytest.approx(10, rel=0.05)
     logits = gaussian(64, 9, 9)
-    whole, parts = InceptionScore(64), [InceptionScore(64), InceptionScore(64)]
-    whole.add(range(64), logits)
+    whole, parts = ClassDivergence(64), [ClassDivergence(64), ClassDivergence(64)]
+    whole.add(logits)
     for i in range(0, 64, 8):
-        parts[i // 8 % 2].add(range(i, i + 8), logits[i : i + 8])
+        parts[i // 8 % 2].add(logits[i : i + 8], i)
     parts[0].merge(parts[1])
-    assert parts[0].score() == pytest.approx(whole.score(), rel=1e-12)
+    assert parts[0].result() == pytest.approx(whole.result(), rel=1e-12)
 
 
 def test_modes():

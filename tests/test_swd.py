@@ -27,7 +27,7 @@ def collect(images: torch.Tensor, *, split: int | None = None, **kwargs) -> dict
     collector = PatchCollector((images.shape[2], images.shape[3]), images.shape[1], **kwargs)
     for part in images.split(split or len(images)):
         collector.add(part)
-    return collector.descriptors()
+    return collector.result()
 
 
 def reference_pyramid(image: np.ndarray, levels: int) -> list[np.ndarray]:
@@ -197,7 +197,7 @@ def test_images_that_do_not_fit(images):
 
 def test_no_images():
     with pytest.raises(UsageError, match="no images"):
-        PatchCollector((32, 32), 3).descriptors()
+        PatchCollector((32, 32), 3).result()
 
 
 def test_sets_that_cannot_be_compared():

@@ -16,20 +16,20 @@ import torch
 from stylegan_pg.checkpoint.names import config_of, is_run
 from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.config.loading import load_config
-from stylegan_pg.data.classes import class_names, labels_to_c, parse_numbers
+from stylegan_pg.data.classes import class_names, parse_numbers
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.datasets.opening import load_index
-from stylegan_pg.data.loader.loader import read_batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.images import save_image, tile
-from stylegan_pg.inference.generate import LARGEST_PSI, images_of, latents, writing
-from stylegan_pg.metrics import gather
+from stylegan_pg.images import save_image
+from stylegan_pg.inference.generate import LARGEST_PSI, latents, writing
+from stylegan_pg.metrics.base import Metric, Tools
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures, all_of
-from stylegan_pg.metrics.features import Extractor, check_precision, load_extractor
-from stylegan_pg.metrics.gather import Networks, Tools
-from stylegan_pg.metrics.protocol import Protocol, parse
+from stylegan_pg.metrics.features import check_precision
+from stylegan_pg.metrics.gather import Networks
+from stylegan_pg.metrics.neighbours import nearest_real
+from stylegan_pg.metrics.registry import METRICS, parse
 from stylegan_pg.untrusted import printable
 
 MOST_STEPS = 1000
@@ -163,14 +163,13 @@ def evaluate_snapshot(
     """
     steps = parse_psi(psi)
     check_precision(tools.precision)
-    protocols = [parse(name, images=images) for name in names]
+    metrics = [parse(name, images=images) for name in names]
     if images and not any(parse(name, images=images) != parse(name, images=images + 1) for name in names):
-        raise UsageError(
-            "--images is for swd and ms_ssim without a number in their names: the other names say how many"
-        )
+        counted = " and ".join(kind for kind, metric in METRICS.items() if metric.counted_by_option)
+        raise UsageError(f"--images is for {counted} without a number in their names: the other names say how many")
     if neighbours > MOST_NEIGHBOURS:
         raise UsageError(f"--neighbours {neighbours} makes a picture of more than {MOST_NEIGHBOURS} rows: show fewer")
-    wanted = Wanted(snapshot, [p.name for p in protocols], images, steps, per_class, neighbours)
+    wanted = Wanted(snapshot, [m.name for m in metrics], images, steps, per_class, neighbours)
     with _told():
         yield from _evaluate(wanted, data, out, tools)
 
@@ -188,44 +187,59 @@ class Wanted:
 
 
 def _evaluate(wanted: Wanted, data: str | None, out: Path | None, tools: Tools) -> Iterator[dict[str, Any]]:
-    snapshot, steps, neighbours = wanted.snapshot, wanted.steps, wanted.neighbours
+    G, resolution, index = _opened(wanted, data, tools)
+    out = _folder(wanted, out)
+    networks, missing, sweep = Networks(tools), {}, []
+    for only in range(G.c_dim) if wanted.per_class else [None]:
+        where = "" if only is None else f"class {printable(index.label_names[only], 80)}: "
+        facts: dict[str, Any] = {"snapshot": str(wanted.snapshot), "resolution": resolution}
+        try:
+            evaluator = Evaluator(index, resolution, [], tools, only, networks)
+        except UsageError as error:  # the same on all ranks
+            missing[f"{where}{', '.join(wanted.names)}"] = error
+            continue
+        for psi, found in _sweep(G, evaluator, wanted):
+            missing |= {where + name: why for name, why in evaluator.missing.items()}
+            if found:
+                images = [metric.samples(len(evaluator.real.mine)) for metric, _ in found]
+                row = facts | {"psi": psi, "images": max(images)}
+                row |= {} if only is None else {"class": index.label_names[only]}
+                yield row | {name: number for _, numbers in found for name, number in numbers.items()}
+                sweep += [] if wanted.per_class or len(wanted.steps) == 1 else [_row(psi, wanted, found)]
+    yield from _draw(G, index, tools, sweep, wanted.neighbours, wanted.steps[0], out)
+    if missing:
+        raise all_of(missing)
+
+
+def _opened(wanted: Wanted, data: str | None, tools: Tools) -> tuple[Any, int, DatasetIndex]:
+    """What is measured, its resolution, and the dataset that it is held against.
+
+    Raises:
+        UsageError: where they cannot be read, do not fit together, or do not fit the options.
+    """
+    snapshot = wanted.snapshot
     G, resolution = _load(snapshot, tools)
     rows, columns = G.table.image_size if isinstance(G, Pictures) else tuple(G.img_size)
     index = _dataset(snapshot, data, (rows * 4 // resolution, columns * 4 // resolution))
     _fit(G, resolution, snapshot, index)
     if wanted.per_class and not G.c_dim:
         raise UsageError(f"--per-class: {printable(snapshot)} is unconditional")
-    if isinstance(G, Pictures) and (neighbours or steps != [1.0]):
+    if isinstance(G, Pictures) and (wanted.neighbours or wanted.steps != [1.0]):
         raise UsageError(f"--psi and --neighbours need a generator, and {printable(snapshot)} is a dataset")
-    if neighbours or len(steps) > 1:
-        out = out or snapshot.parent / f"{snapshot.stem}-metrics"
+    return G, resolution, index
+
+
+def _folder(wanted: Wanted, out: Path | None) -> Path | None:
+    """Where pictures and tables go, which is made where there will be any."""
+    if wanted.neighbours or len(wanted.steps) > 1:
+        out = out or wanted.snapshot.parent / f"{wanted.snapshot.stem}-metrics"
         with dist.main_decides(), writing(out):
             if dist.is_main():
                 out.mkdir(parents=True, exist_ok=True)
-    networks, missing, sweep = Networks(tools), {}, []
-    for only in range(G.c_dim) if wanted.per_class else [None]:
-        where = "" if only is None else f"class {printable(index.label_names[only], 80)}: "
-        facts: dict[str, Any] = {} if only is None else {"class": index.label_names[only]}
-        try:
-            evaluator = Evaluator(index, resolution, [], tools, only, networks)
-        except UsageError as error:  # the same on all ranks
-            missing[f"{where}{', '.join(wanted.names)}"] = error
-            continue
-        for value, found in _sweep(G, evaluator, wanted):
-            missing |= {where + name: why for name, why in evaluator.missing.items()}
-            if not found:
-                continue
-            images = [min(p.count, len(evaluator.real.mine)) if p.kind == "swd" else p.count for p, _ in found]
-            row = {"snapshot": str(snapshot), "resolution": resolution, "psi": value, "images": max(images)} | facts
-            yield row | {name: number for _, numbers in found for name, number in numbers.items()}
-            if len(steps) > 1 and not wanted.per_class:
-                sweep.append(_row(value, wanted, found))
-    yield from _draw(G, index, tools, sweep, neighbours, steps[0], out)
-    if missing:
-        raise all_of(missing)
+    return out
 
 
-Found = list[tuple[Protocol, dict[str, float]]]
+Found = list[tuple[Metric, dict[str, float]]]
 
 
 def _sweep(G: Any, evaluator: Evaluator, wanted: Wanted) -> Iterator[tuple[float, Found]]:
@@ -233,19 +247,19 @@ def _sweep(G: Any, evaluator: Evaluator, wanted: Wanted) -> Iterator[tuple[float
     its psi is measured once."""
     stated: dict[str, dict[str, float]] = {}
     for i, psi in enumerate(wanted.steps):
-        protocols = [parse(name, psi=psi, images=wanted.images) for name in wanted.names]
-        evaluator.protocols = [p for p in protocols if i == 0 or p.name not in wanted.names or p.psi == psi == 1]
+        metrics = [parse(name, psi=psi, images=wanted.images) for name in wanted.names]
+        evaluator.metrics = [m for m in metrics if i == 0 or m.name not in wanted.names or m.psi == psi == 1]
         values = evaluator.measure(G)
         if i == 0:
             stated = {name: found for name, found in values.items() if name in wanted.names}
         values = stated | values
-        yield psi, [(p, values[p.name]) for p in {p.name: p for p in protocols}.values() if p.name in values]
+        yield psi, [(m, values[m.name]) for m in {m.name: m for m in metrics}.values() if m.name in values]
 
 
 def _row(psi: float, wanted: Wanted, found: Found) -> dict[str, Any]:
     """A line of the table over psi, whose columns do not say psi unless the metric's name states it."""
     row: dict[str, Any] = {"psi": psi}
-    values = {p.name: numbers for p, numbers in found}
+    values = {metric.name: numbers for metric, numbers in found}
     for name in wanted.names:
         full = parse(name, psi=psi, images=wanted.images).name
         row |= {name + key.removeprefix(full): number for key, number in values.get(full, {}).items()}
@@ -287,48 +301,3 @@ def _write_sweep(sweep: list[dict[str, Any]], out: Path) -> None:
             table = csv.DictWriter(file, list(columns), restval="")
             table.writeheader()
             table.writerows(sweep)
-
-
-def nearest_real(
-    G: Any, index: DatasetIndex, tools: Tools, count: int, psi: float, nearest: int = 7
-) -> torch.Tensor | None:
-    """One picture uint8 [C, H, W], on rank 0: in each row a sample and the real images nearest to it in feature space
-    (whether a generator repeats what it was shown). A collective call, whose result does not depend on the ranks.
-
-    Raises:
-        UsageError: for an extractor that cannot be had, or gives no "pool".
-    """
-    table = index.table(G.resolution)
-    nearest = min(nearest, len(table))
-    with dist.together():
-        extract = load_extractor(tools.extractor or "inception", tools.weights, tools.device, tools.precision)
-        z, c = latents(range(count), G.z_dim), labels_to_c(G, None, count)
-        samples = torch.cat(list(images_of(G, z, c, batch=tools.batch, psi=psi)))
-        wanted = torch.cat([_pool(extract, part) for part in samples.split(tools.batch)])
-        best, which = torch.empty([count, 0]), torch.empty([count, 0], dtype=torch.int64)
-        for block in gather.share(len(table)):
-            end = min((block + 1) * gather.BLOCK, len(table))
-            for part in torch.arange(block * gather.BLOCK, end).split(tools.batch):
-                distance = torch.cdist(wanted, _pool(extract, read_batch(table, part.tolist())))
-                best, which = _nearest([(best, which), (distance, part.expand(count, -1))], nearest)
-    parts, picture = dist.gather_on_main((best, which)), None
-    with dist.main_decides():
-        if parts is not None:
-            _, which = _nearest(parts, nearest)
-            rows = [torch.cat([samples[i : i + 1], read_batch(table, which[i].tolist())]) for i in range(count)]
-            picture = tile(torch.cat(rows), nearest + 1)
-    return picture
-
-
-def _pool(extract: Extractor, images: torch.Tensor) -> torch.Tensor:
-    return gather.feature_of(extract(images), "pool", extract.identity)
-
-
-def _nearest(parts: list[Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of several (distances, ordinals), [n, some] each, the `count` nearest, those that came first where some are
-    equally near."""
-    distances, ordinals = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
-    first = ordinals.argsort(dim=1)
-    distances, ordinals = distances.gather(1, first), ordinals.gather(1, first)
-    distances, near = distances.sort(dim=1, stable=True)
-    return distances[:, :count], ordinals.gather(1, near)[:, :count]

@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -25,13 +25,12 @@ from stylegan_pg.data.loader.loader import Bad, read_batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import PeersLost, RunError, UsageError
 from stylegan_pg.inference.generate import images_of
-from stylegan_pg.metrics import gather
-from stylegan_pg.metrics.gather import Networks, Rows, Tools
-from stylegan_pg.metrics.path_length import held, middle_mean, path_lengths
-from stylegan_pg.metrics.protocol import LEAST_SIDE, NETWORK, Protocol
+from stylegan_pg.metrics import base, gather
+from stylegan_pg.metrics.accumulators import Accumulator, Rows
+from stylegan_pg.metrics.base import GeneratorMetric, ImageMetric, ImageSet, Latents, Metric, Tools
+from stylegan_pg.metrics.gather import Networks
+from stylegan_pg.metrics.path_length import held
 from stylegan_pg.metrics.real import RealSide, tell_bad
-from stylegan_pg.metrics.statistics import frechet_distance, kernel_distance, precision_recall
-from stylegan_pg.metrics.swd import sliced_wasserstein
 from stylegan_pg.rng import generator
 
 MOST_REASONS = 50  # in one message
@@ -52,29 +51,29 @@ class Pictures:
 
 
 class Evaluator:
-    """Measures generators by some protocols against one resolution of a dataset; the real side is computed once.
+    """Measures generators by some metrics against one resolution of a dataset; the real side is computed once.
 
     Args:
         index, resolution: the dataset.
-        protocols: what to measure.
+        metrics: what to measure.
         tools: with what.
         only_class: against, and of, this class alone.
         networks: feature networks that are already loaded.
 
     Attributes:
-        missing: protocol's name -> why it could not be measured the last time, a UsageError or RunError.
+        missing: metric's name -> why it could not be measured the last time, a UsageError or RunError.
     """
 
     def __init__(
         self,
         index: DatasetIndex,
         resolution: int,
-        protocols: Sequence[Protocol],
+        metrics: Sequence[Metric],
         tools: Tools,
         only_class: int | None = None,
         networks: Networks | None = None,
     ):
-        self.protocols, self.tools, self.resolution = list(protocols), tools, resolution
+        self.metrics, self.tools, self.resolution = list(metrics), tools, resolution
         self.size = index.size_at(resolution)
         self.networks = networks or Networks(tools)
         self.real = RealSide(index, resolution, self.networks, only_class)
@@ -93,51 +92,55 @@ class Evaluator:
         return {name: value for found in values.values() for name, value in found.items()}
 
     def measure(self, G: Any, **how: Any) -> dict[str, dict[str, float]]:
-        """{protocol's name: {metric: value}} of those that could be measured; `missing` says why others could not.
+        """{metric's name: {name: value}} of those that could be measured; `missing` says why others could not.
 
         Raises:
             OSError: on all ranks, where data is lost midway.
         """
-        protocols, self.missing = list({p.name: p for p in self.protocols}.values()), {}
-        for p in protocols:
-            with self._costs(p.name):
-                self._check(p, G)
+        metrics, self.missing = list({m.name: m for m in self.metrics}.values()), {}
+        for metric in metrics:
+            with self._costs(metric.name):
+                self._check(metric, G)
         values: dict[str, dict[str, float]] = {}
         # Without TF32, whatever the training does: numbers and cached statistics are those of float32.
         with held([torch.backends.cudnn, torch.backends.cuda.matmul], "allow_tf32", False):
-            able, self._bad = self._able([p for p in protocols if p.name not in self.missing]), []
-            for psi, group in groupby(sorted(able, key=lambda p: p.psi), key=lambda p: p.psi):
+            able, self._bad = self._able([m for m in metrics if m.name not in self.missing]), []
+            for psi, group in groupby(sorted(able, key=lambda m: m.psi), key=lambda m: m.psi):
                 values |= self._of_one_psi(G, list(group), psi, how)
         if isinstance(G, Pictures):
             told = dist.gather_on_main({one.ordinal for one in self._bad})
             if bad := set().union(*told or ()):
                 tell_bad(bad, "measured")
-        return {p.name: values[p.name] for p in protocols if p.name in values}
+        return {m.name: values[m.name] for m in metrics if m.name in values}
 
-    def _of_one_psi(
-        self, G: Any, group: list[Protocol], psi: float, how: dict[str, Any]
-    ) -> dict[str, dict[str, float]]:
-        fakes, plain = {}, [p for p in group if p.kind != "ppl2"]
-        if plain:
-            with self._costs(*(p.name for p in plain)):
+    def _of_one_psi(self, G: Any, group: list[Metric], psi: float, how: dict[str, Any]) -> dict[str, dict[str, float]]:
+        fakes: dict[str, Accumulator] = {}
+        if plain := [m for m in group if isinstance(m, ImageMetric)]:
+            with self._costs(*(m.name for m in plain)):
                 with dist.together():
                     fakes, faults = self._generate(G, plain, psi, how)
                 self._take_faults(faults)
-        for p in group:
-            if p.kind == "ppl2":
-                with self._costs(p.name), dist.together():
-                    fakes[p.name] = self._paths(G, p, how)
+        for metric in group:
+            if isinstance(metric, GeneratorMetric):
+                with self._costs(metric.name), dist.together():
+                    fakes[metric.name] = self._probe(G, metric, how)
         values: dict[str, dict[str, float]] = {}
-        for p in group:
-            if p.name in self.missing:
-                continue
-            with self._costs(p.name):
-                parts, real = dist.gather_on_main(fakes.pop(p.name)), self.real.of(p)
-                with dist.main_decides() as box:
-                    if parts is not None:
-                        box.append(_finite(p, self._number(p, real, gather.merge(parts))))
-                values[p.name] = box[0]
+        for metric in group:
+            if metric.name not in self.missing:
+                with self._costs(metric.name):
+                    values[metric.name] = self._compared(metric, fakes.pop(metric.name))
         return values
+
+    def _compared(self, metric: Metric, fake: Accumulator) -> dict[str, float]:
+        """{name: value}, on all ranks, once this rank's part of the generated side is there."""
+        parts, real = dist.gather_on_main(fake), self.real.of(metric)
+        with dist.main_decides() as box:
+            if parts is not None:
+                found = metric.compute(real, gather.merge(parts).result(), self.tools)
+                mark = self.networks.of(metric.network).mark if metric.network else ""
+                named = {f"{metric.name}{end}{mark}": value for end, value in found.items()}
+                box.append(_finite(metric, named))
+        return box[0]
 
     @contextlib.contextmanager
     def _costs(self, *names: str) -> Iterator[None]:
@@ -163,63 +166,68 @@ class Evaluator:
                 where = f"rank {i}: " if i != dist.rank() else ""
                 self.missing.setdefault(name, type(fault)(f"{where}{fault}"))
 
-    def _check(self, p: Protocol, G: Any) -> None:
-        self.real.check(p)
-        if isinstance(G, Pictures) and self._images(p) > len(G.table):
-            raise UsageError(f"{p.name} needs {self._images(p)} images, there are {len(G.table)}: use a smaller count")
-        if p.kind == "ppl2" and not hasattr(G, "styles"):
-            raise UsageError(f"{p.name} needs a generator with a latent space w")
-        check_size(p, self.size)
+    def _check(self, metric: Metric, G: Any) -> None:
+        self.real.check(metric)
+        if isinstance(G, Pictures) and (wanted := self._images(metric)) > len(G.table):
+            raise UsageError(f"{metric.name} needs {wanted} images, there are {len(G.table)}: use a smaller count")
+        metric.check_generator(G)
+        metric.check_size(self.size)
 
-    def _able(self, protocols: list[Protocol]) -> list[Protocol]:
+    def _able(self, metrics: list[Metric]) -> list[Metric]:
         """Those whose networks are there, on all ranks: the others must not cost these their images."""
         faults: dict[str, Exception] = {}
-        for p in protocols:
-            if p.kind in NETWORK:
+        for metric in metrics:
+            if metric.network:
                 try:
-                    self.networks.of(p.kind)
+                    self.networks.of(metric.network)
                 except Exception as error:  # one rank's alone, perhaps: all must leave the metric out
-                    faults[p.name] = error
+                    faults[metric.name] = error
         self._take_faults(faults)
-        return [p for p in protocols if p.name not in self.missing]
+        return [m for m in metrics if m.name not in self.missing]
 
     # ------------------------------------------------------------------------------------------ generated images
 
-    def _images(self, p: Protocol) -> int:
-        """How many to generate; more than real ones would not count in a sliced distance."""
-        return {"ms_ssim": 2 * p.count, "swd": min(p.count, len(self.real.mine))}.get(p.kind, p.count)
+    def _images(self, metric: Metric) -> int:
+        """How many to generate."""
+        return metric.images(len(self.real.mine))
 
     def _generate(
-        self, G: Any, protocols: list[Protocol], psi: float, how: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Exception]]:
+        self, G: Any, metrics: list[ImageMetric], psi: float, how: dict[str, Any]
+    ) -> tuple[dict[str, Accumulator], dict[str, Exception]]:
         """What this rank's share of images gives, for every metric from the same ones; and what went wrong with one."""
-        channels, faults = self.real.table.channels, {}
-        fakes = {p.name: gather.gatherer(p, self.size, channels, self.tools.seed, "fake") for p in protocols}
-        wanted = {p.name: self._images(p) for p in protocols}
+        images = ImageSet("fake", self.size, self.real.table.channels, self.tools.seed)
+        fakes, faults = {m.name: m.accumulator(images) for m in metrics}, {}
+        wanted = {m.name: self._images(m) for m in metrics}
+        largest = sorted(metrics, key=lambda m: -wanted[m.name])  # whose features serve the others
         total = max(wanted.values(), default=0)
+        for first, made in self._made(G, total, psi, how):
+            known: dict[str, Any] = {}
+            for metric in largest:
+                if first < wanted[metric.name] and metric.name not in faults:
+                    some = made[: wanted[metric.name] - first]
+                    try:
+                        gather.take_in(metric, fakes[metric.name], first, some, self.networks, known)
+                    except Exception as error:  # whatever it is, the others can do without this one
+                        faults[metric.name] = error
+        return fakes, faults
+
+    def _made(self, G: Any, total: int, psi: float, how: dict[str, Any]) -> Iterator[tuple[int, torch.Tensor]]:
+        """This rank's share of so many images, batch by batch: the first one's number, and uint8 [n, C, H, W]."""
         batch = -(-self.tools.batch // 2) * 2  # even: similarity is of neighbours
         for block in gather.share(total):
-            first = block * gather.BLOCK
+            first = block * base.BLOCK
             if isinstance(G, Pictures):
-                made = read_batch(G.table, G.order[first : min(first + gather.BLOCK, total)], self._bad).split(batch)
+                made = read_batch(G.table, G.order[first : min(first + base.BLOCK, total)], self._bad).split(batch)
             else:
                 z, c = self._latents(G, "metric-z", block, total)
                 made = images_of(G, z, c, batch=batch, psi=psi, **how)
             for images in made:
-                known: dict[str, Any] = {}
-                for p in sorted(protocols, key=lambda p: -wanted[p.name]):
-                    if first < wanted[p.name] and p.name not in faults:
-                        some = images[: wanted[p.name] - first]
-                        try:
-                            gather.take_in(p, fakes[p.name], first, some, self.networks, known)
-                        except Exception as error:  # whatever it is, the others can do without this one
-                            faults[p.name] = error
+                yield first, images
                 first += len(images)
-        return fakes, faults
 
-    def _latents(self, G: Any, purpose: str, block: int, total: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _latents(self, G: Any, purpose: str, block: int, total: int) -> Latents:
         """z and c of the images of a block; labels are drawn as often as the dataset has them."""
-        size, real = gather.BLOCK, self.real
+        size, real = base.BLOCK, self.real
         numbers = np.arange(block * size, min((block + 1) * size, total))
         z = torch.randn([size, G.z_dim], generator=generator(self.tools.seed, purpose, block))[: len(numbers)]
         if not G.c_dim:
@@ -227,51 +235,17 @@ class Evaluator:
         order = torch.randperm(len(real.mine), generator=generator(self.tools.seed, "metric-labels")).numpy()
         return z, one_hot(real.table.label[real.mine[order[numbers % len(order)]]], G.c_dim)
 
-    def _paths(self, G: Any, p: Protocol, how: dict[str, Any]) -> Rows:
-        distance, lengths = self.networks.of("ppl2"), Rows()
-        given = {"alpha": getattr(G, "description", {}).get("alpha", 1.0), **how, "space": p.space, "psi": p.psi}
-        for block in gather.share(p.count):
-            ends = [self._latents(G, f"metric-path-{i}", block, p.count) for i in range(2)]
-            z, c, n = torch.stack([z for z, _ in ends]), ends[0][1], len(ends[0][0])
-            t = torch.zeros(n)
-            if p.where == "full":
-                t = torch.rand([gather.BLOCK], generator=generator(self.tools.seed, "metric-path-t", block))[:n]
-            for i in range(0, n, self.tools.batch):
-                part = slice(i, i + self.tools.batch)
-                condition = None if c is None else c[part]
-                found = path_lengths(G, distance, z[:, part], t[part], condition, **given)
-                lengths.add(block * gather.BLOCK + i, found)
-        return lengths
-
-    # ---------------------------------------------------------------------------------------------- the numbers
-
-    def _number(self, p: Protocol, real: Any, fake: Any) -> dict[str, float]:
-        if p.kind == "swd":
-            found = sliced_wasserstein(real, fake.descriptors(), seed=self.tools.seed)
-            return {p.name + name.removeprefix("swd"): value for name, value in found.items()}
-        if p.kind == "ms_ssim":
-            return {p.name: float(fake.all().double().mean())}
-        name, mark = p.name, self.networks.of(p.kind).mark
-        if p.kind == "ppl2":
-            return {name + mark: middle_mean(fake.all())}
-        if p.kind == "fid":
-            return {name + mark: frechet_distance(real.moments(), fake.moments())}
-        if p.kind == "pr":
-            device = self.tools.device  # all distances between two large sets
-            precision, recall = precision_recall(real.all().to(device), fake.all().to(device))
-            return {f"{name}_precision{mark}": precision, f"{name}_recall{mark}": recall}
-        mean, deviation = kernel_distance(real.all(), fake.all()) if p.kind == "kid" else fake.score()
-        return {name + mark: mean, f"{name}_std{mark}": deviation}
-
-
-def check_size(p: Protocol, size: tuple[int, int]) -> None:
-    """
-    Raises:
-        UsageError: where images of this size (height, width) are too small for a metric.
-    """
-    least = LEAST_SIDE.get(p.kind, 1)
-    if min(size) < least:
-        raise UsageError(f"{p.name} needs images of {least} pixels or more on each side, not {size[0]}x{size[1]}")
+    def _probe(self, G: Any, metric: GeneratorMetric, how: dict[str, Any]) -> Rows:
+        """What this rank's share of a metric's samples gives, which it takes of the generator itself."""
+        network = self.networks.of(metric.network) if metric.network else None
+        into = Rows()
+        for block in gather.share(metric.count):
+            first = block * base.BLOCK
+            draw = partial(self._latents, G, block=block, total=metric.count)
+            for values in metric.probe(G, network, draw, block, self.tools, how):
+                into.add(values, first)
+                first += len(values)
+        return into
 
 
 def reasons(missing: Mapping[str, Exception]) -> list[str]:
@@ -301,14 +275,16 @@ def _as_ours(error: Exception) -> UsageError | RunError:
     return RunError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
-def _finite(p: Protocol, found: dict[str, float]) -> dict[str, float]:
+def _finite(metric: Metric, found: dict[str, float]) -> dict[str, float]:
     for value in found.values():
         if not math.isfinite(value):
-            raise RunError(f"{p.name} comes to {value}, which is no number to compare: its features are degenerate")
+            raise RunError(
+                f"{metric.name} comes to {value}, which is no number to compare: its features are degenerate"
+            )
     return found
 
 
-def better(kind: str, new: float, old: Sequence[float]) -> bool:
-    """Whether a new value of a kind of metric is better than all the old ones; what is no number never counts."""
-    sign = -1 if kind in ("is", "pr") else 1
+def better(metric: Metric, new: float, old: Sequence[float]) -> bool:
+    """Whether a new value of a metric is better than all the old ones; what is no number never counts."""
+    sign = 1 if metric.lower_is_better else -1
     return math.isfinite(new) and all(sign * new < sign * value for value in old if math.isfinite(value))

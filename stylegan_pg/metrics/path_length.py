@@ -4,15 +4,58 @@ section 4.1; StyleGAN2's figures are at the ends of paths in w: "ppl2_wend")."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from stylegan_pg.errors import UsageError
 from stylegan_pg.images import over_white
+from stylegan_pg.metrics import base
+from stylegan_pg.metrics.base import COUNT, GeneratorMetric, Latents, Tools
+from stylegan_pg.rng import generator
 
 EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class PathLength(GeneratorMetric):
+    """ppl2_wend: of 50,000 paths in w, or in z, at one end of each; ppl2_wfull: anywhere along them."""
+
+    kind, example = "ppl2", "ppl2_wend"
+    pattern = f"ppl2_(?P<space>[wz])(?P<where>end|full)(?P<count>{COUNT})?"
+    default_count = 50_000
+    network = "lpips"
+    least_side = 16
+
+    space: str = "w"
+    where: str = "end"
+
+    @classmethod
+    def parts(cls, groups: Mapping[str, str | None]) -> dict[str, Any]:
+        return dict(groups)
+
+    def check_generator(self, G: Any) -> None:
+        if not hasattr(G, "styles"):
+            raise UsageError(f"{self.name} needs a generator with a latent space w")
+
+    def probe(
+        self, G: Any, network: Any, draw: Callable[[str], Latents], block: int, tools: Tools, how: Mapping[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        (z, c), (end, _) = draw("metric-path-0"), draw("metric-path-1")
+        n, given = len(z), {"alpha": getattr(G, "description", {}).get("alpha", 1.0), **how}
+        t = torch.zeros(n)
+        if self.where == "full":
+            t = torch.rand([base.BLOCK], generator=generator(tools.seed, "metric-path-t", block))[:n]
+        for i in range(0, n, tools.batch):
+            part = slice(i, i + tools.batch)
+            ends, labels = torch.stack([z[part], end[part]]), None if c is None else c[part]
+            yield path_lengths(G, network, ends, t[part], labels, space=self.space, psi=self.psi, **given)
+
+    def compute(self, real: None, generated: torch.Tensor, tools: Tools) -> dict[str, float]:
+        return {"": middle_mean(generated)}
 
 
 def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,10 @@ from stylegan_pg.config import Config
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics.evaluate import Evaluator, better, check_size, reasons
-from stylegan_pg.metrics.gather import Networks, Tools
-from stylegan_pg.metrics.protocol import LEAST_SIDE, NETWORK, parse
-from stylegan_pg.metrics.real import check_count
+from stylegan_pg.metrics.base import Tools
+from stylegan_pg.metrics.evaluate import Evaluator, better, reasons
+from stylegan_pg.metrics.gather import Networks
+from stylegan_pg.metrics.registry import parse
 from stylegan_pg.ops import pool
 from stylegan_pg.untrusted import is_number, json_lines
 
@@ -31,9 +31,9 @@ class Periodic:
     def __init__(self, config: Config, index: DatasetIndex):
         self.config, self.index, self.resolution = config.metrics, index, config.resolution
         self.wanted = bool(self.config.every_kimg or self.config.at_snapshots)
-        self.protocols = [parse(name, images=self.config.images) for name in self.config.names]
+        self.metrics = [parse(name, images=self.config.images) for name in self.config.names]
         self.best = parse(self.config.best, images=self.config.images) if self.config.best else None
-        if self.best and self.best.name not in [p.name for p in self.protocols]:
+        if self.best and self.best.name not in [m.name for m in self.metrics]:
             raise UsageError(f"metrics.best={self.best.name} is none of metrics.names={self.config.names}")
         self.missing: list[str] = []  # why some could not be measured the last time
         self.evaluator: Evaluator | None = None  # of one resolution at a time: what it knows of real images is large
@@ -42,12 +42,12 @@ class Periodic:
     def unfit(self) -> dict[str, str]:
         """Metric -> why it can never be measured in this run, whose dataset or pictures are too small."""
         found = {}
-        for p in self.protocols if self.wanted else []:
+        for metric in self.metrics if self.wanted else []:
             try:
-                check_count(p, self.index.count, "the dataset")
-                check_size(p, self.index.size_at(self.resolution))
+                metric.check_count(self.index.count, "the dataset")
+                metric.check_size(self.index.size_at(self.resolution))
             except UsageError as error:
-                found[p.name] = str(error)
+                found[metric.name] = str(error)
         return found
 
     def remarks(self, device: torch.device) -> list[str]:
@@ -57,12 +57,12 @@ class Periodic:
             return []
         never = [f"metrics.names: {reason}; it is not measured in this run" for reason in self.unfit.values()]
         networks, missing = Networks(self._tools(device, batch=1)), {}
-        for p in self.protocols:
-            if p.kind in NETWORK and p.name not in self.unfit:
+        for metric in self.metrics:
+            if metric.network and metric.name not in self.unfit:
                 try:
-                    networks.of(p.kind)
+                    networks.of(metric.network)
                 except Exception as error:  # a user's extractor can raise anything
-                    missing[p.name] = error
+                    missing[metric.name] = error
         return never + [f"metrics.names: not measured as long as it is so: {reason}" for reason in reasons(missing)]
 
     def _tools(self, device: torch.device, batch: int) -> Tools:
@@ -76,15 +76,15 @@ class Periodic:
             UsageError, RunError and others: on all ranks, whatever went wrong on one.
         """
         size = self.index.size_at(resolution)
-        large = [p for p in self.protocols if min(size) >= LEAST_SIDE.get(p.kind, 1)]
-        protocols = [p for p in large if p.name not in self.unfit]
-        if not protocols:
+        large = [m for m in self.metrics if min(size) >= m.least_side]
+        metrics = [m for m in large if m.name not in self.unfit]
+        if not metrics:
             return {}
         if self.evaluator is None or self.evaluator.resolution != resolution:
             tools = self._tools(device, batch=max(1, min(32, 2**20 // (size[0] * size[1]))))
             self.evaluator = None  # before the next one takes its memory
             with dist.together():
-                self.evaluator = Evaluator(self.index, resolution, protocols, tools)
+                self.evaluator = Evaluator(self.index, resolution, metrics, tools)
         assert self.evaluator is not None
         try:
             values = self.evaluator(G, alpha=alpha)
@@ -95,12 +95,12 @@ class Periodic:
 
     def is_best(self, log: Path, values: dict[str, float]) -> bool:
         """Whether these values, the last of a metrics.jsonl, are the best of their resolution."""
-        able = [p for p in self.protocols if p.name not in self.unfit]
-        wanted = self.best or next(iter(able or self.protocols))
-        name = next((n for n in values if re.fullmatch(re.escape(wanted.name) + r"(_precision)?(@.*)?", n)), None)
+        able = [m for m in self.metrics if m.name not in self.unfit]
+        wanted = self.best or next(iter(able or self.metrics))
+        name = next((n for n in values if re.fullmatch(re.escape(wanted.name + wanted.headline) + r"(@.*)?", n)), None)
         rows = [row for _, row in json_lines(log) if "resolution" in row]
         if name is None or not rows:
             return False
         last = rows[-1]["resolution"]
         before = [row[name] for row in rows[:-1] if is_number(row.get(name)) and row["resolution"] == last]
-        return better(wanted.kind, values[name], before)
+        return better(wanted, values[name], before)

@@ -17,14 +17,11 @@ from stylegan_pg.data.loader.loader import Bad, read_batch
 from stylegan_pg.data.storage.remote import is_remote, stat_url
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics import gather, real_cache
-from stylegan_pg.metrics.gather import LazyMoments, Networks, Rows
-from stylegan_pg.metrics.protocol import Protocol
-from stylegan_pg.metrics.statistics import Moments
+from stylegan_pg.metrics import base, gather, real_cache
+from stylegan_pg.metrics.accumulators import Accumulator
+from stylegan_pg.metrics.base import ImageMetric, ImageSet, Metric
+from stylegan_pg.metrics.gather import Networks
 from stylegan_pg.rng import generator
-
-SIDE = {"fid": "moments", "kid": "rows", "pr": "rows", "swd": "patches"}  # the other kinds compare with nothing
-LEAST = {"kid": 2, "pr": 4}
 
 
 def _version(table: SampleTable) -> str:
@@ -42,20 +39,6 @@ def tell_bad(ordinals: set[int], which: str) -> None:
     """Say how many pictures could not be decoded."""
     what = f"{len(ordinals)} of the {which} images are damaged and were replaced by their neighbours"
     print(f"warning: {what}: metrics are of those (stylegan-pg data check names them)", file=sys.stderr)
-
-
-def check_count(p: Protocol, images: int, whose: str) -> None:
-    """
-    Raises:
-        UsageError: where so many real images, somebody's, are too few for a metric.
-    """
-    there = images * (1 + p.mirror)
-    if p.kind in ("fid", "kid", "pr") and not p.full and p.count > there:
-        advice = f"use {p.kind}..._full, or a smaller count"
-        raise UsageError(f"{p.name} needs {p.count} real images, {whose} has {there}: {advice}")
-    least = LEAST.get(p.kind, 0)
-    if min(there, p.count) < least:
-        raise UsageError(f"{p.name} needs at least {least} images of each kind, {whose} has {there}: leave it away")
 
 
 class RealSide:
@@ -80,63 +63,78 @@ class RealSide:
         self._known: dict[str, Any] = {}  # on rank 0
         self._bad: set[int] = set()  # there too: damaged pictures that were told
 
-    def check(self, p: Protocol) -> None:
+    def check(self, metric: Metric) -> None:
         """
         Raises:
             UsageError: where there are too few real images for a metric.
         """
-        check_count(p, len(self.mine), self.whose)
+        metric.check_count(len(self.mine), self.whose)
 
-    def _numbers(self, p: Protocol) -> np.ndarray:
+    def _numbers(self, metric: ImageMetric) -> np.ndarray:
         """Which images, in which order; those from len(mine) on are mirrored copies."""
-        there = len(self.mine) * (1 + p.mirror)
-        if p.full:
+        there = len(self.mine) * (1 + metric.mirror)
+        if metric.full:
             return np.arange(there)
-        return torch.randperm(there, generator=generator(self.tools.seed, "swd-real")).numpy()[: p.count]
+        return torch.randperm(there, generator=generator(self.tools.seed, "swd-real")).numpy()[: metric.count]
 
-    def of(self, p: Protocol) -> Any:
-        """What a metric compares with, on rank 0; None on the others. A collective call."""
-        side = SIDE.get(p.kind)
-        if side is None:
+    def of(self, metric: Metric) -> Any:
+        """What a metric compares with, an accumulator's result, on rank 0; None on the others, and for metrics that
+        compare with nothing. A collective call."""
+        if not isinstance(metric, ImageMetric) or not metric.compares:
             return None
-        facts = [side, self.name, "all" if p.full else f"{p.count} of seed {self.tools.seed}", f"mirror {p.mirror}"]
-        lasting = self.tools.cache and p.kind != "swd"
-        if p.kind != "swd":
-            with dist.together():
-                network = self.networks.of(p.kind)
-            facts += [network.identity, self.networks.feature(p.kind)]
-            lasting = lasting and network.lasting
-        key = " | ".join(facts)
+        key, lasting = self._key(metric)
         with dist.main_decides() as box:
             if dist.is_main():
                 if key not in self._known and lasting:
-                    self._recall(key, side)
+                    self._recall(key, metric)
                 box.append(key in self._known)
         if not box[0]:
-            with dist.together():
-                mine = self._read(p)
-            parts = dist.gather_on_main(mine)
-            with dist.main_decides():
-                if parts is not None:
-                    real, bad = gather.merge([part for part, _ in parts]), set().union(*(bad for _, bad in parts))
-                    self._known[key] = real.descriptors() if p.kind == "swd" else real
-                    if bad - self._bad:
-                        tell_bad(bad, "real")
-                    self._bad |= bad
-                    if lasting and not bad:
-                        self._keep(key, real)
+            self._gather(metric, key, lasting)
         return self._known.get(key)
 
-    def _read(self, p: Protocol) -> tuple[Any, set[int]]:
+    def _key(self, metric: ImageMetric) -> tuple[str, bool]:
+        """All that the real side of a metric depends on, and whether it may be kept on disk under that name. What is
+        kept is found again by these very words."""
+        how, seed = metric.accumulates, self.tools.seed
+        facts = [how.statistic, self.name, "all" if metric.full else f"{metric.count} of seed {seed}"]
+        facts.append(f"mirror {metric.mirror}")
+        own = type(metric).observe is not ImageMetric.observe  # which may be edited, as what is kept cannot know
+        lasting = self.tools.cache and how.lasting and not own
+        if own:
+            facts.append(f"as {metric.kind} observes them")
+        if metric.network:
+            with dist.together():
+                network = self.networks.of(metric.network)
+            facts += [network.identity, self.networks.feature(metric)]
+            lasting = lasting and network.lasting
+        return " | ".join(facts), lasting
+
+    def _gather(self, metric: ImageMetric, key: str, lasting: bool) -> None:
+        """Look at the real images, all ranks together."""
+        with dist.together():
+            mine = self._read(metric)
+        parts = dist.gather_on_main(mine)
+        with dist.main_decides():
+            if parts is not None:
+                real, bad = gather.merge([part for part, _ in parts]), set().union(*(bad for _, bad in parts))
+                self._known[key] = real.result()
+                if bad - self._bad:
+                    tell_bad(bad, "real")
+                self._bad |= bad
+                if lasting and not bad:
+                    self._keep(key, real)
+
+    def _read(self, metric: ImageMetric) -> tuple[Accumulator, set[int]]:
         """This rank's share, and which pictures of it are damaged."""
-        into = gather.gatherer(p, self.table.image_size, self.table.channels, self.tools.seed, "real")
+        images = ImageSet("real", self.table.image_size, self.table.channels, self.tools.seed)
+        into = metric.accumulator(images)
         bad: list[Bad] = []
-        numbers, batch = self._numbers(p), self.tools.batch
-        starts = [b * gather.BLOCK + i for b in gather.share(len(numbers)) for i in range(0, gather.BLOCK, batch)]
+        numbers, batch = self._numbers(metric), self.tools.batch
+        starts = [b * base.BLOCK + i for b in gather.share(len(numbers)) for i in range(0, base.BLOCK, batch)]
         starts = [first for first in starts if first < len(numbers)]
 
         def read(first: int) -> torch.Tensor:
-            some = numbers[first : min(first + batch, (first // gather.BLOCK + 1) * gather.BLOCK)]
+            some = numbers[first : min(first + batch, (first // base.BLOCK + 1) * base.BLOCK)]
             images = read_batch(self.table, self.mine[some % len(self.mine)].tolist(), bad)
             mirrored = torch.from_numpy(some >= len(self.mine))
             images[mirrored] = images[mirrored].flip(3)
@@ -147,24 +145,20 @@ class RealSide:
             for k, first in enumerate(starts):
                 images = pending.pop(0).result()
                 pending += [reader.submit(read, i) for i in starts[k + 2 : k + 3]]
-                gather.take_in(p, into, first, images, self.networks, {})
+                gather.take_in(metric, into, first, images, self.networks, {})
         return into, {one.ordinal for one in bad}
 
-    def _recall(self, key: str, side: str) -> None:
+    def _recall(self, key: str, metric: ImageMetric) -> None:
         try:
-            found = real_cache.load(key)
-            if found is not None and side == "rows":
-                self._known[key] = Rows()
-                self._known[key].add(0, found["rows"])
-            elif found is not None:
-                self._known[key] = LazyMoments(Moments.from_state(found))
+            if (found := real_cache.load(key)) is not None:
+                self._known[key] = metric.accumulates.from_state(found).result()
         except PermissionError:
             pass  # no cache at all, which _keep tells
         except (ValueError, KeyError) as error:
             print(f"warning: a cached statistic is damaged and computed anew ({error})", file=sys.stderr)
 
-    def _keep(self, key: str, real: Any) -> None:
+    def _keep(self, key: str, real: Accumulator) -> None:
         try:
-            real_cache.save(key, {"rows": real.all()} if isinstance(real, Rows) else real.moments().state())
+            real_cache.save(key, real.state())
         except OSError as error:
             print(f"warning: statistics of the real images could not be kept: {error}", file=sys.stderr)

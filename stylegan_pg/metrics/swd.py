@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from stylegan_pg.errors import UsageError
-from stylegan_pg.rng import generator
+from stylegan_pg.metrics.accumulators import Accumulator
+from stylegan_pg.metrics.base import COUNT, ImageMetric, ImageSet, Tools
+from stylegan_pg.rng import derive, generator
 
 NEIGHBOURHOOD = 7
 COARSEST = 16
@@ -65,7 +67,7 @@ def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
     return [*pyramid, images]
 
 
-class PatchCollector:
+class PatchCollector(Accumulator):
     """Gathers the neighbourhoods of one set of images, batch by batch.
 
     Levels are halved for as long as sides are even and the smaller one stays at 16 pixels or more.
@@ -78,6 +80,8 @@ class PatchCollector:
     Raises:
         UsageError: for images that are too small.
     """
+
+    statistic = "patches"
 
     def __init__(self, size: tuple[int, int], channels: int, *, patches_per_image: int = 128, seed: int = 0):
         if min(size) < LEAST:
@@ -93,20 +97,20 @@ class PatchCollector:
         self.count = 0
         self._patches: Patches = {size: [] for size in self.levels}
 
-    def add(self, images: torch.Tensor, first: int | None = None) -> None:
-        """uint8 [N, C, H, W]; `first` is the number of the first of them, by default the next one.
+    def add(self, values: torch.Tensor, first: int | None = None) -> None:
+        """uint8 images [N, C, H, W]; `first` is the number of the first of them, by default the next one.
 
         Raises:
             UsageError: for images of another shape or type.
         """
         expected = (self.channels, *self.levels[0])
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        if values.dtype != torch.uint8 or values.ndim != 4 or tuple(values.shape[1:]) != expected:
             raise UsageError(
                 f"the sliced Wasserstein distance expects uint8 images of shape [N, {', '.join(map(str, expected))}], "
-                f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}: convert them before"
+                f"not {str(values.dtype).removeprefix('torch.')} {list(values.shape)}: convert them before"
             )
         first = self.count if first is None else first
-        for part in images.split(16):  # its pyramid stays in the processor's cache
+        for part in values.split(16):  # its pyramid stays in the processor's cache
             self._add(part, first)
             first += len(part)
 
@@ -129,12 +133,11 @@ class PatchCollector:
         return [torch.randint(side - NEIGHBOURHOOD + 1, [self.patches_per_image], generator=g) for side in size]
 
     def merge(self, other: PatchCollector) -> None:
-        """Take in another part of the same set."""
         self.count += other.count
         for size, parts in other._patches.items():
             self._patches[size] += parts
 
-    def descriptors(self) -> dict[Size, torch.Tensor]:
+    def result(self) -> dict[Size, torch.Tensor]:
         """(height, width) of a level -> float32 [N * patches_per_image, 49 * C], each channel at mean 0 and deviation 1
         over the whole set.
 
@@ -162,7 +165,7 @@ def sliced_wasserstein(
     """{"swd_64": ..., "swd_32": ..., "swd_16": ..., "swd": their mean}, times 1000 as in the paper; levels that
     are not square are "swd_64x96".
 
-    Both sides are what `descriptors` gave. Where one has more rows, its first ones count.
+    Both sides are what `result` gave. Where one has more rows, its first ones count.
 
     Raises:
         UsageError: if the two have different levels or channels.
@@ -183,3 +186,26 @@ def sliced_wasserstein(
         result[_name(size)] = 1000 * sum(distances) / repeats
     result["swd"] = sum(result.values()) / len(real)
     return result
+
+
+class SlicedWasserstein(ImageMetric):
+    """swd: of 8192 generated images and as many real ones, of each scale (`_64`, `_32`, ...) and the mean of all."""
+
+    kind, example = "swd", "swd"
+    pattern = f"swd(?P<count>{COUNT})?"
+    default_count, counted_by_option = 8192, True
+    compares = True
+    accumulates = PatchCollector
+    least_side = LEAST
+
+    def samples(self, real_images: int) -> int:
+        return min(self.count, real_images)  # what one side has more of would not count
+
+    def accumulator(self, images: ImageSet) -> Accumulator:
+        return PatchCollector(images.size, min(images.channels, 3), seed=derive(images.seed, images.side))
+
+    def compute(
+        self, real: dict[Size, torch.Tensor], generated: dict[Size, torch.Tensor], tools: Tools
+    ) -> dict[str, float]:
+        found = sliced_wasserstein(real, generated, seed=tools.seed)
+        return {name.removeprefix("swd"): value for name, value in found.items()}

@@ -44,7 +44,7 @@ from stylegan_pg.data.storage.retry import Fault
 from stylegan_pg.data.verify import info
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.files import cache_folder
-from stylegan_pg.metrics.features import read_weights
+from stylegan_pg.metrics.weights import read_weights
 from stylegan_pg.monitoring import status
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.ops import native

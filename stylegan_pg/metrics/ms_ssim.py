@@ -1,11 +1,33 @@
-"""Similarity of single images: multi-scale structural similarity, as a measure of how varied images are."""
+"""Multi-scale structural similarity of pairs of images, as a measure of how varied they are (Wang et al. 2003; Odena et
+al. 2017, section 4.2)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
+from stylegan_pg.metrics.accumulators import Rows
+from stylegan_pg.metrics.base import COUNT, ImageMetric, Tools
+
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+class StructuralSimilarity(ImageMetric):
+    """ms_ssim: the mean over 10,000 pairs of generated images. A low value means varied images."""
+
+    kind, example = "ms_ssim", "ms_ssim"
+    pattern = f"ms_ssim(?P<count>{COUNT})?"
+    default_count, counted_by_option = 10_000, True
+    accumulates = Rows
+
+    def images(self, real_images: int) -> int:
+        return 2 * self.count
+
+    def observe(self, seen: torch.Tensor) -> torch.Tensor:
+        return ms_ssim(seen[0::2], seen[1::2])
+
+    def compute(self, real: None, generated: torch.Tensor, tools: Tools) -> dict[str, float]:
+        return {"": float(generated.double().mean())}
 
 
 def _blur(x: torch.Tensor, window: torch.Tensor) -> torch.Tensor:

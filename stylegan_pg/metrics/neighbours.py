@@ -1,0 +1,62 @@
+"""Samples beside the real images nearest to them: whether a generator repeats what it was shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stylegan_pg.data.classes import labels_to_c
+from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.loader.loader import read_batch
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.images import tile
+from stylegan_pg.inference.generate import images_of, latents
+from stylegan_pg.metrics import base, gather
+from stylegan_pg.metrics.base import Tools
+from stylegan_pg.metrics.features import Extractor, load_extractor
+
+
+def nearest_real(
+    G: Any, index: DatasetIndex, tools: Tools, count: int, psi: float, nearest: int = 7
+) -> torch.Tensor | None:
+    """One picture uint8 [C, H, W], on rank 0: in each row a sample and the real images nearest to it in feature space
+    (whether a generator repeats what it was shown). A collective call, whose result does not depend on the ranks.
+
+    Raises:
+        UsageError: for an extractor that cannot be had, or gives no "pool".
+    """
+    table = index.table(G.resolution)
+    nearest = min(nearest, len(table))
+    with dist.together():
+        extract = load_extractor(tools.extractor or "inception", tools.weights, tools.device, tools.precision)
+        z, c = latents(range(count), G.z_dim), labels_to_c(G, None, count)
+        samples = torch.cat(list(images_of(G, z, c, batch=tools.batch, psi=psi)))
+        wanted = torch.cat([_pool(extract, part) for part in samples.split(tools.batch)])
+        best, which = torch.empty([count, 0]), torch.empty([count, 0], dtype=torch.int64)
+        for block in gather.share(len(table)):
+            end = min((block + 1) * base.BLOCK, len(table))
+            for part in torch.arange(block * base.BLOCK, end).split(tools.batch):
+                distance = torch.cdist(wanted, _pool(extract, read_batch(table, part.tolist())))
+                best, which = _nearest([(best, which), (distance, part.expand(count, -1))], nearest)
+    parts, picture = dist.gather_on_main((best, which)), None
+    with dist.main_decides():
+        if parts is not None:
+            _, which = _nearest(parts, nearest)
+            rows = [torch.cat([samples[i : i + 1], read_batch(table, which[i].tolist())]) for i in range(count)]
+            picture = tile(torch.cat(rows), nearest + 1)
+    return picture
+
+
+def _pool(extract: Extractor, images: torch.Tensor) -> torch.Tensor:
+    return gather.feature_of(extract(images), "pool", extract.identity)
+
+
+def _nearest(parts: list[Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of several (distances, ordinals), [n, some] each, the `count` nearest, those that came first where some are
+    equally near."""
+    distances, ordinals = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    first = ordinals.argsort(dim=1)
+    distances, ordinals = distances.gather(1, first), ordinals.gather(1, first)
+    distances, near = distances.sort(dim=1, stable=True)
+    return distances[:, :count], ordinals.gather(1, near)[:, :count]
