@@ -1,1 +1,1 @@
-"""Metrics: features -> statistics -> a number."""
+"""Metrics of generators: each family is one class in one module, and registry.METRICS lists them."""

@@ -1,6 +1,6 @@
-"""What is kept of a set of images while it is looked at block by block; the ranks' parts merge exactly.
+"""Accumulators: what is kept of a set of images that is looked at block by block, on several ranks.
 
-Features are float32 [n, d].
+The parts of different ranks and blocks merge exactly, so results do not depend on how the images were shared out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Accumulator(ABC):
     """Gathers what a metric observes of one set of images.
 
     Class attributes:
-        statistic: what it makes, as a word in the names of cached statistics.
-        lasting: whether `state` and `from_state` can keep it on disk.
+        statistic: A word for what it accumulates, which is part of the names of cached statistics.
+        lasting: Whether `state` and `from_state` can keep it on disk.
     """
 
     statistic: ClassVar[str]
@@ -25,31 +25,32 @@ class Accumulator(ABC):
 
     @abstractmethod
     def add(self, values: torch.Tensor, first: int = 0) -> None:
-        """What was observed of images with numbers from `first` on."""
+        """Take in what a metric observed of the images with numbers from `first` on."""
 
     @abstractmethod
     def merge(self, other: Any) -> None:
-        """Take in another part, of the same class, of the same set of images."""
+        """Take in another accumulator of the same class, which has seen another part of the same set of images."""
 
     @abstractmethod
     def result(self) -> Any:
-        """What Metric.compute gets, once everything is in."""
+        """Return what Metric.compute is given once all images have been taken in."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Tensors that `from_state` makes the same accumulator of."""
+        """Return tensors from which `from_state` makes an equal accumulator."""
         raise NotImplementedError(f"a {type(self).__name__} is not kept on disk")
 
     @classmethod
     def from_state(cls, state: dict[str, torch.Tensor]) -> Accumulator:
-        """
+        """Return the accumulator whose `state` these tensors are.
+
         Raises:
-            ValueError, KeyError: for tensors that are none of `state`.
+            ValueError, KeyError: if they are no such state.
         """
         raise NotImplementedError(f"a {cls.__name__} is not kept on disk")
 
 
 class Rows(Accumulator):
-    """Values [n, ...] kept as they are; the result has them in the order of their images."""
+    """Keeps values [n, ...] as they are. The result is one tensor, in the order of the images."""
 
     statistic, lasting = "rows", True
 
@@ -76,13 +77,13 @@ class Rows(Accumulator):
 
 
 class Moments(Accumulator):
-    """Count, mean and scatter of rows [d] in float64, whatever the number of rows: up to d of them are kept as they
-    are, more become their sum [d] and second moment [d, d], so memory is d^2 numbers at most.
+    """Count, mean and covariance of rows [d] in float64. Up to d rows are kept as they are; more are summed up as their
+    sum [d] and second moment [d, d], so memory is d^2 numbers at most.
 
-    Sums of different parts merge exactly: any number of ranks and any batches give the same up to float64's rounding.
+    Any number of ranks and any batches give the same moments up to the rounding of float64.
 
     Args:
-        d: width of the rows, by default that of the first ones.
+        d: The width of the rows; by default that of the first ones.
     """
 
     statistic, lasting = "moments", True
@@ -94,12 +95,12 @@ class Moments(Accumulator):
 
     @property
     def d(self) -> int:
-        """The rows' width, which is known once there are any."""
+        """The width of the rows, which is known once there are any."""
         assert self.width is not None
         return self.width
 
     def add(self, values: torch.Tensor, first: int = 0) -> None:
-        """Rows [n, d] of any float type, in any order."""
+        """Take in rows [n, d] of any float type; their order does not matter."""
         if not len(values):
             return
         self.width = self.width or values.shape[1]
@@ -138,19 +139,19 @@ class Moments(Accumulator):
         return self
 
     def mean(self) -> torch.Tensor:
-        """float64 [d]"""
+        """Return the mean of the rows, float64 [d]."""
         total = self.total if self.rows is None else torch.cat(self.rows).sum(dim=0)
         return total / self.count
 
     def centred(self) -> torch.Tensor | None:
-        """Rows A [n, d] with A^T A the covariance, where there are so few that they were kept."""
+        """Return rows A [n, d] of which A^T A is the covariance, or None if there are too many to be kept."""
         if self.rows is None:
             return None
         rows = torch.cat(self.rows)
         return (rows - rows.sum(dim=0) / self.count).div_(math.sqrt(max(self.count - 1, 1)))
 
     def covariance(self) -> torch.Tensor:
-        """Unbiased, float64 [d, d]."""
+        """Return the unbiased covariance of the rows, float64 [d, d]."""
         rows = self.centred()
         if rows is not None:
             return rows.t() @ rows

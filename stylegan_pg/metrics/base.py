@@ -24,16 +24,16 @@ Latents = tuple[torch.Tensor, torch.Tensor | None]  # z [n, z_dim], and labels [
 
 @dataclass(frozen=True)
 class Tools:
-    """With what is measured.
+    """The settings of a measurement.
 
     Attributes:
-        device: where networks run; images and statistics are on the CPU.
-        weights: files for the feature networks, recognised by what is in them.
-        extractor: instead of Inception and VGG16, pixels or "package.module:function"; empty for those.
-        precision: of the feature networks, fp32 or bf16.
-        batch: images at a time.
-        seed: which latents, and which real images where not all are taken.
-        cache: whether what is computed of real images is kept on disk.
+        device: The device of the networks. Images and statistics stay on the CPU.
+        weights: Files with weights of the feature networks, which are recognised by their contents.
+        extractor: "pixels" or "package.module:function", which replaces Inception and VGG16; empty for those two.
+        precision: "fp32" or "bf16", the number format of the feature networks.
+        batch: The number of images in one call of a network.
+        seed: The seed of the latents, and of the choice of real images where not all are taken.
+        cache: Whether statistics of real images are kept on disk.
     """
 
     device: torch.device
@@ -50,10 +50,10 @@ class ImageSet:
     """The images that one accumulator takes in.
 
     Attributes:
-        side: "real" or "fake".
+        side: "real" or "fake" (generated).
         size: (height, width) in pixels.
-        channels: of the images before those with alpha are laid over white: 1, 3 or 4.
-        seed: for whatever an accumulator chooses at random.
+        channels: 1, 3 or 4; images of 4 are laid over white before they are looked at.
+        seed: The seed of whatever an accumulator chooses at random.
     """
 
     side: str
@@ -67,23 +67,23 @@ class Metric(ABC):
     """One metric under one name.
 
     Class attributes, which a family of metrics sets:
-        kind: the family, which its names begin with.
-        pattern: regular expression of its names, without _psi. The group `count` is the number of images; `parts` reads
-            the other groups.
-        example: a name, for messages.
-        default_count: of names without a number.
-        counted_by_option: whether --images and metrics.images say the number where the name does not.
-        network: "inception" or "vgg16", whose features are looked at, or "lpips", a distance of images; "" for none.
-        lower_is_better: how values of different generators compare.
-        headline: end of the name of the value that decides which snapshot is the best.
-        least_side: pixels that images need at least on each side.
+        kind: The name of the family, with which the names of its metrics begin.
+        pattern: A regular expression of the metrics' names without _psi. The group `count` must exist and is the number
+            of samples; `parts` reads the other groups.
+        example: One such name, for messages.
+        default_count: The number of samples for names that give none.
+        counted_by_option: Whether --images and metrics.images set that number.
+        network: "inception" or "vgg16" for a metric of features, "lpips" for a distance of images, "" for no network.
+        lower_is_better: Whether the generator with the lower value is the better one.
+        headline: The end of the name of the value by which snapshots are compared.
+        least_side: The least height and width of images, in pixels.
 
     Attributes:
-        name: in full, what results are reported under.
-        count: how many samples are generated: images, or pairs of them, or paths.
-        full: whether the whole real set counts, rather than `count` images of it.
-        mirror: whether the real images' mirrored copies count, too.
-        psi: truncation, 1 for none.
+        name: The full name, under which results are reported.
+        count: The number of generated samples: images, pairs of images, or paths.
+        full: Whether all real images count, rather than `count` of them.
+        mirror: Whether mirrored copies of the real images count as well.
+        psi: The truncation (Karras et al. 2019, appendix B), 1 for none.
     """
 
     kind: ClassVar[str]
@@ -104,21 +104,23 @@ class Metric(ABC):
 
     @classmethod
     def parts(cls, groups: Mapping[str, str | None]) -> dict[str, Any]:
-        """The attributes that the groups of `pattern` stand for, apart from `count`; groups without text are None."""
+        """Return the attributes that the groups of `pattern`, apart from `count`, stand for; a group is None where the
+        name lacks it."""
         return {key: bool(groups[key]) for key in ("full", "mirror") if key in groups}
 
     def samples(self, real_images: int) -> int:
-        """How many samples count, where the dataset has so many images."""
+        """Return how many samples count if the dataset has so many images."""
         return self.count
 
     def images(self, real_images: int) -> int:
-        """How many images must be generated for that."""
+        """Return how many images must be generated if the dataset has so many."""
         return self.samples(real_images)
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """
+        """Check the size of the images, (height, width) in pixels.
+
         Raises:
-            UsageError: where images of this size (height, width) are too small.
+            UsageError: if they are too small for this metric.
         """
         least = self.least_side
         if min(size) < least:
@@ -127,37 +129,40 @@ class Metric(ABC):
             )
 
     def check_count(self, images: int, whose: str) -> None:  # noqa: B027, any number does for most metrics
-        """
+        """Check the number of real images; `whose` is "the dataset" or "the class", for the message.
+
         Raises:
-            UsageError: where so many real images, of "the dataset" or "the class", are too few.
+            UsageError: if there are too few for this metric.
         """
 
     def check_generator(self, G: Any) -> None:  # noqa: B027, any generator makes images
-        """
+        """Check that the generator has the methods that the metric calls.
+
         Raises:
-            UsageError: for a generator that cannot do what the metric asks of it.
+            UsageError: if it lacks one.
         """
 
     @abstractmethod
     def compute(self, real: Any, generated: Any, tools: Tools) -> dict[str, float]:
-        """The end of each value's name ("" for the metric itself) -> the value.
+        """Return {end of a value's name: value}, where the end "" stands for the metric's own name.
 
         Args:
-            real, generated: what the accumulators' `result` gave; real is None where the metric compares with nothing.
-            tools: `device` is where large computations can go, `seed` what random choices follow from.
+            real, generated: The results of the two sides' accumulators. `real` is None if the metric does not compare.
+            tools: Large computations can run on `tools.device`; random choices must follow from `tools.seed`.
         """
 
 
 @dataclass(frozen=True)
 class ImageMetric(Metric):
-    """A metric of generated images, or of their features, which are the same for all metrics.
+    """A metric of generated images or of their features. All metrics of one measurement look at the same images.
 
     Class attributes:
-        feature: which of the network's features it looks at. A user's extractor gives "pool" in place of any.
-        compares: whether the real images are looked at, too.
-        accumulates: class of the accumulators. What they hold of real images is shared by all metrics that accumulate
-            the same, and kept on disk where the accumulator has a `state`. A metric with an `observe` of its own shares
-            it with no other kind, and nothing is kept.
+        feature: The name of the network's output that the metric looks at; a user's extractor gives "pool" for any.
+        compares: Whether the real images are looked at as well.
+        accumulates: The class of the accumulators. Their statistics of real images are shared by all metrics that
+            accumulate the same features in the same way, and kept on disk if the class is `lasting`. The statistics of
+            a metric with its own `observe` are shared with no other kind and never kept on disk, because that code can
+            change between runs.
     """
 
     feature: ClassVar[str] = "pool"
@@ -165,12 +170,16 @@ class ImageMetric(Metric):
     accumulates: ClassVar[type[Accumulator]] = Rows
 
     def accumulator(self, images: ImageSet) -> Accumulator:
-        """A new one for one of the two sides."""
+        """Return a new accumulator for one side of the comparison."""
         return self.accumulates()
 
     def observe(self, seen: torch.Tensor) -> torch.Tensor:
-        """What the accumulator takes in of uint8 images [n, C, H, W], or of float32 features [n, d] where there is a
-        network. Numbers and batches of images are even, so that a metric of pairs can take neighbours."""
+        """Return what the accumulator takes in.
+
+        Args:
+            seen: float32 features [n, d] where the metric has a network, otherwise uint8 images [n, C, H, W]. Batches
+                of generated images start at even numbers and are even, so that a metric of pairs can take neighbours.
+        """
         return seen
 
 
@@ -179,10 +188,11 @@ class FeatureMetric(ImageMetric):
     """A comparison of a network's features of real and generated images: NAME50k, NAME50k_full, NAME50k_full_mirror.
 
     Class attributes:
-        least_images: that the comparison needs on each side.
+        REAL_IMAGES: The regular expression of the end of such names.
+        least_images: The least number of images on each side.
     """
 
-    REAL_IMAGES: ClassVar[str] = r"(?P<full>_full)?(?P<mirror>_mirror)?"  # the end of such names
+    REAL_IMAGES: ClassVar[str] = r"(?P<full>_full)?(?P<mirror>_mirror)?"
     compares: ClassVar[bool] = True
     least_images: ClassVar[int] = 0
 
@@ -200,17 +210,18 @@ class FeatureMetric(ImageMetric):
 
 @dataclass(frozen=True)
 class GeneratorMetric(Metric):
-    """A metric that asks the generator itself, block by block, and compares with no real images."""
+    """A metric that calls the generator itself, block by block, and does not look at real images."""
 
     @abstractmethod
     def probe(
         self, G: Any, network: Any, draw: Callable[[str], Latents], block: int, tools: Tools, how: Mapping[str, Any]
     ) -> Iterator[torch.Tensor]:
-        """Values [n] of one block's samples, in their order and in batches of any size.
+        """Yield values [n] of one block's samples, in order and in batches of any size.
 
         Args:
-            network: the loaded one, None where the metric has none.
-            draw: latents and labels of the block's samples, which follow from a purpose's name and from the seed.
-            block: its number, for whatever else is drawn at random.
-            how: further arguments of the generator's synthesis (alpha).
+            network: The loaded network, or None if the metric has none.
+            draw: A function from a purpose, any text, to latents and labels of the block's samples. They follow from
+                the purpose, the block and the seed.
+            block: The number of the block, for whatever else is drawn at random.
+            how: Further arguments of the generator's synthesis (alpha).
         """

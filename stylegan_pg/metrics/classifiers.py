@@ -1,7 +1,8 @@
-"""The classifiers whose features the published numbers are defined by, built straight from their weights.
+"""The classifiers by whose features the published numbers are defined, built from their weights.
 
-They are those of torch-fidelity, by whose command line the tests go. Inception is written out here, because importing
-torch-fidelity or torchvision, which import torch's compiler, doubles the time that a small measurement takes to start.
+They compute what torch-fidelity's do, against whose command line they are tested. Inception is written out here because
+importing torch-fidelity or torchvision, which import torch's compiler, doubles the time that a small measurement takes
+to start.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ PIECE = 2**25 - 2**12
 def by_pieces(
     network: Callable[..., torch.Tensor], *images: torch.Tensor, values: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """network(*images), [n, ...] each, on CPUs of so few at a time that the largest tensor, of `values` numbers of each
-    image, is not too large for its memory to be used again; but of one for each thread, as small layers of few images
-    do not keep many busy."""
+    """Return network(*images), for images [n, ...]. On a CPU the network is given so few images at a time that the
+    memory of the largest tensor, of `values` numbers of each image, is used again; but at least one image for each
+    thread, because small layers of few images do not keep many threads busy."""
     if not images[0].is_cpu or not len(images[0]):
         return network(*images)
     largest = max(values * dtype.itemsize, images[0][0].numel() * 4)  # images are float32 before they are resized
@@ -35,8 +36,8 @@ def by_pieces(
 
 
 def resize_matrix(size: int, to: int) -> torch.Tensor:
-    """float32 [to, size]: bilinear sampling at i * size / to, without the half-pixel shift, as TensorFlow 1 did and the
-    published numbers have it."""
+    """Return the matrix, float32 [to, size], of bilinear sampling at i * size / to without the half-pixel shift, by
+    which TensorFlow 1 resized for the published numbers."""
     place = torch.arange(to, dtype=torch.float32) * torch.tensor(size / to, dtype=torch.float32)
     low = place.long()
     matrix = torch.zeros(to, size)
@@ -47,7 +48,7 @@ def resize_matrix(size: int, to: int) -> torch.Tensor:
 
 
 class _Resized(nn.Module):
-    """What both classifiers do to uint8 RGB [n, 3, H, W] at first: to their size."""
+    """The first step of both classifiers, which resizes uint8 RGB [n, 3, H, W] to their own square."""
 
     size: int
 
@@ -94,7 +95,7 @@ UNPADDED = HALVING | {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
 
 
 class _Convolution(nn.Module):
-    """A convolution with the batch norm behind it folded in, and its activation."""
+    """A convolution and its ReLU; the batch norm between them is folded into the weights."""
 
     def __init__(self, state: dict[str, torch.Tensor], name: str):
         super().__init__()
@@ -113,7 +114,8 @@ class _Convolution(nn.Module):
         self.packed: tuple[tuple[Any, ...], torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor, pool: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-        """`pool`: a mean that comes before it, and is taken behind it, of fewer channels; 1x1 convolutions only."""
+        """Apply the convolution. A mean pool that precedes a 1x1 convolution can be passed as `pool`; it is computed
+        after the convolution, on fewer channels."""
         if pool is None:
             return self._convolved(x, self.bias, "relu")
         return pool(self._convolved(x, None, "none")).add_(self.bias[:, None, None]).relu_()
@@ -134,8 +136,8 @@ class _Convolution(nn.Module):
 
 @functools.cache
 def _has_fused_convolution(device: str, dtype: torch.dtype) -> bool:
-    """Whether PyTorch has oneDNN's convolution with an activation, which its compiler uses: the same bits, a tenth
-    faster. It has no derivative."""
+    """Return whether PyTorch has oneDNN's convolution with an activation, which its compiler uses. It gives the same
+    bits a tenth faster, and has no derivative."""
     if device != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     dice = torch.Generator().manual_seed(0)  # not the one that others draw from
@@ -236,10 +238,10 @@ class VGG16(_Resized):
 
 
 def vgg16(state: dict[str, torch.Tensor]) -> Any:
-    """torchvision's VGG16 with these weights.
+    """Return torchvision's VGG16 with these weights.
 
     Raises:
-        RuntimeError: for weights that do not fit.
+        RuntimeError: if the weights do not fit.
     """
     import torchvision
 

@@ -1,5 +1,5 @@
-"""What `stylegan-pg metrics` does: a snapshot against a dataset, over truncation, over classes, beside its nearest real
-images."""
+"""The command `stylegan-pg metrics`, which measures a snapshot against a dataset: for several truncations, for each
+class, and with a picture of the nearest real images."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ MOST_NEIGHBOURS = 1000
 
 
 def parse_psi(text: str) -> list[float]:
-    """'0.7' -> [0.7]; '0.3:1.0:0.1' -> [0.3, 0.4, ..., 1.0].
+    """Return the truncations that a text stands for: '0.7' is [0.7], '0.3:1.0:0.1' is [0.3, 0.4, ..., 1.0].
 
     Raises:
-        UsageError: for anything else.
+        UsageError: if the text is of another form.
     """
     try:
         parts = [float(part) for part in text.split(":")]
@@ -59,15 +59,15 @@ def parse_psi(text: str) -> list[float]:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a path is a packed dataset, or tars, rather than a run's folder or a snapshot."""
+    """Return whether a path is a packed dataset or a folder of tars, rather than a run's folder or a snapshot."""
     return path.is_dir() and ((path / "index.json").is_file() or not is_run(path))
 
 
 def one_seed(text: str) -> int:
-    """The number that `--seed` or `--seeds` gives.
+    """Return the seed that `--seed` or `--seeds` gives.
 
     Raises:
-        UsageError: for several, or one that is no seed.
+        UsageError: if it gives several numbers, or one that is no seed.
     """
     numbers = parse_numbers(text)
     if len(numbers) > 1:
@@ -77,7 +77,7 @@ def one_seed(text: str) -> int:
 
 
 def _dataset(snapshot: Path, data: str | None, base: tuple[int, int]) -> DatasetIndex:
-    """What to compare with: `data`, or what the snapshot's run trains on, by its config.yaml."""
+    """Return the dataset to compare with: `data`, or the one that the config.yaml of the snapshot's run names."""
     if data is not None:
         return load_index(data, base)
     path = config_of(snapshot)
@@ -97,7 +97,7 @@ def _dataset(snapshot: Path, data: str | None, base: tuple[int, int]) -> Dataset
 
 
 def _load(path: Path, tools: Tools) -> tuple[Any, int]:
-    """A snapshot's generator, or the pictures of a packed dataset; and their resolution."""
+    """Return a snapshot's generator, or the images of a packed dataset, and their resolution."""
     if path.is_dir():
         index = load_index(str(path))
         return Pictures(index.table(max(index.resolutions)), tools.seed), max(index.resolutions)
@@ -125,9 +125,10 @@ def _fit(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """
+    """Turn errors of reading data and of memory within the block into one message.
+
     Raises:
-        RunError: for data that is lost midway, and want of memory.
+        RunError: in place of those errors.
     """
     try:
         yield
@@ -153,13 +154,13 @@ def evaluate_snapshot(
     Yields {"snapshot", "resolution", "psi", ["class"], "images", metric: value} for every psi and class of which
     something could be measured, on all ranks. What could not be measured is raised in the end.
 
-    With `neighbours` also OUT/neighbours.png, that many samples each beside its nearest real images; for several psi
-    OUT/truncation.png and .csv.
+    `neighbours` is the number of samples that OUT/neighbours.png shows beside their nearest real images. Several psi
+    also give OUT/truncation.png and OUT/truncation.csv.
 
     Raises:
-        UsageError: unknown metrics, unreadable snapshots or datasets, ones that do not fit together, missing weights,
-            too few images.
-        RunError: for data that is lost midway, and want of memory.
+        UsageError: if a metric is unknown, a snapshot or dataset cannot be read or does not fit the other, weights are
+            missing, or there are too few images.
+        RunError: if data is lost midway, or memory runs out.
     """
     steps = parse_psi(psi)
     check_precision(tools.precision)
@@ -176,7 +177,7 @@ def evaluate_snapshot(
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured, checked as far as it can be without looking at the files."""
+    """What the command's options ask for, checked as far as possible without opening files."""
 
     snapshot: Path
     names: list[str]
@@ -212,10 +213,10 @@ def _evaluate(wanted: Wanted, data: str | None, out: Path | None, tools: Tools) 
 
 
 def _opened(wanted: Wanted, data: str | None, tools: Tools) -> tuple[Any, int, DatasetIndex]:
-    """What is measured, its resolution, and the dataset that it is held against.
+    """Return what is measured, its resolution, and the dataset to compare with.
 
     Raises:
-        UsageError: where they cannot be read, do not fit together, or do not fit the options.
+        UsageError: if they cannot be read, do not fit together, or do not fit the options.
     """
     snapshot = wanted.snapshot
     G, resolution = _load(snapshot, tools)
@@ -230,7 +231,7 @@ def _opened(wanted: Wanted, data: str | None, tools: Tools) -> tuple[Any, int, D
 
 
 def _folder(wanted: Wanted, out: Path | None) -> Path | None:
-    """Where pictures and tables go, which is made where there will be any."""
+    """Return the folder of pictures and tables; it is created if any are asked for."""
     if wanted.neighbours or len(wanted.steps) > 1:
         out = out or wanted.snapshot.parent / f"{wanted.snapshot.stem}-metrics"
         with dist.main_decides(), writing(out):
@@ -243,8 +244,8 @@ Found = list[tuple[Metric, dict[str, float]]]
 
 
 def _sweep(G: Any, evaluator: Evaluator, wanted: Wanted) -> Iterator[tuple[float, Found]]:
-    """psi, and what was found with it. What is known of the real images serves every psi; a metric whose name states
-    its psi is measured once."""
+    """Yield each psi with the results for it. Statistics of real images serve every psi; a metric whose name states its
+    psi is measured once."""
     stated: dict[str, dict[str, float]] = {}
     for i, psi in enumerate(wanted.steps):
         metrics = [parse(name, psi=psi, images=wanted.images) for name in wanted.names]
@@ -257,7 +258,7 @@ def _sweep(G: Any, evaluator: Evaluator, wanted: Wanted) -> Iterator[tuple[float
 
 
 def _row(psi: float, wanted: Wanted, found: Found) -> dict[str, Any]:
-    """A line of the table over psi, whose columns do not say psi unless the metric's name states it."""
+    """Return a line of the table over psi, whose columns name psi only if the metric's name states it."""
     row: dict[str, Any] = {"psi": psi}
     values = {metric.name: numbers for metric, numbers in found}
     for name in wanted.names:
@@ -275,7 +276,8 @@ def _draw(
     psi: float,
     out: Path | None,
 ) -> Iterator[dict[str, Any]]:
-    """The pictures and tables that were asked for: {"picture" or "table": path}, on all ranks. A collective call."""
+    """Write the pictures and tables that are asked for, and yield {"picture" or "table": path} on all ranks, which must
+    all iterate over this."""
     if sweep and out is not None:
         with dist.main_decides():
             if dist.is_main():

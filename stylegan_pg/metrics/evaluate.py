@@ -1,8 +1,8 @@
-"""A generator held against a dataset: features -> statistics -> numbers, dealt out over the ranks.
+"""The comparison of a generator with a dataset: features are accumulated on all ranks, and numbers computed on rank 0.
 
-Images come in blocks whose contents follow from (seed, number), and rank r takes every world-th block; what is gathered
-of them merges exactly. So results depend neither on the ranks nor on the batch size, and the training's own random
-streams are never touched.
+Images come in blocks whose contents follow from the seed and the number of the block. Rank r takes every world-th
+block, and accumulators merge exactly. So results depend neither on the number of ranks nor on the batch size, and the
+random streams of training are never touched.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ MOST_REASONS = 50  # in one message
 
 @dataclass(frozen=True)
 class Pictures:
-    """A packed dataset in a generator's place: images that somebody else has made, in an order that follows from a
-    seed (as they were packed, the first ones could be all of one kind)."""
+    """A packed dataset in place of a generator: images that another program has made. Their order follows from a seed,
+    because the first ones in the order of packing could be all of one kind."""
 
     table: SampleTable
     seed: int
@@ -51,17 +51,17 @@ class Pictures:
 
 
 class Evaluator:
-    """Measures generators by some metrics against one resolution of a dataset; the real side is computed once.
+    """Measures generators by some metrics against one resolution of a dataset. The real side is computed once.
 
     Args:
-        index, resolution: the dataset.
-        metrics: what to measure.
-        tools: with what.
-        only_class: against, and of, this class alone.
-        networks: feature networks that are already loaded.
+        index, resolution: The dataset.
+        metrics: What to measure; can be changed between measurements.
+        tools: The settings of the measurement.
+        only_class: The class to which real and generated images are restricted, None for all.
+        networks: Feature networks that may be loaded already.
 
     Attributes:
-        missing: metric's name -> why it could not be measured the last time, a UsageError or RunError.
+        missing: {metric's name: why it could not be measured the last time}, a UsageError or RunError.
     """
 
     def __init__(
@@ -81,10 +81,14 @@ class Evaluator:
         self._bad: list[Bad] = []  # among this rank's Pictures
 
     def __call__(self, G: Any, **how: Any) -> dict[str, float]:
-        """{metric: value} of G, on all ranks; `how` goes to its synthesis (alpha). A collective call.
+        """Return {name: value} of the generator G, on all ranks, which must all call this.
+
+        Args:
+            how: Further arguments of its synthesis (alpha).
 
         Raises:
-            UsageError, RunError: on all ranks, where none of the metrics could be measured; also what `measure` raises.
+            UsageError, RunError: on all ranks, if none of the metrics could be measured.
+            OSError: on all ranks, if data is lost midway.
         """
         values = self.measure(G, **how)
         if self.missing and not values:
@@ -92,10 +96,11 @@ class Evaluator:
         return {name: value for found in values.values() for name, value in found.items()}
 
     def measure(self, G: Any, **how: Any) -> dict[str, dict[str, float]]:
-        """{metric's name: {name: value}} of those that could be measured; `missing` says why others could not.
+        """Return {metric's name: {name: value}} of the metrics that could be measured; `missing` says why others could
+        not. All ranks must call this.
 
         Raises:
-            OSError: on all ranks, where data is lost midway.
+            OSError: on all ranks, if data is lost midway.
         """
         metrics, self.missing = list({m.name: m for m in self.metrics}.values()), {}
         for metric in metrics:
@@ -132,7 +137,7 @@ class Evaluator:
         return values
 
     def _compared(self, metric: Metric, fake: Accumulator) -> dict[str, float]:
-        """{name: value}, on all ranks, once this rank's part of the generated side is there."""
+        """Return {name: value}, on all ranks, given this rank's part of the generated side."""
         parts, real = dist.gather_on_main(fake), self.real.of(metric)
         with dist.main_decides() as box:
             if parts is not None:
@@ -144,7 +149,8 @@ class Evaluator:
 
     @contextlib.contextmanager
     def _costs(self, *names: str) -> Iterator[None]:
-        """A fault within, which all ranks raise, costs these metrics; but data that a rank has lost ends everything."""
+        """Record an error within the block, which all ranks raise, as the reason why these metrics are missing. An
+        error of reading data ends the whole measurement."""
         fault = None
         try:
             yield
@@ -159,7 +165,7 @@ class Evaluator:
         self.missing |= {name: _as_ours(fault) for name in names}
 
     def _take_faults(self, mine: dict[str, Exception]) -> None:
-        """What cost metrics on some rank costs them on all."""
+        """Record the errors of single metrics on any rank as reasons why they are missing on all ranks."""
         told = dist.gather_objects({name: _as_ours(error) for name, error in mine.items()})
         for i, faults in enumerate(told):
             for name, fault in faults.items():
@@ -174,7 +180,7 @@ class Evaluator:
         metric.check_size(self.size)
 
     def _able(self, metrics: list[Metric]) -> list[Metric]:
-        """Those whose networks are there, on all ranks: the others must not cost these their images."""
+        """Return the metrics whose networks can be loaded on all ranks, before any image is generated."""
         faults: dict[str, Exception] = {}
         for metric in metrics:
             if metric.network:
@@ -188,13 +194,14 @@ class Evaluator:
     # ------------------------------------------------------------------------------------------ generated images
 
     def _images(self, metric: Metric) -> int:
-        """How many to generate."""
+        """Return how many images must be generated for a metric."""
         return metric.images(len(self.real.mine))
 
     def _generate(
         self, G: Any, metrics: list[ImageMetric], psi: float, how: dict[str, Any]
     ) -> tuple[dict[str, Accumulator], dict[str, Exception]]:
-        """What this rank's share of images gives, for every metric from the same ones; and what went wrong with one."""
+        """Return {metric's name: accumulator} of this rank's share of images, which are the same for all metrics, and
+        {metric's name: error} of those that failed."""
         images = ImageSet("fake", self.size, self.real.table.channels, self.tools.seed)
         fakes, faults = {m.name: m.accumulator(images) for m in metrics}, {}
         wanted = {m.name: self._images(m) for m in metrics}
@@ -212,7 +219,7 @@ class Evaluator:
         return fakes, faults
 
     def _made(self, G: Any, total: int, psi: float, how: dict[str, Any]) -> Iterator[tuple[int, torch.Tensor]]:
-        """This rank's share of so many images, batch by batch: the first one's number, and uint8 [n, C, H, W]."""
+        """Yield this rank's share of so many images in batches: the number of the first one, and uint8 [n, C, H, W]."""
         batch = -(-self.tools.batch // 2) * 2  # even: similarity is of neighbours
         for block in gather.share(total):
             first = block * base.BLOCK
@@ -226,7 +233,7 @@ class Evaluator:
                 first += len(images)
 
     def _latents(self, G: Any, purpose: str, block: int, total: int) -> Latents:
-        """z and c of the images of a block; labels are drawn as often as the dataset has them."""
+        """Return latents and labels of the images of a block. Labels are as frequent as in the dataset."""
         size, real = base.BLOCK, self.real
         numbers = np.arange(block * size, min((block + 1) * size, total))
         z = torch.randn([size, G.z_dim], generator=generator(self.tools.seed, purpose, block))[: len(numbers)]
@@ -236,7 +243,7 @@ class Evaluator:
         return z, one_hot(real.table.label[real.mine[order[numbers % len(order)]]], G.c_dim)
 
     def _probe(self, G: Any, metric: GeneratorMetric, how: dict[str, Any]) -> Rows:
-        """What this rank's share of a metric's samples gives, which it takes of the generator itself."""
+        """Return the accumulated values of this rank's share of a metric's samples."""
         network = self.networks.of(metric.network) if metric.network else None
         into = Rows()
         for block in gather.share(metric.count):
@@ -249,7 +256,7 @@ class Evaluator:
 
 
 def reasons(missing: Mapping[str, Exception]) -> list[str]:
-    """Why some metrics are missing, each reason once, with the names of those it holds for."""
+    """Return why some metrics are missing: each reason once, with the names of the metrics that it holds for."""
     found: dict[str, list[str]] = {}
     for name, why in missing.items():
         text = " ".join(str(why).split()) or type(why).__name__
@@ -262,7 +269,7 @@ def reasons(missing: Mapping[str, Exception]) -> list[str]:
 
 
 def all_of(missing: Mapping[str, Exception]) -> Exception:
-    """Why some metrics are missing, in one message: a RunError if any of them failed for an outside reason."""
+    """Return one error that says why metrics are missing. It is a RunError if any of the reasons is one."""
     texts = reasons(missing)
     more = f"; and {len(texts) - MOST_REASONS} more" if len(texts) > MOST_REASONS else ""
     outside = any(isinstance(fault, RunError) for fault in missing.values())
@@ -270,12 +277,18 @@ def all_of(missing: Mapping[str, Exception]) -> Exception:
 
 
 def _as_ours(error: Exception) -> UsageError | RunError:
+    """Return the error itself if it is one of the package's, otherwise a RunError that names its type."""
     if isinstance(error, UsageError | RunError):
         return error
     return RunError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def _finite(metric: Metric, found: dict[str, float]) -> dict[str, float]:
+    """Return the values.
+
+    Raises:
+        RunError: if one of them is not finite.
+    """
     for value in found.values():
         if not math.isfinite(value):
             raise RunError(
@@ -285,6 +298,6 @@ def _finite(metric: Metric, found: dict[str, float]) -> dict[str, float]:
 
 
 def better(metric: Metric, new: float, old: Sequence[float]) -> bool:
-    """Whether a new value of a metric is better than all the old ones; what is no number never counts."""
+    """Return whether a new value of a metric is finite and better than all finite old ones."""
     sign = 1 if metric.lower_is_better else -1
     return math.isfinite(new) and all(sign * new < sign * value for value in old if math.isfinite(value))

@@ -25,17 +25,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def rgb(x: torch.Tensor) -> torch.Tensor:
-    """Grey [n, 1, H, W] three times, RGBA over white; [n, 3, H, W] of 0 to 255."""
+    """Return images [n, 3, H, W] in 0 to 255: three equal channels for grey ones, RGBA ones laid over white."""
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else over_white(x)
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
-    """Colours of 16 x 16 areas, [n, 768] in 0 to 1: for what must run without weights."""
+    """Return the mean colours of 16 x 16 areas, [n, 768] in 0 to 1, as features that need no weights."""
     return nn.functional.adaptive_avg_pool2d(images.float() / 255, 16).flatten(1)
 
 
 class Distance:
-    """float32 [n, 3, H, W] twice, in 0 to 255 -> [n]; `mark` as an Extractor's."""
+    """A function of two batches of images, float32 [n, 3, H, W] in 0 to 255, that gives distances [n]. `mark` is what
+    an Extractor's is."""
 
     def __init__(self, module: nn.Module, mark: str):
         self.module, self.mark = module, mark
@@ -46,10 +47,10 @@ class Distance:
 
 
 def load_distance(files: Sequence[str | Path], device: torch.device) -> Distance:
-    """The perceptual distance LPIPS.
+    """Load the perceptual distance LPIPS with weights from these files, or from where `find_weights` looks.
 
     Raises:
-        UsageError: for weights that are missing or do not fit.
+        UsageError: if weights are missing or do not fit.
     """
     (path, lin), (vgg_path, vgg) = (find_weights(name, files) for name in ("lpips", "vgg16"))
     from stylegan_pg.metrics.lpips import LPIPS  # which imports torch-fidelity and torchvision
@@ -64,12 +65,12 @@ def load_distance(files: Sequence[str | Path], device: torch.device) -> Distance
 
 
 class Extractor:
-    """uint8 [n, C, H, W] -> {feature: float32 [n, d] on the CPU}.
+    """A function of images, uint8 [n, C, H, W], that gives {feature: float32 [n, d] on the CPU}.
 
     Attributes:
-        identity: what a cache may know it by: network, weights, number format.
-        mark: what a metric's name ends with, empty for the published weights in float32.
-        lasting: whether the identity says all that its features depend on.
+        identity: A text that names network, weights and number format in the keys of cached statistics.
+        mark: The end of the names of metrics that use it; empty for the published weights in float32.
+        lasting: Whether the identity says all that its features depend on.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """
+        """Return the features of images.
+
         Raises:
-            UsageError: for what is no finite number, or has another shape from image to image; and for what a user's
-                extractor raises.
+            UsageError: if they are not finite or of another shape than before, or if a user's extractor fails.
         """
         given, name = rgb(images.to(self.device)), self.identity.removesuffix("-")
         try:
@@ -110,7 +111,7 @@ class Extractor:
 
 
 def _check_shapes(found: dict[str, Any], images: int, what: str) -> None:
-    """Whether these are features [n, d] of so many images; `what` begins the message if not."""
+    """Check that these are features [n, d] of so many images; a message begins with `what`."""
     if other := [type(f).__name__ for f in found.values() if not isinstance(f, torch.Tensor) or f.is_complex()]:
         raise UsageError(f"{what}, tensors of real numbers, not {', '.join(other)}")
     shapes = {kind: list(f.shape) for kind, f in found.items()}
@@ -119,6 +120,7 @@ def _check_shapes(found: dict[str, Any], images: int, what: str) -> None:
 
 
 def _check_finite(features: torch.Tensor, name: str) -> None:
+    """Check that an extractor's features are neither NaN nor infinite."""
     if bad := int((~features.isfinite()).any(dim=1).sum()):
         raise UsageError(
             f"the extractor {name} gives features that are not finite (NaN or infinity), of {bad} of "
@@ -127,24 +129,29 @@ def _check_finite(features: torch.Tensor, name: str) -> None:
 
 
 def check_precision(name: str) -> None:
-    """
+    """Check a number format of feature networks.
+
     Raises:
-        UsageError: for what is no precision of feature networks.
+        UsageError: if it is neither fp32 nor bf16.
     """
     if name not in DTYPES:
         raise UsageError(f"metrics precision {printable(repr(name), 60)} is not possible: {' or '.join(DTYPES)}")
 
 
 def load_extractor(network: str, files: Sequence[str | Path], device: torch.device, precision: str) -> Extractor:
-    """inception, vgg16, pixels (needs no weights), or the importable name of a factory, "package.module:function".
+    """Load an extractor of features.
 
-    precision: fp32, or bf16; a CPU without instructions for bfloat16 rounds the weights to it, and computes in float32.
-
-    A factory takes no arguments and returns a callable: uint8 RGB [n, 3, H, W] -> float [n, d]. Statistics of real
-    images are kept on disk if it has a text `identity`, which is to change with its code and weights.
+    Args:
+        network: "inception", "vgg16", "pixels" (needs no weights), or the importable name of a factory,
+            "package.module:function". A factory takes no arguments and returns a function of uint8 RGB images
+            [n, 3, H, W] that gives float [n, d]. Statistics of real images are kept on disk only if that function has a
+            text `identity`, which must change with its code and weights.
+        files: Files with weights; `find_weights` says where else they are looked for.
+        precision: "fp32" or "bf16". A CPU without instructions for bfloat16 rounds the weights to it and computes in
+            float32.
 
     Raises:
-        UsageError: for weights that are missing or do not fit, and factories that cannot be imported.
+        UsageError: if weights are missing or do not fit, or a factory cannot be imported.
     """
     check_precision(precision)
     if network == "pixels":
@@ -169,6 +176,7 @@ def load_extractor(network: str, files: Sequence[str | Path], device: torch.devi
 
 
 def _imported(name: str, device: torch.device) -> Extractor:
+    """Return the extractor that a user's factory makes."""
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         raise UsageError(f"extractor {name!r} is not possible: pixels, or an importable name, package.module:function")
     where, function = name.split(":")

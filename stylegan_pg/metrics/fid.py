@@ -9,7 +9,7 @@ from stylegan_pg.metrics.base import COUNT, FeatureMetric, Tools
 
 
 class FrechetDistance(FeatureMetric):
-    """fid50k_full: between the real images' features and those of 50,000 generated ones, taken as Gaussians."""
+    """fid50k_full: the Frechet distance between all real images and 50,000 generated ones, by Inception's features."""
 
     kind, example = "fid", "fid50k_full"
     pattern = f"fid(?P<count>{COUNT}){FeatureMetric.REAL_IMAGES}"
@@ -21,7 +21,7 @@ class FrechetDistance(FeatureMetric):
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of the two Gaussians (Heusel et al. 2017, equation 6).
+    """Return |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of the two Gaussians (Heusel et al. 2017, equation 6).
 
     The trace of the root is the sum of the roots of the eigenvalues of S_a S_b. With S_a = L L^T they are those of the
     symmetric L^T S_b L, which an eigensolver for symmetric matrices finds several times as fast and as real numbers;

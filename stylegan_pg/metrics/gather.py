@@ -1,4 +1,4 @@
-"""Images, generated or real, looked at by metrics: with which networks, and shared out in blocks over the ranks."""
+"""Feature networks of a measurement, how metrics look at images with them, and how ranks share the images out."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from stylegan_pg.metrics.base import ImageMetric, Tools
 
 
 class Networks:
-    """Feature networks, loaded when they are first asked for."""
+    """Feature networks, each of which is loaded when it is first asked for."""
 
     def __init__(self, tools: Tools):
         self.tools = tools
         self._loaded: dict[str, Any] = {}
 
     def of(self, network: str) -> Any:
-        """The extractor of that name, or the user's in its place; for "lpips" the distance.
+        """Return the extractor of that name, or the user's extractor in its place; for "lpips" the distance.
 
         Raises:
-            UsageError: for weights that are missing or do not fit.
+            UsageError: if weights are missing or do not fit.
         """
         from stylegan_pg.metrics import features  # torchvision and torch-fidelity take their time
 
@@ -41,7 +41,7 @@ class Networks:
         return self._loaded[name]
 
     def feature(self, metric: ImageMetric) -> str:
-        """Which of the extractor's features a metric looks at."""
+        """Return the name of the extractor's output that a metric looks at."""
         return "pool" if self.tools.extractor else metric.feature
 
 
@@ -53,8 +53,14 @@ def take_in(
     networks: Networks,
     known: dict[str, Any],
 ) -> None:
-    """Images with numbers from `first` on, RGBA ones over white; `known` holds the features that were already computed
-    of them, and perhaps of more that follow."""
+    """Let a metric look at images and its accumulator take in what it observes.
+
+    Args:
+        first: The number of the first image.
+        images: uint8 [n, C, H, W]; RGBA images are laid over white.
+        known: Features by network that were already computed of these images, and perhaps of more that follow them.
+            New ones are added.
+    """
     seen = over_white(images)
     if metric.network:
         network = networks.of(metric.network)
@@ -66,10 +72,10 @@ def take_in(
 
 
 def feature_of(found: dict[str, torch.Tensor], name: str, network: str) -> torch.Tensor:
-    """One of an extractor's features, [n, d].
+    """Return one of an extractor's outputs, [n, d].
 
     Raises:
-        UsageError: where it gives none of that name.
+        UsageError: if it gives none of that name.
     """
     if name not in found:
         raise UsageError(f"the extractor {network} gives {', '.join(found)}, but no {name!r}: name another extractor")
@@ -77,12 +83,12 @@ def feature_of(found: dict[str, torch.Tensor], name: str, network: str) -> torch
 
 
 def share(total: int) -> Iterator[int]:
-    """This rank's blocks of so many images."""
+    """Yield the numbers of this rank's blocks of so many images."""
     yield from range(dist.rank(), -(-total // base.BLOCK), dist.world())
 
 
 def merge(parts: list[Accumulator]) -> Accumulator:
-    """All ranks' parts as one."""
+    """Merge the accumulators of all ranks into the first one."""
     for part in parts[1:]:
         parts[0].merge(part)
     return parts[0]

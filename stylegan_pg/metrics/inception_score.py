@@ -10,12 +10,12 @@ from stylegan_pg.metrics.base import COUNT, ImageMetric, ImageSet, Tools
 
 
 class ClassDivergence(Accumulator):
-    """exp of the mean divergence of each image's class probabilities from those of its split (Salimans et al. 2016,
-    section 4), summed up as the images come: which split one belongs to is known from its number.
+    """Accumulates exp of the mean divergence of each image's class probabilities from those of its split (Salimans et
+    al. 2016, section 4). Images are summed up as they come, because the number of an image says which split it is in.
 
     Args:
-        count: images in all.
-        splits: the score is the mean over so many parts of a random order.
+        count: The number of images in all.
+        splits: The number of parts of a random order, over which mean and standard deviation of the score are taken.
     """
 
     statistic = "divergence"
@@ -29,7 +29,7 @@ class ClassDivergence(Accumulator):
         self.sums: torch.Tensor | None = None  # [splits, classes + 2]: probabilities, negative entropy, count
 
     def add(self, values: torch.Tensor, first: int = 0) -> None:
-        """Logits [n, classes] of the images with numbers from `first` on."""
+        """Take in logits [n, classes] of the images with numbers from `first` on."""
         logits = values.detach().cpu().double()
         p, log_p = logits.softmax(dim=1), logits.log_softmax(dim=1)
         rows = torch.cat([p, (p * log_p).sum(dim=1, keepdim=True), torch.ones(len(p), 1, dtype=p.dtype)], dim=1)
@@ -42,7 +42,7 @@ class ClassDivergence(Accumulator):
             self.sums = other.sums if self.sums is None else self.sums + other.sums
 
     def result(self) -> tuple[float, float]:
-        """Mean and standard deviation over the splits."""
+        """Return mean and standard deviation of the score over the splits."""
         assert self.sums is not None
         n = self.sums[:, -1:]
         q, entropy = self.sums[:, :-2] / n, self.sums[:, -2] / n[:, 0]
@@ -51,7 +51,7 @@ class ClassDivergence(Accumulator):
 
 
 class InceptionScore(ImageMetric):
-    """is50k: of 50,000 generated images, and `_std`, its deviation over ten parts of them."""
+    """is50k: the Inception score of 50,000 generated images, and `_std`, its standard deviation over ten splits."""
 
     kind, example = "is", "is50k"
     pattern = f"is(?P<count>{COUNT})"

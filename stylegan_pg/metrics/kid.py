@@ -10,7 +10,8 @@ from stylegan_pg.metrics.base import COUNT, FeatureMetric, Tools
 
 
 class KernelDistance(FeatureMetric):
-    """kid50k_full: between the real images' features and those of 50,000 generated ones, and `_std`, its deviation."""
+    """kid50k_full: the kernel distance between all real images and 50,000 generated ones, by Inception's features, and
+    `_std`, its standard deviation over subsets."""
 
     kind, example = "kid", "kid50k_full"
     pattern = f"kid(?P<count>{COUNT}){FeatureMetric.REAL_IMAGES}"
@@ -26,8 +27,12 @@ class KernelDistance(FeatureMetric):
 def kernel_distance(
     real: torch.Tensor, fake: torch.Tensor, *, subsets: int = 100, most: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Mean and standard deviation, over random subsets of `most` rows, of the unbiased squared maximum mean
-    discrepancy under the kernel (x . y / d + 1)^3 (Binkowski et al. 2018, section 4)."""
+    """Return mean and standard deviation, over random subsets of `most` rows of both sets [n, d], of the unbiased
+    squared maximum mean discrepancy under the kernel (x . y / d + 1)^3 (Binkowski et al. 2018, section 4).
+
+    Raises:
+        ValueError: for fewer than two rows.
+    """
     n, d = min(most, len(real), len(fake)), real.shape[1]
     if n < 2:
         raise ValueError("the kernel distance needs two images of each kind")

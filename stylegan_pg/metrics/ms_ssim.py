@@ -13,7 +13,7 @@ SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 class StructuralSimilarity(ImageMetric):
-    """ms_ssim: the mean over 10,000 pairs of generated images. A low value means varied images."""
+    """ms_ssim: the mean similarity of 10,000 pairs of generated images. A low value means that images are varied."""
 
     kind, example = "ms_ssim", "ms_ssim"
     pattern = f"ms_ssim(?P<count>{COUNT})?"
@@ -31,15 +31,16 @@ class StructuralSimilarity(ImageMetric):
 
 
 def _blur(x: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """[n, c, h, w] weighted by the 1-D window along both axes, where it fits in."""
+    """Filter [n, c, h, w] with the 1-D window along both axes, without padding."""
     n, c, h, w = x.shape
     x = F.conv2d(x.reshape(n * c, 1, h, w), window[None, None, :, None])
     return F.conv2d(x, window[None, None, None, :]).flatten(1).reshape(n, c, -1, x.shape[3] - len(window) + 1)
 
 
 def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Multi-scale structural similarity [n] of pairs of images [n, c, h, w] in 0 to 255: 1 for equal ones (Wang et al.
-    2003; five scales, Gaussian window of 11 pixels and deviation 1.5, smaller in proportion where an image is)."""
+    """Return the multi-scale structural similarity float32 [n] of pairs of images [n, c, h, w] in 0 to 255, which is 1
+    for equal images (Wang et al. 2003, equation 7). There are five scales; the Gaussian window has 11 pixels and a
+    standard deviation of 1.5, and is smaller in proportion where an image is smaller than that."""
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     a, b = a.float(), b.float()
     result = torch.ones(len(a))

@@ -1,4 +1,4 @@
-"""Samples beside the real images nearest to them: whether a generator repeats what it was shown."""
+"""A picture of samples beside the real images nearest to them, which shows whether a generator repeats its data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from stylegan_pg.metrics.features import Extractor, load_extractor
 def nearest_real(
     G: Any, index: DatasetIndex, tools: Tools, count: int, psi: float, nearest: int = 7
 ) -> torch.Tensor | None:
-    """One picture uint8 [C, H, W], on rank 0: in each row a sample and the real images nearest to it in feature space
-    (whether a generator repeats what it was shown). A collective call, whose result does not depend on the ranks.
+    """Return one picture uint8 [C, H, W] on rank 0, None on the others. Each of its `count` rows has a sample and the
+    `nearest` real images nearest to it, by the distance of features. All ranks must call this; the result does not
+    depend on their number.
 
     Raises:
-        UsageError: for an extractor that cannot be had, or gives no "pool".
+        UsageError: if the extractor cannot be loaded, or gives no "pool".
     """
     table = index.table(G.resolution)
     nearest = min(nearest, len(table))
@@ -49,12 +50,13 @@ def nearest_real(
 
 
 def _pool(extract: Extractor, images: torch.Tensor) -> torch.Tensor:
+    """Return the features "pool" of images, [n, d]."""
     return gather.feature_of(extract(images), "pool", extract.identity)
 
 
 def _nearest(parts: list[Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of several (distances, ordinals), [n, some] each, the `count` nearest, those that came first where some are
-    equally near."""
+    """Merge several (distances, ordinals), [n, any number] each, into the `count` nearest. Of equally near ones the
+    lower ordinals are taken."""
     distances, ordinals = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
     first = ordinals.argsort(dim=1)
     distances, ordinals = distances.gather(1, first), ordinals.gather(1, first)

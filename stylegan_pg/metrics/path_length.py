@@ -1,5 +1,5 @@
-"""Perceptual path length: how much an image changes, to the eye, for a small step in latent space (Karras et al. 2019,
-section 4.1; StyleGAN2's figures are at the ends of paths in w: "ppl2_wend")."""
+"""Perceptual path length: how much an image changes perceptually for a small step in latent space (Karras et al. 2019,
+section 4.1). The figures of StyleGAN2 are those at the ends of paths in w, "ppl2_wend"."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class PathLength(GeneratorMetric):
-    """ppl2_wend: of 50,000 paths in w, or in z, at one end of each; ppl2_wfull: anywhere along them."""
+    """ppl2_wend: the path length at one end of each of 50,000 paths in w; ppl2_zend: in z; ppl2_wfull: anywhere along
+    the paths.
+
+    Attributes:
+        space: "w" or "z".
+        where: "end" or "full".
+    """
 
     kind, example = "ppl2", "ppl2_wend"
     pattern = f"ppl2_(?P<space>[wz])(?P<where>end|full)(?P<count>{COUNT})?"
@@ -59,7 +65,7 @@ class PathLength(GeneratorMetric):
 
 
 def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Along the great circle between the directions of a and b, [n, d]."""
+    """Interpolate along the great circle between the directions of a and b, [n, d], at t [n, 1] in 0 to 1."""
     a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
     d = (a * b).sum(dim=-1, keepdim=True)
     c = b - d * a
@@ -70,7 +76,7 @@ def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def held(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
-    """With an attribute of some objects at this value, whatever it was and will be."""
+    """Set an attribute of some objects to this value within the block, and restore it afterwards."""
     before = [getattr(x, name) for x in objects]
     try:
         for x in objects:
@@ -93,12 +99,16 @@ def path_lengths(
     psi: float = 1.0,
     alpha: float = 1.0,
 ) -> torch.Tensor:
-    """float64 [n] squared perceptual distances over EPSILON^2.
+    """Return perceptual distances over EPSILON^2, float64 [n] on the CPU (Karras et al. 2019, equations 2 and 3).
 
     Args:
-        z: [2, n, z_dim], the two ends of each path.
-        t: [n], where on it, 0 to 1.
-        space: "w" or "z", in which paths are straight lines, or arcs of circles.
+        distance: A function of two batches of images [n, 3, H, W] in 0 to 255 that gives distances [n].
+        z: The two ends of each path, [2, n, z_dim].
+        t: The places on the paths, [n] in 0 to 1.
+        c: Labels [n, c_dim], or None.
+        space: "w", where paths are straight lines, or "z", where they are arcs of circles.
+        psi: The truncation.
+        alpha: The weight of the newest resolution in a generator that fades it in.
     """
     device, dtype = next(G.parameters()).device, next(G.parameters()).dtype
     z, t = z.to(device, dtype), t.to(device, dtype)[:, None]
@@ -120,7 +130,7 @@ def path_lengths(
 
 
 def middle_mean(lengths: torch.Tensor) -> float:
-    """The mean without the lowest and the highest hundredth."""
+    """Return the mean of the values between the 1st and the 99th percentile."""
     values = lengths.numpy()
     low, high = np.percentile(values, 1, method="lower"), np.percentile(values, 99, method="higher")
     return float(values[(values >= low) & (values <= high)].mean())

@@ -1,4 +1,4 @@
-"""Evaluation during training: which metrics, against which resolution, and which snapshot is the best so far."""
+"""Evaluation during training: the metrics that a configuration names, and which snapshot is the best so far."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from stylegan_pg.untrusted import is_number, json_lines
 
 
 class Periodic:
-    """The metrics that a configuration asks for, of a generator that grows.
+    """Measures the metrics that a configuration names on a generator that grows.
 
     Raises:
-        UsageError: for metrics that do not exist.
+        UsageError: if a metric does not exist.
     """
 
     def __init__(self, config: Config, index: DatasetIndex):
@@ -40,7 +40,8 @@ class Periodic:
 
     @cached_property
     def unfit(self) -> dict[str, str]:
-        """Metric -> why it can never be measured in this run, whose dataset or pictures are too small."""
+        """{metric's name: why} of metrics that can never be measured in this run, as there are too few images or they
+        are too small."""
         found = {}
         for metric in self.metrics if self.wanted else []:
             try:
@@ -51,8 +52,8 @@ class Periodic:
         return found
 
     def remarks(self, device: torch.device) -> list[str]:
-        """What can be known of the metrics before they are measured: those that never will be, and those whose networks
-        are not there yet."""
+        """Return what can be said of the metrics before training: which will never be measured, and which networks
+        cannot be loaded yet."""
         if not self.wanted:
             return []
         never = [f"metrics.names: {reason}; it is not measured in this run" for reason in self.unfit.values()]
@@ -70,10 +71,11 @@ class Periodic:
         return Tools(device, tuple(how.weights), how.extractor, how.precision, batch=batch)
 
     def measure(self, G: Any, resolution: int, device: torch.device, alpha: float) -> dict[str, float]:
-        """{metric: value}, on all ranks; without those that need larger images or are unfit. A collective call.
+        """Return {name: value} on all ranks, which must all call this. Metrics that are unfit, or need larger images,
+        are left out.
 
         Raises:
-            UsageError, RunError and others: on all ranks, whatever went wrong on one.
+            UsageError, RunError and others: on all ranks, if anything goes wrong on one.
         """
         size = self.index.size_at(resolution)
         large = [m for m in self.metrics if min(size) >= m.least_side]
@@ -94,7 +96,7 @@ class Periodic:
         return values
 
     def is_best(self, log: Path, values: dict[str, float]) -> bool:
-        """Whether these values, the last of a metrics.jsonl, are the best of their resolution."""
+        """Return whether these values, the last line of a metrics.jsonl, are the best of their resolution."""
         able = [m for m in self.metrics if m.name not in self.unfit]
         wanted = self.best or next(iter(able or self.metrics))
         name = next((n for n in values if re.fullmatch(re.escape(wanted.name + wanted.headline) + r"(@.*)?", n)), None)

@@ -9,7 +9,8 @@ from stylegan_pg.metrics.base import FeatureMetric, Tools
 
 
 class PrecisionRecall(FeatureMetric):
-    """pr50k3_full: `_precision` and `_recall` of 50,000 generated images among 3 neighbours, whose number is fixed."""
+    """pr50k3_full: `_precision` and `_recall` of 50,000 generated images against all real ones, with 3 neighbours. The
+    number of neighbours is fixed."""
 
     kind, example = "pr", "pr50k3_full"
     pattern = r"pr(?P<count>[1-9]\d*?k?)3" + FeatureMetric.REAL_IMAGES
@@ -26,18 +27,22 @@ class PrecisionRecall(FeatureMetric):
 
 
 def _radii(x: torch.Tensor, neighbour: int, block: int) -> torch.Tensor:
-    """Distance of each row to its neighbour of that rank, itself being the zeroth."""
+    """Return the distance [n] of each row [n, d] to its neighbour of that rank, where it is itself the zeroth."""
     return torch.cat([torch.cdist(part, x).kthvalue(neighbour + 1).values for part in x.split(block)])
 
 
 def precision_recall(
     real: torch.Tensor, fake: torch.Tensor, *, neighbour: int = 3, block: int = 1024
 ) -> tuple[float, float]:
-    """Share of generated images within a real one's reach, and of real ones within a generated one's; an image's reach
-    is the distance to its third-nearest neighbour of its kind (Kynkaanniemi et al. 2019, equation 2).
+    """Return precision and recall of features [n, d] (Kynkaanniemi et al. 2019, equation 2): the share of generated
+    images within the reach of a real one, and of real ones within the reach of a generated one. The reach of an image
+    is the distance to its neighbour of that rank in its own set.
+
+    Args:
+        block: The number of rows whose distances to all others are computed at a time.
 
     Raises:
-        ValueError: for fewer images than neighbours.
+        ValueError: if a set has too few images.
     """
     if min(len(real), len(fake)) <= neighbour:
         raise ValueError(f"precision and recall need more than {neighbour} images of each kind")

@@ -1,4 +1,4 @@
-"""The real side of metrics: which images count, what is gathered of them, kept in memory and on disk."""
+"""The real side of metrics: which images count, and their statistics, which are kept in memory and on disk."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from stylegan_pg.rng import generator
 
 
 def _version(table: SampleTable) -> str:
-    """What changes with the contents of foreign tars, whose identity says only how they are laid out: paths or URLs,
-    sizes, and times or ETags; "" where there are none."""
+    """Return a text that changes with the contents of foreign tars, whose identity says only how they are laid out. It
+    is a hash of paths or URLs, sizes, and times or ETags, and "" for a dataset without such tars."""
     facts = []
     for tar in (tar for tar in table.tars if tar.foreign):
         here = not is_remote(tar.path)
@@ -36,23 +36,23 @@ def _version(table: SampleTable) -> str:
 
 
 def tell_bad(ordinals: set[int], which: str) -> None:
-    """Say how many pictures could not be decoded."""
+    """Warn on stderr that so many images could not be decoded; `which` is "real" or "measured"."""
     what = f"{len(ordinals)} of the {which} images are damaged and were replaced by their neighbours"
     print(f"warning: {what}: metrics are of those (stylegan-pg data check names them)", file=sys.stderr)
 
 
 class RealSide:
-    """One resolution of a dataset, or one class of it.
+    """The real images of a comparison: one resolution of a dataset, or one class of it.
 
     Raises:
-        UsageError: for a class that it does not have.
+        UsageError: if the dataset has no image of the class.
     """
 
     def __init__(self, index: DatasetIndex, resolution: int, networks: Networks, only_class: int | None = None):
         self.table, self.networks, self.tools = index.table(resolution), networks, networks.tools
         self.name = f"{index.identity}-{resolution} | class {only_class}"
         if index.channels == 4:
-            self.name += " | over white"  # what was kept without these words had dropped the alpha
+            self.name += " | over white"  # cached statistics without these words ignored alpha
         if version := _version(self.table):
             self.name += f" | tars {version}"
         self.mine, self.whose = np.arange(len(self.table)), "the dataset"
@@ -64,22 +64,23 @@ class RealSide:
         self._bad: set[int] = set()  # there too: damaged pictures that were told
 
     def check(self, metric: Metric) -> None:
-        """
+        """Check that there are enough real images.
+
         Raises:
-            UsageError: where there are too few real images for a metric.
+            UsageError: if there are too few for this metric.
         """
         metric.check_count(len(self.mine), self.whose)
 
     def _numbers(self, metric: ImageMetric) -> np.ndarray:
-        """Which images, in which order; those from len(mine) on are mirrored copies."""
+        """Return the numbers of the images that count, in order; numbers from len(mine) on mean mirrored copies."""
         there = len(self.mine) * (1 + metric.mirror)
         if metric.full:
             return np.arange(there)
         return torch.randperm(there, generator=generator(self.tools.seed, "swd-real")).numpy()[: metric.count]
 
     def of(self, metric: Metric) -> Any:
-        """What a metric compares with, an accumulator's result, on rank 0; None on the others, and for metrics that
-        compare with nothing. A collective call."""
+        """Return the result of the real side's accumulator on rank 0. It is None on the other ranks, and for metrics
+        that do not compare. All ranks must call this."""
         if not isinstance(metric, ImageMetric) or not metric.compares:
             return None
         key, lasting = self._key(metric)
@@ -93,12 +94,12 @@ class RealSide:
         return self._known.get(key)
 
     def _key(self, metric: ImageMetric) -> tuple[str, bool]:
-        """All that the real side of a metric depends on, and whether it may be kept on disk under that name. What is
-        kept is found again by these very words."""
+        """Return a text of all that the real side of a metric depends on, and whether its statistics may be kept on
+        disk. Files of the cache are named after this text, so they are lost if it changes."""
         how, seed = metric.accumulates, self.tools.seed
         facts = [how.statistic, self.name, "all" if metric.full else f"{metric.count} of seed {seed}"]
         facts.append(f"mirror {metric.mirror}")
-        own = type(metric).observe is not ImageMetric.observe  # which may be edited, as what is kept cannot know
+        own = type(metric).observe is not ImageMetric.observe
         lasting = self.tools.cache and how.lasting and not own
         if own:
             facts.append(f"as {metric.kind} observes them")
@@ -110,7 +111,7 @@ class RealSide:
         return " | ".join(facts), lasting
 
     def _gather(self, metric: ImageMetric, key: str, lasting: bool) -> None:
-        """Look at the real images, all ranks together."""
+        """Accumulate the real images on all ranks, and keep the result."""
         with dist.together():
             mine = self._read(metric)
         parts = dist.gather_on_main(mine)
@@ -125,7 +126,7 @@ class RealSide:
                     self._keep(key, real)
 
     def _read(self, metric: ImageMetric) -> tuple[Accumulator, set[int]]:
-        """This rank's share, and which pictures of it are damaged."""
+        """Return the accumulator of this rank's share of the real images, and the ordinals of damaged ones."""
         images = ImageSet("real", self.table.image_size, self.table.channels, self.tools.seed)
         into = metric.accumulator(images)
         bad: list[Bad] = []

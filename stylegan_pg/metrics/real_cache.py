@@ -1,4 +1,4 @@
-"""What was computed of real images, kept between runs: safetensors files named after all that they depend on."""
+"""The cache on disk of statistics of real images: safetensors files that are named after all that they depend on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from stylegan_pg import files
 from stylegan_pg.checkpoint import tensor_file
 from stylegan_pg.files import cache_folder
 
-VERSION = 2  # grows when what is computed changes
+VERSION = 2  # must grow when the computation of statistics changes
 
 
 def path_of(key: str) -> Path:
+    """Return the file for a key."""
     digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
     return cache_folder() / "metrics" / f"{digest[:32]}.safetensors"
 
@@ -28,10 +29,10 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def load(key: str) -> dict[str, torch.Tensor] | None:
-    """What was saved under this key, None where there is nothing.
+    """Return the tensors that were saved under this key, or None if there are none.
 
     Raises:
-        ValueError: for an entry that is damaged or another's.
+        ValueError: if the file is damaged or belongs to another key.
     """
     path = path_of(key)
     if not path.is_file():
@@ -47,9 +48,10 @@ def load(key: str) -> dict[str, torch.Tensor] | None:
 
 
 def save(key: str, tensors: dict[str, torch.Tensor]) -> None:
-    """
+    """Save tensors under this key.
+
     Raises:
-        OSError: where it cannot be written.
+        OSError: if the file cannot be written.
     """
     tensors = {name: t.contiguous() for name, t in tensors.items()}
     path = path_of(key)

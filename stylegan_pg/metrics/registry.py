@@ -41,10 +41,14 @@ _PSI = r"(?:_psi(?P<psi>\d+(?:\.\d+)?))?"
 
 
 def parse(name: str, *, psi: float = 1.0, images: int | None = None) -> Metric:
-    """The metric of this name; `psi` is for names that do not say, and `images` for swd and ms_ssim without a count.
+    """Return the metric of this name.
+
+    Args:
+        psi: The truncation if the name does not say.
+        images: The number of samples if the name does not say, for metrics that are `counted_by_option`.
 
     Raises:
-        UsageError: for names that mean nothing.
+        UsageError: if no metric has this name, or its numbers are too large.
     """
     stated = name.strip()
     metric, groups = _match(stated, name)
@@ -63,7 +67,7 @@ def parse(name: str, *, psi: float = 1.0, images: int | None = None) -> Metric:
 
 
 def _match(stated: str, name: str) -> tuple[type[Metric], dict[str, str | None]]:
-    """The class that a name belongs to, and what the groups of its pattern found."""
+    """Return the class that a name belongs to, and the groups of its pattern."""
     for metric in METRICS.values():
         if m := re.fullmatch(metric.pattern + _PSI, stated):
             return metric, m.groupdict()

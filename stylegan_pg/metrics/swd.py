@@ -1,8 +1,9 @@
-"""Sliced Wasserstein distance between two sets of images, scale by scale (Karras et al. 2018, section 5).
+"""The sliced Wasserstein distance between two sets of images, scale by scale (Karras et al. 2018, section 5).
 
-Images become Laplacian pyramids; random 7x7 neighbourhoods of each level are the features; the distance between their
-two distributions is averaged over random one-dimensional projections, where it is a matter of sorting. Small values
-at a coarse level mean similar large-scale structure, at the finest one similar texture. Needs no network weights.
+Images are decomposed into Laplacian pyramids, and random 7x7 neighbourhoods of each level are the features. The
+distance between the two distributions of features is averaged over random one-dimensional projections, where sorting
+computes it. Small values at a coarse level mean similar large-scale structure, at the finest level similar texture. No
+network is needed.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def _name(size: Size) -> str:
 
 
 def _key(size: Size) -> Sequence[int]:
-    """What random numbers of a level are drawn for."""
+    """Return the part of the key of random numbers that stands for a level."""
     return size[:1] if size[0] == size[1] else size
 
 
 def _binomial(x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-    """[N, C, H, W] filtered with [1, 4, 6, 4, 1] / 16 along both axes, borders mirrored."""
+    """Filter [N, C, H, W] with [1, 4, 6, 4, 1] / 16 along both axes; the borders are mirrored."""
     x = F.pad(x, [2, 2, 2, 2], mode="reflect")
     for axis in (3, 2):
         # Five shifted views: four times as fast on a CPU as a depthwise convolution, and the same bits in any batch.
@@ -47,16 +48,16 @@ def _binomial(x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
 
 
 def _sort_rows(x: torch.Tensor) -> torch.Tensor:
-    """float32 [rows, n], each row sorted in place. numpy sorts values alone, which takes a tenth of the time of
-    torch's sort with its indices, and releases the interpreter's lock meanwhile."""
+    """Sort each row of float32 [rows, n] in place. numpy sorts values alone, which takes a tenth of the time of torch's
+    sort with its indices, and it releases the interpreter's lock meanwhile."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(np.ndarray.sort, x.numpy()))
     return x
 
 
 def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
-    """float32 [N, C, H, W] -> `levels` images, each half the size of the one before: differences to the next level's
-    up-sampled copy, and the low-pass rest as the last (Burt and Adelson 1983)."""
+    """Return the Laplacian pyramid of float32 [N, C, H, W] (Burt and Adelson 1983): `levels` images, each half the size
+    of the one before. Each is the difference to the up-sampled next level, and the last is the low-pass rest."""
     pyramid = []
     for _ in range(levels - 1):
         low = _binomial(images)[:, :, ::2, ::2]
@@ -68,9 +69,9 @@ def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
 
 
 class PatchCollector(Accumulator):
-    """Gathers the neighbourhoods of one set of images, batch by batch.
+    """Accumulates the neighbourhoods of one set of images.
 
-    Levels are halved for as long as sides are even and the smaller one stays at 16 pixels or more.
+    Levels are halved as long as sides are even and the smaller one stays at 16 pixels or more.
 
     Args:
         size: (height, width) of the images, at least 8 pixels each; channels: of the images.
@@ -98,10 +99,10 @@ class PatchCollector(Accumulator):
         self._patches: Patches = {size: [] for size in self.levels}
 
     def add(self, values: torch.Tensor, first: int | None = None) -> None:
-        """uint8 images [N, C, H, W]; `first` is the number of the first of them, by default the next one.
+        """Take in uint8 images [N, C, H, W]; `first` is the number of the first of them, by default the next one.
 
         Raises:
-            UsageError: for images of another shape or type.
+            UsageError: if the images have another shape or type.
         """
         expected = (self.channels, *self.levels[0])
         if values.dtype != torch.uint8 or values.ndim != 4 or tuple(values.shape[1:]) != expected:
@@ -128,7 +129,7 @@ class PatchCollector(Accumulator):
         self.count += n
 
     def _places(self, size: Size, number: int) -> list[torch.Tensor]:
-        """Top rows and left columns, [k] each, of one image's neighbourhoods at one level."""
+        """Return top rows and left columns, [k] each, of one image's neighbourhoods at one level."""
         g = generator(self.seed, "patches", *_key(size), number)
         return [torch.randint(side - NEIGHBOURHOOD + 1, [self.patches_per_image], generator=g) for side in size]
 
@@ -138,8 +139,8 @@ class PatchCollector(Accumulator):
             self._patches[size] += parts
 
     def result(self) -> dict[Size, torch.Tensor]:
-        """(height, width) of a level -> float32 [N * patches_per_image, 49 * C], each channel at mean 0 and deviation 1
-        over the whole set.
+        """Return {(height, width) of a level: float32 [N * patches_per_image, 49 * C]}, where each channel has mean 0
+        and standard deviation 1 over the whole set.
 
         Raises:
             UsageError: if no images were added.
@@ -162,8 +163,8 @@ def sliced_wasserstein(
     directions: int = 128,
     seed: int = 0,
 ) -> dict[str, float]:
-    """{"swd_64": ..., "swd_32": ..., "swd_16": ..., "swd": their mean}, times 1000 as in the paper; levels that
-    are not square are "swd_64x96".
+    """Return {"swd_64": ..., "swd_32": ..., "swd_16": ..., "swd": their mean}, times 1000 as in the paper. The name of
+    a level that is not square is "swd_64x96".
 
     Both sides are what `result` gave. Where one has more rows, its first ones count.
 
@@ -189,7 +190,8 @@ def sliced_wasserstein(
 
 
 class SlicedWasserstein(ImageMetric):
-    """swd: of 8192 generated images and as many real ones, of each scale (`_64`, `_32`, ...) and the mean of all."""
+    """swd: the sliced Wasserstein distance between 8192 generated images and as many real ones, for each scale (`_64`,
+    `_32`, ...) and as the mean over the scales."""
 
     kind, example = "swd", "swd"
     pattern = f"swd(?P<count>{COUNT})?"

@@ -29,13 +29,21 @@ RESAVE = "where you trust it, save its state_dict() with torch.save, or as .safe
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the published weights of a network come from, how they begin to be recognised, and their name."""
+    """The published weights of a network.
+
+    Attributes:
+        file: The name of the published file.
+        url: The folder that it can be fetched from.
+        variable: The environment variable that can name another file.
+        key: The name of a tensor that only this network has, by which files are recognised.
+        sha256: The beginning of the published file's checksum; "" if none is published.
+    """
 
     file: str
     url: str
     variable: str
-    key: str  # a tensor that only this network has
-    sha256: str  # how the published file's hash begins, "" where nobody says
+    key: str
+    sha256: str
 
 
 WEIGHTS = {
@@ -64,12 +72,12 @@ WEIGHTS = {
 
 
 def weights_folder() -> Path:
-    """Where weights are looked for that no option names."""
+    """Return the folder in which weights are looked for that no option names."""
     return cache_folder() / "weights"
 
 
 def sha256(path: Path) -> str:
-    """A file's checksum, as hexadecimal digits."""
+    """Return the checksum of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
@@ -78,10 +86,10 @@ def sha256(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file; nothing in it is run.
+    """Read the tensors of a .safetensors or .pth file without running anything in it.
 
     Raises:
-        UsageError: for a file that is missing, or holds something else.
+        UsageError: if the file is missing, or holds other things than tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -107,18 +115,20 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _plain(t: Any) -> bool:
-    """Whether this is a tensor that is just numbers in memory."""
+    """Return whether this is a dense tensor on the CPU that is not quantised."""
     return isinstance(t, torch.Tensor) and t.layout == torch.strided and t.is_cpu and not t.is_quantized
 
 
 def _check_pth(path: Path) -> None:
-    """Refuse what torch.load does not read as a table of tensors alone, before it gets to see it. A TorchScript archive
-    is a program: before 2.6 torch.load gives it to torch.jit.load, which runs parts of it, also with weights_only. The
-    names of an archive's members are never compressed, so the one that only such an archive has is found wherever
-    readers of zips look for it.
+    """Refuse files that torch.load would not read as a mere table of tensors, before it is called.
+
+    A TorchScript archive is a program: before version 2.6 torch.load gives it to torch.jit.load, which runs parts of it
+    even with weights_only. The names of an archive's members are never compressed, so the member that only TorchScript
+    writes is found by its name, wherever in the file readers of zips look for it.
 
     Raises:
-        UsageError: saying what to do; OSError: the file cannot be read.
+        UsageError: if the file is such a one; the message says what to do.
+        OSError: if the file cannot be read.
     """
     named = f"the weight file {path} cannot be read: it"
     with open_regular(path) as file:
@@ -143,10 +153,11 @@ def _check_pth(path: Path) -> None:
 
 
 def find_weights(network: str, files: Sequence[str | Path] = ()) -> tuple[Path, dict[str, torch.Tensor]]:
-    """The weights of "inception", "vgg16" or "lpips": among `files`, else by environment variable, else in a cache.
+    """Find the weights of "inception", "vgg16" or "lpips": among `files`, then by the environment variable, then in
+    this package's cache and in torch.hub's. Returns the file and its tensors.
 
     Raises:
-        UsageError: naming the file and where to put it; or a file that none of the networks fits.
+        UsageError: if there are none, with their URL and where to put them; or if a file fits no network.
     """
     wanted = WEIGHTS[network]
     for path in map(Path, files):
@@ -169,23 +180,23 @@ def find_weights(network: str, files: Sequence[str | Path] = ()) -> tuple[Path, 
 
 
 def misfit(path: object, network: str, error: Exception) -> UsageError:
-    """What to raise where a network refuses the weights of a file with this error."""
+    """Return the error to raise if a network refuses the weights of a file with this error."""
     return UsageError(
         f"the weight file {path} does not fit {network}: {printable(str(error).splitlines()[-1].strip()[:200])}"
     )
 
 
 def is_published(digest: str, network: str) -> bool:
-    """Whether a checksum is that of the network's published weights."""
+    """Return whether a checksum is that of the published weights of a network."""
     known = WEIGHTS[network].sha256
     return bool(known) and digest.startswith(known)
 
 
 def checked(path: Path, network: str) -> str:
-    """A weight file's checksum.
+    """Return the checksum of a weight file.
 
     Raises:
-        UsageError: for a file that bears the published one's name without being it.
+        UsageError: if it has the name of the published file, but not its checksum.
     """
     digest, known = sha256(path), WEIGHTS[network]
     if path.name == known.file and known.sha256 and not is_published(digest, network):
