@@ -1,6 +1,9 @@
 """What every test shares: thread counts, the reference numbers, which tests need what."""
 
+import contextlib
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 import torch
+
+from stylegan_pg.distributed import stopping
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +39,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels() -> Iterator[None]:
+    """The compiled operations are built once; processes with a cache of their own find them as prebuilt ones."""
+    from stylegan_pg.files import cache_folder
+    from stylegan_pg.ops import build
+
+    with contextlib.suppress(build.BuildError):  # the tests that need them say so
+        build.load("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("STYLEGAN_PG_PREBUILT"):
+            patch.setenv("STYLEGAN_PG_PREBUILT", str(cache_folder()))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_signals_are_heeded() -> Iterator[None]:
+    """What a test that trains in this process leaves behind would reach the processes that later tests fork."""
+    handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    yield
+    if stopping._requests.listens:
+        signal.set_wakeup_fd(-1)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    stopping._requests = stopping._Requests()  # its thread, if there is one, waits for signals that do not come
 
 
 @pytest.fixture(scope="session", autouse=True)
