@@ -23,13 +23,14 @@ from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.loader.loader import read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.metrics import base, classifiers, evaluate, features, real_cache, weights
+from stylegan_pg.metrics import base, classifiers, evaluate, features, real_cache
 from stylegan_pg.metrics.base import COUNT, FeatureMetric, ImageMetric, Tools
 from stylegan_pg.metrics.evaluate import Evaluator, Pictures
 from stylegan_pg.metrics.lpips import LPIPS
 from stylegan_pg.metrics.neighbours import _nearest, nearest_real
 from stylegan_pg.metrics.real import RealSide
 from stylegan_pg.metrics.registry import METRICS, parse
+from stylegan_pg.metrics.weights import WEIGHTS, sha256
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_inception_metrics_are_torch_fidelitys(few_pictures, inception, tmp_path
     ours = e(G)
     paint(e, G, 16, tmp_path / "fake")
     theirs = fidelity(folder, tmp_path / "fake", inception, "--fid", "--kid", "--isc", "--kid-subset-size", "16")
-    mark = f"@{weights.sha256(inception)[:8]}"
+    mark = f"@{sha256(inception)[:8]}"
     assert set(ours) == {f"{n}{mark}" for n in ("fid16_full", "kid16_full", "kid16_full_std", "is16", "is16_std")}
     assert ours[f"fid16_full{mark}"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
     assert ours[f"kid16_full{mark}"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
@@ -99,7 +100,7 @@ def test_16_bits_move_the_number_a_little(few_pictures, inception):
     values = {}
     for precision in ("fp32", "bf16"):
         values |= evaluator(few_pictures[1], "fid6", weights=(str(inception),), precision=precision)(Painter())
-    mark = f"fid6@{weights.sha256(inception)[:8]}"
+    mark = f"fid6@{sha256(inception)[:8]}"
     assert list(values) == [mark, f"{mark}@bf16"]
     change = values[f"{mark}@bf16"] / values[mark] - 1
     assert 1e-7 < abs(change) < 0.05
@@ -228,7 +229,7 @@ def test_precision_and_recall_are_torch_fidelitys(few_pictures, tmp_path):
     ours = e(Painter())
     paint(e, Painter(), 16, tmp_path / "fake")
     theirs = fidelity(folder, tmp_path / "fake", weights, "--prc", "--feature-extractor", "vgg16")
-    mark = f"@{weights.sha256(weights)[:8]}"
+    mark = f"@{sha256(weights)[:8]}"
     assert ours[f"pr163_full_precision{mark}"] == pytest.approx(theirs["precision"], abs=1e-3)
     assert ours[f"pr163_full_recall{mark}"] == pytest.approx(theirs["recall"], abs=1e-3)
     assert 0 < theirs["precision"] < 1
@@ -433,7 +434,7 @@ def test_faults_of_weights_and_data(pictures, inception, tmp_path, monkeypatch):
     half = torch.load(inception, weights_only=True)
     half["Mixed_7c.branch_pool.conv.weight"] = torch.zeros(1, 1, 1, 1)
     torch.save(half, tmp_path / "half.pth")
-    published = tmp_path / weights.WEIGHTS["inception"].file
+    published = tmp_path / WEIGHTS["inception"].file
     published.write_bytes(inception.read_bytes())
     cases = {
         "but not their checksum": ("fid20_full", {"weights": (str(published),)}),
@@ -587,13 +588,13 @@ def test_an_extractor_without_the_feature_is_named(pictures):
 
 def test_weights_without_a_published_hash_are_marked(tmp_path, monkeypatch):
     """By both files, unless a file is the published one; the published name alone proves nothing, and is no fault."""
-    lin, vgg = tmp_path / weights.WEIGHTS["lpips"].file, tmp_path / "vgg.pth"
+    lin, vgg = tmp_path / WEIGHTS["lpips"].file, tmp_path / "vgg.pth"
     torch.save({"lin0.model.1.weight": torch.ones(1)}, lin)
     torch.save({"classifier.3.weight": torch.ones(1)}, vgg)
     monkeypatch.setattr("stylegan_pg.metrics.lpips.LPIPS", lambda lin, vgg: torch.nn.Identity())
-    shas = {path: weights.sha256(path)[:8] for path in (lin, vgg)}
+    shas = {path: sha256(path)[:8] for path in (lin, vgg)}
     assert features.load_distance([lin, vgg], CPU).mark == f"@{shas[lin]}@{shas[vgg]}"
-    monkeypatch.setitem(weights.WEIGHTS, "vgg16", dataclasses.replace(weights.WEIGHTS["vgg16"], sha256=shas[vgg]))
+    monkeypatch.setitem(WEIGHTS, "vgg16", dataclasses.replace(WEIGHTS["vgg16"], sha256=shas[vgg]))
     assert features.load_distance([lin, vgg], CPU).mark == f"@{shas[lin]}"
 
 
