@@ -116,7 +116,7 @@ def test_a_folder_that_is_deleted_or_replaced_under_two_ranks(tiny_data, tmp_pat
     """Both ranks end; what has been put in the folder's place stays as it is. Their console is gone before."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 99}")
-    process = harness.start(args, ranks=2)
+    process = harness.start(args, ranks=2, fresh=True)
     try:
         assert process.stdout
         assert process.stdout.readline()

@@ -119,7 +119,7 @@ def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path)
     run = tmp_path / "run"
     args = arguments(run, server.url, data__workers=workers, data__patience_sec=2, data__prefetch_shards=0)
     server.misbehave(match="r0016", rate=1000)  # the second resolution comes slowly
-    process = harness.start(args, ranks=ranks)
+    process = harness.start(args, ranks=ranks, fresh=bool(ranks))
     wait_for(lambda: tars_of(server, 16), process)
     server.kill()
     output = harness.finish(process, 1 if ranks else 75)  # torchrun has an exit code of its own
@@ -356,7 +356,7 @@ def test_s3(data, undisturbed, tmp_path, monkeypatch):
         run = tmp_path / "run"
         args = arguments(run, "s3://faces/set", data__workers=1, data__patience_sec=3)
         client.delete_object(Bucket="faces", Key="set/r0016/00001.tar")
-        output = harness.finish(harness.start(args, ranks=2), 1)
+        output = harness.finish(harness.start(args, ranks=2, fresh=True), 1)
         assert "exitcode  : 75" in output
         assert "s3://faces/set/r0016/00001.tar" in output
         client.upload_file(str(data / "r0016" / "00001.tar"), "faces", "set/r0016/00001.tar")

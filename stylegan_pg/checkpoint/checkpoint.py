@@ -35,7 +35,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
     """Write one checkpoint atomically; after a failure `path` is unchanged.
 
     Args:
-        path: of the checkpoint; its folder is created, but not the folder above.
+        path: of the checkpoint; its folder must exist.
         tensors: on any device; they are stored in their dtype.
         state: anything that JSON can hold; floats are stored without loss.
 
@@ -45,7 +45,6 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
     host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(state)
     meta = {"format": str(FORMAT), "state": text, "blake2b": tensor_file.digest(host, text)}
-    path.parent.mkdir(exist_ok=True)  # without parents: the run's folder may have been moved away
     with files.whole(path, sync=True) as file:
         tensor_file.write(file, host, meta)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -149,6 +148,12 @@ class Writer:
         On return the caller may change tensors and state.
         """
         self.wait()
+        try:
+            # Here and not in the thread: when that gets to it, the run's folder may have been moved away.
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            self.result = nimg, str(error)
+            return
         self.copies = {name: _copied(t, self.copies.get(name)) for name, t in tensors.items()}
         state = json.loads(json.dumps(state))
         self.thread = threading.Thread(target=self._write, args=(nimg, state), name="checkpoint")
