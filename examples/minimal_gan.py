@@ -41,7 +41,7 @@ def pack_digits(folder: Path) -> None:
     """Pack the 1,797 digits of 8x8 grey pixels."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    for i, digit in enumerate(load_digits().images):
+    for i, digit in enumerate(load_digits(return_X_y=True)[0].reshape(-1, 8, 8)):
         Image.fromarray((digit * 255 / 16).astype("uint8")).save(pictures / f"{i:04d}.png")
     pack(pictures, folder / "data", resolution=8, channels=1, format="png")
 
