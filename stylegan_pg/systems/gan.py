@@ -188,8 +188,9 @@ class GAN(System):
         main = partial(self.generator_loss, turn=turn)
         loss = Loss("main loss", main, step.batch, self.form.mbstd_group, reports=("loss_g",), sums=sums)
         how = {"count": count, "of_batch": False}  # fewer images, which need no minibatch-stddev groups
-        terms = {t.name: partial(self.generator_term, term=t, turn=turn) for t in self.due("G", number, step)}
-        yield from self.side("G", step, loss, self.due("G", number, step), terms, **how)
+        due = self.due("G", number, step)
+        terms = {t.name: partial(self.generator_term, term=t, turn=turn) for t in due}
+        yield from self.side("G", step, loss, due, terms, **how)
 
     def discriminator_updates(self, step: Step) -> Iterator[Update]:
         """Step of D, as many as there are training steps."""
