@@ -20,6 +20,7 @@ none it is 4x4: pictures are r x r.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stylegan_pg.data.datasets.description import check_index, columns_of
+from stylegan_pg.data.datasets.fields import Field
 from stylegan_pg.data.datasets.sampler import WINDOW, Mixture, Order
 from stylegan_pg.data.datasets.table import SampleTable, Tar
 from stylegan_pg.data.images.decode import SQUARE, size_at
@@ -64,7 +66,7 @@ class DatasetIndex:
 
     `path` is its name in messages, without secrets; `root` is where it is read from. `label_names` is empty for an
     unlabelled dataset. `identity` is equal for equal data. `base` is (rows, columns) at resolution 4. `notes` are
-    sentences about how the data was interpreted.
+    sentences about how the data was interpreted. `fields` are those besides the picture and its class.
     """
 
     path: str
@@ -78,6 +80,7 @@ class DatasetIndex:
     label_counts: tuple[int, ...] = field(default=(), repr=False)
     root: str = field(default="", repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    fields: Mapping[str, Field] = field(default_factory=dict)
 
     def size_at(self, resolution: int) -> tuple[int, int]:
         """(height, width) of the pictures at one resolution, in pixels."""

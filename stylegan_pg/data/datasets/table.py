@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
-from stylegan_pg.data.images.decode import SQUARE, BadPicture, decode, decode_to_fit, size_at
+from stylegan_pg.data.datasets.fields import Field, Members
+from stylegan_pg.data.images.decode import SQUARE, BadPicture, decode, decode_mask, decode_to_fit, size_at
 from stylegan_pg.data.storage import shard_cache, shard_reader
 from stylegan_pg.data.storage.remote import is_remote
 from stylegan_pg.errors import RunError
@@ -52,6 +54,9 @@ class SampleTable:
     shard int32 (index into `tars`), offset and size int64 (bytes of the image within the tar), label int64 (class,
     -1 for none), crc32 uint32 (0 in foreign tars). A table holds no open files, so it can be pickled and used after a
     fork.
+
+    `fields` says what further fields there are. A vector's values are in `vectors`, float32 [samples, size]; the
+    position of any other field's values in `members`.
     """
 
     tars: list[Tar]
@@ -63,6 +68,9 @@ class SampleTable:
     resolution: int
     channels: int
     base: tuple[int, int] = SQUARE
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    members: Mapping[str, Members] = field(default_factory=dict)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -82,31 +90,34 @@ class SampleTable:
         return [tar.path for tar in self.tars]
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of sample i (0 <= i < count); a remote tar is first fetched into the shard cache.
+        """The encoded picture of sample i (0 <= i < count); a remote tar is first fetched into the shard cache.
 
         Raises:
             CorruptSample: the bytes are not the packed ones.
             OSError: the file cannot be read at the moment; another call opens it again.
         """
-        tar, size = self.tars[self.shard[i]], int(self.size[i])
-        data = shard_reader.read(
-            tar.path, int(self.offset[i]), size, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag
-        )
+        return self._read(i, int(self.offset[i]), int(self.size[i]), int(self.crc32[i]))
+
+    def _read(self, i: int, offset: int, size: int, crc32: int) -> bytes:
+        tar = self.tars[self.shard[i]]
+        data = shard_reader.read(tar.path, offset, size, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
         if len(data) != size:
             raise self._corrupt(i, f"the tar ends {size - len(data)} bytes too early", "truncated")
-        if not tar.foreign and zlib.crc32(data) != self.crc32[i]:
+        if not tar.foreign and zlib.crc32(data) != crc32:
             raise self._corrupt(i, "checksum mismatch", "checksum")
         return data
 
     def image(self, i: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Sample i decoded, uint8 [channels, *image_size], always the same bytes. Raises as `read`.
+        """The picture of sample i, uint8 [channels, *image_size], always the same bytes. Raises as `read`.
 
         It is written to `out` ([*image_size, channels], C-contiguous) if given.
         """
-        data = self.read(i)
+        return self._decoded(i, self.read(i), self.channels, out)
+
+    def _decoded(self, i: int, data: bytes, channels: int, out: np.ndarray | None) -> np.ndarray:
         to_pixels = decode_to_fit if self.tars[self.shard[i]].foreign else decode
         try:
-            return to_pixels(data, self.image_size, self.channels, out)
+            return to_pixels(data, self.image_size, channels, out)
         except BadPicture as error:
             raise self._corrupt(i, str(error), error.kind) from error
         except MemoryError as error:
@@ -114,6 +125,46 @@ class SampleTable:
                 f"there is not enough memory to decode {self.place_of(i)}: give the process more, or take fewer "
                 "data.workers"
             ) from error
+
+    def value(self, name: str, i: int, out: np.ndarray | None = None) -> np.ndarray | str:
+        """The value of a further field of sample i, as datasets/fields.py describes it. Raises as `read`.
+
+        A picture or mask is written to `out` ([*image_size, channels], C-contiguous) if given.
+        """
+        described = self.fields[name]
+        if described.kind == "vector":
+            return self.vectors[name][i]
+        place = self.members[name]
+        if described.kind == "text" and not place.size[i]:
+            return ""
+        data = self._read(i, int(place.offset[i]), int(place.size[i]), int(place.crc32[i]))
+        if described.kind == "image":
+            return self._decoded(i, data, described.channels, out)
+        if described.kind == "mask":
+            return self._mask(i, data, out)
+        if described.kind == "array":
+            return self._array(i, name, data)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise self._corrupt(i, f"its {name} is no text in UTF-8", "decode") from None
+
+    def _mask(self, i: int, data: bytes, out: np.ndarray | None) -> np.ndarray:
+        try:
+            return decode_mask(data, self.image_size, out)
+        except BadPicture as error:
+            raise self._corrupt(i, f"its mask: {error}", error.kind) from error
+
+    def _array(self, i: int, name: str, data: bytes) -> np.ndarray:
+        wanted = self.fields[name]
+        try:
+            found = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise self._corrupt(i, f"its {name} is no .npy file of numbers ({error})", "decode") from None
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            there, asked = f"{found.dtype} {list(found.shape)}", f"{wanted.dtype} {list(wanted.shape)}"
+            raise self._corrupt(i, f"its {name} is {there}, not {asked}", "size")
+        return found
 
     def doubt(self, i: int) -> None:
         """Report that sample i is corrupt: the next `read` fetches a remote tar again, unless the cached copy is known
@@ -138,7 +189,9 @@ class SampleTable:
 
 
 def join(tables: Sequence[SampleTable], labels: Sequence[np.ndarray]) -> SampleTable:
-    """Concatenate tables of the same resolution, channels and base, with new labels."""
+    """Concatenate tables of the same resolution, channels and base, with new labels. Fields that are equally described
+    in all of them stay."""
+    fields = {n: f for n, f in tables[0].fields.items() if all(table.fields.get(n) == f for table in tables)}
     firsts = np.cumsum([0, *(len(table.tars) for table in tables[:-1])])
     return SampleTable(
         tars=[tar for table in tables for tar in table.tars],
@@ -150,4 +203,11 @@ def join(tables: Sequence[SampleTable], labels: Sequence[np.ndarray]) -> SampleT
         resolution=tables[0].resolution,
         channels=tables[0].channels,
         base=tables[0].base,
+        fields=fields,
+        vectors={n: np.concatenate([t.vectors[n] for t in tables]) for n, f in fields.items() if f.kind == "vector"},
+        members={
+            n: Members(*map(np.concatenate, zip(*(t.members[n] for t in tables), strict=True)))
+            for n, f in fields.items()
+            if f.kind != "vector"
+        },
     )

@@ -118,6 +118,35 @@ def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.nda
     return _into(out, np.asarray(picture).reshape(*size, channels)).transpose(2, 0, 1)
 
 
+def decode_mask(data: bytes, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
+    """Decode a mask, whose pixels are whole numbers from 0 to 255: the values of a grey picture, the indices of a
+    palette (not its colours), or 0 and 1 of a picture of one bit.
+
+    A mask of another size is cropped as `decode_to_fit` crops the picture, and scaled to the nearest value, also up.
+
+    Args:
+        data: a PNG, or another format of open_image.py that loses nothing.
+        size: (height, width).
+        out: memory for the result, uint8 [*size, 1], C-contiguous.
+
+    Returns:
+        uint8 [1, *size].
+
+    Raises:
+        BadPicture: the bytes do not decode, or the picture has colours or values above 255.
+    """
+    with opened(data) as picture:
+        if picture.mode not in ("L", "P", "1"):
+            raise BadPicture(f"its mode is {picture.mode}: a mask is a grey or a palette picture", "channels")
+        values = Image.fromarray(np.asarray(picture).astype(np.uint8))
+    if (picture.height, picture.width) != size:
+        down, across = _part(picture.height, picture.width, size)
+        top, left = (picture.height - down) / 2, (picture.width - across) / 2
+        box = (left, top, left + across, top + down)
+        values = values.resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)
+    return _into(out, np.asarray(values).reshape(*size, 1)).transpose(2, 0, 1)
+
+
 def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]:
     """Rows and columns (not rounded) of the largest part of a picture that has the aspect ratio of `size`."""
     scale = min(rows / size[0], columns / size[1])
