@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.config import schema as source
+from stylegan_pg.config.renamed import RENAMED
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
@@ -152,6 +153,8 @@ def known(cls: type = Config, prefix: str = "") -> list[str]:
 
 def nearest(key: str, cls: type = Config) -> str | None:
     """What somebody may have meant who wrote `key`: by the whole of it, or by its last part."""
+    if cls is Config and key in RENAMED:
+        return RENAMED[key].new
     keys = known(cls)
     by_leaf = {k.rsplit(".", 1)[-1]: k for k in keys}
     near = difflib.get_close_matches(key, keys, 1, 0.6)

@@ -114,8 +114,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, fill_
         if file == Path(home(str(path))) / RESOLVED:  # a run's folder, wherever it lies by now
             tree["run"] = str(file.parent)
     for item in overrides:
-        parts, value = read_override(item)
-        _put(tree, parts, value)
+        for parts, value in read_override(item):
+            _put(tree, parts, value)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(tree)))
     except MissingMandatoryValue as error:

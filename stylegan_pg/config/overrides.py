@@ -7,6 +7,7 @@ Files may come from somebody else, so sizes and depths are limited, and nothing 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -16,8 +17,9 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.config import Config, TermConfig, renamed
 from stylegan_pg.config.keys import PATHS, SHORT, TERMS, did_you_mean, types_of, unwrap
+from stylegan_pg.config.renamed import RENAMED
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import without_secrets
@@ -57,11 +59,20 @@ def read_file(path: Path, named: str) -> dict[str, Any]:
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{named}: not a mapping of keys to values")
-    return _Reader(named, lines=True).value(node, Config, "")
+    reader = _Reader(named, lines=True)
+    tree = reader.value(node, Config, "")
+    for old, parts, value in reader.moved:
+        *sections, name = parts
+        place = functools.reduce(lambda inner, section: inner.setdefault(section, {}), sections, tree)
+        if name in place:
+            raise UsageError(f"{named}: {old} is now {'.'.join(parts)}, and both are given: leave {old} out")
+        place[name] = value
+    return tree
 
 
-def read_override(item: str) -> tuple[list[Any], Any]:
-    """(the parts of the key, the value) of one `a.b=value`, the last part perhaps a resolution or a URL.
+def read_override(item: str) -> list[tuple[list[Any], Any]]:
+    """[(the parts of the key, the value)] of one `a.b=value`, the last part perhaps a resolution or a URL. There are
+    several if the value is a table for a section that holds renamed keys.
 
     Raises:
         UsageError: no such form or key, or a value of another type.
@@ -72,6 +83,13 @@ def read_override(item: str) -> tuple[list[Any], Any]:
         raise UsageError(f"{printable(repr(item))} is not of the form key=value")
     reader, parts, hint = _Reader(named), [], Config
     names = key.strip().split(".")
+    if found := renamed.find(key.strip()):
+        old, rest = found
+        renamed.announce(old)
+        if RENAMED[old].type is not None and not rest:
+            value = reader.value(_node(text.strip(), RENAMED[old].type, named), RENAMED[old].type, old)
+            return [(list(RENAMED[old].new.split(".")), RENAMED[old].value(value))]
+        names = [*RENAMED[old].new.split("."), *filter(None, [rest])]
     while names and dataclasses.is_dataclass(hint):
         name = names.pop(0)
         parts.append(name)
@@ -81,7 +99,8 @@ def read_override(item: str) -> tuple[list[Any], Any]:
         parts.append(reader.scalar(_text(".".join(names)), of, key))
     elif names or hint is None:
         raise reader.fault(f"unknown key {printable(repr(key))}{did_you_mean(key)}")
-    return parts, reader.value(_node(text.strip(), hint, named), hint, key.strip())
+    value = reader.value(_node(text.strip(), hint, named), hint, key.strip())
+    return [(parts, value), *((new, moved) for _, new, moved in reader.moved)]
 
 
 def _node(text: str, hint: Any, named: str) -> yaml.Node:
@@ -134,6 +153,7 @@ class _Reader:
 
     def __init__(self, named: str, *, lines: bool = False):
         self.named, self.lines, self.left = named, lines, MOST_VALUES
+        self.moved: list[tuple[str, list[str], Any]] = []  # of renamed keys: old name, parts of the new one, new value
 
     def fault(self, reason: str, node: yaml.Node | None = None) -> UsageError:
         at = f" (line {node.start_mark.line + 1})" if self.lines and node is not None and node.start_mark else ""
@@ -189,6 +209,9 @@ class _Reader:
         for name_node, child in map(_split, self.pairs(node, depth)):
             name = self.scalar(name_node, str, key)
             if name not in hints:
+                if (f"{key}.{name}" if key else name) in RENAMED:
+                    self.move(f"{key}.{name}" if key else name, child, depth)
+                    continue
                 if "[" in key:  # an entry of a list
                     raise self.fault(f"{key}: unknown key {printable(repr(name))}{did_you_mean(name, cls)}", name_node)
                 full = f"{key}.{name}" if key else name
@@ -197,6 +220,14 @@ class _Reader:
         if "[" in key and "name" not in found:
             raise self.fault(f"{key}.name is not set: give each entry its name", node)
         return found
+
+    def move(self, old: str, node: yaml.Node, depth: int) -> None:
+        """Read the value of a renamed key for the key that has taken its place."""
+        new, kind, change = RENAMED[old]
+        parts = new.split(".")
+        hint = functools.reduce(lambda cls, part: types_of(cls)[part], parts, Config) if kind is None else kind
+        renamed.announce(old)
+        self.moved.append((old, parts, change(self.value(node, hint, old, depth + 1))))
 
     def sequence(self, node: yaml.Node, of: Any, key: str, depth: int) -> list[Any]:
         """A list; one value, or several with commas between them, stand for a list of them."""

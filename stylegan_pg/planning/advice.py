@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.config import Config, TermConfig, renamed
 from stylegan_pg.config.keys import SHORT
 from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.renamed import RENAMED
 from stylegan_pg.config.schedule import Phase, deal, phases
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.networks import unread_keys
@@ -134,8 +135,10 @@ def without_effect(path: str | Path | None, overrides: Sequence[str]) -> list[st
 
 
 def _whole_key(key: str) -> str:
-    """A key as the command line has it, with what a section alone stands for: data is data.url."""
+    """The full present name of a key of the command line: data stands for data.url, an old name for the new one."""
     key = key.strip()
+    if found := renamed.find(key):
+        return ".".join(filter(None, [RENAMED[found[0]].new, found[1]]))
     return f"{key}.{SHORT[key]}" if key in SHORT else key
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.config.loading import flat, to_plain
+from stylegan_pg.config.renamed import translated
 from stylegan_pg.config.schedule import Phase
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.errors import UsageError
@@ -94,7 +95,7 @@ def check_state(state: dict[str, Any], named: str) -> None:
 def running_numbers(state: dict[str, Any], config: Config) -> dict[str, float]:
     """The checkpoint's running means and the like, without those that start afresh: another value was configured for
     their start, they are fixed now, or they were found for another precision."""
-    before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))
+    before, now = flat(to_plain(Config())) | flat(translated(state["config"])), flat(to_plain(config))
     afresh = {"augment_p"} if config.augment.mode == "fixed" else set()
     for key, name in (
         ("augment.p", "augment_p"),
@@ -121,7 +122,10 @@ def compare(
         UsageError: if the difference makes it another run: other networks, other phases, other data.
     """
     where = where or config.run
-    before, now = flat(to_plain(Config())) | flat(state["config"]), flat(to_plain(config))  # keys may be new
+    before, now = (
+        flat(to_plain(Config())) | flat(translated(state["config"])),
+        flat(to_plain(config)),
+    )  # keys may be new
     term = to_plain(TermConfig())
     before["loss.terms"] = [term | t for t in before["loss.terms"]]
     changed = {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys()}

@@ -18,6 +18,7 @@ from torch import nn
 from stylegan_pg.checkpoint import checkpoint, tensor_file
 from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.config import ModelConfig
+from stylegan_pg.config.renamed import translated
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
@@ -70,7 +71,7 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
                     f"init={path} holds no finite numbers in {printable(name, 80)}: take an earlier checkpoint of the "
                     "run, or a snapshot"
                 )
-    told = then.get("model") if isinstance(then, dict) else None
+    told = translated(then).get("model") if isinstance(then, dict) else None
     then = told if isinstance(told, dict) else {}
     found = printable(found or then.get("name"), 40)
     if found != model.name:
