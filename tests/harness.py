@@ -176,7 +176,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert tensors_a.keys() == tensors_b.keys()
     different = [name for name, t in tensors_a.items() if not torch.equal(t, tensors_b[name])]
     assert not different, f"{len(different)} tensors differ, such as {different[:3]}"
-    for key in ("nimg", "phase", "running_means", "means", "bad_samples"):
+    for key in ("nimg", "phase", "training", "system", "means", "bad_samples"):
         assert state_a[key] == state_b[key], key
     assert stats(a) == stats(b)
     pictures = sorted(p.name for p in (a / "samples").iterdir())

@@ -20,7 +20,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.planning.advice import of_configuration
 from stylegan_pg.planning.plan import Machine, report
-from stylegan_pg.training.resume import compare, running_numbers
+from stylegan_pg.training.resume import compare
 
 SHIPPED = sorted(p.stem for p in configs_folder().glob("*.yaml"))
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
@@ -397,18 +397,6 @@ def test_a_cpu_that_computes_bf16_in_another_way_is_told_where_it_matters():
         told = compare(state, config, index, phases(config), {"bf16": False})  # type: ignore[arg-type]  # as above
         assert len(told) == notes
         assert all("bf16 was True, is now False" in text for text in told)
-
-
-def test_running_numbers_start_afresh_where_their_start_was_configured_anew():
-    config = config_of("augment.mode=ada", "augment.p=0.1")
-    kept = {"augment_p": 0.4, "loss_scale": 512.0, "pl_mean": 2.0}
-    state = {"config": to_plain(config), "running_means": kept}
-    del state["config"]["train"]["loss_scale"]  # as before there was such a key
-    assert running_numbers(state, config) == kept
-    assert running_numbers(state, config_of("augment.mode=ada", "augment.p=0.2")).keys() == {"loss_scale", "pl_mean"}
-    scaled = config_of("augment.mode=ada", "augment.p=0.1", "train.loss_scale=64")
-    assert running_numbers(state, scaled).keys() == {"augment_p", "pl_mean"}
-    assert running_numbers(state, config_of("augment.mode=fixed", "augment.p=0.1")).keys() == {"loss_scale", "pl_mean"}
 
 
 def test_what_is_possible_but_perhaps_not_meant_is_told():

@@ -94,7 +94,7 @@ def test_path_length_without_a_mapping_to_learn(tiny_data, name):
     seen = list(stepped(engine, 3))
     assert ["pl_length" in stats for stats, _ in seen] == [True, False, True]
     assert [sides_of(moved) for _, moved in seen] == ["DG"] * 3
-    assert engine.state.numbers()["pl_mean"] > 0
+    assert engine.state.statistics()["pl_mean"] > 0
 
 
 @pytest.mark.parametrize("extra", ["loss.objective=relativistic", "loss.terms=[{name: gradient_penalty}]"])
@@ -155,7 +155,9 @@ def test_loss_scale(tiny_data):
     a, b = plain.state.tensors(), scaled.state.tensors()
     assert all(torch.equal(t, b[name]) for name, t in a.items())
     scaled.state.D.b4.out.weight.register_hook(lambda g: g * float("inf") if scaled.state.nimg == 16 else g)
-    found = [(sides_of(moved), scaled.outcome.faults, scaled.state.loss_scale) for _, moved in stepped(scaled, 2)]
+    found = [
+        (sides_of(moved), scaled.outcome.faults, scaled.state.running.loss_scale) for _, moved in stepped(scaled, 2)
+    ]
     assert found == [("G", [], 512), ("DG", [], 512)]
 
 
@@ -164,7 +166,7 @@ def test_a_loss_that_is_not_finite_is_no_overflow(tiny_data, monkeypatch):
     spoilt(monkeypatch, "r1", lambda: engine.state.nimg == 0)
     list(stepped(engine, 1))
     assert engine.outcome.faults == ["D, r1: the loss is not finite", "not finite: r1_penalty"]
-    assert engine.state.loss_scale == 1024
+    assert engine.state.running.loss_scale == 1024
     assert not engine.outcome.began_bad  # G and D had moved
 
 
@@ -205,8 +207,8 @@ def test_a_probability_and_a_loss_scale_that_are_configured_anew_count_on_resume
     for kimg, changes, scale, p in ((0.016, {}, 1, 0), (0.024, more, 4, 0.5)):
         how = {"augment__mode": "ada", "output__grid_kimg": 0, "train__total_kimg": kimg} | changes
         harness.finish(harness.start(harness.arguments(run, tiny_data, **how)))
-        numbers = harness.newest(run)[1]["running_means"]
-        assert (numbers["loss_scale"], numbers["augment_p"]) == (scale, pytest.approx(p, abs=1e-3))
+        state = harness.newest(run)[1]
+        assert (state["training"]["loss_scale"], state["system"]["augment_p"]) == (scale, pytest.approx(p, abs=1e-3))
 
 
 @pytest.mark.distributed

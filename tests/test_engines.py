@@ -289,7 +289,7 @@ def test_out_of_memory(tiny_data, tmp_path, roomy, where):
     assert output.count("the micro-batch is now 4 instead of 8, the batch still 16") == 1
     assert "the micro-batch is now 4" in (tmp_path / "run" / "log.txt").read_text()
     tensors, state = harness.newest(tmp_path / "run")
-    assert state["running_means"]["_micro_batch_0_0"] == 4  # so that a continued run has the same bits
+    assert state["training"]["micro_batches"]["0_0"] == 4  # so that a continued run has the same bits
     assert harness.largest_difference(harness.newest(roomy)[0], tensors) < 1e-9
     lines, expected = harness.stats(tmp_path / "run"), harness.stats(roomy)
     for a, b in zip(lines, expected, strict=True):

@@ -86,11 +86,15 @@ def test_an_optimisers_state_is_held_against_its_parameters(change):
     assert torch.equal(optimizer.state[net.weight]["exp_avg"], tensors["exp_avg/weight"])
 
 
+# What is wrong in the form in which earlier versions wrote the running state.
+EARLIER_NUMBERS = [None, [], {"augment_p": 2}, {"augment_p": "1"}, {"loss_scale": 0}, {"pl_mean": float("inf")}]
+EARLIER_NUMBERS += [{"_signed": float("nan")}, {"_micro_batch_0_0": -1}]
 WRONG: dict[str, list[Any]] = {
     "nimg": [None, -8, 2**70, 8.0, True],
     "phase": [None, -1, 2**40],
     "dataset": [None, 5],
-    "running_means": [None, [], {"augment_p": 2}, {"augment_p": "1"}, {"loss_scale": 0}, {"pl_mean": float("inf")}],
+    "training": [None, [], {"loss_scale": 0}, {"micro_batches": 5}],
+    "system": [None, [], {"augment_p": 2}, {"augment_p": "1"}, {"means": {"pl_mean": float("inf")}}],
     "means": [None, {"a": 1}, {"a": [1.0]}, {"a": ["1", 1]}, {"a": [1.0, -1]}],
     "bad_samples": [None, {}, [5], [[1, 2]], [["1", 2, "a", "b", "c"]]],
     "environment": [None, {}, {"threads": 0}, {"threads": 2**40}, {"threads": 1, "torch": [1]}],
@@ -101,12 +105,16 @@ WRONG: dict[str, list[Any]] = {
 def test_what_a_checkpoint_says_is_held_against_ranges(original):
     state = newest(original)[1]
     check_state(state, "x")
-    assert state.keys() == WRONG.keys()
-    for key, values in WRONG.items():
-        for value in values:
-            with pytest.raises(UsageError, match=r"^x") as error:
-                check_state(state | {key: value}, "x")
-            assert str(error.value).isprintable()
+    earlier = {key: value for key, value in state.items() if key not in ("training", "system")}
+    check_state(earlier, "x")
+    assert state.keys() == {*WRONG, "running_means"}
+    wrong = [state | {key: value} for key, values in WRONG.items() for value in values]
+    wrong += [earlier | {"running_means": value} for value in EARLIER_NUMBERS]
+    wrong += [{key: value for key, value in state.items() if key != gone} for gone in ("training", "system")]
+    for changed in wrong:
+        with pytest.raises(UsageError, match=r"^x") as error:
+            check_state(changed, "x")
+        assert str(error.value).isprintable()
     for path, value in {
         ("model", "low_precision_at"): "8", ("model", "low_precision"): ["fp32"], ("train", "channels_last"): 7,
         ("loss", "terms"): [5],

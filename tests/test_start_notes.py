@@ -15,7 +15,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.monitoring import status
 from stylegan_pg.planning.advice import of_configuration, of_data, of_ranks, without_effect
 from stylegan_pg.training.nonfinite import remedies
-from stylegan_pg.training.resume import compare, running_numbers
+from stylegan_pg.training.resume import compare, running_state
 from stylegan_pg.training.transfer import account, adopt
 
 NEEDED = ["run=r", "data.url=d"]
@@ -171,8 +171,10 @@ def test_the_advice_of_a_diverged_run_does_what_it_says(name, given):
 def test_the_loss_scale_of_another_precision_is_not_kept():
     config = config_of(*GROWING, "model.low_precision=fp16", "model.low_precision_resolutions=1")
     state = {"config": to_plain(config), "running_means": {"loss_scale": 4096.0, "pl_mean": 1.0}}
-    assert running_numbers(state, config) == state["running_means"]
-    assert running_numbers(state, config_of(*GROWING)) == {"pl_mean": 1.0}
+    assert running_state(state, config)[0]["loss_scale"] == 4096
+    training, system = running_state(state, config_of(*GROWING))
+    assert "loss_scale" not in training
+    assert system["means"] == {"pl_mean": 1.0}
 
 
 def test_poor_transfers_are_told_in_numbers():

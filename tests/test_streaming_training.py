@@ -77,7 +77,7 @@ def assert_same_weights(run: Path, other: Path) -> None:
     (tensors, state), (expected, wanted) = harness.newest(run), harness.newest(other)
     assert tensors.keys() == expected.keys()
     assert not [name for name, t in tensors.items() if not torch.equal(t, expected[name])]
-    for key in ("nimg", "phase", "running_means", "means", "bad_samples"):
+    for key in ("nimg", "phase", "training", "system", "means", "bad_samples"):
         assert state[key] == wanted[key], key
     assert harness.stats(run) == harness.stats(other)
 

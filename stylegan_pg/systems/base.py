@@ -178,12 +178,23 @@ class System:
         """Parameters of D, by name, that are not trained."""
         return {}
 
-    def numbers(self) -> dict[str, float]:
-        """The system's own running numbers, which a checkpoint keeps."""
+    def statistics(self) -> dict[str, float]:
+        """Numbers of the system's state that are logged with each line of statistics."""
         return {}
 
-    def load_numbers(self, numbers: Mapping[str, float]) -> None:
-        """The inverse of `numbers`, which may lack some of them."""
+    def state(self) -> dict[str, Any]:
+        """What training changes besides weights and buffers and what does not follow from nimg, as plain JSON values: a
+        checkpoint keeps it. systems/state.py has the means for a typed one."""
+        return {}
+
+    def check_state(self, state: Mapping[str, Any], named: str) -> None:
+        """
+        Raises:
+            UsageError: beginning with `named`, if `state`, which comes from a file, cannot be loaded.
+        """
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`; parts that are missing keep their initial values."""
 
     def snapshot_description(self) -> dict[str, Any]:
         """{"network": name, "kwargs": arguments} that build G_ema again from a snapshot."""

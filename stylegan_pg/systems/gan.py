@@ -24,8 +24,7 @@ from stylegan_pg.networks.normalization import group_batch_norms
 from stylegan_pg.rng import generator
 from stylegan_pg.systems.base import Context, Loss, Side, Step, Sums, System, Update, Values
 from stylegan_pg.systems.latents import Latents, draw, styles
-
-THAWED = "_trains_"  # before the names of parameters that train.freeze_d means, but that `init` did not hold
+from stylegan_pg.systems.state import GANState, read_state
 
 
 class GAN(System):
@@ -37,10 +36,7 @@ class GAN(System):
         self.objective = OBJECTIVES[config.loss.objective]
         self.terms = config.loss.all_terms()
         self.augment = augment.make(config.augment)
-        self.augment_p = config.augment.p if self.augment else None
-        self.signs, self.signed = 0.0, 0  # of D's scores of real images since ADA's last adjustment: sum, count
-        self.means: dict[str, float] = {}  # running means of terms, by name
-        self.thawed: set[str] = set()
+        self.running = GANState(augment_p=config.augment.p if self.augment else None)
 
     def use(self, config: Config) -> None:
         self.config, self.pair = config, self.given or NETWORKS[config.model.name]
@@ -112,7 +108,7 @@ class GAN(System):
         """A regularisation term on G, of images of its own."""
         ws = styles(self.G, self.latents(x, term.name + turn))[0]
         synthesis = partial(self.synthesize, x, purpose=term.name + turn)
-        inputs = GInputs(synthesis=synthesis, ws=ws, noise=self.noise(x, "pl" + turn), state=self.means)
+        inputs = GInputs(synthesis=synthesis, ws=ws, noise=self.noise(x, "pl" + turn), state=self.running.means)
         return TERMS[term.name].compute(inputs, target=term.target)
 
     def discriminator_term(self, x: Context, term: TermConfig, due: list[TermConfig]) -> Values:
@@ -159,7 +155,7 @@ class GAN(System):
     def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
         """What D makes of images [n, C, H, W] with conditions c, augmented as is drawn for this purpose."""
         if self.augment is not None:
-            maker, p, size = self.augment, self.augment_p or 0.0, (images.shape[2], images.shape[3])
+            maker, p, size = self.augment, self.running.augment_p or 0.0, (images.shape[2], images.shape[3])
             key = ("augment", purpose)
             drawn = x.once(key, lambda: maker.draw(x.count, p, x.rng(f"augment-{purpose}"), size))
             images = maker.apply(images, augment.pick(drawn, x.rows))
@@ -251,27 +247,28 @@ class GAN(System):
         """w_avg, the running means of terms, and ADA's p."""
         for total in tensors.values():
             self.G.mapping.w_avg.lerp_(total / step.batch, 1 - self.config.model.w_avg_beta)
+        means = self.running.means
         for term in self.terms:
             for name, mean in TERMS[term.name].keep.items():
                 if name in sums:
-                    (total, count), before = sums[name], self.means.get(mean, 0.0)
-                    self.means[mean] = before + self.config.loss.pl_decay * (total / count - before)
+                    (total, count), before = sums[name], means.get(mean, 0.0)
+                    means[mean] = before + self.config.loss.pl_decay * (total / count - before)
         if self.config.augment.mode == "ada":
             self.adapt(step, *sums.get("sign_real", (0.0, 0)))
 
     def adapt(self, step: Step, signs: float, count: int) -> None:
         """Gather the signs of D's scores of real images, and every few steps move ADA's p by them."""
-        a = self.config.augment
-        self.signs, self.signed = self.signs + signs, self.signed + count
-        if (step.number + 1) % a.interval == 0 and self.signed:
-            mean = self.signs / self.signed
-            self.augment_p = augment.adjust(self.augment_p or 0.0, mean, step.batch, a.interval, a.target, a.kimg)
-            self.signs, self.signed = 0.0, 0
+        a, now = self.config.augment, self.running
+        now.signs, now.signed = now.signs + signs, now.signed + count
+        if (step.number + 1) % a.interval == 0 and now.signed:
+            mean = now.signs / now.signed
+            now.augment_p = augment.adjust(now.augment_p or 0.0, mean, step.batch, a.interval, a.target, a.kimg)
+            now.signs, now.signed = 0.0, 0
 
     def frozen(self) -> dict[str, torch.nn.Parameter]:
         """The highest resolutions of D (train.freeze_d), but for what `init` lacked."""
         found = frozen(self.D, self.config.train.freeze_d) if self.config.train.freeze_d else []
-        return {name: p for name, p in found if name not in self.thawed}
+        return {name: p for name, p in found if name not in self.running.thawed}
 
     def lacks(self, names: set[str]) -> None:
         """
@@ -286,7 +283,7 @@ class GAN(System):
                 f"not hold D/{found[0]} and what else it stands for; give a checkpoint, and where that is of a "
                 "lower resolution, a larger train.freeze_d"
             )
-        self.thawed |= set(lacking)
+        self.running.thawed = sorted({*self.running.thawed, *lacking})
 
     def compiled(self) -> list[torch.nn.Module]:
         return [self.G.synthesis if self.has_ws else self.G, self.D]
@@ -304,19 +301,23 @@ class GAN(System):
             images = self.G(torch.zeros([count, self.G.z_dim], **new), *c, **accepted(self.G, **how))
         per_image(torch.clone, self.D(images, *c, **accepted(self.D, alpha=1.0))).sum().backward()
 
-    def numbers(self) -> dict[str, float]:
-        numbers = {} if self.augment_p is None else {"augment_p": self.augment_p}
-        if self.config.augment.mode == "ada":
-            numbers |= {"_signs": self.signs, "_signed": self.signed}
-        return numbers | self.means | {THAWED + name: 1 for name in sorted(self.thawed)}
+    def statistics(self) -> dict[str, float]:
+        p = self.running.augment_p
+        return ({} if p is None else {"augment_p": p}) | self.running.means
 
-    def load_numbers(self, numbers: Mapping[str, float]) -> None:
-        if self.augment_p is not None:
-            self.augment_p = numbers.get("augment_p", self.augment_p)
-        self.signs, self.signed = numbers.get("_signs", 0.0), int(numbers.get("_signed", 0))
-        kept = {mean for term in TERMS.values() for mean in term.keep.values()}
-        self.means = {name: value for name, value in numbers.items() if name in kept}
-        self.thawed = {name.removeprefix(THAWED) for name in numbers if name.startswith(THAWED)}
+    def state(self) -> dict[str, Any]:
+        return self.running.plain()
+
+    def check_state(self, state: Mapping[str, Any], named: str) -> None:
+        read_state(GANState, state, named)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        read = read_state(GANState, state, "the state of the GAN")
+        if self.running.augment_p is None or read.augment_p is None:
+            read.augment_p = self.running.augment_p
+        known = {mean for term in TERMS.values() for mean in term.keep.values()}
+        read.means = {name: value for name, value in read.means.items() if name in known}
+        self.running = read
 
     def snapshot_description(self) -> dict[str, Any]:
         named = {module.G: name for name, module in NETWORKS.items()}

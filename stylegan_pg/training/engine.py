@@ -55,7 +55,7 @@ class Engine:
             RunError: out of memory with the smallest micro-batch there is; PeersLost: another rank is gone.
         """
         state, self.outcome, self.stats = self.state, Outcome(), StepStats()
-        state.parallel.scale = state.loss_scale
+        state.parallel.scale = state.running.loss_scale
         step = self.begin(batch)
         for update in state.system.updates(step):
             self.update(update, step)
@@ -187,10 +187,10 @@ class Engine:
 
     def rescale(self) -> None:
         """Halve the loss scale after an overflow, which is no fault; double it after a long time without one."""
-        state, scale = self.state, self.state.loss_scale
+        state, now, scale = self.state, self.state.running, self.state.running.loss_scale
         if self.outcome.overflows:
-            state.loss_scale, state.clean_steps = scale / 2, 0
+            now.loss_scale, now.clean_steps = scale / 2, 0
         elif state.model.low_precision == "fp16" and not self.outcome.faults:
-            state.clean_steps += 1
-            if state.clean_steps >= CLEAN_STEPS:
-                state.loss_scale, state.clean_steps = min(2 * scale, max(state.FP16_SCALE, scale)), 0
+            now.clean_steps += 1
+            if now.clean_steps >= CLEAN_STEPS:
+                now.loss_scale, now.clean_steps = min(2 * scale, max(state.FP16_SCALE, scale)), 0

@@ -47,16 +47,16 @@ class Divergence:
         """
         for note in done.notes:
             say(f"warning: {note}")
-        skipped = state.skipped_lately
+        skipped = state.running.skipped_lately
         if not done.faults:
-            state.skipped_lately = max(skipped - FORGIVEN, 0.0)
+            state.running.skipped_lately = max(skipped - FORGIVEN, 0.0)
             self.streak = 0
             return
         self.streak += 1
         if self.is_new:
             self.since = nimg if done.began_bad else state.nimg
-        state.skipped_lately = skipped = skipped + 1
-        state.skipped += 1
+        state.running.skipped_lately = skipped = skipped + 1
+        state.running.skipped += 1
         told = f"the step at nimg {nimg} ({state.phase}) was left out: {'; '.join(done.faults)}"
         say(f"warning: {told} ({math.ceil(skipped)} of at most {self.most})")
         if skipped <= self.most:

@@ -66,11 +66,7 @@ class Outputs:
             "lr_g": p.current.g_lr,
             "lr_d": p.current.d_lr,
             "batch": p.current.batch,
-            **{
-                name: v
-                for name, v in p.numbers().items()
-                if not name.startswith("_") and (name, v) != ("loss_scale", 1)
-            },
+            **{name: v for name, v in p.statistics().items() if (name, v) != ("loss_scale", 1)},
         }
         if bad_samples:
             facts["bad_samples"] = sum(bad_samples.values())

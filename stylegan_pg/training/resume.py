@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from stylegan_pg.checkpoint.names import kimg
@@ -13,6 +14,9 @@ from stylegan_pg.config.schedule import Phase
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import check_arguments
+from stylegan_pg.systems.base import System
+from stylegan_pg.systems.state import REMEDY, GANState, read_state
+from stylegan_pg.training.running import RunningState, stored_states
 from stylegan_pg.untrusted import finite_number, printable, whole_number
 
 # Another value here makes another network, or moves the phases that nimg is counted in.
@@ -34,22 +38,16 @@ FREE += (
 
 
 MOST_THREADS, FINITE = 1024, sys.float_info.max
-_RANGES = {  # of running numbers, by how their names begin; others only have to be finite
-    "augment_p": (0.0, 1.0),
-    "loss_scale": (2.0**-200, 2.0**200),
-    "_micro_batch_": (0, 1 << 31),
-    "_signed": (0, 1 << 62),
-    "_clean_steps": (0, 1 << 62),
-}
 
 
-def check_state(state: dict[str, Any], named: str) -> None:
-    """Hold what a checkpoint's header says against the form and the ranges that continuing relies on.
+def check_state(state: dict[str, Any], named: str, system: System | None = None) -> None:
+    """Check that a checkpoint's header has the form and the ranges that continuing relies on, and that its state of the
+    system is one of `system`.
 
     Raises:
-        UsageError: in one message that begins with `named`, for the first that is missing or wrong.
+        UsageError: in one message that begins with `named`, for the first value that is missing or wrong.
     """
-    remedy = "restore another checkpoint, or take a new run=FOLDER"
+    remedy = REMEDY
 
     def part(key: str, kind: type) -> Any:
         if not isinstance(found := state.get(key), kind):
@@ -59,9 +57,14 @@ def check_state(state: dict[str, Any], named: str) -> None:
     whole_number(state.get("nimg"), 0, 1 << 53, f"{named}: nimg", remedy)
     whole_number(state.get("phase"), 0, 1 << 20, f"{named}: phase", remedy)
     part("dataset", str)
-    for name, value in part("running_means", dict).items():
-        low, high = next((r for start, r in _RANGES.items() if name.startswith(start)), (-FINITE, FINITE))
-        finite_number(value, low, high, f"{named}: {printable(name, 60)}", remedy)
+    for key in ("training", "system") if "training" in state or "system" in state else ():
+        part(key, dict)
+    if "training" not in state:  # as earlier versions wrote it
+        for name, value in part("running_means", dict).items():
+            finite_number(value, -FINITE, FINITE, f"{named}: {printable(name, 60)}", remedy)
+    of_training, of_system = stored_states(state)
+    read_state(RunningState, of_training, str(named))
+    (system.check_state if system else partial(read_state, GANState))(of_system, str(named))
     for name, pair in part("means", dict).items():
         if not isinstance(pair, list) or len(pair) != 2:
             raise UsageError(f"{named}: the mean of {printable(name, 60)} is no sum and count: {remedy}")
@@ -92,19 +95,17 @@ def check_state(state: dict[str, Any], named: str) -> None:
             raise UsageError(f"{named}: model.{error}: {remedy}") from None
 
 
-def running_numbers(state: dict[str, Any], config: Config) -> dict[str, float]:
-    """The checkpoint's running means and the like, without those that start afresh: another value was configured for
-    their start, they are fixed now, or they were found for another precision."""
+def running_state(state: dict[str, Any], config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the fields of RunningState, those of the system's state) of a checkpoint, without those that start afresh:
+    another value was configured for their start, they are fixed now, or they were found for another precision."""
     before, now = flat(to_plain(Config())) | flat(translated(state["config"])), flat(to_plain(config))
-    afresh = {"augment_p"} if config.augment.mode == "fixed" else set()
-    for key, name in (
-        ("augment.p", "augment_p"),
-        ("train.loss_scale", "loss_scale"),
-        ("model.low_precision", "loss_scale"),
-    ):
-        if before[key] != now[key]:
-            afresh.add(name)
-    return {name: value for name, value in state["running_means"].items() if name not in afresh}
+    changed = {key for key in ("augment.p", "train.loss_scale", "model.low_precision") if before[key] != now[key]}
+    training, system = map(dict, stored_states(state))
+    if changed & {"train.loss_scale", "model.low_precision"}:
+        training.pop("loss_scale", None)
+    if "augment.p" in changed or config.augment.mode == "fixed":
+        system.pop("augment_p", None)
+    return training, system
 
 
 def compare(

@@ -24,10 +24,12 @@ from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 from stylegan_pg.rng import derive
 from stylegan_pg.systems.base import Side, System
 from stylegan_pg.systems.gan import GAN
+from stylegan_pg.systems.state import read_state
 from stylegan_pg.training import compilation, transfer
 from stylegan_pg.training.buffers import BufferMeans
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.micro_batches import MicroBatches
+from stylegan_pg.training.running import RunningState
 
 SIDES: tuple[Side, Side] = ("G", "D")
 
@@ -57,11 +59,7 @@ class TrainState:
         self.nimg = 0  # real images shown to D
         self.phase: Phase | None = None
         half = self.model.low_precision == "fp16"
-        self.loss_scale = config.train.loss_scale or (self.FP16_SCALE if half else 1.0)
-        self.clean_steps = 0  # since the last overflow or change of the loss scale
-        self.skipped = 0  # steps that were left out as not finite
-        self.skipped_lately = 0.0  # the same, of which good steps take some away again
-        self.fitting: dict[str, int] = {}  # micro-batches that were found to fit into memory, by phase
+        self.running = RunningState(loss_scale=config.train.loss_scale or (self.FP16_SCALE if half else 1.0))
 
     def use(self, config: Config) -> None:
         """Take a configuration, before the first phase."""
@@ -110,7 +108,7 @@ class TrainState:
             optimizer.close()
         self.check_ranks(f"the networks at the start of {phase}")
         self.buffers = BufferMeans(self.system.net.values())
-        self.micro_batches = MicroBatches(phase, self.fitting.get(self._fitting_key(), 0))
+        self.micro_batches = MicroBatches(phase, self.running.micro_batches.get(self.phase_key, 0))
         if self.config.train.compile and not phase.fade:  # in a fade alpha changes at every step
             self._compile()
         return new
@@ -178,10 +176,12 @@ class TrainState:
     def halve(self, where: str) -> str:
         """Halve the micro-batch after a rank ran out of memory; returns a warning. Raises RunError if it cannot be."""
         note = self.micro_batches.halve(where, self.nimg)
-        self.fitting[self._fitting_key()] = self.micro_batches.size
+        self.running.micro_batches[self.phase_key] = self.micro_batches.size
         return note
 
-    def _fitting_key(self) -> str:
+    @property
+    def phase_key(self) -> str:
+        """The phase and its configured micro-batch, under which the micro-batch that fits into memory is kept."""
         return f"{self.current.index}_{self.current.micro_batch}"
 
     # ----------------------------------------------------------------------------------------- for checkpoints
@@ -220,22 +220,17 @@ class TrainState:
         for side, optimizer in self.optimizers.items():
             optimizer.restore(parts[f"opt_{side}"])
 
-    def numbers(self) -> dict[str, float]:
-        """The running numbers that a checkpoint keeps; those whose names begin with _ are not logged."""
-        numbers: dict[str, float] = {"loss_scale": self.loss_scale, "_skipped": self.skipped_lately}
-        numbers |= {"_clean_steps": self.clean_steps} if self.clean_steps else {}
-        numbers |= {"skipped": self.skipped} if self.skipped else {}
-        numbers |= {f"_micro_batch_{key}": size for key, size in self.fitting.items()}
-        return self.system.numbers() | numbers
+    def statistics(self) -> dict[str, float]:
+        """The numbers of the running state that are logged."""
+        skipped = {"skipped": self.running.skipped} if self.running.skipped else {}
+        return self.system.statistics() | {"loss_scale": self.running.loss_scale} | skipped
 
-    def load_numbers(self, numbers: Mapping[str, float]) -> None:
-        """The inverse of `numbers`; what is missing keeps its initial value."""
-        self.loss_scale = numbers.get("loss_scale", self.loss_scale)
-        self.clean_steps = int(numbers.get("_clean_steps", 0))
-        self.skipped, self.skipped_lately = int(numbers.get("skipped", 0)), numbers.get("_skipped", 0.0)
-        sizes = {k.removeprefix("_micro_batch_"): int(v) for k, v in numbers.items() if k.startswith("_micro_batch_")}
-        self.fitting = {key: size for key, size in sizes.items() if size}
-        self.system.load_numbers(numbers)
+    def load_running(self, training: Mapping[str, Any], system: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's state of the training loop and of the system; what is missing keeps its initial
+        value."""
+        initial = {"loss_scale": self.running.loss_scale}
+        self.running = read_state(RunningState, initial | dict(training), "the state of training")
+        self.system.load_state(system)
 
 
 def classes_of(index: DatasetIndex, config: Config) -> int:

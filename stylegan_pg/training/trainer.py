@@ -40,7 +40,7 @@ from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine, Outcome
 from stylegan_pg.training.nonfinite import Divergence
 from stylegan_pg.training.outputs import Outputs
-from stylegan_pg.training.resume import check_state, compare, running_numbers
+from stylegan_pg.training.resume import check_state, compare, running_state
 from stylegan_pg.training.train_state import TrainState
 from stylegan_pg.version import __version__
 
@@ -165,7 +165,7 @@ class Trainer:
                         f"{self.checkpoints.folder} holds no checkpoint to continue from: leave --resume away to start"
                     )
                 if path:
-                    check_state(found.state, path)
+                    check_state(found.state, path, self.state.system)
                 if self.config.train.threads:
                     torch.set_num_threads(self.config.train.threads)
                 kept = found.state["config"] if path else None
@@ -222,7 +222,7 @@ class Trainer:
         torch.set_num_threads(state["environment"]["threads"])
         p = self.state
         p.nimg = state["nimg"]
-        p.load_numbers(running_numbers(state, self.config))  # which may know less than a configuration changed since
+        p.load_running(*running_state(state, self.config))
         p.enter(self.plan[state["phase"]])
         p.load(tensors)
         self.means = Means(state["means"])
@@ -302,7 +302,9 @@ class Trainer:
             state = {
                 "nimg": p.nimg,
                 "phase": p.current.index,
-                "running_means": p.numbers(),
+                "running_means": p.statistics(),  # read by earlier versions only
+                "training": p.running.plain(),
+                "system": p.system.state(),
                 "means": self.means.sums,
                 "bad_samples": self.feed.state(),
                 "environment": self.environment(),
