@@ -30,7 +30,7 @@ def entered(data, *overrides):
 def stepped(engine, count):
     """Statistics of `count` steps, and after each of them which of the two nets have moved."""
     state, p = engine.state, engine.state.current
-    how = {"share": state.micro_batches.share, "classes": state.classes, "workers": 0}
+    how = {"share": state.micro_batches.share, "fields": state.fields, "workers": 0}
     data = batches(state.table, state.index.order(seed=0), start=state.nimg, end=p.end, batch=p.batch, **how)
     for _, batch in zip(range(count), data, strict=False):
         before = {k: t.clone() for k, t in state.tensors().items()}
@@ -104,12 +104,12 @@ def test_images_that_meet_are_of_one_class(tiny_data, monkeypatch, extra):
     asked, given = [], []
     whole = engine.state.G.mapping.forward
     monkeypatch.setattr(engine.state.G.mapping, "forward", lambda z, c: asked.append(c) or whole(z, c))
-    real_images = engine.real_images
-    monkeypatch.setattr(engine, "real_images", lambda batch: given.append(batch.condition) or real_images(batch))
+    begin = engine.begin
+    monkeypatch.setattr(engine, "begin", lambda batch: given.append(begin(batch)) or given[-1])
     list(stepped(engine, 1))
     d_labels, g_labels = asked[-1], asked[0]
-    assert torch.equal(d_labels, given[0])
-    assert torch.equal(g_labels, given[0]) == ("relativistic" in extra)
+    assert torch.equal(d_labels, given[0].condition)
+    assert torch.equal(g_labels, given[0].condition) == ("relativistic" in extra)
 
 
 def spoilt(monkeypatch, name, at):

@@ -26,7 +26,8 @@ from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.table import CorruptSample
 from stylegan_pg.data.images.decode import BadPicture, decode_to_fit
-from stylegan_pg.data.loader.loader import batches, read_batch
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.errors import UsageError
 
 COUNT = 20

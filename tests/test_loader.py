@@ -19,8 +19,10 @@ from stylegan_pg.config.schedule import deal
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.sampler import Order
 from stylegan_pg.data.datasets.table import CorruptSample, SampleTable
-from stylegan_pg.data.loader import loader
-from stylegan_pg.data.loader.loader import Bad, Batch, batches, read_batch
+from stylegan_pg.data.loader import reading
+from stylegan_pg.data.loader.loader import Batch, batches
+from stylegan_pg.data.loader.reading import Bad, read_batch
+from stylegan_pg.data.loader.workers import give_up_waiting
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.data.storage import shard_cache
 from stylegan_pg.data.storage.retry import Patience
@@ -117,31 +119,26 @@ def test_order_depends_on_seed_and_nimg_only(table):
 
 @pytest.mark.parametrize(("batch", "group", "ranks"), [(12, 4, 3), (12, 2, 4), (20, 4, 3), (8, 4, 3)])
 def test_shares_of_all_ranks_form_the_batch(table, batch, group, ranks):
-    how = {"batch": batch, "end": 3 * batch, "mirror": True, "classes": CLASSES}
+    how = {"batch": batch, "end": 3 * batch, "mirror": True, "fields": ["class"]}
     whole = read(table, **how)
     shares = deal(batch, group, ranks)
     parts = [read(table, share=share, **how) for share in shares]
     for step, expected in enumerate(whole):
-        together, conditions = torch.zeros_like(expected.image), torch.zeros([batch, CLASSES])
+        together, classes = torch.zeros_like(expected.image), torch.zeros([batch], dtype=torch.int64)
         for share, part in zip(shares, parts, strict=True):
-            condition = part[step].condition
-            assert condition is not None
-            together[share], conditions[share] = part[step].image, condition
+            together[share], classes[share] = part[step].image, part[step].fields["class"]
         assert torch.equal(together, expected.image)
-        assert expected.condition is not None
-        assert torch.equal(conditions, expected.condition)
+        assert torch.equal(classes, expected.fields["class"])
 
 
 def test_workers_do_not_change_batches_and_exit(table):
-    how = {"mirror": True, "classes": CLASSES, "end": 24}
+    how = {"mirror": True, "fields": ["class"], "end": 24}
     alone = read(table, **how)
     for workers in (1, 2):
         shown = read(table, workers=workers, **how)
         assert torch.equal(images(shown), images(alone))
         for a, b in zip(shown, alone, strict=True):
-            assert a.condition is not None
-            assert b.condition is not None
-            assert torch.equal(a.condition, b.condition)
+            assert torch.equal(a.fields["class"], b.fields["class"])
     assert not multiprocessing.active_children()
     endless = batches(
         table, Order(np.bincount(table.shard).tolist(), 0), start=0, end=10**9, batch=4, share=range(4), workers=2
@@ -167,13 +164,12 @@ def test_mirror_is_drawn_for_each_image_and_epoch(table):
     assert len(other) == 10 * COUNT
 
 
-def test_conditions_are_one_hot_labels(table):
-    shown = read(table, classes=CLASSES)
-    conditions = torch.cat([batch.condition for batch in shown if batch.condition is not None])
-    assert conditions.dtype == torch.float32
-    expected = np.eye(CLASSES)[table.label[ordinals(table, shown)]]
-    np.testing.assert_array_equal(conditions, expected)
-    assert read(table)[0].condition is None
+def test_classes_are_a_field(table):
+    shown = read(table, fields=["class"])
+    classes = torch.cat([batch.fields["class"] for batch in shown])
+    assert classes.dtype == torch.int64
+    np.testing.assert_array_equal(classes, table.label[ordinals(table, shown)])
+    assert read(table)[0].fields.keys() == {"image"}
 
 
 def test_read_batch_reads_by_ordinal(table):
@@ -198,12 +194,12 @@ def test_corrupt_samples_are_replaced_by_the_next_good_one(table, damaged, broke
     for ordinal in broken:
         flip(damaged, ordinal)
     order = ordinals(table, read(table))  # what the undamaged dataset shows
-    shown = read(damaged, classes=CLASSES)
+    shown = read(damaged, fields=["class"])
     instead = {i: next(j % COUNT for j in range(i, 2 * COUNT) if j % COUNT not in broken) for i in range(COUNT)}
     expected = [instead[i] for i in order]
     assert torch.equal(images(shown), read_batch(table, expected))
-    conditions = torch.cat([batch.condition for batch in shown if batch.condition is not None])
-    np.testing.assert_array_equal(conditions.argmax(dim=1), table.label[expected])
+    classes = torch.cat([batch.fields["class"] for batch in shown])
+    np.testing.assert_array_equal(classes, table.label[expected])
     for batch, wanted in zip(shown, np.reshape(order, (-1, 4)), strict=True):
         assert len(batch.bad) >= sum(i in broken for i in wanted)
         assert bool(batch.bad) == any(i in broken for i in wanted)
@@ -211,7 +207,7 @@ def test_corrupt_samples_are_replaced_by_the_next_good_one(table, damaged, broke
     shards = {i: f"r0008/{Path(damaged.paths[damaged.shard[i]]).name}" for i in broken}
     assert named == {Bad(8, i, "checksum", shards[i], "checksum mismatch") for i in broken}
     assert {str(problem) for problem in named} == {f"sample {i} in {s}: checksum mismatch" for i, s in shards.items()}
-    again = read(damaged, classes=CLASSES, workers=2)
+    again = read(damaged, fields=["class"], workers=2)
     assert torch.equal(images(again), images(shown))
     assert [batch.bad for batch in again] == [batch.bad for batch in shown]
     unread = read(table, known=broken)  # as after a checkpoint: they stay replaced though they are good again
@@ -238,10 +234,10 @@ def test_batches_for_a_gpu_are_pinned(table, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or t)
     order = Order(np.bincount(table.shard).tolist(), 0)
-    how = {"start": 0, "end": 8, "batch": 4, "share": range(4), "classes": CLASSES, "workers": 0}
+    how = {"start": 0, "end": 8, "batch": 4, "share": range(4), "fields": ["class"], "workers": 0}
     plain, ready = (list(batches(table, order, **how, pin=pin)) for pin in (False, True))
     assert torch.equal(images(plain), images(ready))
-    assert pinned == [(4, 3, 8, 8), (4, CLASSES)] * 2
+    assert pinned == [(4, 3, 8, 8), (4,)] * 2
 
 
 @pytest.mark.gpu
@@ -250,7 +246,7 @@ def test_batches_reach_the_gpu_unchanged(table):
     """From pinned memory, on a stream of their own, while the device is busy with something else."""
     parallel = Devices(load_config("demo", ["train.device=cuda"]))
     order = Order(np.bincount(table.shard).tolist(), 0)
-    how = {"start": 0, "end": 40, "batch": 4, "share": range(4), "classes": CLASSES, "workers": 1}
+    how = {"start": 0, "end": 40, "batch": 4, "share": range(4), "fields": ["class"], "workers": 1}
     plain = list(batches(table, order, **how))
     busy = torch.randn(4096, 4096, device="cuda")
     for batch, expected in zip(batches(table, order, **how, pin=True), plain, strict=True):
@@ -259,18 +255,16 @@ def test_batches_reach_the_gpu_unchanged(table):
         sent = parallel.send(batch)
         torch.cuda.current_stream().wait_event(sent.ready)
         assert torch.equal(sent.image.cpu(), expected.image)
-        assert sent.condition is not None
-        assert expected.condition is not None
-        assert torch.equal(sent.condition.cpu(), expected.condition)
+        assert torch.equal(sent.fields["class"].cpu(), expected.fields["class"])
 
 
 def test_too_many_consecutive_bad_samples(damaged, monkeypatch):
     """Nobody walks through a million pictures of a format that nothing here decodes."""
     for ordinal in range(COUNT):
         flip(damaged, ordinal)
-    monkeypatch.setattr(loader, "IN_A_ROW", 3)
+    monkeypatch.setattr(reading, "IN_A_ROW", 3)
     with pytest.raises(RunError, match="none of 3 samples from 5 on can be decoded"):
-        loader.read_image(damaged, 5)
+        reading.read_image(damaged, 5)
 
 
 def test_killed_worker_ends_the_batches(table):
@@ -316,7 +310,7 @@ def test_waiting_workers_exit_at_once(damaged):
     order = Order(np.bincount(damaged.shard).tolist(), 0)
     data = batches(damaged, order, start=0, end=40, batch=4, share=range(4), workers=2)
     started = time.monotonic()
-    threading.Timer(1.0, loader.give_up_waiting).start()
+    threading.Timer(1.0, give_up_waiting).start()
     try:
         assert next(data).fault
         assert 1.0 <= time.monotonic() - started < 10

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.data.datasets.opening import load_index
-from stylegan_pg.data.loader.loader import read_batch
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics import base, classifiers, evaluate, features, real_cache
 from stylegan_pg.metrics.base import COUNT, FeatureMetric, ImageMetric, Tools

@@ -60,7 +60,7 @@ def engine_of(data, kind: str, *overrides: str) -> Engine:
 
 def trained(engine: Engine, steps: int) -> dict[str, torch.Tensor]:
     state, p = engine.state, engine.state.current
-    how = {"share": state.micro_batches.share, "classes": state.classes, "workers": 0}
+    how = {"share": state.micro_batches.share, "fields": state.fields, "workers": 0}
     data = batches(state.table, state.index.order(seed=0), start=0, end=p.end, batch=p.batch, **how)
     for _, batch in zip(range(steps), data, strict=False):
         done = engine.step(batch)

@@ -11,7 +11,8 @@ from stylegan_pg.config import ModelConfig
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.points import MIXTURES, PointIndex
-from stylegan_pg.data.loader.loader import batches, read_batch
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.coverage import mode_coverage
 from stylegan_pg.networks import NETWORKS, NetworkShape
@@ -69,7 +70,14 @@ def test_the_stream_gives_the_order_that_seed_and_nimg_say(workers):
     start, size = 7990, 10  # across the end of an epoch
     data = list(
         batches(
-            table, order, start=start, end=start + 2 * size, batch=size, share=[0, 3, 4], workers=workers, classes=8
+            table,
+            order,
+            start=start,
+            end=start + 2 * size,
+            batch=size,
+            share=[0, 3, 4],
+            workers=workers,
+            fields=["class"],
         )
     )
     assert len(data) == 2
@@ -78,8 +86,7 @@ def test_the_stream_gives_the_order_that_seed_and_nimg_say(workers):
         assert batch.image.dtype == torch.float32
         assert torch.equal(batch.image, torch.from_numpy(table.points[ordinals])[:, :, None, None])
         assert torch.equal(batch.image, read_batch(table, ordinals))
-        assert batch.condition is not None
-        assert batch.condition.argmax(dim=1).tolist() == table.label[ordinals].tolist()
+        assert batch.fields["class"].tolist() == table.label[ordinals].tolist()
 
 
 def test_unknown_points_and_resolutions_are_refused():

@@ -21,7 +21,8 @@ from stylegan_pg.config import ModelConfig
 from stylegan_pg.data.classes import parse_classes
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.opening import load_index
-from stylegan_pg.data.loader.loader import batches, read_batch
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import name_rows, over_white, save_image, tile
 from stylegan_pg.inference.generate import class_rows, grid_inputs, grid_ordinals, images_of, interpolation, latents

@@ -9,7 +9,8 @@ import torch
 
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.loader import loader
-from stylegan_pg.data.loader.loader import batches, read_batch
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.data.loader.shared_buffers import Slots
 
 

@@ -16,10 +16,10 @@ import torch
 
 from stylegan_pg import files
 from stylegan_pg.checkpoint import tensor_file
-from stylegan_pg.data.classes import class_names, condition
+from stylegan_pg.data.classes import class_names, condition, vector_condition
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
-from stylegan_pg.untrusted import finite_number, parse_json, printable, whole_number
+from stylegan_pg.untrusted import finite_number, is_number, parse_json, printable, whole_number
 
 FORMAT = 1
 
@@ -107,7 +107,8 @@ def load_snapshot(
             raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
     G.description = description
     if hasattr(G, "mapping"):
-        G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, class_names(G)))
+        names = None if "condition" in description else class_names(G)
+        G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, G.c_dim, names))
     if description["kwargs"].get("fade"):
         G.register_forward_pre_hook(partial(_at_alpha, float(description["alpha"])), with_kwargs=True)
     return G.eval().requires_grad_(False)
@@ -138,6 +139,7 @@ def _described(
         names = description.get("label_names") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("label_names is no list of names")
+        _check_examples(description)
         finite_number(description["alpha"], 0, 1, f"{misfit}: alpha", remedy)
         whole_number(description.get("nimg", 0), 0, 1 << 53, f"{misfit}: nimg", remedy)
         if device.type == "cpu" and kwargs.get("low_precision") == "fp16":
@@ -146,6 +148,8 @@ def _described(
             G: Any = _class_of(description["network"], network)(**kwargs)
         expected = {name: tuple(t.shape) for name, t in G.state_dict().items()}
         expected_types = {name: t.dtype for name, t in G.state_dict().items()}
+        if any(len(row) != G.c_dim for row in description.get("conditions", [])):
+            raise ValueError(f"its examples of conditions are not of length {G.c_dim}")
         if expected.keys() != entries.keys():
             raise ValueError(f"{min(expected.keys() ^ entries.keys())} is in one of them only")
         for name, shape in expected.items():
@@ -160,6 +164,16 @@ def _described(
         raise UsageError(f"{path}: {misfit}: {printable(error)}; {remedy}") from None
 
 
+def _check_examples(description: dict[str, Any]) -> None:
+    """Raises ValueError if the examples of conditions are no vectors of finite numbers."""
+    rows, field = description.get("conditions", []), description.get("condition", "")
+    if not isinstance(field, str) or not isinstance(rows, list) or ("condition" in description) != bool(rows):
+        raise ValueError("its examples of conditions are no vectors of a named field")
+    for row in rows:
+        if not isinstance(row, list) or not all(is_number(value, -3e38, 3e38) for value in row):
+            raise ValueError("an example of its conditions is no list of finite numbers")
+
+
 def _class_of(name: Any, network: type[torch.nn.Module] | None) -> type[torch.nn.Module]:
     if network is not None:
         return network
@@ -171,8 +185,9 @@ def _class_of(name: Any, network: type[torch.nn.Module] | None) -> type[torch.nn
     return NETWORKS[name].G
 
 
-def _fitting(z_dim: int, names: list[str], mapping: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-    """A hook that checks latents and conditions and moves them to the generator's device and dtype."""
+def _fitting(z_dim: int, c_dim: int, names: list[str] | None, mapping: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """A hook that checks latents and conditions and moves them to the generator's device and dtype. `names` are those
+    of the classes, None where conditions are vectors."""
     z, c = (*inputs, None)[:2]
     like = {"device": mapping.w_avg.device, "dtype": mapping.w_avg.dtype}
     try:
@@ -181,7 +196,7 @@ def _fitting(z_dim: int, names: list[str], mapping: Any, inputs: tuple[Any, ...]
         raise UsageError(f"z cannot be used ({printable(error)}): give a tensor [N, {z_dim}]") from None
     if z.ndim != 2 or z.shape[1] != z_dim:
         raise UsageError(f"z has shape {list(z.shape)}: this generator takes latents [N, {z_dim}]")
-    c = condition(c, len(z), names)
+    c = vector_condition(c, len(z), c_dim) if names is None else condition(c, len(z), names)
     return z, None if c is None else c.to(**like)
 
 

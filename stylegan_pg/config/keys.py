@@ -125,7 +125,8 @@ MOST = {
 }
 # One value given for a section means this key of it: data=FOLDER, model=progan.
 SHORT = {"data": "url", "model": "name", "loss": "objective", "augment": "mode", "metrics": "names"}
-PATHS = ("run", "init", "data.url", "data.mixture", "data.cache_dir", "metrics.weights")  # a leading ~ is the home
+# A leading ~ of these is the home folder.
+PATHS = ("run", "init", "data.url", "data.mixture", "data.unpaired", "data.cache_dir", "metrics.weights")
 
 
 @functools.cache
@@ -197,7 +198,10 @@ def _kind(key: str, hint: Any) -> str:
         (of,) = get_args(hint)
         text = "list of terms" if dataclasses.is_dataclass(of) else f"list of {words[of]}s".replace("texts", "names")
     elif get_origin(hint) is dict:
-        by = "kimg" if key.endswith("_from") else "URL" if key == "data.mixture" else "resolution"
+        by = (
+            "kimg" if key.endswith("_from") else {"data.mixture": "URL", "data.unpaired": "name"}.get(key, "resolution")
+        )
+        by = "name" if key == "data.derived" else by
         text = f"table {{{by}: {words[get_args(hint)[1]]}, ...}}"
     else:
         text = words[hint]

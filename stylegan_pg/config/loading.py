@@ -289,7 +289,9 @@ def publishable(config: Config) -> Config:
     mixture: dict[str, float] = {}
     for url, weight in data.mixture.items():  # some may differ in their secrets alone
         mixture[without_secrets(url)] = mixture.get(without_secrets(url), 0) + weight
-    return dataclasses.replace(config, data=dataclasses.replace(data, url=without_secrets(data.url), mixture=mixture))
+    unpaired = {name: without_secrets(url) for name, url in data.unpaired.items()}
+    data = dataclasses.replace(data, url=without_secrets(data.url), mixture=mixture, unpaired=unpaired)
+    return dataclasses.replace(config, data=data)
 
 
 def to_yaml(config: Config) -> str:

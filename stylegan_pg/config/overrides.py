@@ -290,7 +290,8 @@ class _Reader:
         if hint is str:
             if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
                 raise self.unfit(node, key, "a text without control characters")
-            return home(text) if key.split("[")[0] in PATHS else text
+            is_path = key.split("[")[0] in PATHS or key.startswith("data.unpaired.")
+            return home(text) if is_path else text
         text = text.strip().lower()
         if hint is bool:
             if text not in BOOLEANS:

@@ -19,7 +19,10 @@ class DataConfig:
     mixture: dict[str, float] = field(default_factory=dict)  # instead of url: several, with weights
     window: int = 65536  # samples that are shuffled at least at a time, of as many shards as hold them
     mirror: bool = False  # flip each image with probability 1/2
-    conditional: bool = False  # use the class labels of the dataset
+    conditional: bool = False  # G and D are given each image's class, or a vector field of the dataset
+    condition: str = ""  # which: class, or the name of a vector; empty: the class where there is one, else the vector
+    unpaired: dict[str, str] = field(default_factory=dict)  # further datasets that are not aligned with the first one
+    derived: dict[str, str] = field(default_factory=dict)  # conditions made of the picture, such as {small: low 4}
     workers: int = 2  # processes per rank that read and decode; 0 for none
     cache_dir: str = ""  # for remote shards, on this machine; empty: $STYLEGAN_PG_CACHE/shards or the user's cache
     cache_gib: float = 100.0  # limit of that folder; 0 keeps nothing, and each picture is fetched by itself

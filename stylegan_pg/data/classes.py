@@ -46,10 +46,27 @@ def _range(found: re.Match[str]) -> tuple[int, int]:
     return int(found[1][:30]), int((found[2] or found[1])[:30])
 
 
+def example_conditions(G: Any) -> torch.Tensor | None:
+    """The conditions float32 [k, c_dim] that a snapshot keeps as examples, of a generator whose conditions are vectors;
+    None for one with classes or without conditions."""
+    rows = getattr(G, "description", {}).get("conditions")
+    return torch.tensor(rows, dtype=torch.float32) if rows else None
+
+
 def class_names(G: Any) -> list[str]:
-    """The names of a conditional generator's classes; their numbers if names are unknown."""
+    """The names of a conditional generator's classes; their numbers if names are unknown. Where conditions are vectors,
+    the numbers of the snapshot's examples take the place of classes."""
+    examples = example_conditions(G)
+    if examples is not None:
+        return [str(i) for i in range(len(examples))]
     known = list(getattr(G, "description", {}).get("label_names") or [])
     return [str(known[i]) if i < len(known) else str(i) for i in range(G.c_dim)]
+
+
+def conditions_at(G: Any, numbers: Sequence[int]) -> torch.Tensor:
+    """The conditions float32 [n, c_dim] of classes, or of a snapshot's examples, by their numbers."""
+    examples = example_conditions(G)
+    return one_hot(numbers, G.c_dim) if examples is None else examples[list(numbers)]
 
 
 def parse_classes(G: Any, labels: str | None) -> list[int]:
@@ -67,7 +84,7 @@ def parse_classes(G: Any, labels: str | None) -> list[int]:
             raise UsageError("this generator is unconditional: leave --labels away")
         return []
     if labels is None:
-        return list(range(G.c_dim))
+        return list(range(len(class_names(G))))
     names = class_names(G)
     if labels in names:
         parts = [labels]
@@ -120,7 +137,7 @@ def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
         UsageError: as parse_classes.
     """
     numbers = parse_classes(G, labels)
-    return one_hot([numbers[i % len(numbers)] for i in range(count)], G.c_dim) if numbers else None
+    return conditions_at(G, [numbers[i % len(numbers)] for i in range(count)]) if numbers else None
 
 
 def file_names(names: Sequence[str]) -> list[str]:
@@ -194,6 +211,29 @@ def condition(c: Any, count: int, names: Sequence[str]) -> torch.Tensor | None:
         span = f"{int(given.min())} to {int(given.max())}"
         raise UsageError(f"c goes from {span}, and this generator has the classes 0 to {len(names) - 1}: {forms}")
     return one_hot(given, len(names))
+
+
+def vector_condition(c: Any, count: int, size: int) -> torch.Tensor:
+    """The condition of `count` images, floats [count, size], of a generator whose conditions are vectors.
+
+    Args:
+        c: a tensor, an array or lists of numbers: [count, size], or [size] for all images.
+        count: the number of images.
+        size: the length of a condition.
+
+    Raises:
+        UsageError: c has another form or holds numbers that are not finite.
+    """
+    form = f"c is a tensor [{count}, {size}], or [{size}] for all images"
+    try:
+        given = torch.as_tensor(c, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UsageError(f"c cannot be used ({printable(error)}): {form}") from None
+    if given.shape == (size,):
+        given = given.expand(count, size)
+    if given.shape != (count, size) or not given.isfinite().all():
+        raise UsageError(f"c has shape {list(given.shape)}, or numbers that are not finite: {form}")
+    return given
 
 
 def one_hot(labels: Sequence[int] | np.ndarray | torch.Tensor, classes: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stylegan_pg.checkpoint.snapshot import choose_device, load_snapshot
-from stylegan_pg.data.classes import class_names, file_names, one_hot, parse_classes, parse_numbers
+from stylegan_pg.data.classes import class_names, conditions_at, file_names, parse_classes, parse_numbers
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import name_rows, save_image, tile
 from stylegan_pg.inference.generate import LARGEST_PSI, images_of, interpolation, latents, writing
@@ -151,7 +151,7 @@ def _pairs(seeds: Sequence[int], classes: Sequence[int], chosen: bool) -> list[t
 
 def _inputs(G: Any, pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     z = latents([seed for seed, _ in pairs], G.z_dim)
-    return z, one_hot([k for _, k in pairs], G.c_dim) if G.c_dim else None
+    return z, conditions_at(G, [k for _, k in pairs]) if G.c_dim else None
 
 
 def _single_files(

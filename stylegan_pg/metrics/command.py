@@ -17,6 +17,7 @@ from stylegan_pg.checkpoint.names import config_of, is_run
 from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.classes import class_names, parse_numbers
+from stylegan_pg.data.conditions import conditions_for
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.datasets.opening import load_index
@@ -115,6 +116,9 @@ def _fit(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
             f"{snapshot} makes images of {made[0]}x{made[1]} (rows x columns), {index.path} has {real[0]}x{real[1]}: "
             "pack the dataset with the --base of the images"
         )
+    if G.c_dim and getattr(G, "description", {}).get("condition"):
+        conditions_for(index, index.table(resolution), G)  # says if the dataset has none that fit
+        return
     if G.c_dim and len(index.label_names) != G.c_dim:
         raise UsageError(f"{snapshot} knows {G.c_dim} classes, {index.path} has {len(index.label_names)}")
     if G.c_dim and (names := class_names(G)) != list(index.label_names) and sorted(names) == sorted(index.label_names):

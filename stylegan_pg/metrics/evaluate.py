@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stylegan_pg.data.classes import one_hot
+from stylegan_pg.data.conditions import Conditions, conditions_for
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.table import SampleTable
-from stylegan_pg.data.loader.loader import Bad, read_batch
+from stylegan_pg.data.loader.reading import Bad, read_batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import PeersLost, RunError, UsageError
 from stylegan_pg.inference.generate import images_of
@@ -59,6 +59,8 @@ class Evaluator:
         tools: The settings of the measurement.
         only_class: The class to which real and generated images are restricted, None for all.
         networks: Feature networks that may be loaded already.
+        condition: The field that conditions are taken from (data.condition), "" for what the generator's description or
+            the dataset suggests.
 
     Attributes:
         missing: {metric's name: why it could not be measured the last time}, a UsageError or RunError.
@@ -72,9 +74,10 @@ class Evaluator:
         tools: Tools,
         only_class: int | None = None,
         networks: Networks | None = None,
+        condition: str = "",
     ):
         self.metrics, self.tools, self.resolution = list(metrics), tools, resolution
-        self.size = index.size_at(resolution)
+        self.size, self.index, self.condition = index.size_at(resolution), index, condition
         self.networks = networks or Networks(tools)
         self.real = RealSide(index, resolution, self.networks, only_class)
         self.missing: dict[str, UsageError | RunError] = {}
@@ -232,6 +235,9 @@ class Evaluator:
                 yield first, images
                 first += len(images)
 
+    def _conditions(self, G: Any) -> Conditions:
+        return conditions_for(self.index, self.real.table, G, self.condition)
+
     def _latents(self, G: Any, purpose: str, block: int, total: int) -> Latents:
         """Return latents and labels of the images of a block. Labels are as frequent as in the dataset."""
         size, real = base.BLOCK, self.real
@@ -240,7 +246,7 @@ class Evaluator:
         if not G.c_dim:
             return z, None
         order = torch.randperm(len(real.mine), generator=generator(self.tools.seed, "metric-labels")).numpy()
-        return z, one_hot(real.table.label[real.mine[order[numbers % len(order)]]], G.c_dim)
+        return z, self._conditions(G).at(real.mine[order[numbers % len(order)]])
 
     def _probe(self, G: Any, metric: GeneratorMetric, how: dict[str, Any]) -> Rows:
         """Return the accumulated values of this rank's share of a metric's samples."""

@@ -8,7 +8,7 @@ import torch
 
 from stylegan_pg.data.classes import labels_to_c
 from stylegan_pg.data.datasets.index import DatasetIndex
-from stylegan_pg.data.loader.loader import read_batch
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.images import tile
 from stylegan_pg.inference.generate import images_of, latents

@@ -30,6 +30,7 @@ class Periodic:
 
     def __init__(self, config: Config, index: DatasetIndex):
         self.config, self.index, self.resolution = config.metrics, index, config.resolution
+        self.condition = config.data.condition
         self.wanted = bool(self.config.every_kimg or self.config.at_snapshots)
         self.metrics = [parse(name, images=self.config.images) for name in self.config.names]
         self.best = parse(self.config.best, images=self.config.images) if self.config.best else None
@@ -86,7 +87,7 @@ class Periodic:
             tools = self._tools(device, batch=max(1, min(32, 2**20 // (size[0] * size[1]))))
             self.evaluator = None  # before the next one takes its memory
             with dist.together():
-                self.evaluator = Evaluator(self.index, resolution, metrics, tools)
+                self.evaluator = Evaluator(self.index, resolution, metrics, tools, condition=self.condition)
         assert self.evaluator is not None
         try:
             values = self.evaluator(G, alpha=alpha)

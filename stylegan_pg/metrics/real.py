@@ -13,7 +13,7 @@ import torch
 
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.table import SampleTable
-from stylegan_pg.data.loader.loader import Bad, read_batch
+from stylegan_pg.data.loader.reading import Bad, read_batch
 from stylegan_pg.data.storage.remote import is_remote, stat_url
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import Config
+from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.networks import NetworkShape
 from stylegan_pg.rng import generator
 
@@ -42,7 +43,8 @@ class Step:
     net: Mapping[str, Any]  # the networks by name: "G", "D"
     share: Sequence[int]  # places in the global batch of this rank's images
     real: torch.Tensor  # [len(share), C, H, W] in [-1, 1]
-    condition: torch.Tensor | None = None  # [len(share), ...], as the dataset has it, or None
+    condition: torch.Tensor | None = None  # [len(share), c_dim], one-hot classes or vectors, or None
+    fields: Mapping[str, Any] = field(default_factory=dict)  # the further fields of the batch, see Context.field
     memory: dict[Any, Any] = field(default_factory=dict)  # what losses keep for later losses of this step
 
 
@@ -74,6 +76,12 @@ class Context:
     def condition(self) -> torch.Tensor | None:
         """Conditions [n, ...] of the real images, or None."""
         return self.rows_of(self.step.condition)
+
+    def field(self, name: str) -> Any:
+        """The values of a further field of the batch for this micro-batch's images: pictures as `real`, masks and
+        classes as whole numbers (uint8 [n, 1, H, W], int64 [n]), vectors [n, size], arrays [n, ...], texts a list."""
+        values = self.step.fields[name]
+        return [values[i] for i in self.part] if isinstance(values, list) else values[self.part]
 
     def rows_of(self, share: torch.Tensor | None) -> torch.Tensor | None:
         """This micro-batch's rows of a tensor with a row for each image of the rank's share."""
@@ -142,9 +150,14 @@ class System:
         """Take a configuration, before the first phase."""
         raise NotImplementedError
 
-    def build(self, form: NetworkShape, labels: Any) -> None:
-        """Make G and D, with fresh weights, for a phase. `labels` [images] are the classes of the real images, -1 where
-        there is none."""
+    def fields(self) -> Sequence[str]:
+        """The fields of a batch that losses read besides the picture and its condition (data/loader/parts.py lists the
+        names)."""
+        return ()
+
+    def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
+        """Make G and D, with fresh weights, for a phase. `conditions` are those of the real images, None for an
+        unconditional run."""
         raise NotImplementedError
 
     def updates(self, step: Step) -> Iterable[Update]:

@@ -16,6 +16,7 @@ import torch
 from stylegan_pg import augment
 from stylegan_pg.config import Config, TermConfig
 from stylegan_pg.config.schedule import size_at, term_weight
+from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image
 from stylegan_pg.networks import NETWORKS, NetworkShape, Pair, accepted
@@ -41,8 +42,8 @@ class GAN(System):
     def use(self, config: Config) -> None:
         self.config, self.pair = config, self.given or NETWORKS[config.model.name]
 
-    def build(self, form: NetworkShape, labels: Any) -> None:
-        self.form, self.classes, self.labels, model = form, form.c_dim, labels, self.config.model
+    def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
+        self.form, self.conditions, model = form, conditions, self.config.model
         self.G_kwargs = self.pair.g_kwargs(model, form)
         self.G, self.D = self.pair.G(**self.G_kwargs), self.pair.D(**self.pair.d_kwargs(model, form))
         if not hasattr(self.G, "z_dim"):
@@ -129,10 +130,8 @@ class GAN(System):
 
     def latents(self, x: Context, purpose: str) -> Latents:
         """This micro-batch's rows of the latents that are drawn for a purpose."""
-        mixing, labels = self.config.loss.style_mixing, self.labels if self.classes else None
-        drawn = x.once(
-            ("latents", purpose), lambda: draw(x.rng(purpose), x.count, self.G, mixing, labels, self.classes)
-        )
+        mixing = self.config.loss.style_mixing
+        drawn = x.once(("latents", purpose), lambda: draw(x.rng(purpose), x.count, self.G, mixing, self.conditions))
         return drawn.pick(x.rows, x.to_device)
 
     def generate(self, x: Context, latents: Latents, purpose: str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -293,7 +292,7 @@ class GAN(System):
 
     def trial(self, count: int, device: torch.device, dtype: torch.dtype) -> None:
         new = {"device": device, "dtype": dtype}
-        c = [torch.zeros([count, self.classes], **new)] if self.classes else []
+        c = [torch.zeros([count, self.form.c_dim], **new)] if self.form.c_dim else []
         how = {"alpha": 1.0, "noise": "random", "generator": generator(self.config.seed, "compile", device=device)}
         if self.has_ws:
             images = self.G.synthesis(torch.zeros([count, self.G.num_ws, self.G.w_dim], **new), **how)

@@ -1,4 +1,4 @@
-"""Inputs of a generator: latents, labels and the cut-offs of style mixing, functions of (seed, purpose, nimg).
+"""Inputs of a generator: latents, conditions and the cut-offs of style mixing, functions of (seed, purpose, nimg).
 
 Every rank draws them for the global batch and takes its rows, so a run does not depend on how many ranks there are.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stylegan_pg.data.classes import one_hot
+from stylegan_pg.data.conditions import Conditions
 
 
 class Latents(NamedTuple):
@@ -26,7 +26,7 @@ class Latents(NamedTuple):
         return Latents(*(None if t is None else move(t[rows]) for t in self))  # type: ignore[arg-type]  # z is a tensor
 
 
-def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, labels: Any = None, classes: int = 0) -> Latents:
+def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, conditions: Conditions | None = None) -> Latents:
     """Latents of a global batch.
 
     Args:
@@ -34,8 +34,7 @@ def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, labels: An
         count: images of the batch.
         G: its z_dim, and where it has ws its num_ws, decide the shapes.
         mixing: probability of two latents per image (Karras et al. 2019, section 3.1); ignored without several ws.
-        labels: class numbers [images] of the real images, from which labels are drawn.
-        classes: how many classes there are; 0 draws no labels.
+        conditions: those of the real images, from which conditions are drawn; None draws none.
     """
     z = torch.randn([count, G.z_dim], generator=g)
     z_mix = cutoff = c = None
@@ -45,9 +44,8 @@ def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, labels: An
         cutoff = torch.randint(1, layers, [count], generator=g)
         mixed = torch.rand([count], generator=g) < mixing
         cutoff = torch.where(mixed, cutoff, layers)
-    if classes:
-        ordinals = torch.randint(len(labels), [count], generator=g)
-        c = one_hot(labels[ordinals.numpy()], classes)
+    if conditions is not None:
+        c = conditions.at(torch.randint(len(conditions), [count], generator=g).numpy())
     return Latents(z, z_mix, cutoff, c)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ import torch
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, deal
 from stylegan_pg.data.datasets.index import DatasetIndex
-from stylegan_pg.data.loader.loader import Bad, Batch, batches
+from stylegan_pg.data.loader.loader import Batch, batches
+from stylegan_pg.data.loader.parts import Source, parts_of
+from stylegan_pg.data.loader.reading import Bad
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
+from stylegan_pg.rng import derive
 from stylegan_pg.training.devices import Devices
 
 START_PATIENCE = 10.0  # seconds, at most, for the first pictures
@@ -32,10 +35,11 @@ class TrainingBatches:
     def __init__(self, config: Config, index: DatasetIndex, parallel: Devices, plan: list[Phase]):
         self.config, self.index, self.parallel, self.plan = config, index, parallel, plan
         self.met: set[Bad] = set()  # by this rank, since the last `gather`
-        self.told: dict[tuple[int, int], Bad] = {}  # by all ranks; by resolution and ordinal
+        self.told: dict[tuple[str, int, int], Bad] = {}  # by all ranks; by dataset, resolution and ordinal
 
-    def batches(self, start: int, classes: int) -> Generator[Fed, None, None]:
-        """This rank's batches from nimg `start` on, each with its phase; one with a fault is the last."""
+    def batches(self, start: int, fields: Sequence[str]) -> Generator[Fed, None, None]:
+        """This rank's batches from nimg `start` on, each with its phase and these fields; one with a fault is the
+        last."""
         config = self.config
         order = self.index.order(config.seed, config.data.window)
         for phase in self.plan:
@@ -43,8 +47,9 @@ class TrainingBatches:
                 continue
             try:
                 table = self.index.table(phase.resolution)
+                others = self.others(phase.resolution)
             except (OSError, RunError) as error:  # where it has to come from a server
-                yield phase, Batch(torch.empty(0), None, fault=str(error))
+                yield phase, Batch({"image": torch.empty(0)}, fault=str(error))
                 return
             data = batches(
                 table,
@@ -53,10 +58,12 @@ class TrainingBatches:
                 end=phase.end,
                 batch=phase.batch,
                 share=deal(phase.batch, phase.mbstd_group, dist.world())[dist.rank()],
-                classes=classes,
+                fields=fields,
+                others=others,
+                derived=config.data.derived,
                 mirror=config.data.mirror,
                 workers=config.data.workers,
-                known={ordinal for resolution, ordinal in self.told if resolution == phase.resolution},
+                known=self.known("", phase.resolution),
                 prefetch=config.data.prefetch_shards,
                 first_patience=min(START_PATIENCE, config.data.patience_sec) if phase.start <= start else None,
                 pin=self.parallel.device.type == "cuda",
@@ -66,6 +73,30 @@ class TrainingBatches:
                     yield phase, self.parallel.send(batch)
                     if batch.fault:
                         return
+
+    def check(self, fields: Sequence[str]) -> None:
+        """
+        Raises:
+            UsageError: the data does not have one of these fields.
+        """
+        resolution = self.config.resolution
+        first = Source(self.index.table(resolution), self.index.order(self.config.seed, self.config.data.window))
+        parts_of(fields, first, self.others(resolution), self.config.data.derived)
+
+    def others(self, resolution: int) -> dict[str, Source]:
+        """The further datasets (data.unpaired) at one resolution, each with an order of its own."""
+        return {
+            name: Source(
+                index.table(resolution),
+                index.order(derive(self.config.seed, f"dataset {name}"), self.config.data.window),
+                self.known(name, resolution),
+            )
+            for name, index in self.index.others.items()
+        }
+
+    def known(self, dataset: str, resolution: int) -> frozenset[int]:
+        """The ordinals of the damaged pictures of one dataset at one resolution."""
+        return frozenset(ordinal for name, r, ordinal in self.told if (name, r) == (dataset, resolution))
 
     def first(self, stream: Iterator[Fed], asked: Callable[[], bool]) -> Fed | None:
         """The first batch; None where there is nothing left to do, or any rank was `asked` to stop while it waited.
@@ -99,7 +130,7 @@ class TrainingBatches:
 
     def gather(self) -> list[Bad]:
         """The damaged pictures that any rank has met and that were not known before. A collective call."""
-        met = {(bad.resolution, bad.ordinal): bad for some in dist.gather_objects(sorted(self.met)) for bad in some}
+        met = {_key(bad): bad for some in dist.gather_objects(sorted(self.met)) for bad in some}
         self.met.clear()
         new = {key: met[key] for key in sorted(met.keys() - self.told.keys())}
         self.told |= new
@@ -107,7 +138,7 @@ class TrainingBatches:
 
     def kinds(self, resolution: int | None = None) -> Counter[str]:
         """How many damaged pictures there are of which kind, at one resolution or all."""
-        return Counter(bad.kind for (r, _), bad in self.told.items() if resolution in (None, r))
+        return Counter(bad.kind for (_, r, _), bad in self.told.items() if resolution in (None, r))
 
     def check_share(self, resolution: int) -> None:
         """
@@ -125,9 +156,14 @@ class TrainingBatches:
             )
 
     def state(self) -> list[list[Any]]:
-        """The damaged pictures, for a checkpoint."""
-        return [list(bad) for bad in self.told.values()]
+        """The damaged pictures, for a checkpoint; those of the first dataset without its name, as earlier versions
+        wrote them."""
+        return [list(bad if bad.dataset else bad[:-1]) for bad in self.told.values()]
 
     def load(self, state: list[Any]) -> None:
         known = [Bad(*facts) for facts in state if not isinstance(facts, str)]  # as they once were
-        self.told = {(bad.resolution, bad.ordinal): bad for bad in known}
+        self.told = {_key(bad): bad for bad in known}
+
+
+def _key(bad: Bad) -> tuple[str, int, int]:
+    return bad.dataset, bad.resolution, bad.ordinal

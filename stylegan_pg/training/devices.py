@@ -63,14 +63,12 @@ class Devices:
             return batch
         self.copies = self.copies or torch.cuda.Stream(self.device)
         with torch.cuda.stream(self.copies):
-            sent = [t if t is None else t.to(self.device, non_blocking=True) for t in (batch.image, batch.condition)]
+            sent = batch.map(lambda t: t.to(self.device, non_blocking=True))
             ready = self.copies.record_event()
-        for t in sent:
-            if t is not None:
+        for t in sent.values():
+            if isinstance(t, torch.Tensor):
                 t.record_stream(torch.cuda.current_stream(self.device))  # where it will be used
-        image, condition = sent
-        assert image is not None
-        return dataclasses.replace(batch, image=image, condition=condition, ready=ready)
+        return dataclasses.replace(batch, fields=sent, ready=ready)
 
     def prepare(
         self, net: nn.Module, frozen: set[str], lr: float, beta1: float, beta2: float, eps: float

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -77,7 +78,8 @@ class Engine:
     def begin(self, batch: Batch) -> Step:
         """What the losses of this step share."""
         state, phase = self.state, self.state.current
-        real, condition = self.real_images(batch)
+        fields = self.on_device(batch)
+        conditions = state.conditions
         return Step(
             seed=state.config.seed,
             nimg=state.nimg,
@@ -90,25 +92,34 @@ class Engine:
             dtype=state.dtype,
             net=state.system.net,
             share=state.micro_batches.share,
-            real=real,
-            condition=condition,
+            real=fields.pop("image"),
+            condition=None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype),
+            fields=fields,
         )
 
-    def real_images(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """uint8 -> [-1, 1]; within a fade blended with their own down- and up-sampled copy, as G's images are."""
+    def on_device(self, batch: Batch) -> dict[str, Any]:
+        """The fields of a batch on this rank's device, as Context.field describes them."""
         state = self.state
-        layout = torch.channels_last if state.config.train.channels_last else torch.contiguous_format
         if batch.ready is not None:
             torch.cuda.current_stream(state.device).wait_event(batch.ready)
-        real = batch.image.to(state.device)
-        if not real.is_floating_point():
-            real = real.to(state.dtype).div(127.5).sub(1)
-        real = real.to(state.dtype).contiguous(memory_format=layout)
-        if state.current.fade:
+        fields = batch.map(lambda t: t.to(state.device, state.dtype if t.is_floating_point() else t.dtype))
+        size = batch.image.shape[2:]
+        for name, t in fields.items():
+            if isinstance(t, torch.Tensor) and t.ndim == 4 and name not in batch.masks:
+                fields[name] = self.picture(t, fades=t.shape[2:] == size)
+        return fields
+
+    def picture(self, t: torch.Tensor, fades: bool) -> torch.Tensor:
+        """uint8 -> [-1, 1]; within a fade blended with its own down- and up-sampled copy, as G's images are."""
+        state = self.state
+        layout = torch.channels_last if state.config.train.channels_last else torch.contiguous_format
+        if not t.is_floating_point():
+            t = t.to(state.dtype).div(127.5).sub(1)
+        t = t.contiguous(memory_format=layout)
+        if fades and state.current.fade:
             f = state.D.filter
-            real = torch.lerp(upsample2d(downsample2d(real, f), f), real, state.alpha)
-        c = None if batch.condition is None else batch.condition.to(state.device, state.dtype)
-        return real, c
+            t = torch.lerp(upsample2d(downsample2d(t, f), f), t, state.alpha)
+        return t
 
     # ---------------------------------------------------------------------------------------------- an update
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from stylegan_pg.checkpoint.snapshot import save_snapshot
 from stylegan_pg.config import Config
 from stylegan_pg.config.loading import to_plain
 from stylegan_pg.config.schedule import crossed
+from stylegan_pg.data.conditions import names_of
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.images.decode import MODES
-from stylegan_pg.data.loader.loader import read_batch
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import PeersLost, RunError, UsageError
 from stylegan_pg.inference.generate import grid_inputs, grid_ordinals, images_of
@@ -78,8 +80,12 @@ class Outputs:
         if not self.reporter or self.index.channels not in MODES:  # points are no pictures
             return
         p, (columns, rows) = self.state, self.config.output.grid
-        classes = np.unique(p.table.label).tolist() if p.classes else []
+        by_class = p.conditions is not None and p.conditions.are_classes
+        classes = np.unique(p.table.label).tolist() if by_class else []
+        chosen = grid_ordinals(p.table.label, columns, rows, classes)
         z, c = grid_inputs(p.G_ema, columns, rows, classes)
+        if p.conditions is not None and not by_class:
+            c = p.conditions.at(chosen)  # those of the real images at the same places
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
         try:
             images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
@@ -90,7 +96,6 @@ class Outputs:
         self.reporter.grid(f"fakes-{at}", p.nimg, images, columns)
         name = f"reals-r{p.current.resolution:04d}"
         if not (self.run / "samples" / f"{name}.png").exists():
-            chosen = grid_ordinals(p.table.label, columns, rows, classes)
             try:
                 self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
             except (OSError, RunError) as error:
@@ -166,13 +171,23 @@ class Outputs:
             self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
             return False
 
+    def _conditions(self) -> dict[str, Any]:
+        """What a snapshot says of the conditions of its generator: the field, names, and examples of vectors."""
+        p = self.state
+        if p.conditions is None:
+            return {"label_names": []}
+        names = {"label_names": names_of(self.index, p.condition)}
+        if p.conditions.are_classes:
+            return names
+        return {**names, "condition": p.condition, "conditions": p.conditions.examples()}
+
     def _write(self, path: Path) -> None:
         p = self.state
         description = {
             **p.system.snapshot_description(),
             "alpha": p.alpha,
             "nimg": p.nimg,
-            "label_names": list(self.index.label_names) if p.classes else [],
+            **self._conditions(),
             "dataset": self.index.identity,
             "config": to_plain(self.config),
             "stylegan_pg": __version__,

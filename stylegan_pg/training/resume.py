@@ -20,12 +20,22 @@ from stylegan_pg.training.running import RunningState, stored_states
 from stylegan_pg.untrusted import finite_number, printable, whole_number
 
 # Another value here makes another network, or moves the phases that nimg is counted in.
-FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "train.batch", "train.batch_at", "train.dtype")
+FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "data.condition", "train.batch")
+FIXED += ("train.batch_at", "train.dtype")
 # Though they begin like these: another value goes on with the same networks, in other steps or other rounding.
 PRECISION = ("model.low_precision", "model.low_precision_at", "model.low_precision_resolutions")
 CHANGEABLE = (*PRECISION, "model.w_avg_beta")
 # Another value here changes nothing about what is computed.
-FREE = ("run", "data.url", "data.mixture", "data.workers", "data.cache_", "data.prefetch_shards", "data.patience_sec")
+FREE = (
+    "run",
+    "data.url",
+    "data.mixture",
+    "data.unpaired",
+    "data.workers",
+    "data.cache_",
+    "data.prefetch_shards",
+    "data.patience_sec",
+)
 FREE += ("data.max_bad_share", "output.", "checkpoint.", "metrics.", "train.total_kimg", "train.threads")
 FREE += (
     "train.join_sec",
@@ -37,6 +47,8 @@ FREE += (
 )
 
 
+# The dataset's name is there for data.unpaired only.
+_BAD_SAMPLES = ([int, int, str, str, str], [int, int, str, str, str, str])
 MOST_THREADS, FINITE = 1024, sys.float_info.max
 
 
@@ -71,7 +83,7 @@ def check_state(state: dict[str, Any], named: str, system: System | None = None)
         finite_number(pair[0], -FINITE, FINITE, f"{named}: the sum of {printable(name, 60)}", remedy)
         whole_number(pair[1], 0, 1 << 62, f"{named}: the count of {printable(name, 60)}", remedy)
     for bad in part("bad_samples", list):
-        told = isinstance(bad, list) and list(map(type, bad)) == [int, int, str, str, str]
+        told = isinstance(bad, list) and list(map(type, bad)) in _BAD_SAMPLES
         if not told and not isinstance(bad, str):  # as they once were
             raise UsageError(f"{named}: an entry of bad_samples is no damaged sample: {remedy}")
     environment = part("environment", dict)

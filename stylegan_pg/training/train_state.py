@@ -13,6 +13,7 @@ import torch
 from stylegan_pg.checkpoint import checkpoint, tensor_file
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, lazy_ratio
+from stylegan_pg.data.conditions import Conditions, condition_field, condition_size, conditions_of
 from stylegan_pg.data.datasets.index import DatasetIndex, check_base
 from stylegan_pg.data.datasets.table import SampleTable
 from stylegan_pg.distributed import process_group as dist
@@ -54,7 +55,11 @@ class TrainState:
         self.system = system or GAN(config)
         self.use(config)
         check_base(index, config)
-        self.classes = classes_of(index, config)
+        self.condition = condition_field(index, config.data.condition) if config.data.conditional else ""
+        self.c_dim = condition_size(index, self.condition) if self.condition else 0
+        if self.condition:
+            conditions_of(index, index.table(config.resolution), self.condition)  # says if images have none
+        self.conditions: Conditions | None = None  # of the real images of the present phase
         self.said: set[str] = set()  # notes of a kind that is told once
         self.nimg = 0  # real images shown to D
         self.phase: Phase | None = None
@@ -84,6 +89,11 @@ class TrainState:
     def current(self) -> Phase:
         assert self.phase is not None, "enter a phase first"
         return self.phase
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of a batch besides the picture."""
+        return list(dict.fromkeys([*filter(None, [self.condition]), *self.system.fields()]))
 
     # ------------------------------------------------------------------------------------------------ phases
 
@@ -132,11 +142,12 @@ class TrainState:
 
     def _build(self, phase: Phase) -> None:
         self.table = self.index.table(phase.resolution)
+        self.conditions = conditions_of(self.index, self.table, self.condition) if self.condition else None
         full, channels = self.config.resolution, self.index.channels
-        shape = NetworkShape(phase.resolution, full, phase.fade, channels, self.classes, phase.mbstd_group)
+        shape = NetworkShape(phase.resolution, full, phase.fade, channels, self.c_dim, phase.mbstd_group)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.config.seed, "init", phase.index))
-            self.system.build(shape, self.table.label)
+            self.system.build(shape, self.conditions)
 
     def _take_over(self, old: Mapping[str, Any], init: transfer.Weights | None) -> list[str]:
         """Weights from the phase before or from `init`; then the networks go to their device."""
@@ -232,20 +243,3 @@ class TrainState:
         self.running = read_state(RunningState, initial | dict(training), "the state of training")
         self.system.load_state(system)
 
-
-def classes_of(index: DatasetIndex, config: Config) -> int:
-    """How many classes a conditional run has, 0 without conditions.
-
-    Raises:
-        UsageError: if images lack labels.
-    """
-    if not config.data.conditional:
-        return 0
-    if not index.label_names:
-        raise UsageError(f"data.conditional=true, but {index.path} has no labels: pack it with --labels")
-    if bare := int((index.table(config.resolution).label < 0).sum()):
-        raise UsageError(
-            f"data.conditional=true, but {bare} of {index.count} images in {index.path} have no label: pack them "
-            "with --unlabelled skip, or set data.conditional=false"
-        )
-    return len(index.label_names)

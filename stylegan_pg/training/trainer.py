@@ -22,7 +22,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.config.loading import to_plain
 from stylegan_pg.config.schedule import Phase, crossed, phases, shortfall
 from stylegan_pg.data.datasets.index import DatasetIndex
-from stylegan_pg.data.loader.loader import give_up_waiting
+from stylegan_pg.data.loader.workers import give_up_waiting
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
@@ -64,6 +64,7 @@ class Trainer:
         self.folder = RunFolder(self.run)
         self.checkpoints = Checkpoints(self.run / "checkpoints", config.checkpoint, self.note, self.say)
         self.feed = TrainingBatches(config, index, parallel, self.plan)
+        self.feed.check(self.state.fields)
         self.means = Means()
         self.lost = ""  # why rank 0 cannot write into the run's folder any more
         self.stopping = False  # the ranks have agreed to stop after this step
@@ -96,7 +97,7 @@ class Trainer:
         for remark in filter(None, [shortfall(self.config), *of_ranks(self.plan, dist.world()), *remarks]):
             self.say(f"note: {remark}")
         p = self.state
-        with contextlib.closing(self.feed.batches(p.nimg, p.classes)) as stream:
+        with contextlib.closing(self.feed.batches(p.nimg, p.fields)) as stream:
             ahead = self.feed.first(stream, stopping.asked)
             while ahead and not self.stopping:
                 phase, batch = ahead

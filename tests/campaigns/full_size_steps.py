@@ -47,7 +47,7 @@ def step(name: str, kind: str) -> dict[str, float]:
     state.enter(last)
     state.nimg = last.start
     started = time.time()
-    done = Engine(state).step(Batch(torch.randint(0, 256, [1, 3, 1024, 1024], dtype=torch.uint8), None, []))
+    done = Engine(state).step(Batch({"image": torch.randint(0, 256, [1, 3, 1024, 1024], dtype=torch.uint8)}))
     assert not done.faults, done.faults
     stats = done.stats
     expected = {"loss_g", "loss_d"}.union(*(set(reports) for reports in reports_of(state.system)))

@@ -17,6 +17,8 @@ At resolution r a picture has base[0] r / 4 rows and base[1] r / 4 columns; inde
 none it is 4x4: pictures are r x r.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -66,7 +68,8 @@ class DatasetIndex:
 
     `path` is its name in messages, without secrets; `root` is where it is read from. `label_names` is empty for an
     unlabelled dataset. `identity` is equal for equal data. `base` is (rows, columns) at resolution 4. `notes` are
-    sentences about how the data was interpreted. `fields` are those besides the picture and its class.
+    sentences about how the data was interpreted. `fields` are those besides the picture and its class. `others` are
+    further datasets that are not aligned with this one (data.unpaired), by name; they are part of the identity.
     """
 
     path: str
@@ -81,12 +84,13 @@ class DatasetIndex:
     root: str = field(default="", repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     fields: Mapping[str, Field] = field(default_factory=dict)
+    others: Mapping[str, DatasetIndex] = field(default_factory=dict)
 
     def size_at(self, resolution: int) -> tuple[int, int]:
         """(height, width) of the pictures at one resolution, in pixels."""
         return size_at(resolution, self.base)
 
-    def table(self, resolution: int) -> "SampleTable":
+    def table(self, resolution: int) -> SampleTable:
         """The positions of all samples of one resolution.
 
         The shard indexes are verified by their checksums, and local tars by their sizes; the bytes of a sample are
@@ -186,7 +190,7 @@ def _base(description: dict[str, Any]) -> tuple[int, int]:
     return rows, columns
 
 
-def check_base(index: DatasetIndex, config: "Config") -> None:
+def check_base(index: DatasetIndex, config: Config) -> None:
     """Check that a configuration's networks generate pictures of the dataset's shape.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 
@@ -56,9 +57,35 @@ def load_dataset(config: Config) -> DatasetIndex:
     data = config.data
     shard_cache.configure(shard_cache.Settings(data.cache_dir, int(data.cache_gib * 2**30), data.patience_sec))
     base = (config.model.base[0], config.model.base[1])
-    if not config.data.mixture:
-        return load_index(config.data.url, base)
-    return mix([load_index(url, base) for url in config.data.mixture], list(config.data.mixture.values()))
+    if data.mixture:
+        first: DatasetIndex = mix([load_index(url, base) for url in data.mixture], list(data.mixture.values()))
+    else:
+        first = load_index(data.url, base)
+    return with_others(first, {name: load_index(url, base) for name, url in data.unpaired.items()})
+
+
+def with_others(first: DatasetIndex, others: dict[str, DatasetIndex]) -> DatasetIndex:
+    """A dataset together with further ones that are not aligned with it (data.unpaired).
+
+    Raises:
+        UsageError: one of them has pictures of another shape, or lacks a resolution of the first.
+    """
+    for name, other in others.items():
+        if other.base != first.base:
+            raise UsageError(
+                f"data.unpaired: {name}: the base of {other.path} is {_said(other.base)}, that of {first.path} "
+                f"{_said(first.base)}: pack one of them again"
+            )
+        if lacking := sorted(set(first.resolutions) - set(other.resolutions)):
+            raise UsageError(
+                f"data.unpaired: {name}: {other.path} lacks the resolution {lacking[0]}, which {first.path} has: pack "
+                "it with the same --resolution and --lowest"
+            )
+    if not others:
+        return first
+    names = "".join(f" {name} {other.identity}" for name, other in sorted(others.items()))
+    identity = hashlib.sha256(f"{first.identity} and{names}".encode()).hexdigest()
+    return dataclasses.replace(first, others=others, identity=identity)
 
 
 def mix(sources: list[DatasetIndex], weights: list[float]) -> MixtureIndex:

@@ -1,21 +1,17 @@
-"""The deterministic data loader: the real images of a batch depend on (seed, nimg) only (see datasets/sampler.py).
+"""The deterministic data loader: the fields of a batch depend on (seed, nimg) only (see datasets/sampler.py).
 
-No fault is silent. A sample whose bytes are bad every time is replaced by the next one in the dataset, on every machine
-alike, and reported with the batch. A fault that may pass (a server that is down, a busy disk) is retried for the
-configured patience. After that a batch carries the fault instead of images and is the last one, so that the run can
-stop there and continue later.
+A batch that cannot be read carries the fault instead of images and is the last one, so that the run can stop there and
+continue later. What is retried and what is replaced, reading.py says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import gc
 import math
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,124 +19,71 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from stylegan_pg.data.classes import one_hot
-from stylegan_pg.data.datasets.sampler import Mixture, Order, flipped
-from stylegan_pg.data.datasets.table import CorruptSample, SampleTable
+from stylegan_pg.data.datasets.sampler import Mixture, Order
+from stylegan_pg.data.datasets.table import SampleTable
+from stylegan_pg.data.loader import workers as processes
+from stylegan_pg.data.loader.parts import Part, Source, Spec, parts_of
+from stylegan_pg.data.loader.reading import Bad
 from stylegan_pg.data.loader.shared_buffers import Slots
 from stylegan_pg.data.storage import shard_cache
-from stylegan_pg.data.storage.retry import Fault, Patience
+from stylegan_pg.data.storage.retry import Fault
 from stylegan_pg.data.storage.shard_reader import Prefetcher
-from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.untrusted import printable
 
 AHEAD = range(2, 5)  # bounds for the number of batches that each worker prepares ahead,
 AHEAD_BYTES = 256 << 20  # which is chosen so that they take about so many bytes together
 IN_USE = 3  # batches that the consumer holds at a time: the step's, the next one, and a spare one
-IN_A_ROW = 1000  # consecutive bad samples, after which the dataset itself must be wrong
-LINGER = 30.0  # seconds that a worker continues after SIGTERM
 PREFETCH_THREADS = 4
 LOOK_AHEAD = 1.0  # seconds between updates of the shards to prefetch
-
-
-class Bad(NamedTuple):
-    """A sample whose bytes are bad every time; `kind` is one of table.KINDS."""
-
-    resolution: int
-    ordinal: int
-    kind: str
-    shard: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"sample {self.ordinal} in {printable(self.shard)}: {self.reason}"
 
 
 @dataclass
 class Batch:
     """A rank's share of a batch.
 
-    image: uint8 [n, C, H, W], channels last (float32 for points). condition: float32 [n, classes], one-hot, or None.
-    bad: the samples that were replaced. fault: the reason why there are no images, or "". lasting: whether that fault
-    needs a person. ready: the CUDA event after which the tensors hold their values, or None.
+    fields: the values of its n images by field (parts.py lists the names). Pictures are uint8 [n, C, H, W], channels
+    last (float32 for points); "class" int64 [n]; vectors float32 [n, size]; arrays [n, ...]; texts a list of n. masks:
+    the pictures among them whose pixels are whole numbers, not colours. bad: the samples that were replaced. fault: the
+    reason why there are no images, or "". lasting: whether that fault needs a person. ready: the CUDA event after which
+    the tensors hold their values, or None.
     """
 
-    image: torch.Tensor
-    condition: torch.Tensor | None
+    fields: dict[str, Any] = field(default_factory=dict)
+    masks: frozenset[str] = frozenset()
     bad: list[Bad] = field(default_factory=list)
     fault: str = ""
     lasting: bool = False
     ready: Any = None
 
+    @property
+    def image(self) -> torch.Tensor:
+        return self.fields["image"]
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+        """The fields, with `change` applied to those that are tensors."""
+        return {n: change(v) if isinstance(v, torch.Tensor) else v for n, v in self.fields.items()}
+
     def pin_memory(self) -> Batch:
-        self.image = self.image.pin_memory()
-        self.condition = None if self.condition is None else self.condition.pin_memory()
+        self.fields = self.map(torch.Tensor.pin_memory)
         return self
 
 
-def read_sample(table: SampleTable, i: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Read sample i, [C, H, W], with retries; see SampleTable.image.
-
-    Raises:
-        CorruptSample: the bytes were bad twice, the second time read from the source itself.
-        OSError: the sample could not be read for the configured patience.
-    """
-    waiting, garbled = Patience(shard_cache.settings().patience), 0
-    while True:
-        try:
-            return table.image(i, out)
-        except CorruptSample:
-            garbled += 1
-            if garbled == 2:
-                raise
-            table.doubt(i)
-        except OSError as fault:
-            waiting.wait(fault)
-
-
-def read_image(
-    table: SampleTable, ordinal: int, known: Collection[int] = frozenset(), out: np.ndarray | None = None
-) -> tuple[np.ndarray, int, list[Bad]]:
-    """Read the image at `ordinal`, or the next good one.
-
-    Ordinals in `known` are known to be bad; they are skipped without reading and not reported.
-
-    Returns:
-        The image [C, H, W], its ordinal, and the samples that were found to be bad.
-
-    Raises:
-        OSError: as read_sample.
-        RunError: nothing in the dataset, or IN_A_ROW consecutive samples, can be decoded.
-    """
-    bad: list[Bad] = []
-    for i in ((ordinal + step) % len(table) for step in range(len(table))):
-        if i not in known:
-            try:
-                return read_sample(table, i, out), i, bad
-            except CorruptSample as error:
-                bad.append(Bad(table.resolution, i, error.kind, error.shard, error.reason))
-                if len(bad) == IN_A_ROW:
-                    break
-    why = f" (the last: {bad[-1]})" if bad else ""
-    raise RunError(f"none of {len(bad) or len(table)} samples from {ordinal} on can be decoded{why}: mend the dataset")
-
-
 class _Wanted(NamedTuple):
-    """A request for a rank's share of a batch: (epoch, ordinal) of its samples, the patience in seconds, and the slot
-    of shared memory for the images, if one was free."""
+    """A request for a rank's share of a batch: for each part (epoch, ordinal) of its samples, the patience in seconds,
+    and for each picture field the slot of shared memory, if one was free."""
 
-    samples: list[tuple[int, int]]
+    samples: list[list[tuple[int, int]]]
     patience: float
-    slot: int | None
+    slots: dict[str, int | None]
 
 
 class _Read(NamedTuple):
-    """The answer to a _Wanted: images [n, H, W, C], or None if they are in the slot; class numbers int64 [n]; the rest
-    as in Batch. It holds arrays and not tensors, because sending a tensor between processes takes a file descriptor."""
+    """The answer to a _Wanted: the values of fields that are not in a slot, arrays with n rows or lists of n texts; the
+    rest as in Batch. It holds arrays and not tensors, because sending a tensor between processes takes a file
+    descriptor."""
 
-    slot: int | None
-    images: torch.Tensor | None
-    labels: np.ndarray
+    slots: dict[str, int | None]
+    values: dict[str, Any]
     bad: list[Bad]
     fault: str = ""
     lasting: bool = False
@@ -149,40 +92,44 @@ class _Read(NamedTuple):
 class _Samples(Dataset):
     """Reads whole batches; runs in the worker processes."""
 
-    def __init__(
-        self, table: SampleTable, seed: int, mirror: bool, known: Collection[int], slots: Slots, hands: np.ndarray
-    ):
-        self.table, self.seed, self.mirror, self.known, self.slots = table, seed, mirror, frozenset(known), slots
-        self.hands = hands  # the sample that each worker is reading, for the message if it dies
+    def __init__(self, parts: Sequence[Part], mirror: bool, slots: Mapping[str, Slots], progress: np.ndarray):
+        self.parts, self.mirror, self.slots = parts, mirror, slots
+        self.progress = progress  # part and ordinal that each worker is reading, for the message if it dies
+        self.specs = specs_of(parts)
 
     def __getitems__(self, wanted: _Wanted) -> _Read:
-        n, slot = len(wanted.samples), wanted.slot
-        # In the decoders' layout, with a pixel's channels together: separating them takes a third of the decoding time.
-        shape = [n, *self.table.image_size, self.table.channels]
-        pixels = np.empty(shape, self.table.dtype) if slot is None else self.slots.arrays[slot]
-        labels = np.zeros([n], np.int64)
-        bad: list[Bad] = []
-        worker = get_worker_info()
+        n, bad, worker = len(wanted.samples[0]), [], get_worker_info()
+        out = {name: self._memory(name, spec, n, wanted.slots.get(name)) for name, spec in self.specs.items()}
         with shard_cache.patience(wanted.patience):
-            for k, (epoch, ordinal) in enumerate(wanted.samples):
-                if worker:
-                    self.hands[worker.id] = ordinal
-                try:
-                    _, source, problems = read_image(self.table, ordinal, self.known, pixels[k])
-                except (OSError, RunError, UsageError) as error:  # if raised, it would arrive wrapped in a traceback
-                    lasting = not isinstance(error, OSError)
-                    return _Read(slot, None, labels, bad, self._about(ordinal, error), lasting)
-                if self.mirror and flipped(self.seed, epoch, ordinal):
-                    image = torch.from_numpy(pixels[k])
-                    image.copy_(image.flip(1))  # eight times as fast as NumPy
-                labels[k] = self.table.label[source]
-                bad += problems
-        return _Read(slot, torch.from_numpy(pixels) if slot is None else None, labels, bad)
+            for j, part in enumerate(self.parts):
+                for k, (epoch, ordinal) in enumerate(wanted.samples[j]):
+                    if worker:
+                        self.progress[worker.id] = j, ordinal
+                    try:
+                        bad += part.read((epoch, ordinal), k, out, self.mirror)
+                    except (OSError, RunError, UsageError) as error:  # if raised, it would come wrapped in a traceback
+                        lasting = not isinstance(error, OSError)
+                        return _Read(wanted.slots, {}, bad, _about(part, ordinal, error), lasting)
+        return _Read(wanted.slots, {n: v for n, v in out.items() if wanted.slots.get(n) is None}, bad)
 
-    def _about(self, ordinal: int, error: Exception) -> str:
-        if isinstance(error, OSError) and not isinstance(error, Fault):  # which names the shard itself
-            return f"{self.table.paths[self.table.shard[ordinal]]} cannot be read: {error}"
-        return str(error)
+    def _memory(self, name: str, spec: Spec, n: int, slot: int | None) -> Any:
+        """Room for n values. Pictures are in the decoders' layout, with a pixel's channels together: separating them
+        takes a third of the decoding time."""
+        if slot is not None:
+            return self.slots[name].arrays[slot]
+        return [""] * n if spec.dtype is None else np.empty([n, *spec.shape], spec.dtype)
+
+
+def specs_of(parts: Sequence[Part]) -> dict[str, Spec]:
+    """The fields of a batch by name."""
+    return {name: spec for part in parts for name, spec in part.specs().items()}
+
+
+def _about(part: Part, ordinal: int, error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, Fault):  # which names the shard itself
+        table = part.source.table
+        return f"{table.paths[table.shard[ordinal]]} cannot be read: {error}"
+    return str(error)
 
 
 class _Positions(Sampler):
@@ -190,55 +137,24 @@ class _Positions(Sampler):
 
     def __init__(
         self,
-        order: Order | Mixture,
+        parts: Sequence[Part],
         steps: range,
         share: Sequence[int],
         first_patience: float | None,
-        slots: Slots,
+        slots: Mapping[str, Slots],
     ):
-        self.order, self.steps, self.share, self.first, self.slots = order, steps, share, first_patience, slots
+        self.parts, self.steps, self.share, self.first, self.slots = parts, steps, share, first_patience, slots
 
     def __iter__(self) -> Iterator[_Wanted]:
         patience = shard_cache.settings().patience
         for nimg in self.steps:
             first = nimg == self.steps.start and self.first is not None
-            samples = [self.order.at(nimg + i) for i in self.share]
-            yield _Wanted(samples, (self.first or 0.0) if first else patience, self.slots.take())
+            samples = [[part.at(nimg, i, self.steps.step) for i in self.share] for part in self.parts]
+            slots = {name: memory.take() for name, memory in self.slots.items()}
+            yield _Wanted(samples, (self.first or 0.0) if first else patience, slots)
 
     def __len__(self) -> int:
         return len(self.steps)
-
-
-def _in_worker(settings: shard_cache.Settings, _: int) -> None:
-    gc.freeze()  # so that the garbage collector ignores the parent's objects
-    shard_cache.configure(settings)
-    global _workers
-    _workers = []  # the parent's
-    stopping.be_worker()
-    # SIGTERM, and SIGHUP of a closed terminal, may reach all processes, but the trainer decides when to stop. A worker
-    # therefore continues for LINGER seconds, so that the step can be finished, but does not wait for servers any more.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_soon)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _end_soon(*_: Any) -> None:
-    if not Patience.giving_up:
-        Patience.give_up()
-        timer = threading.Timer(LINGER, os._exit, [0])
-        timer.daemon = True  # so that it does not keep a finished worker alive
-        timer.start()
-
-
-def give_up_waiting() -> None:
-    """End all retries of this process and its workers, so that pending batches come with a fault. For a process that is
-    about to stop; safe in a signal handler."""
-    Patience.give_up()
-    for worker in _workers:
-        worker.terminate()  # see _in_worker
-
-
-_workers: list[Any] = []  # of this process's streams
 
 
 def batches(
@@ -249,7 +165,9 @@ def batches(
     end: int,
     batch: int,
     share: Sequence[int],
-    classes: int = 0,
+    fields: Sequence[str] = (),
+    others: Mapping[str, Source] | None = None,
+    derived: Mapping[str, str] | None = None,
     mirror: bool = False,
     workers: int = 2,
     known: Collection[int] = frozenset(),
@@ -267,65 +185,87 @@ def batches(
         start, end: in images.
         batch: images of the global batch.
         share: indices of this rank's images within the global batch.
-        classes: number of classes for one-hot conditions, 0 for none.
-        mirror: whether images are flipped at random.
+        fields: the fields of a batch besides "image", see parts.py.
+        others: further datasets by name, each with an order of its own.
+        derived: recipes of conditions by name, see derived.py.
+        mirror: whether images are flipped at random, with all fields that lie on their pixels.
         workers: processes that read and decode ahead; the images do not depend on it.
         known: ordinals of bad samples, which are replaced without reading them.
         prefetch: number of remote shards beyond those in use that are fetched ahead.
         first_patience: seconds of retries for the first batch, None for the configured patience.
         pin: put batches into pinned memory, from where copies to a GPU overlap with its work.
+
+    Raises:
+        UsageError: as parts_of.
     """
     steps = range(start, end, batch)
-    shape = [len(share), *table.image_size, table.channels]
-    size = max(math.prod(shape) * np.dtype(table.dtype).itemsize, 1)
-    depth = min(max(AHEAD_BYTES // (size * max(workers, 1)), AHEAD[0]), AHEAD[-1])
-    slots = Slots(min(depth * workers + IN_USE, len(steps)), shape, table.dtype)
-    hands = Slots(1, [max(workers, 1)], np.int64).arrays[0]
+    parts = parts_of(fields, Source(table, order, frozenset(known)), others, derived)
+    specs = specs_of(parts)
+    pictures = {n: ([len(share), *s.shape], s.dtype) for n, s in specs.items() if s.is_picture}
+    size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in pictures.values())
+    depth = min(max(AHEAD_BYTES // max(size * max(workers, 1), 1), AHEAD[0]), AHEAD[-1])
+    count = min(depth * workers + IN_USE, len(steps))
+    slots = {name: Slots(count, shape, dtype) for name, (shape, dtype) in pictures.items()}
+    progress = Slots(1, [max(workers, 1), 2], np.int64).arrays[0]
     loader = DataLoader(
-        _Samples(table, order.seed, mirror, known, slots, hands),
-        batch_sampler=_Positions(order, steps, share, first_patience, slots),  # type: ignore[arg-type]  # not lists
+        _Samples(parts, mirror, slots, progress),
+        batch_sampler=_Positions(parts, steps, share, first_patience, slots),  # type: ignore[arg-type]  # not lists
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         collate_fn=_whole,  # type: ignore[arg-type]  # its stub wants lists; __getitems__ makes whole batches
-        worker_init_fn=functools.partial(_in_worker, shard_cache.settings()),
+        worker_init_fn=functools.partial(processes.begin, shard_cache.settings()),
         prefetch_factor=depth if workers else None,
         generator=torch.Generator(),  # otherwise DataLoader would draw a seed from the global random stream
     )
+    with contextlib.ExitStack() as stack:
+        iterator, mine = stack.enter_context(_started(loader))
+        why_died = functools.partial(processes.why_died, mine, progress, [part.source.table for part in parts])
+        ahead = [stack.enter_context(contextlib.closing(one)) for one in _prefetchers(parts, prefetch, steps)]
+        for nimg in steps:
+            for one in ahead:
+                one.look(nimg)
+            item = _assembled(_next(iterator, why_died), slots, specs)
+            yield item.pin_memory() if pin and not item.fault else item
+            if item.fault:
+                return
+            del item  # the slots become free when the consumer drops its reference, too
+
+
+@contextlib.contextmanager
+def _started(loader: DataLoader) -> Iterator[tuple[Iterator[Any], list[Any]]]:
+    """A loader's iterator and workers, which are ended immediately behind the block, and not at the next garbage
+    collection."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until a worker has installed its handler
     try:
         iterator = iter(loader)  # this forks, which must happen before threads are started
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     mine = list(getattr(iterator, "_workers", ()))
-    _workers.extend(mine)
-    ahead = _Ahead(table, order, prefetch) if prefetch and shard_cache.settings().limit and steps else None
+    processes.running.extend(mine)
     try:
-        for nimg in steps:
-            if ahead:
-                ahead.look(nimg)
-            item = _assembled(_next(iterator, functools.partial(_why_died, mine, hands, table)), slots, classes)
-            yield item.pin_memory() if pin and not item.fault else item
-            if item.fault:
-                return
-            del item  # the slot becomes free when the consumer drops its reference, too
-    finally:  # immediately, and not at the next garbage collection
-        if ahead:
-            ahead.close()
+        yield iterator, mine
+    finally:
         for worker in mine:
-            _workers.remove(worker)
+            processes.running.remove(worker)
             worker.terminate()  # it may be waiting for data that is not needed any more
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop:
             stop()
 
 
+def _prefetchers(parts: Sequence[Part], count: int, steps: range) -> list[_Ahead]:
+    if not (count and shard_cache.settings().limit and steps):
+        return []
+    return [_Ahead(part.source, count) for part in parts if not part.is_next]
+
+
 class _Ahead:
     """Prefetches the remote shards that will be needed: those of the present group of the order, and some of the
     next."""
 
-    def __init__(self, table: SampleTable, order: Order | Mixture, count: int):
-        self.shards = table.remote_shards()
-        self.order, self.count, self.last = order, count, float("-inf")
+    def __init__(self, source: Source, count: int):
+        self.shards = source.table.remote_shards()
+        self.order, self.count, self.last = source.order, count, float("-inf")
         self.prefetcher = Prefetcher(min(count, PREFETCH_THREADS)) if self.shards else None
 
     def look(self, nimg: int) -> None:
@@ -346,42 +286,17 @@ def _next(iterator: Iterator[_Read], why_died: Callable[[], str]) -> _Read:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        return _Read(None, None, np.zeros([0], np.int64), [], why_died())
-
-
-_KILLED = "a process that reads ahead was killed, perhaps for want of memory (smaller data.workers need less)"
-
-
-def _why_died(workers: list[Any], hands: np.ndarray, table: SampleTable) -> str:
-    """A message that says what ended a worker, and which sample it was reading."""
-    for worker, ordinal in zip(workers, hands.tolist(), strict=True):
-        worker.join(1.0 if worker.exitcode is None and not worker.is_alive() else 0.0)
-        if worker.exitcode is not None and worker.exitcode < 0:
-            died = signal.Signals(-worker.exitcode)
-            if died != signal.SIGKILL:
-                return f"a process that reads ahead was ended by {died.name} as it decoded {table.place_of(ordinal)}"
-            return f"{_KILLED}; the last that it had was {table.place_of(ordinal)}"
-    return _KILLED
+        return _Read({}, {}, [], why_died())
 
 
 def _whole(read: _Read) -> _Read:
     return read
 
 
-def _assembled(read: _Read, slots: Slots, classes: int) -> Batch:
-    images = slots.lend(read.slot) if read.slot is not None else read.images
-    if read.fault or images is None:
-        return Batch(torch.empty(0), None, read.bad, read.fault, read.lasting)
-    return Batch(images.permute(0, 3, 1, 2), one_hot(read.labels, classes) if classes else None, read.bad)
-
-
-def read_batch(table: SampleTable, ordinals: Sequence[int], bad: list[Bad] | None = None) -> torch.Tensor:
-    """Read images uint8 [n, C, H, W] by their ordinals; replaced samples are appended to `bad`.
-
-    Raises:
-        OSError, RunError: as read_image.
-    """
-    read = [read_image(table, int(i)) for i in ordinals]
-    if bad is not None:
-        bad += [one for *_, problems in read for one in problems]
-    return torch.from_numpy(np.stack([image for image, *_ in read]))
+def _assembled(read: _Read, slots: Mapping[str, Slots], specs: Mapping[str, Spec]) -> Batch:
+    lent = {name: slots[name].lend(slot) for name, slot in read.slots.items() if slot is not None}
+    if read.fault:
+        return Batch({"image": torch.empty(0)}, frozenset(), read.bad, read.fault, read.lasting)
+    values = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in read.values.items()} | lent
+    fields = {name: values[name].permute(0, 3, 1, 2) if s.is_picture else values[name] for name, s in specs.items()}
+    return Batch(fields, frozenset(name for name, s in specs.items() if s.is_mask), read.bad)
