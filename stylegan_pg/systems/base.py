@@ -155,6 +155,20 @@ class System:
         names)."""
         return ()
 
+    def inputs(self) -> Sequence[str]:
+        """Those of `fields` that G takes, for a generator that changes pictures rather than making them of latents."""
+        return ()
+
+    def images(self, G: Any, z: torch.Tensor, c: torch.Tensor | None, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Images [n, C, H, W] of about [-1, 1] that G makes of `inputs`, for sample grids.
+
+        Args:
+            G: a generator of the system, such as G_ema.
+            z: latents [n, z_dim]. c: conditions [n, c_dim] or None.
+            inputs: the values of the fields that the method `inputs` names, as Context.field describes them.
+        """
+        raise NotImplementedError
+
     def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
         """Make G and D, with fresh weights, for a phase. `conditions` are those of the real images, None for an
         unconditional run."""

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from stylegan_pg.config.schedule import ema_beta
 from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import process_group as dist
-from stylegan_pg.ops import downsample2d, pool, upsample2d
+from stylegan_pg.ops import pool
 from stylegan_pg.optim import ema
 from stylegan_pg.optim.optimizer_step import OUT_OF_MEMORY, out_of_memory
 from stylegan_pg.systems.base import Context, Loss, Step, Update
 from stylegan_pg.training.compilation import eager
+from stylegan_pg.training.inputs import on_device
 from stylegan_pg.training.stats import StepStats
 from stylegan_pg.training.train_state import TrainState
 
@@ -78,7 +78,7 @@ class Engine:
     def begin(self, batch: Batch) -> Step:
         """What the losses of this step share."""
         state, phase = self.state, self.state.current
-        fields = self.on_device(batch)
+        fields = on_device(batch, state)
         conditions = state.conditions
         return Step(
             seed=state.config.seed,
@@ -96,30 +96,6 @@ class Engine:
             condition=None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype),
             fields=fields,
         )
-
-    def on_device(self, batch: Batch) -> dict[str, Any]:
-        """The fields of a batch on this rank's device, as Context.field describes them."""
-        state = self.state
-        if batch.ready is not None:
-            torch.cuda.current_stream(state.device).wait_event(batch.ready)
-        fields = batch.map(lambda t: t.to(state.device, state.dtype if t.is_floating_point() else t.dtype))
-        size = batch.image.shape[2:]
-        for name, t in fields.items():
-            if isinstance(t, torch.Tensor) and t.ndim == 4 and name not in batch.masks:
-                fields[name] = self.picture(t, fades=t.shape[2:] == size)
-        return fields
-
-    def picture(self, t: torch.Tensor, fades: bool) -> torch.Tensor:
-        """uint8 -> [-1, 1]; within a fade blended with its own down- and up-sampled copy, as G's images are."""
-        state = self.state
-        layout = torch.channels_last if state.config.train.channels_last else torch.contiguous_format
-        if not t.is_floating_point():
-            t = t.to(state.dtype).div(127.5).sub(1)
-        t = t.contiguous(memory_format=layout)
-        if fades and state.current.fade:
-            f = state.D.filter
-            t = torch.lerp(upsample2d(downsample2d(t, f), f), t, state.alpha)
-        return t
 
     # ---------------------------------------------------------------------------------------------- an update
 

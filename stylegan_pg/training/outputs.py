@@ -21,9 +21,11 @@ from stylegan_pg.data.images.decode import MODES
 from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import PeersLost, RunError, UsageError
-from stylegan_pg.inference.generate import grid_inputs, grid_ordinals, images_of
+from stylegan_pg.images import to_uint8
+from stylegan_pg.inference.generate import finite, grid_inputs, grid_ordinals, images_of
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.monitoring.loggers import RunLogger
+from stylegan_pg.training.inputs import inputs_at
 from stylegan_pg.training.train_state import TrainState
 from stylegan_pg.version import __version__
 
@@ -88,8 +90,11 @@ class Outputs:
             c = p.conditions.at(chosen)  # those of the real images at the same places
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
         try:
-            images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
-        except RunError as error:
+            if p.system.inputs():
+                images = self._changed(chosen, z, c)
+            else:
+                images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
+        except (OSError, RunError) as error:
             self.say(f"warning: no grid at {names.kimg(p.nimg)} kimg: {error}")
             return
         at = self.moment(self.run / "samples", ".png", self.config.output.grid_kimg)
@@ -100,6 +105,13 @@ class Outputs:
                 self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
             except (OSError, RunError) as error:
                 self.say(f"warning: no grid of real images ({error}); training goes on")
+
+    @torch.no_grad()
+    def _changed(self, ordinals: list[int], z: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+        """What a generator that changes pictures makes of the images with these ordinals, uint8 [n, C, H, W]."""
+        p = self.state
+        z, c = z.to(p.device, p.dtype), None if c is None else c.to(p.device, p.dtype)
+        return to_uint8(finite(p.system.images(p.G_ema, z, c, inputs_at(ordinals, p)))).cpu()
 
     def measure(self) -> None:
         """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""

@@ -74,6 +74,11 @@ class Trainer:
         self.reporter: RunLogger | None = None  # rank 0 has one
         self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
+        if self.metrics.wanted and self.state.system.inputs():
+            raise UsageError(
+                "metrics.every_kimg, metrics.at_snapshots: metrics are of images that a generator makes of latents, and "
+                "this one changes pictures: set metrics.every_kimg=0 and metrics.at_snapshots=false"
+            )
 
     def train(
         self,

@@ -300,3 +300,39 @@ def _assembled(read: _Read, slots: Mapping[str, Slots], specs: Mapping[str, Spec
     values = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in read.values.items()} | lent
     fields = {name: values[name].permute(0, 3, 1, 2) if s.is_picture else values[name] for name, s in specs.items()}
     return Batch(fields, frozenset(name for name, s in specs.items() if s.is_mask), read.bad)
+
+
+class _At(Order):
+    """The order in which these samples come, once."""
+
+    def __init__(self, ordinals: Sequence[int], count: int, seed: int):
+        super().__init__([count], seed)
+        self.ordinals = [int(i) % count for i in ordinals]
+
+    def at(self, n: int) -> tuple[int, int]:
+        return 0, self.ordinals[n]
+
+
+def read_fields(
+    table: SampleTable,
+    ordinals: Sequence[int],
+    fields: Sequence[str],
+    seed: int,
+    others: Mapping[str, SampleTable] | None = None,
+    derived: Mapping[str, str] | None = None,
+) -> Batch:
+    """The pictures and fields of some samples, for sample grids, with those of the same ordinals of further datasets.
+
+    Raises:
+        OSError, RunError: as reading.read_good.
+    """
+    count = len(ordinals)
+    sources = {n: Source(t, _At(ordinals, len(t), seed)) for n, t in (others or {}).items()}
+    parts = parts_of(fields, Source(table, _At(ordinals, len(table), seed)), sources, derived)
+    specs = specs_of(parts)
+    samples = _Samples(parts, False, {}, np.zeros([1, 2], np.int64))
+    wanted = [[part.at(0, i, count) for i in range(count)] for part in parts]
+    read = samples.__getitems__(_Wanted(wanted, shard_cache.settings().patience, {}))
+    if read.fault:
+        raise RunError(read.fault)
+    return _assembled(read, {}, specs)
