@@ -1,5 +1,6 @@
 """The fields of a batch: which there are, that they belong together, and that (seed, nimg) alone decides them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from PIL import Image
 
 from stylegan_pg.config.loading import load_config, to_yaml
-from stylegan_pg.config.schedule import deal
+from stylegan_pg.config.schedule import deal, phases
+from stylegan_pg.data.conditions import condition_field, condition_size, conditions_of
+from stylegan_pg.data.datasets.fields import Field
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.sampler import Order
@@ -17,6 +20,12 @@ from stylegan_pg.data.loader.loader import Batch, batches
 from stylegan_pg.data.loader.parts import Source, parts_of
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.errors import UsageError
+from stylegan_pg.networks import Pair
+from stylegan_pg.systems.gan import GAN
+from stylegan_pg.training.batches import TrainingBatches
+from stylegan_pg.training.devices import Devices
+from stylegan_pg.training.engine import Engine
+from stylegan_pg.training.train_state import TrainState
 
 COUNT, OTHER_COUNT = 13, 9
 START = ["run=r", "train.total_kimg=1"]
@@ -199,3 +208,89 @@ def test_a_further_dataset_must_have_the_resolutions_of_the_first(folders, tmp_p
 def test_secrets_of_further_datasets_stay_out_of_files():
     config = load_config(None, [*START, "data.url=a", "data.unpaired={B: 'https://me:secret@host/b'}"])
     assert "secret" not in to_yaml(config)
+
+
+# --- systems that read fields -----------------------------------------------------------------------------------------
+
+
+class Enlarger(torch.nn.Module):
+    """A generator that makes a picture of its small copy and of a picture of a further dataset."""
+
+    def __init__(self):
+        super().__init__()
+        self.small, self.other = torch.nn.ConvTranspose2d(3, 3, 4, 2, 1), torch.nn.Conv2d(3, 3, 3, 1, 1)
+
+    def forward(self, small: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return self.small(small) + self.other(other)
+
+
+class Critic(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Linear(192, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.score(images.flatten(1))
+
+
+class Changing(GAN):
+    def fields(self):
+        return ["small", "B", "class@next"]
+
+    def generate(self, x, latents, purpose):
+        assert x.field("class@next").shape == (len(x.part),)
+        return self.G(x.field("small"), x.field("B")), None
+
+
+def trained(folders: tuple[Path, Path], micro_batch: int) -> dict[str, torch.Tensor]:
+    given = [*START, "resolution=8", f"data.url={folders[0]}", f"data.unpaired={{B: {folders[1]}}}"]
+    given += ["data.derived={small: low 2}", "train.batch=8", "train.dtype=float64", "loss.pl_weight=0"]
+    given += [f"train.micro_batch={micro_batch}", "train.device=cpu", "model.mbstd_group=2", "data.workers=0"]
+    config = load_config(None, given)
+    index, plan, devices = load_dataset(config), phases(config), Devices(config)
+    pair = Pair(Enlarger, Critic, lambda *_: {}, lambda *_: {})
+    state = TrainState(config, index, devices, Changing(config, pair))
+    state.enter(plan[0])
+    engine, data = Engine(state), TrainingBatches(config, index, devices, plan)
+    data.check(state.fields)
+    for _, (_, batch) in zip(range(3), data.batches(0, state.fields), strict=False):
+        assert not engine.step(batch).faults
+    return {name: t.clone() for name, t in state.tensors().items()}
+
+
+def test_micro_batches_get_their_own_rows_of_each_field(folders):
+    whole, parts = trained(folders, 0), trained(folders, 2)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("field", ["vector", "class"])
+def test_vectors_are_conditions(folders, field):
+    """A vector takes the place of classes, in the batch and among the conditions for generated images."""
+    index = load_index(str(folders[0]))
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal([COUNT, 5]).astype(np.float32)
+    index = dataclasses.replace(index, fields={"vector": Field("vector", size=5)})
+    table = dataclasses.replace(index.table(8), fields=index.fields, vectors={"vector": vectors})
+    chosen = condition_field(index, field)
+    conditions = conditions_of(index, table, chosen)
+    expected = vectors if field == "vector" else np.eye(3, dtype=np.float32)[table.label]
+    np.testing.assert_array_equal(conditions.at(range(COUNT)), expected)
+    order = Order(np.bincount(table.shard).tolist(), 0)
+    how = {"start": 0, "end": 8, "batch": 8, "share": range(8), "workers": 0}
+    (batch,) = batches(table, order, fields=[chosen], **how)
+    np.testing.assert_array_equal(conditions.of(batch.fields[chosen]), expected[[order.at(i)[1] for i in range(8)]])
+    assert conditions.size == condition_size(index, chosen) == expected.shape[1]
+    assert len(conditions.examples(4)) == (4 if field == "vector" else 0)
+
+
+def test_which_field_is_the_condition(folders):
+    index = load_index(str(folders[0]))
+    fields = {"a": Field("vector", size=5), "b": Field("vector", size=2), "caption": Field("text")}
+    several = dataclasses.replace(index, fields=fields, label_names=())
+    assert condition_field(dataclasses.replace(index, fields=fields)) == "class"
+    assert condition_field(dataclasses.replace(several, fields={"a": fields["a"]})) == "a"
+    for named, wanted, message in ((several, "", "several vectors"), (several, "caption", "no such class or vector")):
+        with pytest.raises(UsageError, match=message):
+            condition_field(named, wanted)

@@ -28,15 +28,24 @@ def test_a_dataset(code, tmp_path):
     assert (index.count, list(index.label_names)) == (16, ["dark", "light"])
 
 
-@pytest.mark.parametrize("example", ["example_pair", "example_loss", "example_system"])
-def test_an_example(code, tiny_data, tmp_path, example):
+@pytest.mark.parametrize(
+    ("example", "network"),
+    [
+        ("example_pair", "Generator"),
+        ("example_loss", "Generator"),
+        ("example_system", "Generator"),
+        ("example_fields", "Enlarger"),
+    ],
+)
+def test_an_example(code, tiny_data, tmp_path, example, network):
     run = tmp_path / "run"
     before = signal.getsignal(signal.SIGINT)
     assert code[example](run, tiny_data) == 0
     assert signal.getsignal(signal.SIGINT) is before  # Ctrl-C is the caller's again
     (snapshot,) = (run / "snapshots").glob("*.safetensors")
-    G = load_snapshot(snapshot, network=code["Generator"])
-    assert G.description["network"] == "extending.Generator"
+    G = load_snapshot(snapshot, network=code[network])
+    assert G.description["network"] == f"extending.{network}"
+    assert list((run / "samples").glob("fakes-*.png"))
     numbers = [line for line in (run / "stats.jsonl").read_text().splitlines() if "loss_g" in line]
     assert numbers
 

@@ -76,8 +76,8 @@ class Trainer:
         self.metrics = Periodic(config, index)  # which refuses what it does not know
         if self.metrics.wanted and self.state.system.inputs():
             raise UsageError(
-                "metrics.every_kimg, metrics.at_snapshots: metrics are of images that a generator makes of latents, and "
-                "this one changes pictures: set metrics.every_kimg=0 and metrics.at_snapshots=false"
+                "metrics.every_kimg, metrics.at_snapshots: metrics are of images that a generator makes of latents, "
+                "and this one changes pictures: set metrics.every_kimg=0 and metrics.at_snapshots=false"
             )
 
     def train(
