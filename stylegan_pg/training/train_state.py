@@ -242,4 +242,3 @@ class TrainState:
         initial = {"loss_scale": self.running.loss_scale}
         self.running = read_state(RunningState, initial | dict(training), "the state of training")
         self.system.load_state(system)
-
