@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     choice = native.choose("cpu")
-    print(f"torch {torch.__version__}, {args.threads} threads, {choice.name} ({choice.why})")
+    print(f"torch {torch.__version__}, {args.threads} threads, {choice.name} ({choice.reason})")
     print(bench.HEAD)
     rows = []
     for row in bench.rows("cpu", args.seconds, args.only):

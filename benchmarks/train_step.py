@@ -111,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True  # as in training
-    print(f"torch {torch.__version__}, {args.threads} threads, {native.choose(args.device).why}")
+    print(f"torch {torch.__version__}, {args.threads} threads, {native.choose(args.device).reason}")
     rows = []
     for name, (make, size) in GROUPS[args.device].items():
         if args.only not in name:
@@ -128,7 +128,7 @@ def main() -> None:
             variants["auto"] = ("bf16", chosen)
         runs = {k: make(size, low, at, "nhwc", args.device) for k, (low, at) in variants.items()}
         runs["reference"] = plainly(make(size, "bf16", [], "nchw", args.device))
-        t = bench.interleaved(runs, args.seconds, 3, args.device)
+        t = bench.median_times(runs, args.seconds, 3, args.device)
         for precision in variants:
             row = {"case": f"{name} {precision}", "ratio": round(t["reference"] / t[precision], 3)}
             row |= {"ours_sec": round(t[precision], 4), "reference_sec": round(t["reference"], 4)}

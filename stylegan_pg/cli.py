@@ -323,13 +323,13 @@ def metrics(
 
     from stylegan_pg.checkpoint.snapshot import choose_device
     from stylegan_pg.distributed import process_group as dist
-    from stylegan_pg.metrics.base import Tools
-    from stylegan_pg.metrics.command import evaluate_snapshot, is_dataset, one_seed
+    from stylegan_pg.metrics.base import Settings
+    from stylegan_pg.metrics.command import evaluate_snapshot, is_dataset, parse_seed
 
-    kind, number, files = choose_device(device).type, one_seed(seed), tuple(map(str, weights or ()))
+    kind, number, files = choose_device(device).type, parse_seed(seed), tuple(map(str, weights or ()))
     target, failed = dist.init(kind), True
     try:
-        tools = Tools(target, files, extractor, precision, batch=batch, seed=number, cache=cache)
+        tools = Settings(target, files, extractor, precision, batch=batch, seed=number, cache=cache)
         for result in evaluate_snapshot(
             snapshot if is_dataset(snapshot) else _chosen(snapshot),
             data,
@@ -339,7 +339,7 @@ def metrics(
             per_class=per_class,
             neighbours=neighbours,
             out=out,
-            tools=tools,
+            settings=tools,
         ):
             if dist.is_main():
                 print(json.dumps(result), flush=True)

@@ -21,17 +21,17 @@ from stylegan_pg.distributed import stopping
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# Files that take minutes come first, the longest of them at the very beginning, or one of the processes that share the
-# files would still have one of these to do when the others have nothing left. (Makefile: as they come.)
-LONGEST = "launch engines faults metrics build shim streaming_training orphans shapes recipes gpu leftovers ranks"
-LONGEST += (
-    " golden old_versions engine_steps conv3x3 train readme transfer metrics_training restart step hostile console"
-)
-LONGEST += " foreign_training start_notes small_sets environment servers"
+# The slowest files run first, the longest at the very beginning. Otherwise one worker could still be busy with one of
+# them when the others have finished. (The Makefile keeps this order with --no-loadscope-reorder.)
+SLOWEST = """
+launch engines faults metrics_fidelity build build_cuda shim streaming_training orphans shapes recipes gpu leftovers
+ranks golden old_versions engine_steps conv3x3 train readme transfer metrics_training restart step hostile console
+foreign_training start_notes small_sets environment servers metrics_ranks metrics_classifiers bias_act kernels_command
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST.split())}
+    order = {f"test_{name}.py": place for place, name in enumerate(SLOWEST.split())}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if torch.cuda.is_available():
         return
@@ -145,6 +145,47 @@ def compiled_operations() -> list[Path]:
 
     native.choose("cpu")
     return [folder for folder in cache_folder().glob("cpu-*") if folder.is_dir()]
+
+
+@pytest.fixture(params=["kernels", "formulas"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The implementation of the operators in this test: the compiled kernels, or plain PyTorch without kernels."""
+    from stylegan_pg.ops import native
+
+    if request.param == "formulas":
+        monkeypatch.setattr(native, "compiled", lambda x: None)
+    elif native.choose("cpu").built is None:
+        pytest.skip(f"no compiled kernels here: {native.choose('cpu').reason}")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def fast_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A C++ compiler for tests that build kernels; see building.MEMOIZED."""
+    from building import MEMOIZED
+
+    from stylegan_pg.ops import recipes
+
+    script = tmp_path_factory.mktemp("compiler") / "c++"
+    script.write_text(MEMOIZED.format(cxx=recipes.cxx(), folder=script.parent))
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture(scope="session")
+def built(fast_compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with a finished library of CPU kernels, built by `fast_compiler`."""
+    from building import probe
+
+    cache = tmp_path_factory.mktemp("cache")
+    assert probe(cache, CXX=str(fast_compiler))[0][:2] == ["cpu", "compiled"]
+    return cache
+
+
+@pytest.fixture
+def _fast_compiler(fast_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `fast_compiler` the compiler of this process and of the processes that it starts."""
+    monkeypatch.setenv("CXX", str(fast_compiler))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of metrics, and their benchmark, measure with: networks of random weights, and torch-fidelity."""
+"""Helpers for the tests and the benchmark of metrics: networks with random weights, datasets, and torch-fidelity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.images import save_image
-from stylegan_pg.metrics.base import Tools
+from stylegan_pg.metrics.base import Settings
 from stylegan_pg.metrics.evaluate import Evaluator
 from stylegan_pg.metrics.registry import parse
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def random_inception(path: Path, seed: int = 7) -> Path:
-    """Weights of a random Inception in a file, of which features vary as a trained one's do."""
+    """Write the weights of a random Inception, whose features vary as those of a trained one do, to a file."""
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
     torch.manual_seed(seed)
@@ -46,8 +46,8 @@ def random_inception(path: Path, seed: int = 7) -> Path:
 
 
 def random_vgg16(seed: int = 3) -> dict[str, torch.Tensor]:
-    """Weights of a random VGG16. Drawing all 138 million takes seconds: the large tensors repeat a million numbers, out
-    of step with their rows."""
+    """Return weights of a random VGG16. Large tensors repeat a million random numbers, because drawing all 138 million
+    takes seconds. The period is a prime, so rows differ."""
     import torchvision
 
     with torch.device("meta"):
@@ -62,7 +62,7 @@ def random_vgg16(seed: int = 3) -> dict[str, torch.Tensor]:
 
 
 def packed(folder: Path, count: int) -> tuple[Path, Path]:
-    """A folder of pictures of 64x64, and the dataset packed from it."""
+    """Create a folder with `count` pictures of 64x64, and pack it. Return both folders."""
     rng, source = np.random.default_rng(4), folder / "pictures"
     source.mkdir()
     for i in range(count):
@@ -73,7 +73,7 @@ def packed(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def fidelity(real: Path, fake: Path, weights: Path, *options: str) -> dict[str, float]:
-    """What torch-fidelity's command line says."""
+    """Return the metrics that torch-fidelity's command line computes."""
     command = [sys.executable, "-m", "torch_fidelity.fidelity", "--input1", str(fake), "--input2", str(real), "--json"]
     command += ["--cpu", "--feature-extractor-weights-path", str(weights), "--no-cache", "--batch-size", "16", *options]
     result = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
@@ -82,7 +82,7 @@ def fidelity(real: Path, fake: Path, weights: Path, *options: str) -> dict[str, 
 
 
 class Painter(torch.nn.Module):
-    """Stands in for a generator: smooth pictures that follow from z alone, at any batch size to the bit."""
+    """A stand-in for a generator. Its smooth images are a function of z, bit for bit the same at any batch size."""
 
     z_dim, c_dim, img_channels = 12, 0, 3
 
@@ -96,12 +96,12 @@ class Painter(torch.nn.Module):
         return torch.nn.functional.interpolate(small, self.resolution, mode="bilinear")
 
 
-def evaluator(data: Path, names: str, **tools) -> Evaluator:
-    return Evaluator(load_index(str(data)), 64, [parse(n) for n in names.split(",")], Tools(CPU, **tools))
+def evaluator(data: Path, names: str, **settings) -> Evaluator:
+    return Evaluator(load_index(str(data)), 64, [parse(n) for n in names.split(",")], Settings(CPU, **settings))
 
 
 def paint(e: Evaluator, G: Painter, count: int, folder: Path) -> None:
-    """The images that an evaluator has a generator make, as files."""
+    """Write the images that an evaluator would generate to files."""
     folder.mkdir()
     for block in range(-(-count // 64)):
         z, _ = e._latents(G, "metric-z", block, count)

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_kernels import LAYOUTS, OPS, close, implementation, numbers
+from kernel_cases import LAYOUTS, OPS, close, numbers
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import stylegan_pg.planning.cost  # noqa: F401  # which tells the FLOP counter of the operators
 from stylegan_pg.networks import layers
-from stylegan_pg.ops import calls, conv3x3, conv3x3_pays, native, pool, recipes
-
-__all__ = ["implementation"]  # a fixture
+from stylegan_pg.ops import calls, conv3x3, conv3x3_is_faster, native, pool, recipes
 
 needs_kernels = pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
 MODES: list[dict[str, Any]] = [{"transposed": t, "stride": s} for t in (False, True) for s in (1, 2)]
@@ -269,14 +267,14 @@ def test_where_it_pays():
     ]
     for how, (n, h, w) in cases:
         x = torch.zeros(n, 32, h, w, dtype=torch.bfloat16).contiguous(**last)
-        assert conv3x3_pays(x, weight, **how)
-        assert conv3x3_pays(x[:1], weight, **how)
-        assert not conv3x3_pays(x[:, :, : h // 3].contiguous(**last), weight, **how)
-        assert not conv3x3_pays(x.contiguous(), weight, **how)
-        assert not conv3x3_pays(x, weight[:, :, :1, :1], **how)
-        assert not conv3x3_pays(x, weight[:8], **how)
-        assert not conv3x3_pays(x.float(), weight, **how)
-        assert not conv3x3_pays(x.to("meta"), weight, **how)
+        assert conv3x3_is_faster(x, weight, **how)
+        assert conv3x3_is_faster(x[:1], weight, **how)
+        assert not conv3x3_is_faster(x[:, :, : h // 3].contiguous(**last), weight, **how)
+        assert not conv3x3_is_faster(x.contiguous(), weight, **how)
+        assert not conv3x3_is_faster(x, weight[:, :, :1, :1], **how)
+        assert not conv3x3_is_faster(x, weight[:8], **how)
+        assert not conv3x3_is_faster(x.float(), weight, **how)
+        assert not conv3x3_is_faster(x.to("meta"), weight, **how)
 
 
 @needs_kernels

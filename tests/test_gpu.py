@@ -11,7 +11,7 @@ from typing import Any
 import harness
 import pytest
 import torch
-from test_kernels import FACTORS, FILTERS, KINDS, LAYOUTS, OPS, PADDINGS, Layers, close, numbers, tail
+from kernel_cases import FACTORS, FILTERS, KINDS, LAYOUTS, OPS, PADDINGS, Layers, close, numbers, tail
 
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.networks.stylegan2 import Discriminator, Generator
@@ -25,7 +25,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, to
 @pytest.fixture(autouse=True, scope="module")
 def _kernels_are_used():
     choice = native.choose(DEVICE)
-    assert choice.name == DEVICE, f"{choice.why}: {choice.remedy}"
+    assert choice.name == DEVICE, f"{choice.reason}: {choice.remedy}"
 
 
 def on(t: torch.Tensor | None) -> torch.Tensor | None:

@@ -274,28 +274,29 @@ def test_weights_of_both_kinds_are_read(tmp_path, zipped):
     assert torch.equal(read_weights(tmp_path / "w.pth")["a"], torch.ones(3))
 
 
-def test_weights_that_are_programs(tmp_path, monkeypatch):
+def test_weight_files_that_contain_programs(tmp_path, monkeypatch):
     path, sprung = tmp_path / "w.pth", tmp_path / "sprung"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(path))
     calls: list[Any] = []
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", lambda *a, **k: calls.append(a))
-        assert "TorchScript, a program and not weights; where you trust it, save its" in one_message(
+        assert "TorchScript, a program and not weights; if you trust the file, load it" in one_message(
             path, lambda: read_weights(path)
         )
-        with tarfile.open(path, "w") as tar:  # which old versions unpack
+        with tarfile.open(path, "w") as tar:  # old versions of torch.load unpack tars
             tar.addfile(tarfile.TarInfo("storages"), io.BytesIO())
         one_message(path, lambda: read_weights(path))
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data.pkl", bytes(10**7))
-        assert "unpacks to more than its size" in one_message(path, lambda: read_weights(path))
+        assert "is compressed, or larger when unpacked" in one_message(path, lambda: read_weights(path))
         for stored in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # a bytearray of 8 GiB, which torch.load would make
             with zipfile.ZipFile(path, "w", stored) as archive:
                 archive.writestr(
                     "a/data.pkl", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x02\x85R." + b"  " * 200
                 )
             assert (
-                "holds other things" in (told := one_message(path, lambda: read_weights(path))) or "compressed" in told
+                "contains objects other than tensors" in (text := one_message(path, lambda: read_weights(path)))
+                or "compressed" in text
             )
         path.write_bytes(b"")
         one_message(path, lambda: read_weights(path))
@@ -305,11 +306,11 @@ def test_weights_that_are_programs(tmp_path, monkeypatch):
         text = one_message(path, lambda: read_weights(path))
         torch.save(content, path)
         assert one_message(path, lambda: read_weights(path)) == text
-        assert "weights_only" not in text  # nobody is told how to run it
+        assert "weights_only" not in text  # the message must not explain how to run the code
     assert not sprung.exists()
 
 
 @pytest.mark.parametrize("content", [{1: torch.ones(2)}, {"a": torch.ones(2).to_sparse()}, {"a": 1}, [torch.ones(2)]])
-def test_weights_that_are_no_table_of_plain_tensors(tmp_path, content):
+def test_weight_files_without_a_dictionary_of_plain_tensors(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    assert "no table of tensors" in one_message(tmp_path / "w.pth", lambda: read_weights(tmp_path / "w.pth"))
+    assert "no dictionary of tensors" in one_message(tmp_path / "w.pth", lambda: read_weights(tmp_path / "w.pth"))

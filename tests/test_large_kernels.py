@@ -8,7 +8,7 @@ import timeit
 
 import pytest
 import torch
-from test_kernels import FILTERS, LAYOUTS, OPS, close, numbers, tail
+from kernel_cases import FILTERS, LAYOUTS, OPS, close, numbers, tail
 
 from stylegan_pg.ops import bias_act, calls, native, reference, upfirdn2d
 
@@ -70,7 +70,7 @@ def test_no_memory_for_the_sums_is_an_error_that_training_knows():
         from stylegan_pg.ops import calls, native
         torch.set_num_threads(1)
         x = torch.randn(1, 256, 16, 4096).bfloat16().permute(0, 3, 1, 2)
-        tail = calls.Tail(native.compiled(x), x, torch.zeros(4096), None, None, "lrelu", 1.0, None, 1)
+        tail = calls.BiasAct(native.compiled(x), x, torch.zeros(4096), None, None, "lrelu", 1.0, None, 1)
         torch.randn(8, 8) @ torch.randn(8, 8)
         told = set()
         for mib in range(0, 160, 4):
@@ -141,7 +141,7 @@ def test_no_loop_runs_number_by_number(act):
             kernels, acc = native.compiled(x), torch.float64 if dtype == torch.float64 else torch.float32
             assert kernels
             for noise in (None, numbers(1, 1, 64, 64, dtype=acc)):
-                tail_ = calls.Tail(kernels, x, numbers(64, dtype=acc), None, noise, act, 2**0.5, 256.0, 1)
+                tail_ = calls.BiasAct(kernels, x, numbers(64, dtype=acc), None, noise, act, 2**0.5, 256.0, 1)
                 passes = {
                     "value": lambda t=tail_: t.elementwise(0),
                     "slope": lambda t=tail_, x=x: t.elementwise(1, x),

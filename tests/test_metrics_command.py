@@ -1,4 +1,4 @@
-"""`stylegan-pg metrics`: sweeps over truncation, classes, neighbours, pictures of others, and what it refuses."""
+"""`stylegan-pg metrics`: sweeps over truncation, classes, neighbours, images of other programs, and refused input."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def test_psi_ranges():
 
 @pytest.fixture
 def rows_of(capsys, monkeypatch):
-    """What the command prints, in this process, once its exit code is the expected one."""
+    """A function that runs the command in this process, checks its exit code, and returns the printed rows."""
 
     def call(*arguments: object, expected: int = 0) -> list[dict]:
         monkeypatch.setattr(sys, "argv", ["stylegan-pg", "metrics", *map(str, arguments)])
@@ -61,11 +61,11 @@ def test_command_sweeps_truncation_and_shows_neighbours(tiny_data, snapshot, tmp
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("the server is gone"), MemoryError("no room"), torch.cuda.OutOfMemoryError("CUDA out of memory")]
+    "error",
+    [OSError("the server is gone"), MemoryError("out of memory"), torch.cuda.OutOfMemoryError("CUDA out of memory")],
 )
 @pytest.mark.usefixtures("_own_cache")
-def test_what_ends_a_measurement_is_one_message(tiny_data, snapshot, monkeypatch, capsys, error):
-    """Data that is lost midway, and want of memory."""
+def test_lost_data_and_lack_of_memory_give_one_message(tiny_data, snapshot, monkeypatch, capsys, error):
 
     def fails(*args):
         raise error
@@ -81,8 +81,8 @@ def test_what_ends_a_measurement_is_one_message(tiny_data, snapshot, monkeypatch
 
 
 @pytest.mark.usefixtures("_own_cache")
-def test_a_dataset_of_other_images_is_one_message(tiny_data, snapshot, tmp_path, monkeypatch, capsys):
-    """Packed without the generator's resolution, and on another base grid."""
+def test_a_dataset_that_does_not_match_the_generator(tiny_data, snapshot, tmp_path, monkeypatch, capsys):
+    """One dataset lacks the generator's resolution, another has a different base grid."""
     for i, name in enumerate("abc" * 2):
         (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (12, 8), (40 * i, 0, 90)).save(tmp_path / "pictures" / name / f"{i}.png")
@@ -94,21 +94,21 @@ def test_a_dataset_of_other_images_is_one_message(tiny_data, snapshot, tmp_path,
         monkeypatch.setattr(sys, "argv", ["stylegan-pg", "metrics", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capsys.readouterr().err
-        assert ended.value.code == 2, told
-        assert str(tmp_path / name) in told
-        assert words in told
-        assert told.count("\n") == 1
+        message = capsys.readouterr().err
+        assert ended.value.code == 2, message
+        assert str(tmp_path / name) in message
+        assert words in message
+        assert message.count("\n") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_own_cache")
-def test_command_for_classes_and_for_pictures_of_others(tiny_data, snapshot, rows_of):
+def test_command_for_classes_and_for_a_dataset_of_generated_images(tiny_data, snapshot, rows_of):
     how = ["--data", tiny_data, "--extractor", "pixels"]
     rows = rows_of(snapshot, *how, "--metrics", "fid20_full", "--per-class")
     assert [row["class"] for row in rows] == ["a", "b", "c"]
     assert len({row["fid20_full@pixels"] for row in rows}) == 3
-    # A dataset in the generator's place: nothing is nearer to it than itself.
+    # The same dataset as generated and as real images: the distances are zero.
     (same,) = rows_of(tiny_data, *how, "--metrics", "fid96_full,kid96_full,pr963_full,swd96")
     assert same["fid96_full@pixels"] == pytest.approx(0, abs=1e-6)
     assert same["pr963_full_precision@pixels"] == same["pr963_full_recall@pixels"] == 1

@@ -1,4 +1,4 @@
-"""Metrics during training: they leave it alone, the best snapshot is kept, and curves are drawn of them."""
+"""Metrics during training: they do not change the training, select the best snapshot, and are drawn as curves."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.monitoring.figures import curves, draw_curves
 from stylegan_pg.training.outputs import Outputs
 
-# Rank 1 alone has no room, once: when it first sees a real image of 16x16.
+# An extractor that fails on rank 1 only, and only once: at its first real image of 16x16.
 FLAKY = """
 import os
 
@@ -25,7 +25,7 @@ def make():
     def mean_colour(images):
         if images.shape[-1] == 16 and os.environ.get("RANK") == "1" and not state["done"]:
             state["done"] = True
-            raise MemoryError("no room on this rank")
+            raise MemoryError("out of memory on this rank")
         return images.float().mean(dim=[2, 3])
 
     return mean_colour
@@ -35,8 +35,9 @@ def make():
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.usefixtures("_own_cache")
-def test_evaluation_leaves_training_alone(tiny_data, tmp_path, monkeypatch):
-    """Bit for bit; also where it fails on one rank, or for lack of weights. The best snapshot is kept, with curves."""
+def test_evaluation_does_not_change_training(tiny_data, tmp_path, monkeypatch):
+    """The run is the same bit for bit, also if a metric fails on one rank or lacks weights. The best snapshot and the
+    curves are written."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     (tmp_path / "flaky.py").write_text(FLAKY)
@@ -51,16 +52,16 @@ def test_evaluation_leaves_training_alone(tiny_data, tmp_path, monkeypatch):
         runs[name] = tmp_path / name
         printed[name] = harness.finish(harness.start(harness.arguments(runs[name], tiny_data, **changes), ranks=2))
     harness.assert_same_run(runs["none"], runs["measured"])
-    lost = "are incomplete: fid32_full: rank 1: no room on this rank; training goes on"
+    lost = "are incomplete: fid32_full: rank 1: out of memory on this rank; training goes on"
     assert printed["measured"].count(lost) == 1
     assert "are incomplete: ppl2_wend8: the weights of lpips are missing" in printed["measured"]
-    assert printed["measured"].count("not measured as long as it is so: ppl2_wend8: the weights of lpips") == 1
+    assert printed["measured"].count("not measured until this is resolved: ppl2_wend8: the weights of lpips") == 1
     log = runs["measured"] / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(rows) == 6
     assert all("swd" in row for row in rows)
     assert len([row for row in rows if "fid32_full@flaky:make" not in row]) == 1
-    assert {row["images"] for row in rows} == {32}  # which swd, a bare name, does not say
+    assert {row["images"] for row in rows} == {32}  # the name swd does not contain the number of images
     assert [row["nimg"] for row in rows] == [16, 32, 48, 64, 80, 96]
     last = [row for row in rows if row["resolution"] == 16 and "fid32_full@flaky:make" in row]
     best = min(last, key=lambda row: row["fid32_full@flaky:make"])
@@ -71,7 +72,7 @@ def test_evaluation_leaves_training_alone(tiny_data, tmp_path, monkeypatch):
     assert (runs["measured"] / "metrics.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
-# A run whose metrics are given, one for each time they are asked for; None kills it there and then.
+# A run with a given list of metric values. Each measurement takes the next value; None kills the process.
 SCRIPTED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -95,7 +96,7 @@ main()
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_the_best_snapshot_survives_a_kill(tiny_data, tmp_path):
-    """Measured at snapshots: a worse one after the resume does not take the best one's place, a better one does."""
+    """Metrics are measured at snapshots. After a resume, only a better snapshot replaces the best one."""
     run = tmp_path / "run"
     link = run / "snapshots" / "best.safetensors"
     (tmp_path / "script.py").write_text(SCRIPTED)
@@ -130,7 +131,7 @@ def test_the_best_snapshot_survives_a_kill(tiny_data, tmp_path):
 
 
 def test_a_log_that_cannot_be_read_does_not_end_training(tmp_path):
-    """The line is written, and whether it is the best stays open."""
+    """The values are logged, and the best snapshot stays as it is."""
     said: list[str] = []
     metrics, reporter, players = mock.Mock(), mock.Mock(), mock.Mock(nimg=2000, **{"current.batch": 8})
     metrics.measure.return_value, metrics.missing = {"swd": 1.0}, []
@@ -149,7 +150,7 @@ def test_a_log_that_cannot_be_read_does_not_end_training(tmp_path):
 
 
 def test_curves_show_what_the_log_says(tmp_path):
-    """One for each metric, of the lines that have it; drawn anew with each line."""
+    """There is one curve for each metric, from the lines that contain it. The figure is drawn again with each line."""
     log, picture = tmp_path / "metrics.jsonl", tmp_path / "metrics.png"
     rows = [
         {"nimg": 1000, "resolution": 8, "seconds": 1.5, "swd": 9.0, "swd_16": 8.0},
@@ -175,8 +176,8 @@ def test_curves_show_what_the_log_says(tmp_path):
     assert curves(log) is None
 
 
-def test_the_best_so_far(tmp_path):
-    """By its first metric, within a resolution; lines that were cut off and numbers that are none do not count."""
+def test_the_best_value_so_far(tmp_path):
+    """The first metric decides, within a resolution. Truncated lines and NaN are ignored."""
     config = load_config(
         None, ["run=x", "data.url=y", "resolution=16", "metrics.names=[fid20,swd]", "train.total_kimg=1"]
     )

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stylegan_pg.ops import bias_act, filter2d, native, pool, setup_filter
-from stylegan_pg.ops.pool import LEAST, Pool
+from stylegan_pg.ops.pool import MIN_BYTES, Pool
 
 needs_kernels = pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
 SIZE = 2**20
@@ -21,7 +21,7 @@ def small(monkeypatch) -> Pool:
     """A pool of 8 blocks for results of 1 MiB, instead of the process's own."""
     fresh = Pool(8 * SIZE)
     monkeypatch.setattr(pool, "_pool", fresh)
-    monkeypatch.setattr(pool, "LEAST", SIZE)
+    monkeypatch.setattr(pool, "MIN_BYTES", SIZE)
     return fresh
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_wait_goes_without(small):
 def test_defaults_of_others_do_not_matter(small):
     with torch.device("meta"):
         assert pool.empty((512, 512), torch.empty(0, device="cpu"), torch.contiguous_format).device.type == "cpu"
-        assert Pool(2**24).alone == small.alone
+        assert Pool(2**24).idle_refcount == small.idle_refcount
     assert result(1.0).is_inference() is False
     with torch.inference_mode():
         assert result(1.0).is_inference()
@@ -188,7 +188,7 @@ def test_operations_and_their_gradients_use_it(monkeypatch):
     expected = [t.detach().clone() for t in both()]
     own = Pool(2**24)
     monkeypatch.setattr(pool, "_pool", own)
-    monkeypatch.setattr(pool, "LEAST", 2**10)
+    monkeypatch.setattr(pool, "MIN_BYTES", 2**10)
     for _ in range(4):
         for actual, wanted in zip(both(), expected, strict=True):
             assert torch.equal(actual, wanted)
@@ -218,7 +218,7 @@ def test_the_limit_is_shared_by_ranks_and_within_a_jobs_memory(monkeypatch, tmp_
 def test_other_values_of_the_variable(monkeypatch, capsys):
     monkeypatch.setenv("STYLEGAN_PG_POOL_MIB", "-1")
     assert pool.default_limit() > 0
-    assert "no number of MiB" in capsys.readouterr().err
+    assert "not a number of MiB" in capsys.readouterr().err
 
 
 @needs_kernels
@@ -227,7 +227,7 @@ def test_large_results_cost_no_page_faults_twice():
     program = f"""if True:
         import resource, torch
         from stylegan_pg.ops import bias_act
-        x = torch.zeros({2 * LEAST // 4})
+        x = torch.zeros({2 * MIN_BYTES // 4})
         for _ in range(3):
             bias_act(x, act="lrelu")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

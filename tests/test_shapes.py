@@ -28,7 +28,7 @@ from stylegan_pg.images import name_rows, over_white, save_image, tile
 from stylegan_pg.inference.generate import class_rows, grid_inputs, grid_ordinals, images_of, interpolation, latents
 from stylegan_pg.inference.sampling import MOST_ROWS
 from stylegan_pg.metrics import classifiers, features, gather
-from stylegan_pg.metrics.base import Tools
+from stylegan_pg.metrics.base import Settings
 from stylegan_pg.metrics.command import evaluate_snapshot
 from stylegan_pg.metrics.evaluate import Evaluator
 from stylegan_pg.metrics.ms_ssim import ms_ssim
@@ -223,8 +223,8 @@ def test_metrics_see_what_people_see(dataset, monkeypatch, tmp_path):
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path))
     index, images = dataset
     names = [parse(name) for name in ("fid12_full", "pr123_full", "swd12", "ms_ssim6")]
-    tools = Tools(CPU, extractor="pixels", batch=5)
-    values = Evaluator(index, 64, names, tools)(Painter(index.channels, (64, 96), 64))
+    settings = Settings(CPU, extractor="pixels", batch=5)
+    values = Evaluator(index, 64, names, settings)(Painter(index.channels, (64, 96), 64))
     swd = {"swd12", "swd12_64x96", "swd12_32x48", "swd12_16x24"}
     assert swd | {"ms_ssim6", "fid12_full@pixels", "pr123_full_recall@pixels"} <= set(values)
 
@@ -239,7 +239,7 @@ def test_metrics_see_what_people_see(dataset, monkeypatch, tmp_path):
             x = ((super().forward(*args, **how) * 127.5 + 127.5).round().clamp(0, 255)).to(torch.uint8)
             return by_hand(x).float() / 127.5 - 1
 
-    rgb = Evaluator(load_index(str(folder / "out")), 64, names, tools)(Seen(index.channels, (64, 96), 64))
+    rgb = Evaluator(load_index(str(folder / "out")), 64, names, settings)(Seen(index.channels, (64, 96), 64))
     assert rgb.keys() == values.keys()
     for name, value in values.items():
         # Grey neighbourhoods have a third of the dimensions, so other random directions; the expectation is the same.
@@ -298,7 +298,7 @@ def test_similarity_of_other_shapes():
 
 def test_what_is_kept_of_real_images_knows_their_shape(dataset):
     index, _ = dataset
-    side = RealSide(index, 64, gather.Networks(Tools(CPU)))
+    side = RealSide(index, 64, gather.Networks(Settings(CPU)))
     assert index.identity in side.name
     assert ("over white" in side.name) == (index.channels == 4)
 
@@ -307,12 +307,12 @@ def test_metrics_that_cannot_work_say_why(dataset, tmp_path):
     index, _ = dataset
     G = Painter(index.channels, (4, 6), 4)
     with pytest.raises(UsageError, match="swd12 needs images of 8 pixels or more on each side, not 4x6"):
-        Evaluator(index, 4, [parse("swd12")], Tools(CPU))(G)
+        Evaluator(index, 4, [parse("swd12")], Settings(CPU))(G)
     square = snapshot(tmp_path / "G.safetensors", 8, index.channels)
     how: dict[str, Any] = {"names": ["swd"], "images": 4, "psi": "1", "per_class": False, "neighbours": 0, "out": None}
     with pytest.raises(UsageError, match=r"images of 8x8 \(rows x columns\), .* has 8x12: pack .* --base"):
-        next(evaluate_snapshot(square, index.path, tools=Tools(CPU), **how))
-    (same,) = evaluate_snapshot(Path(index.path), index.path, tools=Tools(CPU), **how)
+        next(evaluate_snapshot(square, index.path, settings=Settings(CPU), **how))
+    (same,) = evaluate_snapshot(Path(index.path), index.path, settings=Settings(CPU), **how)
     assert same["swd"] < 100
 
 

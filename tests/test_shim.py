@@ -96,7 +96,7 @@ def run_upfirdn2d(lib, x, f, up, down, padding, flip, gain, order=0, offset=0):
     empty = torch.zeros(x.shape[0], x.shape[1], h, w, dtype=x.dtype).contiguous(memory_format=layout)
     source, out = Guarded(x, offset=offset), Guarded(empty, poison=77)
     out.layout = layout
-    taps, f_ = calls.factors(f, flip, gain), Guarded(f.reshape(1, 1, *f.shape))
+    taps, f_ = calls.separable_factors(f, flip, gain), Guarded(f.reshape(1, 1, *f.shape))
     code = lib.spg_upfirdn2d_cuda(
         0, None, calls.DTYPES[x.dtype], source.address, out.address, f_.address,
         (ctypes.c_float * 8)(*taps) if taps else None, *x.shape, h, w, *up, *down, padding[0], padding[2],
@@ -250,7 +250,7 @@ def test_operators_and_their_derivatives_on_device_code(on_device_code, layout):
 def test_the_factors_of_a_filter_are_found_once(on_device_code, monkeypatch):
     """Looking at a filter makes a GPU wait; a filter that changes is looked at again."""
     seen = []
-    find = calls.factors
+    find = calls.separable_factors
     monkeypatch.setattr(calls, "factors", lambda *a: seen.append(a) or find(*a))
     x, f = random(1, 2, 8, 8), setup_filter([1, 3, 3, 1])
     for _ in range(3):
@@ -278,11 +278,11 @@ def test_a_launch_that_fails_is_named(monkeypatch):
 def test_a_library_that_does_not_run_here_is_not_used(monkeypatch, capsys):
     """It loads, and no launch succeeds."""
     library: Any = Failing()
-    monkeypatch.setattr(native, "_here", lambda device: [torch.ones(8)])
+    monkeypatch.setattr(native, "_trial_tensors", lambda device: [torch.ones(8)])
     monkeypatch.setattr(native.build, "load", lambda kind: build.Built(library, Path("/x/kernels.so"), "prebuilt"))
     choice = native._choose.__wrapped__("cuda", "auto")
     assert choice.name == "reference"
-    assert "CUDA error 209" in choice.why
+    assert "CUDA error 209" in choice.reason
     assert "TORCH_CUDA_ARCH_LIST" in choice.remedy
     assert capsys.readouterr().err.count("warning:") == 1
     with pytest.raises(RunError, match="does not run on cpu"):

@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance against a reference in numpy and scipy, and the properties a distance must have."""
+"""The sliced Wasserstein distance compared with a reference in NumPy and SciPy, and the properties of a distance."""
 
 import itertools
 
@@ -12,7 +12,8 @@ from stylegan_pg.metrics.swd import PatchCollector, laplacian_pyramid, sliced_wa
 
 
 def pictures(n: int, channels: int, resolution: int, seed: int = 0) -> torch.Tensor:
-    """uint8 [n, channels, resolution, resolution]: blocks of colour with a little grain, so every level has content."""
+    """Images uint8 [n, channels, resolution, resolution] of coloured blocks with slight noise, so that every level of
+    the pyramid has content."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(30, 220, [n, channels, resolution // 4, resolution // 4]).repeat(4, axis=2).repeat(4, axis=3)
     return torch.from_numpy((x + rng.normal(0, 8, x.shape)).clip(0, 255).astype(np.uint8))
@@ -31,7 +32,7 @@ def collect(images: torch.Tensor, *, split: int | None = None, **kwargs) -> dict
 
 
 def reference_pyramid(image: np.ndarray, levels: int) -> list[np.ndarray]:
-    """float64 [H, W] -> levels, by the definition: one two-dimensional filter, mirrored borders."""
+    """The Laplacian pyramid of float64 [H, W] by its definition: one two-dimensional filter with mirrored borders."""
     taps = np.array([1, 4, 6, 4, 1]) / 16
     kernel = np.outer(taps, taps)
     result = []
@@ -50,7 +51,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def reference_distance(a: np.ndarray, b: np.ndarray, directions: int, seed: int) -> float:
-    """The mean over random unit vectors of the 1-D Wasserstein distance of equally many points, times 1000."""
+    """The 1-D Wasserstein distance of two equally large sets of points, averaged over random directions, times 1000."""
     rng = np.random.default_rng(seed)
     u = rng.normal(size=[a.shape[1], directions])
     u /= np.linalg.norm(u, axis=0)
@@ -70,8 +71,8 @@ def test_pyramid_agrees_with_scipy(channels, resolution, levels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_descriptors_are_normalised_neighbourhoods_of_the_levels(channels):
-    """Each descriptor is, up to one shift and scale per channel, some 7x7 window of the reference's level."""
+def test_descriptors_are_normalised_patches_of_the_levels(channels):
+    """Each descriptor equals some 7x7 window of the reference's level, up to one shift and scale per channel."""
     images = pictures(3, channels, 32)
     for level, found in enumerate(collect(images, patches_per_image=10).values()):
         assert found.dtype == torch.float32
@@ -92,7 +93,7 @@ def test_descriptors_are_normalised_neighbourhoods_of_the_levels(channels):
 
 
 def test_distance_agrees_with_the_reference():
-    """Different random directions, so equal within the sampling error of 2000 of them."""
+    """The random directions differ, so the values are equal within the sampling error of 2000 directions."""
     a, b = (collect(x) for x in (pictures(24, 3, 32), corrupted(pictures(24, 3, 32, seed=1), 40)))
     ours = sliced_wasserstein(a, b, repeats=4, directions=500)
     for r in (32, 16):
@@ -102,7 +103,7 @@ def test_distance_agrees_with_the_reference():
 
 
 def test_known_distance_in_one_dimension():
-    """Points shifted by s: every projection moves by s * u, whose mean magnitude for one dimension is s."""
+    """If all points are shifted by s, the distance in one dimension is s."""
     a = {(16, 16): torch.linspace(-1, 1, 50)[:, None]}
     assert sliced_wasserstein(a, {(16, 16): a[16, 16] + 0.25})["swd_16"] == pytest.approx(250, rel=1e-5)
 
@@ -117,13 +118,13 @@ def test_identical_sets_have_distance_zero():
     }
 
 
-def test_symmetric():
+def test_the_distance_is_symmetric():
     a, b = collect(pictures(8, 3, 32)), collect(corrupted(pictures(8, 3, 32), 30))
     assert sliced_wasserstein(a, b) == sliced_wasserstein(b, a)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_falls_as_corruption_weakens(channels):
+def test_less_noise_gives_a_smaller_distance(channels):
     images = pictures(16, channels, 32)
     real = collect(images)
     series = [sliced_wasserstein(real, collect(corrupted(images, s)))["swd"] for s in (80, 40, 20, 10, 0)]
@@ -132,14 +133,14 @@ def test_falls_as_corruption_weakens(channels):
 
 
 @pytest.mark.parametrize("split", [1, 3, 7])
-def test_batching_changes_nothing(split):
+def test_the_batch_size_does_not_matter(split):
     images = pictures(10, 3, 32)
     whole, parts = collect(images), collect(images, split=split)
     for r in whole:
         torch.testing.assert_close(parts[r], whole[r], atol=1e-5, rtol=0)
 
 
-def test_deterministic_and_apart_from_the_global_stream():
+def test_deterministic_and_independent_of_the_global_generator():
     images = pictures(6, 3, 32)
     other = corrupted(images, 20)
 
@@ -154,8 +155,8 @@ def test_deterministic_and_apart_from_the_global_stream():
     assert measure(seed=1) != first
 
 
-def test_places_cover_the_image_and_differ_between_images():
-    """On a ramp the window's mean tells its place."""
+def test_patches_cover_the_image_and_differ_between_images():
+    """On a ramp, the mean of a patch determines its position."""
     ramp = torch.arange(16, dtype=torch.uint8).expand(2, 1, 16, 16).contiguous()
     x = collect(ramp, patches_per_image=200)[16, 16].reshape(2, 200, 49).mean(dim=2)
     for image in x:
@@ -163,20 +164,20 @@ def test_places_cover_the_image_and_differ_between_images():
     assert not torch.equal(x[0], x[1])
 
 
-def test_sets_of_different_size_use_the_smaller_number():
+def test_the_larger_set_is_cut_to_the_size_of_the_smaller():
     a, b = pictures(6, 3, 32), corrupted(pictures(9, 3, 32, seed=1), 20)
     real, fake = collect(a), collect(b)
     cut = {r: x[: 6 * 128] for r, x in fake.items()}
     assert sliced_wasserstein(real, fake) == sliced_wasserstein(real, cut)
 
 
-def test_flat_images_are_finite():
+def test_constant_images_give_finite_distances():
     a = collect(torch.full([4, 3, 32, 32], 7, dtype=torch.uint8))
     assert all(np.isfinite(v) for v in sliced_wasserstein(a, collect(pictures(4, 3, 32))).values())
 
 
 @pytest.mark.parametrize("size", [(0, 0), (4, 4), (4, 64), (64, 7)])
-def test_images_too_small_for_neighbourhoods(size):
+def test_images_that_are_too_small(size):
     with pytest.raises(UsageError, match=f"8 pixels or more on each side, not {size[0]}x{size[1]}"):
         PatchCollector(size, 3)
 
@@ -184,23 +185,23 @@ def test_images_too_small_for_neighbourhoods(size):
 @pytest.mark.parametrize(
     "images",
     [
-        torch.zeros(2, 4, 32, 32, dtype=torch.uint8),  # other channels
-        torch.zeros(2, 3, 64, 64, dtype=torch.uint8),  # other resolution
-        torch.zeros(3, 32, 32, dtype=torch.uint8),  # no batch
-        torch.zeros(2, 3, 32, 32),  # floats: -1..1 or 0..255 cannot be told
+        torch.zeros(2, 4, 32, 32, dtype=torch.uint8),  # another number of channels
+        torch.zeros(2, 3, 64, 64, dtype=torch.uint8),  # another resolution
+        torch.zeros(3, 32, 32, dtype=torch.uint8),  # no batch dimension
+        torch.zeros(2, 3, 32, 32),  # floats, whose range ([-1, 1] or [0, 255]) is unknown
     ],
 )
-def test_images_that_do_not_fit(images):
+def test_images_of_a_wrong_shape_or_dtype(images):
     with pytest.raises(UsageError, match="uint8"):
         PatchCollector((32, 32), 3).add(images)
 
 
 def test_no_images():
-    with pytest.raises(UsageError, match="no images"):
+    with pytest.raises(UsageError, match="needs images"):
         PatchCollector((32, 32), 3).result()
 
 
-def test_sets_that_cannot_be_compared():
+def test_sets_of_different_sizes_or_channels():
     with pytest.raises(UsageError, match="sizes or channels"):
         sliced_wasserstein(collect(pictures(2, 3, 32)), collect(pictures(2, 1, 32)))
     with pytest.raises(UsageError, match="sizes or channels"):

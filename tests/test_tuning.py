@@ -22,7 +22,7 @@ def config_with(**model) -> Config:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(autotune, "has_bf16_instructions", lambda: True)
 
 
 def pretend(monkeypatch, seconds) -> list:
@@ -60,7 +60,7 @@ def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
 def test_a_cpu_without_bf16_tries_large_resolutions_only(monkeypatch):
     """There convolutions of fewer products may be faster than float32; small ones are not worth the rounding."""
     asked = pretend(monkeypatch, bf16_helps_at_64)
-    monkeypatch.setattr(autotune, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(autotune, "has_bf16_instructions", lambda: False)
     chosen, why = autotune.choose_precision(config_with(), CPU)
     assert (chosen, why) == ([64], "bf16 at [64]; its time over that of fp32: 64: 0.50")
     assert len(asked) == 2
@@ -127,7 +127,7 @@ def measure(config, device, cases):
     assert how != "never", "measured again"
     return {case: 0.5 if case[::2] == (16, "bf16") else 1.0 for case in cases}
 tuning._measure = measure
-tuning.multiplies_bf16 = lambda: True
+tuning.has_bf16_instructions = lambda: True
 main()
 """
 

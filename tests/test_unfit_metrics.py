@@ -1,4 +1,4 @@
-"""Metrics that cannot be measured: each by itself, named with its reason; at the start of training where it can be."""
+"""Metrics that cannot be measured are omitted one by one, with a reason; at the start of training if possible."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from stylegan_pg.__main__ import main
 
-# Extractors of a user's, each wrong in its own way.
+# Extractors of a user, each with a different mistake.
 WRONG = """
 import torch
 
@@ -33,7 +33,7 @@ def growing():
 
 @pytest.fixture
 def measured(capsys, monkeypatch, tmp_path):
-    """Runs the command; gives its exit code, its rows, and what it says."""
+    """A function that runs the command and returns its exit code, the printed rows, and its messages."""
     (tmp_path / "wrong.py").write_text(WRONG)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -41,55 +41,59 @@ def measured(capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["stylegan-pg", "metrics", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        printed, told = capsys.readouterr()
-        assert "Traceback" not in told
-        assert told.count("error: ") == told.count("\n") - told.count("snapshot is taken") == bool(ended.value.code)
-        return int(ended.value.code or 0), [json.loads(line) for line in printed.splitlines()], told
+        printed, messages = capsys.readouterr()
+        assert "Traceback" not in messages
+        assert (
+            messages.count("error: ")
+            == messages.count("\n") - messages.count("snapshot is taken")
+            == bool(ended.value.code)
+        )
+        return int(ended.value.code or 0), [json.loads(line) for line in printed.splitlines()], messages
 
     return call
 
 
 @pytest.mark.usefixtures("_own_cache")
-def test_one_unfit_metric_costs_itself_alone(tiny_data: Path, snapshot: Path, measured):
+def test_a_metric_that_cannot_be_measured_does_not_affect_the_others(tiny_data: Path, snapshot: Path, measured):
     how = [snapshot, "--data", tiny_data, "--extractor", "pixels", "--images", 8]
-    code, (row,), told = measured(*how, "--metrics", "swd,fid10k,kid8")
+    code, (row,), messages = measured(*how, "--metrics", "swd,fid10k,kid8")
     assert code == 2
     assert {"swd", "kid8@pixels"} <= row.keys()
-    assert told.startswith("error: fid10k needs 10000 real images, the dataset has 96")
-    code, rows, told = measured(*how, "--metrics", "fid33,swd", "--per-class")  # there are 32 of each
+    assert messages.startswith("error: fid10k needs 10000 real images, the dataset has 96")
+    code, rows, messages = measured(*how, "--metrics", "fid33,swd", "--per-class")  # each class has 32 images
     assert (code, [row["class"] for row in rows]) == (2, ["a", "b", "c"])
     assert all("swd" in row for row in rows)
     for name in "abc":
-        assert f"class {name}: fid33 needs 33 real images, the class has 32" in told
+        assert f"class {name}: fid33 needs 33 real images, the class has 32" in messages
 
 
 @pytest.mark.usefixtures("_own_cache")
-def test_extractors_that_are_wrong(tiny_data: Path, snapshot: Path, measured):
+def test_wrong_extractors(tiny_data: Path, snapshot: Path, measured):
     for name, message in {
-        "nan": "not finite (NaN or infinity), of 8 of 8 images",
-        "flat": "must give [8, d] features, not {'pool': [8]}",
+        "nan": "not finite (NaN or infinity), for 8 of 8 images",
+        "flat": "must return features of shape [8, d], not {'pool': [8]}",
         "listed": "tensors of real numbers, not list",
         "imaginary": "tensors of real numbers",
-        "few": "must give [8, d] features, not {'pool': [3, 4]}",
-        "fails": "the extractor wrong:fails fails: ValueError: boom",
-        "growing": "of one width, not 2 after 1",
-        "absent": "cannot be had",
+        "few": "must return features of shape [8, d], not {'pool': [3, 4]}",
+        "fails": "the extractor wrong:fails failed: ValueError: boom",
+        "growing": "of the same width d in every call, not 2 after 1",
+        "absent": "cannot be loaded",
     }.items():
         names = ["--metrics", "fid8_full,swd", "--images", 8, "--extractor", f"wrong:{name}"]
-        code, (row,), told = measured(snapshot, "--data", tiny_data, *names)
+        code, (row,), messages = measured(snapshot, "--data", tiny_data, *names)
         assert code == 2, name
         assert "swd" in row
-        assert told.startswith("error: fid8_full: ")
-        assert message in told
+        assert messages.startswith("error: fid8_full: ")
+        assert message in messages
 
 
 @pytest.mark.usefixtures("_own_cache")
-def test_a_sweep_with_a_name_that_is_the_beginning_of_another(tiny_data: Path, snapshot: Path, measured, tmp_path):
+def test_a_sweep_with_a_metric_whose_name_begins_another_name(tiny_data: Path, snapshot: Path, measured, tmp_path):
     names = "swd8,fid8_full,fid8_full_psi0.7,fid99"
     how = ["--data", tiny_data, "--extractor", "pixels", "--out", tmp_path, "--psi", "0:1:0.5"]
-    code, (*rows, picture, table), told = measured(snapshot, *how, "--metrics", names)
+    code, (*rows, picture, table), messages = measured(snapshot, *how, "--metrics", names)
     assert code == 2
-    assert "fid99 needs 99 real images" in told
+    assert "fid99 needs 99 real images" in messages
     assert len({row["fid8_full_psi0.7@pixels"] for row in rows}) == 1
     lines = list(csv.DictReader(Path(table["table"]).read_text().splitlines()))
     assert Path(picture["picture"]).is_file()
@@ -105,25 +109,26 @@ def test_a_sweep_with_a_name_that_is_the_beginning_of_another(tiny_data: Path, s
     [
         (["--seed", "1-2"], "a measurement has one seed"),
         (["--seeds", 2**32], "seeds lie between"),
-        (["--metrics", "fid8", "--images", 5], "--images is for swd and ms_ssim"),
+        (["--metrics", "fid8", "--images", 5], "--images applies only to swd and ms_ssim"),
         (["--metrics", "fid" + "9" * 5000], "more than 10000000 images"),
         (["--metrics", ""], "unknown metric ''"),
-        (["--neighbours", 10**9], "more than 1000 rows"),
+        (["--neighbours", 10**9], "at most 1000 samples"),
         (["--psi", "0:1:0.5", "--out", __file__], "cannot be written"),
         (["--precision", "fp4"], "precision 'fp4'"),
         (["--device", "gpu"], "device 'gpu'"),
     ],
 )
-def test_options_that_do_not_fit(tiny_data: Path, snapshot: Path, measured, arguments, message):
-    code, rows, told = measured(snapshot, "--data", tiny_data, *arguments)
+def test_invalid_options(tiny_data: Path, snapshot: Path, measured, arguments, message):
+    code, rows, messages = measured(snapshot, "--data", tiny_data, *arguments)
     assert (code, rows) == (2, [])
-    assert message in told
+    assert message in messages
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_own_cache")
-def test_a_run_tells_at_its_start_and_its_folder_is_enough_afterwards(tiny_data: Path, tmp_path: Path, measured):
-    """A small set: what is never measured, amounts and names in images; then `metrics RUN`, without --data."""
+def test_a_run_warns_at_its_start_and_can_be_measured_by_its_folder(tiny_data: Path, tmp_path: Path, measured):
+    """With a small dataset, a metric that can never be measured is named at the start, and file names contain images
+    instead of kimg. Afterwards `metrics RUN` needs no --data."""
     run = tmp_path / "run"
     how = {"resolution": 8, "train__total_kimg": 0.016, "output__grid_kimg": 1, "output__snapshot_kimg": 1}
     how |= {"metrics__every_kimg": 1, "metrics__names": "[fid10k,swd]", "metrics__images": 8}
@@ -137,12 +142,12 @@ def test_a_run_tells_at_its_start_and_its_folder_is_enough_afterwards(tiny_data:
         "000000kimg016img.safetensors",
         *("best-000000kimg016img.safetensors", "fakes-000000kimg.png", "fakes-000000kimg016img.png"),
     ]
-    code, (row,), told = measured(run, "--images", 8)
+    code, (row,), messages = measured(run, "--images", 8)
     assert code == 0
     assert row["snapshot"] == str(run / "snapshots" / "best-000000kimg016img.safetensors")
-    assert "its best snapshot is taken" in told
+    assert "its best snapshot is taken" in messages
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(str(tiny_data), f"pipe:touch {tmp_path}/executed"))
-    code, rows, told = measured(run)
+    code, rows, messages = measured(run)
     assert (code, rows) == (2, [])
     assert not (tmp_path / "executed").exists()

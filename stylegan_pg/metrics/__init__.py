@@ -1,1 +1,1 @@
-"""Metrics of generators: each family is one class in one module, and registry.METRICS lists them."""
+"""Metrics of generators. Each family of metrics is one class in one module; registry.METRICS lists the classes."""

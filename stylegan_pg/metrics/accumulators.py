@@ -1,6 +1,6 @@
-"""Accumulators: what is kept of a set of images that is looked at block by block, on several ranks.
+"""Accumulators gather statistics of a set of images that several ranks process block by block.
 
-The parts of different ranks and blocks merge exactly, so results do not depend on how the images were shared out.
+Accumulators of different ranks and blocks merge exactly, so results do not depend on how the images were distributed.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ import torch
 
 
 class Accumulator(ABC):
-    """Gathers what a metric observes of one set of images.
+    """Accumulates the values that a metric observes in one set of images.
 
     Class attributes:
-        statistic: A word for what it accumulates, which is part of the names of cached statistics.
-        lasting: Whether `state` and `from_state` can keep it on disk.
+        statistic: The name of the accumulated statistic, which is part of the keys of cached statistics.
+        cacheable: Whether the class implements `state` and `from_state`, so that it can be cached on disk.
     """
 
     statistic: ClassVar[str]
-    lasting: ClassVar[bool] = False
+    cacheable: ClassVar[bool] = False
 
     @abstractmethod
     def add(self, values: torch.Tensor, first: int = 0) -> None:
-        """Take in what a metric observed of the images with numbers from `first` on."""
+        """Add values [n, ...] of the images with the numbers `first` to `first + n - 1`."""
 
     @abstractmethod
     def merge(self, other: Any) -> None:
-        """Take in another accumulator of the same class, which has seen another part of the same set of images."""
+        """Add the contents of another accumulator of the same class that received other images of the same set."""
 
     @abstractmethod
     def result(self) -> Any:
-        """Return what Metric.compute is given once all images have been taken in."""
+        """Return the argument of Metric.compute. It is called after all images have been added."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return tensors from which `from_state` makes an equal accumulator."""
-        raise NotImplementedError(f"a {type(self).__name__} is not kept on disk")
+        """Return tensors from which `from_state` builds an equal accumulator."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be cached on disk")
 
     @classmethod
     def from_state(cls, state: dict[str, torch.Tensor]) -> Accumulator:
-        """Return the accumulator whose `state` these tensors are.
+        """Build an accumulator from the tensors that `state` returned.
 
         Raises:
-            ValueError, KeyError: if they are no such state.
+            ValueError, KeyError: if the tensors do not fit this class.
         """
-        raise NotImplementedError(f"a {cls.__name__} is not kept on disk")
+        raise NotImplementedError(f"{cls.__name__} cannot be cached on disk")
 
 
 class Rows(Accumulator):
-    """Keeps values [n, ...] as they are. The result is one tensor, in the order of the images."""
+    """Stores all values [n, ...] unchanged. The result is one tensor in the order of the images."""
 
-    statistic, lasting = "rows", True
+    statistic, cacheable = "rows", True
 
     def __init__(self):
         self.parts: dict[int, torch.Tensor] = {}
@@ -77,30 +77,30 @@ class Rows(Accumulator):
 
 
 class Moments(Accumulator):
-    """Count, mean and covariance of rows [d] in float64. Up to d rows are kept as they are; more are summed up as their
-    sum [d] and second moment [d, d], so memory is d^2 numbers at most.
+    """Count, mean and covariance of rows [d] in float64. Up to d rows are stored unchanged; beyond that only their sum
+    [d] and second moment [d, d] are stored. Memory is therefore at most d^2 numbers.
 
-    Any number of ranks and any batches give the same moments up to the rounding of float64.
+    The moments do not depend on the number of ranks or on the batch size, except for the rounding of float64.
 
     Args:
-        d: The width of the rows; by default that of the first ones.
+        d: The width of the rows. By default it is taken from the first rows.
     """
 
-    statistic, lasting = "moments", True
+    statistic, cacheable = "moments", True
 
     def __init__(self, d: int | None = None):
         self.width, self.count = d, 0
         self.rows: list[torch.Tensor] | None = []
-        self.total = self.second = torch.empty(0, dtype=torch.float64)  # once there are more rows
+        self.total = self.second = torch.empty(0, dtype=torch.float64)  # used once there are more than d rows
 
     @property
     def d(self) -> int:
-        """The width of the rows, which is known once there are any."""
+        """The width of the rows. It is known after the first rows have been added."""
         assert self.width is not None
         return self.width
 
     def add(self, values: torch.Tensor, first: int = 0) -> None:
-        """Take in rows [n, d] of any float type; their order does not matter."""
+        """Add rows [n, d] of any float type. Their order does not matter."""
         if not len(values):
             return
         self.width = self.width or values.shape[1]
@@ -108,10 +108,10 @@ class Moments(Accumulator):
         if self.rows is not None and self.count <= self.d:
             self.rows.append(values.detach().cpu().double())
             return
-        self._condense()
+        self._replace_rows_by_sums()
         self._accumulate(values.detach().cpu().double())
 
-    def _condense(self) -> None:
+    def _replace_rows_by_sums(self) -> None:
         if self.rows is not None:
             rows, self.rows = self.rows, None
             self.total = torch.zeros(self.d, dtype=torch.float64)
@@ -129,7 +129,7 @@ class Moments(Accumulator):
             for part in other.rows:
                 self.add(part)
         else:
-            self._condense()
+            self._replace_rows_by_sums()
             self.total += other.total
             self.second += other.second
             self.count += other.count
@@ -144,7 +144,7 @@ class Moments(Accumulator):
         return total / self.count
 
     def centred(self) -> torch.Tensor | None:
-        """Return rows A [n, d] of which A^T A is the covariance, or None if there are too many to be kept."""
+        """Return rows A [n, d] such that A^T A is the covariance, or None if only the sums are stored."""
         if self.rows is None:
             return None
         rows = torch.cat(self.rows)

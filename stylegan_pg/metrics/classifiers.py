@@ -1,8 +1,8 @@
-"""The classifiers by whose features the published numbers are defined, built from their weights.
+"""Inception-v3 and VGG16, the classifiers whose features define the published metrics.
 
-They compute what torch-fidelity's do, against whose command line they are tested. Inception is written out here because
-importing torch-fidelity or torchvision, which import torch's compiler, doubles the time that a small measurement takes
-to start.
+They compute the same as torch-fidelity's networks; tests compare them with its command line. Inception is implemented
+here because importing torch-fidelity or torchvision also imports torch's compiler, which doubles the start time of a
+small measurement.
 """
 
 from __future__ import annotations
@@ -17,27 +17,35 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-# glibc gives memory of 32 MiB and more back to the system at once, and all of it comes as new pages the next time: a
-# third of a network's time, if its tensors are larger.
-PIECE = 2**25 - 2**12
+# glibc returns allocations of 32 MiB and more to the system at once, so every such tensor costs new page faults. With
+# larger tensors these take a third of a network's time.
+MAX_CHUNK_BYTES = 2**25 - 2**12
 
 
-def by_pieces(
+def in_chunks(
     network: Callable[..., torch.Tensor], *images: torch.Tensor, values: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return network(*images), for images [n, ...]. On a CPU the network is given so few images at a time that the
-    memory of the largest tensor, of `values` numbers of each image, is used again; but at least one image for each
-    thread, because small layers of few images do not keep many threads busy."""
+    """Return network(*images) for images [n, ...], computed in chunks on a CPU.
+
+    A chunk is so small that its largest tensor stays below MAX_CHUNK_BYTES, but it has at least one image per thread,
+    because fewer images do not keep all threads busy in small layers.
+
+    Args:
+        network: A function of batches that returns one tensor.
+        images: Batches [n, ...] of the same length.
+        values: The number of elements per image of the network's largest tensor.
+        dtype: The number format of that tensor.
+    """
     if not images[0].is_cpu or not len(images[0]):
         return network(*images)
     largest = max(values * dtype.itemsize, images[0][0].numel() * 4)  # images are float32 before they are resized
-    parts = zip(*(x.split(max(torch.get_num_threads(), PIECE // largest)) for x in images), strict=True)
+    parts = zip(*(x.split(max(torch.get_num_threads(), MAX_CHUNK_BYTES // largest)) for x in images), strict=True)
     return torch.cat([network(*part) for part in parts])
 
 
 def resize_matrix(size: int, to: int) -> torch.Tensor:
-    """Return the matrix, float32 [to, size], of bilinear sampling at i * size / to without the half-pixel shift, by
-    which TensorFlow 1 resized for the published numbers."""
+    """Return the matrix, float32 [to, size], of bilinear interpolation at i * size / to. TensorFlow 1 resized the
+    images of the published numbers this way, without half-pixel shift."""
     place = torch.arange(to, dtype=torch.float32) * torch.tensor(size / to, dtype=torch.float32)
     low = place.long()
     matrix = torch.zeros(to, size)
@@ -48,7 +56,7 @@ def resize_matrix(size: int, to: int) -> torch.Tensor:
 
 
 class _Resized(nn.Module):
-    """The first step of both classifiers, which resizes uint8 RGB [n, 3, H, W] to their own square."""
+    """Base class of both classifiers. It resizes uint8 RGB [n, 3, H, W] to the classifier's square input."""
 
     size: int
 
@@ -60,11 +68,11 @@ class _Resized(nn.Module):
 
 POOLS = {
     "down": lambda x: F.max_pool2d(x, 3, stride=2),
-    "mean": lambda x: F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False),  # as TensorFlow's: no zeros
+    "mean": lambda x: F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False),  # TensorFlow omits padding
     "max": lambda x: F.max_pool2d(x, 3, stride=1, padding=1),
 }
-# What follows what, step by step: a convolution's name (a|b: two of them side by side) or a pool. Widths and kernels
-# are those of the weights.
+# The architecture: each string is a sequence of layers, which are names of convolutions or pools. "a|b" stands for two
+# parallel convolutions. Widths and kernel sizes are taken from the weights.
 STEM = "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 down Conv2d_3b_1x1 Conv2d_4a_3x3 down"
 # fmt: off
 _THREE = "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
@@ -84,18 +92,18 @@ MIXED = {
     "Mixed_6e": _C, "Mixed_7a": _D, "Mixed_7b": (*_E, "mean branch_pool"), "Mixed_7c": (*_E, "max branch_pool"),
 }
 # fmt: on
-HALVING = {
+STRIDE_2 = {
     "Conv2d_1a_3x3",
     "Mixed_6a.branch3x3",
     "Mixed_6a.branch3x3dbl_3",
     "Mixed_7a.branch3x3_2",
     "Mixed_7a.branch7x7x3_4",
 }  # fmt: skip
-UNPADDED = HALVING | {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
+UNPADDED = STRIDE_2 | {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
 
 
 class _Convolution(nn.Module):
-    """A convolution and its ReLU; the batch norm between them is folded into the weights."""
+    """A convolution followed by ReLU. The batch normalisation between them is folded into the weights."""
 
     def __init__(self, state: dict[str, torch.Tensor], name: str):
         super().__init__()
@@ -103,30 +111,30 @@ class _Convolution(nn.Module):
             weight = state.pop(f"{name}.conv.weight").float()
             norm = [state.pop(f"{name}.bn.{key}").float() for key in ("running_mean", "running_var", "weight", "bias")]
         except KeyError as error:
-            raise RuntimeError(f"it has no {error.args[0]}") from None
+            raise RuntimeError(f"the tensor {error.args[0]} is missing") from None
         state.pop(f"{name}.bn.num_batches_tracked", None)
         if weight.ndim != 4 or any(n.shape != weight.shape[:1] for n in norm):
-            raise RuntimeError(f"the shapes of {name} do not fit together")
+            raise RuntimeError(f"the shapes of {name} do not match each other")
         mean, variance, scale, shift = norm
         self.weight, self.bias = fuse_conv_bn_weights(weight, None, mean, variance, 0.001, scale, shift)
-        self.stride = 2 if name in HALVING else 1
+        self.stride = 2 if name in STRIDE_2 else 1
         self.padding = [0 if name in UNPADDED else k // 2 for k in weight.shape[2:]]
         self.packed: tuple[tuple[Any, ...], torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor, pool: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-        """Apply the convolution. A mean pool that precedes a 1x1 convolution can be passed as `pool`; it is computed
-        after the convolution, on fewer channels."""
+        """Apply the convolution. A mean pool that precedes a 1x1 convolution can be passed as `pool`; it is applied
+        after the convolution, which is equivalent and has fewer channels."""
         if pool is None:
             return self._convolved(x, self.bias, "relu")
         return pool(self._convolved(x, None, "none")).add_(self.bias[:, None, None]).relu_()
 
     def _convolved(self, x: torch.Tensor, bias: torch.Tensor | None, act: str) -> torch.Tensor:
-        fits = x.shape[1] == self.weight.shape[1]  # else the plain one says so
+        fits = x.shape[1] == self.weight.shape[1]  # otherwise F.conv2d raises an error that names the shapes
         if not fits or torch.is_grad_enabled() or not _has_fused_convolution(x.device.type, x.dtype):
             y = F.conv2d(x, self.weight, bias, self.stride, self.padding)
             return y.relu_() if act == "relu" else y
         stride, key = [self.stride] * 2, (self.weight.data_ptr(), self.weight.dtype, x.shape[2:])
-        if self.packed is None or self.packed[0] != key:  # into oneDNN's own layout, which plain calls do each time
+        if self.packed is None or self.packed[0] != key:  # oneDNN's own layout; plain calls convert to it every time
             pack = torch.ops.mkldnn._reorder_convolution_weight
             self.packed = key, pack(self.weight, self.padding, stride, [1, 1], 1, list(x.shape))
         return torch.ops.mkldnn._convolution_pointwise(
@@ -136,12 +144,12 @@ class _Convolution(nn.Module):
 
 @functools.cache
 def _has_fused_convolution(device: str, dtype: torch.dtype) -> bool:
-    """Return whether PyTorch has oneDNN's convolution with an activation, which its compiler uses. It gives the same
-    bits a tenth faster, and has no derivative."""
+    """Return whether PyTorch offers oneDNN's convolution with fused activation, which torch.compile uses. It computes
+    the same bits 10 % faster and has no derivative."""
     if device != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    dice = torch.Generator().manual_seed(0)  # not the one that others draw from
-    x, w, b = (torch.randn(shape, generator=dice).to(dtype) for shape in ([1, 2, 4, 4], [16, 2, 3, 3], [16]))
+    rng = torch.Generator().manual_seed(0)  # the global generator must not advance
+    x, w, b = (torch.randn(shape, generator=rng).to(dtype) for shape in ([1, 2, 4, 4], [16, 2, 3, 3], [16]))
     how = ([1, 1], [1, 1], [1, 1], 1)
     try:
         packed = torch.ops.mkldnn._reorder_convolution_weight(w, *how, [1, 2, 4, 4])
@@ -152,17 +160,17 @@ def _has_fused_convolution(device: str, dtype: torch.dtype) -> bool:
 
 
 class Inception(_Resized):
-    """The Inception-v3 that FID, KID and IS are defined by (Szegedy et al. 2016, with the pools and the 1008 classes of
-    TensorFlow's file of 2015), from weights named as torch-fidelity names them.
+    """The Inception-v3 that defines FID, KID and IS (Szegedy et al. 2016, with the pooling layers and the 1008 classes
+    of TensorFlow's model of 2015). The names of its weights are torch-fidelity's.
 
-    uint8 RGB [n, 3, H, W] -> {"pool": [n, 2048], "logits": [n, 1008], which are without their bias}
+    It maps uint8 RGB [n, 3, H, W] to {"pool": [n, 2048], "logits": [n, 1008] without the bias}.
 
     Raises (the constructor):
-        RuntimeError: for weights that do not fit.
+        RuntimeError: if the weights do not fit.
     """
 
     size = 299
-    LARGEST = 147 * 147 * 64  # values of an image, behind Conv2d_2b_3x3
+    MAX_VALUES = 147 * 147 * 64  # elements per image of the largest tensor, the output of Conv2d_2b_3x3
 
     def __init__(self, state: dict[str, torch.Tensor]):
         super().__init__()
@@ -172,14 +180,16 @@ class Inception(_Resized):
         self.convolutions = nn.ModuleDict({_key(n): _Convolution(state, n) for n in dict.fromkeys(names)})
         classes = state.pop("fc.weight", torch.empty(0)).float()
         if classes.shape != (1008, 2048) or state.keys() - {"fc.bias"}:
-            raise RuntimeError(f"fc.weight is of shape {list(classes.shape)}, and {sorted(state)[:3]} are left over")
+            raise RuntimeError(
+                f"fc.weight has the shape {list(classes.shape)}, and the tensors {sorted(state)[:3]} are unknown"
+            )
         self.classes = nn.Parameter(classes, requires_grad=False)
         with torch.no_grad():
-            self._pool(torch.zeros(1, 3, 75, 75))  # the smallest there can be: whether one fits on the other
+            self._pool(torch.zeros(1, 3, 75, 75))  # the smallest possible input: do the shapes fit together?
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         dtype = self.classes.dtype
-        pool = by_pieces(self._features, images, values=self.LARGEST, dtype=dtype)
+        pool = in_chunks(self._features, images, values=self.MAX_VALUES, dtype=dtype)
         return {"pool": pool, "logits": pool @ self.classes.t()}
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
@@ -205,30 +215,30 @@ class Inception(_Resized):
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "_")  # a module's name cannot have dots
+    return name.replace(".", "_")  # a module's name cannot contain dots
 
 
 class VGG16(_Resized):
-    """VGG16 down to its second fully connected layer, by which precision and recall are defined (Simonyan and Zisserman
-    2015): uint8 RGB [n, 3, H, W] -> {"fc2": [n, 4096]}
+    """VGG16 up to its second fully connected layer, whose features define precision and recall (Simonyan and Zisserman
+    2015). It maps uint8 RGB [n, 3, H, W] to {"fc2": [n, 4096]}.
 
     Raises (the constructor):
-        RuntimeError: for weights that do not fit.
+        RuntimeError: if the weights do not fit.
     """
 
     size = 224
-    LARGEST = 224 * 224 * 64  # values of an image, of the first two convolutions
-    MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's channels
+    MAX_VALUES = 224 * 224 * 64  # elements per image of the largest tensors, the outputs of the first two convolutions
+    MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's RGB channels
 
     def __init__(self, state: dict[str, torch.Tensor]):
         super().__init__()
         self.network = vgg16(state)
-        self.network.classifier = self.network.classifier[:5]  # up to the activation of the second
+        self.network.classifier = self.network.classifier[:5]  # up to the activation of the second layer
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         dtype = next(self.parameters()).dtype
-        x = by_pieces(self._features, images, values=self.LARGEST, dtype=dtype)
-        return {"fc2": self.network.classifier(x)}  # whose many weights are read once for all images
+        x = in_chunks(self._features, images, values=self.MAX_VALUES, dtype=dtype)
+        return {"fc2": self.network.classifier(x)}  # its many weights are read only once for the whole batch
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         x = self.prepare(images)
@@ -245,7 +255,7 @@ def vgg16(state: dict[str, torch.Tensor]) -> Any:
     """
     import torchvision
 
-    with torch.device("meta"):  # or its 138 million parameters would first be drawn at random
+    with torch.device("meta"):  # this avoids the random initialisation of 138 million parameters
         network = torchvision.models.vgg16()
     network.load_state_dict(state, assign=True)
     return network.float().eval()

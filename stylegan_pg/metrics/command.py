@@ -1,5 +1,5 @@
-"""The command `stylegan-pg metrics`, which measures a snapshot against a dataset: for several truncations, for each
-class, and with a picture of the nearest real images."""
+"""The command `stylegan-pg metrics`. It measures a snapshot against a dataset, optionally for several truncations or
+for each class, and shows samples beside their nearest real images."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import save_image
 from stylegan_pg.inference.generate import LARGEST_PSI, latents, writing
-from stylegan_pg.metrics.base import Metric, Tools
-from stylegan_pg.metrics.evaluate import Evaluator, Pictures, all_of
+from stylegan_pg.metrics.base import Metric, Settings
+from stylegan_pg.metrics.evaluate import DatasetAsGenerator, Evaluator, combined_error
 from stylegan_pg.metrics.features import check_precision
 from stylegan_pg.metrics.gather import Networks
 from stylegan_pg.metrics.neighbours import nearest_real
 from stylegan_pg.metrics.registry import METRICS, parse
 from stylegan_pg.untrusted import printable
 
-MOST_STEPS = 1000
-MOST_NEIGHBOURS = 1000
+MAX_STEPS = 1000
+MAX_NEIGHBOURS = 1000
 
 
 def parse_psi(text: str) -> list[float]:
-    """Return the truncations that a text stands for: '0.7' is [0.7], '0.3:1.0:0.1' is [0.3, 0.4, ..., 1.0].
+    """Parse truncations: '0.7' is [0.7], and '0.3:1.0:0.1' is [0.3, 0.4, ..., 1.0].
 
     Raises:
-        UsageError: if the text is of another form.
+        UsageError: if the text has another form.
     """
     try:
         parts = [float(part) for part in text.split(":")]
@@ -52,10 +52,10 @@ def parse_psi(text: str) -> list[float]:
         return parts
     if len(parts) == 3 and possible and parts[2] > 0 and parts[0] <= parts[1]:
         steps = math.floor((parts[1] - parts[0]) / parts[2] + 1e-9) + 1
-        if steps <= MOST_STEPS:
+        if steps <= MAX_STEPS:
             return [round(parts[0] + i * parts[2], 9) for i in range(steps)]
     raise UsageError(
-        f"--psi {printable(repr(text), 60)} is not possible: give a number, or FROM:TO:STEP such as 0.3:1.0:0.1"
+        f"--psi {printable(repr(text), 60)} is invalid: give a number, or FROM:TO:STEP such as 0.3:1.0:0.1"
     )
 
 
@@ -64,31 +64,31 @@ def is_dataset(path: Path) -> bool:
     return path.is_dir() and ((path / "index.json").is_file() or not is_run(path))
 
 
-def one_seed(text: str) -> int:
-    """Return the seed that `--seed` or `--seeds` gives.
+def parse_seed(text: str) -> int:
+    """Parse the seed given by `--seed` or `--seeds`.
 
     Raises:
-        UsageError: if it gives several numbers, or one that is no seed.
+        UsageError: if the text contains several numbers, or a number that is too large for a seed.
     """
     numbers = parse_numbers(text)
     if len(numbers) > 1:
-        raise UsageError(f"--seed {printable(text, 60)}: a measurement has one seed, from which all its latents follow")
-    latents(numbers, 1)  # refuses those that are too large
+        raise UsageError(f"--seed {printable(text, 60)}: a measurement has one seed: give one number")
+    latents(numbers, 1)  # raises UsageError for seeds that are too large
     return numbers[0]
 
 
 def _dataset(snapshot: Path, data: str | None, base: tuple[int, int]) -> DatasetIndex:
-    """Return the dataset to compare with: `data`, or the one that the config.yaml of the snapshot's run names."""
+    """Return the dataset to compare with: `data`, or else the dataset in the config.yaml of the snapshot's run."""
     if data is not None:
         return load_index(data, base)
     path = config_of(snapshot)
     if path is None:
-        raise UsageError(f"{printable(snapshot)} lies in no run's folder: name the dataset to compare with by --data")
+        raise UsageError(f"{printable(snapshot)} is not in the folder of a run: name the dataset by --data")
     config = load_config(path)
     urls = list(config.data.mixture) or [config.data.url]
     if any(url.startswith("pipe:") for url in urls):
         raise UsageError(
-            f"{printable(path)} names a command as its data, which is not run unless you give it yourself: "
+            f"the data of {printable(path)} is a command (pipe:), which runs only if you pass it yourself: "
             f"--data {printable(urls[0])!r}"
         )
     try:
@@ -97,42 +97,51 @@ def _dataset(snapshot: Path, data: str | None, base: tuple[int, int]) -> Dataset
         raise UsageError(f"the data of {printable(path)}: {error} (or name a dataset by --data)") from None
 
 
-def _load(path: Path, tools: Tools) -> tuple[Any, int]:
-    """Return a snapshot's generator, or the images of a packed dataset, and their resolution."""
+def _load(path: Path, settings: Settings) -> tuple[Any, int]:
+    """Return the generator of a snapshot, or the images of a packed dataset, and the resolution."""
     if path.is_dir():
         index = load_index(str(path))
-        return Pictures(index.table(max(index.resolutions)), tools.seed), max(index.resolutions)
-    G = load_snapshot(path, tools.device)
+        return DatasetAsGenerator(index.table(max(index.resolutions)), settings.seed), max(index.resolutions)
+    G = load_snapshot(path, settings.device)
     return G, G.resolution
 
 
-def _fit(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
-    channels = G.table.channels if isinstance(G, Pictures) else G.img_channels
+def _check_match(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
+    channels = G.table.channels if isinstance(G, DatasetAsGenerator) else G.img_channels
     if index.channels != channels:
-        raise UsageError(f"{snapshot} makes images of {channels} channels, {index.path} has {index.channels}")
-    made, real = G.table.image_size if isinstance(G, Pictures) else tuple(G.img_size), index.size_at(resolution)
+        raise UsageError(
+            f"{snapshot} generates images with {channels} channels, {index.path} has {index.channels}: "
+            "pack the dataset with --channels"
+        )
+    made, real = (
+        G.table.image_size if isinstance(G, DatasetAsGenerator) else tuple(G.img_size),
+        index.size_at(resolution),
+    )
     if made != real:
         raise UsageError(
-            f"{snapshot} makes images of {made[0]}x{made[1]} (rows x columns), {index.path} has {real[0]}x{real[1]}: "
-            "pack the dataset with the --base of the images"
+            f"{snapshot} generates images of {made[0]}x{made[1]} (rows x columns), {index.path} has "
+            f"{real[0]}x{real[1]}: pack the dataset with the --base of the generated images"
         )
     if G.c_dim and getattr(G, "description", {}).get("condition"):
         conditions_for(index, index.table(resolution), G)  # says if the dataset has none that fit
         return
     if G.c_dim and len(index.label_names) != G.c_dim:
-        raise UsageError(f"{snapshot} knows {G.c_dim} classes, {index.path} has {len(index.label_names)}")
+        raise UsageError(
+            f"{snapshot} was trained with {G.c_dim} classes, {index.path} has {len(index.label_names)}: "
+            "choose the dataset that the run trained on"
+        )
     if G.c_dim and (names := class_names(G)) != list(index.label_names) and sorted(names) == sorted(index.label_names):
         raise UsageError(
-            f"{snapshot} and {index.path} have the same classes in another order: pack them in the same one"
+            f"{snapshot} and {index.path} have the same classes in another order: pack the dataset in that order"
         )
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Turn errors of reading data and of memory within the block into one message.
+def _failures_as_run_error() -> Iterator[None]:
+    """Convert I/O errors and out-of-memory errors within the block to a RunError.
 
     Raises:
-        RunError: in place of those errors.
+        RunError: instead of those errors.
     """
     try:
         yield
@@ -151,93 +160,105 @@ def evaluate_snapshot(
     per_class: bool,
     neighbours: int,
     out: Path | None,
-    tools: Tools,
+    settings: Settings,
 ) -> Iterator[dict[str, Any]]:
-    """Measure a snapshot, or another packed dataset, against a packed dataset (None: the one that its run trains on).
+    """Measure a snapshot, or another packed dataset, against a packed dataset.
 
-    Yields {"snapshot", "resolution", "psi", ["class"], "images", metric: value} for every psi and class of which
-    something could be measured, on all ranks. What could not be measured is raised in the end.
+    Args:
+        snapshot: A snapshot, or the folder of a packed dataset of generated images.
+        data: The dataset to compare with; None for the dataset that the snapshot's run trains on.
+        names: The names of the metrics.
+        images: The number of generated images for metrics whose names contain none.
+        psi: A truncation, or a range of truncations, as parse_psi accepts it.
+        per_class: Whether each class is measured separately.
+        neighbours: The number of samples that OUT/neighbours.png shows beside their nearest real images.
+        out: The folder of pictures and tables; None for a folder beside the snapshot. A range of truncations is also
+            written to OUT/truncation.png and OUT/truncation.csv.
+        settings: The settings of the measurement.
 
-    `neighbours` is the number of samples that OUT/neighbours.png shows beside their nearest real images. Several psi
-    also give OUT/truncation.png and OUT/truncation.csv.
+    Yields:
+        {"snapshot", "resolution", "psi", ["class"], "images", metric: value} on all ranks, for every psi and class for
+        which at least one metric could be measured. At the end, an error is raised if some could not be measured.
 
     Raises:
-        UsageError: if a metric is unknown, a snapshot or dataset cannot be read or does not fit the other, weights are
+        UsageError: if a metric is unknown, a snapshot or dataset cannot be read or they do not match, weights are
             missing, or there are too few images.
-        RunError: if data is lost midway, or memory runs out.
+        RunError: if data becomes unreadable during the measurement, or memory runs out.
     """
     steps = parse_psi(psi)
-    check_precision(tools.precision)
+    check_precision(settings.precision)
     metrics = [parse(name, images=images) for name in names]
     if images and not any(parse(name, images=images) != parse(name, images=images + 1) for name in names):
         counted = " and ".join(kind for kind, metric in METRICS.items() if metric.counted_by_option)
-        raise UsageError(f"--images is for {counted} without a number in their names: the other names say how many")
-    if neighbours > MOST_NEIGHBOURS:
-        raise UsageError(f"--neighbours {neighbours} makes a picture of more than {MOST_NEIGHBOURS} rows: show fewer")
-    wanted = Wanted(snapshot, [m.name for m in metrics], images, steps, per_class, neighbours)
-    with _told():
-        yield from _evaluate(wanted, data, out, tools)
+        raise UsageError(
+            f"--images applies only to {counted} without a number in their names: give the number in the metric's name"
+        )
+    if neighbours > MAX_NEIGHBOURS:
+        raise UsageError(f"--neighbours {neighbours} is too large: show at most {MAX_NEIGHBOURS} samples")
+    request = Request(snapshot, [m.name for m in metrics], images, steps, per_class, neighbours)
+    with _failures_as_run_error():
+        yield from _evaluate(request, data, out, settings)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the command's options ask for, checked as far as possible without opening files."""
+class Request:
+    """The command's options, checked as far as possible without opening files."""
 
     snapshot: Path
     names: list[str]
     images: int | None
-    steps: list[float]
+    psis: list[float]
     per_class: bool
     neighbours: int
 
 
-def _evaluate(wanted: Wanted, data: str | None, out: Path | None, tools: Tools) -> Iterator[dict[str, Any]]:
-    G, resolution, index = _opened(wanted, data, tools)
-    out = _folder(wanted, out)
-    networks, missing, sweep = Networks(tools), {}, []
-    for only in range(G.c_dim) if wanted.per_class else [None]:
-        where = "" if only is None else f"class {printable(index.label_names[only], 80)}: "
-        facts: dict[str, Any] = {"snapshot": str(wanted.snapshot), "resolution": resolution}
+def _evaluate(request: Request, data: str | None, out: Path | None, settings: Settings) -> Iterator[dict[str, Any]]:
+    G, resolution, index = _open_inputs(request, data, settings)
+    out = _output_folder(request, out)
+    networks, missing, sweep = Networks(settings), {}, []
+    for class_number in range(G.c_dim) if request.per_class else [None]:
+        where = "" if class_number is None else f"class {printable(index.label_names[class_number], 80)}: "
+        facts: dict[str, Any] = {"snapshot": str(request.snapshot), "resolution": resolution}
         try:
-            evaluator = Evaluator(index, resolution, [], tools, only, networks)
-        except UsageError as error:  # the same on all ranks
-            missing[f"{where}{', '.join(wanted.names)}"] = error
+            evaluator = Evaluator(index, resolution, [], settings, class_number, networks)
+        except UsageError as error:  # it is raised on all ranks alike
+            missing[f"{where}{', '.join(request.names)}"] = error
             continue
-        for psi, found in _sweep(G, evaluator, wanted):
+        for psi, found in _sweep(G, evaluator, request):
             missing |= {where + name: why for name, why in evaluator.missing.items()}
             if found:
-                images = [metric.samples(len(evaluator.real.mine)) for metric, _ in found]
+                images = [metric.samples(len(evaluator.real.ordinals)) for metric, _ in found]
                 row = facts | {"psi": psi, "images": max(images)}
-                row |= {} if only is None else {"class": index.label_names[only]}
+                row |= {} if class_number is None else {"class": index.label_names[class_number]}
                 yield row | {name: number for _, numbers in found for name, number in numbers.items()}
-                sweep += [] if wanted.per_class or len(wanted.steps) == 1 else [_row(psi, wanted, found)]
-    yield from _draw(G, index, tools, sweep, wanted.neighbours, wanted.steps[0], out)
+                sweep += [] if request.per_class or len(request.psis) == 1 else [_row(psi, request, found)]
+    yield from _draw(G, index, settings, sweep, request.neighbours, request.psis[0], out)
     if missing:
-        raise all_of(missing)
+        raise combined_error(missing)
 
 
-def _opened(wanted: Wanted, data: str | None, tools: Tools) -> tuple[Any, int, DatasetIndex]:
-    """Return what is measured, its resolution, and the dataset to compare with.
+def _open_inputs(request: Request, data: str | None, settings: Settings) -> tuple[Any, int, DatasetIndex]:
+    """Return the generator or dataset to measure, its resolution, and the dataset to compare with.
 
     Raises:
-        UsageError: if they cannot be read, do not fit together, or do not fit the options.
+        UsageError: if they cannot be read, do not match each other, or do not match the options.
     """
-    snapshot = wanted.snapshot
-    G, resolution = _load(snapshot, tools)
-    rows, columns = G.table.image_size if isinstance(G, Pictures) else tuple(G.img_size)
+    snapshot = request.snapshot
+    G, resolution = _load(snapshot, settings)
+    rows, columns = G.table.image_size if isinstance(G, DatasetAsGenerator) else tuple(G.img_size)
     index = _dataset(snapshot, data, (rows * 4 // resolution, columns * 4 // resolution))
-    _fit(G, resolution, snapshot, index)
-    if wanted.per_class and not G.c_dim:
-        raise UsageError(f"--per-class: {printable(snapshot)} is unconditional")
-    if isinstance(G, Pictures) and (wanted.neighbours or wanted.steps != [1.0]):
-        raise UsageError(f"--psi and --neighbours need a generator, and {printable(snapshot)} is a dataset")
+    _check_match(G, resolution, snapshot, index)
+    if request.per_class and not G.c_dim:
+        raise UsageError(f"--per-class needs a generator with classes: {printable(snapshot)} is unconditional")
+    if isinstance(G, DatasetAsGenerator) and (request.neighbours or request.psis != [1.0]):
+        raise UsageError(f"--psi and --neighbours need a generator: {printable(snapshot)} is a dataset")
     return G, resolution, index
 
 
-def _folder(wanted: Wanted, out: Path | None) -> Path | None:
-    """Return the folder of pictures and tables; it is created if any are asked for."""
-    if wanted.neighbours or len(wanted.steps) > 1:
-        out = out or wanted.snapshot.parent / f"{wanted.snapshot.stem}-metrics"
+def _output_folder(request: Request, out: Path | None) -> Path | None:
+    """Return the folder of pictures and tables. It is created if any are requested."""
+    if request.neighbours or len(request.psis) > 1:
+        out = out or request.snapshot.parent / f"{request.snapshot.stem}-metrics"
         with dist.main_decides(), writing(out):
             if dist.is_main():
                 out.mkdir(parents=True, exist_ok=True)
@@ -247,26 +268,26 @@ def _folder(wanted: Wanted, out: Path | None) -> Path | None:
 Found = list[tuple[Metric, dict[str, float]]]
 
 
-def _sweep(G: Any, evaluator: Evaluator, wanted: Wanted) -> Iterator[tuple[float, Found]]:
-    """Yield each psi with the results for it. Statistics of real images serve every psi; a metric whose name states its
-    psi is measured once."""
+def _sweep(G: Any, evaluator: Evaluator, request: Request) -> Iterator[tuple[float, Found]]:
+    """Yield each psi with its results. Statistics of real images are computed once for every psi. A metric whose name
+    contains a psi is measured only once."""
     stated: dict[str, dict[str, float]] = {}
-    for i, psi in enumerate(wanted.steps):
-        metrics = [parse(name, psi=psi, images=wanted.images) for name in wanted.names]
-        evaluator.metrics = [m for m in metrics if i == 0 or m.name not in wanted.names or m.psi == psi == 1]
+    for i, psi in enumerate(request.psis):
+        metrics = [parse(name, psi=psi, images=request.images) for name in request.names]
+        evaluator.metrics = [m for m in metrics if i == 0 or m.name not in request.names or m.psi == psi == 1]
         values = evaluator.measure(G)
         if i == 0:
-            stated = {name: found for name, found in values.items() if name in wanted.names}
+            stated = {name: found for name, found in values.items() if name in request.names}
         values = stated | values
         yield psi, [(m, values[m.name]) for m in {m.name: m for m in metrics}.values() if m.name in values]
 
 
-def _row(psi: float, wanted: Wanted, found: Found) -> dict[str, Any]:
-    """Return a line of the table over psi, whose columns name psi only if the metric's name states it."""
+def _row(psi: float, request: Request, found: Found) -> dict[str, Any]:
+    """Return one row of the table over psi. Its column names contain a psi only if the requested metric's name does."""
     row: dict[str, Any] = {"psi": psi}
     values = {metric.name: numbers for metric, numbers in found}
-    for name in wanted.names:
-        full = parse(name, psi=psi, images=wanted.images).name
+    for name in request.names:
+        full = parse(name, psi=psi, images=request.images).name
         row |= {name + key.removeprefix(full): number for key, number in values.get(full, {}).items()}
     return row
 
@@ -274,14 +295,14 @@ def _row(psi: float, wanted: Wanted, found: Found) -> dict[str, Any]:
 def _draw(
     G: Any,
     index: DatasetIndex,
-    tools: Tools,
+    settings: Settings,
     sweep: list[dict[str, Any]],
     neighbours: int,
     psi: float,
     out: Path | None,
 ) -> Iterator[dict[str, Any]]:
-    """Write the pictures and tables that are asked for, and yield {"picture" or "table": path} on all ranks, which must
-    all iterate over this."""
+    """Write the requested pictures and tables, and yield {"picture" or "table": path} on all ranks. All ranks must
+    iterate over this generator."""
     if sweep and out is not None:
         with dist.main_decides():
             if dist.is_main():
@@ -290,7 +311,7 @@ def _draw(
         yield {"table": str(out / "truncation.csv")}
     if neighbours and out is not None:
         path = out / "neighbours.png"
-        picture = nearest_real(G, index, tools, neighbours, psi)
+        picture = nearest_real(G, index, settings, neighbours, psi)
         with dist.main_decides(), writing(out):
             if picture is not None:
                 save_image(picture, path)
@@ -298,7 +319,7 @@ def _draw(
 
 
 def _write_sweep(sweep: list[dict[str, Any]], out: Path) -> None:
-    from stylegan_pg.monitoring.figures import draw_sweep  # matplotlib takes its time
+    from stylegan_pg.monitoring.figures import draw_sweep  # imported late, because matplotlib is slow to import
 
     columns = dict.fromkeys(name for row in sweep for name in row)
     with writing(out):

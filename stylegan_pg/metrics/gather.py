@@ -1,4 +1,4 @@
-"""Feature networks of a measurement, how metrics look at images with them, and how ranks share the images out."""
+"""Loading of feature networks, accumulation of what metrics observe, and distribution of the images over the ranks."""
 
 from __future__ import annotations
 
@@ -12,78 +12,86 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.images import over_white
 from stylegan_pg.metrics import base
 from stylegan_pg.metrics.accumulators import Accumulator
-from stylegan_pg.metrics.base import ImageMetric, Tools
+from stylegan_pg.metrics.base import ImageMetric, Settings
 
 
 class Networks:
-    """Feature networks, each of which is loaded when it is first asked for."""
+    """The feature networks of a measurement. Each is loaded at its first use."""
 
-    def __init__(self, tools: Tools):
-        self.tools = tools
+    def __init__(self, settings: Settings):
+        self.settings = settings
         self._loaded: dict[str, Any] = {}
 
-    def of(self, network: str) -> Any:
-        """Return the extractor of that name, or the user's extractor in its place; for "lpips" the distance.
+    def get(self, network: str) -> Any:
+        """Return the feature extractor of this name, or the user's extractor that replaces it. For "lpips", return the
+        distance function.
 
         Raises:
             UsageError: if weights are missing or do not fit.
         """
-        from stylegan_pg.metrics import features  # torchvision and torch-fidelity take their time
+        from stylegan_pg.metrics import features  # imported late, because torchvision and torch-fidelity are slow
 
-        tools = self.tools
-        name = tools.extractor if network != "lpips" and tools.extractor else network
+        settings = self.settings
+        name = settings.extractor if network != "lpips" and settings.extractor else network
         if name not in self._loaded:
-            with torch.random.fork_rng(devices=[]):  # networks are initialised before their weights are put in
+            with torch.random.fork_rng(devices=[]):  # constructors draw initial weights from the global generator
                 if name == "lpips":
-                    self._loaded[name] = features.load_distance(tools.weights, tools.device)
+                    self._loaded[name] = features.load_distance(settings.weights, settings.device)
                 else:
-                    self._loaded[name] = features.load_extractor(name, tools.weights, tools.device, tools.precision)
+                    self._loaded[name] = features.load_extractor(
+                        name, settings.weights, settings.device, settings.precision
+                    )
         return self._loaded[name]
 
     def feature(self, metric: ImageMetric) -> str:
-        """Return the name of the extractor's output that a metric looks at."""
-        return "pool" if self.tools.extractor else metric.feature
+        """Return the name of the extractor's output that a metric uses."""
+        return "pool" if self.settings.extractor else metric.feature
 
 
-def take_in(
+def observe_images(
     metric: ImageMetric,
-    into: Accumulator,
+    accumulator: Accumulator,
     first: int,
     images: torch.Tensor,
     networks: Networks,
     known: dict[str, Any],
 ) -> None:
-    """Let a metric look at images and its accumulator take in what it observes.
+    """Compute what a metric observes in a batch of images, and add it to the accumulator.
 
     Args:
+        metric: The metric.
+        accumulator: The metric's accumulator.
         first: The number of the first image.
-        images: uint8 [n, C, H, W]; RGBA images are laid over white.
-        known: Features by network that were already computed of these images, and perhaps of more that follow them.
-            New ones are added.
+        images: uint8 [n, C, H, W]. RGBA images are composited over white.
+        networks: The feature networks.
+        known: {identity of a network: its features} that have been computed for these images, and possibly for images
+            that follow them in the batch. Newly computed features are added.
     """
     seen = over_white(images)
     if metric.network:
-        network = networks.of(metric.network)
+        network = networks.get(metric.network)
         if network.identity not in known:
             known[network.identity] = network(seen)
-        found = feature_of(known[network.identity], networks.feature(metric), network.identity)
+        found = select_feature(known[network.identity], networks.feature(metric), network.identity)
         seen = found[: len(images)]
-    into.add(metric.observe(seen), first)
+    accumulator.add(metric.observe(seen), first)
 
 
-def feature_of(found: dict[str, torch.Tensor], name: str, network: str) -> torch.Tensor:
-    """Return one of an extractor's outputs, [n, d].
+def select_feature(found: dict[str, torch.Tensor], name: str, network: str) -> torch.Tensor:
+    """Return the extractor's output `name`, [n, d].
 
     Raises:
-        UsageError: if it gives none of that name.
+        UsageError: if the extractor has no output of this name.
     """
     if name not in found:
-        raise UsageError(f"the extractor {network} gives {', '.join(found)}, but no {name!r}: name another extractor")
+        raise UsageError(
+            f"the extractor {network} returns {', '.join(found)}, but not {name!r}: choose another extractor"
+        )
     return found[name]
 
 
-def share(total: int) -> Iterator[int]:
-    """Yield the numbers of this rank's blocks of so many images."""
+def own_blocks(total: int) -> Iterator[int]:
+    """Yield the numbers of the blocks that this rank processes, for `total` images."""
     yield from range(dist.rank(), -(-total // base.BLOCK), dist.world())
 
 

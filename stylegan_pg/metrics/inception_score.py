@@ -6,16 +6,19 @@ import numpy as np
 import torch
 
 from stylegan_pg.metrics.accumulators import Accumulator
-from stylegan_pg.metrics.base import COUNT, ImageMetric, ImageSet, Tools
+from stylegan_pg.metrics.base import COUNT, ImageMetric, ImageSet, Settings
 
 
 class ClassDivergence(Accumulator):
-    """Accumulates exp of the mean divergence of each image's class probabilities from those of its split (Salimans et
-    al. 2016, section 4). Images are summed up as they come, because the number of an image says which split it is in.
+    """Accumulates the Inception score: the exponential of the mean Kullback-Leibler divergence between each image's
+    class probabilities and the mean probabilities of its split (Salimans et al. 2016, section 4). An image's number
+    determines its split, so only sums per split are stored.
 
     Args:
-        count: The number of images in all.
-        splits: The number of parts of a random order, over which mean and standard deviation of the score are taken.
+        count: The total number of images.
+        splits: The number of random subsets. The score is computed for each, and reported as mean and standard
+            deviation.
+        seed: The seed of the random assignment of images to splits.
     """
 
     statistic = "divergence"
@@ -29,7 +32,7 @@ class ClassDivergence(Accumulator):
         self.sums: torch.Tensor | None = None  # [splits, classes + 2]: probabilities, negative entropy, count
 
     def add(self, values: torch.Tensor, first: int = 0) -> None:
-        """Take in logits [n, classes] of the images with numbers from `first` on."""
+        """Add the logits [n, classes] of the images with the numbers `first` to `first + n - 1`."""
         logits = values.detach().cpu().double()
         p, log_p = logits.softmax(dim=1), logits.log_softmax(dim=1)
         rows = torch.cat([p, (p * log_p).sum(dim=1, keepdim=True), torch.ones(len(p), 1, dtype=p.dtype)], dim=1)
@@ -51,17 +54,17 @@ class ClassDivergence(Accumulator):
 
 
 class InceptionScore(ImageMetric):
-    """is50k: the Inception score of 50,000 generated images, and `_std`, its standard deviation over ten splits."""
+    """is50k is the Inception score of 50,000 generated images; is50k_std is its standard deviation over ten splits."""
 
     kind, example = "is", "is50k"
     pattern = f"is(?P<count>{COUNT})"
     network, feature = "inception", "logits"
-    accumulates = ClassDivergence
+    accumulator_class = ClassDivergence
     lower_is_better = False
 
     def accumulator(self, images: ImageSet) -> Accumulator:
         return ClassDivergence(self.count)
 
-    def compute(self, real: None, generated: tuple[float, float], tools: Tools) -> dict[str, float]:
+    def compute(self, real: None, generated: tuple[float, float], settings: Settings) -> dict[str, float]:
         mean, deviation = generated
         return {"": mean, "_std": deviation}

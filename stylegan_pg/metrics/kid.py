@@ -6,20 +6,20 @@ import numpy as np
 import torch
 
 from stylegan_pg.metrics.accumulators import Rows
-from stylegan_pg.metrics.base import COUNT, FeatureMetric, Tools
+from stylegan_pg.metrics.base import COUNT, FeatureMetric, Settings
 
 
 class KernelDistance(FeatureMetric):
-    """kid50k_full: the kernel distance between all real images and 50,000 generated ones, by Inception's features, and
-    `_std`, its standard deviation over subsets."""
+    """kid50k_full is the kernel distance between Inception's features of all real images and of 50,000 generated ones;
+    kid50k_full_std is its standard deviation over subsets."""
 
     kind, example = "kid", "kid50k_full"
     pattern = f"kid(?P<count>{COUNT}){FeatureMetric.REAL_IMAGES}"
     network, feature = "inception", "pool"
-    accumulates = Rows
-    least_images = 2
+    accumulator_class = Rows
+    min_images = 2
 
-    def compute(self, real: torch.Tensor, generated: torch.Tensor, tools: Tools) -> dict[str, float]:
+    def compute(self, real: torch.Tensor, generated: torch.Tensor, settings: Settings) -> dict[str, float]:
         mean, deviation = kernel_distance(real, generated)
         return {"": mean, "_std": deviation}
 
@@ -35,7 +35,7 @@ def kernel_distance(
     """
     n, d = min(most, len(real), len(fake)), real.shape[1]
     if n < 2:
-        raise ValueError("the kernel distance needs two images of each kind")
+        raise ValueError("the kernel distance needs at least two real and two generated images")
     rng = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):

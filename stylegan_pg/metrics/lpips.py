@@ -1,7 +1,7 @@
-"""The perceptual distance LPIPS (Zhang et al. 2018): torch-fidelity's network, built from weights that are handed over.
+"""The perceptual distance LPIPS (Zhang et al. 2018): torch-fidelity's network with weights passed by the caller.
 
-torch-fidelity's own constructors download the weights, so they are not called: these subclasses make the same layers
-and inherit how images go through them. Importing this module imports torch-fidelity and torchvision.
+The constructors of torch-fidelity download weights and are therefore not called. These subclasses build the same layers
+and inherit the forward pass. Importing this module imports torch-fidelity and torchvision.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch_fidelity.sample_similarity_lpips import NetLinLayer, SampleSimilarity
 
 from stylegan_pg.metrics.classifiers import vgg16
 
-CHANNELS = [64, 128, 256, 512, 512]  # of the five maps of VGG16 that are compared
-CUTS = [0, 4, 9, 16, 23, 30]  # the layers of VGG16 between which the maps come out
+CHANNELS = [64, 128, 256, 512, 512]  # channels of the five feature maps of VGG16 that are compared
+CUTS = [0, 4, 9, 16, 23, 30]  # indices of VGG16's layers at which the slices begin and end
 
 
 class _Maps(VGG16features):
-    """Five maps of VGG16 on the way to its classifier."""
+    """Five intermediate feature maps of VGG16."""
 
     def __init__(self, state: dict[str, torch.Tensor]):
         nn.Module.__init__(self)
@@ -32,16 +32,16 @@ class LPIPS(SampleSimilarityLPIPS):
     """The distance [n, 1, 1] of two batches of images in 0 to 255, float32 [n, 3, H, W].
 
     Args:
-        lin: weights of the maps' channels.
-        vgg: weights of torchvision's VGG16.
+        lin: The learned weights of the feature maps' channels.
+        vgg: The weights of torchvision's VGG16.
 
     Raises:
-        RuntimeError: for weights that do not fit.
+        RuntimeError: if the weights do not fit.
     """
 
     def __init__(self, lin: dict[str, torch.Tensor], vgg: dict[str, torch.Tensor]):
         SampleSimilarityBase.__init__(self, "lpips")
-        self.sample_similarity_resize = self.sample_similarity_dtype = None  # images come as they are to be compared
+        self.sample_similarity_resize = self.sample_similarity_dtype = None  # images are neither resized nor converted
         self.chns, self.L = CHANNELS, len(CHANNELS)
         self.lins = [NetLinLayer(channels, use_dropout=True) for channels in CHANNELS]
         for i, layer in enumerate(self.lins):

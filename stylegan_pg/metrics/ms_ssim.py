@@ -1,4 +1,4 @@
-"""Multi-scale structural similarity of pairs of images, as a measure of how varied they are (Wang et al. 2003; Odena et
+"""Multi-scale structural similarity (MS-SSIM) of pairs of images as a measure of diversity (Wang et al. 2003; Odena et
 al. 2017, section 4.2)."""
 
 from __future__ import annotations
@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 
 from stylegan_pg.metrics.accumulators import Rows
-from stylegan_pg.metrics.base import COUNT, ImageMetric, Tools
+from stylegan_pg.metrics.base import COUNT, ImageMetric, Settings
 
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 class StructuralSimilarity(ImageMetric):
-    """ms_ssim: the mean similarity of 10,000 pairs of generated images. A low value means that images are varied."""
+    """ms_ssim is the mean similarity of 10,000 pairs of generated images. A lower value means more diverse images."""
 
     kind, example = "ms_ssim", "ms_ssim"
     pattern = f"ms_ssim(?P<count>{COUNT})?"
     default_count, counted_by_option = 10_000, True
-    accumulates = Rows
+    accumulator_class = Rows
 
     def images(self, real_images: int) -> int:
         return 2 * self.count
@@ -26,7 +26,7 @@ class StructuralSimilarity(ImageMetric):
     def observe(self, seen: torch.Tensor) -> torch.Tensor:
         return ms_ssim(seen[0::2], seen[1::2])
 
-    def compute(self, real: None, generated: torch.Tensor, tools: Tools) -> dict[str, float]:
+    def compute(self, real: None, generated: torch.Tensor, settings: Settings) -> dict[str, float]:
         return {"": float(generated.double().mean())}
 
 
@@ -38,9 +38,9 @@ def _blur(x: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
 
 
 def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the multi-scale structural similarity float32 [n] of pairs of images [n, c, h, w] in 0 to 255, which is 1
-    for equal images (Wang et al. 2003, equation 7). There are five scales; the Gaussian window has 11 pixels and a
-    standard deviation of 1.5, and is smaller in proportion where an image is smaller than that."""
+    """Return the multi-scale structural similarity float32 [n] of pairs of images [n, c, h, w] in [0, 255] (Wang et al.
+    2003, equation 7). It is 1 for equal images. There are five scales. The Gaussian window has 11 pixels and a standard
+    deviation of 1.5; for images smaller than 11 pixels it is scaled down in proportion."""
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     a, b = a.float(), b.float()
     result = torch.ones(len(a))

@@ -1,4 +1,4 @@
-"""A picture of samples beside the real images nearest to them, which shows whether a generator repeats its data."""
+"""An image of samples beside their nearest real images, which shows whether a generator memorises its training data."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.images import tile
 from stylegan_pg.inference.generate import images_of, latents
 from stylegan_pg.metrics import base, gather
-from stylegan_pg.metrics.base import Tools
+from stylegan_pg.metrics.base import Settings
 from stylegan_pg.metrics.features import Extractor, load_extractor
 
 
 def nearest_real(
-    G: Any, index: DatasetIndex, tools: Tools, count: int, psi: float, nearest: int = 7
+    G: Any, index: DatasetIndex, settings: Settings, count: int, psi: float, nearest: int = 7
 ) -> torch.Tensor | None:
-    """Return one picture uint8 [C, H, W] on rank 0, None on the others. Each of its `count` rows has a sample and the
-    `nearest` real images nearest to it, by the distance of features. All ranks must call this; the result does not
-    depend on their number.
+    """Return one image uint8 [C, H, W] on rank 0 and None on the other ranks. Each of its `count` rows shows a sample
+    and the `nearest` real images with the smallest Euclidean distance of features. All ranks must call this function;
+    the result does not depend on their number.
 
     Raises:
-        UsageError: if the extractor cannot be loaded, or gives no "pool".
+        UsageError: if the extractor cannot be loaded or does not return "pool".
     """
     table = index.table(G.resolution)
     nearest = min(nearest, len(table))
     with dist.together():
-        extract = load_extractor(tools.extractor or "inception", tools.weights, tools.device, tools.precision)
+        extract = load_extractor(
+            settings.extractor or "inception", settings.weights, settings.device, settings.precision
+        )
         z, c = latents(range(count), G.z_dim), labels_to_c(G, None, count)
-        samples = torch.cat(list(images_of(G, z, c, batch=tools.batch, psi=psi)))
-        wanted = torch.cat([_pool(extract, part) for part in samples.split(tools.batch)])
+        samples = torch.cat(list(images_of(G, z, c, batch=settings.batch, psi=psi)))
+        wanted = torch.cat([_pool(extract, part) for part in samples.split(settings.batch)])
         best, which = torch.empty([count, 0]), torch.empty([count, 0], dtype=torch.int64)
-        for block in gather.share(len(table)):
+        for block in gather.own_blocks(len(table)):
             end = min((block + 1) * base.BLOCK, len(table))
-            for part in torch.arange(block * base.BLOCK, end).split(tools.batch):
+            for part in torch.arange(block * base.BLOCK, end).split(settings.batch):
                 distance = torch.cdist(wanted, _pool(extract, read_batch(table, part.tolist())))
                 best, which = _nearest([(best, which), (distance, part.expand(count, -1))], nearest)
     parts, picture = dist.gather_on_main((best, which)), None
@@ -51,12 +53,12 @@ def nearest_real(
 
 def _pool(extract: Extractor, images: torch.Tensor) -> torch.Tensor:
     """Return the features "pool" of images, [n, d]."""
-    return gather.feature_of(extract(images), "pool", extract.identity)
+    return gather.select_feature(extract(images), "pool", extract.identity)
 
 
 def _nearest(parts: list[Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge several (distances, ordinals), [n, any number] each, into the `count` nearest. Of equally near ones the
-    lower ordinals are taken."""
+    """Merge several pairs (distances, ordinals), each [n, any number], into the `count` nearest. If distances are
+    equal, the lower ordinals come first."""
     distances, ordinals = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
     first = ordinals.argsort(dim=1)
     distances, ordinals = distances.gather(1, first), ordinals.gather(1, first)

@@ -1,5 +1,5 @@
-"""Perceptual path length: how much an image changes perceptually for a small step in latent space (Karras et al. 2019,
-section 4.1). The figures of StyleGAN2 are those at the ends of paths in w, "ppl2_wend"."""
+"""Perceptual path length: the perceptual change of an image for a small step in latent space (Karras et al. 2019,
+section 4.1). The StyleGAN2 paper reports the variant at the ends of paths in w, "ppl2_wend"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import over_white
 from stylegan_pg.metrics import base
-from stylegan_pg.metrics.base import COUNT, GeneratorMetric, Latents, Tools
+from stylegan_pg.metrics.base import COUNT, GeneratorMetric, Latents, Settings
 from stylegan_pg.rng import generator
 
 EPSILON = 1e-4
@@ -22,25 +22,25 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class PathLength(GeneratorMetric):
-    """ppl2_wend: the path length at one end of each of 50,000 paths in w; ppl2_zend: in z; ppl2_wfull: anywhere along
-    the paths.
+    """ppl2_wend is the path length at one end of each of 50,000 paths in w. ppl2_zend is the same in z. ppl2_wfull and
+    ppl2_zfull take a uniformly random position on each path instead of its end.
 
     Attributes:
-        space: "w" or "z".
-        where: "end" or "full".
+        space: The latent space, "w" or "z".
+        where: The position on the path, "end" or "full".
     """
 
     kind, example = "ppl2", "ppl2_wend"
     pattern = f"ppl2_(?P<space>[wz])(?P<where>end|full)(?P<count>{COUNT})?"
     default_count = 50_000
     network = "lpips"
-    least_side = 16
+    min_side = 16
 
     space: str = "w"
     where: str = "end"
 
     @classmethod
-    def parts(cls, groups: Mapping[str, str | None]) -> dict[str, Any]:
+    def fields_from_name(cls, groups: Mapping[str, str | None]) -> dict[str, Any]:
         return dict(groups)
 
     def check_generator(self, G: Any) -> None:
@@ -48,24 +48,30 @@ class PathLength(GeneratorMetric):
             raise UsageError(f"{self.name} needs a generator with a latent space w")
 
     def probe(
-        self, G: Any, network: Any, draw: Callable[[str], Latents], block: int, tools: Tools, how: Mapping[str, Any]
+        self,
+        G: Any,
+        network: Any,
+        draw: Callable[[str], Latents],
+        block: int,
+        settings: Settings,
+        synthesis_args: Mapping[str, Any],
     ) -> Iterator[torch.Tensor]:
         (z, c), (end, _) = draw("metric-path-0"), draw("metric-path-1")
-        n, given = len(z), {"alpha": getattr(G, "description", {}).get("alpha", 1.0), **how}
+        n, given = len(z), {"alpha": getattr(G, "description", {}).get("alpha", 1.0), **synthesis_args}
         t = torch.zeros(n)
         if self.where == "full":
-            t = torch.rand([base.BLOCK], generator=generator(tools.seed, "metric-path-t", block))[:n]
-        for i in range(0, n, tools.batch):
-            part = slice(i, i + tools.batch)
+            t = torch.rand([base.BLOCK], generator=generator(settings.seed, "metric-path-t", block))[:n]
+        for i in range(0, n, settings.batch):
+            part = slice(i, i + settings.batch)
             ends, labels = torch.stack([z[part], end[part]]), None if c is None else c[part]
             yield path_lengths(G, network, ends, t[part], labels, space=self.space, psi=self.psi, **given)
 
-    def compute(self, real: None, generated: torch.Tensor, tools: Tools) -> dict[str, float]:
+    def compute(self, real: None, generated: torch.Tensor, settings: Settings) -> dict[str, float]:
         return {"": middle_mean(generated)}
 
 
 def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Interpolate along the great circle between the directions of a and b, [n, d], at t [n, 1] in 0 to 1."""
+    """Interpolate on the great circle between the directions of a and b, [n, d], at t [n, 1] in [0, 1]."""
     a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
     d = (a * b).sum(dim=-1, keepdim=True)
     c = b - d * a
@@ -75,8 +81,8 @@ def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def held(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of some objects to this value within the block, and restore it afterwards."""
+def temporarily_set(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
+    """Set the attribute `name` of all objects to `value` within the block, and restore the old values afterwards."""
     before = [getattr(x, name) for x in objects]
     try:
         for x in objects:
@@ -99,16 +105,17 @@ def path_lengths(
     psi: float = 1.0,
     alpha: float = 1.0,
 ) -> torch.Tensor:
-    """Return perceptual distances over EPSILON^2, float64 [n] on the CPU (Karras et al. 2019, equations 2 and 3).
+    """Return perceptual distances divided by EPSILON^2, float64 [n] on the CPU (Karras et al. 2019, equations 2 and 3).
 
     Args:
-        distance: A function of two batches of images [n, 3, H, W] in 0 to 255 that gives distances [n].
+        G: The generator.
+        distance: A function of two batches of images [n, 3, H, W] in [0, 255] that returns distances [n].
         z: The two ends of each path, [2, n, z_dim].
-        t: The places on the paths, [n] in 0 to 1.
+        t: The positions on the paths, [n] in [0, 1].
         c: Labels [n, c_dim], or None.
-        space: "w", where paths are straight lines, or "z", where they are arcs of circles.
+        space: "w" for linear interpolation in w, or "z" for spherical interpolation in z.
         psi: The truncation.
-        alpha: The weight of the newest resolution in a generator that fades it in.
+        alpha: The weight of the newest resolution if the generator is fading it in.
     """
     device, dtype = next(G.parameters()).device, next(G.parameters()).dtype
     z, t = z.to(device, dtype), t.to(device, dtype)[:, None]
@@ -118,9 +125,9 @@ def path_lengths(
     else:
         ends = [G.styles(end, c, psi=psi) for end in z]
         ws = [torch.lerp(ends[0], ends[1], (t + step)[:, :, None]) for step in (0.0, EPSILON)]
-    # Blocks that work in 16 bits would round the small steps away.
+    # All blocks compute in float32, because rounding to 16 bits would be larger than the small steps.
     blocks = [m for m in G.modules() if isinstance(getattr(m, "dtype", None), torch.dtype)]
-    with held(blocks, "dtype", None):
+    with temporarily_set(blocks, "dtype", None):
         images = G.synthesis(torch.cat(ws), alpha=alpha, noise="const").float() * 127.5 + 127.5
     images = over_white(images)
     if (side := min(images.shape[2:])) > 256:

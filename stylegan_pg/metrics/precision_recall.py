@@ -5,47 +5,51 @@ from __future__ import annotations
 import torch
 
 from stylegan_pg.metrics.accumulators import Rows
-from stylegan_pg.metrics.base import FeatureMetric, Tools
+from stylegan_pg.metrics.base import FeatureMetric, Settings
 
 
 class PrecisionRecall(FeatureMetric):
-    """pr50k3_full: `_precision` and `_recall` of 50,000 generated images against all real ones, with 3 neighbours. The
-    number of neighbours is fixed."""
+    """pr50k3_full_precision and pr50k3_full_recall compare 50,000 generated images with all real ones, with 3 nearest
+    neighbours. The number of neighbours is fixed."""
 
     kind, example = "pr", "pr50k3_full"
     pattern = r"pr(?P<count>[1-9]\d*?k?)3" + FeatureMetric.REAL_IMAGES
     network, feature = "vgg16", "fc2"
-    accumulates = Rows
+    accumulator_class = Rows
     lower_is_better = False
-    headline = "_precision"
-    least_images = 4
+    ranked_value = "_precision"
+    min_images = 4
 
-    def compute(self, real: torch.Tensor, generated: torch.Tensor, tools: Tools) -> dict[str, float]:
-        # On the device, as all distances between two large sets are computed.
-        precision, recall = precision_recall(real.to(tools.device), generated.to(tools.device))
+    def compute(self, real: torch.Tensor, generated: torch.Tensor, settings: Settings) -> dict[str, float]:
+        # This runs on the device, because it computes all pairwise distances between two large sets.
+        precision, recall = precision_recall(real.to(settings.device), generated.to(settings.device))
         return {"_precision": precision, "_recall": recall}
 
 
 def _radii(x: torch.Tensor, neighbour: int, block: int) -> torch.Tensor:
-    """Return the distance [n] of each row [n, d] to its neighbour of that rank, where it is itself the zeroth."""
+    """Return the distance [n] of each row [n, d] to its k-th nearest neighbour, with k = `neighbour`; the 0th nearest
+    is the row itself."""
     return torch.cat([torch.cdist(part, x).kthvalue(neighbour + 1).values for part in x.split(block)])
 
 
 def precision_recall(
     real: torch.Tensor, fake: torch.Tensor, *, neighbour: int = 3, block: int = 1024
 ) -> tuple[float, float]:
-    """Return precision and recall of features [n, d] (Kynkaanniemi et al. 2019, equation 2): the share of generated
-    images within the reach of a real one, and of real ones within the reach of a generated one. The reach of an image
-    is the distance to its neighbour of that rank in its own set.
+    """Return precision and recall of features [n, d] (Kynkaanniemi et al. 2019, equation 2). Precision is the fraction
+    of generated images that lie within the radius of some real image; recall is the fraction of real images that lie
+    within the radius of some generated image. The radius of an image is the distance to its k-th nearest neighbour in
+    its own set.
 
     Args:
-        block: The number of rows whose distances to all others are computed at a time.
+        real, fake: The features [n, d] of the two sets.
+        neighbour: The k of the k-th nearest neighbour.
+        block: The number of rows whose distances to all others are computed at once.
 
     Raises:
         ValueError: if a set has too few images.
     """
     if min(len(real), len(fake)) <= neighbour:
-        raise ValueError(f"precision and recall need more than {neighbour} images of each kind")
+        raise ValueError(f"precision and recall need more than {neighbour} real and {neighbour} generated images")
 
     def covered(queries: torch.Tensor, by: torch.Tensor) -> float:
         radii = _radii(by, neighbour, block)

@@ -1,4 +1,4 @@
-"""The cache on disk of statistics of real images: safetensors files that are named after all that they depend on."""
+"""The disk cache of statistics of real images: one safetensors file per key, named by a hash of the key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERSION = 2  # must grow when the computation of statistics changes
 
 
 def path_of(key: str) -> Path:
-    """Return the file for a key."""
+    """Return the path of the file for a key."""
     digest = hashlib.sha256(f"{VERSION} {key}".encode()).hexdigest()
     return cache_folder() / "metrics" / f"{digest[:32]}.safetensors"
 
@@ -43,7 +43,7 @@ def load(key: str) -> dict[str, torch.Tensor] | None:
     except (OSError, tensor_file.BadFileError) as error:
         raise ValueError(f"{path}: {error}") from None
     if facts.get("key") != key or facts.get("digest") != _digest(tensors):
-        raise ValueError(f"{path}: its contents are not what was written")
+        raise ValueError(f"{path}: its checksum or key does not match its contents")
     return tensors
 
 

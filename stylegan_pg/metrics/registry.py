@@ -1,14 +1,21 @@
-"""The metrics that there are, and what their names say about how they are measured.
+"""The registry of metrics, and the parser of their names. A name states how the metric is measured.
 
-fid50k_full: Frechet distance of 50,000 generated images and the whole real set; without _full as many real ones as
-generated. kid50k_full, pr50k3_full: the same for the kernel distance, and for precision and recall among 3 neighbours.
-is50k: the Inception score. ppl2_wend: perceptual path length of 50,000 pairs in w (or z), at the ends of paths (wfull:
-all along). swd, ms_ssim: sliced Wasserstein distance and multi-scale structural similarity, which need no network.
-Counts can be others (fid2048_full, pr2563: 256 images, swd4096, ppl2_wend10k); _mirror adds the mirrored copies of the
-real images, _psi0.7 truncates.
+| name | meaning |
+|---|---|
+| fid50k_full | Frechet distance between 50,000 generated images and all real ones |
+| fid50k | the same with as many real images as generated ones |
+| kid50k_full | kernel distance |
+| pr50k3_full | precision and recall with 3 neighbours |
+| is50k | Inception score |
+| ppl2_wend, ppl2_zend | perceptual path length of 50,000 pairs in w or z, at the ends of paths |
+| ppl2_wfull, ppl2_zfull | the same at random positions of the paths |
+| swd, ms_ssim | sliced Wasserstein distance, multi-scale structural similarity; they need no network |
 
-Whatever the metric, RGBA images are seen over white. Networks get grey images as three equal channels, and images of
-any shape resized to the network's own square.
+Other counts are possible: fid2048_full, swd4096, ppl2_wend10k, and pr2563 (256 images, 3 neighbours). The suffix
+_mirror adds mirrored copies of the real images; _psi0.7 sets the truncation.
+
+RGBA images are composited over white for every metric. Feature networks receive grey images as three equal channels,
+and images of every size resized to the square that the network expects.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ METRICS: dict[str, type[Metric]] = {
     "swd": SlicedWasserstein,
     "ms_ssim": StructuralSimilarity,
 }
-MOST_IMAGES = 10_000_000
+MAX_IMAGES = 10_000_000
 _PSI = r"(?:_psi(?P<psi>\d+(?:\.\d+)?))?"
 
 
@@ -44,35 +51,38 @@ def parse(name: str, *, psi: float = 1.0, images: int | None = None) -> Metric:
     """Return the metric of this name.
 
     Args:
-        psi: The truncation if the name does not say.
-        images: The number of samples if the name does not say, for metrics that are `counted_by_option`.
+        name: The name, such as "fid50k_full".
+        psi: The truncation if the name contains none.
+        images: The number of samples if the name contains none, for metrics that are `counted_by_option`.
 
     Raises:
-        UsageError: if no metric has this name, or its numbers are too large.
+        UsageError: if no metric has this name, or a number in it is too large.
     """
     stated = name.strip()
     metric, groups = _match(stated, name)
     count = images if images and metric.counted_by_option else metric.default_count
-    if text := groups.pop("count"):  # which may be longer than Python takes for a number
+    if text := groups.pop("count"):  # only 12 digits are converted: int() refuses very long texts
         count = int(text.removesuffix("k")[:12]) * (1000 if text.endswith("k") else 1)
-    if count > MOST_IMAGES:
-        raise UsageError(f"metric {printable(repr(name), 60)} is of more than {MOST_IMAGES} images: give fewer")
+    if count > MAX_IMAGES:
+        raise UsageError(
+            f"metric {printable(repr(name), 60)} needs more than {MAX_IMAGES} images: choose a smaller number"
+        )
     if text := groups.pop("psi"):
         psi = float(text)
         if not math.isfinite(psi):
             raise UsageError(f"metric {printable(repr(name), 60)}: psi must be a finite number")
     elif psi != 1:
         stated += f"_psi{psi:.9g}"
-    return metric(stated, count, psi=psi, **metric.parts(groups))
+    return metric(stated, count, psi=psi, **metric.fields_from_name(groups))
 
 
 def _match(stated: str, name: str) -> tuple[type[Metric], dict[str, str | None]]:
-    """Return the class that a name belongs to, and the groups of its pattern."""
+    """Return the class whose pattern matches a name, and the matched groups."""
     for metric in METRICS.values():
         if m := re.fullmatch(metric.pattern + _PSI, stated):
             return metric, m.groupdict()
     examples = ", ".join(metric.example for metric in METRICS.values())
     raise UsageError(
-        f"unknown metric {printable(repr(name), 60)}: choose for example from {examples}; counts can be others "
-        "(fid2048_full), _mirror and _psi0.7 may follow"
+        f"unknown metric {printable(repr(name), 60)}: examples are {examples}; other numbers of images "
+        "(fid2048_full) and the suffixes _mirror and _psi0.7 are possible"
     )

@@ -17,16 +17,16 @@ from stylegan_pg.ops import (
     ACTIVATIONS,
     bias_act,
     conv3x3,
-    conv3x3_pays,
+    conv3x3_is_faster,
     converted,
     downsample2d,
     setup_filter,
     upfirdn2d,
     upsample2d,
 )
-from stylegan_pg.ops.recipes import multiplies_bf16
+from stylegan_pg.ops.recipes import has_bf16_instructions
 
-MULTIPLIES_BF16 = multiplies_bf16()  # this CPU
+MULTIPLIES_BF16 = has_bf16_instructions()  # this CPU
 
 
 def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -61,7 +61,7 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False,
     how: dict[str, Any] = {"transposed": transposed, "stride": stride}
     if x.dtype != torch.bfloat16 or x.device.type != "cpu" or MULTIPLIES_BF16:
         return _convolve(x, weight.to(x.dtype), **how)
-    if conv3x3_pays(x, weight, **how):
+    if conv3x3_is_faster(x, weight, **how):
         return conv3x3(x, weight, **how)
     return converted(_convolve(converted(x, torch.float32), weight.float(), **how), x.dtype)
 

@@ -1,8 +1,8 @@
-"""The operators upfirdn2d and bias_act, each with several implementations that give the same result, and 3x3
-convolutions in 16 bits for CPUs that have no instructions for them."""
+"""The operators upfirdn2d and bias_act, with several implementations that give the same result, and bfloat16 3x3
+convolutions for CPUs without bfloat16 instructions."""
 
 from stylegan_pg.ops.bias_act import bias_act
-from stylegan_pg.ops.conv3x3 import conv3x3, conv3x3_pays
+from stylegan_pg.ops.conv3x3 import conv3x3, conv3x3_is_faster
 from stylegan_pg.ops.pool import converted
 from stylegan_pg.ops.reference import ACTIVATIONS
 from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
@@ -11,7 +11,7 @@ __all__ = [
     "ACTIVATIONS",
     "bias_act",
     "conv3x3",
-    "conv3x3_pays",
+    "conv3x3_is_faster",
     "converted",
     "downsample2d",
     "filter2d",

@@ -1,8 +1,8 @@
-"""A benchmark of the kernels on a device, against plain PyTorch and against copying.
+"""A benchmark of the kernels on a device, compared with plain PyTorch and with copying.
 
-`ratio` is the reference's time divided by the kernel's; `copy` is the time of copying a tensor like the output into new
-memory divided by the kernel's; `bandwidth` compares the bytes per second that both must move at least, so 1 is the
-speed of a copy.
+`ratio` is the time of the reference divided by the time of the kernel. `copy` is the time of copying the output into
+new memory divided by the time of the kernel. `bandwidth` is the memory bandwidth of the kernel divided by that of the
+copy, both computed from the bytes that must be read and written at least; 1 means the kernel is as fast as a copy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from stylegan_pg.ops import native, reference
 from stylegan_pg.ops.bias_act import bias_act
 from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
 
-# Batch and channels at a resolution; for a GPU those of networks at 1024x1024, which exceed its caches.
+# {device: {resolution: (batch, channels)}}. On GPUs the tensors are as large as in networks for 1024x1024, so that they
+# exceed the caches.
 SHAPES = {
     "cpu": {64: (8, 128), 256: (4, 64), 512: (1, 32)},
     "cuda": {64: (32, 512), 256: (16, 128), 1024: (4, 32)},
@@ -29,9 +30,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
-def clocked(function: Callable[[], Any], device: str = "cpu") -> float:
-    """Seconds of one call. On a GPU it is the mean of ten consecutive calls by the GPU's clock, without launch
-    times."""
+def time_call(function: Callable[[], Any], device: str = "cpu") -> float:
+    """Return the seconds of one call. On a GPU this is the mean of ten consecutive calls, measured with CUDA events and
+    without launch times."""
     if device == "cpu":
         start = time.perf_counter()
         function()
@@ -45,22 +46,29 @@ def clocked(function: Callable[[], Any], device: str = "cpu") -> float:
     return begin.elapsed_time(end) / 1e4
 
 
-def interleaved(
-    functions: dict[str, Callable[[], Any]], seconds: float, least: int = 7, device: str = "cpu"
+def median_times(
+    functions: dict[str, Callable[[], Any]], seconds: float, min_rounds: int = 7, device: str = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each function. They run in turn, in a new random order in each round. Each is called once
-    before it is timed, as a function that runs after another one finds caches and heap filled by that."""
+    """Return the median seconds of each function. In each round all functions run in a new random order. Each is called
+    once before it is timed, because the previous function has filled the caches and the heap with its own data.
+
+    Args:
+        functions: The functions by name.
+        seconds: The time after which no new round starts.
+        min_rounds: The smallest number of rounds.
+        device: "cpu" or "cuda".
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    start, dice = time.perf_counter(), random.Random(0)
-    while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < least:
-        for name, function in dice.sample(list(functions.items()), len(functions)):
+    start, rng = time.perf_counter(), random.Random(0)
+    while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < min_rounds:
+        for name, function in rng.sample(list(functions.items()), len(functions)):
             function()
-            times[name].append(clocked(function, device))
+            times[name].append(time_call(function, device))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def cases(x: torch.Tensor, f: torch.Tensor, b: torch.Tensor):
-    """Rows of (name, function that calls the kernel, function that calls the reference)."""
+    """Yield (name, function that calls the kernel, function that calls the reference)."""
     ref = reference.upfirdn2d
     yield "up2", lambda: upsample2d(x, f), lambda: ref(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0)
     yield "down2", lambda: downsample2d(x, f), lambda: ref(x, f, (1, 1), (2, 2), (1, 1, 1, 1), False, 1.0)
@@ -99,8 +107,8 @@ def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]
                     if only not in name:
                         continue
                     out = ours().clone()
-                    t = interleaved({"ours": ours, "plain": plain, "copy": out.clone}, seconds, device=device)
-                    # The forward pass moves x and y, the backward pass x, dy and dx.
+                    t = median_times({"ours": ours, "plain": plain, "copy": out.clone}, seconds, device=device)
+                    # The forward pass reads x and writes y; the backward pass reads x and dy and writes dx.
                     moved = 5 * x.nbytes if "backward" in op else x.nbytes + out.nbytes
                     copy = t["copy"] / t["ours"]
                     yield {

@@ -1,4 +1,4 @@
-"""The fused end of a layer: bias, activation, gain and clamp; in synthesis layers also demodulation and noise.
+"""The fused operations at the end of a layer: bias, activation, gain and clamp, and optionally demodulation and noise.
 
 With z = x * scale + noise + bias and y = f(z) = clamp(act(z) * gain), a network needs three element-wise operators:
 f(z), g f'(z) and g h f''(z). The backward pass uses g f'(z), and its own derivative uses the third, so gradient
@@ -13,7 +13,7 @@ from stylegan_pg.ops import calls, native, reference
 from stylegan_pg.ops.operators import operator
 from stylegan_pg.ops.reference import ACTIVATIONS
 
-_STRAIGHT = ("linear", "relu", "lrelu")  # no second derivative
+_PIECEWISE_LINEAR = ("linear", "relu", "lrelu")  # the second derivative is zero
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
 _TAIL = "Tensor x, Tensor? bias, Tensor? scale, Tensor? noise, str act, float gain, float? clamp, int dim"
 _op.define(f"bias_act({_TAIL}) -> Tensor")
@@ -22,11 +22,11 @@ _op.define(f"bias_act_curvature(Tensor g, Tensor h, {_TAIL}) -> Tensor")
 _op.define(f"bias_act_backward(Tensor dy, {_TAIL}, bool[3] wanted) -> (Tensor, Tensor, Tensor, Tensor)")
 
 
-# ------------------------------------------------------------------------------------------------ what they compute
+# -------------------------------------------------------------------------------------------------- implementations
 
 
-def _check(x, bias, scale, noise, act, gain, clamp, dim, *alike):
-    """Check the shapes, on which the kernels' memory accesses rely. `alike` are gradients of x's shape.
+def _check(x, bias, scale, noise, act, gain, clamp, dim, *gradients):
+    """Check the shapes, on which the kernels' memory accesses rely. `gradients` must have x's shape.
 
     Raises:
         ValueError: as bias_act.
@@ -38,7 +38,9 @@ def _check(x, bias, scale, noise, act, gain, clamp, dim, *alike):
     if not 0 <= dim < max(x.ndim, 1):
         raise ValueError(f"bias_act: there is no dimension {dim} in {list(x.shape)}")
     if bias is not None and list(bias.shape) != [x.shape[dim]]:
-        raise ValueError(f"bias_act: a bias {list(bias.shape)} does not run along dimension {dim} of {list(x.shape)}")
+        raise ValueError(
+            f"bias_act: the bias {list(bias.shape)} does not have the size of dimension {dim} of {list(x.shape)}"
+        )
     if (scale is not None or noise is not None) and (dim != 1 or x.ndim < 2):
         raise ValueError("bias_act: scale and noise need dim=1")
     if scale is not None and (scale.ndim != 2 or scale.shape[1] != x.shape[1] or scale.shape[0] not in (1, x.shape[0])):
@@ -50,10 +52,10 @@ def _check(x, bias, scale, noise, act, gain, clamp, dim, *alike):
         or noise.shape[0] not in (1, x.shape[0])
     ):
         raise ValueError(f"bias_act: noise must be [N or 1, 1, ...], not {list(noise.shape)} for x {list(x.shape)}")
-    for t in alike:
+    for t in gradients:
         if t.shape != x.shape or t.device != x.device:
-            told = f"{list(t.shape)} on {t.device} for x {list(x.shape)} on {x.device}"
-            raise ValueError(f"bias_act: a gradient must be as x is, not {told}")
+            found = f"{list(t.shape)} on {t.device} for x {list(x.shape)} on {x.device}"
+            raise ValueError(f"bias_act: a gradient must have the shape and device of x, not {found}")
 
 
 def _pre_activation(x, bias, scale, noise, dim):
@@ -61,14 +63,19 @@ def _pre_activation(x, bias, scale, noise, dim):
 
 
 def _compiled(order, given, tail):
-    """Compute one of the three operators by a compiled kernel, or return None if there is none; `tail` holds the
-    arguments from x on."""
+    """Compute one of the three operators with a compiled kernel, or return None if there is no kernel.
+
+    Args:
+        order: 0 for f(z), 1 for g f'(z), 2 for g h f''(z).
+        given: The tensors g and h, as far as the operator has them.
+        tail: The remaining arguments, from x on.
+    """
     kernels = native.compiled(tail[0])
     if kernels is None:
         return None
-    out = calls.Tail(kernels, *tail).elementwise(order, *given)
+    out = calls.BiasAct(kernels, *tail).elementwise(order, *given)
     if out is None:
-        native.refused("bias_act", tail[0])
+        native.warn_no_kernel("bias_act", tail[0])
     return out
 
 
@@ -99,19 +106,20 @@ def _curvature(g, h, x, bias, scale, noise, act, gain, clamp, dim):
 
 
 def _unclamped(out, z, act, gain, clamp):
-    """`out` with zeros where the clamp limits the value."""
+    """Return `out` with zeros at all positions where the clamp limits the value."""
     if clamp is None:
         return out
     return out.masked_fill((ACTIVATIONS[act][0](z) * gain).abs() > clamp, 0)
 
 
 def _is_z(act, gain, clamp):
-    """Whether y = z, so that both have the same gradient."""
+    """Return whether y = z, so that both have the same gradient."""
     return act == "linear" and gain == 1 and clamp is None
 
 
 def _gradients(dz, x, bias, scale, noise, dim):
-    """dx, dbias, dscale, dnoise from the gradient of z, with the shapes and dtypes of x, bias, scale and noise."""
+    """Return dx, dbias, dscale and dnoise, given the gradient of z. Their shapes and dtypes are those of x, bias, scale
+    and noise."""
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     dx, dbias, dscale, dnoise = dz, None, None, None
     if bias is not None:
@@ -125,23 +133,23 @@ def _gradients(dz, x, bias, scale, noise, dim):
 
 
 def _summed(t, dims, dtype):
-    """The sum over these dimensions, which may be none (PyTorch takes an empty list for all dimensions)."""
+    """Return the sum over the dimensions `dims`. If there are none, nothing is summed (PyTorch would sum over all)."""
     return t.sum(dim=dims, dtype=dtype) if dims else t.to(dtype)
 
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
-    """`_gradients` of `_slope` in one pass. `wanted` says which of dbias, dscale and dnoise are computed; the others
-    are empty."""
+    """Compute `_gradients` of `_slope` in one pass. `wanted` selects which of dbias, dscale and dnoise are computed;
+    the others are empty tensors."""
     _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy)
     kernels = native.compiled(x)
-    if kernels is None or kernels.kind != "cpu":  # on a GPU PyTorch's reductions are as fast
-        # An operator's output must not be its input, as without a scale it would be.
+    if kernels is None or kernels.kind != "cpu":  # on a GPU, PyTorch's reductions are as fast
+        # An operator's output must not be its input. Without a scale, dx would be dy if dz were.
         same = scale is not None and _is_z(act, gain, clamp)
         dz = dy if same else _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
         dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
         dx = reference.in_layout_of(x, dx)
     else:
-        tail = calls.Tail(kernels, x, bias, scale, noise, act, gain, clamp, dim)
+        tail = calls.BiasAct(kernels, x, bias, scale, noise, act, gain, clamp, dim)
         dx, dbias, dscale, dnoise = tail.backward(dy, *wanted)
         if dscale is not None:
             dscale = dscale.sum_to_size(scale.shape).to(scale.dtype)
@@ -155,7 +163,7 @@ def _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy):
     _check(x, bias, scale, noise, act, gain, clamp, dim, dy)
     given = [t is not None for t in (bias, scale, noise)]
     if len(wanted) != 3 or any(want and not is_there for want, is_there in zip(wanted, given, strict=True)):
-        raise ValueError(f"bias_act: gradients are wanted of what is not given: {list(wanted)} of {given}")
+        raise ValueError(f"bias_act: gradients of missing tensors are requested: {list(wanted)} of {given}")
 
 
 def _fake(x, *rest):
@@ -209,7 +217,7 @@ def _backward_slope(ctx, gg):
     g, x, bias, scale, noise = ctx.saved_tensors
     act, gain, clamp, dim = ctx.args
     dg = _slope_op(gg, x, bias, scale, noise, act, gain, clamp, dim)
-    if act in _STRAIGHT:
+    if act in _PIECEWISE_LINEAR:
         return dg, *[None] * 8
     dz = _curvature_op(gg, g, x, bias, scale, noise, act, gain, clamp, dim)
     return dg, *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
@@ -240,20 +248,23 @@ def bias_act(
     clamp: float | None = None,
     dim: int = 1,
 ) -> torch.Tensor:
-    """clamp(act(x * scale + noise + bias) * gain).
+    """Compute clamp(act(x * scale + noise + bias) * gain).
 
     Args:
-        x: any float tensor; channels_last stays channels_last, all else becomes contiguous.
+        x: A float tensor of any shape. If it is channels_last, so is the result; otherwise the result is contiguous.
         bias: [x.shape[dim]] or None.
-        scale: [N, C] or [1, C], a factor for each sample's channel of x [N, C, ...], or None.
-        noise: [N, 1, ...] or [1, 1, ...], the same for all channels of x [N, C, ...], or None.
-        act: a key of ACTIVATIONS; leaky ReLU has slope 0.2.
-        gain: factor after the activation; None takes the activation's own (sqrt(2) for the rectifiers).
-        clamp: limit of the magnitude after the gain, at least 0; None for no limit.
-        dim: the dimension that the bias runs along; 1 where scale or noise are given.
+        scale: [N, C] or [1, C], a factor for each channel of each sample of x [N, C, ...], or None.
+        noise: [N, 1, ...] or [1, 1, ...], which is added to all channels of x [N, C, ...] alike, or None.
+        act: A key of ACTIVATIONS. The leaky ReLU has slope 0.2.
+        gain: The factor after the activation. None selects the activation's default (sqrt(2) for ReLU and leaky ReLU).
+        clamp: The largest magnitude after the gain, at least 0; None for no limit.
+        dim: The dimension of x to which the bias belongs. It must be 1 if scale or noise is given.
+
+    Returns:
+        A tensor with the shape and dtype of x, differentiable twice.
 
     Raises:
-        ValueError: for shapes that do not fit, an unknown activation, or a clamp below 0.
+        ValueError: if shapes do not fit, the activation is unknown, or the clamp is below 0.
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"bias_act: unknown activation {act!r}: choose from {', '.join(ACTIVATIONS)}")

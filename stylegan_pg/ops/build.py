@@ -1,9 +1,9 @@
-"""Finding or compiling the kernels: a prebuilt library is preferred, then a cached one, then the compiler is run.
+"""Finding or compiling the kernels. A prebuilt library is preferred, then a cached one; otherwise the compiler runs.
 
-A library has a plain C interface and is loaded with ctypes. It lies in a folder of its own with `meta.json`, which
-records its sources, compiler and flags, and its checksum. It is built in a temporary folder and moved into place
-atomically, so a killed build leaves nothing that looks complete. Builds on one machine exclude each other by a lock
-that the system releases when its owner dies.
+A library has a plain C interface and is loaded with ctypes. Each library has its own folder with a file `meta.json`,
+which records the sources, the compiler, the flags and a checksum. A library is built in a temporary folder, which is
+then renamed atomically, so a killed build leaves no incomplete library. A file lock prevents concurrent builds on one
+machine; the system releases it when its owner dies.
 """
 
 from __future__ import annotations
@@ -30,72 +30,75 @@ from stylegan_pg.ops.recipes import RECIPES, BuildError, Recipe, kernels_folder
 from stylegan_pg.untrusted import read_json
 
 LIBRARY = "kernels.so"
-LOCK_TIMEOUT = 300.0  # seconds to wait for another builder; then build without the lock, which is safe but double work
-BUILD_TIMEOUT = 1800.0
+LOCK_TIMEOUT = 300.0  # seconds to wait for another builder; afterwards this process builds as well, which is safe
+BUILD_TIMEOUT = 1800.0  # seconds
 
 
 @dataclass(frozen=True)
 class Built:
+    """A loaded library of kernels, its path, and its origin: "prebuilt", "cached" or "compiled"."""
+
     library: ctypes.CDLL
     path: Path
-    origin: str  # prebuilt, cached or compiled
+    origin: str
 
 
 # --------------------------------------------------------------------------------------------------- find and build
 
 
 def load(kind: str) -> Built:
-    """Find or compile the library of `kind` (a key of RECIPES).
+    """Find or compile the library for `kind`, a key of RECIPES.
 
     Raises:
-        BuildError: with cause, log and remedy.
+        BuildError: if it cannot be built. The error has a cause, a log and a remedy.
     """
     recipe = RECIPES[kind]()
     found = find(recipe)
     if found:
         return found
-    cache = _cache()
-    target = cache / _name(recipe)
+    cache = _cache_folder()
+    target = cache / _folder_name(recipe)
     with _lock(cache / f"{target.name}.lock"):
-        found = _open(target, "cached")  # another process may have built it meanwhile
+        found = _load_folder(target, "cached")  # another process may have built it while this one waited
         if found:
             return found
         _compile(recipe, target)
-    found = _open(target, "compiled")
+    found = _load_folder(target, "compiled")
     if found is None:
         raise BuildError(f"{target} cannot be loaded although it was just built", str(target / "build.log"), "retry")
     return found
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     try:
         return cache_folder()
     except PermissionError as error:
-        raise BuildError(str(error), "", "the kernels are compiled anew once there is such a folder") from None
+        raise BuildError(str(error), "", "the kernels are compiled once this folder exists") from None
 
 
 def find(recipe: Recipe) -> Built | None:
-    """An existing library: a prebuilt one ($STYLEGAN_PG_PREBUILT, kernels/prebuilt), or one in the cache."""
+    """Return an existing library: a prebuilt one ($STYLEGAN_PG_PREBUILT, kernels/prebuilt) or a cached one, or None."""
     prebuilt = [Path(p) for p in [os.environ.get("STYLEGAN_PG_PREBUILT", "")] if p] + [kernels_folder() / "prebuilt"]
     for folder in prebuilt:
-        for candidate in _alike(folder, recipe):
-            built = _open(candidate, "prebuilt")
+        for candidate in _compatible_folders(folder, recipe):
+            built = _load_folder(candidate, "prebuilt")
             if built:
                 return built
-    cache = _cache()
-    built = _open(cache / _name(recipe), "cached")
-    if built is None and recipe.problem:  # the library was built when there was a compiler
-        built = next(filter(None, (_open(c, "cached") for c in _alike(cache, recipe))), None)
+    cache = _cache_folder()
+    built = _load_folder(cache / _folder_name(recipe), "cached")
+    if built is None and recipe.problem:  # the cached library may have been built by a compiler that is now missing
+        built = next(filter(None, (_load_folder(c, "cached") for c in _compatible_folders(cache, recipe))), None)
     return built
 
 
-def _name(recipe: Recipe) -> str:
+def _folder_name(recipe: Recipe) -> str:
     digest = hashlib.blake2b(json.dumps(recipe.meta, sort_keys=True).encode(), digest_size=12).hexdigest()
     return f"{recipe.meta['kind']}-{digest}"
 
 
-def _alike(folder: Path, recipe: Recipe) -> Iterator[Path]:
-    """Folders of libraries with the same sources and flags, by any compiler, for at least the same GPUs."""
+def _compatible_folders(folder: Path, recipe: Recipe) -> Iterator[Path]:
+    """Yield folders of libraries with the same sources and flags, built by any compiler, for at least the same GPU
+    architectures."""
     wanted = {k: v for k, v in recipe.meta.items() if k not in ("compiler", "architectures")}
     for meta_file in sorted(folder.glob(f"{recipe.meta['kind']}-*/meta.json")):
         meta = _read_meta(meta_file.parent)
@@ -113,8 +116,9 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     return meta if isinstance(meta, dict) else None
 
 
-def _open(folder: Path, origin: str) -> Built | None:
-    """The library in a folder if its checksum is right, as loading a damaged one could crash."""
+def _load_folder(folder: Path, origin: str) -> Built | None:
+    """Load the library in a folder. Return None if its checksum is wrong, because loading a damaged library could crash
+    the process."""
     meta, path = _read_meta(folder), folder / LIBRARY
     try:
         if meta is None or hashlib.blake2b(path.read_bytes()).hexdigest() != meta.get("checksum"):
@@ -128,7 +132,7 @@ def _open(folder: Path, origin: str) -> Built | None:
 def _lock(path: Path) -> Iterator[None]:
     deadline = time.monotonic() + LOCK_TIMEOUT
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # another user's file, or a file system without locks
+        with contextlib.suppress(OSError):  # the file may belong to another user, or the file system has no locks
             file = stack.enter_context(open(path, "w"))
             while True:
                 try:
@@ -142,7 +146,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _compile(recipe: Recipe, target: Path) -> None:
-    """Run ninja in a temporary folder and move that to `target`; after a failure only the log remains, beside it."""
+    """Run ninja in a temporary folder and rename the folder to `target`. After a failure only the log remains; it is
+    written beside `target`."""
     kind, log = recipe.meta["kind"], target.with_name(f"{target.name}.log")
     if recipe.problem:
         raise BuildError(recipe.problem[0], "", recipe.problem[1])
@@ -167,7 +172,7 @@ def _compile(recipe: Recipe, target: Path) -> None:
             )
             output, code = result.stdout, result.returncode
         except subprocess.TimeoutExpired:
-            output, code = f"no end within {BUILD_TIMEOUT} s", 1
+            output, code = f"the build did not finish within {BUILD_TIMEOUT} s", 1
         except OSError as error:
             output, code = f"{ninja}: {error}", 1
         if code:
@@ -177,11 +182,11 @@ def _compile(recipe: Recipe, target: Path) -> None:
         checksum = hashlib.blake2b((temporary / LIBRARY).read_bytes()).hexdigest()
         (temporary / "build.log").write_text(output, "utf-8")
         (temporary / "meta.json").write_text(json.dumps(recipe.meta | {"checksum": checksum}, indent=1), "utf-8")
-        if _open(temporary, "compiled") is None:
+        if _load_folder(temporary, "compiled") is None:
             raise BuildError(f"the {kind} kernels were built but cannot be loaded", "", "check CXX and its libraries")
-        if target.exists():  # damaged, or built by a process that did not wait for the lock any longer
+        if target.exists():  # it is damaged, or was built by a process that no longer waited for the lock
             shutil.rmtree(target, ignore_errors=True)
-        with contextlib.suppress(OSError):  # if another process was faster, its library is equivalent
+        with contextlib.suppress(OSError):  # another process may have been faster; its library is equivalent
             temporary.rename(target)
     except OSError as error:
         raise _unwritable(target.parent, error) from None
@@ -218,7 +223,7 @@ def _ninja_file(recipe: Recipe) -> str:
 
 
 REMEDIES = {  # part of the compiler's output -> what to do
-    "No space left": "make room, or set STYLEGAN_PG_CACHE to a folder on another disk",
+    "No space left": "free disk space, or set STYLEGAN_PG_CACHE to a folder on another disk",
     "unsupported GNU version": "set CXX to an older g++ that this CUDA toolkit supports",
     "unsupported clang version": "set CXX to an older compiler that this CUDA toolkit supports",
     "Unsupported gpu architecture": "install a newer CUDA toolkit, or set TORCH_CUDA_ARCH_LIST",
@@ -230,7 +235,7 @@ REMEDIES = {  # part of the compiler's output -> what to do
 
 
 def _remedy(output: str) -> str:
-    """The remedy for a failed build, from the compiler's output."""
+    """Return the remedy for a failed build, given the compiler's output."""
     complaints = "\n".join(line for line in output.splitlines() if "error" in line.lower() or "No space" in line)
     otherwise = "read the log; STYLEGAN_PG_KERNELS=reference runs without kernels"
     return next((remedy for sign, remedy in REMEDIES.items() if sign in complaints), otherwise)

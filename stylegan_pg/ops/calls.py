@@ -1,9 +1,9 @@
-"""The calls into the compiled kernels, from PyTorch tensors to plain C functions.
+"""Calls of the compiled kernels, which are plain C functions, with PyTorch tensors.
 
-Both libraries have the same two operations. The CUDA library also takes the device and the stream. The CPU library also
-has the whole backward pass of bias_act in one call, and convolutions. A function returns 0, or -1 if there is no kernel
-for such dtypes or sizes. In the latter case the functions below return None and the caller uses the reference
-(convolutions are called only where a kernel exists).
+Both libraries implement upfirdn2d and bias_act. The functions of the CUDA library also take the device and the stream.
+The CPU library also implements the backward pass of bias_act in one call, and convolutions. A C function returns 0, or
+-1 if it does not support the dtype or size. In the latter case the functions below return None and the caller uses the
+reference. Convolutions are called only if a kernel exists.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from stylegan_pg.ops import pool
 from stylegan_pg.ops.reference import ACTIVATIONS, is_channels_last
 
-# These codes are also in the C++ sources.
+# The C++ sources contain the same codes.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
-# Of the largest tap: how far an outer product in float32, rounded again when it was normalised, is from its factors'.
+# A filter counts as separable if it differs from an outer product by at most this fraction of its largest tap. This is
+# the rounding error of an outer product in float32 that was normalised.
 ROUNDING = 4e-7
 
 _PTR, _I64, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
@@ -60,10 +61,11 @@ class Kernels:
             self.functions[name].argtypes = types
 
     def call(self, name: str, x: torch.Tensor, *args: Any) -> bool:
-        """Call a function on x's device, in PyTorch's current stream; returns False if there is no kernel for it.
+        """Call a function on x's device, in PyTorch's current stream. Return False if it does not support the
+        arguments.
 
         Raises:
-            RuntimeError: CUDA could not launch it, or the host has no memory.
+            RuntimeError: if CUDA cannot launch the kernel, or the host is out of memory.
         """
         function = self.functions[name]
         if self.kind == "cpu":
@@ -71,9 +73,9 @@ class Kernels:
         elif x.is_cuda:
             with torch.cuda.device(x.device):
                 code = function(x.device.index, torch.cuda.current_stream().cuda_stream, *args)
-        else:  # device code that was compiled for the CPU (kernels/shim)
+        else:  # the device code was compiled for the CPU (kernels/shim)
             code = function(0, None, *args)
-        if code == -2:  # in the words of PyTorch, which stylegan_pg/optim/optimizer_step.py knows
+        if code == -2:  # optim/optimizer_step.py recognises PyTorch's wording of an out-of-memory error
             raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory for the sums of {name}")
         if code > 0:
             raise RuntimeError(f"{name} on {x.device}: the launch failed with CUDA error {code}")
@@ -81,26 +83,30 @@ class Kernels:
 
 
 def sums_of(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums of numbers of a dtype are accumulated."""
+    """Return the dtype in which numbers of `dtype` are accumulated."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dense(x: torch.Tensor) -> tuple[torch.Tensor, torch.memory_format]:
-    """x without gaps in memory, in its own layout, and that layout."""
+    """Return x without gaps in memory, in its own layout, and the layout."""
     if is_channels_last(x):
         return x, torch.channels_last
     return x.contiguous(), torch.contiguous_format
 
 
 def _packed(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """t contiguous and in this dtype. Most tensors already are, and checking is faster than a conversion without
-    effect."""
+    """Return t as a contiguous tensor of this dtype. Most tensors already are, and checking this is faster than a
+    conversion without effect."""
     return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
 
 
-def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
-    """fx and fy, 4 values each, whose outer product is gain times the filter [4, 4] in the orientation of a
-    correlation; None if the filter is not separable or has another size."""
+def separable_factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None:
+    """Decompose gain times the filter [4, 4], flipped unless `correlate`, into an outer product.
+
+    Returns:
+        The 4 values of the horizontal and the 4 values of the vertical factor, or None if the filter is not separable
+        or has another size.
+    """
     if list(f.shape) != [4, 4]:
         return None
     f = f.double() * gain if correlate else f.double().flip([0, 1]) * gain
@@ -116,12 +122,13 @@ def factors(f: torch.Tensor, correlate: bool, gain: float) -> list[float] | None
 _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(version, correlate, gain): 8 floats}
 
 
-def _factors_once(f: torch.Tensor, correlate: bool, gain: float):
-    """`factors` as C floats, cached for each filter, because reading its values makes the CPU wait for the GPU."""
-    known: dict = _factors.setdefault(f, {})  # type: ignore[assignment]  # what was just put there
+def _cached_factors(f: torch.Tensor, correlate: bool, gain: float):
+    """Return `separable_factors` as C floats. They are cached for each filter, because reading a filter's values makes
+    the CPU wait for the GPU."""
+    known: dict = _factors.setdefault(f, {})  # type: ignore[assignment]  # setdefault returns the dictionary itself
     key = (0 if f.is_inference() else f._version, correlate, gain)
     if key not in known:
-        found = factors(f.cpu(), correlate, gain)
+        found = separable_factors(f.cpu(), correlate, gain)
         known[key] = None if found is None else (ctypes.c_float * 8)(*found)
     return known[key]
 
@@ -137,11 +144,11 @@ def upfirdn2d(
     gain: float,
     out_size: tuple[int, int],
 ) -> torch.Tensor | None:
-    """reference.upfirdn2d by a compiled kernel; out_size is (height, width)."""
+    """Compute reference.upfirdn2d with a compiled kernel, or return None. `out_size` is (height, width)."""
     x, layout = dense(x)
     n, c, h, w = x.shape
     y = pool.empty([n, c, *out_size], x, layout)
-    separable = (_factors_once(f, flip_filter, gain),) if kernels.kind == "cuda" else ()
+    separable = (_cached_factors(f, flip_filter, gain),) if kernels.kind == "cuda" else ()
     f = _packed(f.to(x.device), torch.float32)
     done = kernels.call(
         "upfirdn2d", x, DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), f.data_ptr(), *separable, n, c, h, w, *out_size,
@@ -159,12 +166,13 @@ def _address(t: torch.Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-class Tail:
-    """The arguments that bias_act, its derivatives and its backward pass have in common, in the kernels' form."""
+class BiasAct:
+    """A call of bias_act, its derivatives or its backward pass. The constructor converts their common arguments to the
+    form that the kernels expect."""
 
     def __init__(self, kernels: Kernels, x, bias, scale, noise, act: str, gain: float, clamp: float | None, dim: int):
         for name, t in (("bias", bias), ("scale", scale), ("noise", noise)):
-            if t is not None and t.device != x.device:  # its address would be invalid there
+            if t is not None and t.device != x.device:  # its address would be invalid on x's device
                 raise ValueError(f"bias_act: x is on {x.device}, {name} on {t.device}")
         self.kernels = kernels
         self.x, self.layout = dense(x)
@@ -173,18 +181,18 @@ class Tail:
         if self.layout == torch.channels_last and dim == 1:
             self.n, self.c, self.inner, self.pixels = shape[0], shape[1], shape[2] * shape[3], True
         else:
-            if self.layout == torch.channels_last:  # in the order of its memory; scale and noise need dim 1
+            if self.layout == torch.channels_last:  # the shape in the order of memory; scale and noise need dim 1
                 shape, dim = [shape[i] for i in (0, 2, 3, 1)], (0, 3, 1, 2)[dim]
             self.n, self.c, self.inner = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
             self.pixels = False
             if self.inner == 1 and scale is None and noise is None:  # rows of c values
                 self.n, self.inner, self.pixels = 1, self.n, True
-        if self.pixels and self.n > 65535 and scale is None and noise is None:  # more than the grid of a GPU has layers
+        if self.pixels and self.n > 65535 and scale is None and noise is None:  # a GPU's grid has at most 65535 layers
             self.n, self.inner = 1, self.n * self.inner
         acc = sums_of(x.dtype)
         self.acc = acc
         self.noise = None if noise is None else _packed(noise, acc)
-        if kernels.kind == "cpu":  # where these are always there
+        if kernels.kind == "cpu":  # the CPU kernels always need a bias and a scale
             bias = _constant(0.0, acc, self.c) if bias is None else bias
             scale = _constant(1.0, acc, 1, self.c) if scale is None else scale
         self.bias = None if bias is None else _packed(bias, acc)
@@ -196,13 +204,13 @@ class Tail:
             gain, -1.0 if clamp is None else clamp,
         )  # fmt: skip
 
-    def alike(self, t: torch.Tensor) -> torch.Tensor:
+    def like_x(self, t: torch.Tensor) -> torch.Tensor:
         return t.to(self.x.dtype).contiguous(memory_format=self.layout)
 
     def elementwise(self, order: int, *given: torch.Tensor) -> torch.Tensor | None:
-        """f(z); with g, g f'(z); with g and h, g h f''(z)."""
+        """Compute f(z) for order 0, g f'(z) for order 1, and g h f''(z) for order 2. Return None without a kernel."""
         out = pool.empty(self.x.shape, self.x, self.layout)
-        tensors = [self.alike(t) for t in given]  # kept alive while their addresses are used
+        tensors = [self.like_x(t) for t in given]  # the list keeps the tensors alive while their addresses are used
         g, h = ([t.data_ptr() for t in tensors] + [None, None])[:2]
         code = DTYPES[out.dtype]
         done = self.kernels.call(
@@ -211,8 +219,8 @@ class Tail:
         return out if done else None
 
     def backward(self, dy: torch.Tensor, with_bias: bool, with_scale: bool, with_noise: bool):
-        """dx and the gradients of bias [c], scale [n, c] and noise [n, inner], on the CPU."""
-        dy = self.alike(dy)
+        """Compute dx and the gradients of bias [c], scale [n, c] and noise [n, inner] on the CPU."""
+        dy = self.like_x(dy)
         dx = pool.empty(self.x.shape, self.x, self.layout)
         empty = functools.partial(torch.empty, dtype=self.acc)
         dbias, dscale = empty([self.c]) if with_bias else None, empty([self.n, self.c]) if with_scale else None
@@ -225,11 +233,11 @@ class Tail:
         return dx, dbias, dscale, dnoise
 
 
-def _conv3x3_room(kernels: Kernels, x: torch.Tensor, gradient: bool, transposed: bool, stride: int, *sizes: int):
-    """Working memory for the convolutions below. `sizes` are N, I, H' and W' of the result, and O.
+def _conv3x3_workspace(kernels: Kernels, x: torch.Tensor, gradient: bool, transposed: bool, stride: int, *sizes: int):
+    """Allocate working memory for the convolutions below. `sizes` are N, I, the H' and W' of the result, and O.
 
     Raises:
-        RuntimeError: there is no kernel for this dtype or stride.
+        RuntimeError: if there is no kernel for this dtype or stride.
     """
     size, how = ctypes.c_int64(), (DTYPES[x.dtype], gradient, transposed, stride)
     if not kernels.call("conv3x3_room", x, *how, *sizes, torch.get_num_threads(), ctypes.addressof(size)):
@@ -246,12 +254,12 @@ def conv3x3(
     stride: int,
     size: Sequence[int],
 ) -> torch.Tensor:
-    """Convolve x [N, I, H, W] with weights [O, I, 3, 3] (swapped: [I, O, 3, 3]) -> [N, O, *size] in channels_last, on
-    the CPU."""
+    """Convolve x [N, I, H, W] with weights [O, I, 3, 3] ([I, O, 3, 3] if `swapped`) on the CPU. The result is
+    [N, O, *size] in channels_last."""
     x, weight = x.contiguous(memory_format=torch.channels_last), weight.to(sums_of(x.dtype))
     (n, ins, h, w), order = x.shape, (1, 0) if swapped else (0, 1)
     outs = weight.shape[order[0]]
-    room = _conv3x3_room(kernels, x, False, transposed, stride, n, ins, *size, outs)
+    room = _conv3x3_workspace(kernels, x, False, transposed, stride, n, ins, *size, outs)
     y = pool.empty([n, outs, *size], x, torch.channels_last)
     strides = [weight.stride(i) for i in (*order, 2, 3)]
     kernels.call(
@@ -262,12 +270,13 @@ def conv3x3(
 
 
 def conv3x3_weight(kernels: Kernels, x: torch.Tensor, dy: torch.Tensor, swapped: bool, stride: int) -> torch.Tensor:
-    """The weights' gradient [O, I, 3, 3] (swapped: [I, O, 3, 3]) in channels_last, from x [N, I, H, W] and the gradient
-    of a result [N, O, H', W'] that is not of a transposed convolution; CPU."""
+    """Compute the gradient of the weights, [O, I, 3, 3] ([I, O, 3, 3] if `swapped`) in channels_last, on the CPU. The
+    arguments are the input x [N, I, H, W] and the gradient dy [N, O, H', W'] of a convolution that is not
+    transposed."""
     x, dy = (t.to(x.dtype).contiguous(memory_format=torch.channels_last) for t in (x, dy))
     (n, ins, h, w), (_, outs, *size) = x.shape, dy.shape
     order = (1, 0) if swapped else (0, 1)
-    room = _conv3x3_room(kernels, x, True, False, stride, n, ins, *size, outs)
+    room = _conv3x3_workspace(kernels, x, True, False, stride, n, ins, *size, outs)
     dw = pool.empty([*((outs, ins)[i] for i in order), 3, 3], x, torch.channels_last, sums_of(x.dtype))
     strides = [dw.stride(i) for i in (*order, 2, 3)]
     kernels.call(

@@ -1,9 +1,9 @@
-"""3x3 convolutions in 16 bits, with fewer multiplications, for CPUs that have no instructions for 16-bit numbers.
+"""bfloat16 3x3 convolutions with fewer multiplications, for CPUs without bfloat16 instructions.
 
 Winograd's minimal filtering (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks") computes tiles
-of outputs from transforms of the inputs and of the weights. Its rounding error is about ten times that of the
-definition, which is too much for float32 and negligible beside the rounding to 16 bits. Derivatives of every order use
-the same two operators.
+of outputs from transforms of the inputs and of the weights. Its rounding error is about ten times that of direct
+convolution, which is too large for float32 but negligible compared with the rounding to bfloat16. Derivatives of every
+order use the same two operators.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from stylegan_pg.ops import calls, native
 from stylegan_pg.ops.calls import sums_of
 from stylegan_pg.ops.operators import operator
 
-# By stride: with fewer tiles, transforming the weights takes longer than is gained; with fewer channels, transforming
-# the images does. Tiles are counted in one image, so that its result does not depend on the rest of its batch.
-LEAST_TILES = {1: 64, 2: 128}
-LEAST_CHANNELS = {1: 16, 2: 32}
+# {stride: smallest number}. With fewer tiles, the transform of the weights takes longer than the algorithm saves; with
+# fewer channels, the transform of the images does. Tiles are counted per image, so that the choice, and therefore the
+# result for an image, does not depend on the batch size.
+MIN_TILES = {1: 64, 2: 128}
+MIN_CHANNELS = {1: 16, 2: 32}
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
-# The weights are [O, I, 3, 3] for x [N, I, H, W] and a result [N, O, *size], or swapped: [I, O, 3, 3].
+# For x [N, I, H, W] and a result [N, O, *size], the weights are [O, I, 3, 3], or [I, O, 3, 3] if `swapped`.
 _op.define("conv3x3(Tensor x, Tensor weight, bool swapped, bool transposed, int stride, SymInt[2] size) -> Tensor")
-# The weights' gradient of a convolution that is not transposed.
+# The gradient of the weights, for a convolution that is not transposed.
 _op.define("conv3x3_weight(Tensor x, Tensor dy, bool swapped, int stride) -> Tensor")
 
 
@@ -33,7 +34,7 @@ def _check(x, weight, swapped, transposed, stride, size):
     """Check the shapes, on which the kernels' memory accesses rely.
 
     Raises:
-        ValueError: as conv3x3; also if `size` is not the size of the result.
+        ValueError: as conv3x3, and if `size` is not the size of the result.
     """
     if x.ndim != 4 or weight.ndim != 4 or list(weight.shape[2:]) != [3, 3]:
         raise ValueError(f"conv3x3: weights {list(weight.shape)} are not [O, I, 3, 3] for x {list(x.shape)}")
@@ -41,7 +42,7 @@ def _check(x, weight, swapped, transposed, stride, size):
         form = "[I, O, 3, 3]" if swapped else "[O, I, 3, 3]"
         raise ValueError(f"conv3x3: weights {list(weight.shape)} are not {form} for x {list(x.shape)}")
     _check_sizes(x, transposed, stride, size)
-    if x.device != weight.device:  # its address would be invalid there
+    if x.device != weight.device:  # its address would be invalid on x's device
         raise ValueError(f"conv3x3: x is on {x.device}, the weights on {weight.device}")
 
 
@@ -52,7 +53,7 @@ def _check_sizes(x, transposed, stride, size):
         raise ValueError(f"conv3x3: {list(x.shape[2:])} is smaller than the kernel")
     natural, spare = _size(x, transposed, stride), int(transposed and stride == 2)
     if len(size) != 2 or not all(n <= m <= n + spare for n, m in zip(natural, size, strict=True)):
-        raise ValueError(f"conv3x3: the result of x {list(x.shape)} is of size {natural}, not {list(size)}")
+        raise ValueError(f"conv3x3: the result for x {list(x.shape)} has the size {natural}, not {list(size)}")
 
 
 def _check_weight(x, dy, stride):
@@ -139,7 +140,7 @@ def _backward(ctx, dy):
     of_x, of_weight = ctx.needs_input_grad[:2]
     dx = _conv(dy, weight, not swapped, not transposed, stride, ctx.size) if of_x else None
     dw = None
-    if of_weight:  # a transposed one is the adjoint of one from y to x
+    if of_weight:  # a transposed convolution is the adjoint of a convolution from y to x
         dw = _gradient(dy, x, not swapped, stride) if transposed else _gradient(x, dy, swapped, stride)
     return dx, dw, None, None, None, None
 
@@ -162,42 +163,40 @@ _gradient = operator(_op, "conv3x3_weight", _weight_compute, _weight_fake, _weig
 
 
 def _size(x, transposed, stride):
-    """The height and width of the result."""
+    """Return the height and width of the result."""
     if stride == 1:
         return list(x.shape[2:])
     return [2 * n + 1 if transposed else (n - 1) // 2 for n in x.shape[2:]]
 
 
-def conv3x3_pays(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> bool:
-    """Whether conv3x3 is faster than the definition in float32 on this machine for these tensors (3x3, channels_last,
-    and large enough)."""
-    if torch.compiler.is_compiling() or is_tracing():  # for sizes that are not known yet
+def conv3x3_is_faster(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> bool:
+    """Return whether conv3x3 is faster than F.conv2d in float32 on this machine for these tensors. They must be 3x3,
+    channels_last and large enough."""
+    if torch.compiler.is_compiling() or is_tracing():  # the sizes may not be known yet
         return False
-    if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < LEAST_CHANNELS[stride]:
+    if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < MIN_CHANNELS[stride]:
         return False
     rows, columns = _size(x, transposed, stride)
-    side = 8 if transposed and stride == 2 else 4  # as kernels/cpu/minimal.h has it
+    side = 8 if transposed and stride == 2 else 4  # the tile sizes of kernels/cpu/minimal.h
     tiles = -(-rows // side) * -(-columns // side)
-    return (
-        tiles >= LEAST_TILES[stride] and x.is_contiguous(memory_format=torch.channels_last) and _kernels(x) is not None
-    )
+    return tiles >= MIN_TILES[stride] and x.is_contiguous(memory_format=torch.channels_last) and _kernels(x) is not None
 
 
 def conv3x3(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:
-    """A 3x3 convolution with a result in channels_last; sums are in float32 (float64 for float64) and rounded once.
+    """Compute a 3x3 convolution. Sums are accumulated in float32 (float64 for float64) and rounded once.
 
     Args:
         x: [N, I, H, W] in any layout.
-        weight: [O, I, 3, 3], also for a transposed convolution; used as float32 (float64 for float64).
-        transposed: compute F.conv_transpose2d with weight.transpose(0, 1) instead of F.conv2d.
+        weight: [O, I, 3, 3], also for a transposed convolution. It is used as float32 (float64 for float64).
+        transposed: Whether F.conv_transpose2d with weight.transpose(0, 1) is computed instead of F.conv2d.
         stride: 1 with padding 1, or 2 without padding.
 
     Returns:
-        [N, O, H', W'] in x's dtype, differentiable to any order. H' is H at stride 1, (H - 1) // 2 at stride 2, and
-        2 H + 1 for a transposed convolution at stride 2; W' likewise.
+        [N, O, H', W'] in x's dtype and in channels_last, differentiable to any order. H' is H at stride 1, (H - 1) // 2
+        at stride 2, and 2 H + 1 for a transposed convolution at stride 2. W' is computed likewise.
 
     Raises:
-        ValueError: the stride is another, or the shapes do not fit.
+        ValueError: if the stride is not 1 or 2, or the shapes do not fit.
     """
     size = _size(x, transposed, stride)
     _check(x, weight, False, transposed, stride, size)

@@ -1,8 +1,11 @@
-"""The choice of an implementation of the operators by a process, and the agreement of all ranks on one.
+"""The choice between the compiled kernels and the reference implementation, which is the same on all ranks.
 
-STYLEGAN_PG_KERNELS is `auto` (kernels for the tensors' device, or the reference with one warning if they cannot be
-built), `cpu` or `cuda` (kernels on that device only), `reference` (no kernels), or `strict` (as auto, but a failed
-build, and dtypes or sizes without a kernel, are errors).
+The environment variable STYLEGAN_PG_KERNELS has one of these values:
+
+- auto: kernels for the tensors' device; if they cannot be built, the reference, with one warning
+- cpu, cuda: kernels on this device only
+- reference: no kernels
+- strict: as auto, but a failed build, or a dtype or size without a kernel, is an error
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.files import cache_folder
 from stylegan_pg.ops import build
-from stylegan_pg.ops.calls import Kernels, Tail
-from stylegan_pg.ops.recipes import RECIPES, BuildError, multiplies_bf16
+from stylegan_pg.ops.calls import BiasAct, Kernels
+from stylegan_pg.ops.recipes import RECIPES, BuildError, has_bf16_instructions
 
 MODES = ("auto", "cuda", "cpu", "reference", "strict")
 SUPPORTED = {
@@ -32,10 +35,18 @@ SUPPORTED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The implementation for one kind of device ("cpu", "cuda" or "reference"), the reason, and its library."""
+    """The implementation for one kind of device.
+
+    Attributes:
+        name: "cpu", "cuda" or "reference".
+        reason: Why it was chosen.
+        built, kernels: The library and its functions; None for the reference.
+        log: The path of the compiler's output, or "".
+        remedy: How to get kernels if they cannot be built, or "".
+    """
 
     name: str
-    why: str
+    reason: str
     built: build.Built | None = None
     kernels: Kernels | None = None
     log: str = ""
@@ -44,10 +55,10 @@ class Choice:
 
 @functools.cache
 def mode() -> str:
-    """The value of STYLEGAN_PG_KERNELS at the first call.
+    """Return the value of STYLEGAN_PG_KERNELS at the first call.
 
     Raises:
-        UsageError: the value is unknown.
+        UsageError: if the value is unknown.
     """
     chosen = os.environ.get("STYLEGAN_PG_KERNELS", "").lower() or "auto"
     if chosen not in MODES:
@@ -55,7 +66,7 @@ def mode() -> str:
     return chosen
 
 
-_forced: dict[str, str] = {}  # device -> why the reference was agreed upon
+_reference_reasons: dict[str, str] = {}  # {device: why all ranks use the reference}
 
 
 @functools.cache
@@ -70,27 +81,29 @@ def _choose(device: str, mode_: str) -> Choice:
         if mode_ == "strict":
             raise RunError(f"no {device} kernels: {error} (STYLEGAN_PG_KERNELS=strict)") from None
         if dist.is_main():
-            print(f"warning: plain PyTorch stands in for the {device} kernels: {error}", file=sys.stderr)
+            print(f"warning: plain PyTorch replaces the {device} kernels: {error}", file=sys.stderr)
         return Choice("reference", error.cause, log=error.log, remedy=error.remedy)
     return Choice(device, f"{built.origin}: {built.path}", built, kernels, str(built.path.parent / "build.log"))
 
 
-def _here(device: str) -> list[torch.Tensor]:
-    """A small tensor on each device that needs a trial, as machine code for other GPUs can be loaded but not run."""
+def _trial_tensors(device: str) -> list[torch.Tensor]:
+    """Return a small tensor on each GPU. Kernels are tried on all of them, because machine code for another GPU can be
+    loaded but not run."""
     count = torch.cuda.device_count() if device == "cuda" and torch.cuda.is_available() else 0
     return [torch.ones(8, device=f"cuda:{i}") for i in range(count)]
 
 
 def _load(device: str) -> tuple[build.Built, Kernels]:
-    """
+    """Load the kernels for a device and try them.
+
     Raises:
-        BuildError: there is no library, or it does not run on this machine's devices.
+        BuildError: if there is no library, or it does not run on this machine's devices.
     """
     built = build.load(device)
     kernels = Kernels(device, built.library)
-    for x in _here(device):
+    for x in _trial_tensors(device):
         try:
-            Tail(kernels, x, None, None, None, "linear", 1.0, None, 0).elementwise(0)
+            BiasAct(kernels, x, None, None, None, "linear", 1.0, None, 0).elementwise(0)
         except RuntimeError as error:
             cause, log = f"{built.path} does not run on {x.device}: {error}", str(built.path.parent / "build.log")
             remedy = "unset TORCH_CUDA_ARCH_LIST, or add this GPU's number to it; see that the driver is new enough"
@@ -99,58 +112,61 @@ def _load(device: str) -> tuple[build.Built, Kernels]:
 
 
 def choose(device: str) -> Choice:
-    """The implementation for tensors on `device` ("cpu", "cuda", ...); the kernels are built at the first call.
+    """Return the implementation for tensors on `device` ("cpu", "cuda", ...). The kernels are built at the first call.
 
     Raises:
-        RunError: the kernels cannot be built in strict mode. UsageError: the mode is unknown.
+        RunError: if the kernels cannot be built in strict mode.
+        UsageError: if STYLEGAN_PG_KERNELS has an unknown value.
     """
-    if device in _forced:
-        return Choice("reference", _forced[device])
+    if device in _reference_reasons:
+        return Choice("reference", _reference_reasons[device])
     return _choose(device, mode())
 
 
 def agree(device: str) -> str:
-    """Agree with all ranks on one implementation for `device`: the reference, unless all have the same kernels.
-
-    A collective call. Returns the implementation's name.
+    """Make all ranks use the same implementation for `device`, and return its name. It is the reference unless all
+    ranks have kernels. All ranks must call this.
 
     Raises:
-        RunError: on all ranks, if one fails in strict mode.
+        RunError: on all ranks, if a rank fails in strict mode.
     """
     fault, name, why = "", "", ""
     try:
         choice = choose(device)
-        name, why = choice.name, "; ".join(filter(None, (choice.why, choice.log, choice.remedy)))
+        name, why = choice.name, "; ".join(filter(None, (choice.reason, choice.log, choice.remedy)))
     except RunError as error:
         fault = str(error)
-    told = dist.gather_objects((name, fault, why))
-    faults = [f"rank {i}: {f}" for i, (_, f, _) in enumerate(told) if f]
+    results = dist.gather_objects((name, fault, why))
+    faults = [f"rank {i}: {f}" for i, (_, f, _) in enumerate(results) if f]
     if faults:
         raise RunError("; ".join(faults))
-    names = [n for n, *_ in told]
+    names = [n for n, *_ in results]
     if len(set(names)) > 1:
         missing = [i for i, n in enumerate(names) if n == "reference"]
         _kernels.cache_clear()
-        _forced[device] = f"ranks {missing} have no kernels (rank {missing[0]}: {told[missing[0]][2]})"
+        _reference_reasons[device] = f"ranks {missing} have no kernels (rank {missing[0]}: {results[missing[0]][2]})"
         if dist.is_main():
-            print(f"warning: plain PyTorch stands in for the {device} kernels: {_forced[device]}", file=sys.stderr)
+            print(
+                f"warning: plain PyTorch replaces the {device} kernels: {_reference_reasons[device]}", file=sys.stderr
+            )
         return "reference"
     return names[0]
 
 
 def check_device(device: str) -> None:
-    """
+    """Check that `device` is "cpu" or "cuda" and available.
+
     Raises:
-        UsageError: the device does not exist on this machine.
+        UsageError: if it is unknown or does not exist on this machine.
     """
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device!r} is unknown: choose cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but torch finds no CUDA device")
+        raise UsageError("--device cuda: PyTorch finds no CUDA device; check the driver, or choose cpu")
 
 
 def status() -> str:
-    """The text that `stylegan-pg kernels` prints."""
+    """Return the text that `stylegan-pg kernels` prints."""
     try:
         cache = str(cache_folder())
     except OSError as error:
@@ -158,7 +174,9 @@ def status() -> str:
     lines = [f"STYLEGAN_PG_KERNELS={mode()}, torch {torch.__version__}, cache {cache}"]
     for device in RECIPES:
         if device == "cuda" and not torch.cuda.is_available():
-            lines.append("cuda: torch finds no CUDA device (kernels build --device cuda compiles for others)")
+            lines.append(
+                "cuda: PyTorch finds no CUDA device (`kernels build --device cuda` compiles for other machines)"
+            )
             continue
         try:
             choice = choose(device)
@@ -169,9 +187,9 @@ def status() -> str:
         for op in ("upfirdn2d", "bias_act"):
             what = f"{device} kernels for {formats}; plain PyTorch for the rest" if choice.built else "plain PyTorch"
             lines.append(f"{device} {op}: {what}")
-        if device == "cpu" and choice.built and not multiplies_bf16():
-            lines.append("cpu conv3x3: cpu kernels for bfloat16 (as this processor has no instructions for it)")
-        lines.append(f"  why: {choice.why}")
+        if device == "cpu" and choice.built and not has_bf16_instructions():
+            lines.append("cpu conv3x3: cpu kernels for bfloat16 (this processor has no bfloat16 instructions)")
+        lines.append(f"  why: {choice.reason}")
         lines += [f"  log: {choice.log}"] if choice.log else []
         lines += [f"  remedy: {choice.remedy}"] if choice.remedy else []
     return "\n".join(lines)
@@ -181,14 +199,15 @@ def build_all(kinds: list[str], into: Path | None) -> list[str]:
     """Build kernels (`stylegan-pg kernels build`).
 
     Args:
-        kinds: "cpu", "cuda"; if empty, those that this machine can use.
-        into: a folder into which they are copied, for STYLEGAN_PG_PREBUILT.
+        kinds: "cpu" and "cuda". If the list is empty, those that this machine can use are built.
+        into: A folder to which the libraries are copied, for STYLEGAN_PG_PREBUILT; None for no copy.
 
     Returns:
-        Lines that say what was done.
+        One line of text for each action.
 
     Raises:
-        UsageError: a kind is unknown. RunError: a library cannot be built or copied.
+        UsageError: if a kind is unknown.
+        RunError: if a library cannot be built or copied.
     """
     if unknown := [kind for kind in kinds if kind not in RECIPES]:
         raise UsageError(f"--device {unknown[0]!r} is unknown: choose from {', '.join(RECIPES)}")
@@ -209,25 +228,25 @@ def build_all(kinds: list[str], into: Path | None) -> list[str]:
 
 
 def compiled(x: torch.Tensor) -> Kernels | None:
-    """The kernels for a tensor, or None if the reference has to be used.
+    """Return the kernels for a tensor, or None if the reference must be used.
 
     Raises:
-        RunError: there are no kernels for such tensors in strict mode.
+        RunError: if there are no kernels for this dtype and device in strict mode.
     """
     return _kernels(x.device.type, x.dtype)
 
 
-@functools.cache  # this is called at every operation
+@functools.cache  # it is called at every operation
 def _kernels(device: str, dtype: torch.dtype) -> Kernels | None:
     if dtype in SUPPORTED.get(device, ()):
         return choose(device).kernels
-    if mode() == "strict" and device != "meta":  # nothing is computed there
+    if mode() == "strict" and device != "meta":  # tensors on "meta" have no data
         raise RunError(f"there are no kernels for {dtype} on {device} (STYLEGAN_PG_KERNELS=strict)")
     return None
 
 
-def refused(operation: str, x: torch.Tensor) -> None:
-    """Warn once that a kernel does not support x's size and the reference is used instead.
+def warn_no_kernel(operation: str, x: torch.Tensor) -> None:
+    """Warn once for each operation that its kernel does not support x's size, so that the reference is used.
 
     Raises:
         RunError: in strict mode.
@@ -235,9 +254,9 @@ def refused(operation: str, x: torch.Tensor) -> None:
     where = f"{operation} has no kernel for {x.dtype} {list(x.shape)} on {x.device.type}"
     if mode() == "strict":
         raise RunError(f"{where} (STYLEGAN_PG_KERNELS=strict)")
-    if operation not in _refused and dist.is_main():
-        print(f"warning: plain PyTorch stands in: {where}", file=sys.stderr)
-    _refused.add(operation)
+    if operation not in _warned and dist.is_main():
+        print(f"warning: plain PyTorch is used instead: {where}", file=sys.stderr)
+    _warned.add(operation)
 
 
-_refused: set[str] = set()  # operations for which the warning was given
+_warned: set[str] = set()  # operations for which a warning was printed

@@ -1,9 +1,9 @@
 """A pool of reusable memory for the results of the CPU kernels.
 
-glibc gets blocks of more than 32 MiB from the system and returns them each time, and smaller ones often, so results lie
-on new pages. Providing new pages takes longer than the kernels' computation (up to 20 times as long in virtual
-machines). PyTorch has a caching allocator for GPUs, but none for CPUs. Therefore the memory of large results is
-recorded here and, once nothing else refers to it, reused for the next result of the same size.
+glibc requests blocks of more than 32 MiB from the system and returns them when they are freed, so every large result
+uses new memory pages. Providing new pages takes longer than the kernels' computation, in virtual machines up to 20
+times as long. PyTorch has a caching allocator for GPUs but none for CPUs. This pool therefore keeps a reference to the
+memory of large results. Once nothing else refers to a block, the next result of the same size reuses it.
 """
 
 from __future__ import annotations
@@ -23,74 +23,80 @@ import torch
 from stylegan_pg.ops.operators import watched
 from stylegan_pg.ops.reference import layout_of
 
-LEAST = 2**22  # bytes; smaller blocks come from glibc's heap as fast, and mostly are still in the processor's caches
+MIN_BYTES = 2**22  # smaller blocks come from glibc's heap as fast, and are mostly still in the processor's caches
 VARIABLE = "STYLEGAN_PG_POOL_MIB"
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers and jobs
 
 
 def default_limit() -> int:
-    """The limit of the pool in bytes, used and idle blocks together: STYLEGAN_PG_POOL_MIB (0: no pool), else the
-    minimum of 2 GiB and a 16th of the machine's (or job's) memory, divided by the ranks of the node."""
+    """Return the limit of the pool in bytes, for used and idle blocks together. It is STYLEGAN_PG_POOL_MIB if set (0
+    disables the pool). Otherwise it is 1/16 of the machine's (or job's) memory divided by the number of ranks on the
+    node, and at most 2 GiB."""
     text = os.environ.get(VARIABLE, "")
     if text.isdecimal():
         return int(text) * 2**20
     if text:
-        print(f"warning: {VARIABLE}={text!r} is no number of MiB, and does not count", file=sys.stderr)
+        print(f"warning: {VARIABLE}={text!r} is not a number of MiB and is ignored", file=sys.stderr)
     memory = [2**34]
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every system
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # some systems lack sysconf or these names
         memory = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in MEMORY_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        with contextlib.suppress(OSError, ValueError):  # the text "max", which is not a number, means no limit
             memory.append(int(Path(path).read_text("ascii")))
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     return min(2**31, min(memory) // 16 // max(1, int(ranks) if ranks.isdecimal() else 1))
 
 
 class Pool:
-    """Blocks of memory, as numpy arrays. The storage of a tensor made from a block refers to the array for as long as
-    anything (views, numpy arrays, autograd graphs) refers to the storage. So a block that only this pool refers to is
-    idle."""
+    """A pool of memory blocks, which are NumPy arrays.
+
+    A tensor's storage refers to its block as long as anything (a view, a NumPy array, an autograd graph) refers to the
+    storage. A block to which only this pool refers is therefore idle.
+
+    Args:
+        limit: The largest total size of all blocks in bytes.
+    """
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.blocks: OrderedDict[int, list[Any]] = OrderedDict()  # bytes -> arrays, the sizes by last use
-        # Nobody waits for this lock: a call made while another thread (or this one, in a finalizer) holds it does not
+        self.blocks: OrderedDict[int, list[Any]] = OrderedDict()  # {bytes: arrays}, in the order of last use
+        # No call waits for this lock. If another thread (or this thread, in a finalizer) holds it, the call does not
         # use the pool.
         self.lock = threading.Lock()
-        self.alone = 0
-        self.alone = self._holders([_new(64)], 0)
+        self.idle_refcount = 0
+        self.idle_refcount = self._refcount([_new(64)], 0)
 
     @property
     def total(self) -> int:
-        return sum(nbytes * len(same) for nbytes, same in list(self.blocks.items()))
+        return sum(nbytes * len(arrays) for nbytes, arrays in list(self.blocks.items()))
 
     @staticmethod
-    def _holders(same: list[Any], i: int) -> int:
-        return sys.getrefcount(same[i])
+    def _refcount(arrays: list[Any], i: int) -> int:
+        return sys.getrefcount(arrays[i])
 
     def empty(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
-        """An uninitialised tensor, or None if the pool has no room."""
+        """Return an uninitialised tensor, or None if the limit would be exceeded."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > self.limit or not self.lock.acquire(blocking=False):
             return None
         try:
-            same = self.blocks.setdefault(nbytes, [])
+            arrays = self.blocks.setdefault(nbytes, [])
             self.blocks.move_to_end(nbytes)
-            for i in range(len(same)):
-                if self._holders(same, i) == self.alone:
-                    return _tensor(same[i], shape, strides, dtype)
-            if not self._make_room(nbytes):
+            for i in range(len(arrays)):
+                if self._refcount(arrays, i) == self.idle_refcount:
+                    return _tensor(arrays[i], shape, strides, dtype)
+            if not self._free_up(nbytes):
                 return None
-            same.append(_new(nbytes))
-            return _tensor(same[-1], shape, strides, dtype)
+            arrays.append(_new(nbytes))
+            return _tensor(arrays[-1], shape, strides, dtype)
         finally:
             self.lock.release()
 
-    def _make_room(self, nbytes: int) -> bool:
-        """Make room within the limit by freeing idle blocks, those of the least recently used sizes first; nothing is
-        freed if that cannot suffice."""
+    def _free_up(self, nbytes: int) -> bool:
+        """Free idle blocks until a block of `nbytes` fits into the limit, and return whether it fits. The least
+        recently used sizes are freed first. If freeing all of them is not enough, nothing is freed."""
         excess = self.total + nbytes - self.limit
-        idle = [(size, i) for size, same in self.blocks.items() for i in self._idle(same)]
+        idle = [(size, i) for size, arrays in self.blocks.items() for i in self._idle(arrays)]
         if excess > sum(size for size, _ in idle):
             return False
         given: dict[int, list[int]] = {}
@@ -99,13 +105,13 @@ class Pool:
                 given.setdefault(size, []).append(i)
                 excess -= size
         for size, indices in given.items():
-            self._give_back(size, indices)
+            self._free(size, indices)
         return True
 
-    def _idle(self, same: list[Any]) -> list[int]:
-        return [i for i in range(len(same)) if self._holders(same, i) == self.alone]
+    def _idle(self, arrays: list[Any]) -> list[int]:
+        return [i for i in range(len(arrays)) if self._refcount(arrays, i) == self.idle_refcount]
 
-    def _give_back(self, size: int, indices: list[int]) -> None:
+    def _free(self, size: int, indices: list[int]) -> None:
         for i in reversed(indices):
             del self.blocks[size][i]
 
@@ -114,7 +120,7 @@ class Pool:
         if self.lock.acquire(blocking=False):
             try:
                 for size in list(self.blocks):
-                    self._give_back(size, self._idle(self.blocks[size]))
+                    self._free(size, self._idle(self.blocks[size]))
                     if not self.blocks[size]:
                         del self.blocks[size]
             finally:
@@ -126,13 +132,13 @@ def _new(nbytes: int) -> Any:
 
 
 def _tensor(block: Any, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    return torch.frombuffer(block, dtype=dtype).as_strided_(shape, strides)  # in place: no view of another tensor
+    return torch.frombuffer(block, dtype=dtype).as_strided_(shape, strides)  # in place, so that it is not a view
 
 
 _pool: Pool | None = None
 
 
-def _the_pool() -> Pool:
+def _default_pool() -> Pool:
     global _pool
     if _pool is None:
         _pool = Pool(default_limit())
@@ -140,7 +146,7 @@ def _the_pool() -> Pool:
 
 
 def clear() -> None:
-    """Free all idle blocks, before other sizes are needed or when memory is short."""
+    """Free all idle blocks. Call this before other sizes are needed, or when memory is scarce."""
     if _pool is not None:
         _pool.clear()
 
@@ -148,15 +154,15 @@ def clear() -> None:
 def empty(
     shape: Sequence[int], like: torch.Tensor, layout: torch.memory_format, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """An uninitialised tensor on `like`'s device, of its dtype unless another is given; contiguous, or channels_last
-    [N, C, H, W]."""
+    """Return an uninitialised tensor on the device of `like`. `layout` is contiguous, or channels_last for [N, C, H,
+    W]. The dtype is that of `like` by default."""
     dtype = dtype or like.dtype
-    if math.prod(shape) * dtype.itemsize < LEAST or not like.is_cpu:
+    if math.prod(shape) * dtype.itemsize < MIN_BYTES or not like.is_cpu:
         return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
     try:
-        found = _the_pool().empty(shape, _strides(shape, layout), dtype)
+        found = _default_pool().empty(shape, _strides(shape, layout), dtype)
         return torch.empty(shape, dtype=dtype, device="cpu", memory_format=layout) if found is None else found
-    except RuntimeError:  # for want of memory
+    except RuntimeError:  # out of memory
         clear()
         return torch.empty(shape, dtype=dtype, device="cpu", memory_format=layout)
 
@@ -184,5 +190,6 @@ class _Converted(torch.autograd.Function):
 
 
 def converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x.to(dtype) for another dtype, with a result in pooled memory, in x's layout, differentiable to any order."""
+    """Return x.to(dtype) in pooled memory and in x's layout, differentiable to any order. `dtype` must differ from
+    x.dtype."""
     return x.to(dtype) if watched([x]) else _Converted.apply(x, dtype)

@@ -1,4 +1,4 @@
-"""How the kernels are compiled: compilers, flags and target processors, and what identifies a library.
+"""How the kernels are compiled (compilers, flags, target processors), and the metadata that identifies a library.
 
 The kernels have a plain C interface and need no headers of PyTorch, so a build takes seconds and cannot fail because a
 header such as cusparse.h is missing.
@@ -25,7 +25,13 @@ import torch
 
 
 class BuildError(Exception):
-    """The kernels cannot be built: the reason, the path of the compiler's output (or ""), and the remedy."""
+    """An error that occurs if the kernels cannot be built.
+
+    Args:
+        cause: The reason.
+        log: The path of the compiler's output, or "".
+        remedy: What the user can do.
+    """
 
     def __init__(self, cause: str, log: str, remedy: str):
         super().__init__(f"{cause}{f'; log: {log}' if log else ''}; {remedy}")
@@ -33,7 +39,11 @@ class BuildError(Exception):
 
 
 def kernels_folder() -> Path:
-    """The folder of the sources: beside the package in a checkout, inside it in an installation."""
+    """Return the folder of the sources. It is beside the package in a checkout, and inside it in an installation.
+
+    Raises:
+        BuildError: if the folder does not exist.
+    """
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "kernels", package.parent / "kernels"):
         if (folder / "cpu" / "upfirdn2d.cpp").is_file():
@@ -43,13 +53,20 @@ def kernels_folder() -> Path:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a library is built: `meta` identifies it; the commands are ninja's, with $in and $out."""
+    """How a library is built.
+
+    Attributes:
+        meta: The metadata that identifies the library.
+        sources: The source files.
+        compile, link: The commands for ninja, with the placeholders $in and $out.
+        problem: Why the library cannot be compiled on this machine, and the remedy; None if it can.
+    """
 
     meta: dict[str, Any]
     sources: tuple[Path, ...]
     compile: tuple[str, ...]
     link: tuple[str, ...]
-    problem: tuple[str, str] | None = None  # the reason why it cannot be compiled here, and the remedy
+    problem: tuple[str, str] | None = None
 
 
 def _sources_hash(folder: Path, patterns: tuple[str, ...]) -> str:
@@ -61,7 +78,7 @@ def _sources_hash(folder: Path, patterns: tuple[str, ...]) -> str:
 
 @functools.cache
 def _version(*command: str) -> str:
-    """The output of `command --version`, or "" if the command does not exist or fails."""
+    """Return the output of `command --version`, or "" if the command does not exist or fails."""
     if not command:
         return ""
     try:
@@ -72,12 +89,12 @@ def _version(*command: str) -> str:
 
 
 def cxx_command() -> tuple[str, ...]:
-    """The command of the C++ compiler: $CXX, which may include a launcher and options ("ccache g++", "g++ -m64"), else
-    the first of c++, g++ and clang++ that exists; empty if there is none."""
+    """Return the command of the C++ compiler: $CXX, which may include a launcher and options ("ccache g++", "g++
+    -m64"), or else the first of c++, g++ and clang++ that exists. The result is empty if there is no compiler."""
     chosen = os.environ.get("CXX")
     if not chosen:
         return tuple(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))[:1]
-    with contextlib.suppress(ValueError):  # an unfinished quotation
+    with contextlib.suppress(ValueError):  # a quotation mark is missing
         words = [chosen] if shutil.which(chosen) else shlex.split(chosen)
         if words and (program := shutil.which(words[0])):
             return program, *words[1:]
@@ -89,14 +106,15 @@ def _is_name(word: str) -> bool:
 
 
 def cxx() -> str | None:
-    """The C++ compiler itself, without launcher and options."""
+    """Return the path of the C++ compiler itself, without launcher and options."""
     names = list(itertools.takewhile(_is_name, cxx_command()))
     return shutil.which(names[-1]) if names else None
 
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """The entries of /proc/cpuinfo for the machine and its first processor; empty on systems other than Linux."""
+    """Return the entries of /proc/cpuinfo for the machine and its first processor. They are empty on systems other than
+    Linux."""
     lines: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
@@ -107,26 +125,27 @@ def _cpuinfo() -> dict[str, str]:
 
 @functools.cache
 def processor() -> str:
-    """A text that identifies the processor, on which -march=native depends."""
+    """Return a text that identifies the processor, because the result of -march=native depends on it."""
     lines = _cpuinfo()
     named = [lines.get(k, "") for k in ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")]
     return hashlib.blake2b("|".join([platform.machine(), *named]).encode(), digest_size=8).hexdigest()
 
 
 @functools.cache
-def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for products of bfloat16 numbers (or does not say). On others, PyTorch's
-    convolutions in bfloat16 take four times as long as in float32."""
+def has_bf16_instructions() -> bool:
+    """Return whether this processor has instructions for products of bfloat16 numbers, or its features are unknown.
+    Without such instructions, PyTorch's convolutions take four times as long in bfloat16 as in float32."""
     features = " ".join(_cpuinfo().get(k, "") for k in ("flags", "Features")).split()
     return not features or any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def cpu_recipe() -> Recipe:
-    """The recipe of the CPU kernels, for exactly this processor."""
+    """Return the recipe of the CPU kernels, optimised for this processor."""
     folder = kernels_folder()
     lib = Path(torch.__file__).parent / "lib"
     x86 = platform.machine() in ("x86_64", "AMD64")
-    # No contraction: fused multiply-adds round differently from PyTorch, enough to change signs before a leaky ReLU.
+    # Contraction is off: fused multiply-adds round differently from PyTorch, which can change signs before a leaky
+    # ReLU.
     flags = ["-O3", "-std=c++17", "-fPIC", "-fopenmp-simd", "-fvisibility=hidden"]
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
     flags += ["-march=native", "-mprefer-vector-width=512"] if x86 else ["-mcpu=native"]
@@ -136,7 +155,7 @@ def cpu_recipe() -> Recipe:
         flags += ["-DSPG_ATEN_PARALLEL", f"-isystem{include}", f"-isystem{api}"]
         flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-fopenmp"]
     compiler = cxx_command()
-    options = itertools.dropwhile(_is_name, compiler)  # these options change the library as our own flags do
+    options = itertools.dropwhile(_is_name, compiler)  # options in $CXX change the library just as the flags above
     meta = _meta("cpu", folder, ("cpu/*.cpp", "cpu/*.h"), _version(*compiler), [*options, *flags])
     return Recipe(
         meta | {"architecture": processor()},
@@ -155,7 +174,8 @@ def _no_cxx(command: tuple[str, ...]) -> tuple[str, str] | None:
 
 
 def nvcc() -> str | None:
-    """The path of the CUDA compiler: in $CUDA_HOME or $CUDA_PATH if set, else on the PATH or in /usr/local/cuda."""
+    """Return the path of the CUDA compiler, or None. It is searched in $CUDA_HOME or $CUDA_PATH if set, otherwise on
+    the PATH and in /usr/local/cuda."""
     chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if chosen:
         return shutil.which(str(Path(chosen) / "bin" / "nvcc"))
@@ -163,11 +183,15 @@ def nvcc() -> str | None:
 
 
 def architectures(toolkit: tuple[int, int]) -> list[str]:
-    """The GPU architectures to compile for: $TORCH_CUDA_ARCH_LIST, else the GPUs of this machine, else A100, H100 and
-    (if the toolkit supports it) B200. "9.0" means machine code; "9.0+PTX" adds code that later GPUs can translate.
+    """Return the GPU architectures to compile for: those of $TORCH_CUDA_ARCH_LIST, otherwise those of this machine's
+    GPUs, otherwise A100, H100 and (if the toolkit supports it) B200. "9.0" means machine code; "9.0+PTX" adds
+    intermediate code that later GPUs can translate.
+
+    Args:
+        toolkit: The version of the CUDA toolkit.
 
     Raises:
-        BuildError: $TORCH_CUDA_ARCH_LIST is invalid.
+        BuildError: if $TORCH_CUDA_ARCH_LIST is invalid.
     """
     given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     for entry in given:
@@ -182,10 +206,10 @@ def architectures(toolkit: tuple[int, int]) -> list[str]:
 
 
 def cuda_recipe() -> Recipe:
-    """The recipe of the CUDA kernels, for the GPUs of this machine or of $TORCH_CUDA_ARCH_LIST.
+    """Return the recipe of the CUDA kernels for the architectures that `architectures` selects.
 
     Raises:
-        BuildError: see architectures.
+        BuildError: as `architectures`.
     """
     folder, compiler, host = kernels_folder(), nvcc(), tuple(filter(None, [cxx()]))
     version = _version(*filter(None, [compiler]))
@@ -208,11 +232,11 @@ def cuda_recipe() -> Recipe:
     elif not found:
         problem = (f"{compiler} does not run", f"install the CUDA toolkit {major}.x, or set CUDA_HOME to it")
     elif found[1] != major:
-        cause = f"{compiler} is of CUDA {found[1]}.{found[2]}, PyTorch of CUDA {wanted}"
+        cause = f"{compiler} belongs to CUDA {found[1]}.{found[2]}, PyTorch to CUDA {wanted}"
         problem = (cause, f"set CUDA_HOME to a CUDA toolkit {major}.x, or install a PyTorch for CUDA {found[1]}")
     else:
         problem = _no_cxx(host)
-    # The static runtime shares the device's context with PyTorch's, and needs no library to be found when it is loaded.
+    # The static CUDA runtime shares the device's context with PyTorch's, and loading it requires no other library.
     tool = (compiler or "", f"-ccbin={''.join(host)}")
     return Recipe(
         _meta("cuda", folder, ("cuda/*.cu", "cuda/*.cuh", "cuda/*.h"), f"{version}\n{_version(*host)}", flags)

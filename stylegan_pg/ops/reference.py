@@ -1,6 +1,6 @@
 """The definitions of the operators in plain PyTorch, differentiable by autograd to any order.
 
-All other implementations must compute the same; where there is none, these functions are used.
+All other implementations must compute the same. These functions are used if there is no other implementation.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ ACTIVATIONS = {
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether [N, C, H, W] is in channels_last layout and not contiguous as well."""
+    """Return whether [N, C, H, W] is channels_last and not also contiguous."""
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def layout_of(x: torch.Tensor) -> torch.memory_format:
-    """The layout of an operator's result: channels_last if x is, else contiguous."""
+    """Return the layout of an operator's result: channels_last if x is channels_last, otherwise contiguous."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def in_layout_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """y without gaps in memory, in x's layout."""
+    """Return y without gaps in memory, in x's layout."""
     return y.contiguous(memory_format=layout_of(x))
 
 
@@ -51,21 +51,21 @@ def upfirdn2d(
 ) -> torch.Tensor:
     """Insert zeros, pad or crop, correlate every channel with the (flipped) filter, and keep every n-th pixel.
 
-    up and down are (x, y), padding is (left, right, top, bottom); see ops.upfirdn2d.
+    `up` and `down` are (x, y), and `padding` is (left, right, top, bottom). See ops.upfirdn2d for the other arguments.
     """
     n, c, h, w = x.shape
     (up_x, up_y), (left, right, top, bottom) = up, padding
     y = x
     if (up_x, up_y) != (1, 1):
-        # The layout is preserved: depth-wise convolution on CPUs is several times as fast in channels_last.
+        # The layout is preserved, because depthwise convolution on CPUs is several times as fast in channels_last.
         size = [n, c, h * up_y, w * up_x]
         y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout_of(x)).zero_()
         y[:, :, ::up_y, ::up_x] = x
-    # Padding comes before cropping, as the crop on one side may include padding of the other.
+    # Padding comes before cropping, because the crop on one side may include padding of the other side.
     y = F.pad(y, [max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)])
     y = y[:, :, max(-top, 0) : y.shape[2] - max(-bottom, 0), max(-left, 0) : y.shape[3] - max(-right, 0)]
     f = (f.to(torch.float64 if x.dtype == torch.float64 else torch.float32) * gain).to(x.dtype)
-    if not flip_filter:  # true convolution
+    if not flip_filter:  # convolution; F.conv2d correlates
         f = f.flip([0, 1])
     y = F.conv2d(y, f[None, None].expand(c, 1, -1, -1).contiguous(), groups=c)
     return in_layout_of(x, y[:, :, :: down[1], :: down[0]])
@@ -81,7 +81,7 @@ def bias_act(
     clamp: float | None,
     dim: int,
 ) -> torch.Tensor:
-    """clamp(act(x * scale + noise + bias) * gain) by separate operations; see ops.bias_act for the shapes."""
+    """Compute clamp(act(x * scale + noise + bias) * gain) by separate operations. See ops.bias_act for the shapes."""
     if scale is not None:
         x = x * scale.to(x.dtype).reshape([*scale.shape, *[1] * (x.ndim - 2)])
     if noise is not None:

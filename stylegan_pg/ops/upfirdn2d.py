@@ -1,8 +1,8 @@
 """Up-sampling by zero insertion, padding, FIR filtering and down-sampling as one linear operator.
 
-As it is linear, its gradient is the same operator with up and down exchanged and the filter flipped, so one operator
-provides derivatives of every order. Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", use it
-at every change of resolution.
+Because it is linear, its gradient is the same operator with up and down exchanged and the filter flipped, so one
+operator provides derivatives of every order. Karras et al. 2020, "Analyzing and improving the image quality of
+StyleGAN", use it at every change of resolution.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _op.define(
 )
 
 
-MOST_TAPS, MOST_FACTOR, MOST_PADDING = 1024, 1024, 1 << 30  # limits in each direction, by the integers in the kernels
+MAX_TAPS, MAX_FACTOR, MAX_PADDING = 1024, 1024, 1 << 30  # limits per axis; the kernels' integers must not overflow
 
 
 def setup_filter(taps: Sequence[float], *, gain: float = 1.0) -> torch.Tensor:
-    """The 2-D filter [k, k] (float32): the outer product of `taps` with itself, normalised to the sum `gain`.
+    """Return the 2-D filter float32 [k, k]: the outer product of `taps` with itself, normalised to the sum `gain`.
 
     Raises:
-        ValueError: there are no taps, or their sum is 0 or not finite.
+        ValueError: if there are no taps, or their sum is 0 or not finite.
     """
     f = torch.tensor(list(taps), dtype=torch.float32)
     f = torch.outer(f, f)
     total = float(f.sum())
     if not total or not math.isfinite(total):
-        raise ValueError(f"a filter's taps have a finite sum other than 0, which {list(taps)[:8]} have not")
+        raise ValueError(f"the sum of a filter's taps must be finite and not 0, unlike that of {list(taps)[:8]}")
     return f * (gain / f.sum())
 
 
@@ -47,13 +47,15 @@ def _check(x, f, up, down, padding):
     if x.ndim != 4 or f.ndim != 2:
         raise ValueError(f"upfirdn2d: x must be [N, C, H, W] and f [kh, kw], not {list(x.shape)} and {list(f.shape)}")
     if len(up) != 2 or len(down) != 2 or len(padding) != 4:
-        raise ValueError(f"upfirdn2d: two factors up={up}, two down={down} and four of padding={padding} are needed")
-    if min(*up, *down) < 1 or max(*up, *down) > MOST_FACTOR:
-        raise ValueError(f"upfirdn2d: the factors up={up}, down={down} must be at least 1 and at most {MOST_FACTOR}")
-    if min(f.shape) < 1 or max(f.shape) > MOST_TAPS:
-        raise ValueError(f"upfirdn2d: the filter {list(f.shape)} must have from 1 to {MOST_TAPS} taps each way")
-    if max(*padding, *(-p for p in padding)) > MOST_PADDING:
-        raise ValueError(f"upfirdn2d: padding={padding} is more than {MOST_PADDING}")
+        raise ValueError(
+            f"upfirdn2d: up={up} and down={down} must have two numbers each, and padding={padding} must have four"
+        )
+    if min(*up, *down) < 1 or max(*up, *down) > MAX_FACTOR:
+        raise ValueError(f"upfirdn2d: the factors up={up}, down={down} must be at least 1 and at most {MAX_FACTOR}")
+    if min(f.shape) < 1 or max(f.shape) > MAX_TAPS:
+        raise ValueError(f"upfirdn2d: the filter {list(f.shape)} must have 1 to {MAX_TAPS} taps along each axis")
+    if max(*padding, *(-p for p in padding)) > MAX_PADDING:
+        raise ValueError(f"upfirdn2d: padding={padding} is larger than {MAX_PADDING}")
     out_h, out_w = _out_size(x, f, up, down, padding)
     if out_h < 1 or out_w < 1:
         raise ValueError(
@@ -66,7 +68,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom from one number, (x, y) or all four."""
+    """Return (left, right, top, bottom), given one number, (x, y) or all four."""
     if isinstance(padding, int):
         return padding, padding, padding, padding
     if len(padding) == 2:
@@ -76,7 +78,7 @@ def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _out_size(x, f, up, down, padding):
-    """(height, width) of the result."""
+    """Return (height, width) of the result."""
     left, right, top, bottom = padding
     (_, _, h, w), (fh, fw) = x.shape, f.shape
     return (h * up[1] + top + bottom - fh) // down[1] + 1, (w * up[0] + left + right - fw) // down[0] + 1
@@ -89,7 +91,7 @@ def _compute(x, f, up, down, padding, flip_filter, gain):
         size = _out_size(x, f, up, down, padding)
         y = calls.upfirdn2d(kernels, x, f, up, down, padding, flip_filter, gain, size)
         if y is None:
-            native.refused("upfirdn2d", x)
+            native.warn_no_kernel("upfirdn2d", x)
     if y is None:
         y = reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
     return y
@@ -111,7 +113,7 @@ def _backward(ctx, dy):
     (f,) = ctx.saved_tensors
     (up_x, up_y), (down_x, down_y), (left, _, top, _), flip_filter, gain = ctx.args
     (in_h, in_w), (out_h, out_w), (fh, fw) = ctx.in_size, ctx.out_size, f.shape
-    # The padding that makes the transposed operation return exactly the input's size.
+    # With this padding, the transposed operation returns exactly the input's size.
     padding = [
         fw - left - 1,
         in_w * up_x - out_w * down_x + left - up_x + 1,
@@ -135,23 +137,25 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1.0,
 ) -> torch.Tensor:
-    """Zero-insertion up-sampling, padding, FIR filtering and down-sampling of [N, C, H, W].
+    """Up-sample images [N, C, H, W] by zero insertion, pad them, apply an FIR filter, and down-sample them.
 
     Args:
-        x: float tensor [N, C, H, W]. The result is channels_last if x is, else contiguous.
-        f: filter [kh, kw], or [k] for the outer product with itself; used as float32; it gets no gradient.
-        up, down: integer factors, one number or (x, y).
-        padding: zeros around the up-sampled image, one number, (x, y) or (left, right, top, bottom); negative crops.
-        flip_filter: False convolves, True correlates.
-        gain: factor on the result.
+        x: A float tensor [N, C, H, W]. The result is channels_last if x is, otherwise contiguous.
+        f: The filter [kh, kw], or [k] for the outer product with itself. It is used as float32 and gets no gradient.
+        up, down: Integer factors, as one number or (x, y).
+        padding: The number of zeros around the up-sampled image, as one number, (x, y) or (left, right, top, bottom).
+            Negative numbers crop.
+        flip_filter: False for convolution, True for correlation.
+        gain: A factor that multiplies the result.
 
     Returns:
-        [N, C, (H*up + top + bottom - kh) // down + 1, (W*up + left + right - kw) // down + 1], x's dtype.
+        [N, C, (H*up + top + bottom - kh) // down + 1, (W*up + left + right - kw) // down + 1] in x's dtype.
 
     Raises:
-        ValueError: the result would be empty, factors, filter or padding are out of range, or shapes do not fit.
+        ValueError: if the result would be empty, if factors, filter or padding are out of range, or if shapes do not
+            fit.
     """
-    f = f if f.dtype == torch.float32 else f.float()  # as in the kernels, so that all implementations agree
+    f = f if f.dtype == torch.float32 else f.float()  # the kernels use float32, and all implementations must agree
     if f.ndim == 1:
         f = torch.outer(f, f)
     up, down, padding = _pair(up), _pair(down), _four(padding)
@@ -159,7 +163,7 @@ def upfirdn2d(
 
 
 def filter2d(x: torch.Tensor, f: torch.Tensor, *, padding: int | Sequence[int] = 0, gain: float = 1.0) -> torch.Tensor:
-    """Filter [N, C, H, W] without changing its size; `padding` is added to the padding that the filter needs."""
+    """Filter [N, C, H, W] without changing its size. `padding` is added to the padding that the filter requires."""
     left, right, top, bottom = _four(padding)
     fh, fw = f.shape
     pad = (left + fw // 2, right + (fw - 1) // 2, top + fh // 2, bottom + (fh - 1) // 2)
@@ -167,7 +171,7 @@ def filter2d(x: torch.Tensor, f: torch.Tensor, *, padding: int | Sequence[int] =
 
 
 def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2, padding: int = 0, gain: float = 1.0) -> torch.Tensor:
-    """Up-sample [N, C, H, W] by `up`, with gain up^2 so that brightness is preserved; `padding` is in output pixels."""
+    """Up-sample [N, C, H, W] by `up`. The gain up^2 preserves the brightness. `padding` is in output pixels."""
     (fh, fw), p = f.shape, padding
     pad = (p + (fw + up - 1) // 2, p + (fw - up) // 2, p + (fh + up - 1) // 2, p + (fh - up) // 2)
     return upfirdn2d(x, f, up=up, padding=pad, gain=gain * up * up)
@@ -176,7 +180,7 @@ def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2, padding: int = 
 def downsample2d(
     x: torch.Tensor, f: torch.Tensor, *, down: int = 2, padding: int = 0, gain: float = 1.0
 ) -> torch.Tensor:
-    """Filter [N, C, H, W] and keep every `down`-th pixel; `padding` is in input pixels."""
+    """Filter [N, C, H, W] and keep every `down`-th pixel. `padding` is in input pixels."""
     (fh, fw), p = f.shape, padding
     pad = (p + (fw - down + 1) // 2, p + (fw - down) // 2, p + (fh - down + 1) // 2, p + (fh - down) // 2)
     return upfirdn2d(x, f, down=down, padding=pad, gain=gain)

@@ -27,7 +27,7 @@ from stylegan_pg.files import cache_folder
 from stylegan_pg.networks import NETWORKS, NetworkShape, to_channels_last
 from stylegan_pg.networks.form import Form, form_kwargs
 from stylegan_pg.ops import native
-from stylegan_pg.ops.recipes import multiplies_bf16, processor
+from stylegan_pg.ops.recipes import has_bf16_instructions, processor
 from stylegan_pg.untrusted import read_json
 
 WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
@@ -95,7 +95,7 @@ def choose_precision(config: Config, device: torch.device) -> tuple[list[int], s
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return [], "this GPU has no bfloat16"
     every = candidates(config)
-    if device.type == "cpu" and not multiplies_bf16():  # where only convolutions with fewer products can be faster
+    if device.type == "cpu" and not has_bf16_instructions():  # only ops/conv3x3 can make it faster
         every = [r for r in every if r >= WITHOUT_INSTRUCTIONS]
         if not every or not config.train.channels_last or native.choose("cpu").kernels is None:
             wanted = f"and needs {WITHOUT_INSTRUCTIONS}x{WITHOUT_INSTRUCTIONS}, kernels and channels_last"

@@ -30,7 +30,7 @@ from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.monitoring import status
 from stylegan_pg.monitoring.loggers import Means, RunLogger
 from stylegan_pg.ops import native
-from stylegan_pg.ops.recipes import multiplies_bf16
+from stylegan_pg.ops.recipes import has_bf16_instructions
 from stylegan_pg.planning.advice import of_configuration, of_data, of_ranks
 from stylegan_pg.systems.base import System
 from stylegan_pg.training import autotune, transfer
@@ -74,7 +74,7 @@ class Trainer:
         self.reporter: RunLogger | None = None  # rank 0 has one
         self.pace = status.Pace(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
-        if self.metrics.wanted and self.state.system.inputs():
+        if self.metrics.enabled and self.state.system.inputs():
             raise UsageError(
                 "metrics.every_kimg, metrics.at_snapshots: metrics are of images that a generator makes of latents, "
                 "and this one changes pictures: set metrics.every_kimg=0 and metrics.at_snapshots=false"
@@ -261,7 +261,7 @@ class Trainer:
             "world": dist.world(),
             "device": self.state.device.type,
             "kernels": self.kernels,
-            "bf16": self.state.device.type != "cpu" or multiplies_bf16(),  # or a CPU computes in float32 and rounds
+            "bf16": self.state.device.type != "cpu" or has_bf16_instructions(),  # else float32 that is rounded
             "torch": torch.__version__,
             "python": platform.python_version(),
             "stylegan_pg": __version__,
