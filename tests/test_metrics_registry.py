@@ -74,7 +74,7 @@ def test_a_new_metric_needs_only_one_class(pictures, monkeypatch):
     """A registered class is parsed, measured on all or some real images, truncated and listed like built-in ones."""
     for metric in (ColourDistance, ColourVariance):
         monkeypatch.setitem(METRICS, metric.kind, metric)
-    with pytest.raises(UsageError, match=r"swd, ms_ssim, colour500, variance500; counts"):
+    with pytest.raises(UsageError, match=r"swd, ms_ssim, colour500, variance500; other numbers"):
         parse("colour")
     names = "colour30,colour30_full,colour30_psi0.5,variance30_full,kid30_full"
     values = evaluator(pictures[1], names, extractor="pixels", batch=7)(Painter())
