@@ -35,6 +35,8 @@ def test_a_dataset(code, tmp_path):
         ("example_loss", "Generator"),
         ("example_system", "Generator"),
         ("example_fields", "Enlarger"),
+        ("example_heads", "Conditional"),
+        ("example_state", "Generator"),
     ],
 )
 def test_an_example(code, tiny_data, tmp_path, example, network):

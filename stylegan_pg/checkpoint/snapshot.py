@@ -148,7 +148,7 @@ def _described(
             G: Any = _class_of(description["network"], network)(**kwargs)
         expected = {name: tuple(t.shape) for name, t in G.state_dict().items()}
         expected_types = {name: t.dtype for name, t in G.state_dict().items()}
-        if any(len(row) != G.c_dim for row in description.get("conditions", [])):
+        if any(len(row) != getattr(G, "c_dim", len(row)) for row in description.get("conditions", [])):
             raise ValueError(f"its examples of conditions are not of length {G.c_dim}")
         if expected.keys() != entries.keys():
             raise ValueError(f"{min(expected.keys() ^ entries.keys())} is in one of them only")

@@ -1,0 +1,157 @@
+"""One generator and one discriminator: how they are built, how they make and score images, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from stylegan_pg import augment
+from stylegan_pg.config import Config
+from stylegan_pg.config.schedule import size_at
+from stylegan_pg.data.conditions import Conditions
+from stylegan_pg.errors import UsageError
+from stylegan_pg.losses import TERMS, per_image
+from stylegan_pg.networks import NETWORKS, NetworkShape, Pair, accepted
+from stylegan_pg.networks.growing import frozen
+from stylegan_pg.networks.normalization import group_batch_norms
+from stylegan_pg.rng import generator
+from stylegan_pg.systems.base import Context, Step, System
+from stylegan_pg.systems.latents import Latents, draw, styles
+from stylegan_pg.systems.state import GANState, read_state
+
+
+class OnePair(System):
+    """The networks that a configuration names, or a pair of the caller's, with augmentation in front of D."""
+
+    def __init__(self, config: Config, pair: Pair | None = None):
+        self.given = pair
+        self.use(config)
+        self.augment = augment.make(config.augment)
+        self.running = GANState(augment_p=config.augment.p if self.augment else None)
+
+    def use(self, config: Config) -> None:
+        self.config, self.pair = config, self.given or NETWORKS[config.model.name]
+
+    def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
+        self.form, self.conditions, model = form, conditions, self.config.model
+        self.G_kwargs = self.pair.g_kwargs(model, form)
+        self.G, self.D = self.pair.G(**self.G_kwargs), self.pair.D(**self.pair.d_kwargs(model, form))
+        for name, value in {"z_dim": model.z_dim, "c_dim": form.c_dim}.items():  # which plain networks may lack
+            if not hasattr(self.G, name):
+                setattr(self.G, name, value)
+        for side, net in self.net.items():
+            setattr(self, side, group_batch_norms(net, form.mbstd_group))
+        self.image_shape = (form.img_channels, *size_at(form.resolution, model.base))
+
+    @property
+    def has_ws(self) -> bool:
+        """Whether G has a mapping to ws, which style mixing, truncation and path length work on."""
+        return hasattr(self.G, "mapping") and hasattr(self.G, "synthesis")
+
+    def latents(self, x: Context, purpose: str) -> Latents:
+        """This micro-batch's rows of the latents that are drawn for a purpose."""
+        mixing = self.config.loss.style_mixing
+        drawn = x.once(("latents", purpose), lambda: draw(x.rng(purpose), x.count, self.G, mixing, self.conditions))
+        return drawn.pick(x.rows, x.to_device)
+
+    def generate(self, x: Context, latents: Latents, purpose: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images [n, C, H, W] of about [-1, 1], and the w [n, w_dim] that they were made of, or None."""
+        if self.has_ws:
+            ws, w = styles(self.G, latents)
+            return self.synthesize(x, ws, purpose), w
+        given = [latents.z] if latents.c is None else [latents.z, latents.c]
+        return self.G(*given, **accepted(self.G, **self.how(x, purpose))), None
+
+    def synthesize(self, x: Context, ws: torch.Tensor, purpose: str) -> torch.Tensor:
+        """Images [n, C, H, W] of ws [n, num_ws, w_dim]."""
+        return self.G.synthesis(ws, **self.how(x, purpose))
+
+    def how(self, x: Context, purpose: str) -> dict[str, Any]:
+        """The fade's alpha, and per-pixel noise, the one thing that depends on how a batch is dealt out."""
+        noise = x.rng(f"noise-{purpose}", x.step.rank, x.index, device=x.step.device)
+        return {"alpha": x.step.alpha, "noise": "random", "generator": noise}
+
+    def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
+        """What D makes of images [n, C, H, W] with conditions c, augmented as is drawn for this purpose."""
+        if self.augment is not None:
+            maker, p, size = self.augment, self.running.augment_p or 0.0, (images.shape[2], images.shape[3])
+            key = ("augment", purpose)
+            drawn = x.once(key, lambda: maker.draw(x.count, p, x.rng(f"augment-{purpose}"), size))
+            images = maker.apply(images, augment.pick(drawn, x.rows))
+        given = [images] if c is None else [images, c]
+        return self.D(*given, **accepted(self.D, alpha=x.step.alpha))
+
+    def noise(self, x: Context, purpose: str) -> torch.Tensor:
+        """N(0, 1) of the images' shape, drawn for each image by itself."""
+        noise = [torch.randn(self.image_shape, generator=x.rng(purpose, i)) for i in x.rows]
+        return x.to_device(torch.stack(noise))
+
+    def adapt(self, step: Step, signs: float, count: int) -> None:
+        """For augment.mode=ada, add up the signs of D's scores of real images, and every few steps move p by them
+        (Karras et al. 2020, ADA, section 3.1)."""
+        a, now = self.config.augment, self.running
+        if a.mode != "ada":
+            return
+        now.signs, now.signed = now.signs + signs, now.signed + count
+        if (step.number + 1) % a.interval == 0 and now.signed:
+            mean = now.signs / now.signed
+            now.augment_p = augment.adjust(now.augment_p or 0.0, mean, step.batch, a.interval, a.target, a.kimg)
+            now.signs, now.signed = 0.0, 0
+
+    def frozen(self) -> dict[str, torch.nn.Parameter]:
+        """The highest resolutions of D (train.freeze_d), but for what `init` lacked."""
+        found = frozen(self.D, self.config.train.freeze_d) if self.config.train.freeze_d else []
+        return {name: p for name, p in found if name not in self.running.thawed}
+
+    def lacks(self, names: set[str]) -> None:
+        """
+        Raises:
+            UsageError: if these are all that should be frozen.
+        """
+        found = [name for name, _ in frozen(self.D, self.config.train.freeze_d)]
+        lacking = [name for name in found if name in names]
+        if found and lacking == found:
+            raise UsageError(
+                f"train.freeze_d={self.config.train.freeze_d} has nothing to keep: init={self.config.init} does "
+                f"not hold D/{found[0]} and what else it stands for; give a checkpoint, and where that is of a "
+                "lower resolution, a larger train.freeze_d"
+            )
+        self.running.thawed = sorted({*self.running.thawed, *lacking})
+
+    def compiled(self) -> list[torch.nn.Module]:
+        return [self.G.synthesis if self.has_ws else self.G, self.D]
+
+    def trial(self, count: int, device: torch.device, dtype: torch.dtype) -> None:
+        new = {"device": device, "dtype": dtype}
+        c = [torch.zeros([count, self.form.c_dim], **new)] if self.form.c_dim else []
+        how = {"alpha": 1.0, "noise": "random", "generator": generator(self.config.seed, "compile", device=device)}
+        if self.has_ws:
+            images = self.G.synthesis(torch.zeros([count, self.G.num_ws, self.G.w_dim], **new), **how)
+        else:
+            images = self.G(torch.zeros([count, self.G.z_dim], **new), *c, **accepted(self.G, **how))
+        per_image(torch.clone, self.D(images, *c, **accepted(self.D, alpha=1.0))).sum().backward()
+
+    def statistics(self) -> dict[str, float]:
+        p = self.running.augment_p
+        return ({} if p is None else {"augment_p": p}) | self.running.means
+
+    def state(self) -> dict[str, Any]:
+        return self.running.plain()
+
+    def check_state(self, state: Mapping[str, Any], named: str) -> None:
+        read_state(type(self.running), state, named)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        read = read_state(type(self.running), state, "the state of the GAN")
+        if self.running.augment_p is None or read.augment_p is None:
+            read.augment_p = self.running.augment_p
+        known = {mean for term in TERMS.values() for mean in term.keep.values()}
+        read.means = {name: value for name, value in read.means.items() if name in known}
+        self.running = read
+
+    def snapshot_description(self) -> dict[str, Any]:
+        named = {module.G: name for name, module in NETWORKS.items()}
+        kind = self.pair.G
+        return {"network": named.get(kind, f"{kind.__module__}.{kind.__qualname__}"), "kwargs": self.G_kwargs}
