@@ -30,8 +30,9 @@ def recordings(tmp_path_factory) -> Path:
 def test_numbers_stay_the_same(recordings, name):
     """Weights, their mean, optimiser state and losses of a small float64 run, to rounding."""
     then, now = EXPECTED[name], reading.summary(json.loads((recordings / f"{name}.json").read_text()))
-    # The draws are float32, whose last bits depend on the processor where it has no AVX2.
-    tolerance = 1e-9 if torch.backends.cpu.get_cpu_capability().startswith("AVX") else 1e-4
+    # The draws are float32, whose last bits depend on the processor: between AVX2 and AVX-512 the sums differ by up to
+    # 4e-7, and by more where there is no AVX2.
+    tolerance = 1e-5 if torch.backends.cpu.get_cpu_capability().startswith("AVX") else 1e-4
     assert reading.unlike(then.pop("sums"), now.pop("sums"), tolerance) == []
     assert now.pop("last_line") == pytest.approx(then.pop("last_line"), rel=100 * tolerance, abs=tolerance)
     assert now == then
