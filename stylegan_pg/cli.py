@@ -76,7 +76,24 @@ def pack(
         ),
     ] = "auto",
     unlabelled: Annotated[
-        str, typer.Option(help="Pictures without a label where others have one: refuse, skip, or keep without a class.")
+        str,
+        typer.Option(help="Pictures without a label where others have one: refuse, skip, or keep (no class)."),
+    ] = "refuse",
+    captions: Annotated[
+        str, typer.Option(help="none, auto (.txt files beside the pictures), or a JSON or CSV file of path and text.")
+    ] = "none",
+    pair: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="NAME=FOLDER: further pictures with the same paths in FOLDER, whatever their suffixes; NAME:1=FOLDER "
+            "for grey ones. Repeat for more."
+        ),
+    ] = None,
+    mask: Annotated[
+        Optional[list[str]], typer.Option(help="NAME=FOLDER: masks with the same paths, whose values are kept.")
+    ] = None,
+    unpaired: Annotated[
+        str, typer.Option(help="Pictures without their pair or mask: refuse, or skip to leave them out.")
     ] = "refuse",
     max_images: Annotated[
         Optional[int], typer.Option(help="Take at most so many pictures, evenly spread over their order.")
@@ -101,6 +118,10 @@ def pack(
         filter=filter,
         labels=labels,
         unlabelled=unlabelled,
+        captions=captions,
+        pair=pair or (),
+        mask=mask or (),
+        unpaired=unpaired,
         max_images=max_images,
         shard_size=shard_size,
         channels=channels,

@@ -21,7 +21,7 @@ _BASE = typer.Option(help="Rows x columns at resolution 4 that foreign tars' pic
 
 def _dataset(url: str, base: str) -> DatasetIndex:
     from stylegan_pg.data.datasets.opening import load_index
-    from stylegan_pg.data.pack.pack import parse_base
+    from stylegan_pg.data.pack.options import parse_base
 
     return load_index(url, parse_base(base))
 
@@ -55,7 +55,8 @@ def data_info(
     base: Annotated[str, _BASE] = "4x4",
 ) -> None:
     """Count images, classes and bytes; show a contact sheet."""
-    from stylegan_pg.data.verify import contact_sheet, info
+    from stylegan_pg.data.datasets.contact_sheet import contact_sheet
+    from stylegan_pg.data.verify import info
 
     index = _dataset(url, base)
     for line in info(index):

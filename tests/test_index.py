@@ -118,7 +118,7 @@ def test_invalid_datasets_are_refused(tmp_path, dataset):
         "[]": "damaged or not an index",
         "{}": "damaged or not an index",
         text[: len(text) // 2]: "damaged or not an index",
-        json.dumps({**content, "format": 2}): "format version 2, this program reads 1",
+        json.dumps({**content, "format": 3}): "format version 3, this program reads 1 and 2",
         json.dumps({**content, "count": 13}): "identity does not match",
         json.dumps({"format": 1}): "is damaged",
     }.items():

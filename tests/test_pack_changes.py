@@ -13,7 +13,7 @@ from packing import encoded, files_of, folder_of, labels_of, noise, packed, tar_
 
 from stylegan_pg.data.pack import encoders, shard_writer, sources
 from stylegan_pg.data.pack.ledger import digest
-from stylegan_pg.data.pack.pyramid import make
+from stylegan_pg.data.pack.sample_encoder import make
 from stylegan_pg.data.storage import zips
 from stylegan_pg.errors import RunError, UsageError
 

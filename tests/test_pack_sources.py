@@ -146,7 +146,7 @@ def test_cls_members_may_be_names(tmp_path):
             r"2 pictures that SOURCE does not have \(c.png, d",
         ),
         ("l.json", '{"a.png": 0}', r"no label to 1 of 2 pictures \(b.png\)"),
-        ("l.json", '{"a.png": [0.5, 1], "b.png": [1, 2]}', "only class labels"),
+        ("l.json", '{"a.png": [0.5, 1], "b.png": [1]}', "vectors of 1 and 2 numbers"),
         ("l.json", '{"a.png": 0, "b.png": "cat"}', "type int, str"),
         ("l.json", '{"a.png": 0, "b.png": -1}', "from -1 to 0"),
         ("l.json", '{"a.png": 0, "b.png": 1.5}', "labels such as 1.5: number classes"),
@@ -169,8 +169,8 @@ def test_wrong_labels_within_source_are_refused(tmp_path):
     pictures = {"a.png": encoded(noise(0)), "b.png": encoded(noise(1))}
     with pytest.raises(UsageError, match=r"SOURCE with its .cls files gives no label to 1 of 2"):
         packed(tar_of(tmp_path / "a.tar", {**pictures, "a.cls": b"1"}), tmp_path / "out")
-    vectors = json.dumps({"labels": [["a.png", [1, 0]], ["b.png", [0, 1]]]}).encode()
-    with pytest.raises(UsageError, match=r"dataset.json holds vector labels"):
+    vectors = json.dumps({"labels": [["a.png", [1, 0]], ["b.png", 3]]}).encode()
+    with pytest.raises(UsageError, match=r"dataset.json has vectors and other labels, such as 3"):
         packed(zip_of(tmp_path / "a.zip", {**pictures, "dataset.json": vectors}), tmp_path / "out")
     with pytest.raises(UsageError, match=r"dataset.json does not hold labels in a known form"):
         packed(zip_of(tmp_path / "b.zip", {**pictures, "dataset.json": b'{"title": "x"}'}), tmp_path / "out")

@@ -10,28 +10,27 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from stylegan_pg.data.datasets.contact_sheet import spread
 from stylegan_pg.data.datasets.foreign import ForeignIndex
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.table import CorruptSample, SampleTable
-from stylegan_pg.data.images.decode import MODES, BadPicture, header
+from stylegan_pg.data.images.decode import BadPicture, header
 from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.untrusted import printable
 
 PART = 64  # samples that a process checks at a time
 LOOKED_AT = 64  # pictures of foreign tars that `looked_at` samples
-TILES, TILE = (10, 6), 96  # columns and rows of the contact sheet, and the most pixels of a tile's sides
+NAMES = 10  # of a field's entries that `info` tells
 
 
 def check(index: DatasetIndex, resolutions: list[int], workers: int | None = None) -> Iterator[str]:
-    """Verify a dataset and yield a line for each fault: missing or altered files, and samples whose checksum is wrong
-    or that do not decode. Foreign tars have no checksums; there, samples that do not decode or do not fit
-    `resolutions`.
+    """Verify a dataset and yield a line for each fault: missing or altered files, and samples of which the picture, or
+    what belongs to a further field, has a wrong checksum or does not decode. Foreign tars have no checksums; there,
+    samples that do not decode or do not fit `resolutions`.
 
     Raises:
         UsageError: the dataset does not have one of the resolutions.
@@ -63,12 +62,13 @@ def check(index: DatasetIndex, resolutions: list[int], workers: int | None = Non
 def _bad(table: SampleTable, ordinals: range) -> list[tuple[int, str]]:
     found = []
     for i in ordinals:
-        try:
-            table.image(i)
-        except CorruptSample as error:
-            found.append((i, str(error)))
-        except OSError as error:
-            raise RunError(f"{table.paths[table.shard[i]]} cannot be read: {error}") from None
+        for read in (table.image, *(functools.partial(table.value, name) for name in table.fields)):
+            try:
+                read(i)
+            except CorruptSample as error:
+                found.append((i, str(error)))
+            except OSError as error:
+                raise RunError(f"{table.paths[table.shard[i]]} cannot be read: {error}") from None
     return found
 
 
@@ -83,6 +83,8 @@ def info(index: DatasetIndex) -> Iterator[str]:
     for resolution in index.resolutions:
         table = index.table(resolution)
         label = table.label
+        if resolution == min(index.resolutions):
+            yield from _fields(table)
         mib, (height, width) = int(table.size.sum()) / 2**20, table.image_size
         yield f"resolution {resolution}: {height}x{width}, {mib:.1f} MiB, {table.size.mean() / 1024:.1f} KiB an image"
     if index.label_names and label is not None:
@@ -98,12 +100,21 @@ def info(index: DatasetIndex) -> Iterator[str]:
         yield from looked_at(index)
 
 
+def _fields(table: SampleTable) -> Iterator[str]:
+    """Lines that describe the further fields."""
+    for name, field in table.fields.items():
+        size = table.members[name].size if name in table.members else None
+        there = f", of {np.count_nonzero(size)} samples" if field.kind == "text" and size is not None else ""
+        names = [printable(one, 60) for one in field.names[:NAMES]] + ["..."] * (len(field.names) > NAMES)
+        yield f"field {name}: {field}{there}" + (f" ({', '.join(names)})" if names else "")
+
+
 def looked_at(index: DatasetIndex) -> Iterator[str]:
     """Lines that describe a sample of the pictures in foreign tars: the number of each kind, which are converted to the
     dataset's channels when they are read, and which cannot be read. Raises RunError, and as DatasetIndex.table."""
     table = index.table(min(index.resolutions))
     kinds, bad = Counter(), []
-    chosen = _spread(len(table), LOOKED_AT)
+    chosen = spread(len(table), LOOKED_AT)
     for ordinal in chosen:
         try:
             table.image(ordinal)
@@ -119,36 +130,6 @@ def looked_at(index: DatasetIndex) -> Iterator[str]:
         yield f"{others} of them are brought to {plain} each time that they are read, as packing does once"
     if bad:
         yield f"{len(bad)} of them cannot be read, the first {bad[0]} (data check looks at all)"
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` evenly spaced ordinals below `count`."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
-
-
-def contact_sheet(index: DatasetIndex, path: Path) -> None:
-    """Write a PNG with evenly spaced images of the dataset; bad ones stay white.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    fitting = [r for r in index.resolutions if max(index.size_at(r)) <= TILE]
-    table = index.table(max(fitting, default=min(index.resolutions)))
-    (height, width), (columns, rows) = table.image_size, TILES
-    sheet = np.full([table.channels, rows * height, columns * width], 255, np.uint8)
-    chosen = _spread(len(table), columns * rows)
-    for place, ordinal in enumerate(chosen):
-        row, column = divmod(place, columns)
-        with contextlib.suppress(CorruptSample):
-            image = table.image(ordinal)
-            sheet[:, row * height : (row + 1) * height, column * width : (column + 1) * width] = image
-    used = -(-len(chosen) // columns) * height
-    pixels = sheet[:, :used].transpose(1, 2, 0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels[:, :, 0] if table.channels == 1 else pixels, MODES[table.channels]).save(path, "PNG")
-    except (OSError, KeyError) as error:
-        raise UsageError(f"{path} cannot be written: {error}") from None
 
 
 def bench(

@@ -7,6 +7,8 @@ sample's tar and is read when it is needed.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +16,22 @@ import numpy as np
 
 KINDS = ("vector", "text", "array", "image", "mask")
 RESERVED = ("image", "class")  # names of the fields that every dataset, or every labelled one, has
+CAPTION = "caption"  # the text whose member is KEY.txt
+DTYPES = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float32",
+    "float64",
+)
+
+MOST_FIELDS = 64  # of a dataset
+MOST_ENTRIES = 4096  # of a vector
+MOST_TEXT = 1 << 20  # bytes of a text
+MOST_ARRAY = 1 << 30  # bytes of an array
+MOST_DIMENSIONS = 8  # of an array
+MOST_VALUES = 256  # of a mask
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,21 @@ class Field:
         """Whether it lies on the picture's pixels, and is flipped with it."""
         return self.kind in ("image", "mask")
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of an array's numbers."""
+        return math.prod(self.shape) * np.dtype(self.dtype or "bool").itemsize
+
+    def __str__(self) -> str:
+        """A few words for messages, such as "vector of 40" or "image, RGB"."""
+        if self.kind == "vector":
+            return f"vector of {self.size}"
+        if self.kind == "array":
+            return f"array of {self.dtype} {list(self.shape)}"
+        if self.kind == "image":
+            return f"image, {({1: 'grey', 3: 'RGB', 4: 'RGBA'})[self.channels]}"
+        return self.kind
+
 
 class Members(NamedTuple):
     """The members of the samples' tars that hold one field, in the order of the samples.
@@ -55,3 +88,17 @@ class Members(NamedTuple):
     offset: np.ndarray
     size: np.ndarray
     crc32: np.ndarray
+
+
+def is_field_name(name: object) -> bool:
+    """Whether a field may be named so: a letter and up to 31 letters, digits and "_", and none of RESERVED."""
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and name.lower() not in RESERVED
+
+
+def member_suffix(name: str, field: Field, picture: str) -> str:
+    """What follows "KEY." in the name of the member that holds a field, such as "txt", "B.jpg" or "labels.npy".
+
+    picture: the suffix of pictures at the resolution at hand.
+    """
+    ending = {"text": "txt", "vector": "npy", "array": "npy", "image": picture, "mask": "png"}[field.kind]
+    return ending if (name, field.kind) == (CAPTION, "text") else f"{name}.{ending}"

@@ -29,9 +29,10 @@ from typing import IO, Any
 import numpy as np
 
 from stylegan_pg.data.datasets.class_numbers import as_labels, number_classes
-from stylegan_pg.data.datasets.index import FETCHERS, START_PATIENCE, DatasetIndex, Shard
+from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.members import PICTURES, names_of, samples_of
 from stylegan_pg.data.datasets.sample_names import Names
+from stylegan_pg.data.datasets.shard_index import FETCHERS, START_PATIENCE, Shard
 from stylegan_pg.data.datasets.table import SampleTable, Tar
 from stylegan_pg.data.images.decode import BadPicture, header, size_at
 from stylegan_pg.data.storage import remote, shard_cache, shard_reader

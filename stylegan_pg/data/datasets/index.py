@@ -10,6 +10,10 @@ A packed dataset is a folder that `stylegan-pg pack` wrote:
     r0004/00000.index.json   {"format", "tar", "tar_bytes", "samples": [[key, offset, size, label or null, crc32], ...]}
     r0008/ ...
 
+A dataset with further fields (fields.py) has format 2. Its index.json describes them under "fields", the tars hold them
+as members (KEY.txt, KEY.B.jpg, KEY.labels.npy), and the shards' indexes say where, or hold the values of vectors
+(field_columns.py). Others are written in format 1, which earlier versions read as well.
+
 Every resolution has the same shard boundaries and the same order: ordinal i is the same picture at all of them, which
 is what lets a run grow. Offsets and checksums make each sample readable and verifiable by itself, at random.
 
@@ -23,43 +27,31 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stylegan_pg.data.datasets.description import check_index, columns_of
+from stylegan_pg.data.datasets.description import check_index
+from stylegan_pg.data.datasets.field_columns import fields_from, members_in, vectors_in
 from stylegan_pg.data.datasets.fields import Field
 from stylegan_pg.data.datasets.sampler import WINDOW, Mixture, Order
+from stylegan_pg.data.datasets.shard_index import REMEDY, Shard, fits, read_shards, stamps_of
 from stylegan_pg.data.datasets.table import SampleTable, Tar
 from stylegan_pg.data.images.decode import SQUARE, size_at
 from stylegan_pg.data.storage import remote
 from stylegan_pg.data.storage.index_cache import Arrays, kept
-from stylegan_pg.data.storage.retry import Passing
-from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.untrusted import MOST_JSON_BYTES, parse_json, printable
+from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import parse_json, printable
 from stylegan_pg.urls import shown
 
 if TYPE_CHECKING:
     from stylegan_pg.config import Config  # for the type checker only: importing it is slow
 
-FORMAT = 1
-FETCHERS = 16  # small files of a remote dataset that are read concurrently
-START_PATIENCE = 10.0  # seconds for a server to answer at the start
+FORMAT, WITH_FIELDS = 1, 2  # of datasets without and with further fields
 _MOST_SOURCES = 1 << 32  # bytes of sources.json
 SMALL = 4096  # local indexes of up to so many samples are not cached
-_REMEDY = "copy it again from where it was packed, or pack the source again into an empty folder"
 _DEFINING = ("format", "count", "resolutions", "channels", "labels", "shards")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard's entry in index.json: its name ("00000"), samples, and resolution -> SHA-256 of its index file."""
-
-    name: str
-    count: int
-    index_sha256: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -108,16 +100,19 @@ class DatasetIndex:
             )
         stems = [f"{self.root}/{resolution_folder(resolution)}/{shard.name}" for shard in self.shards]
         local = not remote.is_remote(self.root)
-        stamps = _stamps(stems) if local else np.zeros([0], np.int64)
+        stamps = stamps_of(stems) if local else np.zeros([0], np.int64)
 
         def read() -> Arrays:
-            return _read_shards(stems, self.shards, resolution, self.label_counts) | {"stamps": stamps}
+            return read_shards(stems, self.shards, resolution, self.label_counts, self.fields) | {"stamps": stamps}
+
+        def is_whole(arrays: Arrays) -> bool:
+            return fits(arrays, stamps, self.count, self.fields)
 
         if local and self.count <= SMALL:
             found = read()
         else:
             place = os.path.abspath(self.root) if local else ""
-            found = kept(f"packed {self.identity} {resolution} {place}", read, lambda a: _fits(a, stamps, self.count))
+            found = kept(f"packed {self.identity} {resolution} {place}", read, is_whole)
         return SampleTable(
             tars=[
                 Tar(f"{stem}.tar", int(size), str(sha256))
@@ -131,6 +126,9 @@ class DatasetIndex:
             resolution=resolution,
             channels=self.channels,
             base=self.base,
+            fields=self.fields,
+            vectors=vectors_in(found, self.fields),
+            members=members_in(found, self.fields),
         )
 
     def order(self, seed: int, window: int = WINDOW) -> Order | Mixture:
@@ -148,9 +146,9 @@ class DatasetIndex:
             data = remote.read_url(file, most=_MOST_SOURCES)
         except OSError:  # the file is for information only and may have been removed
             return []
-        found = parse_json(data, shown(file), _REMEDY, most=_MOST_SOURCES)
+        found = parse_json(data, shown(file), REMEDY, most=_MOST_SOURCES)
         if not isinstance(found, list) or len(found) != self.count or not all(isinstance(path, str) for path in found):
-            raise UsageError(f"{shown(file)} is no list of {self.count} paths, one of each image: {_REMEDY}")
+            raise UsageError(f"{shown(file)} is no list of {self.count} paths, one of each image: {REMEDY}")
         return found
 
     def source_of(self, ordinal: int) -> str:
@@ -161,18 +159,6 @@ class DatasetIndex:
             return ""
 
 
-def read_at_start(url: str) -> bytes:
-    """Read a whole file at the start of a command, with a short patience.
-
-    Raises:
-        RunError: a server does not answer. Lasting, OSError: unchanged.
-    """
-    try:
-        return remote.read_url(url, patience=START_PATIENCE, most=MOST_JSON_BYTES)
-    except Passing as error:
-        raise RunError(f"{error}: try again when the server is up") from None
-
-
 def identity_of(description: dict[str, Any]) -> str:
     """SHA-256 (hexadecimal) of the parts of an index.json that define the data, without the source's name and options.
 
@@ -181,6 +167,8 @@ def identity_of(description: dict[str, Any]) -> str:
     defining = {key: description[key] for key in _DEFINING}
     if (base := _base(description)) != SQUARE:  # the identity of square datasets is the one of earlier versions
         defining["base"] = base
+    if description.get("fields"):  # and so is that of datasets without fields
+        defining["fields"] = description["fields"]
     canonical = json.dumps(defining, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -218,13 +206,17 @@ def parse_index(path: str, text: str) -> DatasetIndex:
     data = parse_json(text, f"{file} is damaged or not an index of a packed dataset: it", remedy)
     if not isinstance(data, dict) or "format" not in data:
         raise UsageError(f"{file} is damaged or not an index of a packed dataset (it says no format): {remedy}")
-    if data["format"] != FORMAT:
+    if data["format"] not in (FORMAT, WITH_FIELDS) or isinstance(data["format"], bool):
         version = printable(data["format"], 40)
-        raise UsageError(f"{file} has format version {version}, this program reads {FORMAT}: update one, or pack again")
+        known = f"{FORMAT} and {WITH_FIELDS}"
+        raise UsageError(f"{file} has format version {version}, this program reads {known}: update one, or pack again")
     try:
         if identity_of(data) != data["identity"]:
             raise ValueError("its identity does not match its contents")
         check_index(data)
+        fields = fields_from(data.get("fields")) if data["format"] == WITH_FIELDS else {}
+        if not fields and "fields" in data:
+            raise ValueError(f"it has fields, which format {FORMAT} knows none of")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UsageError(f"{file} is damaged ({printable(reason)}): {remedy}") from None
@@ -241,76 +233,5 @@ def parse_index(path: str, text: str) -> DatasetIndex:
             Shard(s["name"], s["count"], {int(r): h for r, h in s["index_sha256"].items()}) for s in data["shards"]
         ),
         base=_base(data),
+        fields=fields,
     )
-
-
-def _stamps(stems: list[str]) -> np.ndarray:
-    """Sizes and modification times of local tars and their indexes, int64 [shards, 4]. Raises UsageError for missing
-    files."""
-    try:
-        files = [os.stat(stem + suffix) for stem in stems for suffix in (".index.json", ".tar")]
-    except FileNotFoundError as error:
-        raise UsageError(f"{error.filename} is missing: {_REMEDY}") from None
-    except OSError as error:
-        raise UsageError(f"{error.filename} cannot be read ({error.strerror}): mend that, or {_REMEDY}") from None
-    return np.array([(file.st_size, file.st_mtime_ns) for file in files], np.int64).reshape(len(stems), 4)
-
-
-def _read_shards(stems: list[str], shards: tuple[Shard, ...], resolution: int, label_counts: tuple[int, ...]) -> Arrays:
-    """The columns of a table, and the lengths and SHA-256 of the tars, from the shards' indexes."""
-    parts, tar_bytes, tar_sha256 = [], [], []
-    counts = np.zeros([len(label_counts)], np.int64) if label_counts else None
-    with ThreadPoolExecutor(FETCHERS if stems and remote.is_remote(stems[0]) else 1) as pool:
-        described = pool.map(_shard, stems, [shard.index_sha256[resolution] for shard in shards])
-        for stem, shard, (one, there) in zip(stems, shards, described, strict=True):
-            try:
-                parts.append(columns_of(one, shard.count, counts))
-            except (ValueError, UsageError) as error:
-                raise UsageError(f"{shown(stem)}.index.json is damaged ({printable(error)}): {_REMEDY}") from None
-            if there not in (None, one["tar_bytes"]):
-                raise UsageError(f"{stem}.tar has {there} bytes where {one['tar_bytes']} were packed: {_REMEDY}")
-            tar_bytes.append(one["tar_bytes"])
-            tar_sha256.append(one.get("tar_sha256", ""))
-    if counts is not None and (wrong := np.flatnonzero(counts != label_counts)).size:
-        k = int(wrong[0])
-        raise UsageError(
-            f"{shown(stems[0])}.index.json and its neighbours have {counts[k]} images of class {k}, index.json says "
-            f"{label_counts[k]}: {_REMEDY}"
-        )
-    offset, size, label, crc32 = np.concatenate(parts, axis=1)
-    return {
-        "offset": offset.copy(),
-        "size": size.copy(),
-        "label": label.copy(),
-        "crc32": crc32.astype(np.uint32),
-        "tar_bytes": np.array(tar_bytes, np.int64),
-        "tar_sha256": np.array(tar_sha256, "U64"),
-    }
-
-
-def _fits(found: Arrays, stamps: np.ndarray, count: int) -> bool:
-    """Whether cached arrays are complete and belong to the same files."""
-    columns = {"offset": np.int64, "size": np.int64, "label": np.int64, "crc32": np.uint32}
-    tars = {"stamps", "tar_bytes", "tar_sha256"}
-    return (
-        found.keys() == columns.keys() | tars
-        and np.array_equal(found["stamps"], stamps)
-        and all(found[name].shape == (count,) and found[name].dtype == kind for name, kind in columns.items())
-    )
-
-
-def _shard(stem: str, sha256: str) -> tuple[Any, int | None]:
-    """The verified content of a shard's index file, and the length of its tar if that is local."""
-    file, tar = shown(f"{stem}.index.json"), f"{stem}.tar"
-    try:
-        data = read_at_start(f"{stem}.index.json")
-        tar_bytes = None if remote.is_remote(stem) else os.stat(tar).st_size
-    except FileNotFoundError as error:
-        raise UsageError(f"{error.filename} is missing: {_REMEDY}") from None
-    except PermissionError as error:
-        raise UsageError(f"{error.filename} may not be read: change its permissions") from None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read ({error}): {_REMEDY}") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UsageError(f"{file} is not the one that was packed (checksum mismatch): {_REMEDY}")
-    return parse_json(data, file, _REMEDY), tar_bytes

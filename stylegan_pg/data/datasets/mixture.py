@@ -117,6 +117,7 @@ def mix(sources: list[DatasetIndex], weights: list[float]) -> MixtureIndex:
         identity=hashlib.sha256(f"mixture{shares}".encode()).hexdigest(),
         shards=tuple(shard for source in sources for shard in source.shards),
         base=first.base,
+        fields={n: f for n, f in first.fields.items() if all(source.fields.get(n) == f for source in sources)},
         sources=tuple(sources),
         weights=tuple(weights),
     )

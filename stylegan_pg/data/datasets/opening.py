@@ -4,8 +4,9 @@ import glob
 import os
 
 from stylegan_pg.data.datasets.foreign import load_foreign
-from stylegan_pg.data.datasets.index import DatasetIndex, parse_index, read_at_start
+from stylegan_pg.data.datasets.index import DatasetIndex, parse_index
 from stylegan_pg.data.datasets.points import PREFIX, load_points
+from stylegan_pg.data.datasets.shard_index import read_at_start
 from stylegan_pg.data.images.decode import SQUARE
 from stylegan_pg.data.storage import remote
 from stylegan_pg.data.storage.patterns import WILD, literal

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stylegan_pg.data.datasets.arrays import BadArray, read_array
 from stylegan_pg.data.datasets.fields import Field, Members
 from stylegan_pg.data.images.decode import SQUARE, BadPicture, decode, decode_mask, decode_to_fit, size_at
 from stylegan_pg.data.storage import shard_cache, shard_reader
@@ -158,9 +158,9 @@ class SampleTable:
     def _array(self, i: int, name: str, data: bytes) -> np.ndarray:
         wanted = self.fields[name]
         try:
-            found = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise self._corrupt(i, f"its {name} is no .npy file of numbers ({error})", "decode") from None
+            found = read_array(data)
+        except BadArray as error:
+            raise self._corrupt(i, f"its {name} {error}", "decode") from None
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
             there, asked = f"{found.dtype} {list(found.shape)}", f"{wanted.dtype} {list(wanted.shape)}"
             raise self._corrupt(i, f"its {name} is {there}, not {asked}", "size")

@@ -135,16 +135,21 @@ def decode_mask(data: bytes, size: tuple[int, int], out: np.ndarray | None = Non
     Raises:
         BadPicture: the bytes do not decode, or the picture has colours or values above 255.
     """
-    with opened(data) as picture:
-        if picture.mode not in ("L", "P", "1"):
-            raise BadPicture(f"its mode is {picture.mode}: a mask is a grey or a palette picture", "channels")
-        values = Image.fromarray(np.asarray(picture).astype(np.uint8))
-    if (picture.height, picture.width) != size:
-        down, across = _part(picture.height, picture.width, size)
-        top, left = (picture.height - down) / 2, (picture.width - across) / 2
+    values = mask_values(data)
+    if (values.height, values.width) != size:
+        down, across = _part(values.height, values.width, size)
+        top, left = (values.height - down) / 2, (values.width - across) / 2
         box = (left, top, left + across, top + down)
         values = values.resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)
     return _into(out, np.asarray(values).reshape(*size, 1)).transpose(2, 0, 1)
+
+
+def mask_values(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """The values of a mask (see `decode_mask`) at its own size, as a picture of mode L. Raises BadPicture."""
+    with opened(data, name, most_pixels) as picture:
+        if picture.mode not in ("L", "P", "1"):
+            raise BadPicture(f"its mode is {picture.mode}: a mask is a grey or a palette picture", "channels")
+        return Image.fromarray(np.asarray(picture).astype(np.uint8))
 
 
 def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Worker processes that encode pictures, a bounded number of pictures ahead of the writer."""
+"""Worker processes that encode samples, a bounded number of samples ahead of the writer."""
 
 import multiprocessing
 import resource
@@ -9,8 +9,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 
-from stylegan_pg.data.pack.pyramid import Recipe, Result, make
-from stylegan_pg.data.pack.sources import CONTINUES, File
+from stylegan_pg.data.pack.pyramid import Recipe
+from stylegan_pg.data.pack.sample_encoder import Result, make
+from stylegan_pg.data.pack.samples import Sample
+from stylegan_pg.data.pack.source_files import CONTINUES
 from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import RunError
 from stylegan_pg.untrusted import printable
@@ -27,18 +29,18 @@ class Encoders:
         self.chunk = max(1, min(32, (1024 // recipe.resolution) ** 2))  # small pictures: fewer, larger messages
         self.pool: ProcessPoolExecutor | None = None
 
-    def results(self, pictures: list[File]) -> Generator[Result, None, None]:
-        """Encode pictures and yield the results in their order. The pictures of a worker that died are encoded once
+    def results(self, samples: list[Sample]) -> Generator[Result, None, None]:
+        """Encode samples and yield the results in their order. The samples of a worker that died are encoded once
         more, each by its own process; a picture that ends that process as well is unreadable.
 
         Raises:
             RunError: as `make`, and if there is not enough memory for a picture.
         """
-        chunks = [pictures[i : i + self.chunk] for i in range(0, len(pictures), self.chunk)]
+        chunks = [samples[i : i + self.chunk] for i in range(0, len(samples), self.chunk)]
         if min(self.workers, len(chunks)) <= 1 and not self.pool:
-            yield from (make(picture, self.recipe) for picture in pictures)
+            yield from (make(sample, self.recipe) for sample in samples)
             return
-        ahead: deque[tuple[list[File], Future[list[Result]]]] = deque()
+        ahead: deque[tuple[list[Sample], Future[list[Result]]]] = deque()
         try:
             for chunk in chunks:
                 ahead.append((chunk, self._submit(chunk)))
@@ -50,7 +52,7 @@ class Encoders:
             for _, future in ahead:
                 future.cancel()
 
-    def _submit(self, chunk: list[File]) -> "Future[list[Result]]":
+    def _submit(self, chunk: list[Sample]) -> "Future[list[Result]]":
         if not self.pool:
             self.pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), stopping.be_worker)
         try:
@@ -60,7 +62,7 @@ class Encoders:
             self.pool = None
             return self._submit(chunk)
 
-    def _taken(self, chunk: list[File], future: "Future[list[Result]]") -> Iterator[Result]:
+    def _taken(self, chunk: list[Sample], future: "Future[list[Result]]") -> Iterator[Result]:
         try:
             yield from future.result()
         except BrokenProcessPool:
@@ -71,20 +73,20 @@ class Encoders:
             self.pool.shutdown(cancel_futures=True)
 
 
-def _make_chunk(pictures: list[File], recipe: Recipe) -> list[Result]:
-    return [make(picture, recipe) for picture in pictures]
+def _make_chunk(samples: list[Sample], recipe: Recipe) -> list[Result]:
+    return [make(sample, recipe) for sample in samples]
 
 
-def _one_by_one(pictures: list[File], recipe: Recipe) -> Iterator[Result]:
+def _one_by_one(samples: list[Sample], recipe: Recipe) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
-    while pictures:
+    while samples:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_send_each, args=(sender, pictures, recipe))
+        process = context.Process(target=_send_each, args=(sender, samples, recipe))
         process.start()
         sender.close()
         done = 0
         try:
-            for _ in pictures:
+            for _ in samples:
                 result = receiver.recv()
                 if isinstance(result, RunError):
                     raise result
@@ -92,31 +94,31 @@ def _one_by_one(pictures: list[File], recipe: Recipe) -> Iterator[Result]:
                 done += 1
         except EOFError:  # it is gone
             process.join()
-            yield _blamed(pictures[done], process.exitcode or 0)
+            yield _blamed(samples[done], process.exitcode or 0)
             done += 1
         finally:
             process.terminate()
             process.join()
             receiver.close()
-        pictures = pictures[done:]
+        samples = samples[done:]
 
 
-def _blamed(picture: File, code: int) -> Result:
+def _blamed(sample: Sample, code: int) -> Result:
     """The result for a picture whose process has died with this exit code for the second time."""
     limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     if -code in _CRASHES and not limited:
         return Result([], f"ended the process that decoded it, twice ({signal.Signals(-code).name})", False)
     raise RunError(
-        f"{printable(picture.path)}: the process that decoded it died, perhaps for want of memory. With fewer "
+        f"{printable(sample.path)}: the process that decoded it died, perhaps for want of memory. With fewer "
         f"--workers, or where there is more, {CONTINUES}"
     )
 
 
-def _send_each(sender: Connection, pictures: list[File], recipe: Recipe) -> None:
+def _send_each(sender: Connection, samples: list[Sample], recipe: Recipe) -> None:
     stopping.be_worker()
-    for picture in pictures:
+    for sample in samples:
         try:
-            sender.send(make(picture, recipe))
+            sender.send(make(sample, recipe))
         except RunError as error:
             sender.send(error)
             return

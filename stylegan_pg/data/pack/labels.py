@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, Label, as_labels, cls_label, json_label
+from stylegan_pg.data.datasets.fields import Field
 from stylegan_pg.data.pack.reading import Unreadable, read_listed
-from stylegan_pg.data.pack.sources import PICTURES, File, Listing, few, normal_path
+from stylegan_pg.data.pack.source_files import PICTURES, File, few
+from stylegan_pg.data.pack.sources import Listing, normal_path
+from stylegan_pg.data.pack.vectors import as_vectors
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import MOST_JSON_BYTES, open_regular, parse_json, printable
 
@@ -23,11 +26,15 @@ _FORM = f'give {{"path": label, ...}} or {{"labels": [["path", label], ...]}}, {
 
 
 class Labels(NamedTuple):
-    """The labels of a listing's pictures, in their order; `said` says where they come from, or why there are none."""
+    """The labels of a listing's pictures, in their order; `said` says where they come from, or why there are none.
 
-    of: list[Label]
+    They are classes; or, if `field` describes them, vectors: tuples of numbers, None for a missing one.
+    """
+
+    of: list[Any]
     said: str
     beside: frozenset[str] = frozenset()  # suffixes of the files beside the pictures that were taken
+    field: Field | None = None
 
     @property
     def any(self) -> bool:
@@ -58,21 +65,57 @@ def labels_of(listing: Listing, labels: str | os.PathLike[str]) -> Labels:
 
 def _from_file(path: Path, listing: Listing) -> Labels:
     origin = printable(path)
-    forms = "give auto, folders, none, or a JSON or CSV file"
+    data = read_table(path, "labels", "give auto, folders, none, or a JSON or CSV file")
+    if path.suffix.lower() == ".json":
+        return _labels(_parse_json(origin, data, lambda _: True), listing.pictures, origin)
+    rows, header = csv_rows(origin, data, picture_finder(listing.pictures, origin), "path,label")
+    lines = [header, *rows] if header else rows
+    columns = len(lines[0]) - 1 if lines else 1
+    if columns < 1 or any(len(line) != columns + 1 for line in lines):
+        wrong = next(line for line in lines if len(line) != 2)
+        raise UsageError(
+            f"{origin} has lines that are not path,label, the first: {printable(','.join(wrong))}; write two columns, "
+            "separated by a comma, or as many in each line for vectors"
+        )
+    if columns > 1:
+        vectors = unique(origin, [(path, _vector(cells, origin)) for path, *cells in rows])
+        return _labels(vectors, listing.pictures, origin, [name.strip() for name in header[1:]])
+    return _labels(unique(origin, [(path, label.strip()) for path, label in rows]), listing.pictures, origin)
+
+
+def _vector(cells: list[str], origin: str) -> list[float] | None:
+    """The numbers of a line; None if all of its cells are empty."""
+    if not any(cell.strip() for cell in cells):
+        return None
+    numbers = []
+    for cell in cells:
+        try:
+            numbers.append(float(cell))
+        except ValueError:
+            raise UsageError(
+                f"{origin} has {printable(repr(cell), 60)} where a line of several columns has numbers: write "
+                "path,label for classes, or a number in each column"
+            ) from None
+    return numbers
+
+
+def read_table(path: Path, option: str, forms: str) -> bytes:
+    """The content of a JSON or CSV file that the user gave to an option.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or is neither by its name; the message ends with `forms`.
+    """
+    origin = printable(path)
     try:
         with open_regular(path) as file:
             data = file.read(MOST_JSON_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"labels = {origin}: {error.strerror}; {forms}") from error
+        raise UsageError(f"{option} = {origin}: {error.strerror}; {forms}") from error
     if len(data) > MOST_JSON_BYTES:
-        raise UsageError(f"labels = {origin}: it has more than {MOST_JSON_BYTES} bytes; {forms}")
-    if path.suffix.lower() == ".csv":
-        given = _parse_csv(origin, data, _finder(listing.pictures, origin))
-    elif path.suffix.lower() == ".json":
-        given = _parse_json(origin, data, lambda _: True)
-    else:
-        raise UsageError(f"labels = {origin}: its name must end in .json or .csv, which says how it is read")
-    return _looked_up(given, listing.pictures, origin)
+        raise UsageError(f"{option} = {origin}: it has more than {MOST_JSON_BYTES} bytes; {forms}")
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise UsageError(f"{option} = {origin}: its name must end in .json or .csv, which says how it is read")
+    return data
 
 
 def _from_dataset_json(listing: Listing) -> Labels:
@@ -91,7 +134,7 @@ def _from_dataset_json(listing: Listing) -> Labels:
 
         found = _parse_json(printable(file.path), _content(file), names_picture)
         given |= {place_of(path): label for path, label in found.items()}
-    return _looked_up(given, listing.pictures, " and ".join(printable(file.path) for file in listing.dataset_json))
+    return _labels(given, listing.pictures, " and ".join(printable(file.path) for file in listing.dataset_json))
 
 
 def _joined(folder: str, path: str) -> str:
@@ -120,26 +163,32 @@ def _parse_json(origin: str, data: bytes, names_picture: Callable[[str], bool]) 
         raise UsageError(f"{origin} does not hold labels in a known form: {_FORM}")
     if not all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in content):
         raise UsageError(f"{origin} has entries that are not [path, label]: {_FORM}")
-    return _unique(origin, content)
+    return unique(origin, content)
 
 
-def _parse_csv(origin: str, data: bytes, found: Callable[[str], str | None]) -> dict[str, Any]:
+class Rows(NamedTuple):
+    """The lines of a CSV file, and its header, which is empty if the file has none."""
+
+    rows: list[list[str]]
+    header: list[str]
+
+
+def csv_rows(origin: str, data: bytes, found: Callable[[str], str | None], form: str) -> Rows:
+    """Parse a CSV file whose first column names pictures. A first line that names none is its header.
+
+    Raises:
+        UsageError: it is no CSV; the message names the `form` of a line.
+    """
     try:
         rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{origin} is not CSV in UTF-8 ({error}): write lines of path,label") from error
-    wrong = [row for row in rows if len(row) != 2]
-    if wrong:
-        raise UsageError(
-            f"{origin} has lines that are not path,label, the first: {printable(','.join(wrong[0]))}; write two "
-            "columns, separated by a comma"
-        )
+        raise UsageError(f"{origin} is not CSV in UTF-8 ({error}): write lines of {form}") from error
     if rows and found(rows[0][0]) is None and posixpath.splitext(rows[0][0])[1].lower() not in PICTURES:
-        rows = rows[1:]  # the header
-    return _unique(origin, [(path, label.strip()) for path, label in rows])
+        return Rows(rows[1:], rows[0])
+    return Rows(rows, [])
 
 
-def _unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
+def unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for path, label in rows:
         if path in given and given[path] != label and given[path] == given[path] and label == label:  # nan is not nan
@@ -148,9 +197,9 @@ def _unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
     return given
 
 
-def _finder(pictures: list[File], origin: str) -> Callable[[str], str | None]:
-    """A function that maps a name in a file of labels to the path of a picture, or None. The name may lack the common
-    folder of all pictures, and the suffix. UsageError if several pictures fit."""
+def picture_finder(pictures: list[File], origin: str) -> Callable[[str], str | None]:
+    """A function that maps a name in a file of labels or captions to the path of a picture, or None. The name may lack
+    the common folder of all pictures, and the suffix. UsageError if several pictures fit."""
     known = {picture.path for picture in pictures}
     common, _ = _parted([path.split("/")[:-1] for path in known])
     stems: dict[str, list[str]] = defaultdict(list)
@@ -167,25 +216,41 @@ def _finder(pictures: list[File], origin: str) -> Callable[[str], str | None]:
     return found
 
 
-def _looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> Labels:
-    """Labels of a table {path: label}, looked up by the pictures' paths."""
+def _labels(given: dict[str, Any], pictures: list[File], origin: str, names: Sequence[str] = ()) -> Labels:
+    """Labels of a table {path: label}, looked up by the pictures' paths. `names`: of a vector's entries."""
     if not given:
         return Labels([None] * len(pictures), f"{origin} says that there are none")
-    place_of, found, strange = _finder(pictures, origin), {}, []
+    return _interpreted(looked_up(given, pictures, origin), origin, names)
+
+
+def _interpreted(values: list[Any], origin: str, names: Sequence[str] = ()) -> Labels:
+    if any(isinstance(value, list) for value in values):
+        field, rows = as_vectors(values, origin, names)
+        return Labels(rows, origin, field=field)
+    return Labels(as_labels(values, origin), origin)
+
+
+def looked_up(given: dict[str, Any], pictures: list[File], origin: str) -> list[Any]:
+    """The value of each picture in a table {path: value}, None where there is none.
+
+    Raises:
+        UsageError: the table names pictures that SOURCE does not have, or one of them twice with different values.
+    """
+    place_of, found, strange = picture_finder(pictures, origin), {}, []
     for path, label in given.items():
         place = place_of(path)
         if place is None:
             strange.append(path)
             continue
         if place in found:
-            _unique(origin, [(place, found[place]), (place, label)])
+            unique(origin, [(place, found[place]), (place, label)])
         found[place] = label
     if strange:
         raise UsageError(
             f"{origin} names {len(strange)} pictures that SOURCE does not have ({printable(few(strange))}): "
             "write paths as they are within SOURCE"
         )
-    return Labels(as_labels([found.get(picture.path) for picture in pictures], origin), origin)
+    return [found.get(picture.path) for picture in pictures]
 
 
 # ------------------------------------------------------------------------------------------------ beside the pictures
@@ -209,7 +274,7 @@ def _from_members(listing: Listing) -> Labels:
         else:
             values.append(None)
     origin = f"SOURCE with its {' and '.join(sorted(kinds))} files"
-    return Labels(as_labels(values, origin), origin, frozenset(kinds))
+    return _interpreted(values, origin)._replace(beside=frozenset(kinds))
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

@@ -3,7 +3,8 @@
 During a packing, OUT/.pack holds its plan (the options, and digests of the pictures' paths and labels) and a manifest
 of each committed group of shards. In a complete dataset the plan is in index.json and the manifests are in
 pictures.json, one per line. A manifest has a row for each picture, with its version (size and times, or an archive's
-checksum) and a digest of its bytes, which is compared if the version differs.
+checksum) and a digest of its bytes, which is compared if the version differs. Both cover the sample's other files
+(captions, pairs, masks) and its vector.
 """
 
 import contextlib
@@ -21,9 +22,10 @@ from tqdm import tqdm
 
 from stylegan_pg.data.images.decode import SQUARE
 from stylegan_pg.data.images.headers import MOST_PIXELS
-from stylegan_pg.data.pack.reading import Unreadable, digest_of, read_listed
-from stylegan_pg.data.pack.shard_writer import Manifest, committed_groups, version_of, write_whole
-from stylegan_pg.data.pack.sources import File, few
+from stylegan_pg.data.pack.reading import Unreadable
+from stylegan_pg.data.pack.samples import Sample
+from stylegan_pg.data.pack.shard_writer import Manifest, committed_groups, write_whole
+from stylegan_pg.data.pack.source_files import few
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import MOST_JSON_BYTES, open_regular, printable, read_json
 
@@ -96,7 +98,7 @@ def digest(rows: Iterable[Any]) -> str:
     return hashlib.sha256("\n".join(json.dumps(row) for row in rows).encode()).hexdigest()
 
 
-def compare(out: Path, there: dict[str, Any], now: dict[str, Any], pictures: list[File]) -> None:
+def compare(out: Path, there: dict[str, Any], now: dict[str, Any], samples: list[Sample]) -> None:
     """Raise UsageError, naming every difference, if OUT was packed with another plan."""
     there = {
         "base": list(SQUARE),
@@ -105,8 +107,9 @@ def compare(out: Path, there: dict[str, Any], now: dict[str, Any], pictures: lis
         **there,
     }  # of a version that knew no other
     if "listing_sha256" in there:  # as older versions wrote it
-        now = now | {"listing_sha256": digest((picture.path, picture.size) for picture in pictures)}
+        now = now | {"listing_sha256": digest((sample.path, sample.picture.size) for sample in samples)}
         del now["paths_sha256"]
+    there, now = ({**plan, "fields": _told(plan.get("fields", {}))} for plan in (there, now))
     different = [f"{k} was {there.get(k)}, is {now[k]}" for k in now if there.get(k) != now[k] and "sha256" not in k]
     if any(there.get(key) != now[key] for key in ("paths_sha256", "listing_sha256") if key in now):
         different.append("the pictures in SOURCE are others (some are new or no longer there)")
@@ -116,18 +119,23 @@ def compare(out: Path, there: dict[str, Any], now: dict[str, Any], pictures: lis
         raise UsageError(f"{out} was packed otherwise: {'; '.join(different)}. {_ANOTHER}")
 
 
-def review(manifests: list[Manifest], pictures: list[File], progress: bool) -> tuple[dict[str, Kept], list[str]]:
+def _told(fields: dict[str, Any]) -> str:
+    """Described fields as a few words."""
+    return ", ".join(f"{name} {json.dumps(facts)}" for name, facts in sorted(fields.items())) or "none"
+
+
+def review(manifests: list[Manifest], samples: list[Sample], progress: bool) -> tuple[dict[str, Kept], list[str]]:
     """The groups that still agree with SOURCE, by name, and the paths of the changed pictures in the others.
 
-    A picture with another version is read and its digest compared. Raises RunError if SOURCE cannot be read at the
+    A sample with another version is read and its digest compared. Raises RunError if SOURCE cannot be read at the
     moment.
     """
-    places = {picture.path: place for place, picture in enumerate(pictures)}
+    places = {sample.path: place for place, sample in enumerate(samples)}
     rows = [row for manifest in manifests for row in manifest.rows if row.path in places]
-    doubtful = {row.path for row in rows if row.version != version_of(pictures[places[row.path]])}
-    doubtful |= {row.path for row in rows if row.gone and pictures[places[row.path]].stamp}
+    doubtful = {row.path for row in rows if row.version != samples[places[row.path]].version}
+    doubtful |= {row.path for row in rows if row.gone and samples[places[row.path]].picture.stamp}
     reading = tqdm(sorted(doubtful), unit="img", desc="comparing", disable=not progress or not doubtful)
-    now = {path: _digest_now(pictures[places[path]]) for path in reading}
+    now = {path: _digest_now(samples[places[path]]) for path in reading}
     changed = {row.path for row in rows if row.path in now and now[row.path] != row.digest}
     kept = {}
     for manifest in manifests:
@@ -136,14 +144,14 @@ def review(manifests: list[Manifest], pictures: list[File], progress: bool) -> t
         whole = covered and covered == list(range(covered[0], covered[0] + len(covered)))
         if whole and not missing and changed.isdisjoint(row.path for row in manifest.rows):
             fresh = [
-                row._replace(version=version_of(pictures[places[row.path]])) if row.path in places else row
+                row._replace(version=samples[places[row.path]].version) if row.path in places else row
                 for row in manifest.rows
             ]
             kept[manifest.name] = Kept(covered[0], covered[-1] + 1, manifest._replace(rows=fresh))
     return kept, sorted(changed)
 
 
-def said_of_older(out: Path, pictures: list[File]) -> str:
+def said_of_older(out: Path, samples: list[Sample]) -> str:
     """A note about a complete dataset without manifests. Raises UsageError if pictures are missing in it because they
     could not be read at the time, which older versions left out."""
     try:
@@ -151,7 +159,7 @@ def said_of_older(out: Path, pictures: list[File]) -> str:
     except (OSError, UsageError, ValueError, KeyError):
         unreadable = []
     passing = {os.strerror(number) for number in (errno.ENOENT, errno.EACCES)}
-    there = {picture.path for picture in pictures if picture.stamp}
+    there = {sample.path for sample in samples if sample.picture.stamp}
     lacking = [path for path, reason in unreadable if reason in passing and path in there]
     if lacking:
         raise UsageError(
@@ -161,9 +169,9 @@ def said_of_older(out: Path, pictures: list[File]) -> str:
     return f"{out} was packed without noting times ({PICTURES}): whether pictures were rewritten since is not known"
 
 
-def _digest_now(picture: File) -> str | None:
+def _digest_now(sample: Sample) -> str | None:
     try:
-        return digest_of(read_listed(picture))
+        return sample.read()[1]
     except Unreadable:
         return None
 

@@ -1,4 +1,4 @@
-"""The encoding of one picture: from its bytes to the encoded levels of the pyramid.
+"""The encoding of one picture or mask: from its bytes to the encoded levels of the pyramid.
 
 A picture is processed in this order:
 
@@ -25,6 +25,8 @@ A picture is processed in this order:
   compression, rounded once, halves up; of RGBA pixels the colours are weighted by their opacity, so that what is
   transparent does not bleed into what is not (and are 0 where nothing is opaque).
 * Levels up to resolution 32 are lossless PNG; JPEG is written without chroma subsampling.
+
+A mask keeps its values: of a pixel at any resolution, that of the nearest pixel of the cropped mask.
 """
 
 import contextlib
@@ -40,13 +42,9 @@ import simplejpeg
 from PIL import Image
 
 from stylegan_pg.data.images import to_srgb
-from stylegan_pg.data.images.decode import SQUARE, size_at
-from stylegan_pg.data.images.headers import MOST_PIXELS, BadPicture
+from stylegan_pg.data.images.decode import SQUARE, mask_values, size_at
+from stylegan_pg.data.images.headers import MOST_PIXELS
 from stylegan_pg.data.images.open_image import opened
-from stylegan_pg.data.pack.reading import Gone, Unreadable, digest_of, read_listed
-from stylegan_pg.data.pack.sources import CONTINUES, File
-from stylegan_pg.errors import RunError
-from stylegan_pg.untrusted import printable
 
 LOSSLESS_UP_TO = 32  # the resolution; a PNG is hardly larger there, and JPEG blocks would be most of the picture
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
@@ -84,42 +82,47 @@ class Recipe:
         return "png" if resolution <= LOSSLESS_UP_TO else self.format
 
 
-class Result(NamedTuple):
-    images: list[bytes]  # encoded, from the lowest to the highest resolution; none where unreadable
-    reason: str  # why it is unreadable
+class Levels(NamedTuple):
+    """A picture at every resolution: encoded, from the lowest to the highest; its width and height, upright and before
+    it was cropped; whether it was enlarged."""
+
+    images: list[bytes]
+    size: tuple[int, int]
     upscaled: bool
-    digest: str = ""  # of the picture's own bytes, as far as they were read
-    gone: bool = False  # the file was listed, and is no longer there
-    decided: tuple[str, ...] = ()  # what the owner of the picture may not expect
 
 
-def make(picture: File, recipe: Recipe) -> Result:
-    """Read one picture and encode it at every resolution. Raises RunError if SOURCE cannot be read at the moment."""
-    try:
-        data = read_listed(picture)
-        return _made(data, picture.path, recipe)._replace(digest=digest_of(data))
-    except Unreadable as error:
-        return Result([], str(error), False, gone=isinstance(error, Gone))
-    except MemoryError as error:
-        raise RunError(
-            f"{printable(picture.path)}: there is not enough memory for this picture. With fewer --workers, or where "
-            f"there is more, {CONTINUES}; a smaller --max-pixels, with a new OUT, leaves it out"
-        ) from error
+def picture_levels(data: bytes, name: str, recipe: Recipe, channels: int, decided: list[str]) -> Levels:
+    """Encode a picture at every resolution.
 
+    Args:
+        data: the file's content; name: its path, which tells some formats.
+        channels: 1, 3 or 4.
+        decided: receives what the picture's owner may not expect.
 
-def _made(data: bytes, name: str, recipe: Recipe) -> Result:
-    decided: list[str] = []
-    try:
-        with _pillow_allows(recipe.max_pixels):
-            shaped = _shaped(data, name, recipe, decided)
-    except ValueError as error:  # BadPicture, and another shape than the dataset's
-        remedy = " (see --max-pixels)" if isinstance(error, BadPicture) and error.kind == "size" else ""
-        return Result([], f"{error}{remedy}", False)
+    Raises:
+        BadPicture: it does not decode, or is too large. ValueError: it has another shape, and crop is "none".
+        MemoryError: there is not enough memory.
+    """
+    with _pillow_allows(recipe.max_pixels):
+        shaped, size = _shaped(data, name, recipe, channels, decided)
     height, width = size_at(recipe.resolution, recipe.base)
-    top = np.asarray(shaped.resize((width, height), FILTERS[recipe.filter])).reshape(height, width, recipe.channels)
+    top = np.asarray(shaped.resize((width, height), FILTERS[recipe.filter])).reshape(height, width, channels)
     levels = zip(recipe.resolutions, pyramid(top, len(recipe.resolutions)), strict=True)
     images = [_encode(level, recipe.format_at(resolution), recipe.quality) for resolution, level in levels]
-    return Result(images, "", shaped.width < width or shaped.height < height, decided=tuple(decided))
+    return Levels(images, size, shaped.width < width or shaped.height < height)
+
+
+def mask_levels(data: bytes, name: str, recipe: Recipe) -> Levels:
+    """Encode a mask at every resolution: its values, cropped or padded (with 0) as a picture, and scaled to the nearest
+    one, as PNGs of one channel. Raises as picture_levels."""
+    with _pillow_allows(recipe.max_pixels):
+        values = mask_values(data, name, recipe.max_pixels)
+    fitted = _fitted(values, recipe, recipe.crop, Image.Resampling.NEAREST, 0)
+    sizes = [size_at(resolution, recipe.base) for resolution in recipe.resolutions]
+    levels = [fitted.resize((width, height), Image.Resampling.NEAREST) for height, width in sizes]
+    height, width = sizes[-1]
+    images = [_encode(np.asarray(level)[:, :, None], "png", recipe.quality) for level in levels]
+    return Levels(images, values.size, fitted.width < width or fitted.height < height)
 
 
 @contextlib.contextmanager
@@ -168,9 +171,11 @@ def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
     return (sums + sums.dtype.type(1 << (shift - 1))) >> sums.dtype.type(shift)
 
 
-def _shaped(data: bytes, name: str, recipe: Recipe, decided: list[str]) -> Image.Image:
-    """A picture in the mode of `channels`, upright, with the shape of the base. Raises as open_image.opened; ValueError
-    for another shape if crop is "none"."""
+def _shaped(
+    data: bytes, name: str, recipe: Recipe, channels: int, decided: list[str]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture in the mode of `channels`, upright, with the shape of the base, and its width and height before. Raises
+    as open_image.opened; ValueError for another shape if crop is "none"."""
     rows, columns = size_at(recipe.resolution, recipe.base)
     final, crop = (columns, rows), recipe.crop
     with opened(data, name, recipe.max_pixels) as picture:
@@ -181,20 +186,30 @@ def _shaped(data: bytes, name: str, recipe: Recipe, decided: list[str]) -> Image
             less = min(shape[0] / final[0], shape[1] / final[1])
             picture.draft(None, (math.ceil(picture.width / less), math.ceil(picture.height / less)))
             crop = "center" if crop == "none" else crop  # it had the shape, to the pixel
-        upright = to_srgb.load(picture, data, recipe.channels, decided)
+        upright = to_srgb.load(picture, data, channels, decided)
         orientation = to_srgb.orientation_of(picture)  # after it was loaded, which turns TIFFs itself
     if orientation in _ORIENTATIONS:
         upright = upright.transpose(_ORIENTATIONS[orientation])
+    fill = "#ffffff00" if upright.mode == "RGBA" else "white"
+    return _fitted(upright, recipe, crop, FILTERS[recipe.filter], fill), upright.size
+
+
+def _fitted(
+    upright: Image.Image, recipe: Recipe, crop: str, resampling: Image.Resampling, fill: str | int
+) -> Image.Image:
+    """A picture cropped or padded to the shape of the base. Raises ValueError for another shape if crop is "none"."""
+    rows, columns = size_at(recipe.resolution, recipe.base)
+    final = (columns, rows)
     shape = _shape(upright.size, recipe.base, crop)
     if recipe.crop == "pad" and shape[0] * shape[1] > MOST_PIXELS:
         less = min(final[0] / shape[0], final[1] / shape[1])
         smaller = max(1, round(upright.width * less)), max(1, round(upright.height * less))
-        upright, shape = upright.resize(smaller, FILTERS[recipe.filter]), final
+        upright, shape = upright.resize(smaller, resampling), final
     if shape == upright.size:
         return upright
     (across, down), (width, height) = shape, upright.size
     if recipe.crop == "pad":
-        canvas = Image.new(upright.mode, shape, "#ffffff00" if upright.mode == "RGBA" else "white")
+        canvas = Image.new(upright.mode, shape, fill)
         canvas.paste(upright, ((across - width) // 2, (down - height) // 2))
         return canvas
     left, top = (width - across) // 2, (height - down) // 2

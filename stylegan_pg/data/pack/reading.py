@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 
-from stylegan_pg.data.pack.sources import BROKEN_LINK, CONTINUES, File, folder_id
+from stylegan_pg.data.pack.source_files import BROKEN_LINK, CONTINUES, File, folder_id
 from stylegan_pg.errors import RunError
 from stylegan_pg.untrusted import printable
 

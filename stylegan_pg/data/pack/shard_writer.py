@@ -7,20 +7,26 @@ import os
 import re
 import tarfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from stylegan_pg.data.datasets.index import FORMAT, resolution_folder
-from stylegan_pg.data.pack.pyramid import Recipe, Result
-from stylegan_pg.data.pack.sources import File
+from stylegan_pg.data.datasets.fields import Field, member_suffix
+from stylegan_pg.data.datasets.index import FORMAT, WITH_FIELDS, resolution_folder
+from stylegan_pg.data.pack.pyramid import Recipe
+from stylegan_pg.data.pack.sample_encoder import Result
+from stylegan_pg.data.pack.samples import Sample
+from stylegan_pg.data.pack.vectors import Vector, shortest
+
+MOST_NUMBERS = 1 << 22  # of further fields in the index of a shard, after which another shard is begun
 
 
 class Row(NamedTuple):
     """The outcome for one picture of SOURCE."""
 
     path: str
-    version: str  # of its content, see version_of
-    digest: str  # of the bytes that were read; empty if they could not be
+    version: str  # of the content of its files, see samples.py
+    digest: str  # of the content that was read; empty if it could not be
     label: int  # -1: none
     reason: str  # why it was left out; empty if it was not
     gone: bool  # it had been listed, and could not be found
@@ -56,80 +62,117 @@ class Manifest(NamedTuple):
         return json.dumps(self._asdict()).encode()
 
 
-def version_of(picture: File) -> str:
-    return f"{picture.size} {picture.stamp}"
-
-
 class _Tar:
-    """A shard being written under a temporary name; every header field is fixed so that equal data is equal bytes."""
+    """A shard being written under a temporary name by webdataset's writer, with an owner, a mode and a time that are
+    always the same, so that equal data is equal bytes."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, fields: Mapping[str, Field]):
+        from webdataset.writer import TarWriter  # imported late: it imports torch, which other commands do not need
+
         path.parent.mkdir(exist_ok=True)
-        self.path, self.temporary = path, _temporary(path)
+        self.path, self.temporary, self.fields = path, _temporary(path), fields
         self.file: BinaryIO = open(self.temporary, "wb")  # noqa: SIM115 - closed by commit or discard
+        self.writer = TarWriter(self.file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False)
         self.samples: list[list[Any]] = []
+        self.further: dict[str, list[list[float] | list[int]]] = {name: [] for name in fields}
 
-    def add(self, key: str, suffix: str, image: bytes, label: int | None) -> None:
-        offset = self._member(f"{key}.{suffix}", image)
+    @property
+    def length(self) -> int:
+        """The bytes of the tar up to now."""
+        return self.writer.tarstream.offset
+
+    def add(
+        self,
+        key: str,
+        suffix: str,
+        image: bytes,
+        label: int | None,
+        further: Mapping[str, bytes],
+        vector: Vector | None,
+    ) -> None:
+        """Add a sample: its picture, its class (None: it has none), the members of its further fields (an empty one is
+        left out), and the numbers of its vector."""
+        offset = self._member(key, suffix, image)
         if label is not None:
-            self._member(f"{key}.cls", str(label).encode())
+            self._member(key, "cls", str(label).encode())
         self.samples.append([key, offset, len(image), label, zlib.crc32(image)])
+        for name, field in self.fields.items():
+            data = further[name]
+            place = self._member(key, member_suffix(name, field, suffix), data) if data else 0
+            numbers = [shortest(value) for value in vector or ()]
+            self.further[name].append(numbers if field.kind == "vector" else [place, len(data), zlib.crc32(data)])
 
-    def _member(self, name: str, data: bytes) -> int:
-        info = tarfile.TarInfo(name)  # owner and time are 0 unless set
-        info.size = len(data)
-        self.file.write(info.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.file.tell()
-        self.file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
+    def _member(self, key: str, suffix: str, data: bytes) -> int:
+        """Write one member and return the offset of its content. One at a time, because the writer sorts those of a
+        sample by their suffixes."""
+        self.writer.write({"__key__": key, suffix: data})
+        return self.length - len(data) - -len(data) % tarfile.BLOCKSIZE
 
     def commit(self) -> str:
         """Rename the tar and its index to their final names; returns the SHA-256 of the index."""
-        self.file.write(bytes(2 * tarfile.BLOCKSIZE))
-        self.file.write(bytes(-self.file.tell() % tarfile.RECORDSIZE))
+        self.writer.close()
         size = self.file.tell()
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
         os.replace(self.temporary, self.path)
-        rows = ",\n".join(json.dumps(sample) for sample in self.samples)
-        head = json.dumps({"format": FORMAT, "tar": self.path.name, "tar_bytes": size})
-        index = f'{head[:-1]}, "samples": [\n{rows}\n]}}\n'.encode()
+        index = self._index(size).encode()
         write_whole(self.path.with_suffix(".index.json"), index)
         return hashlib.sha256(index).hexdigest()
 
+    def _index(self, size: int) -> str:
+        version = WITH_FIELDS if self.fields else FORMAT
+        head = json.dumps({"format": version, "tar": self.path.name, "tar_bytes": size})
+        parts = [f'"samples": {_lines(self.samples)}']
+        if self.fields:
+            named = ",\n".join(f"{json.dumps(name)}: {_lines(rows)}" for name, rows in self.further.items())
+            parts.append(f'"fields": {{\n{named}\n}}')
+        return f"{head[:-1]}, {', '.join(parts)}}}\n"
+
     def discard(self) -> None:
-        with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses
+        with contextlib.suppress(OSError, ValueError):  # closing flushes, which a full disk refuses
+            self.writer.tarstream.fileobj.close()  # its buffer; otherwise it would be written when it is collected
+        with contextlib.suppress(OSError):
             self.file.close()
         self.temporary.unlink(missing_ok=True)
+
+
+def _lines(rows: list[Any]) -> str:
+    """A list in JSON with one entry a line."""
+    return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]"
 
 
 class Group:
     """Consecutive samples that are being written into one shard at each resolution."""
 
-    def __init__(self, out: Path, name: str, first: int, recipe: Recipe):
-        self.out, self.name, self.first, self.recipe = out, name, first, recipe
+    def __init__(self, out: Path, name: str, first: int, recipe: Recipe, fields: Mapping[str, Field]):
+        self.out, self.name, self.first, self.recipe, self.fields = out, name, first, recipe, fields
         self.tars: dict[int, _Tar] = {}
         self.rows: list[Row] = []
         self.count = self.upscaled = 0
+        self.numbers = sum(field.size or 3 for field in fields.values())  # of a sample's further fields, in an index
 
     @property
-    def bytes(self) -> int:
-        return self.tars[self.recipe.resolution].file.tell() if self.tars else 0
+    def is_full(self) -> bool:
+        """Whether the shard is as large as it should be, or its index as large as is read quickly."""
+        size = self.tars[self.recipe.resolution].length if self.tars else 0
+        return size >= self.recipe.shard_size or self.count * self.numbers >= MOST_NUMBERS
 
-    def add(self, picture: File, label: int, result: Result) -> None:
-        """Add a picture with its class number (-1 for none) and its encoded levels."""
-        version, decided = version_of(picture), "; ".join(result.decided)
-        self.rows.append(Row(picture.path, version, result.digest, label, result.reason, result.gone, decided))
+    def add(self, sample: Sample, result: Result) -> None:
+        """Add a sample with its encoded levels."""
+        decided, label = "; ".join(result.decided), sample.label
+        self.rows.append(Row(sample.path, sample.version, result.digest, label, result.reason, result.gone, decided))
         if not result.images:
             return
         if not self.tars:
             folders = {r: self.out / resolution_folder(r) for r in self.recipe.resolutions}
             for resolution, folder in folders.items():
-                self.tars[resolution] = _Tar(folder / f"{self.name}.tar")
+                self.tars[resolution] = _Tar(folder / f"{self.name}.tar", self.fields)
         key = f"{self.first + self.count:08d}"
-        for (resolution, tar), image in zip(self.tars.items(), result.images, strict=True):
-            tar.add(key, self.recipe.format_at(resolution), image, None if label < 0 else label)
+        for level, ((resolution, tar), image) in enumerate(zip(self.tars.items(), result.images, strict=True)):
+            further = {name: result.further[name][level] for name in self.fields}
+            suffix = self.recipe.format_at(resolution)
+            tar.add(key, suffix, image, None if label < 0 else label, further, sample.vector)
         self.count += 1
         self.upscaled += result.upscaled
 
