@@ -74,7 +74,8 @@ def train(case: Case, seed: int, scale: float) -> tuple[dict[str, Any], np.ndarr
         start = time.perf_counter()
         with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
             trainer = Trainer(config, load_points(config.data.url), Devices(config))
-            trainer.train()
+            with contextlib.closing(trainer):
+                trainer.train()
         seconds = time.perf_counter() - start
     G = trainer.state.G_ema
     with torch.no_grad():

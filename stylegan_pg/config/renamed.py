@@ -38,7 +38,7 @@ def find(key: str) -> tuple[str, str] | None:
 @functools.cache
 def announce(old: str) -> None:
     """Log, once in a process, that a key has another name now."""
-    log.warning("note: key %s is now %s", old, RENAMED[old].new)
+    log.info("note: key %s is now %s", old, RENAMED[old].new)
 
 
 def translated(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""What a run tells: the progress line, log.txt, stats.jsonl, TensorBoard, metrics.jsonl and sample grids.
+"""The records of a run: the progress bar, stats.jsonl, metrics.jsonl, data-faults.jsonl, sample grids, TensorBoard.
 
-Only rank 0 has a RunLogger. A fault in writing any of these (a full disk) costs a line, never the training.
+Only rank 0 has a RunLogger. A fault in writing any of these (a full disk) costs one warning, never the training.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -21,9 +22,11 @@ from tqdm import tqdm
 from stylegan_pg import files
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.images import save_image, tile
-from stylegan_pg.monitoring import console, status
+from stylegan_pg.monitoring import status
 from stylegan_pg.monitoring.tensorboard import Board
 from stylegan_pg.untrusted import json_lines
+
+log = logging.getLogger(__name__)
 
 
 def cut_back(path: Path, nimg: int) -> None:
@@ -65,7 +68,7 @@ class RunLogger:
         run.mkdir(parents=True, exist_ok=True)
         for name in ("stats.jsonl", "metrics.jsonl", "data-faults.jsonl"):
             self._guard(cut_back, run / name, nimg)
-        self.board = Board(run / "tensorboard", nimg, self.say) if tensorboard else None
+        self.board = Board(run / "tensorboard", nimg) if tensorboard else None
         self.bar = tqdm(
             total=end, initial=nimg, unit="img", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
@@ -83,21 +86,7 @@ class RunLogger:
             text = f"{getattr(function, '__name__', 'output')}: {error}"
             if text not in self.complained:
                 self.complained.add(text)
-                tqdm.write(f"warning: could not write a log or picture ({text}); training goes on", file=sys.stderr)
-
-    def say(self, message: str) -> None:
-        """A line on the console and in log.txt."""
-        tqdm.write(message, file=sys.stderr)
-        self.note(message)
-        self._look_at_console()
-
-    def note(self, message: str) -> None:
-        """A line in log.txt."""
-        self._guard(self._append, "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
-
-    def _look_at_console(self) -> None:
-        if lost := console.lost():
-            self.note(f"the console is gone ({'; '.join(lost)}); training goes on, and tells the rest here alone")
+                log.warning(f"could not write a log or picture ({text}); training goes on")
 
     def _append(self, name: str, line: str) -> None:
         with open(self.run / name, "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -106,7 +95,6 @@ class RunLogger:
     def progress(self, nimg: int, postfix: str) -> None:
         self.bar.set_postfix_str(f"{postfix}  {self.latest}", refresh=False)
         self.bar.update(nimg - self.bar.n)
-        self._look_at_console()
 
     def tick(self, nimg: int, facts: dict[str, Any], device: torch.device) -> None:
         """One line of stats: the means since the last tick, `facts`, and how fast it went."""
@@ -136,7 +124,7 @@ class RunLogger:
         )
         if self.bar.disable:
             losses = " ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats)
-            self.say(
+            log.info(
                 f"{kimg(nimg)}/{kimg(self.end)} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
                 f"{rate:.1f} img/s  ETA {_clock(stats['eta_sec'])}  {memory:.0f} MiB"
             )
@@ -153,7 +141,7 @@ class RunLogger:
         """A line of metrics.jsonl, the curves in metrics.png, and TensorBoard."""
         self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
         self._guard(_draw_curves, self.run)
-        self.say(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        log.info(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
         if self.board:
             for name, value in values.items():
                 self.board.scalar(f"metrics/{name}", value, nimg)

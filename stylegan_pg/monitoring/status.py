@@ -31,7 +31,7 @@ SLOW = 1.25  # times the median of the ranks' seconds per image: a straggler
 SILENT = 3.0  # ticks without a sign of life, and a minute: hanging or dead
 
 
-class Pace:
+class StepClock:
     """This process's clock, which runs during steps, not while outputs are made."""
 
     def __init__(self, device: str):

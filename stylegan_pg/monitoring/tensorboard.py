@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import threading
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from typing import Any
 
 import torch
 
+log = logging.getLogger(__name__)
+
 
 class Board:
-    """A TensorBoard log in `folder`, of a run that starts or continues at `nimg`. The first fault is told by `say` and
+    """A TensorBoard log in `folder`, of a run that starts or continues at `nimg`. The first fault is logged and
     ends the log until the run's next start; none is raised."""
 
-    def __init__(self, folder: Path, nimg: int, say: Callable[[str], None]):
-        self.say = say
+    def __init__(self, folder: Path, nimg: int):
         self.writer: Any = None
         self._try(self._open, folder, nimg)
 
@@ -34,8 +36,8 @@ class Board:
         except Exception as error:  # also what libraries that do not fit together raise: it is no part of the training
             self.writer = None
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            self.say(
-                f"warning: no TensorBoard log from here on ({reason}); training goes on (output.tensorboard=false is "
+            log.warning(
+                f"no TensorBoard log from here on ({reason}); training goes on (output.tensorboard=false is "
                 "without it, stats.jsonl has the same numbers)"
             )
 

@@ -9,6 +9,7 @@ memory of large results. Once nothing else refers to a block, the next result of
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -36,7 +37,7 @@ def default_limit() -> int:
     if text.isdecimal():
         return int(text) * 2**20
     if text:
-        print(f"warning: {VARIABLE}={text!r} is not a number of MiB and is ignored", file=sys.stderr)
+        log.warning(f"{VARIABLE}={text!r} is not a number of MiB and is ignored")
     memory = [2**34]
     with contextlib.suppress(AttributeError, OSError, ValueError):  # some systems lack sysconf or these names
         memory = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

@@ -282,7 +282,8 @@ def trained(base: Path) -> tuple[Path, Path]:
             into(source, f"{i:02d}.png", picture(random.Random(i), "PNG"))
         pack(str(source), out, resolution=8, workers=0, progress=False)
         config = load_config(None, [*TINY, f"data.url={out}", f"run={run}", "train.total_kimg=0.008"])
-        Trainer(config, load_index(str(out)), Devices(config)).train()
+        with contextlib.closing(Trainer(config, load_index(str(out)), Devices(config))) as trainer:
+            trainer.train()
     return out, run
 
 
@@ -303,7 +304,8 @@ def checkpoints(base: Path) -> Reader:
             checkpoint.write(where, mutations.tensors(dice, tensors), state)
         else:
             checkpoint.write(where, tensors, mutations.tree(dice, state, marker))
-        Trainer(there, data, Devices(there)).train(must_resume=True)
+        with contextlib.closing(Trainer(there, data, Devices(there))) as trainer:
+            trainer.train(must_resume=True)
 
     return read
 
