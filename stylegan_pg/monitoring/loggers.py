@@ -22,7 +22,6 @@ from tqdm import tqdm
 from stylegan_pg import files
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.images import save_image, tile
-from stylegan_pg.monitoring import status
 from stylegan_pg.monitoring.tensorboard import Board
 from stylegan_pg.untrusted import json_lines
 
@@ -76,6 +75,7 @@ class RunLogger:
         self.tick_nimg = nimg
         self.means = means
         self.latest = ""  # losses and memory at the last tick
+        self.img_per_sec = 0.0  # between the last two ticks
 
     def _guard(self, function, *args, **kwargs) -> None:
         if self.lost():
@@ -100,7 +100,7 @@ class RunLogger:
         """One line of stats: the means since the last tick, `facts`, and how fast it went."""
         now = time.monotonic()
         rate = (nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
-        self.tick_time, self.tick_nimg = now, nimg
+        self.tick_time, self.tick_nimg, self.img_per_sec = now, nimg, round(rate, 3)
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device) / 2**20
         else:
@@ -109,7 +109,7 @@ class RunLogger:
             "nimg": nimg,
             **facts,
             **self.means.take(),
-            "img_per_sec": round(rate, 3),
+            "img_per_sec": self.img_per_sec,
             "eta_sec": round((self.end - nimg) / rate) if rate else None,
             "elapsed_sec": round(now - self.started, 3),
             "memory_mib": round(memory, 1),
@@ -128,10 +128,6 @@ class RunLogger:
                 f"{kimg(nimg)}/{kimg(self.end)} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
                 f"{rate:.1f} img/s  ETA {_clock(stats['eta_sec'])}  {memory:.0f} MiB"
             )
-
-    def ranks(self, nimg: int, paces: list[dict[str, Any]]) -> None:
-        """What status.Pace has taken on each rank, for `stylegan-pg status`."""
-        self._guard(status.write, self.run, nimg, paces)
 
     def not_training(self, seconds: float) -> None:
         """Leave a pause out of the next tick's images per second."""

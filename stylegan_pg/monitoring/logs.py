@@ -34,7 +34,7 @@ def text_of(record: logging.LogRecord) -> str:
     return _PREFIXES.get(record.levelno, "") + record.getMessage()
 
 
-class _Addressed(logging.Filter):
+class Addressed(logging.Filter):
     """Passes what is meant for the handler of this name ("console", "file"), of rank 0 or of a record for all ranks."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -58,7 +58,7 @@ class ConsoleHandler(logging.Handler):
 
     def __init__(self):
         super().__init__(logging.INFO)
-        self.addFilter(_Addressed("console"))
+        self.addFilter(Addressed("console"))
 
     def emit(self, record: logging.LogRecord) -> None:
         text = text_of(record)
@@ -95,7 +95,7 @@ class LogFile(logging.Handler):
 
     def __init__(self):
         super().__init__(logging.INFO)
-        self.addFilter(_Addressed("file"))
+        self.addFilter(Addressed("file"))
         self.path: Path | None = None
         self.waiting: list[str] = []
         self.lost: Callable[[], str] = str

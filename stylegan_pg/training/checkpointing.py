@@ -24,6 +24,7 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig):
         self.folder, self.config = folder, config
         self.writer = checkpoint.Writer(folder, config.keep)
+        self.newest: int | None = None  # nimg of the last one that was written since the start
         self.failures = 0  # writes that have failed in a row
         self.failing = False  # too many have
 
@@ -39,7 +40,7 @@ class Checkpoints:
             return
         nimg, fault = outcome
         if not fault:
-            self.failures, self.failing = 0, False
+            self.failures, self.failing, self.newest = 0, False, nimg
             log.info(written(nimg), extra=FILE_ONLY)
             return
         self.failures += 1
@@ -54,6 +55,8 @@ class Checkpoints:
     def finish(self) -> None:
         """Wait for a checkpoint that is still being written, as when the run has failed meanwhile."""
         if outcome := self.writer.outcome(wait=True):
+            nimg, fault = outcome
+            self.newest = self.newest if fault else nimg
             log.info(written(*outcome), extra=FILE_ONLY)
 
 

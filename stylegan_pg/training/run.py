@@ -74,11 +74,15 @@ def _train(trainer: Trainer, must_resume: bool, restart: bool) -> int:
         code = trainer.train(must_resume=must_resume, restart=restart)
         if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
             launcher.ask_to_stop()
-    except (RunError, UsageError) as error:
+    except Exception as error:
         trainer.checkpoints.finish()
-        log.error(str(error), extra=logs.FILE_ONLY)  # the command line shows it
+        expected = isinstance(error, (RunError, UsageError))
+        log.error(f"{'' if expected else type(error).__name__ + ': '}{error}", extra=logs.FILE_ONLY)  # shown elsewhere
+        trainer.status.update(state="failed", checkpoint=trainer.checkpoints.newest)
         raise
     trainer.checkpoints.finish()
+    state = "done" if code == DONE else "stopped"
+    trainer.status.update(state=state, nimg=trainer.state.nimg, checkpoint=trainer.checkpoints.newest)
     done = "done" if code == DONE else "stopped; to continue, run the same command again"
     log.info(f"{done}: {trainer.config.run} at {kimg(trainer.state.nimg)} kimg")
     return code

@@ -28,9 +28,10 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.metrics.periodic import Periodic
-from stylegan_pg.monitoring import status
 from stylegan_pg.monitoring.loggers import Means, RunLogger
 from stylegan_pg.monitoring.logs import LogFile
+from stylegan_pg.monitoring.status_writer import StatusWriter
+from stylegan_pg.monitoring.step_clock import StepClock
 from stylegan_pg.ops import native
 from stylegan_pg.ops.recipes import has_bf16_instructions
 from stylegan_pg.planning.advice import of_configuration, of_data, of_ranks
@@ -76,14 +77,14 @@ class Trainer:
         self.other_model = ""  # what was otherwise in the run that it comes from
         self.skipped = SkippedSteps(self.checkpoints.folder, config.train.max_skipped)
         self.reporter: RunLogger | None = None  # rank 0 has one
-        self.clock = status.StepClock(str(parallel.device))
+        self.clock = StepClock(str(parallel.device))
         self.metrics = Periodic(config, index)  # which refuses what it does not know
         if self.metrics.enabled and self.state.system.inputs():
             raise UsageError(
                 "metrics.every_kimg, metrics.at_snapshots: metrics are of images that a generator makes of latents, "
                 "and this one changes pictures: set metrics.every_kimg=0 and metrics.at_snapshots=false"
             )
-        self.log_file = LogFile()
+        self.log_file, self.status = LogFile(), StatusWriter()
 
     def train(self, *, must_resume: bool = False, restart: bool = False) -> int:
         """Start, or continue from the newest good checkpoint, until the end or a request to stop.
@@ -142,6 +143,7 @@ class Trainer:
         if self.reporter:
             self.reporter.close()
         self.log_file.close()
+        self.status.close()
 
     def enter(self, phase: Phase) -> None:
         """Go over to a phase, before its first step."""
@@ -243,6 +245,7 @@ class Trainer:
                 means=self.means,
                 lost=self.folder.lost,
             )
+            self.status.open(self.run, self.state.nimg, self.end, self.folder.lost)
             self.log_file.open(self.run, self.folder.lost)
             self.folder.keep(self.config)
         except OSError as error:
@@ -276,9 +279,11 @@ class Trainer:
                 if self.reporter and place:
                     self.reporter.run, self.reporter.lost = place, str
                     self.log_file.open(place)  # where the fault is logged
+                    self.status.move(place)
                 else:
                     self.reporter = None
                     self.log_file.close()
+                    self.status.close()
                 raise UsageError(self.lost)
 
     def environment(self) -> dict[str, Any]:
@@ -309,15 +314,15 @@ class Trainer:
         tick = crossed(self.config.output.tick_kimg, before, after) or last
         if tick:
             self.checkpoints.settle()
-            speeds = dist.gather_on_main(self.clock.take())
-            if self.reporter and speeds:
-                self.reporter.ranks(after, speeds)
+            ranks = dist.gather_on_main(self.clock.take())
         due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.checkpoints.failures and tick)
         due = due or self.stopping or last
         if tick or due:
             self.gather_bad()
         if tick:
             self.outputs.tick(before, self.data.kinds())
+            if self.reporter:
+                self.status.update(ranks=ranks, img_per_sec=self.reporter.img_per_sec, **self.progress(before))
         self.outputs.due(before, last=last)
         # A state that may have diverged takes no good one's place; but one step left out is no reason to lose work.
         if due and (not done.faults or (self.skipped.is_first and (self.stopping or last))):
@@ -326,6 +331,16 @@ class Trainer:
             log.warning("no checkpoint of this state, as its last steps were left out; the one before stays")
             self.checkpoints.settle(wait=True, final=True)
         self.clock.go()
+
+    def progress(self, before: int) -> dict[str, Any]:
+        """Fields of the status file after the step that began at nimg `before`."""
+        p = self.state
+        return {
+            "nimg": p.nimg,
+            "phase": str(p.phase or ""),
+            "alpha": p.current.alpha(before) if p.phase else None,
+            "checkpoint": self.checkpoints.newest,
+        }
 
     def checkpoint(self) -> None:
         """Written by a thread of rank 0; the run ends with nothing unwritten."""
