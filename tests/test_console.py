@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from stylegan_pg.monitoring.tensorboard import Board
+from stylegan_pg.monitoring.trackers import Trackers
 
 GONE = "the console is gone"
 
@@ -62,7 +62,7 @@ def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
     broken.write_text("raise TypeError('Descriptors cannot be created directly.')")
     run.mkdir()
     (run / "snapshots").symlink_to("nowhere")  # a disk that is not mounted
-    args = harness.arguments(run, tiny_data, output__tensorboard="true")
+    args = harness.arguments(run, tiny_data, output__trackers="tensorboard")
     env = harness.environment() | {"PYTHONPATH": f"{broken.parents[1]}{os.pathsep}{ROOT}"}
     with open("/dev/full", "w") as full:
         process = harness.start(args, env=env, stdout=full, stderr=full)
@@ -180,7 +180,7 @@ def test_descriptors_that_were_closed_are_not_given_to_files(tmp_path):
 
 def test_tensorboard_on_a_full_disk(tmp_path, caplog, capfd):
     """One warning, no traceback of its thread, and nothing is raised or waited for."""
-    board = Board(tmp_path / "tensorboard", 0)
+    board = Trackers(["tensorboard"], tmp_path, 0, {})
     assert not caplog.messages
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -188,7 +188,7 @@ def test_tensorboard_on_a_full_disk(tmp_path, caplog, capfd):
         picture = torch.randint(0, 256, [3, 64, 64], dtype=torch.uint8)
         for nimg in range(50):
             board.image("reals", picture, nimg)
-            board.scalar("loss", float(nimg), nimg)
+            board.scalars({"loss": float(nimg)}, nimg)
             time.sleep(0.01)
         board.close()
     finally:

@@ -215,7 +215,7 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
     """Speeds come from a clock that nobody sets; `status` takes no time that has not come yet for a sign of life."""
     import torch
 
-    reporter = loggers.RunLogger(tmp_path, 0, 1000, tensorboard=False, means=loggers.Means())
+    reporter = loggers.RunLogger(tmp_path, 0, 1000, means=loggers.Means())
     monkeypatch.setattr(time, "time", lambda: -1e6)
     time.sleep(0.05)
     reporter.tick(100, {"phase": "8x8 stable", "alpha": 1.0}, torch.device("cpu"))

@@ -23,7 +23,9 @@ class Renamed(NamedTuple):
     value: Callable[[Any], Any] = lambda old: old
 
 
-RENAMED: dict[str, Renamed] = {}
+RENAMED: dict[str, Renamed] = {
+    "output.tensorboard": Renamed("output.trackers", bool, lambda on: ["tensorboard"] if on else []),
+}
 
 
 def find(key: str) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""The records of a run: the progress bar, stats.jsonl, metrics.jsonl, data-faults.jsonl, sample grids, TensorBoard.
+"""The records of a run: the progress bar, stats.jsonl, metrics.jsonl, data-faults.jsonl, sample grids, trackers.
 
 Only rank 0 has a RunLogger. A fault in writing any of these (a full disk) costs one warning, never the training.
 """
@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from stylegan_pg import files
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.images import save_image, tile
-from stylegan_pg.monitoring.tensorboard import Board
+from stylegan_pg.monitoring.trackers import Trackers
 from stylegan_pg.untrusted import json_lines
 
 log = logging.getLogger(__name__)
@@ -60,14 +60,32 @@ class RunLogger:
     while `lost` says why the folder is not the run's any more."""
 
     def __init__(
-        self, run: Path, nimg: int, end: int, *, tensorboard: bool, means: Means, lost: Callable[[], str] = str
+        self,
+        run: Path,
+        nimg: int,
+        end: int,
+        *,
+        means: Means,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        lost: Callable[[], str] = str,
     ):
+        """
+        Args:
+            run: the run's folder.
+            nimg: where the run starts or continues.
+            end: nimg at which it is complete.
+            means: what the next tick reports.
+            trackers: names as in output.trackers.
+            config: {key: value} of the configuration for them, without secrets.
+            lost: gives the reason why the folder is not the run's any more, "" while it is.
+        """
         self.run, self.end, self.lost = run, end, lost
         self.complained: set[str] = set()
         run.mkdir(parents=True, exist_ok=True)
         for name in ("stats.jsonl", "metrics.jsonl", "data-faults.jsonl"):
             self._guard(cut_back, run / name, nimg)
-        self.board = Board(run / "tensorboard", nimg) if tensorboard else None
+        self.trackers = Trackers(trackers, run, nimg, config or {})
         self.bar = tqdm(
             total=end, initial=nimg, unit="img", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
@@ -115,10 +133,8 @@ class RunLogger:
             "memory_mib": round(memory, 1),
         }
         self._guard(self._append, "stats.jsonl", json.dumps(stats))
-        if self.board:
-            for name, value in stats.items():
-                if isinstance(value, (int, float)) and name != "nimg":
-                    self.board.scalar(name, value, nimg)
+        numbers = {k: v for k, v in stats.items() if isinstance(v, (int, float)) and k != "nimg"}
+        self.trackers.scalars(numbers, nimg)
         self.latest = (
             "  ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats) + f"  {memory:.0f} MiB"
         )
@@ -134,13 +150,11 @@ class RunLogger:
         self.tick_time += seconds
 
     def metrics(self, nimg: int, values: dict[str, float], **facts: Any) -> None:
-        """A line of metrics.jsonl, the curves in metrics.png, and TensorBoard."""
+        """A line of metrics.jsonl, and the curves in metrics.png; also for the trackers."""
         self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
         self._guard(_draw_curves, self.run)
         log.info(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
-        if self.board:
-            for name, value in values.items():
-                self.board.scalar(f"metrics/{name}", value, nimg)
+        self.trackers.scalars({f"metrics/{name}": value for name, value in values.items()}, nimg)
 
     def data_fault(self, nimg: int, **facts: Any) -> None:
         """A line of data-faults.jsonl."""
@@ -157,13 +171,11 @@ class RunLogger:
         """uint8 [N, C, H, W] as one picture, samples/NAME.png: grey, RGB or RGBA, as C says."""
         picture = tile(images, columns)
         self._guard(_save_grid, picture, self.run / "samples" / f"{name}.png")
-        if self.board:
-            self.board.image(name.rsplit("-", 1)[0], picture, nimg)
+        self.trackers.image(name.rsplit("-", 1)[0], picture, nimg)
 
     def close(self) -> None:
         self.bar.close()
-        if self.board:
-            self.board.close()
+        self.trackers.close()
 
 
 def _draw_curves(run: Path) -> None:

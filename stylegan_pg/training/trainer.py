@@ -19,7 +19,7 @@ from stylegan_pg.checkpoint import history, latest
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.checkpoint.run_folder import RunFolder
 from stylegan_pg.config import Config
-from stylegan_pg.config.loading import to_plain
+from stylegan_pg.config.loading import flat, to_plain
 from stylegan_pg.config.schedule import Phase, crossed, phases, shortfall
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.loader.loader import Batch
@@ -28,6 +28,7 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
 from stylegan_pg.metrics.periodic import Periodic
+from stylegan_pg.monitoring import trackers
 from stylegan_pg.monitoring.loggers import Means, RunLogger
 from stylegan_pg.monitoring.logs import LogFile
 from stylegan_pg.monitoring.status_writer import StatusWriter
@@ -59,6 +60,7 @@ class Trainer:
             UsageError: where configuration and dataset do not fit together.
         """
         self.config, self.index = config, index
+        trackers.check(config.output.trackers)
         self.state = TrainState(config, index, parallel, system)
         self.engine = Engine(self.state)
         self.plan = phases(config)
@@ -241,8 +243,9 @@ class Trainer:
                 self.run,
                 self.state.nimg,
                 self.end,
-                tensorboard=self.config.output.tensorboard,
                 means=self.means,
+                trackers=self.config.output.trackers,
+                config=flat(to_plain(self.config)),
                 lost=self.folder.lost,
             )
             self.status.open(self.run, self.state.nimg, self.end, self.folder.lost)

@@ -270,7 +270,7 @@ def configuration(base: Path) -> Reader:
 
 TINY = ["resolution=8", "growth.start=4", "growth.stable_kimg=0.016", "growth.fade_kimg=0.016", "train.batch=4"]
 TINY += ["train.device=cpu", "model.z_dim=4", "model.w_dim=4", "model.mapping_layers=2", "model.channel_base=32"]
-TINY += ["model.channel_max=4", "loss.r1_every=2", "loss.pl_every=2", "data.workers=0", "output.tensorboard=false"]
+TINY += ["model.channel_max=4", "loss.r1_every=2", "loss.pl_every=2", "data.workers=0", "output.trackers=[]"]
 TINY += ["output.grid_kimg=0", "output.tick_kimg=0.004"]
 
 

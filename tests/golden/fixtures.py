@@ -52,7 +52,7 @@ BASE = {
     "output.grid_kimg": 0.032,
     "output.tick_kimg": 0.008,
     "output.snapshot_kimg": 0,
-    "output.tensorboard": "false",
+    "output.trackers": "[]",
     "checkpoint.every_kimg": 0.016,
     "checkpoint.keep": 1,
 }
