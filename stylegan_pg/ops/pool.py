@@ -24,6 +24,8 @@ import torch
 from stylegan_pg.ops.operators import watched
 from stylegan_pg.ops.reference import layout_of
 
+log = logging.getLogger(__name__)
+
 MIN_BYTES = 2**22  # smaller blocks come from glibc's heap as fast, and are mostly still in the processor's caches
 VARIABLE = "STYLEGAN_PG_POOL_MIB"
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers and jobs
