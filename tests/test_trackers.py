@@ -164,11 +164,11 @@ def leveldb_records(data: bytes) -> Iterator[bytes]:
 
 def read_wandb(file: Path) -> dict[str, Any]:
     """Configuration, history and run id of the file that Weights & Biases has written offline."""
-    from wandb.proto import wandb_internal_pb2
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
 
     found: dict[str, Any] = {"history": [], "config": {}, "ids": set()}
     for data in leveldb_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         record.ParseFromString(data)
         if record.HasField("run"):
             found["ids"].add(record.run.run_id)

@@ -80,7 +80,7 @@ def read_ranks(path: Path) -> list[dict[str, Any]]:
     """
     content = read_json(path, "the file of an earlier version, which may be deleted")
     ranks = content.get("ranks") if isinstance(content, dict) else None
-    if not are_ranks(ranks):
+    if not isinstance(ranks, list) or not are_ranks(ranks):
         raise UsageError(f"{path} does not describe ranks: it is a file of an earlier version, which may be deleted")
     return ranks
 

@@ -78,7 +78,7 @@ def _earlier(damaged: list[str], run: Path, last: dict[str, Any]) -> Status:
 
 def _rate(lines: list[dict[str, Any]]) -> float | None:
     """The median of the last images per second."""
-    rates = [rate for line in lines[-5:] if is_number(rate := line.get("img_per_sec"), 1e-6, MOST)]
+    rates = [line["img_per_sec"] for line in lines[-5:] if is_number(line.get("img_per_sec"), 1e-6, MOST)]
     return statistics.median(rates) if rates else None
 
 
