@@ -1,7 +1,7 @@
 """stylegan_pg: from a folder of pictures to an exported high-resolution generator.
 
-The Python API is what stands in PLACES; each name is imported when it is asked for, so that `import stylegan_pg` and
-`stylegan-pg --help` do not wait for torch.
+PLACES lists the names of the Python API and their modules. A name is imported at its first use, so that
+`import stylegan_pg` and `stylegan-pg --help` do not import torch.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ from stylegan_pg.version import __version__ as __version__
 
 PLACES = {
     "GAN": "systems.gan",  # the system of one generator and one discriminator
-    "Pair": "networks",  # two classes of networks, and what gives their arguments
+    "Pair": "networks",  # the classes of a generator and a discriminator, and functions that return their arguments
     "load_config": "config.loading",
     "load_snapshot": "checkpoint.snapshot",
     "pack": "data.pack.pack",

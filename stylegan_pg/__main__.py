@@ -19,7 +19,7 @@ import threading
 from stylegan_pg.distributed import launcher, stopping
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
 from stylegan_pg.files import TOO_MANY_OPEN
-from stylegan_pg.monitoring import console, logs
+from stylegan_pg.monitoring import console
 from stylegan_pg.untrusted import readable
 
 
@@ -36,22 +36,21 @@ def main() -> None:
     try:
         from stylegan_pg.cli import app
 
-        with logs.to_console():
-            app()
+        app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else DONE if end.code is None else FAULT
     except UsageError as error:
-        code = _failed(error, USAGE)
+        code = _told(error, USAGE)
     except RunError as error:
-        code = _failed(error, FAULT)
+        code = _told(error, FAULT)
     except MemoryError as error:
         room = str(error) or "nothing was left"
-        code = _failed(RunError(f"there is not enough memory for this ({room}): free some, or ask for less"), FAULT)
+        code = _told(RunError(f"there is not enough memory for this ({room}): free some, or ask for less"), FAULT)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            code = _failed(RunError(f"{error}: {TOO_MANY_OPEN}"), FAULT)
+            code = _told(RunError(f"{error}: {TOO_MANY_OPEN}"), FAULT)
         elif error.errno == errno.ENOSPC:  # where the output goes
-            code = _failed(RunError(f"the output cannot be written: {error}"), FAULT)
+            code = _told(RunError(f"the output cannot be written: {error}"), FAULT)
         else:
             raise
     finally:
@@ -101,8 +100,7 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def _failed(error: Exception, code: int) -> int:
-    """Show an error's message, whatever the rank, and return the exit code."""
+def _told(error: Exception, code: int) -> int:
     print(f"error: {readable(error)}", file=sys.stderr)
     return code
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -11,8 +11,6 @@ from typer.core import TyperGroup
 
 from stylegan_pg import cli_tools
 from stylegan_pg.version import __version__
-
-log = logging.getLogger(__name__)
 
 
 class _Home(TyperGroup):
@@ -244,12 +242,13 @@ _CHOSEN = "A snapshot, RUN/snapshots/*.safetensors, or RUN for its best one by i
 
 
 def _chosen(path: Path) -> Path:
-    """The snapshot that a path means. If that is a run's folder, a line on the console says which one is taken."""
+    """The snapshot that a path means; which one, if it is a run's folder, is told."""
     from stylegan_pg.checkpoint.names import meant_snapshot
+    from stylegan_pg.distributed import process_group as dist
 
-    path, remark = meant_snapshot(path)
-    if remark:
-        log.info(remark)
+    path, told = meant_snapshot(path)
+    if told and dist.is_main():
+        print(told, file=sys.stderr)
     return path
 
 

@@ -1,4 +1,4 @@
-"""From tensors to image files: 8-bit conversion, grids, PNG, and class names beside the rows of a grid."""
+"""Conversion of tensors to image files: 8-bit conversion, grids, PNG, and class names beside the rows of a grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stylegan_pg import files
 
-LEAST_HEIGHT = 16  # pixels of a row that has the name of its class beside it
+MIN_ROW_HEIGHT = 16  # pixels; rows of a grid with class names are enlarged to this height
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -51,22 +51,23 @@ def tile(images: torch.Tensor, columns: int) -> torch.Tensor:
 def save_image(image: torch.Tensor, path: Path) -> None:
     """Write uint8 [C, H, W] as a PNG file (grey, RGB or RGBA for C = 1, 3 or 4), atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         to_pil(image).save(file, format="PNG")
 
 
 def name_rows(picture: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-    """Add a margin with a name at the left of each row of a grid, black on white.
+    """Add a margin at the left of a grid, with a name in black on white beside each row.
 
     Args:
-        picture: uint8 [C, H, W], len(names) rows of equal height.
-        names: one for each row.
+        picture: uint8 [C, H, W], a grid of len(names) rows of equal height.
+        names: The name of each row.
 
     Returns:
-        uint8 [C, k H, margin + k W]; k repeats pixels where rows are too low for a line of text.
+        uint8 [C, k H, margin + k W]. The picture is enlarged by the integer factor k, so that each row is high enough
+        for a line of text.
     """
     channels, height, _ = picture.shape
-    k = -(-LEAST_HEIGHT * len(names) // height)
+    k = -(-MIN_ROW_HEIGHT * len(names) // height)
     picture = picture.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
     row = k * height // len(names)
     size = min(max(row // 8, 12), 40)
@@ -83,6 +84,6 @@ def name_rows(picture: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # whose font knows more scripts than Pillow's
+    import matplotlib  # its font supports more scripts than Pillow's
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)

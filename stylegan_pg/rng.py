@@ -1,6 +1,6 @@
 """Stateless random streams, seeded by (seed, purpose, key).
 
-A stream never depends on what was drawn before, so every rank and every continued run draws the same numbers.
+A stream does not depend on earlier draws, so every rank and every resumed run draws the same numbers.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch  # imported late: it is slow, and packing processes do not need it
+    import torch  # imported late, because it is slow to import and packing processes do not need it
 
 
 def generator(seed: int, purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh torch generator that depends on (seed, purpose, key) alone."""
+    """Return a new torch generator that is a function of (seed, purpose, key)."""
     import torch
 
     return torch.Generator(device).manual_seed(derive(seed, purpose, *key))
 
 
 def derive(seed: int, purpose: str, *key: int) -> int:
-    """A 63-bit seed hashed from (seed, purpose, key).
+    """Return a 63-bit seed that is a hash of (seed, purpose, key).
 
     Args:
-        seed: the run's seed, 0 or more.
-        purpose: names the use, so that streams for different uses are independent.
-        key: further numbers, each 0 or more, such as nimg or an epoch.
+        seed: The run's seed, at least 0.
+        purpose: The name of the use. Streams for different purposes are independent.
+        key: Further numbers, such as nimg or an epoch; each is at least 0.
     """
     entropy = [seed, zlib.crc32(purpose.encode()), *key]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -18,18 +18,18 @@ from typing import Any
 
 from stylegan_pg.errors import UsageError
 
-MOST_JSON_BYTES = 1 << 28
-DEEPEST_JSON = 64
-_MOST_JSON_MEMORY = 3 << 29
-MOST_LINE_BYTES = 1 << 20
-_LONGEST_PRINTED = 300
+MAX_JSON_BYTES = 1 << 28
+MAX_JSON_DEPTH = 64
+_MAX_JSON_MEMORY = 3 << 29
+MAX_LINE_BYTES = 1 << 20
+_MAX_PRINTED = 300
 
 
-def printable(text: object, longest: int = _LONGEST_PRINTED) -> str:
-    """Text that is safe to print on a terminal.
+def printable(text: object, longest: int = _MAX_PRINTED) -> str:
+    """Return a text that is safe to print on a terminal.
 
     Control, formatting and undecodable characters are escaped (\\x1b, \\u202e), so that a file name can neither move
-    the cursor nor hide a part of a message. Text longer than `longest` characters is shortened in its middle.
+    the cursor nor hide a part of a message. A text longer than `longest` characters is shortened in its middle.
     """
     whole = str(text)
     shown = whole if len(whole) <= 2 * longest else whole[:longest] + whole[-longest:]
@@ -41,7 +41,8 @@ def printable(text: object, longest: int = _LONGEST_PRINTED) -> str:
 
 
 def readable(error: BaseException) -> str:
-    """An error's message, safe to print on a terminal: each line escaped and shortened, at most 100 lines."""
+    """Return an error's message, safe to print on a terminal. Each line is escaped and shortened, and there are at most
+    100 lines."""
     return "\n".join(printable(line, 4000) for line in str(error).splitlines()[:100])
 
 
@@ -50,43 +51,49 @@ def parse_json(
     named: str,
     remedy: str,
     *,
-    most: int = MOST_JSON_BYTES,
-    deepest: int = DEEPEST_JSON,
+    max_bytes: int = MAX_JSON_BYTES,
+    max_depth: int = MAX_JSON_DEPTH,
     finite: bool = True,
 ) -> Any:
-    """Parse a JSON text of at most `most` bytes whose lists and objects are nested at most `deepest` levels deep.
+    """Parse a JSON text of at most `max_bytes` bytes whose lists and objects are nested at most `max_depth` levels
+    deep.
 
-    An object that has a key twice is refused, because parsers differ in which value they take. Unless `finite` is
-    False, NaN, Infinity and numbers that overflow to infinity are refused, too.
+    An object with a duplicate key is refused, because parsers differ in which value they use. NaN, Infinity and numbers
+    that overflow to infinity are refused unless `finite` is False.
+
+    Args:
+        data: The JSON text.
+        named: The name of the text, with which error messages begin.
+        remedy: What the user can do, with which error messages end.
 
     Raises:
-        UsageError: if the text is refused; the message begins with `named` and ends with `remedy`.
+        UsageError: if the text is refused.
     """
-    if len(data) > most:
-        raise UsageError(f"{named} has {len(data)} bytes of JSON, more than {most}: {remedy}")
-    if _memory(data) > _MOST_JSON_MEMORY:
+    if len(data) > max_bytes:
+        raise UsageError(f"{named} has {len(data)} bytes of JSON, more than {max_bytes}: {remedy}")
+    if _memory(data) > _MAX_JSON_MEMORY:
         raise UsageError(f"{named} has too many values in its {len(data)} bytes of JSON: {remedy}")
     try:
         only: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
-        content = json.loads(data, object_pairs_hook=_without_doubles, **only)
+        content = json.loads(data, object_pairs_hook=_without_duplicates, **only)
     except RecursionError:
-        raise UsageError(f"{named} is nested deeper than {deepest} levels: {remedy}") from None
-    except ValueError as error:  # also of text that is not UTF-8, and of numbers of more digits than Python takes
-        why = str(error).partition("; use sys.")[0]  # Python's advice to programmers
+        raise UsageError(f"{named} is nested deeper than {max_depth} levels: {remedy}") from None
+    except ValueError as error:  # this includes text that is not UTF-8, and numbers with too many digits for Python
+        why = str(error).partition("; use sys.")[0]  # the rest of the message is advice to programmers
         raise UsageError(f"{named} is not JSON ({printable(why)}): {remedy}") from None
-    if _depth_exceeds(content, deepest):
-        raise UsageError(f"{named} is nested deeper than {deepest} levels: {remedy}")
+    if _depth_exceeds(content, max_depth):
+        raise UsageError(f"{named} is nested deeper than {max_depth} levels: {remedy}")
     return content
 
 
 def _memory(data: bytes | str) -> int:
-    """An upper estimate of the bytes of memory that the parsed content of a JSON text takes."""
+    """Return an upper bound of the memory in bytes of the parsed content of a JSON text."""
     count = data.count if isinstance(data, str) else lambda sign: data.count(sign.encode())
     return 240 * count("{") + 80 * count("[") + 120 * count(",")
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a finite number")
 
 
 def _finite(text: str) -> float:
@@ -94,18 +101,18 @@ def _finite(text: str) -> float:
     return number if math.isfinite(number) else _refuse(text)
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return content
 
 
-def _depth_exceeds(content: Any, deepest: int) -> bool:
+def _depth_exceeds(content: Any, max_depth: int) -> bool:
     level = [content]
-    for _ in range(deepest + 1):
+    for _ in range(max_depth + 1):
         level = [
             inner
             for outer in level
@@ -122,7 +129,7 @@ def whole_number(value: Any, low: int, high: int, named: str, remedy: str) -> in
     """Return `value` if it is an integer (not a bool) within [low, high].
 
     Raises:
-        UsageError: if it is not; the message begins with `named` and ends with `remedy`.
+        UsageError: otherwise. The message begins with `named` and ends with `remedy`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise UsageError(f"{named} is {printable(repr(value), 80)}, not a whole number from {low} to {high}: {remedy}")
@@ -130,7 +137,7 @@ def whole_number(value: Any, low: int, high: int, named: str, remedy: str) -> in
 
 
 def is_number(value: Any, low: float = -1e100, high: float = 1e100) -> bool:
-    """Whether `value` is an int or float (neither a bool nor NaN) within [low, high]."""
+    """Return whether `value` is an int or float (neither a bool nor NaN) within [low, high]."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -138,7 +145,7 @@ def finite_number(value: Any, low: float, high: float, named: str, remedy: str) 
     """Return `value` if it is a number (not a bool) within [low, high].
 
     Raises:
-        UsageError: as whole_number.
+        UsageError: otherwise. The message begins with `named` and ends with `remedy`.
     """
     if not is_number(value, low, high):
         raise UsageError(f"{named} is {printable(repr(value), 80)}, not a number from {low:g} to {high:g}: {remedy}")
@@ -146,7 +153,7 @@ def finite_number(value: Any, low: float, high: float, named: str, remedy: str) 
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading. A named pipe (which could block), a device or a folder is an error.
+    """Open a regular file for reading. Named pipes, which could block, devices and folders are errors.
 
     Raises:
         OSError: if the file does not exist, is not regular, or cannot be read.
@@ -156,26 +163,26 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     if not stat.S_ISREG(mode):
         os.close(fd)
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(code, "this is no regular file", os.fspath(path))
+        raise OSError(code, "this is not a regular file", os.fspath(path))
     return open(fd, "rb")
 
 
-def read_json(path: Path, remedy: str, *, most: int = 1 << 24) -> Any:
-    """Read and parse a JSON file of at most `most` bytes, see parse_json.
+def read_json(path: Path, remedy: str, *, max_bytes: int = 1 << 24) -> Any:
+    """Read and parse a JSON file of at most `max_bytes` bytes; see parse_json.
 
     Raises:
         OSError: as open_regular; UsageError: as parse_json.
     """
     with open_regular(path) as file:
-        return parse_json(file.read(most + 1), str(path), remedy, most=most)
+        return parse_json(file.read(max_bytes + 1), str(path), remedy, max_bytes=max_bytes)
 
 
 def text_lines(path: Path, *, last: int | None = None) -> Iterator[str]:
-    """Iterate over the lines of a log file, without line ends; lines longer than MOST_LINE_BYTES are skipped.
+    """Iterate over the lines of a log file, without line ends; lines longer than MAX_LINE_BYTES are skipped.
 
     Args:
-        path: a file that need not exist; bytes that are not UTF-8 are replaced.
-        last: read only so many bytes at the end of the file.
+        path: The file. If it does not exist, there are no lines. Bytes that are not UTF-8 are replaced.
+        last: The number of bytes at the end of the file that are read; None for the whole file.
 
     Raises:
         OSError: as open_regular.
@@ -187,18 +194,18 @@ def text_lines(path: Path, *, last: int | None = None) -> Iterator[str]:
     with file:
         if last is not None and os.fstat(file.fileno()).st_size > last:
             file.seek(-last, os.SEEK_END)
-            file.readline(MOST_LINE_BYTES)  # the rest of a line whose beginning is further up
+            file.readline(MAX_LINE_BYTES)  # skips an incomplete line whose beginning was not read
         whole = True
-        while line := file.readline(MOST_LINE_BYTES):
+        while line := file.readline(MAX_LINE_BYTES):
             begins, whole = whole, line.endswith(b"\n")
-            if begins and (whole or len(line) < MOST_LINE_BYTES):
+            if begins and (whole or len(line) < MAX_LINE_BYTES):
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def json_lines(path: Path, *, last: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Iterate over a .jsonl log: each line that holds an object with an integer `nimg`, as text and parsed.
+    """Iterate over a .jsonl log. Yield each line that contains an object with an integer `nimg`, as text and parsed.
 
-    Other lines, such as those cut off by a kill or a full disk, are skipped.
+    Other lines, such as those truncated by a kill or a full disk, are skipped.
 
     Raises:
         OSError: as open_regular.

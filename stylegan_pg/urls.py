@@ -1,8 +1,8 @@
-"""URLs and credentials: masking of secrets in URLs, and where the credentials for a server come from.
+"""URLs and credentials: masking of secrets in URLs, and lookup of the credentials for a server.
 
-A user name and a password for a host (and port) are looked for in this order:
+A user name and a password for a host (and port) are searched in this order:
 
-    1. the URL itself, https://USER:PASSWORD@HOST/...; they are never written to files or messages
+    1. the URL itself, https://USER:PASSWORD@HOST/...; this part is never written to files or messages
     2. $STYLEGAN_PG_HTTP_AUTH, a list of HOST[:PORT]=USER:PASSWORD separated by spaces
     3. $NETRC, or ~/.netrc
 """
@@ -24,28 +24,30 @@ from stylegan_pg.untrusted import printable
 AUTH = "STYLEGAN_PG_HTTP_AUTH"
 MASK = "***"
 _PORTS = {"http": 80, "https": 443}
-# Up to the last @ before the host; where what would be a port is no number, a slash belongs to a password as well.
+# The user information extends to the last @ before the host. If the text after the colon is not a port number, it is a
+# password, which may contain slashes.
 _USER = re.compile(r"(?<=://)(?:[^/?#@\s'\"]*:(?!\d*[/?#:{])[^@\s'\"]*@|[^/?#@\s'\"]*@)(?:[^/?#\s'\"]*@)?")
 _SECRET = r"[\w.-]*(?:sig|signature|token|key|keyid|secret|pass|passwd|password|credentials?|auth|authorization|cookie)"
 _PARAMETER = re.compile(rf"([?&;#]{_SECRET}=)[^&;\s'\"]*", re.IGNORECASE)
 _USERS = r"(?:-u|--user|--proxy-user)(?=[=\s]['\"]?[^\s'\"]*:)"
 _OPTION = rf"(?:{_USERS}|--oauth2-bearer|-b|--{_SECRET})(?:=|\s+)['\"]?|-u(?=[^\s'\"=-][^\s'\"]*:)|sshpass\s+-p\s*"
-_SCHEME = r"(?:[\w-]+\s+(?=[^\s'\"]))?(?![\w-]+\s+\$)"  # such as Basic, Bearer or Token
-_OF_COMMANDS = tuple(  # such as curl, wget, gsutil and aws; what begins with $ is a variable, and no secret
+_SCHEME = r"(?:[\w-]+\s+(?=[^\s'\"]))?(?![\w-]+\s+\$)"  # the scheme of an Authorization header, such as Basic or Bearer
+# Secrets in the options of commands such as curl, wget, gsutil and aws. A text that begins with $ is a variable.
+_OF_COMMANDS = tuple(
     re.compile(rf"({before})(?!\$){value}+", re.IGNORECASE)
     for before, value in (
         (rf"(?:^|[\s:])(?:{_OPTION})", r"[^\s'\"&;]"),
-        (rf"\b{_SECRET}:\s*(?!\s){_SCHEME}", r"[^'\"]"),  # a header, to the end of its quotation
+        (rf"\b{_SECRET}:\s*(?!\s){_SCHEME}", r"[^'\"]"),  # a header, up to the closing quotation mark
         (rf"\b{_SECRET}=", r"[^\s'\"&;]"),
     )
 )
 
 
 def without_secrets(url: str) -> str:
-    """A URL that is safe to store in files: without user name and password, and with *** for the values of parameters
-    that carry secrets (token=, sig=, ...).
+    """Return a URL that is safe to store in files. User name and password are removed, and the values of secret
+    parameters (token=, sig=, ...) are replaced by ***.
 
-    In a `pipe:` command, passwords, tokens and keys that are written out are replaced by ***; variables ($TOKEN) stay.
+    In a `pipe:` command, literal passwords, tokens and keys are replaced by ***; variables such as $TOKEN remain.
     """
     if url.startswith("pipe:"):
         text = _USER.sub(f"{MASK}@", url)
@@ -58,16 +60,16 @@ def without_secrets(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """A URL or a path for messages: without secrets and without a query, escaped for terminals."""
+    """Return a URL or a path in the form used in messages: without secrets and query, and escaped for terminals."""
     text = without_secrets(url)
     return printable(text if text.startswith("pipe:") or "://" not in text else text.split("?", 1)[0])
 
 
 def runs_command(url: str) -> bool:
-    """Whether reading a URL, a brace pattern, or several of them joined by "::", runs a command (`pipe:`)."""
+    """Return whether reading a URL, a brace pattern, or several of them joined by "::", runs a command (`pipe:`)."""
     try:
         return any(one.startswith("pipe:") for part in url.split("::") for one in braceexpand(part))
-    except ValueError:  # not a brace pattern, so the text is taken literally
+    except ValueError:  # it is not a valid brace pattern, so the text is used literally
         return url.startswith("pipe:")
 
 
@@ -75,22 +77,22 @@ def runs_command(url: str) -> bool:
 
 
 def split_user(url: str) -> tuple[str, str]:
-    """Split a URL into (the URL without USER:PASSWORD@, "USER:PASSWORD" decoded or "")."""
+    """Split a URL into the URL without USER:PASSWORD@, and the decoded text "USER:PASSWORD" or ""."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     return (urlunsplit(parts._replace(netloc=host)), unquote(user)) if at else (url, "")
 
 
 def authorization(url: str) -> str:
-    """The value of the Authorization header for a URL; "" if no credentials are known for its host."""
+    """Return the value of the Authorization header for a URL; "" if there are no credentials for its host."""
     bare, user = split_user(url)
     user = user or _from_environment(urlsplit(bare)) or _from_netrc(urlsplit(bare))
     return f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
 
 
 def same_server(a: str, b: str) -> bool:
-    """Whether credentials for the URL `a` may also be sent to `b`: both have the same host and port, and the scheme
-    does not change from https to http."""
+    """Return whether credentials for the URL `a` may also be sent to `b`. Both must have the same host and port, and
+    the scheme must not change from https to http."""
     first, second = urlsplit(a), urlsplit(b)
     if (first.hostname or "").lower() != (second.hostname or "").lower():
         return False
@@ -108,7 +110,10 @@ def _from_environment(parts: SplitResult) -> str:
     for entry in os.environ.get(AUTH, "").split():
         host, sign, user = entry.partition("=")
         if not sign or ":" not in user:
-            raise UsageError(f"${AUTH} has an entry that is not HOST=USER:PASSWORD: write it so, with spaces between")
+            raise UsageError(
+                f"${AUTH} has an entry that is not of the form HOST=USER:PASSWORD: write it this way, and separate "
+                "entries by spaces"
+            )
         if host.lower() in {(parts.hostname or "").lower(), f"{parts.hostname}:{_port(parts)}".lower()}:
             return user
     return ""
@@ -120,9 +125,9 @@ def _from_netrc(parts: SplitResult) -> str:
         found = netrc.netrc(str(path)).authenticators(parts.hostname or "")
     except FileNotFoundError:
         return ""
-    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:  # its text may quote a password
-        reason = getattr(error, "strerror", None) or "it is no text"
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:  # str(error) may contain a password
+        reason = getattr(error, "strerror", None) or "it is not a text file"
         if isinstance(error, netrc.NetrcParseError):
-            reason = f"line {error.lineno} is not as in a netrc file"
-        raise UsageError(f"{path} cannot be read ({reason}): mend it, or set ${AUTH}") from None
+            reason = f"line {error.lineno} is not valid in a netrc file"
+        raise UsageError(f"{path} cannot be read ({reason}): correct it, or set ${AUTH}") from None
     return f"{found[0]}:{found[2]}" if found and found[2] else ""

@@ -1,7 +1,6 @@
 """What every test shares: thread counts, the reference numbers, which tests need what."""
 
 import contextlib
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ import pytest
 import torch
 
 from stylegan_pg.distributed import stopping
-from stylegan_pg.monitoring import logs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,18 +65,6 @@ def _no_signals_are_heeded() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     stopping._requests = stopping._Requests()  # its thread, if there is one, waits for signals that do not come
-
-
-@pytest.fixture(autouse=True)
-def _logs_are_shown() -> Iterator[None]:
-    """Log records appear on standard error, as they do under the command line, and caplog holds them, too. Handlers
-    that a test leaves behind are removed."""
-    logger = logging.getLogger(logs.ROOT)
-    with logs.to_console():
-        logger.propagate = True
-        yield
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,7 +41,7 @@ TINY = {
     "output.grid_kimg": 0.032,
     "output.grid": "[2,2]",
     "output.snapshot_kimg": 0,
-    "output.trackers": "[]",
+    "output.tensorboard": "false",
     "checkpoint.every_kimg": 0.016,
 }
 # On top of that, where runs are compared step by step: nothing depends on how a batch is dealt out, and each step's

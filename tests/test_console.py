@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from stylegan_pg.monitoring.trackers import Trackers
+from stylegan_pg.monitoring.tensorboard import Board
 
 GONE = "the console is gone"
 
@@ -62,7 +62,7 @@ def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
     broken.write_text("raise TypeError('Descriptors cannot be created directly.')")
     run.mkdir()
     (run / "snapshots").symlink_to("nowhere")  # a disk that is not mounted
-    args = harness.arguments(run, tiny_data, output__trackers="tensorboard")
+    args = harness.arguments(run, tiny_data, output__tensorboard="true")
     env = harness.environment() | {"PYTHONPATH": f"{broken.parents[1]}{os.pathsep}{ROOT}"}
     with open("/dev/full", "w") as full:
         process = harness.start(args, env=env, stdout=full, stderr=full)
@@ -178,22 +178,23 @@ def test_descriptors_that_were_closed_are_not_given_to_files(tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_tensorboard_on_a_full_disk(tmp_path, caplog, capfd):
+def test_tensorboard_on_a_full_disk(tmp_path, capfd):
     """One warning, no traceback of its thread, and nothing is raised or waited for."""
-    board = Trackers(["tensorboard"], tmp_path, 0, {})
-    assert not caplog.messages
+    said = []
+    board = Board(tmp_path / "tensorboard", 0, said.append)
+    assert not said
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         picture = torch.randint(0, 256, [3, 64, 64], dtype=torch.uint8)
         for nimg in range(50):
             board.image("reals", picture, nimg)
-            board.scalars({"loss": float(nimg)}, nimg)
+            board.scalar("loss", float(nimg), nimg)
             time.sleep(0.01)
         board.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    (warning,) = caplog.messages
-    assert "no TensorBoard log from here on" in warning
-    assert "File too large" in warning
+    assert len(said) == 1, said
+    assert "no TensorBoard log from here on" in said[0]
+    assert "File too large" in said[0]
     assert "Traceback" not in capfd.readouterr().err

@@ -239,7 +239,7 @@ def test_other_processors(monkeypatch, tmp_path, processor):
     kernels = object.__new__(calls.Kernels)
     object.__setattr__(kernels, "kind", "cpu")
     object.__setattr__(kernels, "functions", {})
-    for name in ("conv3x3", "conv3x3_weight", "conv3x3_room"):
+    for name in ("conv3x3", "conv3x3_weight", "conv3x3_workspace"):
         kernels.functions[name] = getattr(ctypes.CDLL(str(library)), f"spg_{name}_cpu")
         kernels.functions[name].argtypes = calls.SIGNATURES["cpu"][name]
     monkeypatch.setattr(native, "compiled", lambda x: kernels)

@@ -1,5 +1,6 @@
 """Ranks that do not belong together, are lost or hang; kills at any instant; what `status` says of all that."""
 
+import json
 import os
 import signal
 import socket
@@ -13,13 +14,11 @@ import pytest
 import torch
 from campaigns import kills
 
-from stylegan_pg.checkpoint import status_file
 from stylegan_pg.config import Config
 from stylegan_pg.distributed import consistency, launcher
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.monitoring import status
-from stylegan_pg.monitoring.step_clock import stragglers
 
 pytestmark = pytest.mark.distributed
 
@@ -128,9 +127,9 @@ def test_a_rank_that_hangs_ends_the_step_everywhere(tiny_data, tmp_path):
             assert time.time() < end
             assert first.poll() is None, first.communicate()[0]
             time.sleep(0.05)
-        speeds = status_file.read(run).ranks
-        assert [r["device"] for r in speeds] == ["cpu", "cpu"]
-        assert all(r["img_per_sec"] > 0 for r in speeds)
+        paces = json.loads((run / status.FILE).read_text())["ranks"]
+        assert [r["device"] for r in paces] == ["cpu", "cpu"]
+        assert all(r["img_per_sec"] > 0 for r in paces)
         os.kill(second.pid, signal.SIGSTOP)
         stopped = time.time()
         output = harness.finish(first, 1, timeout=60)
@@ -168,7 +167,26 @@ def test_usr1_stops_and_status_tells(tiny_data, tmp_path):
     nimg = harness.newest(run)[1]["nimg"]
     for word in ("stopped, to be continued", f"{nimg:012d}.safetensors", "img/s", "rank 0", "faults      0", "to go"):
         assert word in result.stdout, result.stdout
+    silent = status._state(["2026-01-01 00:00:00 5.0 kimg: snapshot"], False, 500.0, 10.0)
+    assert silent == "silent: killed, or hanging"
     harness.command("status", tmp_path, expected=2)
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        ("error: the disk is full", "failed"),
+        ("stopped; to continue, run the same command again: run at 1.0 kimg", "stopped, to be continued"),
+        ("done: run at 2.0 kimg", "done"),
+        ("1.0 kimg: 8x8", "training"),
+    ],
+)
+@pytest.mark.parametrize("outcome", ["written", "No space left on device"])
+def test_the_last_checkpoint_hides_no_end(last, state, outcome):
+    """A run that ends waits for the checkpoint that is being written, and says what became of it."""
+    log = ["2026-01-01 00:00:00 1.0 kimg: 8x8", f"2026-01-01 00:00:01 {last}"]
+    log.append(f"2026-01-01 00:00:02 the checkpoint at 1.0 kimg: {outcome}")
+    assert status._state(log, False, 3.0, 10.0) == state
 
 
 @pytest.mark.parametrize("world", ["1", "2"])
@@ -237,7 +255,7 @@ def test_stragglers():
     def rank(seconds: float) -> dict:
         return {"own_sec_per_img": seconds}
 
-    assert stragglers([rank(0.1), rank(0.11), rank(0.2), rank(0.1)]) == [2]
-    assert stragglers([rank(0.1), rank(0.2)]) == [1]
-    assert stragglers([rank(0.1), rank(0.0)]) == []
-    assert stragglers([]) == []
+    assert status.stragglers([rank(0.1), rank(0.11), rank(0.2), rank(0.1)]) == [2]
+    assert status.stragglers([rank(0.1), rank(0.2)]) == [1]
+    assert status.stragglers([rank(0.1), rank(0.0)]) == []
+    assert status.stragglers([]) == []

@@ -20,7 +20,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from stylegan_pg import files
-with files.whole(Path(sys.argv[1])) as file:
+with files.atomic_write(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()
     print("writing", flush=True)
@@ -51,7 +51,7 @@ def test_leftovers_are_told_from_files_that_are_being_written(tmp_path):
     (tmp_path / ".best.safetensors.tmp").symlink_to("nowhere")
     (tmp_path / "d.tmp").write_text("somebody's")
     assert len(hidden(tmp_path)) == 4
-    files.sweep(tmp_path)
+    files.remove_leftovers(tmp_path)
     (left,) = hidden(tmp_path)
     assert left.startswith(".b.")
     assert (tmp_path / "d.tmp").exists()
@@ -64,7 +64,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     (tmp_path / "a").write_text("before")
 
     def write() -> None:
-        with files.whole(tmp_path / "a") as file:
+        with files.atomic_write(tmp_path / "a") as file:
             file.write(b"x")
             raise KeyboardInterrupt
 

@@ -25,7 +25,7 @@ from stylegan_pg.data.loader.reading import Bad, read_batch
 from stylegan_pg.data.loader.workers import give_up_waiting
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.data.storage import shard_cache
-from stylegan_pg.data.storage.retry import Patience
+from stylegan_pg.data.storage.retry import Retries
 from stylegan_pg.errors import RunError
 from stylegan_pg.training.devices import Devices
 
@@ -315,7 +315,7 @@ def test_waiting_workers_exit_at_once(damaged):
         assert next(data).fault
         assert 1.0 <= time.monotonic() - started < 10
     finally:
-        Patience.giving_up = False
+        Retries.giving_up = False
         data.close()
     assert time.monotonic() - started < 10
     assert not multiprocessing.active_children()

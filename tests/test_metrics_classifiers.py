@@ -105,7 +105,7 @@ def test_bf16_on_a_cpu_without_bf16_instructions(inception, tmp_path, monkeypatc
     images = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
     found, identities = {}, set()
     for precision, has in (("fp32", False), ("bf16", False), ("bf16", True)):
-        monkeypatch.setattr(features, "multiplies_bf16", lambda has=has: has)
+        monkeypatch.setattr(features, "has_bf16_instructions", lambda has=has: has)
         extractor = features.load_extractor(name, [file], CPU, precision)
         (found[precision, has],) = (v for k, v in extractor(images).items() if k in ("pool", "fc2"))
         identities.add(extractor.identity)

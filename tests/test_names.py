@@ -197,8 +197,8 @@ def test_pack_takes_tars_as_training_does(tmp_path):
     assert (done.returncode, "3 pictures" in done.stdout) == (0, True), done.stderr
     for each, message in {
         f"{tmp_path}/{{0..3}}.tar": r"3\.tar: no such tar",
-        f"{tmp_path}/x*.tar": "no tar there",
-        f"{tmp_path}/{{0..3.tar": "no brace pattern",
+        f"{tmp_path}/x*.tar": "there is no tar",
+        f"{tmp_path}/{{0..3.tar": "not a valid brace pattern",
         f"pipe:cat {tars[0]}": "is no path: fetch it first",
         "https://host/x.tar": "is no path: fetch it first",
     }.items():

@@ -179,7 +179,7 @@ def test_too_few_file_descriptors(tiny_data, tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
     output = harness.finish(harness.start(harness.arguments(tmp_path / "run", tiny_data), preexec_fn=few), 2)
-    assert "this process may have 64 files open (ulimit -n)" in output
+    assert "this process may open 64 files (ulimit -n)" in output
     assert "run `ulimit -n 4096`" in output
     assert output.count("\n") == 1
     with pytest.raises(UsageError, match="10000000000"):
@@ -215,7 +215,7 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
     """Speeds come from a clock that nobody sets; `status` takes no time that has not come yet for a sign of life."""
     import torch
 
-    reporter = loggers.RunLogger(tmp_path, 0, 1000, means=loggers.Means())
+    reporter = loggers.RunLogger(tmp_path, 0, 1000, tensorboard=False, means=loggers.Means())
     monkeypatch.setattr(time, "time", lambda: -1e6)
     time.sleep(0.05)
     reporter.tick(100, {"phase": "8x8 stable", "alpha": 1.0}, torch.device("cpu"))

@@ -229,6 +229,6 @@ def test_workers_do_not_change_a_byte(tmp_path, many):
     report = packed(source, tmp_path / "out", 64, workers=2, shard_size="60kB")
     assert files_of(tmp_path / "out") == files_of(whole)
     assert report.unreadable == (
-        ("0/030.png", "not a picture of a known format"),
-        ("1/119.png", "not a picture of a known format"),
+        ("0/030.png", "is not a picture of a supported format"),
+        ("1/119.png", "is not a picture of a supported format"),
     )

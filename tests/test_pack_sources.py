@@ -203,7 +203,7 @@ def test_damaged_pictures_are_left_out_with_their_reasons(tmp_path):
     assert all(reasons.values())
     assert "no defined range" in reasons["float.tif"]
     assert reasons["link.png"] == "No such file or directory"
-    assert reasons["text.png"] == "not a picture of a known format"
+    assert reasons["text.png"] == "is not a picture of a supported format"
     texts = [(tmp_path / "out" / name).read_text() for name in ("report.json", "index.json", "sources.json")]
     assert not any(str(tmp_path) in text for text in texts)
     assert json.loads(texts[1])["unreadable"] == 8
@@ -236,7 +236,7 @@ def test_sources_that_cannot_be_used(tmp_path):
         "missing": "no such folder, zip or tar",
         "empty": "holds no pictures",
         "text": "holds no pictures",
-        "bad": r"holds no picture that can be read \(a.png: not a picture of a known format\)",
+        "bad": r"holds no picture that can be read \(a.png: is not a picture of a supported format\)",
         "cut.tar": "truncated",
         "file": "neither a folder, nor a zip, nor an uncompressed tar",
     }.items():

@@ -95,17 +95,17 @@ HEAVY = {
     "plain.ppm": (lambda: b"P3 5000 5000 255\n1 1 1", "more than 5592405 pixels"),
     "comments.pgm": (lambda: b"P2 8 8 255\n" + b"#\n" * 500_000 + b"1 " * 64, "does not hold 64 samples"),
     "short.pgm": (lambda: b"P2 8 8 255\n1 2 3", "does not hold 64 samples"),
-    "none.pgm": (lambda: b"P2 1 1 255\n \n", "does not hold 1 samples"),
+    "none.pgm": (lambda: b"P2 1 1 255\n \n", "does not contain 1 samples"),
     "huge.jp2": (lambda: codestream_that_says(60_000), "is 60000x60000"),
     "inks.jpg": (progressive_inks, "more than 89478485 pixels"),
     "scans.jpg": (lambda: jpeg_of_scans(3000), r"in 30\d\d scans, more than"),
-    "exif.jpg": (jpeg_with_exif, "directory that asks for"),
-    "directory.tif": (tiff_directory, "directory that asks for"),
+    "exif.jpg": (jpeg_with_exif, "directory that refers to"),
+    "directory.tif": (tiff_directory, "directory that refers to"),
     "tile.tif": (lambda: tiff(zeros(1 << 26), t322=1 << 15, t323=1 << 15, t324=8, t325=9999), "tiles of 32768x32768"),
     "profile.png": (lambda: png(8, 8, (b"iCCP", b"x\0\0" + zeros(1 << 28)), pixels=zeros(200)), "too large"),
     "texts.png": (lambda: png(8, 8, *[(b"zTXt", b"x\0\0" + zeros(1 << 20))] * 100, pixels=zeros(200)), "text"),
     "chunks.png": (lambda: png(8, 8, *[(b"teST", b"")] * 300_000, pixels=zeros(200)), "chunks"),
-    "runs.bmp": (lambda: b"BM" + RUNS + bytes(1024) + b"\1\1" * 5_000_000, "bytes of runs"),
+    "runs.bmp": (lambda: b"BM" + RUNS + bytes(1024) + b"\1\1" * 5_000_000, "is run-length encoded"),
     "strip.png": (lambda: encoded(Image.new("RGB", (30_000, 8))), ""),
 }
 
@@ -181,7 +181,7 @@ OTHERS = {
     "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
     "new.jpg": (b"\xff\x0a" + bytes(20), "JPEG XL"),
     "layers.png": (b"8BPS\0\1" + bytes(60), "Photoshop"),
-    "holes.png": (bytes(5000), "nothing but zero bytes"),
+    "holes.png": (bytes(5000), "begins with zero bytes only"),
     "empty.png": (b"", "is empty"),
     "icon.png": (b"\0\0\1\0\1\0", "an icon"),
 }
@@ -218,7 +218,7 @@ def test_first_frames_and_damaged_profiles_are_told(tmp_path):
     files |= {"c.png": encoded(frames[2], icc_profile=b"nonsense" * 20), "d.gif": encoded(frames[0], "GIF")}
     report = packed(zip_of(tmp_path / "a.zip", files), tmp_path / "out")
     assert [path for path, _ in report.decided] == ["a.gif", "b.tif", "c.png"]
-    assert "note: a.gif holds several frames or pages, of which the first was taken (and 1 others)" in report.summary()
+    assert "note: a.gif has several frames or pages, of which only the first is used (and 1 others)" in report.summary()
     assert "note: c.png has a colour profile that is damaged" in report.summary()
     assert load_index(str(tmp_path / "out")).table(8).image(1)[0, 0, 0] == 50
     again = packed(zip_of(tmp_path / "a.zip", files), tmp_path / "out")

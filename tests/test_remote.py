@@ -10,7 +10,7 @@ import serving
 
 from stylegan_pg.data.storage import remote, retry
 from stylegan_pg.data.storage.remote import open_url, read_url, stat_url
-from stylegan_pg.data.storage.retry import Fault, Lasting, Passing, Patience
+from stylegan_pg.data.storage.retry import Fault, PermanentFault, Retries, TransientFault
 from stylegan_pg.errors import UsageError
 from stylegan_pg.urls import authorization, shown
 
@@ -84,9 +84,9 @@ def test_stat_url(server, bucket, folder):
 def test_server_errors_are_passing(server, status):
     url = f"{server.url}/x.tar"
     server.misbehave(status=status)
-    with pytest.raises(Passing, match=f"{url}: the server answered {status}"):
+    with pytest.raises(TransientFault, match=f"{url}: the server answered {status}"):
         whole(url)
-    with pytest.raises(Passing):
+    with pytest.raises(TransientFault):
         stat_url(url)
     server.misbehave(status=status, times=2)
     assert read_url(url, patience=20) == DATA
@@ -95,14 +95,14 @@ def test_server_errors_are_passing(server, status):
 @pytest.mark.parametrize("status", [404, 403, 401, 410])
 def test_missing_or_forbidden_files_are_lasting(server, status):
     server.misbehave(status=status)
-    with pytest.raises(Lasting, match=f"answered {status}"):
+    with pytest.raises(PermanentFault, match=f"answered {status}"):
         whole(f"{server.url}/x.tar")
 
 
 def test_truncated_bodies_are_resumed(server):
     url = f"{server.url}/x.tar"
     server.misbehave(truncate=100_000)
-    with pytest.raises(Passing, match="ended 156000 bytes too early"):
+    with pytest.raises(TransientFault, match="ended 156000 bytes too early"):
         whole(url)
     before = len(server.requests())
     assert read_url(url, patience=20) == DATA
@@ -113,12 +113,12 @@ def test_unreachable_server(server):
     url = f"{server.url}/x.tar"
     server.kill()
     started = time.monotonic()
-    with pytest.raises(Passing, match="refused"):
+    with pytest.raises(TransientFault, match="refused"):
         read_url(url, patience=1)
     assert 1 <= time.monotonic() - started < 10
     server.start()
     assert read_url(url) == DATA
-    with pytest.raises(Passing):
+    with pytest.raises(TransientFault):
         whole("http://no-such-host.invalid/x")
 
 
@@ -130,7 +130,7 @@ def test_silent_server(server, monkeypatch):
     with serving.socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(Passing, match=r"did not begin within 0\.5 seconds"):
+        with pytest.raises(TransientFault, match=r"did not begin within 0\.5 seconds"):
             whole(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
 
 
@@ -142,23 +142,23 @@ def test_errors_of_the_caller_are_not_faults(server, bucket):
 
 
 def test_s3_faults(bucket, monkeypatch):
-    with pytest.raises(Lasting, match=r"s3://bucket/nothing: .*(404|NoSuchKey)"):
+    with pytest.raises(PermanentFault, match=r"s3://bucket/nothing: .*(404|NoSuchKey)"):
         whole("s3://bucket/nothing")
-    with pytest.raises(Lasting, match="404"):
+    with pytest.raises(PermanentFault, match="404"):
         stat_url("s3://bucket/nothing")
-    with pytest.raises(Lasting, match="NoSuchBucket"):
+    with pytest.raises(PermanentFault, match="NoSuchBucket"):
         whole("s3://elsewhere/x.tar")
     with pytest.raises(UsageError, match="BUCKET/KEY"):
         whole("s3://bucket")
     remote._s3_client.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{serving.free_port()}")
-    with pytest.raises(Passing, match=r"s3://bucket/data/x\.tar: .*connect"):
+    with pytest.raises(TransientFault, match=r"s3://bucket/data/x\.tar: .*connect"):
         whole(bucket)
     remote._s3_client.cache_clear()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(Lasting, match="credentials"):
+    with pytest.raises(PermanentFault, match="credentials"):
         whole(bucket)
     remote._s3_client.cache_clear()
     monkeypatch.setitem(sys.modules, "boto3", None)
@@ -168,11 +168,11 @@ def test_s3_faults(bucket, monkeypatch):
 
 
 def test_commands(folder, tmp_path):
-    with pytest.raises(Passing, match=r"exit status 1: cat: .*No such file"):
+    with pytest.raises(TransientFault, match=r"exit status 1: cat: .*No such file"):
         whole(f"pipe:cat {tmp_path}/nothing")
-    with pytest.raises(Passing, match="exit status 3: it said nothing"):
+    with pytest.raises(TransientFault, match="exit status 3: it printed no message"):
         whole(f"""pipe:bash -c 'head -c 1000 "{folder}/x.tar"; exit 3'""")
-    with pytest.raises(Lasting, match="no command no-such-command"):
+    with pytest.raises(PermanentFault, match="the command no-such-command does not exist"):
         whole("pipe:no-such-command x")
     with pytest.raises(UsageError, match="without a shell"):
         whole("pipe:cat x | head")
@@ -188,7 +188,7 @@ def test_commands(folder, tmp_path):
 def test_messages_contain_no_secrets():
     assert shown("https://me:secret@host/x.tar?Signature=abc") == "https://host/x.tar"
     assert shown("pipe:cat a?b") == "pipe:cat a?b"
-    with pytest.raises(UsageError, match="no way to read ftp"):
+    with pytest.raises(UsageError, match="ftp:// is not supported"):
         whole("ftp://host/x")
 
 
@@ -198,10 +198,10 @@ def test_credentials(server):
     assert whole(url) == DATA
     assert authorization(url) == f"Basic {b64encode(b'me too:secret').decode()}"
     server.misbehave(status=403)
-    with pytest.raises(Lasting) as error:
+    with pytest.raises(PermanentFault) as error:
         whole(url)
     assert "secret" not in str(error.value)
-    with pytest.raises(UsageError, match="is no URL"):
+    with pytest.raises(UsageError, match="is not a valid URL"):
         whole(f"{server.url}/a file.tar")
 
 
@@ -214,18 +214,18 @@ def test_give_up_ends_waits(monkeypatch):
         now[0] += seconds
 
     monkeypatch.setattr(retry.time, "sleep", nap)
-    waiting, fault = Patience(100), Passing("away")
+    waiting, fault = Retries(100), TransientFault("away")
 
     def wait_on() -> None:
         for _ in range(1000):
             waiting.wait(fault)
 
-    with pytest.raises(Passing, match="away"):
+    with pytest.raises(TransientFault, match="away"):
         wait_on()
     assert now[0] == pytest.approx(100, abs=0.3)
     waiting.progress()
     waiting.wait(fault)
     assert now[0] < 101
-    monkeypatch.setattr(Patience, "giving_up", True)
-    with pytest.raises(Passing):
+    monkeypatch.setattr(Retries, "giving_up", True)
+    with pytest.raises(TransientFault):
         waiting.wait(fault)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.distributed
 def test_tensorboard_holds_what_the_files_hold(tiny_data, tmp_path):
     """Stopped in the middle and continued: each moment is there once, with the numbers of stats.jsonl."""
     run = tmp_path / "run"
-    common = {"output__trackers": "tensorboard", "metrics__every_kimg": 0.064, "metrics__images": 16}
+    common = {"output__tensorboard": "true", "metrics__every_kimg": 0.064, "metrics__images": 16}
     for total in (0.048, "null"):
         harness.finish(
             harness.start(harness.arguments(run, tiny_data, **(common | {"train__total_kimg": total}))), timeout=400

@@ -139,9 +139,9 @@ def test_the_stream_shows_what_was_packed(dataset):
 
 
 def test_grids_are_pictures_of_their_kind(dataset, tmp_path):
-    """Both the files in the run's folder and the images in TensorBoard."""
+    """Also in the run's folder and in TensorBoard."""
     index, images = dataset
-    reporter = RunLogger(tmp_path, 0, 10, means=Means(), trackers=["tensorboard"])
+    reporter = RunLogger(tmp_path, 0, 10, tensorboard=True, means=Means())
     reporter.grid("reals-r0064", 0, images[:5], 3)
     reporter.close()
     assert not reporter.complained

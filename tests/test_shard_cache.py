@@ -16,7 +16,7 @@ import pytest
 import serving
 
 from stylegan_pg.data.storage import remote, shard_cache, shard_reader
-from stylegan_pg.data.storage.retry import Passing
+from stylegan_pg.data.storage.retry import TransientFault
 from stylegan_pg.data.storage.shard_cache import Settings, Shard
 from stylegan_pg.errors import UsageError
 
@@ -40,7 +40,7 @@ def server(contents, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The store's, for this test alone."""
+    """The folder of a shard cache for this test only."""
     before, path = shard_cache.settings(), tmp_path / "store"
     shard_cache.configure(Settings(str(path), 1 << 30, 20.0))
     forget()
@@ -50,11 +50,11 @@ def folder(tmp_path):
 
 
 def forget() -> None:
-    """Let go of what this process has open, as if it were another one."""
-    shard_reader._held.cache_clear()
-    shard_reader._bypassed.clear()
+    """Close all files of the cache that this process has open, so that it behaves like a new process."""
+    shard_reader._cached_file.cache_clear()
+    shard_reader._uncached_until.clear()
     shard_reader._intact.clear()
-    shard_reader._say_once.cache_clear()
+    shard_reader._warn_once.cache_clear()
 
 
 def shard(server, contents, i: int, *, checked: bool = True) -> Shard:
@@ -154,11 +154,11 @@ def test_interrupted_fetch_is_resumed(server, contents, folder):
 
 def test_retries_end_after_the_patience(server, contents, folder):
     server.kill()
-    with shard_cache.patience(0.5), pytest.raises(Passing, match="refused"):
+    with shard_cache.patience(0.5), pytest.raises(TransientFault, match="refused"):
         read(shard(server, contents, 0))
     server.start()
     server.misbehave(truncate=10_000, no_ranges=True)  # bytes come, but always the same ones
-    with shard_cache.patience(1.0), pytest.raises(Passing, match="too early"):
+    with shard_cache.patience(1.0), pytest.raises(TransientFault, match="too early"):
         read(shard(server, contents, 0))
     server.misbehave()
     assert read(shard(server, contents, 0)) == contents[0]
@@ -172,7 +172,7 @@ def test_a_waiting_process_reports_the_fetcher_s_fault(server, contents, folder)
     while not (folder.exists() and shards_in(folder, ".json")):
         assert time.time() < end
         time.sleep(0.01)
-    with shard_cache.patience(0.5), pytest.raises(Passing, match="refused"):
+    with shard_cache.patience(0.5), pytest.raises(TransientFault, match="refused"):
         read(one)
     other.kill()
     other.communicate()
@@ -193,7 +193,7 @@ def test_wrong_sizes_and_checksums(server, contents, folder):
     server.misbehave(garble=True)
     data = read(shard(server, contents, 2))
     assert [a ^ b for a, b in zip(data, contents[2], strict=True) if a != b] == [1]
-    assert len(server.requests("2.tar")) == shard_cache.AGREEING
+    assert len(server.requests("2.tar")) == shard_cache.EQUAL_COPIES
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -206,11 +206,11 @@ def test_corrupted_cached_shard_is_fetched_again(server, contents, folder, check
     path.write_bytes(data)
     forget()
     assert read(one) == data
-    shard_reader.doubt(one.url, size=one.size, sha256=one.sha256)  # as who finds a sample's checksum wrong does
+    shard_reader.report_damage(one.url, size=one.size, sha256=one.sha256)  # as who finds a sample's checksum wrong does
     assert read(one) == contents[0]
     assert len(server.requests()) == 2
     for _ in range(3):  # now it is known that this is what the server has
-        shard_reader.doubt(one.url, size=one.size, sha256=one.sha256)
+        shard_reader.report_damage(one.url, size=one.size, sha256=one.sha256)
         assert read(one) == contents[0]
     assert len(server.requests()) == 2
 
@@ -219,7 +219,7 @@ def test_corrupted_transfer_without_checksum_is_fetched_once_more(server, conten
     one = shard(server, contents, 0, checked=False)
     server.misbehave(garble=True, times=1)
     assert read(one) != contents[0]
-    shard_reader.doubt(one.url, size=one.size)
+    shard_reader.report_damage(one.url, size=one.size)
     assert read(one) == contents[0]
 
 
@@ -264,7 +264,7 @@ def test_shards_in_use_are_not_evicted(server, contents, folder, capfd):
     assert {path.name for path in shards_in(folder)} == {shards[0].name, shards[2].name}
     shard_cache.configure(Settings(str(folder), SIZE, 20.0))
     assert read(shards[1], 5, 10) == contents[1][5:15]
-    assert "leaves no room for" in capfd.readouterr().err
+    assert "leaves no space for" in capfd.readouterr().err
     assert server.requests("1.tar")[-1]["range"] == "bytes=5-14"
     assert {path.name for path in shards_in(folder)} == {shards[0].name}
     other.kill()
@@ -281,12 +281,12 @@ def test_other_files_in_the_cache_folder_are_untouched(server, contents, folder)
         file.write_bytes(b"mine")
         os.utime(file, (0, 0))
     (folder / "pictures").mkdir()
-    os.close(shard_cache.fetched(shard(server, contents, 0)))
+    os.close(shard_cache.fetch(shard(server, contents, 0)))
     shard_cache.configure(Settings(str(folder), 1, 20.0))
-    with pytest.raises(shard_cache.NoRoom):
-        os.close(shard_cache.fetched(shard(server, contents, 1)))
+    with pytest.raises(shard_cache.CacheFull):
+        os.close(shard_cache.fetch(shard(server, contents, 1)))
     assert not shards_in(folder, "-0.tar")  # ours has gone
-    assert shard_cache.make_room(folder, everything=True) is False
+    assert shard_cache.evict(folder, everything=True) is False
     assert all(file.read_bytes() == b"mine" for file in theirs)
 
 
@@ -312,7 +312,7 @@ def test_a_full_disk(server, contents, tmp_path, folder, capfd):
             path.unlink()
         (small / "more").write_bytes(bytes(os.statvfs(small).f_bavail * os.statvfs(small).f_bsize))
         assert read(shards[1], 50, 100) == contents[1][50:150]
-        assert "has no room for" in capfd.readouterr().err
+        assert "has no space for" in capfd.readouterr().err
         (small / "others").unlink()
         forget()
         assert read(shards[1]) == contents[1]
@@ -334,7 +334,7 @@ def test_file_size_limit(server, contents, folder):
     how = {"folder": str(folder), "limit": 1 << 30, "shards": [(one.url, one.size, one.sha256)], "seed": 0, "turns": 2}
     done = subprocess.run([sys.executable, "-c", script, json.dumps(how)], capture_output=True, text=True, timeout=60)
     assert done.stdout == "read\n", done.stderr
-    assert "has no room for" in done.stderr
+    assert "has no space for" in done.stderr
     assert not shards_in(folder)
     assert not shards_in(folder, ".part")
 
@@ -349,18 +349,18 @@ def test_prefetching(server, contents, folder):
     forget()
     prefetcher = shard_reader.Prefetcher(2)
     try:
-        prefetcher.want(shards[:5])
+        prefetcher.request(shards[:5])
         assert read(shards[4]) == contents[4]
         wait_for(lambda: len(shards_in(folder)) == 6 and all((folder / s.name).exists() for s in shards[:5]))
         assert len(old) == 2
         order = [request["path"] for request in server.requests()][2:]
         assert sorted(order) == [f"/{i}.tar" for i in range(5)]
         assert set(order[:3]) >= {"/0.tar", "/1.tar"}
-        prefetcher.want(shards[:8])  # for which there is no room
+        prefetcher.request(shards[:8])  # for which there is no room
         time.sleep(1.5)
         assert all((folder / s.name).exists() for s in shards[:5])
         server.kill()
-        prefetcher.want(shards[5:9])
+        prefetcher.request(shards[5:9])
         time.sleep(0.5)
         server.start()
         wait_for(lambda: all((folder / s.name).exists() for s in shards[5:9]))
@@ -385,7 +385,7 @@ def test_output_of_commands_is_cached(contents, folder, tmp_path):
         assert shard_reader.read(url, 10, 20) == contents[0][10:30]
         forget()
     assert log.read_text() == "ran\n"
-    with shard_cache.patience(0.3), pytest.raises(Passing, match="exit status"):
+    with shard_cache.patience(0.3), pytest.raises(TransientFault, match="exit status"):
         shard_reader.read(f"pipe:bash -c 'cat {tmp_path}/x.tar; false'", 0, 10)
 
 
@@ -411,7 +411,7 @@ def test_random_kills(server, contents, folder):
         output = process.communicate(timeout=60)[0]
         assert output.endswith("read\n")
         # Where the other one has open, or is fetching, all that there is room for.
-        assert all("leaves no room" in line for line in output.splitlines()[:-1]), output
+        assert all("leaves no space" in line for line in output.splitlines()[:-1]), output
     known = {s.name: contents[i] for i, s in enumerate(shards)}
     assert all(path.read_bytes() == known[path.name] for path in shards_in(folder))
     assert remote.stat_url(shards[0].url).size == SIZE

@@ -11,28 +11,28 @@ from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.loader import loader
 from stylegan_pg.data.loader.loader import batches
 from stylegan_pg.data.loader.reading import read_batch
-from stylegan_pg.data.loader.shared_buffers import Slots
+from stylegan_pg.data.loader.shared_buffers import SharedBuffers
 
 
 def test_slot_is_free_without_references():
-    slots = Slots(2, [3, 4], np.uint8)
-    first, second = slots.take(), slots.take()
-    assert slots.take() is None
+    slots = SharedBuffers(2, [3, 4], np.uint8)
+    first, second = slots.acquire(), slots.acquire()
+    assert slots.acquire() is None
     assert first is not None
     assert second is not None
-    whole = slots.lend(first)
+    whole = slots.as_tensor(first)
     whole.fill_(7)
     view, array = whole[1:].t(), whole.permute(1, 0).numpy()
     del whole
     gc.collect()
-    assert slots.take() is None
+    assert slots.acquire() is None
     del view
-    assert slots.take() is None
+    assert slots.acquire() is None
     assert (array == 7).all()
     del array
-    assert slots.take() == first  # the pages that were touched already
-    assert (slots.lend(first) == 7).all()
-    other = slots.lend(second)
+    assert slots.acquire() == first  # the pages that were touched already
+    assert (slots.as_tensor(first) == 7).all()
+    other = slots.as_tensor(second)
     del slots
     gc.collect()
     other.fill_(9)  # its memory outlives the pool
@@ -41,7 +41,7 @@ def test_slot_is_free_without_references():
 
 @pytest.mark.parametrize("shape", [[0, 8, 8, 3], [4, 0]])
 def test_empty_slots(shape):
-    assert Slots(3, shape, np.uint8).take() is None
+    assert SharedBuffers(3, shape, np.uint8).acquire() is None
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -332,7 +332,11 @@ MUTANTS = {
         "    __syncthreads();\n\n    const int ox",
         "    const int ox",
     ),
-    "no barrier before the next plane": ("upfirdn2d.cuh", "    __syncthreads();  // before the next plane", "    //"),
+    "no barrier before the next plane": (
+        "upfirdn2d.cuh",
+        "    __syncthreads();  // all threads must be done",
+        "    //",
+    ),
     "a barrier that some threads miss": (
         "upfirdn2d.cuh",
         "    if (ox < p.out_w && oy < p.out_h) {\n",

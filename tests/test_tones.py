@@ -172,7 +172,7 @@ def test_tones_are_what_the_picture_says(tmp_path, name):
 
 
 REFUSED = {
-    "planar_16.tif": (tiff(colours(np.uint16), 2, planar=True), "16 bits a sample in separate planes"),
+    "planar_16.tif": (tiff(colours(np.uint16), 2, planar=True), "samples of 16 bits in separate planes"),
     "signed_16.tif": (tiff((RAMP * 500).astype(np.int16), 1, t339=2), "signed samples"),
     "signed_8.tif": (tiff(RAMP.astype(np.int8), 1, t339=2), "signed samples"),
     "float.tif": (encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "no defined range"),

@@ -1,6 +1,6 @@
-// The tail of every layer on the CPU, in one pass: y = clamp(act(x * scale + noise + bias) * gain), its derivative, and
-// for the backward pass of training the derivative together with all the sums that the gradients of bias, scale and
-// noise are. z = x * scale + noise + bias is computed anew in each: it is cheaper than to keep it.
+// bias_act on the CPU, in one pass over memory: y = clamp(act(x * scale + noise + bias) * gain), its derivatives, and
+// the backward pass of training, which computes the derivative together with the sums for the gradients of bias, scale
+// and noise. Every function computes z = x * scale + noise + bias again, because this is faster than storing it.
 
 #include <algorithm>
 #include <cmath>
@@ -19,16 +19,16 @@ namespace {
 enum Act : int { kLinear, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish, kActs };
 enum Order : int { kValue, kSlope, kCurvature };
 
-constexpr int64_t kChunk = 4096;  // values of a plane, or of all channels of some pixels, that one task works on
-constexpr int64_t kSummed = 8 * kChunk;  // of pixels that are summed as well, as each task leaves a row of sums
-constexpr int64_t kKept = int64_t(1) << 19;  // sums of each kind that a thread keeps memory for
+constexpr int64_t kChunk = 4096;  // values that one task processes: a part of a plane, or all channels of some pixels
+constexpr int64_t kSummed = 8 * kChunk;  // the same if pixels are also summed, because each task writes a row of sums
+constexpr int64_t kKept = int64_t(1) << 19;  // if there are at most so many sums of a kind, a thread keeps their memory between calls
 
-// linear, relu, lrelu: two straight lines that meet at 0. Without branches, so that loops are vectorised; in backward
-// passes, which sum as well, the smallest one is enough to prevent that (tests/test_kernels.py looks).
+// linear, relu and lrelu consist of two straight lines that meet at 0. The code has no branches, because a single one
+// would prevent the vectorisation of loops in the backward pass, which also compute sums.
 template <class A>
 struct Straight {
-  static constexpr bool kQuick = true;  // as fast as memory is
-  A slope;  // of the line on the left, not 0: relu(-inf) is 0, not NaN
+  static constexpr bool kQuick = true;  // memory limits the speed, not arithmetic
+  A slope;  // the slope below 0; for relu it is not exactly 0, so that relu(-inf) is 0 and not NaN
   A value(A z) const { return z < 0 ? z * slope : z; }
   A derivative(A z) const { return z > 0 ? A(1) : slope; }
 };
@@ -39,7 +39,8 @@ struct Rectified {
   A derivative(A z) const { return z > 0 ? A(1) : A(0); }
 };
 
-// The others, one by one; and of all of them the second derivative, which nobody asks of straight lines for its speed.
+// The other activations, element by element, and the second derivatives of all activations. Those of straight lines
+// need not be fast.
 template <class A>
 struct Curved {
   static constexpr bool kQuick = false;
@@ -85,13 +86,13 @@ struct Curved {
   }
 };
 
-// What one element becomes: of order 0 the output, of order 1 g times the derivative, of order 2 g * h times the second
-// derivative; clamped values have none.
+// Computes one element: for order 0 the output, for order 1 g times the derivative, for order 2 g * h times the second
+// derivative. The derivatives of clamped values are 0.
 template <int order, class F, class A>
 inline A element(const F& f, A z, A g, A h, A gain, A clamp) {
   A y = f.value(z) * gain;
   if constexpr (order == kValue) {
-    y = y < -clamp ? -clamp : y;  // in this form NaN stays NaN
+    y = y < -clamp ? -clamp : y;  // with this comparison NaN stays NaN
     return y > clamp ? clamp : y;
   }
   A slope;
@@ -103,15 +104,15 @@ inline A element(const F& f, A z, A g, A h, A gain, A clamp) {
 
 template <class A>
 struct Args {
-  int64_t n, c, inner;            // channels_last: inner pixels of c values for each n; else c planes of inner values
+  int64_t n, c, inner;            // channels_last: for each n, `inner` pixels of c values; otherwise c planes of `inner` values
   const A *bias, *scale, *noise;  // [c], [n or 1, c], [n or 1, inner]; noise may be missing
-  int64_t scale_stride, noise_stride;  // between samples: c and inner, or 0 where all share it
+  int64_t scale_stride, noise_stride;  // the distances of samples: c and inner, or 0 if all samples share the values
   A gain, clamp;
   bool channels_last;
 
   int64_t chunk = kChunk;
 
-  // Inner values of a task; there may be no channels.
+  // The inner values of one task. There may be no channels.
   int64_t each() const { return channels_last ? std::max<int64_t>(1, chunk / std::max<int64_t>(1, c)) : kChunk; }
   int64_t chunks() const { return (inner + each() - 1) / each(); }
 };
@@ -130,7 +131,7 @@ void planes(const F& shared, const T* x, const T* g, const T* h, T* out, const A
   const int64_t chunks = a.chunks();
   const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * a.c * chunks, grain_for(std::min(a.inner, kChunk)), [&](int64_t task) {
-    const F f = shared;  // in a register: nothing that is stored can change it
+    const F f = shared;  // a local copy, which no store can alias, so that it stays in registers
     const int64_t plane = task / chunks, n = plane / a.c, c = plane % a.c, begin = task % chunks * kChunk;
     const int64_t length = std::min(kChunk, a.inner - begin), at = plane * a.inner + begin;
     const A bias = a.bias[c], scale = a.scale[n * a.scale_stride + c], gain = a.gain, clamp = a.clamp;
@@ -158,7 +159,7 @@ void pixels(const F& shared, const T* x, const T* g, const T* h, T* out, const A
   const int64_t each = a.each(), chunks = a.chunks();
   const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
-    const F f = shared;  // in a register: nothing that is stored can change it
+    const F f = shared;  // a local copy, which no store can alias, so that it stays in registers
     const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
     const A gain = a.gain, clamp = a.clamp;
     const A *__restrict bias = a.bias, *__restrict scale = a.scale + n * a.scale_stride;
@@ -179,16 +180,16 @@ void pixels(const F& shared, const T* x, const T* g, const T* h, T* out, const A
   });
 }
 
-// The backward pass: dx = dz * scale, and the sums of dz (for the bias) and of dz * x (for the scale) over each chunk,
-// rows [n, chunks, c] of each, and of dz over the channels, [n, inner] (for the noise, or null). Chunks of fixed size
-// keep the sums' order, and so their bits, the same on any number of threads.
+// The backward pass: dx = dz * scale; the sums of dz (for the bias) and of dz * x (for the scale) over each chunk, each
+// [n, chunks, c]; and the sum of dz over the channels, [n, inner] (for the noise, or null). Chunks have a fixed size,
+// so that the order of summation, and therefore the bits of the sums, do not depend on the number of threads.
 template <class F, class T, class A>
 void backward_planes(const F& shared, const T* dy, const T* x, T* dx, A* sums, A* products, A* over_channels,
                      const Args<A>& a) {
   const int64_t chunks = a.chunks();
   const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, kChunk) * a.c), [&](int64_t task) {
-    const F f = shared;  // in a register: nothing that is stored can change it
+    const F f = shared;  // a local copy, which no store can alias, so that it stays in registers
     const int64_t n = task / chunks, begin = task % chunks * kChunk, length = std::min(kChunk, a.inner - begin);
     A scratch[kChunk];
     A* __restrict total = over_channels ? over_channels + n * a.inner + begin : scratch;
@@ -229,7 +230,7 @@ void backward_pixels(const F& shared, const T* dy, const T* x, T* dx, A* sums, A
   const int64_t each = a.each(), chunks = a.chunks();
   const bool past = past_caches(sizeof(T) * a.n * a.c * a.inner);
   parallel_for(a.n * chunks, grain_for(std::min(a.inner, each) * a.c), [&](int64_t task) {
-    const F f = shared;  // in a register: nothing that is stored can change it
+    const F f = shared;  // a local copy, which no store can alias, so that it stays in registers
     const int64_t n = task / chunks, begin = task % chunks * each, end = std::min(begin + each, a.inner);
     const A gain = a.gain, clamp = a.clamp;
     const A *__restrict bias = a.bias, *__restrict scale = a.scale + n * a.scale_stride;
@@ -259,7 +260,7 @@ void backward_pixels(const F& shared, const T* dy, const T* x, T* dx, A* sums, A
   });
 }
 
-// out[groups, c] = the sums of each group's `rows` rows of c values.
+// Computes out[groups, c], the sums over the `rows` rows of c values of each group.
 template <class A>
 void add_rows(const A* from, A* out, int64_t groups, int64_t rows, int64_t c) {
   std::vector<double> sums(c);
@@ -292,9 +293,9 @@ int with_dtype(int dtype, const G& run) {
 }  // namespace
 }  // namespace spg
 
-// order 0: out = f(z). order 1: out = g f'(z). order 2: out = g h f''(z). bias [c], scale [n or 1, c] and noise
-// [n or 1, inner] are of the accumulating format (float; for double, double); noise may be null. clamp < 0 stands for
-// none. Returns 0, or -1 for a number format that has no kernel.
+// Computes out = f(z) for order 0, g f'(z) for order 1, and g h f''(z) for order 2. bias [c], scale [n or 1, c] and
+// noise [n or 1, inner] have the accumulating format (float, or double for double); noise may be null. clamp < 0 means
+// no clamp. Returns 0, or -1 if there is no kernel for the number format.
 SPG_API int spg_bias_act_cpu(int dtype, int act, int order, const void* x, const void* g, const void* h, void* out,
                                 int64_t n, int64_t c, int64_t inner, int channels_last, const void* bias,
                                 const void* scale, int64_t scale_stride, const void* noise, int64_t noise_stride,
@@ -320,8 +321,9 @@ SPG_API int spg_bias_act_cpu(int dtype, int act, int order, const void* x, const
   });
 }
 
-// dx as x; dbias [c], dscale [n, c] and dnoise [n, inner] of the accumulating format, each of which may be null, the last
-// must be where there is no noise. Returns -2 if there is no memory for the sums on the way.
+// Computes dx, in the format of x, and dbias [c], dscale [n, c] and dnoise [n, inner] in the accumulating format. Each
+// of these three may be null; dnoise must be null if there is no noise. Returns -2 if there is no memory for partial
+// sums.
 SPG_API int spg_bias_act_backward_cpu(int dtype, int act, const void* dy, const void* x, void* dx, void* dbias,
                                          void* dscale, void* dnoise, int64_t n, int64_t c, int64_t inner,
                                          int channels_last, const void* bias, const void* scale, int64_t scale_stride,
@@ -335,7 +337,7 @@ SPG_API int spg_bias_act_backward_cpu(int dtype, int act, const void* dy, const 
                       clamp < 0 ? std::numeric_limits<A>::infinity() : A(clamp), channels_last != 0, kSummed};
       static thread_local std::vector<A> kept;
       const int64_t rows = n * a.chunks(), each = rows * c;
-      // To give memory back can take the system longer than all of this; but not all of a large network's is kept.
+      // Returning memory to the system can take longer than the whole computation, so threads keep it up to a limit.
       std::vector<A> large;
       std::vector<A>& partial = each > kKept ? large : kept;
       if (partial.size() < size_t(2 * each)) partial.resize(2 * each);

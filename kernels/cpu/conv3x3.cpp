@@ -1,12 +1,12 @@
-// Convolutions of 3x3 in channels_last that keep the size, halve it (stride 2, no padding) or double it (the transposed
-// one), with fewer products than their definition has (minimal.h): 36 instead of 144 for a tile of 4x4 outputs, at stride
-// 2 81. Rounding errors are about ten times the definition's, far below those of 16 bits; for where 16 bits are wanted and
-// a processor has no instructions for them.
+// 3x3 convolutions in channels_last that preserve the size, halve it (stride 2, no padding) or double it (transposed).
+// They use fewer products than direct convolution (minimal.h): for a tile of 4x4 outputs 36 instead of 144, or 81 at
+// stride 2. Their rounding errors are about ten times those of direct convolution, far below the rounding of bfloat16.
+// They are for bfloat16 on processors without bfloat16 instructions.
 //
-// Pictures are of numbers T, weights and all sums of A (float; for double, double). At each point the products are a
-// matrix product over channels: of the tiles' rows and the weights for the result, of the tiles' columns and the
-// gradients' for the gradient of the weights. Both go by blocks of tiles that stay in the caches. The order of sums depends
-// neither on the number of threads nor, for results, on what else is in a batch.
+// Images have the number format T; weights and all sums have the format A (float, or double for double). At each point
+// of the transform there is one matrix product over channels: of the tiles and the weights for the result, or of the
+// tiles and the gradients for the gradient of the weights. Both process blocks of tiles that stay in the caches. The
+// order of summation does not depend on the number of threads and, for results, not on the other images of a batch.
 
 #include <algorithm>
 #include <cstring>
@@ -21,10 +21,10 @@
 namespace spg {
 namespace {
 
-constexpr int64_t kSummedTiles = 64;  // gradients of the weights are summed by so many at a time
+constexpr int64_t kSummedTiles = 64;  // tiles over which the gradients of the weights are summed at once
 constexpr int kMatrices = kTaps * kTaps;
 
-// Numbers of inputs are padded to whole packs, those of outputs to whole panels.
+// The number of input channels is padded to whole packs, the number of output channels to whole panels.
 static_assert(kLanes<double> % kRows == 0 && kPanel<double> % kLanes<double> == 0);
 inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -32,21 +32,21 @@ struct Picture {
   int64_t h, w, c;
 };
 
-// Tiles of `side` outputs along a side, from the number of outputs.
+// The number of tiles of `side` outputs, given the number of outputs.
 struct Tiles {
   int64_t rows, columns, count;
   Tiles(int64_t n, const Picture& out, int64_t side)
       : rows((out.h + side - 1) / side), columns((out.w + side - 1) / side), count(n * rows * columns) {}
 };
 
-// Where a tile lies: its sample, and its row and column among those of the sample.
+// The position of a tile: its sample, and its row and column in the sample.
 struct Tile {
   int64_t sample, row, column;
   Tile(const Tiles& t, int64_t i)
       : sample(i / (t.rows * t.columns)), row(i / t.columns % t.rows), column(i % t.columns) {}
 };
 
-// The weights that a point is multiplied with.
+// The index of the weights by which a point is multiplied.
 template <class Plan>
 constexpr int matrix_of(int point) {
   const int y = point / Plan::kPoints, x = point % Plan::kPoints;
@@ -55,7 +55,8 @@ constexpr int matrix_of(int point) {
 
 // ------------------------------------------------------------------------------------------------------- transforms
 
-// `side` times `side` packs of a picture from (y, x) on, `pitch` apart; zeros outside of it and of its channels.
+// Loads `side` times `side` packs of an image, beginning at (y, x), with distance `pitch`. Positions outside of the
+// image or of its channels are zero.
 template <int side, int pitch, class T, class P>
 SPG_INLINE void load_square(const T* sample, const Picture& from, int64_t y, int64_t x, int64_t channel, P* to) {
   for (int i = 0; i < side; i++)
@@ -66,7 +67,7 @@ SPG_INLINE void load_square(const T* sample, const Picture& from, int64_t y, int
     }
 }
 
-// to[points, channels], points `stride` apart: B^T x B.
+// Computes to[points, channels] = B^T x B. The points have a distance of `stride`.
 template <class Plan, class T, class A>
 void inputs(const T* x, const Picture& from, const Tile& tile, A* to, int64_t stride) {
   constexpr int n = Plan::kPoints;
@@ -81,7 +82,7 @@ void inputs(const T* x, const Picture& from, const Tile& tile, A* to, int64_t st
   }
 }
 
-// The same of a tile of the result's gradient: A y A^T, as panels of columns, `panel` apart.
+// Computes A y A^T of a tile of the result's gradient, as panels of columns with distance `panel`.
 template <class Plan, class T, class A>
 void gradients(const T* dy, const Picture& from, const Tile& tile, A* to, int64_t stride, int64_t panel) {
   constexpr int n = Plan::kPoints;
@@ -95,7 +96,7 @@ void gradients(const T* dy, const Picture& from, const Tile& tile, A* to, int64_
   }
 }
 
-// A^T m A of m[points, channels], where it lies within the picture.
+// Computes A^T m A of m[points, channels], and stores the part within the image.
 template <class Plan, class T, class A>
 void outputs(const A* m, int64_t stride, const Picture& to, const Tile& tile, T* y) {
   constexpr int n = Plan::kPoints;
@@ -116,10 +117,10 @@ void outputs(const A* m, int64_t stride, const Picture& to, const Tile& tile, T*
 // ---------------------------------------------------------------------------------------------------------- weights
 
 struct Strides {
-  int64_t out, in, y, x;  // in numbers
+  int64_t out, in, y, x;  // distances in numbers
 };
 
-// Transformed weights, [kMatrices, panels of outputs, inputs, kPanel], both padded.
+// Computes the transformed weights [kMatrices, panels of outputs, inputs, kPanel]. Outputs and inputs are padded.
 template <class A>
 struct Weights {
   int64_t in, out, in_padded, out_padded;
@@ -129,7 +130,7 @@ struct Weights {
   int64_t at(int64_t i, int64_t o) const { return (o / kPanel<A> * in_padded + i) * kPanel<A> + o % kPanel<A>; }
 };
 
-// Calls f(first output of a pack, first input, inputs) for parts of the weights, in parallel.
+// Calls f(first output of a pack, first input, number of inputs) for parts of the weights, in parallel.
 template <class A, class F>
 void over_weights(const Weights<A>& u, const F& f) {
   const int64_t blocks = u.in_padded / kLanes<A>;
@@ -170,13 +171,14 @@ void transform_gradient(const A* from, const Weights<A>& u, A* w, const Strides&
 
 // ----------------------------------------------------------------------------------------------------- convolutions
 
-// Memory to work in, in numbers: transformed weights, and for each block of tiles inputs and products.
+// The working memory, in numbers: transformed weights, and for each block of tiles the inputs and the products.
 struct Room {
   int64_t weights, first, second;
 };
 
-// Tiles that a thread works on at a time: with few channels they and the weights stay in its second-level cache, with
-// many the weights come from further away, for more tiles at once. Of few tiles each thread has a share.
+// The number of tiles that a thread processes at once. With few channels, tiles and weights stay in its second-level
+// cache. With many channels the weights do not, so more tiles are processed for each time that the weights are read.
+// Few tiles are divided among all threads.
 struct Blocks {
   int64_t size, count, workers;
   Blocks(bool many_points, int64_t tiles, int64_t in, int64_t out, int64_t threads) {
@@ -263,7 +265,7 @@ void gradient_of_weights(const T* x, const T* dy, A* dw, const Strides& by, int6
   transform_gradient<Plan>(weights, u, dw, by);
 }
 
-// Calls run(plan, number, sum) with values of the types that are meant.
+// Calls run(plan, number, sum) with values of the types for this dtype and stride.
 template <class G>
 int with_types(int dtype, bool transposed, int stride, const G& run) {
   auto with_plan = [&](auto plan) {
@@ -280,9 +282,9 @@ int with_types(int dtype, bool transposed, int stride, const G& run) {
 }  // namespace
 }  // namespace spg
 
-// *bytes = how much memory the first of the two functions below needs to work in, or with `gradient` the second. All return
-// 0, or -1 for a number format or stride that has no kernel.
-SPG_API int spg_conv3x3_room_cpu(int dtype, int gradient, int transposed, int stride, int64_t n, int64_t in,
+// Sets *bytes to the working memory of the first of the two functions below or, with `gradient`, of the second. All
+// three return 0, or -1 if there is no kernel for the number format or stride.
+SPG_API int spg_conv3x3_workspace_cpu(int dtype, int gradient, int transposed, int stride, int64_t n, int64_t in,
                                  int64_t out_h, int64_t out_w, int64_t out, int64_t threads, int64_t* bytes) {
   using namespace spg;
   return with_types(dtype, transposed, stride, [&](auto plan, auto, auto sum) {
@@ -295,9 +297,9 @@ SPG_API int spg_conv3x3_room_cpu(int dtype, int gradient, int transposed, int st
   });
 }
 
-// y [n, out_h, out_w, out] = the correlation of x [n, h, w, in] with weights [out, in, 3, 3] that lie at these strides: at
-// stride 1 with padding 1, at stride 2 with none. Or the transposed one, with weights of the same order: the adjoint of
-// one from y to x.
+// Computes y [n, out_h, out_w, out], the correlation of x [n, h, w, in] with weights [out, in, 3, 3] of these strides,
+// with padding 1 at stride 1 and without padding at stride 2. If `transposed`, computes the adjoint of a correlation
+// from y to x, with weights in the same order.
 SPG_API int spg_conv3x3_cpu(int dtype, int transposed, int stride, const void* x, const void* weight, void* y, void* room,
                             int64_t n, int64_t h, int64_t w, int64_t in, int64_t out_h, int64_t out_w, int64_t out,
                             int64_t by_out, int64_t by_in, int64_t by_y, int64_t by_x, int64_t threads) {
@@ -312,7 +314,7 @@ SPG_API int spg_conv3x3_cpu(int dtype, int transposed, int stride, const void* x
   });
 }
 
-// The gradient of the weights of one that is not transposed, from the gradient dy of its result.
+// Computes the gradient of the weights of a convolution that is not transposed, from the gradient dy of its result.
 SPG_API int spg_conv3x3_weight_cpu(int dtype, int stride, const void* x, const void* dy, void* dweight, void* room,
                                    int64_t n, int64_t h, int64_t w, int64_t in, int64_t out_h, int64_t out_w, int64_t out,
                                    int64_t by_out, int64_t by_in, int64_t by_y, int64_t by_x) {

@@ -1,7 +1,9 @@
-// The case that networks are made of: a separable filter of four taps at up 2, down 2 or neither, alike in x and y.
+// The case that networks use: a separable filter of four taps with up 2, down 2 or neither, and equal factors in x and
+// y.
 //
-// The columns of some rows are filtered into a buffer, which has zeros where the padding is, then its rows. All loops
-// go over packs of constant size; the last one overlaps the one before it, so short rows have no slow remainder.
+// Some rows are first filtered along their columns, into a buffer with zeros at the positions of the padding. The
+// buffer is then filtered along its rows. All loops process packs of constant size. The last pack overlaps the previous
+// one, so that short rows have no slow scalar remainder.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +16,12 @@
 namespace spg {
 
 template <class A>
-struct Taps {  // a copy, which nothing that is written can change: it stays in registers
+struct Taps {  // a local copy, which no store can alias, so that it stays in registers
   A a, b, c, d;
   explicit Taps(const A* t) : a(t[0]), b(t[1]), c(t[2]), d(t[3]) {}
 };
 
-constexpr int64_t kAhead = 1024;  // values that memory is asked for before they are needed
+constexpr int64_t kAhead = 1024;  // the distance of prefetching, in values
 
 template <int up, int down>
 struct FourTaps {
@@ -27,7 +29,7 @@ struct FourTaps {
     return s.kw == 4 && s.kh == 4 && s.up_x == up && s.up_y == up && s.down_x == down && s.down_y == down;
   }
 
-  // buffer[j] = the filtered column j of the rows that output row oy reaches; `zeros` is what lies outside of the image.
+  // buffer[j] = column j, filtered over the input rows of output row oy. `zeros` replaces rows outside of the image.
   template <class T, class A>
   static SPG_INLINE void columns(A* __restrict buffer, const T* image, const T* zeros, const Taps<A>& taps,
                                  int64_t height, int64_t pitch, int64_t oy, int64_t top, int64_t length) {
@@ -45,7 +47,7 @@ struct FourTaps {
       const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
       const int64_t ahead = pitch * std::max<int64_t>(1, kAhead / std::max<int64_t>(1, pitch));
       in_packs<T>(length, [&](int64_t j, auto count) {
-        for (int k = 0; k < down; k++) __builtin_prefetch(r3 + ahead + k * pitch + j);  // what later rows need
+        for (int k = 0; k < down; k++) __builtin_prefetch(r3 + ahead + k * pitch + j);  // for later rows
 #pragma omp simd
         for (int i = 0; i < count; i++)
           buffer[j + i] = a * load(r0[j + i]) + b * load(r1[j + i]) + c * load(r2[j + i]) + d * load(r3[j + i]);
@@ -53,12 +55,12 @@ struct FourTaps {
     }
   }
 
-  // out[0, pixels * width) from the buffer, whose first value is the first one that the first output reaches.
+  // Computes out[0, pixels * width) from the buffer. It begins with the first value that the first output needs.
   template <class T, class A>
   static SPG_INLINE void row(T* __restrict out, const A* __restrict p, const Taps<A>& taps, int64_t width, int64_t pixels,
                              bool odd, bool past) {
     const A a = taps.a, b = taps.b, c = taps.c, d = taps.d;
-    if constexpr (up == 1 && down == 1) {  // neighbours of all values lie at the same distance: one flat loop
+    if constexpr (up == 1 && down == 1) {  // the neighbours of all values have the same distance, so one flat loop suffices
       in_packs<T>(pixels * width, [&](int64_t j, auto count) {
         const A* __restrict q = p + j;
         T v[count];
@@ -67,7 +69,7 @@ struct FourTaps {
           store(v + i, a * q[i] + b * q[i + width] + c * q[i + 2 * width] + d * q[i + 3 * width]);
         put<count>(out + j, v, past);
       });
-    } else if constexpr (up == 2) {  // by turns taps 0 and 2, 1 and 3
+    } else if constexpr (up == 2) {  // outputs use taps 0 and 2, and taps 1 and 3, alternately
       auto single = [&](A s, A t) {
         in_packs<T>(width, [&](int64_t j, auto count) {
 #pragma omp simd
@@ -76,7 +78,7 @@ struct FourTaps {
       };
       if (odd) {
         single(b, d);
-        out += width, pixels--;  // the next one begins at the same pixel
+        out += width, pixels--;  // the next output begins at the same pixel
       }
       const int64_t pairs = pixels / 2;
       if (width == 1) {

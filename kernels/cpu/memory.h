@@ -1,5 +1,5 @@
-// Large results are mostly new memory, and half the time of filling it goes into the system handing it out in pages of
-// 4 KiB. Asking for large pages (on Linux, where they are to be had on request) makes that several times as fast.
+// Large results are mostly new memory. Half of the time for filling it is spent on page faults of 4 KiB pages.
+// Requesting huge pages (on Linux, if they are available on request) makes this several times as fast.
 #pragma once
 
 #include <cstddef>
@@ -23,24 +23,25 @@ inline void will_fill(void* p, size_t bytes) {
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) / kPage * kPage;
-  if (end > begin + kPage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
+  if (end > begin + kPage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint, which may fail
 #else
   (void)p, (void)bytes;
 #endif
 }
 
-// Whether a result of so many bytes is written past the caches. It does not fit them anyway, and what is written into a
-// cache is read from memory before: 3 transfers instead of 2.
+// Returns whether a result of this number of bytes is written with non-temporal stores, which bypass the caches. It
+// does not fit into the caches anyway, and a normal store first reads the cache line from memory: 3 transfers instead
+// of 2.
 inline bool past_caches(size_t bytes) {
 #ifdef __SSE2__
   return bytes >= size_t(4) << 20;
 #else
-  return (void)bytes, false;  // no such instruction that compilers give access to
+  return (void)bytes, false;  // compilers have no such instruction for this processor
 #endif
 }
 
-// to[0, n) = from[0, n), of constant size and best a whole number of cache lines, `past` the caches where those are not
-// shared with what is written otherwise.
+// Copies from[0, n) to to[0, n). The size is constant and should be a whole number of cache lines. With `past`, the
+// cache lines that are not shared with other stores are written with non-temporal stores.
 template <int n, class T>
 SPG_INLINE void put(T* to, const T* from, bool past) {
 #ifdef __SSE2__
@@ -79,7 +80,7 @@ SPG_INLINE void put(T* to, const T* from, int n, bool) {
   std::memcpy(to, from, n * sizeof(T));
 }
 
-// Makes what this thread wrote past the caches visible to others.
+// Makes the non-temporal stores of this thread visible to other threads.
 inline void written() {
 #ifdef __SSE2__
   _mm_sfence();

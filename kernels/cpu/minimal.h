@@ -1,10 +1,11 @@
-// Convolutions of three taps with fewer products than taps and outputs: along one side, y = A^T [(G w) . (B^T x)], where
-// the dot multiplies point by point (Winograd 1980, "Arithmetic complexity of computations"; Lavin and Gray 2016, "Fast
-// algorithms for convolutional neural networks"). What is used along both sides is used for both one after the other.
+// Convolutions of three taps with fewer products than taps and outputs: along one side, y = A^T [(G w) . (B^T x)],
+// where the dot multiplies point by point (Winograd 1980, "Arithmetic complexity of computations"; Lavin and Gray 2016,
+// "Fast algorithms for convolutional neural networks"). In two dimensions, each transform is applied along one side and
+// then along the other.
 //
-// Each function takes numbers that are `step` apart and leaves others in their place or elsewhere. kIn numbers, kInStep
-// after the last tile's and from kFirst on, make kPoints, and those kOut outputs; the last points may share their weights,
-// of which there are always kTaps.
+// Each function reads numbers at a distance of `step` and writes its results with the same distance. A tile has kIn
+// inputs, which begin kInStep after those of the previous tile, the first at kFirst. They are transformed to kPoints
+// points, and those to kOut outputs. There are always kTaps weights; the last points may share their weights.
 #pragma once
 
 #include <type_traits>
@@ -97,7 +98,8 @@ struct Two {
   }
 };
 
-// What the two below have in common: the outer taps by F(4, 2) and the middle one as it is, 9 points for 4 times 3 taps.
+// The common part of the two structures below: F(4, 2) for the outer taps, and direct products for the middle tap. This
+// makes 9 products for 4 outputs of 3 taps.
 struct Strided {
   static constexpr int kPoints = 9;
 

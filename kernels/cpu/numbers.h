@@ -1,15 +1,15 @@
-// Number formats of the CPU kernels: what is stored (float, double, bfloat16), and what is computed with.
+// Number formats of the CPU kernels: the stored formats (float, double, bfloat16) and the formats of computation.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// What stylegan_pg/ops/calls.py calls.
+// Marks the functions that stylegan_pg/ops/calls.py calls.
 #define SPG_API extern "C" __attribute__((visibility("default")))
 
 namespace spg {
 
-// Codes shared with stylegan_pg/ops/calls.py and the CUDA side.
+// stylegan_pg/ops/calls.py and the CUDA sources use the same codes.
 enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 inline int bytes_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
@@ -38,7 +38,7 @@ inline float load(bfloat16 x) {
 
 inline void store(float* p, float x) { *p = x; }
 inline void store(double* p, double x) { *p = x; }
-inline void store(bfloat16* p, float x) {  // to the nearest, ties to even; NaN stays NaN
+inline void store(bfloat16* p, float x) {  // rounds to the nearest value, ties to even; NaN stays NaN
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;

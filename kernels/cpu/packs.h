@@ -1,4 +1,4 @@
-// Loops over packs of constant size, a cache line of numbers each.
+// Loops over packs. A pack has a constant number of values, which fill one cache line.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace spg {
 template <class T>
 constexpr int kPack = 64 / sizeof(T);
 
-// Calls body(j, count) so that all of [0, n) is covered, here and there twice; count is a constant.
+// Calls body(j, count) such that [0, n) is covered; some positions may be covered twice. `count` is a constant.
 template <class T, class Body>
 SPG_INLINE void in_packs(int64_t n, const Body& body) {
   int64_t j = 0;
@@ -23,8 +23,8 @@ SPG_INLINE void in_packs(int64_t n, const Body& body) {
   for (; j < n; j++) body(j, std::integral_constant<int, 1>());
 }
 
-// Calls body(j, count) so that all of [0, n) is covered once, by packs and what is left of one. In whole packs count is
-// a constant if it is `worth` the time to compile the body twice.
+// Calls body(j, count) such that [0, n) is covered exactly once, by whole packs and a remainder. If `worth`, the body
+// is compiled twice, so that `count` is a constant for whole packs.
 template <class T, bool worth, class Body>
 SPG_INLINE void in_packs_and_rest(int64_t n, const Body& body) {
   int64_t j = 0;

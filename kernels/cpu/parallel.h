@@ -1,4 +1,4 @@
-// Work shared out over PyTorch's own threads: a second pool would fight with it for the cores.
+// Parallel loops on PyTorch's own threads. A second thread pool would compete with them for the cores.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain,
 
 namespace spg {
 
-// Calls f(task) for every task of [0, tasks), `grain` of them at least on each thread. What a task computes must not
-// depend on the others, so that results do not depend on the number of threads.
+// Calls f(task) for every task in [0, tasks), at least `grain` tasks on each thread. Tasks must be independent of each
+// other, so that results do not depend on the number of threads.
 template <class F>
 void parallel_for(int64_t tasks, int64_t grain, const F& f) {
 #ifdef SPG_ATEN_PARALLEL

@@ -1,4 +1,4 @@
-// The part of a matrix product that stays in registers.
+// The innermost part of a matrix product, whose sums stay in registers.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@
 
 namespace spg {
 
-// Rows and vectors of columns at a time, of vectors that processors multiply and add at once.
+// The numbers of rows and of vectors of columns that are computed at once. The vectors have the width of the
+// processor's registers.
 #if defined(__AVX512F__)
 constexpr int kRows = 8, kVectors = 2, kVectorBytes = 64;
 #elif defined(__AVX__)
@@ -31,7 +32,8 @@ constexpr int kWidth = kVectorBytes / sizeof(A);
 template <class A>
 constexpr int kPanel = kVectors * kWidth<A> < 64 / int(sizeof(A)) ? 64 / int(sizeof(A)) : kVectors * kWidth<A>;
 
-// a * b + c, rounded once where processors can: the flags keep compilers from that (stylegan_pg/ops/recipes.py).
+// a * b + c, rounded only once if the processor has fused multiply-add. It must be explicit, because the compiler flags
+// forbid contraction (stylegan_pg/ops/recipes.py).
 SPG_INLINE Vector<float> multiply_add(float a, const Vector<float>& b, const Vector<float>& c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
@@ -47,12 +49,12 @@ SPG_INLINE Vector<double> multiply_add(double a, const Vector<double>& b, const 
   return a * b + c;
 }
 
-// c[kRows, kPanel] = the sum over k of a[row * row_step + k * step] * b[k, kPanel], added to what c is if so wanted; c's
-// rows are c_step apart.
+// c[kRows, kPanel] = the sum over k of a[row * row_step + k * step] * b[k, kPanel]. Optionally it is added to c. The
+// rows of c have a distance of c_step.
 template <class A>
 SPG_INLINE void product(int64_t depth, const A* a, int64_t row_step, int64_t step, const A* b, A* c, int64_t c_step,
                         bool add) {
-  using Stored = typename VectorOf<A>::stored;  // no memcpy: what it is given the address of does not stay in registers
+  using Stored = typename VectorOf<A>::stored;  // memcpy would take an address, and its argument would not stay in registers
   for (int part = 0; part < kPanel<A>; part += kVectors * kWidth<A>, b += kVectors * kWidth<A>, c += kVectors * kWidth<A>) {
     const A *pa = a, *pb = b;
     Vector<A> sum[kRows][kVectors];

@@ -1,4 +1,4 @@
-// What upfirdn2d is asked for.
+// The parameters of a call of upfirdn2d.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,9 @@
-// The four-tap filter at down 2 where a pixel is many values side by side (channels_last): nothing is written but the
-// result, as most of the time goes into reading.
+// The four-tap filter with down 2 for pixels of many adjacent values (channels_last). It writes only the result,
+// because most of the time is spent on memory accesses.
 //
-// For some values of each pixel the filtered columns of the last four pixels stay in registers while the loop goes along
-// a row, and two rows are made together, because they share two of the rows that they read. The sums are those of
-// FourTaps, in the same order: columns first.
+// The loop runs along a row. For some values of each pixel, the filtered columns of the last four pixels stay in
+// registers. Two output rows are computed together, because they share two of their input rows. The sums are the same
+// as those of FourTaps, in the same order: columns first.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@
 namespace spg {
 
 constexpr int kPackValues = kLanes<float>;
-constexpr int kSlidePacks = 2;  // of a pixel at a time: whole pairs of cache lines
-constexpr int kRowsReached = 6;  // by two rows of output
+constexpr int kSlidePacks = 2;  // packs of a pixel that are processed at once: a pair of cache lines
+constexpr int kRowsReached = 6;  // input rows of two output rows
 constexpr int kSlideValues = kSlidePacks * kPackValues;
 
 SPG_INLINE void put_pack(float* p, const Pack<float>& v, bool past) {
@@ -24,9 +24,9 @@ SPG_INLINE void put_pack(float* p, const Pack<float>& v, bool past) {
 }
 SPG_INLINE void put_pack(bfloat16* p, const Pack<float>& v, bool) { store_pack(p, v); }
 
-// `kSlideValues` values of the outputs [ox0, ox0 + pixels) of two rows. rows[k] is the first pixel of the k-th row that
-// they reach, step[k] how far its pixels are apart: 0 for a row outside of the image, which is all the same zeros.
-// Meanwhile two rows that begin at `ahead`, `pitch` apart, are fetched into the second-level cache.
+// Computes `kSlideValues` values of the outputs [ox0, ox0 + pixels) of two rows. rows[k] is the first pixel of the k-th
+// input row, and step[k] the distance of its pixels, which is 0 for a row of zeros outside of the image. Meanwhile two
+// rows that begin at `ahead`, with distance `pitch`, are prefetched into the second-level cache.
 template <class T>
 void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, const int64_t* step, const float* fx,
                  const float* fy, int64_t w, int64_t width, int64_t x0, int64_t pixels, const T* ahead, int64_t pitch, bool past) {
@@ -63,21 +63,22 @@ void slide_along(T* __restrict out, int64_t out_pitch, const T* const* rows, con
   }
 }
 
-// Outputs [ox0, ox1) of the rows oy and oy + 1 of one image of pixels of `width` values, at least kSlideValues.
+// Computes the outputs [ox0, ox1) of the rows oy and oy + 1 of one image. A pixel has `width` values, at least
+// kSlideValues.
 template <class T>
 void slide(const T* image, T* y, const float* fx, const float* fy, const Shape& s, int64_t width, int64_t ox0,
            int64_t ox1, int64_t oy, bool past) {
   static const T zeros[kSlideValues] = {};
   const int64_t pitch = s.w * width, first = oy * 2 - s.top;
   for (int64_t j = 0; j < width; j += kSlideValues) {
-    j = j + kSlideValues <= width ? j : width - kSlideValues;  // the last ones once more rather than one by one
+    j = j + kSlideValues <= width ? j : width - kSlideValues;  // the last values are computed twice, which is faster than one by one
     const T* rows[kRowsReached];
     int64_t step[kRowsReached];
     for (int k = 0; k < kRowsReached; k++) {
       const bool inside = first + k >= 0 && first + k < s.h;
       rows[k] = inside ? image + (first + k) * pitch + j : zeros, step[k] = inside ? width : 0;
     }
-    // Memory is fastest in the order it lies in: each turn of this loop asks for its share of what the next two rows need.
+    // Memory is fastest in the order of addresses, so each iteration prefetches its share of the next two rows.
     const int64_t x0 = ox0 * 2 - s.left, pixels = ox1 - ox0;
     const T* ahead = image + (first + kRowsReached) * pitch + x0 * width + j * 2 * pixels;
     slide_along(y + (oy * s.out_w + ox0) * width + j, s.out_w * width, rows, step, fx, fy, s.w, width, x0, pixels, ahead,

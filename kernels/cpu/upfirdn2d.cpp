@@ -1,9 +1,10 @@
-// upfirdn2d on the CPU: polyphase (inserted zeros are never multiplied), separable filters in two passes.
+// upfirdn2d on the CPU. It is polyphase (inserted zeros are not multiplied), and applies separable filters in two
+// passes.
 //
-// One row of output is made at a time. The rows of input that its column taps reach are combined into a row buffer,
-// which has zeros where the padding is; the row taps then run along that buffer. Pixels may consist of several values
-// that lie side by side (channels_last): then a "row" holds `width` values for every x. A filter that is not an outer
-// product takes the second step once for each of its rows, and adds up.
+// One output row is computed at a time. Its input rows are combined by the column taps into a row buffer with zeros at
+// the positions of the padding. The row taps are then applied along this buffer. In channels_last a pixel consists of
+// several adjacent values, so a row has `width` values for every x. If the filter is not an outer product, the second
+// step is repeated for each row of the filter, and the results are added.
 
 #include <algorithm>
 #include <cmath>
@@ -20,17 +21,17 @@
 namespace spg {
 namespace {
 
-constexpr int kRowBuffer = 1024;  // values of a row that are worked on at a time: all rows that the taps reach stay in 32 KiB
+constexpr int kRowBuffer = 1024;  // values of a row that are processed at once; all input rows then fit into 32 KiB
 constexpr int kRowsPerTask = 32;
-constexpr int kSlideRow = 8192, kSlideRows = 8;  // the same for halve_pixels: all rows stay in 256 KiB
+constexpr int kSlideRow = 8192, kSlideRows = 8;  // the same for halve_pixels; all rows then fit into 256 KiB
 
 template <class A>
 struct Filter {
   std::vector<A> full;     // [kh, kw], in the orientation of a correlation, gain included
-  std::vector<A> fx, fy;   // the factors of a separable one, else empty
+  std::vector<A> fx, fy;   // the factors of a separable filter; otherwise empty
 };
 
-// `f` as it lies in memory; a convolution is the correlation with the filter turned by half a circle.
+// `f` is in the order of memory. A convolution is the correlation with the filter rotated by 180 degrees.
 template <class A>
 Filter<A> prepare(const float* f, int kh, int kw, bool correlate, double gain) {
   Filter<A> out;
@@ -43,8 +44,8 @@ Filter<A> prepare(const float* f, int kh, int kw, bool correlate, double gain) {
   if (top == 0 || !std::isfinite(double(top))) return out;
   std::vector<A> fx(out.full.begin() + pivot / kw * kw, out.full.begin() + (pivot / kw + 1) * kw), fy(kh);
   for (int i = 0; i < kh; i++) fy[i] = out.full[i * kw + pivot % kw] / top;
-  // Filters that are normalised in float32 have been rounded twice, and are outer products up to that only (as in
-  // stylegan_pg/ops/calls.py); in double they are taken for what they are.
+  // Filters that were normalised in float32 have been rounded twice, so they are outer products only up to rounding
+  // (see stylegan_pg/ops/calls.py). For double images the taps are used directly.
   const A tolerance = std::abs(top) * (sizeof(A) == 8 ? A(1e-16) : A(4e-7));
   for (int i = 0; i < kh; i++)
     for (int j = 0; j < kw; j++)
@@ -67,11 +68,11 @@ struct Add {
   }
 };
 
-// One row of output from ox0 to ox1, for any factors; the value of input pixel ix lies at buffer[(ix - first) * width].
+// Computes the outputs ox0 to ox1 of one row, for any factors. buffer[(ix - first) * width] is the input pixel ix.
 template <class Put, class T, class A>
 void run_along(T* __restrict out, const A* __restrict buffer, const A* taps, const Shape& s, int64_t width,
                    int64_t ox0, int64_t ox1, int64_t first) {
-  if (s.up_x == 1 && s.down_x == 1) {  // neighbours of all values lie at the same distance: one flat loop
+  if (s.up_x == 1 && s.down_x == 1) {  // the neighbours of all values have the same distance, so one flat loop suffices
     const A* __restrict p = buffer + (ox0 - s.left - first) * width;
     const int64_t length = (ox1 - ox0) * width;
     for (int64_t j0 = 0; j0 < length; j0 += 64) {
@@ -88,7 +89,7 @@ void run_along(T* __restrict out, const A* __restrict buffer, const A* taps, con
     }
     return;
   }
-  if (width == 1) {  // every up-th output takes the same taps
+  if (width == 1) {  // every up-th output uses the same taps
     for (int64_t ox = ox0; ox < std::min(ox0 + s.up_x, ox1); ox++) {
       const int64_t q = ox * s.down_x - s.left, start = -floor_div(-q, s.up_x), outputs = (ox1 - ox - 1) / s.up_x + 1;
       for (int64_t i0 = 0; i0 < outputs; i0 += 64) {
@@ -114,7 +115,7 @@ void run_along(T* __restrict out, const A* __restrict buffer, const A* taps, con
   }
   for (int64_t ox = ox0; ox < ox1; ox++, out += width) {
     const int64_t q = ox * s.down_x - s.left;  // the first tap, in up-sampled pixels
-    const int64_t start = -floor_div(-q, s.up_x);          // the first input pixel at or behind it
+    const int64_t start = -floor_div(-q, s.up_x);          // the first input pixel at or after it
     const A* __restrict p = buffer + (start - first) * width;
     const int k0 = int(start * s.up_x - q);
     for (int64_t j0 = 0; j0 < width; j0 += 64) {
@@ -132,15 +133,15 @@ void run_along(T* __restrict out, const A* __restrict buffer, const A* taps, con
   }
 }
 
-// Outputs [ox0, ox1) x [oy0, oy1) of one plane; the input pixels [first, last] of a row that they reach, and those of
-// them, [from, to), that lie inside of the image.
+// The outputs [ox0, ox1) x [oy0, oy1) of one plane, their input pixels [first, last] in a row, and the part [from, to)
+// of these that is inside of the image.
 struct Block {
   int64_t ox0, ox1, oy0, oy1, first, last, from, to;
-  bool past;  // the caches
+  bool past;  // whether the result is written with non-temporal stores (memory.h)
 };
 
-// Memory for A[count] that a thread keeps between calls, at the start of a cache line: packs that lie across two of them
-// take twice as long.
+// Returns memory for A[count] that a thread keeps between calls. It is aligned to cache lines, because accesses to
+// packs that cross a cache line take twice as long.
 template <class A>
 A* scratch(size_t count) {
   constexpr uintptr_t kLine = 64;
@@ -149,7 +150,8 @@ A* scratch(size_t count) {
   return reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(memory.data()) + kLine - 1) / kLine * kLine);
 }
 
-// Zeros, at least `count`, if any up to a pack: a call of memset for two of them takes longer than a row.
+// Sets at least `count` numbers to zero, rounded up to a whole pack. Calling memset for two numbers would take longer
+// than a whole row.
 template <class A>
 SPG_INLINE void clear(A* p, int64_t count) {
   if (count > kPack<A>) std::fill(p, p + count, A(0));
@@ -160,8 +162,8 @@ template <class Case, class T, class A>
 void four_taps(const T* image, T* y, const Filter<A>& filter, const Shape& s, const Block& b, int64_t width) {
   const int64_t reach = (b.last + 1 - b.first) * width, offset = (b.from - b.first) * width;
   const int64_t length = (b.to - b.from) * width;
-  // The columns of several short rows come before the rows of the first: what was just stored cannot be loaded at
-  // another alignment until it has left the processor's store queue.
+  // The columns of several short rows are filtered before the rows of the first one, because stored values cannot be
+  // loaded with another alignment until they have left the processor's store queue.
   const int64_t together = std::clamp<int64_t>(2048 / reach, 1, kRowsPerTask);
   A* const buffers = scratch<A>(together * reach + length + kPack<A>);
   T* const zeros = reinterpret_cast<T*>(buffers + together * reach + kPack<A>);
@@ -175,7 +177,7 @@ void four_taps(const T* image, T* y, const Filter<A>& filter, const Shape& s, co
     for (int64_t r = 0; r < count; r++) {
       A* const buffer = buffers + r * reach;
       clear(buffer, offset);
-      clear(buffer + offset + length, reach - offset - length);  // and of the next row, which is still to come
+      clear(buffer + offset + length, reach - offset - length);  // this may overwrite the beginning of the next row, which is computed later
       Case::columns(buffer + offset, image, zeros, fy, height, pitch, oy + r, top, length);
     }
     for (int64_t r = 0; r < count; r++)
@@ -183,7 +185,7 @@ void four_taps(const T* image, T* y, const Filter<A>& filter, const Shape& s, co
   }
 }
 
-// Down 2 of pixels of many values, two rows at a time; one that is left over as all others.
+// Down 2 for pixels of many values, two rows at a time. A single remaining row is computed in the general way.
 template <class T>
 void halve_pixels(const T* image, T* y, const Filter<float>& filter, const Shape& s, const Block& b,
                   int64_t width) {
@@ -193,7 +195,7 @@ void halve_pixels(const T* image, T* y, const Filter<float>& filter, const Shape
   if (rest.oy0 < b.oy1) four_taps<FourTaps<1, 2>>(image, y, filter, s, rest, width);
 }
 
-// Any filter and any factors. One that is not an outer product takes the second step once for each of its rows.
+// Any filter and any factors. If the filter is not an outer product, the second step is repeated for each of its rows.
 template <class T, class A>
 void any_filter(const T* image, T* y, const Filter<A>& filter, const Shape& s, const Block& b, int64_t width) {
   const bool separable = !filter.fx.empty();
@@ -229,7 +231,7 @@ void upfirdn2d(const T* x, T* y, const float* f, const Shape& s, bool correlate,
   const int64_t width = s.channels_last ? s.c : 1, planes = s.channels_last ? s.n : s.n * s.c;
   auto* how = &any_filter<T, A>;
   int64_t most = std::max<int64_t>(kRowBuffer / width * s.up_x / s.down_x, 8), rows = kRowsPerTask;
-  if constexpr (sizeof(A) == sizeof(float)) {  // double is for tests, and each case takes time to compile
+  if constexpr (sizeof(A) == sizeof(float)) {  // double is used only in tests, and each case increases the compile time
     if (!filter.fx.empty() && FourTaps<1, 1>::fits(s)) how = &four_taps<FourTaps<1, 1>, T, A>;
     if (!filter.fx.empty() && FourTaps<2, 1>::fits(s)) how = &four_taps<FourTaps<2, 1>, T, A>;
     if (!filter.fx.empty() && FourTaps<1, 2>::fits(s)) how = &four_taps<FourTaps<1, 2>, T, A>;
@@ -258,8 +260,8 @@ void upfirdn2d(const T* x, T* y, const float* f, const Shape& s, bool correlate,
 }  // namespace
 }  // namespace spg
 
-// x [n, c, h, w] -> y [n, c, out_h, out_w], both dense in the same layout; f [kh, kw] float32. Returns 0, or -1 for a
-// number format that has no kernel.
+// Computes y [n, c, out_h, out_w] from x [n, c, h, w], both dense and in the same layout; f is float32 [kh, kw].
+// Returns 0, or -1 if there is no kernel for the number format.
 SPG_API int spg_upfirdn2d_cpu(int dtype, const void* x, void* y, const float* f, int64_t n, int64_t c, int64_t h,
                                  int64_t w, int64_t out_h, int64_t out_w, int up_x, int up_y, int down_x, int down_y,
                                  int left, int top, int kh, int kw, int channels_last, int correlate, double gain) {

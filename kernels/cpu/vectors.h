@@ -1,4 +1,4 @@
-// Vectors of numbers in registers, and what is stored of them.
+// Vectors of numbers in registers, and their conversion to the stored formats.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace spg {
 
-// A cache line of numbers; compilers make it of several registers where those are smaller.
+// A vector of one cache line. Compilers use several registers if those are smaller.
 template <class A>
 struct PackOf {
   typedef A type __attribute__((vector_size(64)));
@@ -40,14 +40,14 @@ SPG_INLINE Pack<float> load_pack(const bfloat16* p) {
 
 SPG_INLINE void store_pack(float* p, const Pack<float>& v) { std::memcpy(p, &v, sizeof v); }
 SPG_INLINE void store_pack(double* p, const Pack<double>& v) { std::memcpy(p, &v, sizeof v); }
-SPG_INLINE void store_pack(bfloat16* p, const Pack<float>& v) {  // as `store`
+SPG_INLINE void store_pack(bfloat16* p, const Pack<float>& v) {  // rounds as `store`
   const PackBits bits = (PackBits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const PackBits nan = (PackBits)((bits & 0x7fffffff) > 0x7f800000);
   const HalfBits h = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), HalfBits);
   std::memcpy(p, &h, sizeof h);
 }
 
-// The first `count` numbers of a pack, with zeros behind them.
+// Loads the first `count` numbers of a pack; the others are zero.
 template <class T>
 SPG_INLINE auto load_pack(const T* p, int64_t count) {
   constexpr int kAll = sizeof(load_pack(p)) / sizeof(load_pack(p)[0]);

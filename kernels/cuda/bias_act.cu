@@ -1,4 +1,5 @@
-// bias_act as stylegan_pg/ops/calls.py calls it: chooses kernel, grid and block, and launches on a stream.
+// The entry point of bias_act for stylegan_pg/ops/calls.py. It chooses kernel, grid and block, and launches on a
+// stream.
 
 #include "bias_act.cuh"
 
@@ -28,7 +29,8 @@ int launch_straight(const BiasActParams& p, bool channels_last, stream_t stream)
   return launch_bias_act<T, Straight, order, 1>(p, channels_last, stream);
 }
 
-// The curved activations are bound by arithmetic, so they go without packs; the straight ones have no second derivative.
+// The speed of curved activations is limited by arithmetic, so they do not use packs. The second derivative of
+// piecewise linear activations is zero.
 template <class T>
 int launch_bias_act(const BiasActParams& p, int order, bool channels_last, stream_t stream) {
   if (p.act <= kLrelu && order == kValue) return launch_straight<T, kValue>(p, channels_last, stream);
@@ -41,7 +43,7 @@ int launch_bias_act(const BiasActParams& p, int order, bool channels_last, strea
 }  // namespace
 }  // namespace spg
 
-// As spg_bias_act_cpu (cpu/bias_act.cpp).
+// The same as spg_bias_act_cpu in cpu/bias_act.cpp.
 SPG_API int spg_bias_act_cuda(int device, void* stream, int dtype, int act, int order, const void* x, const void* g,
                               const void* h, void* out, int64_t n, int64_t c, int64_t inner, int channels_last,
                               const void* bias, const void* scale, int64_t scale_stride, const void* noise,

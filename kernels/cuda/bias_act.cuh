@@ -1,8 +1,9 @@
-// The tail of every layer on the GPU: out = f(z), g f'(z) or g h f''(z), with z = x * scale + noise + bias and
-// f(z) = clamp(act(z) * gain). See cpu/bias_act.cpp, which computes the same.
+// bias_act on the GPU: out = f(z), g f'(z) or g h f''(z), with z = x * scale + noise + bias and f(z) = clamp(act(z) *
+// gain). cpu/bias_act.cpp computes the same.
 //
-// The tensor is seen as rows and columns: a plane [n, c] and its pixels in NCHW, a pixel [n, h, w] and its channels in
-// channels_last. Blocks are flat along the columns, and a thread handles N neighbouring columns at a time.
+// The tensor is treated as a matrix. In NCHW the rows are planes [n, c] and the columns are pixels; in channels_last
+// the rows are pixels [n, h, w] and the columns are channels. Blocks extend along the columns, and a thread processes N
+// neighbouring columns at once.
 #pragma once
 
 #include "numbers.cuh"
@@ -15,23 +16,24 @@ enum Order : int { kValue, kSlope, kCurvature };
 struct BiasActParams {
   const void *x, *g, *h;
   void* out;
-  int n, rows, columns;                // rows of a sample; 2^30 at most
-  const void *bias, *scale, *noise;    // [c], [n or 1, c], [n or 1, inner], of the accumulating format
-  int64_t scale_stride, noise_stride;  // between samples
+  int n, rows, columns;                // `rows` of one sample; each number is at most 2^30
+  const void *bias, *scale, *noise;    // [c], [n or 1, c], [n or 1, inner], in the accumulating format
+  int64_t scale_stride, noise_stride;  // distances of samples
   double gain, clamp;                  // infinity for none
   int act;
 };
 
-constexpr int kBiasActThreads = 256, kBiasActBlocks = 6;  // per multiprocessor: three quarters of its threads
+constexpr int kBiasActThreads = 256, kBiasActBlocks = 6;  // blocks per multiprocessor, which use three quarters of its threads
 
-// Value, and from it the derivatives at z.
-// linear, relu and lrelu: two straight lines. The slope below zero comes as a value, so one instantiation serves all.
+// Activations: the value, and the derivatives at z.
+// linear, relu and lrelu consist of two straight lines. The slope below zero is a variable, so that all three share one
+// instantiation.
 template <class A>
 struct Straight {
   A below, floor;
   __device__ explicit Straight(int act)
       : below(act == kLinear ? A(1) : act == kRelu ? A(0) : A(0.2)), floor(act == kRelu ? A(0) : -A(INFINITY)) {}
-  __device__ A value(A z) const { return z < 0 ? fmax(z * below, floor) : z; }  // of 0 * infinity fmax makes 0
+  __device__ A value(A z) const { return z < 0 ? fmax(z * below, floor) : z; }  // fmax turns 0 * infinity, which is NaN, into 0
   __device__ A slope(A z, A) const { return z > 0 ? A(1) : below; }
   __device__ A curvature(A, A) const { return 0; }
 };
@@ -78,7 +80,8 @@ __global__ void __launch_bounds__(kBiasActThreads, kBiasActBlocks) bias_act_kern
   const A gain = A(p.gain), clamp = A(p.clamp);
   const A *bias = static_cast<const A*>(p.bias), *scale = static_cast<const A*>(p.scale);
   const A* noise = static_cast<const A*>(p.noise);
-  // Rows or columns, whichever are pixels, along x, the others along y, samples along z. A thread has N values of a row.
+  // In the grid, pixels (rows or columns) run along x, channels along y, samples along z. A thread has N values of a
+  // row.
   const int row = (channels_last ? blockIdx.x : blockIdx.y) * blockDim.y + threadIdx.y;
   const int column = ((channels_last ? blockIdx.y : blockIdx.x) * blockDim.x + threadIdx.x) * N;
   const int64_t n = blockIdx.z;
@@ -114,7 +117,7 @@ __global__ void __launch_bounds__(kBiasActThreads, kBiasActBlocks) bias_act_kern
     const A value = f.value(z[i]);
     A y = value * gain;
     if (order == kValue) {
-      y = y < -clamp ? -clamp : y;  // in this form NaN stays NaN
+      y = y < -clamp ? -clamp : y;  // with this comparison NaN stays NaN
       y = y > clamp ? clamp : y;
       store(&out.v[i], y);
     } else {

@@ -1,4 +1,4 @@
-// What upfirdn2d.cu and bias_act.cu share: numbers of blocks, number formats, the C interface.
+// Common code of upfirdn2d.cu and bias_act.cu: numbers of blocks, number formats, the C interface.
 #pragma once
 
 #include <algorithm>
@@ -9,18 +9,19 @@
 
 namespace spg {
 
-// Codes shared with stylegan_pg/ops/calls.py.
+// stylegan_pg/ops/calls.py uses the same codes.
 enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 constexpr unsigned kMostBlocksYZ = 65535;
-// Along z where a kernel goes on in steps of the grid. The shim has few, so that it has to.
+// The largest number of blocks along z for kernels with a grid-stride loop. It is small in the shim, so that tests
+// execute the loop.
 #ifdef SPG_SHIM
 constexpr int64_t kMostLayers = 3;
 #else
 constexpr int64_t kMostLayers = kMostBlocksYZ;
 #endif
 
-constexpr int64_t kMostOfADimension = int64_t(1) << 30;  // so that sums of two are still an int
+constexpr int64_t kMostOfADimension = int64_t(1) << 30;  // the sum of two dimensions must fit into an int
 
 inline int64_t blocks(int64_t work, int64_t each) { return (work + each - 1) / each; }
 

@@ -1,5 +1,5 @@
-// Number formats and 16-byte accesses of the device code. Compiled by nvcc for the GPU, and by g++ through shim/cuda.h
-// to be run and checked without one, so nothing here may need more of CUDA than the shim has.
+// Number formats and 16-byte accesses of the device code. nvcc compiles it for the GPU. g++ compiles it with
+// shim/cuda.h, to run and check it without a GPU, so only those parts of CUDA may be used that the shim provides.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 #include <cuda_fp16.h>
 using half_t = __half;
 using bfloat16_t = __nv_bfloat16;
-// An array shared by a block, aligned to packs of V values; the shim's keeps account of who reads and writes it.
+// An array in shared memory, aligned to packs of V values. The shim's version records which threads read and write it.
 #define SPG_SHARED(T, name, count, V) __shared__ alignas(16) T name[count]
 #define SPG_STORE_PACK(array, index, pack, V) *reinterpret_cast<decltype(pack)*>(&(array)[index]) = pack
 #define SPG_CHECK_ALIGNED(p, bytes)
@@ -41,14 +41,14 @@ __device__ __forceinline__ void store(double* p, double x) { *p = x; }
 __device__ __forceinline__ void store(half_t* p, float x) { *p = __float2half_rn(x); }
 __device__ __forceinline__ void store(bfloat16_t* p, float x) { *p = __float2bfloat16_rn(x); }
 
-// N neighbours, moved by one instruction where they make 16 bytes.
+// N neighbouring values, which one instruction loads or stores if they have 16 bytes.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
 template <class T>
-constexpr int kFull = 16 / int(sizeof(T));  // values of a 16-byte access
+constexpr int kFull = 16 / int(sizeof(T));  // values in 16 bytes
 
 template <class T, int N>
 __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
@@ -61,7 +61,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(p) = pack;
 }
 
-// N values next to each other, in 16-byte pieces where N is more than one; p is aligned to them.
+// Accesses to N neighbouring values, in units of 16 bytes if N is larger than one; p is aligned accordingly.
 template <int N, class A>
 __device__ __forceinline__ void load_values(A* values, const A* p) {
   constexpr int step = N < kFull<A> ? N : kFull<A>;

@@ -1,4 +1,5 @@
-// upfirdn2d as stylegan_pg/ops/calls.py calls it: chooses kernel, grid and block, and launches on a stream.
+// The entry point of upfirdn2d for stylegan_pg/ops/calls.py. It chooses kernel, grid and block, and launches on a
+// stream.
 
 #include "upfirdn2d.cuh"
 
@@ -27,7 +28,8 @@ int launch_fast(const Upfirdn2dParams& p, stream_t stream) {
   return SPG_LAUNCH((upfirdn2d_planes<T, UP, DOWN, false>), grid, block, stream, p);
 }
 
-// 4 taps in both directions, equal factors, in phase, and in channels_last whole packs: what the fast kernels are for.
+// Returns whether a fast kernel applies: 4 taps and equal factors in both directions, even padding for up-sampling, and
+// whole packs of channels in channels_last.
 template <class T>
 int launch_upfirdn2d(const Upfirdn2dParams& p, bool separable, stream_t stream) {
   if constexpr (sizeof(T) < 8) {
@@ -47,10 +49,10 @@ int launch_upfirdn2d(const Upfirdn2dParams& p, bool separable, stream_t stream) 
 }  // namespace
 }  // namespace spg
 
-// x [n, c, h, w] -> y [n, c, out_h, out_w], both dense in the same layout; f [kh, kw] float32 on the device. For a
-// separable filter `factors` (on the host) holds fx and fy [4] in the orientation of a correlation, gain included; else
-// it is null. Returns 0, a CUDA error, or -1 where there is no kernel: an unknown
-// number format, a dimension beyond 2^30.
+// Computes y [n, c, out_h, out_w] from x [n, c, h, w], both dense and in the same layout; f is float32 [kh, kw] on the
+// device. For a separable filter, `factors` (on the host) contains fx [4] and fy [4] in the orientation of a
+// correlation, including the gain; otherwise it is null. Returns 0, a CUDA error, or -1 if there is no kernel, because
+// the number format is unknown or a dimension is larger than 2^30.
 SPG_API int spg_upfirdn2d_cuda(int device, void* stream, int dtype, const void* x, void* y, const float* f,
                                const float* factors, int64_t n, int64_t c, int64_t h, int64_t w, int64_t out_h,
                                int64_t out_w, int up_x, int up_y, int down_x, int down_y, int left, int top, int kh,

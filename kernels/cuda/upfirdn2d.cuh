@@ -1,8 +1,9 @@
-// upfirdn2d on the GPU: pad, up-sample, filter, down-sample in one pass. See cpu/upfirdn2d.cpp, which computes the same.
+// upfirdn2d on the GPU: padding, up-sampling, filtering and down-sampling in one pass. cpu/upfirdn2d.cpp computes the
+// same.
 //
-// Three kernels: one for anything, and two for the 4-tap separable filter at up 2, down 2 and 1 (even padding where it
-// up-samples), by layout. With `top` and `left` zeros before the image, output o meets tap k of input (o * down + k -
-// padding) / up, where that is whole; all indices below follow from it.
+// There are three kernels: a general one, and one for each layout for the 4-tap separable filter with up 2, down 2 or
+// neither (with an even padding for up 2). With `top` and `left` zeros before the image, tap k of output o is applied
+// to the input (o * down + k - padding) / up if this is an integer. All indices below follow from this formula.
 #pragma once
 
 #include "numbers.cuh"
@@ -12,17 +13,17 @@ namespace spg {
 struct Upfirdn2dParams {
   const void* x;
   void* y;
-  const float* f;  // [kh, kw] on the device, as it lies in memory (upfirdn2d_any)
+  const float* f;  // [kh, kw] on the device, in the order of memory (used by upfirdn2d_any)
   int64_t n, c;
   int h, w, out_h, out_w, up_x, up_y, down_x, down_y, left, top, kh, kw;
   bool channels_last, correlate;
   double gain;
-  float fx[4], fy[4];  // factors in the orientation of a correlation, gain included; only ever indexed by constants
+  float fx[4], fy[4];  // factors in the orientation of a correlation, including the gain; all indices are constants
 };
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
 
-// One output at a time.
+// The general kernel. A thread computes one output.
 template <class T>
 __global__ void upfirdn2d_any(Upfirdn2dParams p) {
   using A = typename Accumulator<T>::type;
@@ -54,29 +55,30 @@ __global__ void upfirdn2d_any(Upfirdn2dParams p) {
   }
 }
 
-// The shape of the tiles in NCHW: kThreadsX * kThreadsY threads, each of which makes V neighbouring outputs of R rows.
+// The shape of the tiles in NCHW. Each of kThreadsX * kThreadsY threads computes V neighbouring outputs in R rows.
 template <class T, int UP, int DOWN>
 struct Tile {
   static constexpr int V = kFull<T>, R = DOWN == 2 ? 1 : 2;
   static constexpr int kThreadsX = DOWN == 2 ? 8 : 16, kThreadsY = 128 / kThreadsX;
   static constexpr int kOutW = kThreadsX * V, kOutH = kThreadsY * R;
-  static constexpr int kColumns = ((V - 1) * DOWN + 3) / UP + 1, kRows = ((R - 1) * DOWN + 3) / UP + 1;  // of a thread
-  // Whole 16-byte packs that hold all columns wherever the first one falls in its pack.
+  static constexpr int kColumns = ((V - 1) * DOWN + 3) / UP + 1, kRows = ((R - 1) * DOWN + 3) / UP + 1;  // inputs of one thread
+  // The number of 16-byte packs that contain all columns, for any position of the first column in its pack.
   static constexpr int kPacks = (((kOutW - 1) * DOWN + 3) / UP + 1 + V - 2) / V + 1;
   static constexpr int kInW = kPacks * V, kInH = ((kOutH - 1) * DOWN + 3) / UP + 1;
-  static constexpr int kTrips = (kInH * kPacks + 127) / 128;  // packs that a thread loads
+  static constexpr int kTrips = (kInH * kPacks + 127) / 128;  // packs that each thread loads
 };
 
-// NCHW. Needs an even padding where UP is 2. PACKED moves whole packs, for which w and out_w are multiples of V and both
-// tensors aligned; otherwise the same values go one at a time. Blocks take planes blockIdx.z, blockIdx.z + gridDim.z, ...
+// The kernel for NCHW. If UP is 2, the padding must be even. If PACKED, it accesses whole packs, which requires that w
+// and out_w are multiples of V and that both tensors are aligned; otherwise it accesses single values. A block
+// processes the planes blockIdx.z, blockIdx.z + gridDim.z, ...
 template <class T, int UP, int DOWN, bool PACKED>
 __global__ void __launch_bounds__(128, 12) upfirdn2d_planes(Upfirdn2dParams p) {
   using S = Tile<T, UP, DOWN>;
   constexpr int V = S::V;
   SPG_SHARED(T, tile, S::kInH * S::kInW, V);
   const int tile_x = blockIdx.x * S::kOutW, tile_y = blockIdx.y * S::kOutH;
-  const int x0 = (tile_x * DOWN - p.left) / UP, y0 = (tile_y * DOWN - p.top) / UP;  // whole: the padding is even
-  const int x0_pack = (x0 >= 0 ? x0 / V : -((V - 1 - x0) / V)) * V;                 // the pack that x0 falls into
+  const int x0 = (tile_x * DOWN - p.left) / UP, y0 = (tile_y * DOWN - p.top) / UP;  // the division is exact, because the padding is even
+  const int x0_pack = (x0 >= 0 ? x0 / V : -((V - 1 - x0) / V)) * V;                 // the first column of the pack that contains x0
   const int thread = threadIdx.y * S::kThreadsX + threadIdx.x;
   for (int64_t plane = blockIdx.z; plane < p.n * p.c; plane += gridDim.z) {
     const T* image = static_cast<const T*>(p.x) + plane * p.h * p.w;
@@ -143,20 +145,21 @@ __global__ void __launch_bounds__(128, 12) upfirdn2d_planes(Upfirdn2dParams p) {
         }
       }
     }
-    __syncthreads();  // before the next plane overwrites the tile
+    __syncthreads();  // all threads must be done before the next plane overwrites the tile
   }
 }
 
-// channels_last. Needs c in multiples of V, and an even padding where UP is 2. A thread makes V channels of one pixel;
-// blockIdx.x and threadIdx.x run over columns and channels, blockIdx.y and threadIdx.y over rows, blockIdx.z over
-// samples. Neighbouring threads share what they read through the cache.
+// The kernel for channels_last. c must be a multiple of V and, if UP is 2, the padding must be even. A thread computes
+// V channels of one pixel. blockIdx.x and threadIdx.x run over columns and channels, blockIdx.y and threadIdx.y over
+// rows, blockIdx.z over samples. Neighbouring threads read common inputs through the cache.
 template <class T, int UP, int DOWN>
 __global__ void __launch_bounds__(128, 12) upfirdn2d_pixels(Upfirdn2dParams p) {
   constexpr int V = kFull<T>;
   const int packs = int(p.c / V), flat = blockIdx.x * blockDim.x + threadIdx.x;
   const int ox = flat / packs, oy = blockIdx.y * blockDim.y + threadIdx.y, channel = (flat - ox * packs) * V;
   if (ox >= p.out_w || oy >= p.out_h) return;
-  // With UP 2 only the taps of an output's own parity meet inputs, the odd ones an input further: the padding is even.
+  // With UP 2 and an even padding, an output uses only the taps of its own parity. For odd outputs the first input is
+  // one position further.
   const int odd_x = UP == 2 ? ox & 1 : 0, odd_y = UP == 2 ? oy & 1 : 0;
   const int ix = (ox * DOWN - p.left + odd_x) / UP, iy = (oy * DOWN - p.top + odd_y) / UP;
   const int64_t n = blockIdx.z;
@@ -165,7 +168,7 @@ __global__ void __launch_bounds__(128, 12) upfirdn2d_pixels(Upfirdn2dParams p) {
   const float x0 = odd_x ? p.fx[1] : p.fx[0], x1 = UP == 2 ? (odd_x ? p.fx[3] : p.fx[2]) : p.fx[1];
   const float y0 = odd_y ? p.fy[1] : p.fy[0], y1 = UP == 2 ? (odd_y ? p.fy[3] : p.fy[2]) : p.fy[1];
   float sums[V] = {};
-#pragma unroll 1  // or all sixteen packs would want registers; of float32 two at a time are enough
+#pragma unroll 1  // unrolled, all sixteen packs would need registers; for float32, two packs at once are enough
   for (int m = 0; m < 4 / UP; m++, at += p.w * p.c) {
     const float fy = m == 0 ? y0 : m == 1 ? y1 : m == 2 ? p.fy[2] : p.fy[3];
     if (iy + m < 0 || iy + m >= p.h) continue;

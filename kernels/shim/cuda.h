@@ -1,9 +1,10 @@
-// Enough of CUDA to run the device code of this folder on a CPU and to watch it: `g++ -x c++ -DSPG_SHIM cuda/*.cu`.
+// The part of CUDA that is needed to run the device code of this folder on a CPU and to check it. Compile with
+// `g++ -x c++ -DSPG_SHIM cuda/*.cu`.
 //
-// Each thread of a block is a fibre with a stack of its own; __syncthreads() really yields to the next one. Threads run
-// forward, in reverse or in random order, which shows what depends on the order. Shared memory keeps account of who
-// touched what since the last barrier. Reported: races, accesses outside of an array, barriers that not all threads
-// reach, unaligned packs, shared memory that is read before it is written.
+// Each thread of a block is a fibre with its own stack, and __syncthreads() switches to the next fibre. Threads run in
+// forward, reverse or random order, to detect results that depend on the order. Shared memory records which threads
+// have accessed each element since the last barrier. The shim reports races, accesses outside of an array, barriers
+// that some threads do not reach, unaligned packs, and shared memory that is read before it is written.
 #pragma once
 
 #include <math.h>
@@ -61,7 +62,7 @@ struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   dim3 index;
-  int number = 0, line = 0;  // the line of the barrier at which it waits
+  int number = 0, line = 0;  // the source line of the barrier at which the fibre waits
   bool done = false;
 };
 
@@ -75,10 +76,10 @@ struct Machine {
   Fibre* current = nullptr;
   ucontext_t scheduler;
   std::function<void()> kernel;
-  std::map<int, std::unique_ptr<Tracked>> shared;  // of the block, by line
-  int epoch = 0;                                   // barriers that the block has passed
+  std::map<int, std::unique_ptr<Tracked>> shared;  // the shared arrays of the block, by source line
+  int epoch = 0;                                   // the number of barriers that the block has passed
   int order = 0;                                   // 0 forward, 1 reverse, 2 random
-  int64_t last_blocks = 0;                         // run only so many, the last of the grid; 0: all
+  int64_t last_blocks = 0;                         // run only this number of blocks, the last of the grid; 0 for all
   std::mt19937 dice;
   std::string report;
 
@@ -89,7 +90,7 @@ struct Machine {
 
 inline Machine machine;
 
-// A shared array. Each element remembers its last writer, and one reader, or that there were several.
+// A shared array. Each element records its last writer, and its reader, or that it has had several readers.
 template <class T>
 struct Shared : Tracked {
   struct Account {
@@ -226,7 +227,7 @@ int launch(K kernel, dim3 grid, dim3 block, const P& params) {
 #define SPG_LAUNCH(kernel, grid, block, stream, params) ((void)(stream), shim::launch(kernel, grid, block, params))
 #define SPG_SET_DEVICE(device) ((void)(device), 0)
 
-// Sets the order of threads and blocks for what follows, and hands out and clears what was complained about.
+// Sets the order of threads and blocks for the following launches. The function below returns and clears the reports.
 extern "C" __attribute__((visibility("default"))) inline void spg_shim_order(int order, unsigned seed) {
   shim::machine.order = order;
   shim::machine.dice.seed(seed);
@@ -240,6 +241,6 @@ extern "C" __attribute__((visibility("default"))) inline int spg_shim_report(cha
   shim::machine.report.clear();
   return length;
 }
-// Inline functions that nothing calls are not emitted, unless their addresses are taken.
+// Inline functions without a call are not emitted unless their addresses are taken.
 __attribute__((used)) static void* const spg_shim_entries[] = {(void*)spg_shim_order, (void*)spg_shim_last_blocks,
                                                                 (void*)spg_shim_report};

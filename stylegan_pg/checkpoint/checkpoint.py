@@ -45,7 +45,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, A
     host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(state)
     meta = {"format": str(FORMAT), "state": text, "blake2b": tensor_file.digest(host, text)}
-    with files.whole(path, sync=True) as file:
+    with files.atomic_write(path, sync=True) as file:
         tensor_file.write(file, host, meta)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if tensor_file.digest(tensors, meta["state"]) != meta.get("blake2b"):
         raise BadCheckpointError(f"{path}: the checksum does not match, the file was damaged")
     try:
-        state = parse_json(meta["state"], "its state", "", most=tensor_file.MOST_HEADER, finite=False)
+        state = parse_json(meta["state"], "its state", "", max_bytes=tensor_file.MOST_HEADER, finite=False)
         if not isinstance(state, dict):
             raise UsageError("its state is no table")
     except UsageError as error:
@@ -130,7 +130,7 @@ def rotate(folder: Path, keep: int) -> None:
     for path in found(folder)[keep:]:
         with contextlib.suppress(OSError):
             path.unlink()
-    files.sweep(folder)
+    files.remove_leftovers(folder)
 
 
 class Writer:

@@ -40,7 +40,7 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"run={self.path} cannot be used as the run's folder: {error}") from None
         for folder in (self.path, *(self.path / name for name in PARTS)):
-            files.sweep(folder)
+            files.remove_leftovers(folder)
 
     def _lock(self, patience: float) -> None:
         self.lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -106,7 +106,7 @@ class RunFolder:
 
     def keep(self, config: Config) -> None:
         """Write config.yaml. Raises OSError if the folder cannot be written."""
-        with files.whole(self.path / "config.yaml") as file:
+        with files.atomic_write(self.path / "config.yaml") as file:
             file.write(to_yaml(config).encode())
 
 

@@ -40,7 +40,7 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
     text = json.dumps({"format": FORMAT, "checksum": "blake2b", **description})
     meta = {"stylegan_pg": text, "blake2b": tensor_file.digest(tensors, text)}
     path.parent.mkdir(exist_ok=True)  # without parents: the run's folder may have been moved away
-    with files.whole(path, sync=True) as file:
+    with files.atomic_write(path, sync=True) as file:
         tensor_file.write(file, tensors, meta)
 
 
@@ -131,7 +131,7 @@ def _described(
     """
     misfit, remedy = "the description does not fit the weights", "take another snapshot of the run's"
     try:
-        description = parse_json(text, f"{misfit}: it", remedy, most=tensor_file.MOST_HEADER, finite=False)
+        description = parse_json(text, f"{misfit}: it", remedy, max_bytes=tensor_file.MOST_HEADER, finite=False)
         if description["format"] != FORMAT:
             version = printable(description["format"], 40)
             raise UsageError(f"this is of snapshot format {version}, this version reads {FORMAT}: update stylegan-pg")

@@ -70,7 +70,7 @@ class TensorFile:
             raise BadFileError("it is no safetensors file, or cut off")
         self.begin = 8 + length
         try:
-            header = parse_json(file.read(length).decode("utf-8"), "its header", "", most=MOST_HEADER)
+            header = parse_json(file.read(length).decode("utf-8"), "its header", "", max_bytes=MOST_HEADER)
         except UnicodeDecodeError:
             raise BadFileError("its header is no text") from None
         except UsageError as error:

@@ -23,9 +23,7 @@ class Renamed(NamedTuple):
     value: Callable[[Any], Any] = lambda old: old
 
 
-RENAMED: dict[str, Renamed] = {
-    "output.tensorboard": Renamed("output.trackers", bool, lambda on: ["tensorboard"] if on else []),
-}
+RENAMED: dict[str, Renamed] = {}
 
 
 def find(key: str) -> tuple[str, str] | None:
@@ -40,7 +38,7 @@ def find(key: str) -> tuple[str, str] | None:
 @functools.cache
 def announce(old: str) -> None:
     """Log, once in a process, that a key has another name now."""
-    log.info("note: key %s is now %s", old, RENAMED[old].new)
+    log.warning("note: key %s is now %s", old, RENAMED[old].new)
 
 
 def translated(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class OutputConfig:
     grid: list[int] = field(default_factory=lambda: [8, 8])  # columns and rows
     grid_psi: float = 1.0  # their truncation: 1 for none
     snapshot_kimg: float = 500.0  # from one snapshot, the generator for use, to the next; 0: only at the end
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # such as wandb, mlflow; [] for none
+    tensorboard: bool = True  # its event files, beside stats.jsonl
 
 
 @dataclass(frozen=True)

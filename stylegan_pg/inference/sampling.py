@@ -19,7 +19,7 @@ from stylegan_pg.inference.generate import LARGEST_PSI, images_of, interpolation
 from stylegan_pg.untrusted import printable
 
 MOST_ROWS = 100  # classes in one picture
-MOST_PIXELS = 1 << 28  # of one picture
+MAX_PIXELS = 1 << 28  # of one picture
 NOISE = ("const", "random", "none")
 
 
@@ -110,9 +110,9 @@ def _write(G: Any, snapshot: Path, out: Path, numbers: list[int], wanted: Asked)
         frames = len(pairs)
     columns = min(columns, frames)
     height, width = -(-frames // columns) * G.img_size[0], columns * G.img_size[1]
-    if height * width > MOST_PIXELS:
+    if height * width > MAX_PIXELS:
         raise UsageError(
-            f"one picture of {frames} images would have {width}x{height} pixels, more than {MOST_PIXELS}: give fewer "
+            f"one picture of {frames} images would have {width}x{height} pixels, more than {MAX_PIXELS}: give fewer "
             "seeds, classes or frames"
         )
     with writing(out):

@@ -56,5 +56,5 @@ def save(key: str, tensors: dict[str, torch.Tensor]) -> None:
     tensors = {name: t.contiguous() for name, t in tensors.items()}
     path = path_of(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         tensor_file.write(file, tensors, {"key": key, "digest": _digest(tensors)})

@@ -33,7 +33,7 @@ def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100)
 
 

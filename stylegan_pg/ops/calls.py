@@ -38,7 +38,7 @@ SIGNATURES = {
         "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
         "conv3x3": [*[_INT] * 3, *[_PTR] * 4, *[_I64] * 12],
         "conv3x3_weight": [*[_INT] * 2, *[_PTR] * 4, *[_I64] * 11],
-        "conv3x3_room": [*[_INT] * 4, *[_I64] * 6, _PTR],
+        "conv3x3_workspace": [*[_INT] * 4, *[_I64] * 6, _PTR],
     },
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
@@ -240,7 +240,7 @@ def _conv3x3_workspace(kernels: Kernels, x: torch.Tensor, gradient: bool, transp
         RuntimeError: if there is no kernel for this dtype or stride.
     """
     size, how = ctypes.c_int64(), (DTYPES[x.dtype], gradient, transposed, stride)
-    if not kernels.call("conv3x3_room", x, *how, *sizes, torch.get_num_threads(), ctypes.addressof(size)):
+    if not kernels.call("conv3x3_workspace", x, *how, *sizes, torch.get_num_threads(), ctypes.addressof(size)):
         raise RuntimeError(f"conv3x3: there is no kernel for {x.dtype} at stride {stride}")
     return pool.empty([size.value], x, torch.contiguous_format, torch.uint8)
 

@@ -287,7 +287,7 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
         fontsize=10,
     )
     try:
-        with files.whole(out) as file:
+        with files.atomic_write(out) as file:
             figure.savefig(file, format="png", dpi=100)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}") from None

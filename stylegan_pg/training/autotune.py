@@ -139,7 +139,7 @@ def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case
     for pair in missing:
         table |= {names[case]: t for case, t in _measure(config, device, pair).items()}
     if path and missing:
-        with contextlib.suppress(OSError), files.whole(path) as file:
+        with contextlib.suppress(OSError), files.atomic_write(path) as file:
             file.write(json.dumps(table).encode())
     return {case: table[name] for case, name in names.items()}
 

@@ -71,8 +71,8 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
                     f"init={path} holds no finite numbers in {printable(name, 80)}: take an earlier checkpoint of the "
                     "run, or a snapshot"
                 )
-    stored = translated(then).get("model") if isinstance(then, dict) else None
-    then = stored if isinstance(stored, dict) else {}
+    told = translated(then).get("model") if isinstance(then, dict) else None
+    then = told if isinstance(told, dict) else {}
     found = printable(found or then.get("name"), 40)
     if found != model.name:
         raise UsageError(f"init={path} holds {found} networks, model.name is {model.name}: take the same in both")
@@ -82,15 +82,12 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
 def _differences(then: dict[str, Any], model: ModelConfig) -> str:
     now = json.loads(json.dumps(dataclasses.asdict(model)))
     keys = [key for key in now if key in then and then[key] != now[key] and key not in _NO_SIZES]
-    values = ", ".join(f"model.{key}={printable(json.dumps(then[key]), 60)}" for key in keys)
-    return f": its run had {values}" if values else ""
+    told = ", ".join(f"model.{key}={printable(json.dumps(then[key]), 60)}" for key in keys)
+    return f": its run had {told}" if told else ""
 
 
-def account(
-    nets: Mapping[str, nn.Module], new: Sequence[str], source: Weights, init: str, why: str
-) -> tuple[list[str], list[str]]:
-    """Return (lines, warnings) for the log: how many numbers of each network came from `init`, with a warning if these
-    are fewer than half.
+def account(nets: Mapping[str, nn.Module], new: Sequence[str], source: Weights, init: str, why: str) -> list[str]:
+    """How much of each network came from `init`, in numbers; a warning where that is less than half.
 
     Args:
         nets: {"G": ..., "D": ...}.
@@ -100,7 +97,7 @@ def account(
     Raises:
         UsageError: if no layer of them came from there (single biases do not count).
     """
-    missing, lines, warnings, amounts, layers = set(new), [], [], [], 0
+    missing, lines, amounts, layers = set(new), [], [], 0
     for player, net in nets.items():
         everything = {f"{player}/{name}": p for name, p in net.named_parameters()}
         taken = [p for name, p in everything.items() if name not in missing]
@@ -110,13 +107,13 @@ def account(
         if player not in source:
             lines.append(f"note: {player} starts anew, as {init} is a snapshot: a checkpoint holds both networks")
         elif 2 * count < total:
-            warnings.append(f"{init} gave only {count} of the {total} numbers of {player}{why}")
+            lines.append(f"warning: {init} gave only {count} of the {total} numbers of {player}{why}")
     if not layers:
         raise UsageError(
             f"init={init} has no layer that fits this run's networks, so there is nothing to start from{why}; take its "
             "run's model.* keys, another file, or leave init= away"
         )
-    return [f"taken over from it: {', '.join(amounts)}", *lines], warnings
+    return [f"taken over from it: {', '.join(amounts)}", *lines]
 
 
 # The layers with inputs of the label behind others, and which dimension these are: where the label is embedded first,

@@ -36,7 +36,7 @@ COMMON = {
     "output.grid_kimg": 0.032,
     "output.grid": "[2,2]",
     "output.snapshot_kimg": 0,
-    "output.trackers": "[]",
+    "output.tensorboard": "false",
     "checkpoint.every_kimg": 0.032,
     "checkpoint.keep": 1,
 }

@@ -52,7 +52,7 @@ BASE = {
     "output.grid_kimg": 0.032,
     "output.tick_kimg": 0.008,
     "output.snapshot_kimg": 0,
-    "output.trackers": "[]",
+    "output.tensorboard": "false",
     "checkpoint.every_kimg": 0.016,
     "checkpoint.keep": 1,
 }
@@ -92,21 +92,20 @@ def stopped(name: str, overrides: dict[str, Any], ranks: int, nimg: int, folder:
     arguments = ["train", "made.yml", *(f"{k}={v}" for k, v in (BASE | overrides | {"run": f"run-{name}"}).items())]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     process = subprocess.Popen([sys.executable, *launcher, "-m", commands.PACKAGE, *arguments], cwd=folder)
-    file, status = folder / f"run-{name}" / "status.json", {}
-    while process.poll() is None and status.get("nimg", 0) < nimg:
+    log, facts = folder / f"run-{name}" / "stats.jsonl", folder / f"run-{name}" / "ranks.json"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") * 8 >= nimg):
         time.sleep(0.01)
-        status = json.loads(file.read_text()) if file.exists() else {}
-    os.kill(status["ranks"][0]["pid"], signal.SIGTERM)
+    os.kill(json.loads(facts.read_text())["ranks"][0]["pid"], signal.SIGTERM)
     process.wait()
 
 
 def clean(run: Path) -> None:
     """Take out of a run's folder what names the machine."""
     (run / ".lock").unlink()
-    status = json.loads((run / "status.json").read_text())
-    for number, rank in enumerate(status["ranks"]):
+    facts = json.loads((run / "ranks.json").read_text())
+    for number, rank in enumerate(facts["ranks"]):
         rank |= {"host": "host", "pid": 1000 + number}
-    (run / "status.json").write_text(json.dumps(status))
+    (run / "ranks.json").write_text(json.dumps(facts))
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -37,10 +37,10 @@ from stylegan_pg.data.datasets.table import SampleTable, Tar
 from stylegan_pg.data.images.decode import BadPicture, header, size_at
 from stylegan_pg.data.storage import remote, shard_cache, shard_reader
 from stylegan_pg.data.storage.byte_stream import CHUNK
-from stylegan_pg.data.storage.index_cache import Arrays, kept
+from stylegan_pg.data.storage.index_cache import Arrays, cached
 from stylegan_pg.data.storage.patterns import expand
-from stylegan_pg.data.storage.retry import Passing, patiently
-from stylegan_pg.data.storage.shard_cache import NoRoom
+from stylegan_pg.data.storage.retry import TransientFault, retrying
+from stylegan_pg.data.storage.shard_cache import CacheFull
 from stylegan_pg.data.storage.tars import Member, content_of, members_of
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.untrusted import open_regular, printable
@@ -100,7 +100,7 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
     with patience, ThreadPoolExecutor(FETCHERS if any(map(remote.is_remote, urls)) else 1) as pool:
         stats = list(pool.map(_stat, urls))
         key = "\n".join(_version(one, stat) for one, stat in zip(urls, stats, strict=True))
-        columns = kept(f"foreign\n{key}", lambda: _read_all(pool, urls, stats))
+        columns = cached(f"foreign\n{key}", lambda: _read_all(pool, urls, stats))
     names, probes = _unpacked(columns["names"]), columns["probes"].tolist()
     identity = hashlib.sha256(f"foreign {base[0]}x{base[1]}".encode())
     for name in ("offset", "size", "label", "keys", "names", "counts", "tar_bytes"):
@@ -129,8 +129,8 @@ def _stat(url: str) -> remote.Stat:
     try:
         if not remote.is_remote(url) and not modes.S_ISREG(os.stat(remote.file_path(url)).st_mode):
             raise UsageError(f"{printable(url)} is no file: give tars, or a folder of tars alone")
-        return patiently(shard_cache.settings().patience, lambda: remote.stat_url(url, shard_cache.settings().patience))
-    except Passing as error:
+        return retrying(shard_cache.settings().patience, lambda: remote.stat_url(url, shard_cache.settings().patience))
+    except TransientFault as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except FileNotFoundError:
         raise UsageError(f"{printable(url)}: no such tar; check the path") from None
@@ -160,7 +160,7 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
         print(f"reading the headers of {len(urls)} tars, this once", file=sys.stderr)
 
     def read(url: str, stat: remote.Stat, last_dot: bool = False) -> Arrays:
-        return kept(f"tar {last_dot} {_version(url, stat)}", lambda: _read_one(url, stat, last_dot))
+        return cached(f"tar {last_dot} {_version(url, stat)}", lambda: _read_one(url, stat, last_dot))
 
     tars = list(pool.map(read, urls, stats))
     notes = [_unpacked(tar["note"]) for tar in tars]
@@ -223,9 +223,9 @@ def _read_one(url: str, stat: remote.Stat, last_dot: bool) -> Arrays:
         except UsageError:
             if not remote.is_remote(url):
                 raise
-            shard_reader.doubt(url, **known)
+            shard_reader.report_damage(url, **known)
             return _read_whole(url, named, known, last_dot)
-    except Passing as error:
+    except TransientFault as error:
         raise RunError(f"{error}: try again when the server is up") from None
     except OSError as error:
         raise UsageError(f"{named} cannot be read: {error}") from None
@@ -256,7 +256,7 @@ def _opened(url: str, known: dict[str, Any]) -> IO[bytes]:
     """A whole tar as an open file: from the shard cache, or a temporary file if the cache has no room for it."""
     try:
         return open_regular(shard_reader.local_path(url, **known))
-    except NoRoom:
+    except CacheFull:
         file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         try:
             _fill(file, url)
@@ -287,7 +287,7 @@ def _fill(file: IO[bytes], url: str) -> None:
                 write(data)
 
     if url.startswith("pipe:"):  # reading in pieces would run the command again for each of them
-        patiently(patience, print_all)
+        retrying(patience, print_all)
     else:
         while data := remote.read_url(url, file.tell(), file.tell() + PIECE, patience):
             write(data)

@@ -40,7 +40,7 @@ from stylegan_pg.data.datasets.shard_index import REMEDY, Shard, fits, read_shar
 from stylegan_pg.data.datasets.table import SampleTable, Tar
 from stylegan_pg.data.images.decode import SQUARE, size_at
 from stylegan_pg.data.storage import remote
-from stylegan_pg.data.storage.index_cache import Arrays, kept
+from stylegan_pg.data.storage.index_cache import Arrays, cached
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import parse_json, printable
 from stylegan_pg.urls import shown
@@ -112,7 +112,7 @@ class DatasetIndex:
             found = read()
         else:
             place = os.path.abspath(self.root) if local else ""
-            found = kept(f"packed {self.identity} {resolution} {place}", read, is_whole)
+            found = cached(f"packed {self.identity} {resolution} {place}", read, is_whole)
         return SampleTable(
             tars=[
                 Tar(f"{stem}.tar", int(size), str(sha256))
@@ -143,10 +143,10 @@ class DatasetIndex:
         """
         file = f"{self.root}/sources.json"
         try:
-            data = remote.read_url(file, most=_MOST_SOURCES)
+            data = remote.read_url(file, max_bytes=_MOST_SOURCES)
         except OSError:  # the file is for information only and may have been removed
             return []
-        found = parse_json(data, shown(file), REMEDY, most=_MOST_SOURCES)
+        found = parse_json(data, shown(file), REMEDY, max_bytes=_MOST_SOURCES)
         if not isinstance(found, list) or len(found) != self.count or not all(isinstance(path, str) for path in found):
             raise UsageError(f"{shown(file)} is no list of {self.count} paths, one of each image: {REMEDY}")
         return found

@@ -16,9 +16,9 @@ from stylegan_pg.data.datasets.description import columns_of
 from stylegan_pg.data.datasets.fields import Field
 from stylegan_pg.data.storage import remote
 from stylegan_pg.data.storage.index_cache import Arrays
-from stylegan_pg.data.storage.retry import Passing
+from stylegan_pg.data.storage.retry import TransientFault
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.untrusted import MOST_JSON_BYTES, parse_json, printable
+from stylegan_pg.untrusted import MAX_JSON_BYTES, parse_json, printable
 from stylegan_pg.urls import shown
 
 FETCHERS = 16  # small files of a remote dataset that are read concurrently
@@ -39,11 +39,11 @@ def read_at_start(url: str) -> bytes:
     """Read a whole file at the start of a command, with a short patience.
 
     Raises:
-        RunError: a server does not answer. Lasting, OSError: unchanged.
+        RunError: a server does not answer. PermanentFault, OSError: unchanged.
     """
     try:
-        return remote.read_url(url, patience=START_PATIENCE, most=MOST_JSON_BYTES)
-    except Passing as error:
+        return remote.read_url(url, patience=START_PATIENCE, max_bytes=MAX_JSON_BYTES)
+    except TransientFault as error:
         raise RunError(f"{error}: try again when the server is up") from None
 
 

@@ -166,11 +166,11 @@ class SampleTable:
             raise self._corrupt(i, f"its {name} is {there}, not {asked}", "size")
         return found
 
-    def doubt(self, i: int) -> None:
+    def report_damage(self, i: int) -> None:
         """Report that sample i is corrupt: the next `read` fetches a remote tar again, unless the cached copy is known
         to equal the source."""
         tar = self.tars[self.shard[i]]
-        shard_reader.doubt(tar.path, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
+        shard_reader.report_damage(tar.path, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
 
     def remote_shards(self) -> dict[int, shard_cache.Shard]:
         """The tars that are read through the shard cache, by their index in `tars`."""

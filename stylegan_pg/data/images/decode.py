@@ -1,10 +1,10 @@
 """Strict and deterministic decoding of pictures to uint8 pixels of a given shape.
 
-`decode` is for pictures that packing wrote: JPEG, PNG or WebP with exactly the expected size and channels.
-`decode_to_fit` is for pictures of other programs.
+`decode` reads pictures that this program has packed: JPEG, PNG or WebP with exactly the expected size and channels.
+`decode_to_fit` reads pictures of other programs. `decode_mask` reads masks.
 
-Size and channels are read from the header and checked before anything is decoded, so a small file that claims to hold a
-huge picture costs nothing.
+Size and channels are read from the header and checked before anything is decoded, so a small file whose header states
+a huge size uses no memory.
 """
 
 from __future__ import annotations
@@ -21,31 +21,36 @@ from PIL import Image
 from stylegan_pg.data.images import to_srgb
 from stylegan_pg.data.images.headers import (
     MANY_SCANS,
-    MOST_PIXELS,
+    MAX_PIXELS,
     BadPicture,
     check_jpeg,
     check_pixels,
-    no_fault_of_the_machine,
+    reraise_resource_error,
 )
 from stylegan_pg.data.images.open_image import check_memory, kind_of, opened
 from stylegan_pg.data.images.to_srgb import MODES
 
-SQUARE = (4, 4)  # the base of r x r pictures
+SQUARE = (4, 4)  # the base grid (rows, columns) of square pictures
 _JPEG = b"\xff\xd8\xff"
-_INKS = ("CMYK", "YCCK")
+_CMYK = ("CMYK", "YCCK")
 
 
 def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels at a resolution, for a base of (rows, columns) at resolution 4.
+    """Return (height, width) in pixels at a resolution, given the base (rows, columns) at resolution 4.
 
-    This equals schedule.size_at, whose module is slow to import.
+    This is the same as schedule.size_at, whose module is slow to import.
     """
     return base[0] * resolution // 4, base[1] * resolution // 4
 
 
 class Header(NamedTuple):
-    """A picture's header: rows, columns, channels after decoding (1 for grey, 4 with alpha, else 3), and its kind in
-    words, such as "palette PNG"."""
+    """The header of a picture.
+
+    Attributes:
+        height, width: The size in pixels.
+        channels: The channels after decoding: 1 for grey, 4 with alpha, otherwise 3.
+        kind: A description such as "palette PNG".
+    """
 
     height: int
     width: int
@@ -54,11 +59,11 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """Read the header of an encoded picture. Raises BadPicture."""
+    """Read the header of an encoded picture. Raises BadPicture if it is invalid."""
     with opened(data) as picture:
         to_srgb.check_kind(picture, data)
         mode, depth, format = picture.mode, to_srgb.depth(picture, data), kind_of(data)
-        if format == "PNG" and data[25] == 4:  # grey and alpha, also where Pillow takes it for RGBA
+        if format == "PNG" and data[25] == 4:  # grey and alpha; Pillow reads some of these as RGBA
             mode = "LA"
         words = {"1": "1-bit", "L": "grey", "LA": "grey and alpha", "La": "grey and alpha", "P": "palette"}
         word = "grey" if mode[0] == "I" else words.get(mode, mode)
@@ -70,16 +75,16 @@ def decode(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | 
     """Decode a picture of exactly this size and number of channels.
 
     Args:
-        data: a JPEG, PNG or WebP file.
-        size: (height, width).
-        channels: 1, 3 or 4.
-        out: memory for the result, uint8 [*size, channels], C-contiguous.
+        data: A JPEG, PNG or WebP file.
+        size: The expected (height, width).
+        channels: The expected number of channels: 1, 3 or 4.
+        out: C-contiguous memory for the result, uint8 [*size, channels]; None to allocate it.
 
     Returns:
-        uint8 [channels, *size], a view in which a pixel's channels are adjacent in memory.
+        uint8 [channels, *size], a view in which the channels of a pixel are adjacent in memory.
 
     Raises:
-        BadPicture: the bytes do not decode cleanly, or the size or the number of channels is another.
+        BadPicture: if the bytes are damaged, or the size or the number of channels is different.
     """
     if data[:3] == _JPEG:
         pixels = _decode_jpeg(data, channels, size, out)
@@ -96,15 +101,15 @@ def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
 
 
 def decode_to_fit(data: bytes, size: tuple[int, int], channels: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode a picture of any size: its largest central part with the aspect ratio of `size`, scaled down to `size`.
+    """Decode a picture of any size. Its largest central part with the aspect ratio of `size` is scaled down to `size`.
 
-    A JPEG is decoded at the smallest scale (in eighths) that is large enough; the rest is Lanczos resampling. Pictures
-    of other channels, more bits, palettes and so on are converted to `channels` as packing does (to_srgb.py). Arguments
-    and result are those of `decode`.
+    A JPEG is decoded at the smallest scale (in eighths) that is large enough, and then resampled with a Lanczos filter.
+    Other channels, bit depths and palettes are converted to `channels` in the same way as when packing (to_srgb.py).
+    Arguments and result are those of `decode`.
 
     Raises:
-        BadPicture: as `decode`, and for a picture that is too small or has more than MOST_PIXELS pixels.
-        MemoryError: there is not enough memory.
+        BadPicture: if the bytes are damaged, or the picture is too small or has more than MAX_PIXELS pixels.
+        MemoryError: if there is not enough memory.
     """
     picture = _reduced_jpeg(data, size, channels) if data[:3] == _JPEG else None
     if picture is None:
@@ -144,7 +149,7 @@ def decode_mask(data: bytes, size: tuple[int, int], out: np.ndarray | None = Non
     return _into(out, np.asarray(values).reshape(*size, 1)).transpose(2, 0, 1)
 
 
-def mask_values(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> Image.Image:
+def mask_values(data: bytes, name: str = "", most_pixels: int = MAX_PIXELS) -> Image.Image:
     """The values of a mask (see `decode_mask`) at its own size, as a picture of mode L. Raises BadPicture."""
     with opened(data, name, most_pixels) as picture:
         if picture.mode not in ("L", "P", "1"):
@@ -153,13 +158,14 @@ def mask_values(data: bytes, name: str = "", most_pixels: int = MOST_PIXELS) -> 
 
 
 def _part(rows: int, columns: int, size: tuple[int, int]) -> tuple[float, float]:
-    """Rows and columns (not rounded) of the largest part of a picture that has the aspect ratio of `size`."""
+    """Return rows and columns (not rounded) of the largest part of a picture with the aspect ratio of `size`."""
     scale = min(rows / size[0], columns / size[1])
     return size[0] * scale, size[1] * scale
 
 
 def _need(rows: int, columns: int, least: tuple[int, int]) -> tuple[int, int]:
-    """The rows and columns to which a picture may be reduced, so that the part that is used is still large enough."""
+    """Return the smallest rows and columns to which a picture may be reduced such that the used part is at least
+    `least`."""
     down, across = _part(rows, columns, least)
     return math.ceil(least[0] * rows / down), math.ceil(least[1] * columns / across)
 
@@ -169,7 +175,7 @@ def _check_size(rows: int, columns: int, exact: tuple[int, int] | None, least: t
         raise BadPicture(f"is {rows}x{columns}, not {exact[0]}x{exact[1]} (rows x columns)", "size")
     if least and (rows < least[0] or columns < least[1]):
         raise BadPicture(f"is {rows}x{columns}, smaller than {least[0]}x{least[1]} (rows x columns)", "size")
-    check_pixels(rows, columns, MOST_PIXELS)
+    check_pixels(rows, columns, MAX_PIXELS)
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str]:
@@ -181,10 +187,10 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
 
 
 def _decode_jpeg(data: bytes, channels: int, size: tuple[int, int], out: np.ndarray | None) -> np.ndarray:
-    """uint8 [*size, channels]."""
+    """Decode a JPEG of exactly `size`. Return uint8 [*size, channels]."""
     height, width, coded = _jpeg_header(data)
     _check_size(height, width, size, None)
-    if coded in _INKS or channels != (1 if coded == "GRAY" else 3):
+    if coded in _CMYK or channels != (1 if coded == "GRAY" else 3):
         raise BadPicture(f"its colour space is {coded}, which does not give {channels} channels", "channels")
     return _strictly(data, channels, (height, width), (0, 0), out)
 
@@ -192,8 +198,8 @@ def _decode_jpeg(data: bytes, channels: int, size: tuple[int, int], out: np.ndar
 def _strictly(
     data: bytes, channels: int, size: tuple[int, int], need: tuple[int, int], out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Decode a JPEG of `size` at the smallest scale of at least `need` -> uint8 [H, W, channels]. Strict mode raises
-    for damaged data that other decoders accept silently."""
+    """Decode a JPEG of `size` at the smallest scale that gives at least `need`. Return uint8 [H, W, channels]. Strict
+    mode raises an error for damaged data, which other decoders accept silently."""
     pixels = size[0] * size[1]
     if pixels * len(data) > MANY_SCANS:
         check_jpeg(data)
@@ -206,17 +212,18 @@ def _strictly(
 
 
 def _reduced_jpeg(data: bytes, least: tuple[int, int], channels: int) -> Image.Image | None:
-    """A reduced JPEG, if its decoder can convert its colour space to `channels`; else None."""
+    """Decode a JPEG at a reduced scale. Return None if the decoder cannot convert its colour space to `channels`."""
     height, width, coded = _jpeg_header(data)
     _check_size(height, width, None, least)
-    if coded in _INKS or channels == 4:
+    if coded in _CMYK or channels == 4:
         return None
     pixels = _strictly(data, channels, (height, width), _need(height, width, least))
     return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
 
 
 def _converted(data: bytes, least: tuple[int, int], channels: int) -> Image.Image:
-    """A picture of any supported kind, converted to `channels`. Profiles of grey, RGB and RGBA pictures are ignored."""
+    """Decode a picture of any supported kind and convert it to `channels`. The colour profiles of grey, RGB and RGBA
+    pictures are ignored."""
     with opened(data) as picture:
         _check_size(picture.height, picture.width, None, least)
         if picture.format in ("JPEG", "MPO"):
@@ -231,9 +238,9 @@ def _opened(data: bytes) -> Image.Image:
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:
-        raise BadPicture(f"has more than {MOST_PIXELS} pixels: {error}", "size") from error
-    except Exception as error:  # damaged data makes Pillow raise many kinds of exceptions
-        no_fault_of_the_machine(error)
+        raise BadPicture(f"has more than {MAX_PIXELS} pixels: {error}", "size") from error
+    except Exception as error:  # damaged data can cause many kinds of exceptions in Pillow
+        reraise_resource_error(error)
         raise BadPicture(f"does not decode: {error}") from error
 
 
@@ -243,13 +250,13 @@ def _load(data: bytes, channels: int, size: tuple[int, int]) -> Image.Image:
         _check_size(picture.height, picture.width, size, None)
         try:
             picture.load()
-            # WebP has no grey pictures, and drops an alpha channel that is opaque everywhere.
+            # WebP has no grey pictures, and omits an alpha channel that is opaque everywhere.
             if picture.format == "WEBP" and channels != 3:
                 picture = picture.convert(MODES[channels])
         except MemoryError:
             raise
-        except Exception as error:  # broken data, as in _opened
-            no_fault_of_the_machine(error)
+        except Exception as error:  # damaged data, as in _opened
+            reraise_resource_error(error)
             raise BadPicture(f"does not decode: {error}") from error
         if picture.mode != MODES[channels]:
             raise BadPicture(f"its mode is {picture.mode}, not {MODES[channels]}", "channels")

@@ -1,6 +1,5 @@
-"""Checks of picture headers that would make a decoder use far more memory or time than the pixels justify.
-
-The headers are parsed here, byte by byte and within limits, before a decoder sees them.
+"""Checks of picture headers, before a decoder reads them. They refuse headers that would make a decoder use far more
+memory or time than the number of pixels justifies. The headers are parsed here, within limits.
 """
 
 from __future__ import annotations
@@ -10,30 +9,31 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
-MOST_PIXELS = 89_478_485  # limit of a picture; the same at which Pillow warns of decompression bombs
-_SCANS = 24  # scans that a JPEG of any size may have (more than usual); beyond that,
-_SCANNED = 1 << 31  # the limit of pixels in all scans together, which take seconds
-MANY_SCANS = 8 * _SCANNED  # bytes times pixels of a JPEG, below which its scans cannot be too many
-_CHUNKS = 200_000  # of a PNG
-_RUNS = 8 << 20  # bytes of a BMP of runs, which Pillow decodes one by one
-_ENTRIES = 4096  # of a directory of TIFF's kind
-_STRIPS = 1 << 18  # of a TIFF
-_TILE = 1 << 24  # pixels of a TIFF's tile
-_BLOCKS = 1 << 21  # of a JPEG 2000 picture: each takes half a kilobyte
-_LAYERED = 1 << 27  # layers times blocks of one
+MAX_PIXELS = 89_478_485  # pixels of a picture; beyond this number Pillow warns of decompression bombs
+_SCANS = 24  # scans that a JPEG of any size may have, which is more than usual
+_SCANNED = 1 << 31  # pixels in all scans of a JPEG with more scans; decoding them takes seconds
+MANY_SCANS = 8 * _SCANNED  # if bytes times pixels of a JPEG are fewer, it cannot have too many scans
+_CHUNKS = 200_000  # chunks of a PNG
+_RUNS = 8 << 20  # bytes of a run-length encoded BMP, whose runs Pillow decodes one by one
+_ENTRIES = 4096  # entries of a directory in a TIFF or in Exif data
+_STRIPS = 1 << 18  # strips or tiles of a TIFF
+_TILE = 1 << 24  # pixels of a tile of a TIFF
+_BLOCKS = 1 << 21  # code blocks of a JPEG 2000 picture, each of which needs half a kilobyte
+_LAYERED = 1 << 27  # layers times code blocks of a JPEG 2000 picture
 
 
-class BadPicture(ValueError):  # noqa: N818 - it names the thing
-    """The bytes are not a valid picture of the expected form; `kind` is "decode", "size" or "channels"."""
+class BadPicture(ValueError):  # noqa: N818 - it names what is wrong
+    """The bytes are not a valid picture of the expected form. The attribute `kind` is "decode", "size" or
+    "channels"."""
 
     def __init__(self, reason: str, kind: str = "decode"):
         super().__init__(reason)
         self.kind = kind
 
 
-def no_fault_of_the_machine(error: Exception) -> None:
-    """Re-raise a decoder's error if its cause is not the picture but the limit of open files of this process (decoders
-    are loaded at their first use)."""
+def reraise_resource_error(error: Exception) -> None:
+    """Raise a decoder's error again if its cause is the limit of open files of this process instead of the picture.
+    This can happen because decoders are loaded at their first use."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise error
 
@@ -44,18 +44,18 @@ def check_pixels(rows: int, columns: int, most: int) -> None:
         raise BadPicture(f"is {rows}x{columns} (rows x columns) and has more than {most} pixels", "size")
 
 
-def check_jpeg(data: bytes, most_pixels: int = MOST_PIXELS) -> None:
+def check_jpeg(data: bytes, most_pixels: int = MAX_PIXELS) -> None:
     """Check a JPEG.
 
     Raises:
-        BadPicture: it has so many scans (each is a pass over the picture) that decoding would take minutes; it is
-            progressive with four components and more than half of `most_pixels`; or its Exif data fails
+        BadPicture: if it has so many scans (passes over the picture) that decoding would take minutes, if it is
+            progressive with four components and more than half of `most_pixels`, or if its Exif data fails
             `check_directory`.
     """
     size, progressive, components, exif, at = (0, 0), False, 0, b"", 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
-            return  # the decoder says so
+            return  # the decoder reports this damage
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
@@ -75,7 +75,7 @@ def check_jpeg(data: bytes, most_pixels: int = MOST_PIXELS) -> None:
                 _check_scans(data, at, size)
             break
         at += 2 + max(length, 2)
-    # Many scans of four components, none of them at half size, take three times as long as those of a photograph.
+    # Scans of four components at full size take three times as long as the scans of a photograph.
     check_pixels(*size, most_pixels // 2 if progressive and components > 3 else most_pixels)
     check_directory(exif)
 
@@ -85,22 +85,22 @@ def _check_scans(data: bytes, at: int, size: tuple[int, int]) -> None:
     if (len(data) - at) // 8 <= most:
         return
     scans = 0
-    for marker in re.finditer(rb"\xff[\xda\xd9]", data[at:]):  # these markers do not occur within a scan
+    for marker in re.finditer(rb"\xff[\xda\xd9]", data[at:]):  # these markers cannot occur within a scan
         if marker[0] == b"\xff\xd9":
             break
         scans += 1
     if scans > most:
-        raise BadPicture(f"is {size[0]}x{size[1]} (rows x columns) in {scans} scans, more than {most}: save it anew")
+        raise BadPicture(f"is {size[0]}x{size[1]} (rows x columns) in {scans} scans, more than {most}: save it again")
 
 
 def _check_png(data: bytes, most_pixels: int) -> None:
     for number, _ in enumerate(png_chunks(data)):
         if number == _CHUNKS:
-            raise BadPicture(f"has more than {_CHUNKS} chunks: save it anew")
+            raise BadPicture(f"has more than {_CHUNKS} chunks: save it again")
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a PNG: (name, offset of the content, its length)."""
+    """Yield (name, offset of the content, length of the content) of each chunk of a PNG."""
     at = 8
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -111,14 +111,14 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _check_tiff(data: bytes, most_pixels: int) -> None:
     entries = check_directory(data)
     if entries.get(322, 0) * entries.get(323, 0) > _TILE:
-        raise BadPicture(f"has tiles of {entries[322]}x{entries[323]} pixels, more than {_TILE}: save it anew")
+        raise BadPicture(f"has tiles of {entries[322]}x{entries[323]} pixels, more than {_TILE}: save it again")
 
 
 def check_directory(data: bytes) -> dict[int, int]:
-    """Read the first directory of a TIFF or of Exif data -> {tag: value} of its tags that hold one integer.
+    """Read the first directory of a TIFF or of Exif data. Return {tag: value} of the tags that contain one integer.
 
     Raises:
-        BadPicture: its entries refer to more bytes in total than is reasonable for the file.
+        BadPicture: if its entries refer to more bytes in total than is plausible for the file.
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
     if not order or len(data) < 16:
@@ -131,48 +131,48 @@ def check_directory(data: bytes) -> dict[int, int]:
     except struct.error:
         return {}
     if number > _ENTRIES:
-        raise BadPicture(f"has a directory of {number} entries, more than {_ENTRIES}: save it anew")
+        raise BadPicture(f"has a directory of {number} entries, more than {_ENTRIES}: save it again")
     at += struct.calcsize(counted)
     values, asked = {}, 0
     for place in range(at, min(at + number * entry.size, len(data) - entry.size + 1), entry.size):
         tag, kind, count, value = entry.unpack_from(data, place)
         asked += count * {2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}.get(kind, 1)
         if tag in (273, 279, 324, 325) and count > _STRIPS:
-            raise BadPicture(f"has {count} strips or tiles, more than {_STRIPS}: save it anew")
+            raise BadPicture(f"has {count} strips or tiles, more than {_STRIPS}: save it again")
         if count == 1 and kind in (3, 4, 16):
             values[tag] = struct.unpack_from(order + {3: "H", 4: "I", 16: "Q"}[kind], value.ljust(8, b"\0"))[0]
     if asked > 2 * len(data) + (1 << 16):
-        raise BadPicture(f"has a directory that asks for {asked} bytes in a file of {len(data)}: save it anew")
+        raise BadPicture(f"has a directory that refers to {asked} bytes in a file of {len(data)}: save it again")
     return values
 
 
 def _check_bmp(data: bytes, most_pixels: int) -> None:
     if data[30:31] in (b"\1", b"\2") and len(data) > _RUNS:
-        raise BadPicture(f"has {len(data)} bytes of runs, more than {_RUNS}: save it as PNG")
+        raise BadPicture(f"is run-length encoded and has {len(data)} bytes, more than {_RUNS}: save it as PNG")
 
 
 def _check_jpeg2000(data: bytes, most_pixels: int) -> None:
-    """Check the size and the number of blocks in the codestream of a JPEG 2000 file, which the file around it need not
-    state truthfully."""
+    """Check the size and the number of code blocks in the codestream of a JPEG 2000 file. The boxes around the
+    codestream may state wrong values."""
     at = _codestream(data)
     try:
         _, _, _, right, bottom, left, top, wide, high, first, second, components = struct.unpack_from(
             ">HHHIIIIIIIIH", data, at + 2
         )
         if not (right > left and bottom > top and wide and high and 1 <= components <= 4):
-            raise BadPicture("does not decode: its header makes no sense")
+            raise BadPicture("does not decode: its header is invalid")
         pixels = (right - left) * (bottom - top)
         check_pixels(bottom - top, right - left, most_pixels)
         tiles = -(-(right - first) // wide) * -(-(bottom - second) // high)
         for layers, blocks in _blocks(data, at + 2, min(pixels, wide * high)):
             if components * tiles * blocks > _BLOCKS or layers * components * blocks > _LAYERED:
-                raise BadPicture(f"is cut into {components * tiles * blocks} blocks, in {layers} layers: save it anew")
+                raise BadPicture(f"has {components * tiles * blocks} code blocks in {layers} layers: save it again")
     except struct.error:
-        raise BadPicture("does not decode: its header is cut") from None
+        raise BadPicture("does not decode: its header is truncated") from None
 
 
 def _codestream(data: bytes) -> int:
-    """The offset of the codestream within the boxes of a JP2 file."""
+    """Return the offset of the codestream within the boxes of a JP2 file."""
     at = 0
     if data[:4] != b"\xff\x4f\xff\x51":
         while data[at + 4 : at + 8] != b"jp2c":
@@ -180,20 +180,20 @@ def _codestream(data: bytes) -> int:
             if length == 1:
                 length = int.from_bytes(data[at + 8 : at + 16], "big")
             if length < 8 or at + length > len(data):
-                raise BadPicture("does not decode: it holds no codestream")
+                raise BadPicture("does not decode: it contains no codestream")
             at += length
         at += 16 if data[at : at + 4] == b"\0\0\0\1" else 8
     return at
 
 
 def _blocks(data: bytes, at: int, pixels: int) -> Iterator[tuple[int, int]]:
-    """(layers, precincts and code blocks of a tile's component) for each coding style in the headers of the codestream
-    and of its tiles, whose markers begin at offset `at`. Raises struct.error for truncated data."""
-    layers, end = 1, 0  # end: of the tile's part
+    """Yield (layers, precincts and code blocks of a tile's component) for each coding style in the headers of the
+    codestream and of its tiles. The markers begin at offset `at`. Raises struct.error for truncated data."""
+    layers, end = 1, 0  # `end` is the end of the current tile-part
     while at + 2 <= len(data):
         marker = struct.unpack_from(">H", data, at)[0]
-        if marker == 0xFF93:  # the tile's data follow
-            if end <= at:  # the last one may leave its length open
+        if marker == 0xFF93:  # the data of the tile-part follow
+            if end <= at:  # the last tile-part may omit its length
                 return
             at = end
         elif marker == 0xFFD9:

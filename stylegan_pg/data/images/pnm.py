@@ -1,5 +1,5 @@
-"""A reader of portable anymaps (PBM, PGM, PPM), plain and raw. Pillow takes a second for a million samples of most of
-them, and minutes for some."""
+"""A reader of portable anymaps (PBM, PGM, PPM) in plain and raw form. Pillow takes a second for a million samples in
+most of these formats, and minutes in some."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_LONGEST_HEAD = 1 << 16
+_MAX_HEADER = 1 << 16
 _GAP = rb"(?:[ \t\n\v\f\r]|#[^\n\r]*[\n\r])+"
 _SIZE = re.compile(rb"P([1-6])" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})")
 _WHITE = re.compile(_GAP + rb"(\d{1,5})")
@@ -17,24 +17,33 @@ _COMMENT = re.compile(rb"#[^\n\r]*")
 
 
 class Head(NamedTuple):
-    kind: int  # 1 to 6
+    """The header of an anymap.
+
+    Attributes:
+        kind: The number 1 to 6 of the format.
+        width, height: The size in pixels.
+        white: The value of the brightest sample.
+        at: The offset of the first sample in bytes.
+    """
+
+    kind: int
     width: int
     height: int
-    white: int  # the largest sample
-    at: int  # offset of the first sample
+    white: int
+    at: int
 
 
 def head(data: bytes) -> Head:
     """Parse the header of an anymap. Raises ValueError if it is damaged."""
-    start = data[:_LONGEST_HEAD]
+    start = data[:_MAX_HEADER]
     size = _SIZE.match(start)
     if not size:
-        raise ValueError("its header gives no size")
+        raise ValueError("its header contains no size")
     kind, end, white = int(size[1]), size.end(), 1
     if kind not in (1, 4):
         found = _WHITE.match(start, end)
         if not found or not 0 < int(found[1]) < 65536:
-            raise ValueError("its header gives no largest sample from 1 to 65535")
+            raise ValueError("its header contains no largest sample from 1 to 65535")
         white, end = int(found[1]), found.end()
     if not int(size[2]) or not int(size[3]):
         raise ValueError("has no pixels")
@@ -42,8 +51,8 @@ def head(data: bytes) -> Head:
 
 
 def read(data: bytes, head: Head) -> Image.Image:
-    """Read an anymap as a picture of mode L, RGB or, for grey with more than 8 bits, I;16, in which white is 255 or
-    65535. Raises ValueError if it is truncated or damaged."""
+    """Read an anymap. The mode of the result is L, RGB or, for grey with more than 8 bits, I;16; white is 255 or 65535.
+    Raises ValueError if the data is truncated or damaged."""
     bands = 3 if head.kind in (3, 6) else 1
     shape = (head.height, head.width, 3) if bands == 3 else (head.height, head.width)
     samples = head.height * head.width * bands
@@ -54,9 +63,9 @@ def read(data: bytes, head: Head) -> Image.Image:
     if head.kind > 4:
         values = np.minimum(_raw(data, head, samples, "u1" if head.white < 256 else ">u2"), head.white)
     else:
-        values = _plain(data[head.at : head.at + 16 * samples + _LONGEST_HEAD], samples, one_digit=head.kind == 1)
+        values = _plain(data[head.at : head.at + 16 * samples + _MAX_HEADER], samples, one_digit=head.kind == 1)
         if len(values) < samples or values.min() < 0 or values.max() > head.white:
-            raise ValueError(f"does not hold {samples} samples from 0 to {head.white}")
+            raise ValueError(f"does not contain {samples} samples from 0 to {head.white}")
     values = values.reshape(shape)
     if head.kind == 1:
         return Image.fromarray((1 - values).astype(np.uint8) * np.uint8(255))
@@ -70,14 +79,14 @@ def read(data: bytes, head: Head) -> Image.Image:
 def _raw(data: bytes, head: Head, count: int, dtype: str) -> np.ndarray:
     there = data[head.at : head.at + count * np.dtype(dtype).itemsize]
     if len(there) < count * np.dtype(dtype).itemsize:
-        raise ValueError("is cut short")
+        raise ValueError("is truncated")
     return np.frombuffer(there, dtype)
 
 
 def _plain(text: bytes, samples: int, one_digit: bool) -> np.ndarray:
     text = _COMMENT.sub(b"", text)
-    if one_digit:  # which needs no gaps
+    if one_digit:  # samples of one digit need no separators
         return np.frombuffer(text.translate(None, b" \t\n\v\f\r"), np.uint8)[:samples].astype(np.int32) - ord("0")
     if re.search(rb"[^0-9 \t\n\v\f\r]|\d{10}", text):
-        raise ValueError("holds what is no sample")
-    return np.fromstring(text.strip(), np.int32, sep=" ")[:samples]  # with a count, numpy would fill up missing samples
+        raise ValueError("contains text that is not a sample")
+    return np.fromstring(text.strip(), np.int32, sep=" ")[:samples]  # count= would fill in values for missing samples

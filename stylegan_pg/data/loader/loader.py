@@ -24,7 +24,7 @@ from stylegan_pg.data.datasets.table import SampleTable
 from stylegan_pg.data.loader import workers as processes
 from stylegan_pg.data.loader.parts import Part, Source, Spec, parts_of
 from stylegan_pg.data.loader.reading import Bad
-from stylegan_pg.data.loader.shared_buffers import Slots
+from stylegan_pg.data.loader.shared_buffers import SharedBuffers
 from stylegan_pg.data.storage import shard_cache
 from stylegan_pg.data.storage.retry import Fault
 from stylegan_pg.data.storage.shard_reader import Prefetcher
@@ -92,7 +92,7 @@ class _Read(NamedTuple):
 class _Samples(Dataset):
     """Reads whole batches; runs in the worker processes."""
 
-    def __init__(self, parts: Sequence[Part], mirror: bool, slots: Mapping[str, Slots], progress: np.ndarray):
+    def __init__(self, parts: Sequence[Part], mirror: bool, slots: Mapping[str, SharedBuffers], progress: np.ndarray):
         self.parts, self.mirror, self.slots = parts, mirror, slots
         self.progress = progress  # part and ordinal that each worker is reading, for the message if it dies
         self.specs = specs_of(parts)
@@ -141,7 +141,7 @@ class _Positions(Sampler):
         steps: range,
         share: Sequence[int],
         first_patience: float | None,
-        slots: Mapping[str, Slots],
+        slots: Mapping[str, SharedBuffers],
     ):
         self.parts, self.steps, self.share, self.first, self.slots = parts, steps, share, first_patience, slots
 
@@ -150,7 +150,7 @@ class _Positions(Sampler):
         for nimg in self.steps:
             first = nimg == self.steps.start and self.first is not None
             samples = [[part.at(nimg, i, self.steps.step) for i in self.share] for part in self.parts]
-            slots = {name: memory.take() for name, memory in self.slots.items()}
+            slots = {name: memory.acquire() for name, memory in self.slots.items()}
             yield _Wanted(samples, (self.first or 0.0) if first else patience, slots)
 
     def __len__(self) -> int:
@@ -205,8 +205,8 @@ def batches(
     size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in pictures.values())
     depth = min(max(AHEAD_BYTES // max(size * max(workers, 1), 1), AHEAD[0]), AHEAD[-1])
     count = min(depth * workers + IN_USE, len(steps))
-    slots = {name: Slots(count, shape, dtype) for name, (shape, dtype) in pictures.items()}
-    progress = Slots(1, [max(workers, 1), 2], np.int64).arrays[0]
+    slots = {name: SharedBuffers(count, shape, dtype) for name, (shape, dtype) in pictures.items()}
+    progress = SharedBuffers(1, [max(workers, 1), 2], np.int64).arrays[0]
     loader = DataLoader(
         _Samples(parts, mirror, slots, progress),
         batch_sampler=_Positions(parts, steps, share, first_patience, slots),  # type: ignore[arg-type]  # not lists
@@ -273,7 +273,7 @@ class _Ahead:
             self.last = time.monotonic()
             now = self.order.shards_ahead(nimg, 1)
             later = [i for i in self.order.shards_ahead(nimg, 2) if i not in now]
-            self.prefetcher.want([self.shards[i] for i in [*now, *later[: self.count]] if i in self.shards])
+            self.prefetcher.request([self.shards[i] for i in [*now, *later[: self.count]] if i in self.shards])
 
     def close(self) -> None:
         if self.prefetcher:
@@ -293,8 +293,8 @@ def _whole(read: _Read) -> _Read:
     return read
 
 
-def _assembled(read: _Read, slots: Mapping[str, Slots], specs: Mapping[str, Spec]) -> Batch:
-    lent = {name: slots[name].lend(slot) for name, slot in read.slots.items() if slot is not None}
+def _assembled(read: _Read, slots: Mapping[str, SharedBuffers], specs: Mapping[str, Spec]) -> Batch:
+    lent = {name: slots[name].as_tensor(slot) for name, slot in read.slots.items() if slot is not None}
     if read.fault:
         return Batch({"image": torch.empty(0)}, frozenset(), read.bad, read.fault, read.lasting)
     values = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in read.values.items()} | lent

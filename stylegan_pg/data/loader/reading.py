@@ -14,7 +14,7 @@ import torch
 
 from stylegan_pg.data.datasets.table import CorruptSample, SampleTable
 from stylegan_pg.data.storage import shard_cache
-from stylegan_pg.data.storage.retry import Patience
+from stylegan_pg.data.storage.retry import Retries
 from stylegan_pg.errors import RunError
 from stylegan_pg.untrusted import printable
 
@@ -62,7 +62,7 @@ def with_retries(table: SampleTable, i: int, read: Callable[[int], _T]) -> _T:
         CorruptSample: the bytes were bad twice, the second time read from the source itself.
         OSError: the sample could not be read for the configured patience.
     """
-    waiting, failures = Patience(shard_cache.settings().patience), 0
+    waiting, failures = Retries(shard_cache.settings().patience), 0
     while True:
         try:
             return read(i)
@@ -70,7 +70,7 @@ def with_retries(table: SampleTable, i: int, read: Callable[[int], _T]) -> _T:
             failures += 1
             if failures == 2:
                 raise
-            table.doubt(i)
+            table.report_damage(i)
         except OSError as fault:
             waiting.wait(fault)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from stylegan_pg.data.datasets.table import SampleTable
 from stylegan_pg.data.storage import shard_cache
-from stylegan_pg.data.storage.retry import Patience
+from stylegan_pg.data.storage.retry import Retries
 from stylegan_pg.distributed import stopping
 
 LINGER = 30.0  # seconds that a worker continues after SIGTERM
@@ -35,8 +35,8 @@ def begin(settings: shard_cache.Settings, _: int) -> None:
 
 
 def _end_soon(*_: Any) -> None:
-    if not Patience.giving_up:
-        Patience.give_up()
+    if not Retries.giving_up:
+        Retries.give_up()
         timer = threading.Timer(LINGER, os._exit, [0])
         timer.daemon = True  # so that it does not keep a finished worker alive
         timer.start()
@@ -45,7 +45,7 @@ def _end_soon(*_: Any) -> None:
 def give_up_waiting() -> None:
     """End all retries of this process and its workers, so that pending batches come with a fault. For a process that is
     about to stop; safe in a signal handler."""
-    Patience.give_up()
+    Retries.give_up()
     for worker in running:
         worker.terminate()  # see _end_soon
 

@@ -18,7 +18,7 @@ from stylegan_pg.data.pack.source_files import PICTURES, File, few
 from stylegan_pg.data.pack.sources import Listing, normal_path
 from stylegan_pg.data.pack.vectors import as_vectors
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import MOST_JSON_BYTES, open_regular, parse_json, printable
+from stylegan_pg.untrusted import MAX_JSON_BYTES, open_regular, parse_json, printable
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
 _NONE = "or give --labels none"
@@ -108,11 +108,11 @@ def read_table(path: Path, option: str, forms: str) -> bytes:
     origin = printable(path)
     try:
         with open_regular(path) as file:
-            data = file.read(MOST_JSON_BYTES + 1)
+            data = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{option} = {origin}: {error.strerror}; {forms}") from error
-    if len(data) > MOST_JSON_BYTES:
-        raise UsageError(f"{option} = {origin}: it has more than {MOST_JSON_BYTES} bytes; {forms}")
+    if len(data) > MAX_JSON_BYTES:
+        raise UsageError(f"{option} = {origin}: it has more than {MAX_JSON_BYTES} bytes; {forms}")
     if path.suffix.lower() not in (".csv", ".json"):
         raise UsageError(f"{option} = {origin}: its name must end in .json or .csv, which says how it is read")
     return data

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from stylegan_pg.data.images.decode import SQUARE
-from stylegan_pg.data.images.headers import MOST_PIXELS
+from stylegan_pg.data.images.headers import MAX_PIXELS
 from stylegan_pg.data.pack.reading import Unreadable
 from stylegan_pg.data.pack.samples import Sample
 from stylegan_pg.data.pack.shard_writer import Manifest, committed_groups, write_whole
 from stylegan_pg.data.pack.source_files import few
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import MOST_JSON_BYTES, open_regular, printable, read_json
+from stylegan_pg.untrusted import MAX_JSON_BYTES, open_regular, printable, read_json
 
 PICTURES = "pictures.json"
 _ANOTHER = "Repeat the command it was started with, give another OUT, or delete this one"
@@ -71,7 +71,7 @@ def remembered(out: Path) -> Memory:
 
 def table_in(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises OSError; UsageError or ValueError if it holds none."""
-    content = read_json(file, "it is no table", most=MOST_JSON_BYTES)
+    content = read_json(file, "it is no table", max_bytes=MAX_JSON_BYTES)
     if not isinstance(content, dict):
         raise ValueError("it is no table")
     return content
@@ -103,7 +103,7 @@ def compare(out: Path, there: dict[str, Any], now: dict[str, Any], samples: list
     there = {
         "base": list(SQUARE),
         "max_images": None,
-        "max_pixels": MOST_PIXELS,
+        "max_pixels": MAX_PIXELS,
         **there,
     }  # of a version that knew no other
     if "listing_sha256" in there:  # as older versions wrote it

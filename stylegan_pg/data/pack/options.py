@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from stylegan_pg.data.images.decode import MODES, size_at
-from stylegan_pg.data.images.headers import MOST_PIXELS
+from stylegan_pg.data.images.headers import MAX_PIXELS
 from stylegan_pg.data.pack.pyramid import FILTERS, Recipe
 from stylegan_pg.data.pack.selection import Wanted
 from stylegan_pg.errors import UsageError
@@ -28,7 +28,7 @@ def recipe_of(resolution, lowest, format, quality, crop, base, filter, channels,
     if not 1 <= quality <= 100:
         raise UsageError(f"quality = {quality}: give a number from 1 to 100")
     if max_pixels < 1:
-        raise UsageError(f"max_pixels = {max_pixels}: give the most pixels of a picture, such as {MOST_PIXELS}")
+        raise UsageError(f"max_pixels = {max_pixels}: give the most pixels of a picture, such as {MAX_PIXELS}")
     size, shape = _bytes(shard_size), _base(base, resolution)
     return Recipe(resolution, lowest, format, quality, crop, filter, channels, size, shape, max_pixels)
 

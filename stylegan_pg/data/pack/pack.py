@@ -27,7 +27,7 @@ from stylegan_pg.data.datasets.field_columns import described
 from stylegan_pg.data.datasets.index import FORMAT, WITH_FIELDS, identity_of
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.images.decode import SQUARE
-from stylegan_pg.data.images.headers import MOST_PIXELS
+from stylegan_pg.data.images.headers import MAX_PIXELS
 from stylegan_pg.data.pack import ledger
 from stylegan_pg.data.pack.encoders import Encoders
 from stylegan_pg.data.pack.options import checked, recipe_of
@@ -64,7 +64,7 @@ def pack(
     shard_size: str | int = "256MB",
     workers: int | None = None,
     channels: int = 3,
-    max_pixels: int = MOST_PIXELS,
+    max_pixels: int = MAX_PIXELS,
     progress: bool = True,
 ) -> PackReport:
     """Pack the pictures of `source` into the dataset folder `out` (see this module's text and datasets/index.py).

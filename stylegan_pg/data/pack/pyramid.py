@@ -43,7 +43,7 @@ from PIL import Image
 
 from stylegan_pg.data.images import to_srgb
 from stylegan_pg.data.images.decode import SQUARE, mask_values, size_at
-from stylegan_pg.data.images.headers import MOST_PIXELS
+from stylegan_pg.data.images.headers import MAX_PIXELS
 from stylegan_pg.data.images.open_image import opened
 
 LOSSLESS_UP_TO = 32  # the resolution; a PNG is hardly larger there, and JPEG blocks would be most of the picture
@@ -72,7 +72,7 @@ class Recipe:
     channels: int
     shard_size: int  # bytes
     base: tuple[int, int] = SQUARE
-    max_pixels: int = MOST_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     @property
     def resolutions(self) -> list[int]:
@@ -179,7 +179,7 @@ def _shaped(
     rows, columns = size_at(recipe.resolution, recipe.base)
     final, crop = (columns, rows), recipe.crop
     with opened(data, name, recipe.max_pixels) as picture:
-        if picture.format in ("JPEG", "MPO") and picture.width * picture.height > MOST_PIXELS:
+        if picture.format in ("JPEG", "MPO") and picture.width * picture.height > MAX_PIXELS:
             across, down = picture.size
             turned = to_srgb.orientation_of(picture) > 4
             shape = _shape((down, across) if turned else (across, down), recipe.base, crop)
@@ -201,7 +201,7 @@ def _fitted(
     rows, columns = size_at(recipe.resolution, recipe.base)
     final = (columns, rows)
     shape = _shape(upright.size, recipe.base, crop)
-    if recipe.crop == "pad" and shape[0] * shape[1] > MOST_PIXELS:
+    if recipe.crop == "pad" and shape[0] * shape[1] > MAX_PIXELS:
         less = min(final[0] / shape[0], final[1] / shape[1])
         smaller = max(1, round(upright.width * less)), max(1, round(upright.height * less))
         upright, shape = upright.resize(smaller, resampling), final

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from stylegan_pg.data.storage import tars, zips
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.untrusted import MOST_JSON_BYTES, printable
+from stylegan_pg.untrusted import MAX_JSON_BYTES, printable
 
 # fmt: off
 PICTURES = frozenset({
@@ -38,7 +38,7 @@ class File(NamedTuple):
     def read(self) -> bytes:
         """The content. Raises ValueError if the file itself is the cause, OSError if it cannot be read at the
         moment."""
-        most = _MOST_BYTES if self.is_picture else MOST_JSON_BYTES
+        most = _MOST_BYTES if self.is_picture else MAX_JSON_BYTES
         if self.fault:
             raise ValueError(self.fault)
         if self.size > most:

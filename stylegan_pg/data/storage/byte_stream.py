@@ -1,4 +1,5 @@
-"""A byte stream over a response, a command or a file, limited to the wanted range, with errors turned into faults."""
+"""A byte stream of a server's response, a command's output or a file, limited to the requested range. Errors of reading
+are converted to the exceptions of retry.py."""
 
 from __future__ import annotations
 
@@ -6,23 +7,30 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from stylegan_pg.data.storage.retry import Passing
+from stylegan_pg.data.storage.retry import TransientFault
 from stylegan_pg.urls import shown
 
 CHUNK, PIECE = 1 << 20, 1 << 16
 
 
 class Stream(Protocol):
+    """Anything that can be read like a file. `read1` returns available bytes without waiting for more."""
+
     def read(self, n: int, /) -> bytes: ...
 
-    def read1(self, n: int, /) -> bytes: ...  # as read, but returns what is available without waiting for more
+    def read1(self, n: int, /) -> bytes: ...
 
 
 class Body:
-    """A stream of `length` bytes (None: all) of `raw`, after its first `skip` bytes.
+    """A stream of a part of another stream.
 
-    raw: has read(n), and perhaps read1(n). exact: ending before `length` bytes is a passing fault. faults: a context
-    that turns errors of reading into faults; it does not cover errors of the caller.
+    Args:
+        raw: An object with read(n) and possibly read1(n).
+        url: The URL, for messages.
+        length: The number of bytes of this stream; None for all.
+        skip: The number of bytes of `raw` before the first byte of this stream.
+        exact: Whether ending before `length` bytes is a TransientFault.
+        faults: A context manager that converts errors of reading to faults. It does not cover errors of the caller.
     """
 
     def __init__(
@@ -52,11 +60,11 @@ class Body:
         while self.skip:
             got = self.raw.read(min(self.skip, CHUNK))
             if not got:
-                return b""  # shorter than `start`
+                return b""  # `raw` has fewer than `skip` bytes
             self.skip -= len(got)
         data = take(n if self.left is None else min(n, self.left))
         if self.left is not None:
             if not data and self.left and self.exact:
-                raise Passing(f"{shown(self.url)}: the connection ended {self.left} bytes too early")
+                raise TransientFault(f"{shown(self.url)}: the connection ended {self.left} bytes too early")
             self.left -= len(data)
         return data

@@ -1,6 +1,7 @@
-"""A cache of arrays on disk, such as parsed indexes: .npz files in the user's cache folder, named by hashes of keys.
+"""A disk cache of arrays, such as parsed indexes. It consists of .npz files in the user's cache folder, which are named
+by hashes of keys.
 
-A damaged file is computed again, and a file that cannot be written is skipped; neither is an error.
+The arrays of a damaged file are computed again. If a file cannot be written, nothing is cached. Neither is an error.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ import numpy as np
 from stylegan_pg import files
 from stylegan_pg.files import cache_folder
 
-VERSION = 5  # to be increased when the computed arrays change
-KEEP_SEC = 30 * 24 * 3600  # since the last use
+VERSION = 5  # it must be increased when the computed arrays change
+KEEP_SEC = 30 * 24 * 3600  # files that were not used for this time are removed
 
 Arrays = dict[str, np.ndarray]
 
 
-def kept(key: str, make: Callable[[], Arrays], fits: Callable[[Arrays], bool] = lambda _: True) -> Arrays:
+def cached(key: str, make: Callable[[], Arrays], fits: Callable[[Arrays], bool] = lambda _: True) -> Arrays:
     """Return the cached arrays of a key, or compute and cache them.
 
     Args:
-        key: everything that the arrays depend on.
-        make: computes the arrays; one process of a node calls it while the others wait. Its exceptions pass through.
-        fits: whether cached arrays are usable.
+        key: A text that contains everything on which the arrays depend.
+        make: A function that computes the arrays. Only one process of a node calls it at a time; the others wait. Its
+            exceptions are passed on.
+        fits: A function that returns whether cached arrays are usable.
     """
     path = cache_folder() / "indexes" / f"{hashlib.sha256(f'{VERSION} {key}'.encode()).hexdigest()[:40]}.npz"
     found = _load(path)
@@ -47,21 +49,21 @@ def kept(key: str, make: Callable[[], Arrays], fits: Callable[[Arrays], bool] = 
 
 
 def _load(path: Path) -> Arrays | None:
-    """The arrays of a file, verified by the checksums within it; None if it is missing or damaged."""
+    """Return the arrays of a file, verified by its checksums, or None if the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         with contextlib.suppress(OSError):
             os.utime(path)
         return arrays
-    except Exception:  # a damaged file can fail in any way, and costs only time
+    except Exception:  # a damaged file can cause any error; the arrays are then computed again
         return None
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    for old in path.parent.iterdir():  # unused for a long time, or left by killed processes
+    for old in path.parent.iterdir():  # removes files that were unused for a long time, or left by killed processes
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > KEEP_SEC:
                 old.unlink()
@@ -69,7 +71,7 @@ def _save(path: Path, arrays: Arrays) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """A lock among the processes of a node, released by the system if its holder dies; without effect on file systems
+    """A lock among the processes of a node. The system releases it if its holder dies. It has no effect on file systems
     without locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Expansion of paths, globs, brace patterns and URLs. An existing file or folder is always taken literally."""
+"""Expansion of paths, globs, brace patterns and URLs. The name of an existing file or folder is never expanded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import shown
 
-WILD = "*?["  # of glob patterns
-MOST_PLACES = 1_000_000  # of one pattern
+WILD = "*?["  # the special characters of glob patterns
+MAX_PLACES = 1_000_000  # expansions of one brace pattern
 
 
 def literal(text: str) -> str | None:
-    """The path of an existing file or folder named exactly `text`, which may contain special characters; else None.
+    """Return the path of an existing file or folder whose name is exactly `text`, or None. The name may contain special
+    characters of patterns.
 
-    A name that would be taken for a URL or a command, such as "pipe:x", is returned as "./pipe:x".
+    A name that looks like a URL or a command, such as "pipe:x", is returned as "./pipe:x".
     """
     path = text.removeprefix("file://")
     if not path or not os.path.lexists(path):
@@ -30,16 +31,16 @@ def literal(text: str) -> str | None:
 
 
 def expand(text: str) -> list[str]:
-    """The tars that a text names: a file, those in a folder (sorted by name), those of a glob or brace pattern, or a
-    URL; "::" separates several.
+    """Return the tars that a text names. It can be a file, a folder (its tars sorted by name), a glob or brace pattern,
+    or a URL, or several of these separated by "::".
 
     Raises:
-        UsageError: nothing is found.
+        UsageError: if there are none, or a tar occurs twice.
     """
     parts = [text] if literal(text) is not None else text.split("::")
     found = [place for part in parts for place in _expanded(part)]
     if not found:
-        raise UsageError(f"{shown(text)}: no tar there; check the path")
+        raise UsageError(f"{shown(text)}: there is no tar; check the path")
     if len(set(found)) < len(found):
         twice = next(tar for tar, n in Counter(found).items() if n > 1)
         raise UsageError(f"{printable(text)} names {shown(twice)} twice: name each tar once")
@@ -51,10 +52,10 @@ def _expanded(part: str) -> list[str]:
     if there is not None:
         return _tars_of(there)
     try:
-        each = list(itertools.islice(braceexpand(part), MOST_PLACES))
+        each = list(itertools.islice(braceexpand(part), MAX_PLACES))
     except ValueError as error:
         raise UsageError(
-            f"{printable(part)} is no brace pattern ({error}): write it as 'shard-{{000..099}}.tar'"
+            f"{printable(part)} is not a valid brace pattern ({error}): an example is 'shard-{{000..099}}.tar'"
         ) from None
     found = []
     for one in each:
@@ -72,5 +73,5 @@ def _expanded(part: str) -> list[str]:
 
 
 def _tars_of(path: str) -> list[str]:
-    """A tar itself, or the tars in a folder."""
+    """Return the path of a tar, or the tars in a folder."""
     return sorted(glob.glob(f"{glob.escape(path)}/*.tar")) if os.path.isdir(path) else [path]

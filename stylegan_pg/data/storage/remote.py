@@ -1,13 +1,14 @@
 """Reading byte ranges from URLs: http(s), s3, the output of a command, and plain files.
 
-    http://, https://   http.py: proxies from the environment, names and passwords as urls.py says, ranges where the
-                        server knows them
-    s3://BUCKET/KEY     boto3 (pip install 'stylegan-pg[s3]'); credentials and AWS_ENDPOINT_URL from the environment
-    pipe:COMMAND        the output of a command. It is split into words as a shell does, but no shell runs it: for
-                        pipelines, redirections and variables write pipe:bash -c '...'
+    http://, https://   read by http.py, with proxies from the environment, credentials as described in urls.py, and
+                        range requests if the server supports them
+    s3://BUCKET/KEY     read by boto3 (pip install 'stylegan-pg[s3]'), with credentials and AWS_ENDPOINT_URL from the
+                        environment
+    pipe:COMMAND        the output of a command. The text is split into words as in a shell, but no shell runs it. For
+                        pipelines, redirections and variables, write pipe:bash -c '...'
     file://, a path     the file system
 
-Only `read_url` retries; other callers use retry.Patience.
+`read_url` retries after transient faults. The other functions do not; their callers use retry.Retries.
 """
 
 from __future__ import annotations
@@ -26,40 +27,42 @@ from typing import IO, Any, NamedTuple
 
 from stylegan_pg.data.storage import http
 from stylegan_pg.data.storage.byte_stream import CHUNK, Body, Stream
-from stylegan_pg.data.storage.retry import GRACE, Fault, Lasting, Passing, Patience
+from stylegan_pg.data.storage.retry import GRACE, Fault, PermanentFault, Retries, TransientFault
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import open_regular, printable
 from stylegan_pg.urls import shown, without_secrets
 
-TIMEOUT = 30.0  # seconds without a byte, or without complete headers, after which a connection counts as lost
+TIMEOUT = 30.0  # seconds without a byte, or without complete headers, after which a connection is considered lost
 SCHEMES = ("http", "https", "s3")
-_LASTING_STATUS = (400, 401, 403, 404, 405, 410, 416)
+_PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 416)
 _PIPELINE = {"|", ">", "<", ">>", "&&", "||", ";", "&", "2>&1"}
 
 
 class Stat(NamedTuple):
-    """Size in bytes (None if unknown), and a tag that changes with the content: ETag or modification time, or ""."""
+    """The size in bytes (None if unknown), and a tag that changes with the content (ETag, modification time, or "")."""
 
     size: int | None
     tag: str
 
 
 def is_remote(url: str) -> bool:
-    """Whether a URL is read from a server or a command, and not from the file system."""
+    """Return whether a URL is read from a server or a command, and not from the file system."""
     return url.startswith("pipe:") or url.split("://", 1)[0] in SCHEMES
 
 
 @contextlib.contextmanager
 def open_url(url: str, start: int = 0, end: int | None = None, patience: float = TIMEOUT) -> Iterator[Stream]:
-    """Open the bytes [start, end) of a URL as a stream whose read(n) returns b"" only at the end.
+    """Open the bytes [start, end) of a URL as a stream. Its read(n) returns b"" only at the end.
 
     Args:
-        url: see the module's description.
-        start, end: byte range; an end of None means the end of the file.
-        patience: seconds of silence, clamped to [10, 30], after which a server counts as lost.
+        url: A URL of one of the kinds in the module's description.
+        start, end: The byte range. An end of None means the end of the file.
+        patience: Seconds without data after which the connection to a server is considered lost, clamped to [10, 30].
 
-    Raises, also from read:
-        Passing, Lasting: see retry.py. OSError: for plain files. UsageError: for an unknown kind of URL.
+    Raises (also when the stream is read):
+        TransientFault, PermanentFault: see retry.py.
+        OSError: for plain files.
+        UsageError: for an unknown kind of URL.
     """
     if end is not None and end <= start:
         yield Body(io.BytesIO(), url, 0)
@@ -77,7 +80,7 @@ def open_url(url: str, start: int = 0, end: int | None = None, patience: float =
 
 
 def stat_url(url: str, patience: float = TIMEOUT) -> Stat:
-    """Size and tag of a URL, without reading its content. Arguments and errors are those of open_url."""
+    """Return size and tag of a URL without reading its content. Arguments and errors are those of open_url."""
     if url.startswith("pipe:"):
         return Stat(None, "")
     if url.startswith(("http://", "https://")):
@@ -90,24 +93,26 @@ def stat_url(url: str, patience: float = TIMEOUT) -> Stat:
     return Stat(status.st_size, str(status.st_mtime_ns))
 
 
-def read_url(url: str, start: int = 0, end: int | None = None, patience: float = 0.0, most: int | None = None) -> bytes:
-    """Read the bytes [start, end), retrying for `patience` seconds without progress (see Patience).
+def read_url(
+    url: str, start: int = 0, end: int | None = None, patience: float = 0.0, max_bytes: int | None = None
+) -> bytes:
+    """Read the bytes [start, end), and retry after transient faults until there was no progress for `patience` seconds.
 
     Raises:
-        As open_url; UsageError also if there are more than `most` bytes.
+        As open_url; also UsageError if there are more than `max_bytes` bytes.
     """
-    data, waiting = bytearray(), Patience(patience)
+    data, retries = bytearray(), Retries(patience)
     while True:
         try:
             with open_url(url, start + len(data), end, patience) as stream:
                 while chunk := stream.read1(CHUNK):
                     data += chunk
-                    if most is not None and len(data) > most:
-                        raise UsageError(f"{shown(url)} is larger than {most} bytes: it is not what it should be")
-                    waiting.arrived(len(chunk), shown(url))
+                    if max_bytes is not None and len(data) > max_bytes:
+                        raise UsageError(f"{shown(url)} is larger than {max_bytes} bytes: check that the URL is right")
+                    retries.arrived(len(chunk), shown(url))
             return bytes(data)
-        except Passing as fault:
-            waiting.wait(fault)
+        except TransientFault as fault:
+            retries.wait(fault)
 
 
 # -------------------------------------------------------------------------------------------------------------- s3
@@ -116,18 +121,18 @@ def read_url(url: str, start: int = 0, end: int | None = None, patience: float =
 def _bucket_key(url: str) -> dict[str, str]:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not bucket or not key:
-        raise UsageError(f"{shown(url)} is no s3://BUCKET/KEY")
+        raise UsageError(f"{shown(url)} does not have the form s3://BUCKET/KEY")
     return {"Bucket": bucket, "Key": key}
 
 
 def _s3() -> Any:
-    return _s3_client(os.getpid())  # a connection of its own for each process
+    return _s3_client(os.getpid())  # each process has its own connections
 
 
 @functools.lru_cache(maxsize=1)
 def _s3_client(_: int) -> Any:
     try:
-        import boto3  # an extra
+        import boto3  # an optional dependency
         from botocore.config import Config
     except ImportError:
         raise UsageError("s3:// needs boto3: pip install 'stylegan-pg[s3]'") from None
@@ -135,14 +140,14 @@ def _s3_client(_: int) -> Any:
     try:
         return boto3.Session().client("s3", config=how)
     except ValueError as error:  # for example, the endpoint is not a URL
-        raise UsageError(f"boto3 cannot be used ({printable(error)}): see to $AWS_ENDPOINT_URL and ~/.aws") from None
+        raise UsageError(f"boto3 cannot be used ({printable(error)}): check $AWS_ENDPOINT_URL and ~/.aws") from None
 
 
 def _s3_length(answer: dict[str, Any]) -> int | None:
-    """The content length in an S3 answer, or None."""
+    """Return the content length in a response of S3, or None."""
     length = answer.get("ContentLength")
-    if length is not None and not 0 <= length <= http.LARGEST:
-        raise http.Refused(f"its Content-Length is {length}")
+    if length is not None and not 0 <= length <= http.MAX_FILE_BYTES:
+        raise http.InvalidAnswer(f"its Content-Length is {length}")
     return length
 
 
@@ -154,17 +159,17 @@ def _s3_status(error: Exception) -> int:
 @contextlib.contextmanager
 def _s3_faults(url: str) -> Iterator[None]:
     try:
-        with http.refusals(url):
+        with http.invalid_answers(url):
             yield
     except (Fault, UsageError):
         raise
-    except Exception as error:  # botocore's have no common base with urllib3's, which come through in a body
+    except Exception as error:  # exceptions of botocore and of urllib3, which occur in a body, have no common base
         kind, status = type(error), _s3_status(error)
         if not isinstance(error, OSError) and not kind.__module__.startswith(("botocore", "urllib3", "boto3")):
-            # what botocore fails over when it takes an answer apart, such as ValueError
-            raise Passing(f"{shown(url)}: the server's answer makes no sense: {printable(error)}") from None
-        lasting = status in _LASTING_STATUS or re.search("Credential|Region|Param|Profile|InvalidE", kind.__name__)
-        raise (Lasting if lasting else Passing)(f"{shown(url)}: {printable(error)}") from None
+            # botocore fails in this way, for example with ValueError, if it cannot parse a response
+            raise TransientFault(f"{shown(url)}: the server's response is invalid: {printable(error)}") from None
+        lasting = status in _PERMANENT_STATUS or re.search("Credential|Region|Param|Profile|InvalidE", kind.__name__)
+        raise (PermanentFault if lasting else TransientFault)(f"{shown(url)}: {printable(error)}") from None
 
 
 @contextlib.contextmanager
@@ -174,19 +179,19 @@ def _open_s3(url: str, start: int, end: int | None) -> Iterator[Stream]:
         try:
             answer = _s3().get_object(**_bucket_key(url), **({"Range": span} if span else {}))
         except Exception as error:  # others are handled by _s3_faults
-            if _s3_status(error) != 416:  # nothing from `start` on
+            if _s3_status(error) != 416:  # 416: the file ends before `start`
                 raise
             answer = None
     if answer is None:
         yield Body(io.BytesIO(), url, 0)
         return
     with contextlib.closing(answer["Body"]) as body:
-        with http.refusals(url):
+        with http.invalid_answers(url):
             length, part = _s3_length(answer), str(answer.get("ContentRange", ""))
             if span:
                 length = http.length_of_part(part, start, end, length)
             elif part:
-                raise http.Refused("it sent a part of the file where all of it was asked for")
+                raise http.InvalidAnswer("it sent a part of the file although the whole file was requested")
         yield Body(body, url, length, exact=True, faults=_s3_faults)
 
 
@@ -201,48 +206,48 @@ def _words(url: str) -> list[str]:
     if not words or _PIPELINE.intersection(words):
         raise UsageError(f"{shown(url)}: commands run without a shell; write pipe:bash -c '...' for pipelines")
     if not shutil.which(words[0]):
-        raise Lasting(f"{shown(url)}: there is no command {printable(words[0])}")
+        raise PermanentFault(f"{shown(url)}: the command {printable(words[0])} does not exist")
     return words
 
 
 @contextlib.contextmanager
 def _open_pipe(url: str, start: int, end: int | None) -> Iterator[Stream]:
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(_words(url), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(_words(url), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
         assert process.stdout is not None
         try:
-            yield _Printed(process.stdout, url, start, end, process, said)
+            yield _CommandOutput(process.stdout, url, start, end, process, stderr)
         finally:
-            process.kill()  # in case that it was not read to its end
+            process.kill()  # it still runs if its output was not read to the end
             process.stdout.close()
             process.wait()
 
 
-class _Printed(Body):
-    """The output of a command; at its end, an exit status other than 0 is a fault."""
+class _CommandOutput(Body):
+    """The output of a command. At its end, an exit status other than 0 is a TransientFault."""
 
     def __init__(
-        self, raw: IO[bytes], url: str, start: int, end: int | None, process: subprocess.Popen, said: IO[bytes]
+        self, raw: IO[bytes], url: str, start: int, end: int | None, process: subprocess.Popen, stderr: IO[bytes]
     ):
         super().__init__(raw, url, None if end is None else max(end - start, 0), start)
-        self.process, self.said = process, said
+        self.process, self.stderr = process, stderr
 
     def _read(self, n: int, take: Callable[[int], bytes]) -> bytes:
         data = super()._read(n, take)
         if not data and self.left != 0 and (status := self.process.wait()):
-            self.said.seek(0)
-            words = self.said.read().decode(errors="replace").split("\n")
-            reason = next((line for line in reversed(words) if line.strip()), "it said nothing")
+            self.stderr.seek(0)
+            words = self.stderr.read().decode(errors="replace").split("\n")
+            reason = next((line for line in reversed(words) if line.strip()), "it printed no message")
             reason = printable(without_secrets(f"pipe:{reason}").removeprefix("pipe:"), 200)
-            raise Passing(f"{shown(self.url)}: the command failed with exit status {status}: {reason}")
+            raise TransientFault(f"{shown(self.url)}: the command failed with exit status {status}: {reason}")
         return data
 
 
 def file_path(url: str) -> str:
-    """The path of a file:// URL or of a path. Raises UsageError for another kind of URL."""
+    """Return the path of a file:// URL, or a path unchanged. Raises UsageError for another kind of URL."""
     if "://" in url and not url.startswith("file://"):
         scheme = printable(url.split("://")[0])
-        raise UsageError(f"{shown(url)}: no way to read {scheme}://; known are paths, http(s)://, s3://, pipe:")
+        raise UsageError(f"{shown(url)}: {scheme}:// is not supported; use a path, http(s)://, s3:// or pipe:")
     return url.removeprefix("file://")
 
 

@@ -1,4 +1,5 @@
-"""Reading byte ranges of shards, local ones directly and remote ones through the node's shard cache; prefetching."""
+"""Reading byte ranges of shards, and prefetching. Local shards are read directly, remote ones through the shard cache
+of the node."""
 
 from __future__ import annotations
 
@@ -10,16 +11,14 @@ import threading
 import time
 
 from stylegan_pg.data.storage import remote, shard_cache
-from stylegan_pg.data.storage.shard_cache import NoRoom, Shard
+from stylegan_pg.data.storage.shard_cache import CacheFull, Shard
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import open_regular
 from stylegan_pg.urls import shown
 
-OPEN_FILES, HELD = (
-    64,
-    4,
-)  # files that a process keeps open: plain ones, and ones in the cache, which cannot be evicted meanwhile
-BYPASS = 10.0  # seconds for which a shard that found no room is read in pieces before it is tried again
+OPEN_FILES = 64  # local files that a process keeps open
+OPEN_CACHED_FILES = 4  # files of the cache that a process keeps open; they cannot be evicted meanwhile
+UNCACHED_SEC = 10.0  # for this time, a shard that did not fit into the cache is read without it, sample by sample
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -28,10 +27,11 @@ BYPASS = 10.0  # seconds for which a shard that found no room is read in pieces 
 def read(
     url: str, offset: int, length: int, *, size: int | None = None, sha256: str | None = None, tag: str = ""
 ) -> bytes:
-    """Read `length` bytes at `offset` of a shard, fewer only at its end. A remote shard is fetched as a whole first.
+    """Read `length` bytes at `offset` of a shard, or fewer at its end. A remote shard is first downloaded completely.
 
     Raises:
-        OSError: it cannot be read; for remote shards Passing or Lasting, after retries for the configured patience.
+        OSError: if the shard cannot be read. For remote shards it is a TransientFault, after retries for
+            `Settings.patience`, or a PermanentFault.
         UsageError: as remote.open_url.
     """
     if not remote.is_remote(url):
@@ -39,34 +39,34 @@ def read(
         try:
             return _pread(_plain(path).fd, length, offset)
         except OSError:
-            _plain.cache_clear()  # a stale handle (NFS) would fail for ever
+            _plain.cache_clear()  # a stale handle (NFS) would fail forever
             raise
     shard = Shard(url, size, sha256, tag)
-    if shard_cache.settings().limit and _bypassed.get(shard, 0.0) < time.monotonic():
+    if shard_cache.settings().limit and _uncached_until.get(shard, 0.0) < time.monotonic():
         try:
-            return _pread(_held(shard, str(shard_cache.folder())).fd, length, offset)
-        except NoRoom as reason:
-            _say_once(f"{reason}; meanwhile it is read in pieces, which is slow")
-            _bypassed[shard] = time.monotonic() + BYPASS
+            return _pread(_cached_file(shard, str(shard_cache.folder())).fd, length, offset)
+        except CacheFull as reason:
+            _warn_once(f"{reason}; meanwhile its samples are read one by one, which is slow")
+            _uncached_until[shard] = time.monotonic() + UNCACHED_SEC
     return remote.read_url(url, offset, offset + length, shard_cache.settings().patience)
 
 
 def local_path(url: str, size: int | None = None, sha256: str | None = None, tag: str = "") -> str:
-    """The local path of a shard, which is fetched first if it is remote; later reads may evict it.
+    """Return the local path of a shard. A remote shard is first downloaded; later reads of other shards may evict it.
 
     Raises:
-        As `read`; NoRoom if the cache has no room for it.
+        As `read`; also CacheFull if the shard does not fit into the cache.
     """
     if not remote.is_remote(url):
         return remote.file_path(url)
     shard = Shard(url, size, sha256, tag)
-    _held(shard, str(shard_cache.folder()))
+    _cached_file(shard, str(shard_cache.folder()))
     return str(shard_cache.folder() / shard.name)
 
 
-def doubt(url: str, *, size: int | None = None, sha256: str | None = None, tag: str = "") -> None:
-    """Report that bytes of a shard are wrong: the next `read` fetches the shard again, unless its checksum shows that
-    it equals the source."""
+def report_damage(url: str, *, size: int | None = None, sha256: str | None = None, tag: str = "") -> None:
+    """Report that bytes of a shard are wrong. The next `read` downloads the shard again, unless its checksum shows that
+    the cached file is equal to the source."""
     if not remote.is_remote(url):
         _plain.cache_clear()
         return
@@ -74,12 +74,12 @@ def doubt(url: str, *, size: int | None = None, sha256: str | None = None, tag: 
     path = shard_cache.folder() / shard.name
     if not shard_cache.settings().limit or not path.exists():
         return
-    with contextlib.suppress(OSError, NoRoom):
-        inode = os.fstat(_held(shard, str(shard_cache.folder())).fd).st_ino  # of what was read
-        _held.cache_clear()
+    with contextlib.suppress(OSError, CacheFull):
+        inode = os.fstat(_cached_file(shard, str(shard_cache.folder())).fd).st_ino  # of the file that was read
+        _cached_file.cache_clear()
         status = os.stat(path)
         if status.st_ino != inode:
-            return  # another process has fetched it again
+            return  # another process has downloaded it again
         facts, key = shard_cache.facts_of(path), (status.st_ino, status.st_mtime_ns)
         if facts.get("sure") and (key in _intact or shard_cache.digest_of(path) == facts.get("sha256")):
             _intact.add(key)
@@ -89,34 +89,37 @@ def doubt(url: str, *, size: int | None = None, sha256: str | None = None, tag: 
 
 
 class _File:
-    """A file descriptor that is closed with its last reference, so that evicting it from a cache is thread-safe."""
+    """A file descriptor that is closed when its last reference disappears, so that dropping it from an lru_cache is
+    thread-safe."""
 
     def __init__(self, fd: int):
-        self.fd, self.close = fd, os.close  # at the interpreter's end `os` may be gone before this is
+        self.fd, self.close = fd, os.close  # when the interpreter exits, `os` may be deleted before this object
 
     def __del__(self) -> None:
         self.close(self.fd)
 
 
-# One cache per process. A fork shares the descriptors harmlessly: pread leaves the file position alone.
+# Each process has its own cache. Sharing the descriptors after a fork is safe, because pread does not use the file
+# position.
 @functools.lru_cache(maxsize=OPEN_FILES)
 def _plain(path: str) -> _File:
     with open_regular(path) as file:
         return _File(os.dup(file.fileno()))
 
 
-@functools.lru_cache(maxsize=HELD)
-def _held(shard: Shard, _: str) -> _File:
-    return _File(shard_cache.fetched(shard))
+@functools.lru_cache(maxsize=OPEN_CACHED_FILES)
+def _cached_file(shard: Shard, _: str) -> _File:
+    return _File(shard_cache.fetch(shard))
 
 
-shard_cache.releases.append(_held.cache_clear)
-_bypassed: dict[Shard, float] = {}
-_intact: set[tuple[int, int]] = set()  # (inode, time of change) of files whose checksum was seen to be right
+shard_cache.release_callbacks.append(_cached_file.cache_clear)
+_uncached_until: dict[Shard, float] = {}
+_intact: set[tuple[int, int]] = set()  # (inode, modification time) of files whose checksum was verified
 
 
 def _pread(fd: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`, fewer only at the end of the file (one pread may return less than asked)."""
+    """Read `size` bytes at `offset`, or fewer at the end of the file. A single pread may return fewer than
+    requested."""
     data = os.pread(fd, size, offset)
     while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
         data += more
@@ -124,7 +127,7 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=64)
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
@@ -132,24 +135,24 @@ def _say_once(message: str) -> None:
 
 
 class Prefetcher:
-    """Threads that fetch shards into the cache before they are needed.
+    """Threads that download shards into the cache before they are needed.
 
-    `want` names the shards in the order of need; none of them is evicted for another. Faults are ignored here, because
-    the reader of the shard meets and reports them.
+    `request` sets the list of shards in the order in which they will be needed. None of them is evicted for another.
+    Faults are ignored here, because the reader of the shard encounters and reports them.
     """
 
     def __init__(self, threads: int):
-        self.wanted: list[Shard] = []
+        self.requested: list[Shard] = []
         self.busy: set[Shard] = set()
         self.change, self.closed = threading.Condition(), False
         self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         for thread in self.threads:
             thread.start()
 
-    def want(self, shards: list[Shard]) -> None:
+    def request(self, shards: list[Shard]) -> None:
         with self.change:
-            if shards != self.wanted:
-                self.wanted = shards
+            if shards != self.requested:
+                self.requested = shards
                 self.change.notify_all()
 
     def close(self) -> None:
@@ -157,19 +160,19 @@ class Prefetcher:
             self.closed = True
             self.change.notify_all()
         for thread in self.threads:
-            thread.join(2.0)  # one that hangs in a connection ends by itself
+            thread.join(2.0)  # a thread that waits for a server ends later by itself
 
     def _run(self) -> None:
         while shard := self._next():
             fault = True
             try:
                 os.close(
-                    shard_cache.fetched(
-                        shard, {s.name for s in self.wanted}, lambda: self.closed or shard not in self.wanted
+                    shard_cache.fetch(
+                        shard, {s.name for s in self.requested}, lambda: self.closed or shard not in self.requested
                     )
                 )
                 fault = False
-            except (OSError, UsageError, NoRoom):
+            except (OSError, UsageError, CacheFull):
                 pass
             with self.change:
                 self.busy.discard(shard)
@@ -179,9 +182,9 @@ class Prefetcher:
     def _next(self) -> Shard | None:
         with self.change:
             while not self.closed:
-                for shard in self.wanted:
+                for shard in self.requested:
                     if shard not in self.busy and not (shard_cache.folder() / shard.name).exists():
                         self.busy.add(shard)
                         return shard
-                self.change.wait(5.0)  # something may have been evicted
+                self.change.wait(5.0)  # a requested shard may be evicted meanwhile
             return None
