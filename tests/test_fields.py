@@ -337,7 +337,7 @@ def test_partners_of_another_shape_are_left_out_with_the_reason(tmp_path):
     assert report.count == 1
     assert report.unreadable == (
         ("b.png", "its B b.png: is 16x17, where the picture is 16x16 (width x height)"),
-        ("c.png", "its B c.png: not a picture of a known format"),
+        ("c.png", "its B c.png: is not a picture of a supported format"),
     )
 
 
