@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Train on the nodes of a hostfile with DeepSpeed's launcher: run this on one of them, which reaches the others by ssh.
+# Train on the nodes of a hostfile with DeepSpeed's launcher: run this on one node, which reaches the others by ssh.
 #
 #   HOSTFILE=hosts launch/deepspeed.sh ffhq1024 run=/shared/mine
 #
-# or, where there is no ssh, on every node with its NODE_RANK. Arguments are those of `stylegan-pg train`. Environment:
+# or, without ssh, run it on every node with its NODE_RANK. Arguments are those of `stylegan-pg train`. Environment:
 #   HOSTFILE    lines like `node1 slots=8` (launch/hostfile)
-#   HEAD, PORT  address of the first node, which the others reach (the hostfile's first), and a free port there (29500)
-#   NODE_RANK   this node's line in the hostfile, counted from 0; then nothing is started elsewhere
+#   HEAD, PORT  address of the first node, as reached by the others (the hostfile's first), and a free port there (29500)
+#   NODE_RANK   this node's line in the hostfile, counted from 0; if set, no processes are started on other nodes
 #   STOP_GRACE, PYTHON  as for launch/torchrun.sh
-# Needs pip install stylegan-pg[deepspeed]. Exit codes, of this node's processes: 0 done, 2 bad usage, 75 to be
-# continued, 1 fault. TERM, INT, USR1 and HUP stop the run with a checkpoint if this node has processes of it.
+# It requires pip install stylegan-pg[deepspeed]. Exit codes, for this node's processes: 0 success, 1 error, 2 bad usage,
+# 75 stopped. TERM, INT, USR1 and HUP stop the run with a checkpoint if it has processes on this node.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
@@ -19,7 +19,7 @@ demand_numbers NODE_RANK STOP_GRACE
 [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] && [ "$PORT" -lt 65536 ] || bad_usage "PORT=$PORT is no port: 1 to 65535"
 [ -f "$HOSTFILE" ] && [ -r "$HOSTFILE" ] ||
     bad_usage "there is no hostfile $HOSTFILE: name one in HOSTFILE, with lines like 'node1 slots=8'"
-# Lines of one form, whatever blanks, comments and ends of lines the file has; what is none of them begins with a ?.
+# Normalises the lines, whatever blanks, comments and line endings the file has. Invalid lines begin with a question mark.
 nodes=$(tr -d '\r' <"$HOSTFILE" | LC_ALL=C awk '
     NR == 1 { sub(/^\357\273\277/, "") }
     { sub(/#.*/, ""); gsub(/[ \t]*=[ \t]*/, "="); $1 = $1 }
@@ -46,7 +46,7 @@ options=()
 if [ -n "${NODE_RANK:-}" ]; then
     options+=(--no_ssh --node_rank "$NODE_RANK")
 else
-    # ssh hands on no variables but those that DeepSpeed finds in this file.
+    # ssh passes on only those variables that DeepSpeed finds in this file.
     export DS_ENV_FILE="$agent/environment"
     cat "$HOME/.deepspeed_env" 2>/dev/null >"$DS_ENV_FILE" || true
     for name in STYLEGAN_PG_AGENT STYLEGAN_PG_WORLD OMP_NUM_THREADS DS_ACCELERATOR ACCELERATE_USE_CPU; do

@@ -1,21 +1,21 @@
 # shellcheck shell=bash
-# Sourced by the scripts here: help, this node's Python and devices, and a child that can be stopped and understood.
+# Sourced by the other scripts: help, this node's Python and devices, and a child process that can be stopped.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# The ranks end when one of the scripts above them is killed.
+# The ranks end when one of their parent scripts is killed.
 export STYLEGAN_PG_SCRIPTS="${STYLEGAN_PG_SCRIPTS:+$STYLEGAN_PG_SCRIPTS }$$"
 
-# Until there is something to stop, that is all there is to it: to be continued.
+# Until there are processes to stop, a signal simply ends the script with 75.
 trap 'exit 75' TERM INT USR1 HUP
 
-# The comment at a script's head, as its help.
+# Prints the comment at the beginning of a script as its help.
 help_and_leave() {
     awk 'NR > 1 { if (!/^#/) exit; if (!/^#SBATCH/) { sub(/^# ?/, ""); print } }' "$1"
     exit 0
 }
 
-# Sets PYTHON, from the checkout's environment if it has one, and lets it find the checkout.
+# Sets PYTHON, to the checkout's virtual environment if it exists, and makes the checkout importable.
 find_python() {
     if [ -z "${PYTHON:-}" ]; then
         PYTHON=$here/../.venv/bin/python
@@ -24,14 +24,14 @@ find_python() {
     export PYTHON PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 }
 
-# Kubeflow says where a pod stands among others in torchrun's own variables, PET_*. They count where ours are not given;
-# torchrun itself must not see them, as it would take them for what the scripts leave at their defaults.
+# Kubeflow describes the pods in torchrun's own variables, PET_*. They are used for variables that are not set. torchrun
+# itself must not see them, because it would use them for options that the scripts leave at their defaults.
 take_pet() {
     local name names=("${!PET_@}")
     [ "${#names[@]}" -gt 0 ] || return 0
     [[ ! ${PET_NPROC_PER_NODE:-} =~ ^[0-9]+$ ]] || NPROC=${NPROC:-$PET_NPROC_PER_NODE}
     if [ -n "${NNODES:-}" ] && [ -n "${PET_NNODES:-}" ] && [ "$NNODES" != "$PET_NNODES" ]; then
-        echo "note: PET_NNODES=$PET_NNODES has no effect here, where NNODES=$NNODES" >&2
+        echo "note: PET_NNODES=$PET_NNODES has no effect, because NNODES=$NNODES" >&2
     fi
     NNODES=${NNODES:-${PET_NNODES:-1}}
     if [ "$NNODES" != 1 ]; then
@@ -49,7 +49,7 @@ take_pet() {
     done
 }
 
-# demand_numbers NAME...: what is given of them are whole numbers.
+# demand_numbers NAME...: checks that those of these variables that are set are whole numbers.
 demand_numbers() {
     local name
     for name; do
@@ -57,7 +57,7 @@ demand_numbers() {
     done
 }
 
-# The GPUs that a process here would see, as PyTorch counts them.
+# Prints the number of GPUs that PyTorch finds.
 count_gpus() {
     if [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null; then
         "$PYTHON" -c 'import torch; print(torch.cuda.device_count())' || echo 0
@@ -66,7 +66,7 @@ count_gpus() {
     fi
 }
 
-# Sets NPROC, a process for each GPU, or one; and threads so that the processes share the cores.
+# Sets NPROC, by default to the number of GPUs or 1, and the number of threads, so that the processes share the cores.
 find_devices() {
     if [ -z "${NPROC:-}" ]; then
         NPROC=$(count_gpus)
@@ -85,7 +85,7 @@ bad_usage() {
     exit 2
 }
 
-# find_nodes: sets NNODES, NODE_RANK, HEAD and PORT, and names what cannot be meant.
+# find_nodes: sets NNODES, NODE_RANK, HEAD and PORT, and reports values that cannot be right.
 find_nodes() {
     NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} PORT=${PORT:-29500}
     [[ $NNODES =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || bad_usage "NNODES=$NNODES is no number of nodes, such as 2 or 1:4"
@@ -101,7 +101,7 @@ find_nodes() {
     [ "$NODE_RANK" != 0 ] || check_port
 }
 
-# What speaks against HEAD and PORT on the node that is to be reached there.
+# Checks HEAD and PORT on the first node.
 check_port() {
     local found=0
     "$PYTHON" - "$HEAD" "$PORT" <<'END' || found=$?
@@ -125,17 +125,17 @@ END
     esac
 }
 
-# A port that nothing uses, for runs that stay on this node.
+# Prints a free port, for runs on this node only.
 free_port() {
     "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# Compile the kernels once on this node, before the ranks start and wait for each other.
+# Compiles the kernels once on this node, before the ranks start. Otherwise they would wait for each other.
 prepare_node() {
     if [ -z "${STYLEGAN_PG_CACHE:-}" ]; then
         STYLEGAN_PG_CACHE=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/stylegan_pg-$(id -u)
         mkdir -m 700 "$STYLEGAN_PG_CACHE" 2>/dev/null || true
-        # Libraries are loaded from there: never from where somebody else could have put one.
+        # Libraries are loaded from this folder, so other users must not be able to write to it.
         if [ -L "$STYLEGAN_PG_CACHE" ] || ! [ -O "$STYLEGAN_PG_CACHE" ] ||
             [ -n "$(find "$STYLEGAN_PG_CACHE" -maxdepth 0 -perm /022)" ]; then
             bad_usage "$STYLEGAN_PG_CACHE could be written by others: name a folder of your own in STYLEGAN_PG_CACHE"
@@ -144,10 +144,11 @@ prepare_node() {
     export STYLEGAN_PG_CACHE
     mkdir -p "$STYLEGAN_PG_CACHE"
     "$PYTHON" -m stylegan_pg kernels build ||
-        echo "warning: the kernels could not be built on $(hostname); plain PyTorch operations take their place" >&2
+        echo "warning: the kernels could not be built on $(hostname); plain PyTorch operations are used instead" >&2
 }
 
-# wait_for_name NAME: until it leads to an address; names of pods take a while after their start.
+# wait_for_name NAME: waits until the name resolves to an address. The names of pods resolve only some time after their
+# start.
 wait_for_name() {
     local end=$((SECONDS + ${NAME_TIMEOUT:-60}))
     until getent ahosts "$1" >/dev/null; do
@@ -156,7 +157,7 @@ wait_for_name() {
     done
 }
 
-# await PID: wait for a child to its very end, however many signals arrive meanwhile; its exit code is in `status`.
+# await PID: waits for the end of a child, even if signals arrive meanwhile. Its exit code is in `status`.
 await() {
     while :; do
         wait "$1" || true
@@ -166,17 +167,17 @@ await() {
     wait "$1" || status=$?
 }
 
-agent='' # this script's folder, through which it and the ranks tell each other things (stylegan_pg/distributed/launcher.py)
+agent='' # the folder through which this script and the ranks communicate (stylegan_pg/distributed/launcher.py)
 make_agent() {
     agent=$(mktemp -d "${TMPDIR:-/tmp}/stylegan_pg-agent.XXXXXX")
     export STYLEGAN_PG_AGENT="$agent"
 }
 
-# run_ranks COMMAND...: run a launcher, and leave with 0 done, 2 bad usage, 75 to be continued, 1 a fault.
+# run_ranks COMMAND...: runs a launcher, and exits with 0 for success, 1 for an error, 2 for bad usage, 75 if stopped.
 #
-# TERM, INT, USR1 and HUP ask the ranks to stop (all of them at the same step, with a checkpoint), through a file, and
-# by a signal in case they are waiting for data. Where there are no ranks yet, as other nodes are waited for, the
-# launcher is told to end. So it is after STOP_GRACE seconds, where that is given.
+# TERM, INT, USR1 and HUP request the ranks to stop (all at the same step, with a checkpoint). The request is a file, and a
+# signal in case they are waiting for data. If there are no ranks yet, because the launcher waits for other nodes, the
+# launcher is terminated. It is also terminated after STOP_GRACE seconds, if that is set.
 run_ranks() {
     local child='' killer='' codes early=''
     [ -n "$agent" ] || make_agent
@@ -191,7 +192,7 @@ run_ranks() {
             if [ -r "$file" ]; then
                 kill -USR1 "$(cat "$file")" 2>/dev/null || true
             elif ! compgen -G "$agent/exit.*" >/dev/null; then
-                early=1 # nothing has begun
+                early=1 # there are no ranks yet
             fi
         done
         [ -z "$child" ] || limit
@@ -199,7 +200,7 @@ run_ranks() {
     limit() {
         if [ -n "$early" ]; then
             kill -TERM -- "-$child" 2>/dev/null || true
-            (sleep 5 && kill -KILL -- "-$child") >/dev/null 2>&1 & # it may hear nothing while it connects
+            (sleep 5 && kill -KILL -- "-$child") >/dev/null 2>&1 & # it may ignore signals while it connects
             killer=$!
         elif [ -n "${STOP_GRACE:-}" ]; then
             (for ((i = 0; i < STOP_GRACE; i++)); do sleep 1; done && kill -TERM -- "-$child") >/dev/null 2>&1 &
@@ -207,8 +208,8 @@ run_ranks() {
         fi
     }
     trap ask TERM INT USR1 HUP
-    set -m # a process group of its own: signals for this one reach the launcher through here alone
-    # Slurm signals all processes of a step: torchrun would die of USR1, the ranks know what to do.
+    set -m # the launcher gets its own process group, so that signals reach it only through this script
+    # Slurm sends signals to all processes of a step. USR1 would kill torchrun, while the ranks handle it.
     (trap '' USR1 && exec "$@") &
     child=$!
     set +m
@@ -223,7 +224,7 @@ run_ranks() {
     *" 1 "*) exit 1 ;;
     esac
     [ -z "$early" ] || exit 75
-    # Nothing but zeros, or nothing at all.
+    # All codes are zero, or there are none.
     [ "$status" -eq 0 ] || [ "$(echo "$codes" | wc -w)" -eq "${NPROC:-1}" ] || exit 1
     exit 0
 }

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Keep a launch command going on a machine without a scheduler: run this on each of a pair, or a few, of machines.
+# Restart a launch command when necessary, on machines without a scheduler: run this on every machine.
 #
 #   NNODES=2 NODE_RANK=0 HEAD=10.0.0.1 launch/supervise.sh launch/torchrun.sh ffhq1024 run=/shared/mine
 #
-# Acts on the command's exit code: 0 the run is done, and so is this; 2 bad usage, nothing to be mended by trying again;
-# 75 to be continued, so it is started again; 1 (or a signal) a fault: started again after PAUSE seconds, at most
-# TRIES times in a row. Environment:
-#   TRIES    faults in a row after which this gives up, with 1 (10)
+# What happens depends on the command's exit code. After 0 (success) and 2 (bad usage) this script ends as well. After 75
+# (stopped) the command is restarted. After 1 or a signal (an error) it is restarted after PAUSE seconds, at most TRIES
+# times in succession. Environment:
+#   TRIES    number of successive errors after which this script gives up, with exit code 1 (10)
 #   PAUSE    seconds before the next start (10)
-#   HEALTHY  seconds after which a start counts as good, and faults are counted anew (600)
-# TERM, INT, USR1 and HUP stop the command (with a checkpoint) and then this, with its code.
+#   HEALTHY  if the command ran for so many seconds, errors are counted from zero again (600)
+# TERM, INT, USR1 and HUP stop the command (with a checkpoint) and then this script, with the same exit code.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 case ${1:-} in '' | -h | --help) help_and_leave "$0" ;; esac
@@ -24,7 +24,7 @@ stop() {
 trap stop TERM INT USR1 HUP
 while :; do
     started=$SECONDS
-    set -m # Ctrl-C reaches the command through here alone
+    set -m # Ctrl-C reaches the command only through this script
     "$@" &
     child=$!
     set +m

@@ -37,7 +37,7 @@ def test_kubeflows_variables_reach_no_torchrun_of_one_node(tmp_path):
     pet |= {"PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": "nowhere.invalid:29500"}
     told = script("single.sh", *points(tmp_path / "run")[1:], **pet)
     assert told.returncode == 0, told.stderr
-    assert "note: PET_NNODES=2 has no effect here, where NNODES=1" in told.stderr
+    assert "note: PET_NNODES=2 has no effect, because NNODES=1" in told.stderr
     assert "note: PET_RDZV_BACKEND has no effect here" in told.stderr
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
 
