@@ -1,9 +1,10 @@
-"""What a checkpoint costs training: `python benchmarks/checkpoint_stall.py` (about five minutes).
+"""The cost of a checkpoint during training: `python benchmarks/checkpoint_stall.py` (about five minutes).
 
-Written are a pair of G and D with so many million parameters together, its EMA and both Adams' moments, once a minute.
-`stall`: `ratio` is the share of the time that training waits for a checkpoint (the copy). `beside`: the share of work
-(matrix products on all threads stand for training) that is lost with the wait and the writing beside it, which takes a
-core of these few; on a GPU it takes none of training's.
+Once a minute, the script writes a G and a D with the given number of parameters, the EMA of G, and Adam's moments of
+both. In the row `stall`, `ratio` is the fraction of time for which training waits for a checkpoint, that is, for the
+copy. In the row `beside`, it is the fraction of work that is lost by waiting and by the simultaneous writing; matrix
+products on all threads stand for training. Writing uses one of the few CPU cores; it takes nothing from training on a
+GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from stylegan_pg.checkpoint import checkpoint
 
 
 def tensors_of(millions: float, device: str) -> dict[str, torch.Tensor]:
-    """Half of the parameters in G, half in D: G, G_ema and D, and two moments for each of G and D; float32."""
+    """Return the float32 tensors of a checkpoint: G, G_ema and D, and two moments each for G and D. G and D have half
+    of the parameters each."""
     layers = 40
     side = int((millions * 1e6 / 2 / layers) ** 0.5)
     parts = ("G", "G_ema", "D", "opt_G/exp_avg", "opt_G/exp_avg_sq", "opt_D/exp_avg", "opt_D/exp_avg_sq")
@@ -40,12 +42,14 @@ def work(seconds: float, a: torch.Tensor) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=float, default=60, help="millions, of G and D together")
-    parser.add_argument("--minutes", type=int, default=2, help="with a checkpoint each, and as many without")
+    parser.add_argument("--parameters", type=float, default=60, help="millions of parameters of G and D together")
+    parser.add_argument(
+        "--minutes", type=int, default=2, help="number of minutes with a checkpoint each, and as many without"
+    )
     parser.add_argument("--minute", type=float, default=60, help="seconds from one checkpoint to the next")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and take what was written away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exits normally, so that the written files are removed
     tensors = tensors_of(args.parameters, args.device)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     print(f"{size / 2**20:.0f} MiB in {len(tensors)} tensors, {torch.get_num_threads()} threads")
@@ -58,7 +62,7 @@ def main() -> None:
         a = torch.randn(768, 768, device=args.device)
         work(2, a)
         stalls, beside, alone = [], [], []
-        for i in range(args.minutes + 1):  # the first one gets its memory, and does not count
+        for i in range(args.minutes + 1):  # the first one allocates its memory and is not counted
             start = time.perf_counter()
             writer.start(i + 2, tensors, {"nimg": i})
             stalls.append(time.perf_counter() - start)

@@ -1,7 +1,8 @@
-"""Does bfloat16 learn as float32 does? The demo, twice from the same seed for as many images, the sliced Wasserstein
-distances side by side: `python benchmarks/convergence.py` (about twice the demo's ten minutes; --kimg for less).
+"""Does training in bfloat16 converge as in float32? `python benchmarks/convergence.py` trains the demo twice from the
+same seed (about twice the demo's ten minutes; --kimg makes it shorter) and prints sliced Wasserstein distances.
 
-`ratio` is float32's distance over bfloat16's at the same kimg: about 1 where both learn alike, whatever they cost.
+`ratio` is the distance in float32 divided by the distance in bfloat16 at the same kimg. It is about 1 if both converge
+alike, regardless of their speeds.
 """
 
 from __future__ import annotations

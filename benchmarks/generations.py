@@ -1,10 +1,11 @@
-"""Three generations grow from 4x4 to 32x32 on the demo's faces: `python benchmarks/generations.py`.
+"""Three network families grow from 4x4 to 32x32 on the demo's faces: `python benchmarks/generations.py`.
 
-ProGAN (WGAN-GP), StyleGAN and StyleGAN2, each on two processes and for as many images as a short trial says that two
-cores get through in at most seven minutes (--scale fixes their number); then StyleGAN2 at 32x32 all along for as many
-FLOPs as its growing run. One figure shows samples, losses and critics' scores
-of all (runs/generations/figure.png). `ratio` is the sliced Wasserstein distance at the first measurement at 32x32 over
-that at the end, and for `progressive` the fixed run's distance over the growing one's: above 1 growing wins.
+ProGAN (WGAN-GP), StyleGAN and StyleGAN2 are trained on two processes each. A short trial determines the number of
+images that two cores process in at most seven minutes (--scale sets it). StyleGAN2 is then trained at 32x32 from the
+beginning, for as many FLOPs as its growing run. A figure shows samples, losses and the critics' scores of all runs
+(runs/generations/figure.png). `ratio` is the sliced Wasserstein distance at the first measurement at 32x32 divided by
+the distance at the end. For the row `progressive` it is the distance of the fixed run divided by that of the growing
+run; growing is better if it is above 1.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ EVERYONE = {
     "train.batch": 16,
     "train.batch_at": "{4: 32, 8: 32}",
     "train.threads": 1,
-    "model.noise": "false",  # the drawings have no random detail; with it grids at so few images are speckled
+    "model.noise": "false",  # the drawings have no random detail; with noise, grids after so few images would be speckled
     "output.grid_kimg": 2,
     "output.tick_kimg": 0.25,
     "output.snapshot_kimg": 0,
@@ -48,7 +49,7 @@ GENERATIONS: dict[str, dict[str, object]] = {
         "loss.terms": "[{name: gradient_penalty, weight: 10}, {name: drift, weight: 0.001}]",
         "optim.g_lr": 0.0015,
         "optim.d_lr": 0.0015,
-        "growth.stable_kimg_at": "{4: 2, 8: 3, 16: 3, 32: 3.5}",  # its penalty costs at each step
+        "growth.stable_kimg_at": "{4: 2, 8: 3, 16: 3, 32: 3.5}",  # its penalty is computed at every step
     },
     "stylegan": {
         "model.name": "stylegan",
@@ -67,12 +68,12 @@ TRIAL: dict[str, object] = {
     "output.grid_kimg": 0,
     "metrics.every_kimg": 0,
 }
-RATE = 45.0  # images a second in the trial where the schedules above take seven minutes, ProGAN's being the longest
+RATE = 45.0  # with so many images per second in the trial, the longest schedule above (ProGAN's) takes seven minutes
 SCALES = (0.5, 2.5)
 
 
 def call(*command: str, **how: Any) -> float:
-    """Run a command of ours; its exit code ends this one if it is not 0. Returns the seconds that it took."""
+    """Run a command of this package, and return its seconds. If its exit code is not 0, exit with that code."""
     started = time.time()
     result = subprocess.run([sys.executable, *command], cwd=ROOT, **how)
     if result.returncode:
@@ -101,7 +102,7 @@ def lines(run: str, name: str) -> list[dict[str, Any]]:
 
 
 def fitting_scale() -> float:
-    """How much longer or shorter the schedules are to be on this machine."""
+    """Return the factor by which the schedules are lengthened on this machine."""
     shutil.rmtree(ROOT / "runs" / "generations" / "trial", ignore_errors=True)
     train("trial", overrides("trial", GENERATIONS["stylegan2"] | FIXED | TRIAL, 1.0))
     rate = statistics.median(line["img_per_sec"] for line in lines("runs/generations/trial", "stats.jsonl")[-4:])
@@ -111,7 +112,7 @@ def fitting_scale() -> float:
 
 
 def flops(given: list[str]) -> tuple[float, float]:
-    """FLOPs of a whole run, and per image in its last phase."""
+    """Return the FLOPs of a whole run, and the FLOPs per image of its last phase."""
     from stylegan_pg.config.loading import load_config
     from stylegan_pg.config.schedule import phases
     from stylegan_pg.planning.cost import cost_of
@@ -123,7 +124,7 @@ def flops(given: list[str]) -> tuple[float, float]:
 
 
 def figure(rows: list[dict[str, Any]], out: Path) -> None:
-    """Samples on the left, losses and the critic's scores of real and generated images over the images seen."""
+    """Draw samples on the left, and losses and the critic's scores over the number of images on the right."""
     import matplotlib
 
     matplotlib.use("Agg")

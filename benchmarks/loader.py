@@ -1,10 +1,11 @@
-"""How fast batches come, against what else there is: `python benchmarks/loader.py` (about four minutes).
+"""The speed of the data loader compared with alternatives: `python benchmarks/loader.py` (about four minutes).
 
-Two worker processes each, in turns, on the same machine-made pictures; `ratio` is ours over the peer's images a second.
-`decode`: two bare processes that do nothing but decode those JPEGs from memory with simplejpeg. `webloader`:
-webdataset's WebLoader over the same tars with the same decoder, shuffling 1000 samples. `zip`: PNGs in a zip, as
-StyleGAN's tools keep them. `start 1000 shards`: one second over the time from configuration to first batch, in a fresh
-process that has seen the dataset before, imports apart. `memory`: of all processes after 2 epochs over that after 20.
+All have two worker processes and are measured in turns on the same generated pictures. `ratio` is this loader's images
+per second divided by those of the alternative. `decode`: two processes that only decode the JPEGs from memory with
+simplejpeg. `webloader`: webdataset's WebLoader on the same tars with the same decoder, which shuffles 1000 samples.
+`zip`: PNGs in a zip, the format of StyleGAN's tools. `start 1000 shards`: one second divided by the time from the
+configuration to the first batch, in a new process, without imports, if the index is cached. `memory`: the memory of all
+processes after 2 epochs divided by that after 20.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ with contextlib.closing(batches(table, order, start=0, end=1000, batch=32, share
 
 
 def pictures(folder: Path, count: int, resolution: int) -> Path:
-    """PNGs with structure at all scales, so that they decode as photographs do."""
+    """Write PNGs with structure at all scales, so that decoding them takes as long as decoding photographs."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(resolution)
     for i in range(count):
@@ -91,7 +92,7 @@ def webloader(url: Path, resolution: int) -> Iterator[int]:
 
 
 class Zip(Dataset):
-    """PNGs in an uncompressed zip, read and decoded one by one."""
+    """A dataset of PNGs in an uncompressed zip, which are read and decoded one by one."""
 
     def __init__(self, path: Path):
         self.path, self.file = path, None
@@ -102,7 +103,7 @@ class Zip(Dataset):
         return 1 << 30
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        self.file = self.file or zipfile.ZipFile(self.path)  # one for each worker
+        self.file = self.file or zipfile.ZipFile(self.path)  # each worker opens the file itself
         data = self.file.read(self.names[i % len(self.names)])
         return torch.from_numpy(
             np.asarray(Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))).transpose(2, 0, 1).copy()
@@ -115,7 +116,7 @@ def zipped(path: Path) -> Iterator[int]:
 
 
 def speed(stream: Iterator[int], seconds: float) -> float:
-    """Images a second, once the workers have filled what they fill ahead."""
+    """Return images per second, measured after the workers have filled their buffers."""
     with contextlib.closing(stream) as data:  # type: ignore[type-var]  # generators all
         for _ in range(2 * WORKERS + 1):
             next(data)
@@ -135,7 +136,7 @@ def _decode_for(pictures: list[bytes], seconds: float, ready: Any, counts: Any) 
 
 
 def bare(url: Path, resolution: int, seconds: float) -> float:
-    """Images a second of WORKERS processes that only decode."""
+    """Return images per second of WORKERS processes that only decode."""
     table = load_index(str(url)).table(resolution)
     held = [table.read(i) for i in range(min(len(table), 128))]
     context = multiprocessing.get_context("fork")
@@ -150,7 +151,7 @@ def bare(url: Path, resolution: int, seconds: float) -> float:
 
 
 def against(name: str, functions: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
-    """A row: medians of both, measured in turns."""
+    """Return a row with the medians of both, which are measured in turns."""
     found: dict[str, list[float]] = {who: [] for who in functions}
     for _ in range(rounds):
         for who, function in functions.items():
@@ -176,7 +177,7 @@ def starting(folder: Path) -> dict[str, Any]:
     shards = len(load_index(str(url)).shards)
     environment = os.environ | {"STYLEGAN_PG_CACHE": str(folder / "cache")}
     seconds = []
-    for _ in range(4):  # of which the first fills the cache
+    for _ in range(4):  # the first start fills the cache
         command = [sys.executable, "-c", START, str(url)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         seconds.append(float(result.stdout))
@@ -190,7 +191,7 @@ def starting(folder: Path) -> dict[str, Any]:
 
 
 def memory(url: Path, resolution: int) -> dict[str, Any]:
-    """Private memory of this process and its workers."""
+    """Return the private memory of this process and its workers."""
     index = load_index(str(url))
     table, order = index.table(resolution), index.order(0, 64)
     found: dict[int, float] = {}

@@ -1,10 +1,11 @@
-"""Metrics against torch-fidelity's command line: `python benchmarks/metrics.py`.
+"""Metrics compared with torch-fidelity's command line: `python benchmarks/metrics.py`.
 
-`fid 64 fp32`, `fid 256 fp32`: both tools, each a process of its own, on the same 2 x 256 images with the same (random)
-Inception weights; `ratio` is torch-fidelity's time over ours, `memory` the same of peak memory, `difference` the
-relative one of the two numbers. `bf16`: ours in bfloat16, against torch-fidelity in float32. `cached`: statistics of
-the real images known from before (`ratio_to_their_cached`: in theirs too). `frechet 2048`: the distance alone, of 5000
-and of 500 samples, from statistics. `memory`: our peak for 4 times as many images over that for these (1 is constant).
+`fid 64 fp32`, `fid 256 fp32`: both programs in separate processes, on the same 2 x 256 images with the same (random)
+Inception weights. `ratio` is torch-fidelity's time divided by this package's, `memory` the same for the peak memory,
+and `difference` the relative difference of the two values. `bf16`: this package in bfloat16, torch-fidelity in float32.
+`cached`: with cached statistics of the real images (`ratio_to_their_cached`: torch-fidelity with its cache as well).
+`frechet 2048`: the Frechet distance only, computed from statistics of 5000 and of 500 samples. `memory`: this package's
+peak memory with 4 times as many images, divided by the peak with these (1 means constant).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def pictures(folder: Path, count: int, resolution: int, seed: int) -> Path:
 
 
 def measured(command: list[str], cache: Path) -> tuple[float, float, dict[str, Any]]:
-    """Seconds, peak MiB and the JSON that a process printed."""
+    """Run a process. Return its seconds, its peak memory in MiB, and the JSON that it printed."""
     start = time.perf_counter()
     environment = os.environ | {"STYLEGAN_PG_CACHE": str(cache)}
     process = subprocess.Popen(
@@ -118,13 +119,13 @@ def processes(folder: Path, weights: Path, resolution: int, args: argparse.Names
         "many": ours(packed[2], 4 * args.images),
     }
     cache = folder / f"cache{resolution}"
-    # What fills a cache is a measurement as well: nothing is known beforehand, and the results are kept.
+    # The first run with a cache is also measured: nothing is cached before it, and its statistics are cached.
     found: dict[str, list[Any]] = {name: [] for name in variants}
     for i in range(args.rounds):
         for name, command in variants.items():
             if i == 0:
                 command = variants[FILLS.get(name, name)]
-            if name != "many" or not i:  # of which only the memory counts
+            if name != "many" or not i:  # only the memory of this case is used
                 found[name].append(measured(command, cache))
                 print("  {:14} {:7.1f} s {:7.0f} MiB".format(name, *found[name][-1]), file=sys.stderr, flush=True)
     seconds, memory = ({n: statistics.median(r[i] for r in runs) for n, runs in found.items()} for i in (0, 1))
@@ -158,12 +159,12 @@ def frechet(count: int, case: str, rounds: int, report: Any) -> None:
         for part in x.split(64):
             ours[-1].add(part)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for _ in range(max(rounds, 5)):  # the first gets its memory anew
+    for _ in range(max(rounds, 5)):  # the first call allocates its memory
         for name, function in (
             ("ours", lambda: frechet_distance(ours[0], ours[1])),
             ("theirs", lambda: fid_statistics_to_metric(theirs[0], theirs[1], False)["frechet_inception_distance"]),
         ):
-            time.sleep(0.2)  # until OpenBLAS's threads, which spin for a while after a call, leave the cores
+            time.sleep(0.2)  # the threads of OpenBLAS occupy the cores for a while after a call
             start = time.perf_counter()
             value = function()
             times[name].append(time.perf_counter() - start)

@@ -1,9 +1,10 @@
-"""Which objectives cover all modes of eight Gaussians on a ring and of twenty-five on a grid? A pair of small MLPs, the
-trainer that trains the large networks: `python benchmarks/modes.py` (under five minutes on two cores).
+"""Which objectives cover all modes of eight Gaussians on a ring and of twenty-five on a grid? `python
+benchmarks/modes.py` trains pairs of small MLPs with the trainer of the large networks (under five minutes on two
+cores).
 
-A case is `POINTS OBJECTIVE TERMS`. `ratio` is the share of the modes near which, within three standard deviations, lies
-one of 2500 samples, `high_quality` the share of the samples that lie so near to any mode (Srivastava et al. 2017,
-section 4.1). A figure shows the samples of every case.
+A case is `POINTS OBJECTIVE TERMS`. `ratio` is the fraction of modes with one of 2500 samples within three standard
+deviations, and `high_quality` the fraction of samples that are so near to a mode (Srivastava et al. 2017, section 4.1).
+A figure shows the samples of every case.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ R1_R2 = ("loss.objective=relativistic", "loss.r1_gamma=0.1", "loss.terms=[{name:
 class Case(NamedTuple):
     name: str
     kimg: float
-    overrides: tuple[str, ...]  # of COMMON
+    overrides: tuple[str, ...]  # changes to COMMON
 
     @property
     def points(self) -> str:
@@ -66,7 +67,7 @@ CASES = [
 
 
 def train(case: Case, seed: int, scale: float) -> tuple[dict[str, Any], np.ndarray]:
-    """The row of a case, and its generator's samples float32 [SAMPLES, 2]."""
+    """Train a case. Return its row, and samples of its generator, float32 [SAMPLES, 2]."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silence:
         given = [f"run={folder}/run", f"data.url=points:{case.points}", f"seed={seed}"]
         given += [f"train.total_kimg={case.kimg * scale}", *COMMON.split(), *case.overrides]
@@ -87,7 +88,7 @@ def train(case: Case, seed: int, scale: float) -> tuple[dict[str, Any], np.ndarr
 
 
 def draw(rows: list[dict[str, Any]], samples: list[np.ndarray], path: Path) -> None:
-    """One panel a case: the samples, and a ring of three deviations around every mode."""
+    """Draw one panel for each case, with the samples and a circle of three standard deviations around every mode."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import EllipseCollection
     from matplotlib.figure import Figure

@@ -1,15 +1,15 @@
-"""How well the order mixes: this program's window against webdataset's shuffle buffer of the same memory.
+"""The quality of shuffling: this package's window compared with webdataset's shuffle buffer of the same size.
 
     python benchmarks/order.py [--shards 200 --size 1000 --batch 32]
 
-Both see shards in a drawn order; webdataset then keeps `window` samples in a buffer and gives out drawn ones, as
-`wds.WebDataset(..., shardshuffle=True).shuffle(window)` does. Figures, means over epochs:
+Both read the shards in a random order. webdataset then keeps `window` samples in a buffer and returns random ones, as
+`wds.WebDataset(..., shardshuffle=True).shuffle(window)` does. The columns are means over epochs:
 
     likeness    magnitude of the rank correlation between file order and stream order (0 is best)
-    together    share of neighbouring samples of the files that come into one batch (1 is that of reading in order)
-    spread      shards that a batch's samples are from
+    together    fraction of neighbouring samples of the files that are in the same batch (1 for reading in order)
+    spread      number of shards from which the samples of a batch come
 
-A uniform permutation of the whole dataset is the last line.
+The last line is a uniform permutation of the whole dataset.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How training scales: `python benchmarks/scaling.py` (about seven minutes; the part about links needs root and `ip`).
+"""The scaling of training: `python benchmarks/scaling.py` (about seven minutes; the part about links needs root and
+`ip`).
 
-`32 ...`, `64 ...`: the same global batch by 2 processes of 1 thread, against 1 process of 2 threads and 1 of 1, at two
-sizes; `ratio` is the others' time for a step over that of the two processes. `link ... mbit`: two hosts (network
-namespaces) with a link of that speed; `ratio` is the step's time as the model of `stylegan-pg plan` has it
-(stylegan_pg/planning/scaling.py: computing as measured without a limit, the parameters' bytes, overlap) over the
-measured one.
+`32 ...`, `64 ...`: 2 processes of 1 thread compared with 1 process of 2 threads and 1 process of 1 thread, with the
+same global batch at two image sizes. `ratio` is the time of a step of the single process divided by that of the two
+processes. `link ... mbit`: two hosts (network namespaces) with a link of that speed. `ratio` is the time of a step that
+the model of `stylegan-pg plan` predicts (stylegan_pg/planning/scaling.py, from the computation measured without a
+limit, the bytes of the parameters, and the overlap), divided by the measured time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ STEPS = 16
 
 
 def arguments(run: Path, data: Path, resolution: int, **changes: object) -> list[str]:
-    """`train` at one resolution: main steps, R1 and path length, and a line in stats.jsonl for each step."""
+    """Return a `train` command at one resolution, with R1 and path length, which logs every step to stats.jsonl."""
     size: dict[str, Any] = SIZES[resolution]
     kimg = size["train__batch"] / 1000
     how = {"resolution": resolution, "growth__start": "null", "model__channel_base": 4096, "output__grid_kimg": 0}
@@ -47,7 +48,7 @@ def arguments(run: Path, data: Path, resolution: int, **changes: object) -> list
 
 
 def step_seconds(run: Path) -> float:
-    """The median over the second half of a run's steps, pairs of them: every second one has the lazy terms."""
+    """Return the median time of a pair of steps in the second half of a run. Every second step has the lazy terms."""
     lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     at = [line["elapsed_sec"] for line in lines]
     return statistics.median(b - a for a, b in zip(at[len(at) // 2 : -2], at[len(at) // 2 + 2 :], strict=True)) / 2
@@ -76,7 +77,7 @@ def processes(folder: Path, data: Path, resolution: int, rounds: int) -> list[di
 
 
 def links(folder: Path, data: Path) -> list[dict[str, Any]]:
-    """Steps of two hosts without a limit, and over slow links."""
+    """Measure steps of two hosts without a limit of the link, and over slow links."""
     measured: dict[int, float] = {}
     for rate in (0, *LINKS):
         run, where = folder / f"link{rate}", folder / f"hosts{rate}"
@@ -95,7 +96,7 @@ def links(folder: Path, data: Path) -> list[dict[str, Any]]:
     config = load_config(str(folder / "link0.yaml"), arguments(folder / "link0", data, 32, train__bucket_mib=0.5)[2:])
     phase = phases(config)[0]
     cost = cost_of(config, phase, 3, 0)
-    flops = phase.batch / 2 * cost.flops_per_image / measured[0]  # of each host, whatever its step is made of
+    flops = phase.batch / 2 * cost.flops_per_image / measured[0]  # the effective FLOP/s of each host
     rows = []
     for rate in LINKS:
         expected = scaling.step(config, phase, cost, 2, flops, scaling.Link(rate * 1e6, 1e-4))

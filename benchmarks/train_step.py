@@ -1,10 +1,11 @@
-"""Whole training steps and generation on this CPU (or GPU: --device cuda), with the fused kernels and without.
+"""Training steps and generation on this CPU (or GPU: --device cuda), with the fused kernels and without.
 
-`train 256`: G's and D's main step, batch 2, channel_base 16384; `generate 1024`: one image, channel_base 32768. The
-reference is the same computation (matrix-product demodulation, fused Adam) with plain PyTorch operations, NCHW, fp32;
-ours is channels_last with the kernels, in fp32, with all blocks in bf16, and with those that model.low_precision=auto
-chooses here. `train 32`: a small network, batch 8, 128 channels. `ratio` is the reference's time over ours. With
---device cuda batches are 32 at 256, 4 and 8 at 1024, there is `train 1024`, and `fp16` takes auto's place.
+`train 256`: the main steps of G and D, batch 2, channel_base 16384. `generate 1024`: one image, channel_base 32768. The
+reference is the same computation (matrix-product demodulation, fused Adam) with plain PyTorch operations, NCHW and
+fp32. It is compared with channels_last and the kernels, in fp32, with all blocks in bf16, and with the blocks in bf16
+that model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `ratio` is
+the time of the reference divided by that of the kernels. With --device cuda, batches are 32 at 256, 4 and 8 at 1024,
+there is `train 1024`, and `fp16` replaces auto.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Size(NamedTuple):
 
 
 class Networks:
-    """G, D and a batch for them; `low` is the precision `at` these resolutions, channels are base and most."""
+    """Build G, D and a batch. `low` is the precision at the resolutions `at`; `channels` are (base, maximum)."""
 
     def __init__(self, size: Size, low: str, at: list[int], layout: str, device: str):
         torch.manual_seed(0)
@@ -76,7 +77,7 @@ class Generation(Networks):
 
 
 def plainly(function):
-    """The same with the reference operations."""
+    """Return the same function with the reference operations."""
 
     def call() -> None:
         native.compiled = lambda x: None

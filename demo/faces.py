@@ -1,7 +1,7 @@
-"""Render a folder of cartoon faces: the demo's training set, made here so that nothing need be downloaded.
+"""Draw a folder of cartoon faces. They are the demo's training set and are drawn here, so that nothing is downloaded.
 
-The drawings are "ToonHead" by Johan Melin (CC BY 4.0), put together by DiceBear from a seed: the same seed always gives
-the same face. Usage: python demo/faces.py OUT --count 5000 --size 64
+The drawings are "ToonHead" by Johan Melin (CC BY 4.0), combined by DiceBear from a seed. The same seed always gives the
+same face. Usage: python demo/faces.py OUT --count 5000 --size 64
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from importlib.resources import files
 from pathlib import Path
 
 STYLE = "toon-head"
-# Bold enough to be learnt in minutes at 64x64, varied enough that thousands hardly repeat: large heads with shoulders,
-# colours that stay apart (skin from hair, hair from background), mostly open eyes, mouths that show on any skin, no
-# beards since they hide them.
+# The faces are simple enough to be learnt in minutes at 64x64, but varied enough that thousands rarely repeat: large
+# heads with shoulders, distinct colours of skin, hair and background, mostly open eyes, and mouths that are visible on
+# any skin, without beards, which would hide them.
 OPTIONS = {
     "scale": 1.05,
     "backgroundColor": ["8ecae6", "fdf0c4", "95d5b2", "f4a6b0", "cdb4f6"],
@@ -36,7 +36,7 @@ SUPERSAMPLING = 2
 
 
 def load_style():
-    """The style's drawing parts; exits with a message where the demo's packages are missing."""
+    """Return the drawing parts of the style. If the demo's packages are missing, exit with a message."""
     try:
         from dicebear import Style
     except ImportError:
@@ -54,7 +54,7 @@ def _style():
 
 
 def render(seed: str, size: int):
-    """One face as an RGB Pillow image [size, size], averaged from a larger drawing."""
+    """Return one face as an RGB Pillow image of size x size, scaled down from a larger drawing."""
     import resvg_py
     from dicebear import Avatar
     from PIL import Image
@@ -71,7 +71,7 @@ def _write(task: tuple[str, int, int, Path]) -> None:
     if not path.exists():
         temporary = path.with_suffix(".tmp")
         render(f"{prefix}-{number}", size).save(temporary, format="PNG")
-        temporary.replace(path)  # a killed run leaves whole files only
+        temporary.replace(path)  # a killed run leaves only complete files
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--seed", default="0", help="another seed, other faces")
+    parser.add_argument("--seed", default="0", help="seed of the faces")
     parser.add_argument("--workers", type=int, default=None)
     args = parser.parse_args()
     load_style()

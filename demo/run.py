@@ -1,7 +1,7 @@
-"""The whole job in one command: draw faces, pack them, train, and look at the result. See `make demo`.
+"""The complete demo: draw faces, pack them, train, and show the results. See `make demo`.
 
-Usage: python demo/run.py CONFIG [key=value ...]. Every part picks up what is already there, so a run that was stopped
-continues when it is started again.
+Usage: python demo/run.py CONFIG [key=value ...]. Every part continues from existing results, so a demo that was stopped
+is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from stylegan_pg.errors import TO_BE_CONTINUED
 from stylegan_pg.monitoring import console
 
 FACES = 5000
-parts: list[subprocess.Popen[str]] = []  # the last one is running, or has ended
-requests: list[int] = []  # signals that asked the demo to stop
+parts: list[subprocess.Popen[str]] = []  # the last part is running, or has ended
+requests: list[int] = []  # the signals that requested a stop
 
 
 def stop(number: int, _: object) -> None:
-    """Hand a request to stop on to the part that is running; the demo ends with it."""
+    """Pass a request to stop on to the running part; the demo ends with it."""
     requests.append(number)
     for part in parts[-1:]:
         with contextlib.suppress(ProcessLookupError):
             part.send_signal(number)
     if not parts:
-        os._exit(TO_BE_CONTINUED)  # nothing has begun
+        os._exit(TO_BE_CONTINUED)  # no part has been started
 
 
 def call(*command: str, capture: bool = False) -> str:
-    """Run a command of ours in a process of its own; its exit code ends this one if it is not 0. After a request to
-    stop the demo ends too, with the exit code for what is to be continued."""
+    """Run a command of this package in a separate process. If its exit code is not 0, exit with that code. After a
+    request to stop, exit with the code of a stopped run."""
     print("+", " ".join(command), flush=True)
     env = os.environ | {launcher.SCRIPTS: f"{os.environ.get(launcher.SCRIPTS, '')} {os.getpid()}".strip()}
     parts.append(
         subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE if capture else None, text=True, env=env)
     )
-    for number in requests[:1]:  # it came while the part was being started
+    for number in requests[:1]:  # the signal arrived while the part was being started
         parts[-1].send_signal(number)
     output, _ = parts[-1].communicate()
     if requests:
         sys.exit(TO_BE_CONTINUED)
     if code := parts[-1].returncode:
-        sys.exit(code if code > 0 else 128 - code)  # as shells tell signals
+        sys.exit(code if code > 0 else 128 - code)  # shells report signals in this way
     return output or ""
 
 
 def progress_figure(samples: Path, out: Path, faces: int = 8, most: int = 8) -> None:
-    """One row for each of up to `most` moments of the run: the first faces of the fixed-seed grid, at one size."""
+    """Draw one row for each of up to `most` times of the run, with the first faces of the grid of fixed seeds."""
     import numpy as np
     import torch
     from PIL import Image
@@ -77,7 +77,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
     console.tolerate("stdout", "stderr")
     from stylegan_pg.checkpoint.names import in_order
