@@ -33,7 +33,7 @@ EVERYONE = {
     "train.batch": 16,
     "train.batch_at": "{4: 32, 8: 32}",
     "train.threads": 1,
-    "model.noise": "false",  # the drawings have no random detail; with noise, grids after so few images would be speckled
+    "model.noise": "false",  # the drawings have no random detail; noise would make early grids speckled
     "output.grid_kimg": 2,
     "output.tick_kimg": 0.25,
     "output.snapshot_kimg": 0,
