@@ -12,6 +12,9 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads that wait do not keep a processor busy: tests share processors with the processes that they start, and with
+# other tests. Otherwise a training step takes 5 times as long beside two other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
