@@ -125,7 +125,7 @@ def test_the_cached_table_is_the_same_and_damage_to_it_is_noticed(source, datase
         assert all(np.array_equal(a, b) for a, b in zip(fresh.members[name], cached.members[name], strict=True))
     assert np.array_equal(fresh.vectors["labels"], cached.vectors["labels"])
     found: dict[str, np.ndarray] = {}
-    monkeypatch.setattr("stylegan_pg.data.datasets.index.kept", lambda key, make, fits: found.update(make()) or found)
+    monkeypatch.setattr("stylegan_pg.data.datasets.index.cached", lambda key, make, fits: found.update(make()) or found)
     dataset.table(16)
     stamps, count, fields = found["stamps"], dataset.count, dataset.fields
     assert fits(found, stamps, count, fields)

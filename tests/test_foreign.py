@@ -21,7 +21,7 @@ from PIL import Image
 
 from stylegan_pg.config import Config
 from stylegan_pg.config.loading import load_config
-from stylegan_pg.data.datasets import foreign
+from stylegan_pg.data.datasets import foreign_tars
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.table import CorruptSample
@@ -229,8 +229,8 @@ def test_commands_and_grey_pictures(tmp_path):
 
 def test_headers_are_read_once_and_again_when_a_tar_changes(shards, cache, monkeypatch):
     read = []
-    real = foreign.members_of
-    monkeypatch.setattr(foreign, "members_of", lambda file, named: read.append(named) or real(file, named))
+    real = foreign_tars.members_of
+    monkeypatch.setattr(foreign_tars, "members_of", lambda file, named: read.append(named) or real(file, named))
     first = load_index(str(shards))
     assert len(read) == 3
     assert load_index(str(shards)) == first
@@ -431,7 +431,7 @@ def test_a_mixture_unites_classes_and_keeps_proportions(two, tmp_path):
     ordinals = [order.at(n)[1] for n in range(4000)]
     assert abs(sum(ordinal >= COUNT for ordinal in ordinals) - 3000) <= 64
     assert set(ordinals) == set(range(COUNT + 10))
-    shown = list(batches(table, order, start=0, end=64, batch=8, share=range(8), classes=4, workers=0))
+    shown = list(batches(table, order, start=0, end=64, batch=8, share=range(8), workers=0))
     images = torch.cat([batch.image for batch in shown])
     assert torch.equal(images, read_batch(table, ordinals[:64]))
     other = load_dataset(configured(two | {str(tmp_path / "out"): 2.0}))

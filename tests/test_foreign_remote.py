@@ -9,7 +9,7 @@ import serving
 from test_foreign import jpeg, pictures, write
 
 from stylegan_pg.config.loading import load_config
-from stylegan_pg.data.datasets import foreign
+from stylegan_pg.data.datasets import foreign, foreign_tars
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.storage import shard_cache
@@ -67,7 +67,7 @@ def test_headers_are_read_through_the_configured_cache(server, home, tmp_path):
 @pytest.mark.parametrize("url", ["{server}/{{0..2}}.tar", "pipe:cat {folder}/1.tar"])
 def test_without_a_cache_nothing_is_kept(url, server, home, tmp_path, monkeypatch):
     """Nor is anything refused for want of room."""
-    monkeypatch.setattr(foreign, "PIECE", 1000)
+    monkeypatch.setattr(foreign_tars, "PIECE", 1000)
     index = dataset(url.format(server=server.url, folder=server.root), cache_gib=0, cache_dir=tmp_path / "scratch")
     assert index.count in (4, 12)
     assert not shards_in(home)

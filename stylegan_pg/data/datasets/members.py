@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
 from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, cls_label, json_label
+from stylegan_pg.data.datasets.fields import MOST_ARRAY, MOST_TEXT
 from stylegan_pg.data.datasets.sample_names import BESIDE, Names, at_first_dot, read_names
 from stylegan_pg.data.storage.tars import Member, content_of
 from stylegan_pg.errors import UsageError
@@ -19,28 +20,39 @@ MOST_BYTES = 3 << 27  # of a picture
 _META = re.compile(r"__[^/]*__($|/)")  # as webdataset
 
 
+_FIRST = ("image", "img", "a", "picture")  # names of what is the picture, among several of a sample
+_FURTHER = {"txt": "text", "npy": "array"} | dict.fromkeys(PICTURES, "picture")  # kinds of members by their suffixes
+_MOST = {"text": MOST_TEXT, "array": MOST_ARRAY, "picture": MOST_BYTES}  # bytes
+
+Part = tuple[str, str]  # of a sample: name, "" where it has none; "text", "array" or "picture"
+
+
 class Sample(NamedTuple):
     key: str
     picture: Member
     label: int | float | str | None  # as written in the file
     has_cls: bool
     is_odd: bool  # whether its json has a label that cannot be a class, such as a list or true
+    further: dict[Part, Member]  # what may be further fields (foreign_fields.py)
 
 
-def names_of(members: Iterable[Member], named: str) -> Names:
-    """Decide where keys end in the names of a tar's members (see sample_names.py).
-
-    Raises:
-        UsageError: every sample has several pictures, such as photographs and masks.
-    """
+def names_of(members: Iterable[Member]) -> tuple[Names, str]:
+    """Decide where keys end in the names of a tar's members: as sample_names.py says, and at the first dot if every
+    sample has the same several pictures, such as photographs and masks. Returns this, and the extension of the picture
+    that is shown in the latter case, else ""."""
     paths = [member.name for member in members if _counts(member.name)]
     names = read_names(paths, [f".{suffix}" for suffix in PICTURES], webdataset=True)
     if names.last_dot and (parts := _parts_of_each(paths)):
-        raise UsageError(
-            f"{named}: each sample has several pictures ({printable(', '.join(sorted(parts)))}): write a tar in which "
-            f"those to be shown end in {' or '.join(PICTURES)} after the first dot"
-        )
-    return names
+        first, *others = sorted(parts, key=_rank)
+        note = f"each sample has several pictures: {printable(first)} is shown, with {printable(', '.join(others))}"
+        return Names(False, note), first
+    return names, ""
+
+
+def _rank(extension: str) -> tuple[int, str]:
+    """Sorts the extensions of a sample's pictures: the first one is the picture that is shown."""
+    name = extension.rpartition(".")[0].lower()
+    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), extension)
 
 
 def _parts_of_each(paths: list[str]) -> frozenset[str]:
@@ -69,8 +81,9 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
     split = ((*names.split(member.name), member) for member in members if _counts(member.name))
     keys: set[str] = set()
     for (key, part), group in itertools.groupby(split, lambda one: (one[0], one[2].part)):
-        found = [(_kind(suffix.lower()), member) for _, suffix, member in group if suffix]
-        pictures = _pictures(found)
+        extensions = [(suffix, member) for _, suffix, member in group if suffix]
+        found = [(_kind(suffix.lower()), member) for suffix, member in extensions]
+        pictures = _pictures(extensions)
         if not found:
             continue
         if len(pictures) != 1:
@@ -91,7 +104,8 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
                 "write the tar without it"
             )
         label, is_odd = _label(file, files, named)
-        yield Sample(_of_its_own(key, part, keys, named), picture, label, "cls" in files, is_odd)
+        further = _further(extensions, picture)
+        yield Sample(_of_its_own(key, part, keys, named), picture, label, "cls" in files, is_odd, further)
 
 
 def _counts(name: str) -> bool:
@@ -107,11 +121,23 @@ def _kind(extension: str) -> str:
     return last if first in PICTURES and f".{last}" in BESIDE else extension
 
 
-def _pictures(found: list[tuple[str, Member]]) -> list[Member]:
-    """The pictures among a sample's files: those with a picture's extension; if there are none, those whose extension
-    ends in one (0001.rgb.png)."""
-    exact = [member for suffix, member in found if suffix in PICTURES]
-    return exact or [member for suffix, member in found if suffix.rpartition(".")[2] in PICTURES]
+def _pictures(extensions: list[tuple[str, Member]]) -> list[Member]:
+    """The pictures among a sample's files: those with a picture's extension; if there are none, the first of those
+    whose extension ends in one (0001.rgb.png)."""
+    exact = [member for extension, member in extensions if extension.lower() in PICTURES]
+    others = [one for one in extensions if one[0].rpartition(".")[2].lower() in PICTURES]
+    return exact or [member for _, member in sorted(others, key=lambda one: _rank(one[0]))[:1]]
+
+
+def _further(extensions: list[tuple[str, Member]], picture: Member) -> dict[Part, Member]:
+    """The members of a sample that may be further fields; those that are empty, too large or no files are not."""
+    found: dict[Part, Member] = {}
+    for extension, member in extensions:
+        name, _, suffix = extension.rpartition(".")
+        kind = _FURTHER.get(suffix.lower())
+        if kind and member != picture and not member.fault and 0 < member.size <= _MOST[kind]:
+            found["" if name.lower() in PICTURES else name, kind] = member  # a text may follow the picture's full name
+    return found
 
 
 def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:

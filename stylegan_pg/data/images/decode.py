@@ -43,6 +43,15 @@ def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
     return base[0] * resolution // 4, base[1] * resolution // 4
 
 
+def lies_on(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether pictures of these widths and heights show the same part of the world: one is the other scaled, to the
+    nearest pixel. Pictures of the same width, or the same height, must have the same size."""
+    if one[0] == other[0] or one[1] == other[1]:
+        return one == other
+    larger = max(one, other)
+    return 2 * abs(one[0] * other[1] - other[0] * one[1]) <= larger[0] + larger[1]
+
+
 class Header(NamedTuple):
     """The header of a picture.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from stylegan_pg.data.datasets.arrays import written_array
 from stylegan_pg.data.datasets.fields import CAPTION
-from stylegan_pg.data.images.headers import BadPicture
+from stylegan_pg.data.images.decode import BadPicture, lies_on
 from stylegan_pg.data.pack.pyramid import Levels, Recipe, mask_levels, picture_levels
 from stylegan_pg.data.pack.reading import Gone, Unreadable
 from stylegan_pg.data.pack.samples import VECTOR, Contents, Partner, Sample
@@ -85,12 +85,3 @@ def _partner_levels(
         there, wanted = ("x".join(map(str, one)) for one in (levels.size, size))
         raise ValueError(f"is {there}, where the picture is {wanted} (width x height)")
     return levels.images
-
-
-def lies_on(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether pictures of these widths and heights show the same part of the world: one is the other scaled, to the
-    nearest pixel. Pictures of the same width, or the same height, must have the same size."""
-    if one[0] == other[0] or one[1] == other[1]:
-        return one == other
-    larger = max(one, other)
-    return 2 * abs(one[0] * other[1] - other[0] * one[1]) <= larger[0] + larger[1]
