@@ -303,7 +303,7 @@ def test_what_is_no_tar(tmp_path, shards):
         load_index(str(tmp_path / "x.tar"))
     with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
         tar.add(shards / "a-000.tar", "a.jpg")
-    with pytest.raises(UsageError, match=r"z\.tar is not an uncompressed tar .*unpack"):
+    with pytest.raises(UsageError, match=r"z\.tar is not an uncompressed tar .*decompress"):
         load_index(str(tmp_path / "z.tar"))
     with pytest.raises(UsageError, match=r"a-003\.tar: no such tar"):
         load_index(str(shards / "a-{000..003}.tar"))
