@@ -116,7 +116,7 @@ def _fill(file: IO[bytes], url: str) -> None:
             while data := stream.read1(CHUNK):
                 write(data)
 
-    if url.startswith("pipe:"):  # reading in pieces would run the command again for each of them
+    if remote.is_printed(url):  # reading in pieces would run the command again for each of them
         retrying(patience, print_all)
     else:
         while data := remote.read_url(url, file.tell(), file.tell() + PIECE, patience):

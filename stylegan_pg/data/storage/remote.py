@@ -6,6 +6,7 @@
                         environment
     pipe:COMMAND        the output of a command. The text is split into words as in a shell, but no shell runs it. For
                         pipelines, redirections and variables, write pipe:bash -c '...'
+    gs://, ais://, ...  what webdataset reads with other programs, see gopen.py
     file://, a path     the file system
 
 `read_url` retries after transient faults. The other functions do not; their callers use retry.Retries.
@@ -25,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
-from stylegan_pg.data.storage import http
+from stylegan_pg.data.storage import gopen, http
 from stylegan_pg.data.storage.byte_stream import CHUNK, Body, Stream
 from stylegan_pg.data.storage.retry import GRACE, Fault, PermanentFault, Retries, TransientFault
 from stylegan_pg.errors import UsageError
@@ -47,7 +48,12 @@ class Stat(NamedTuple):
 
 def is_remote(url: str) -> bool:
     """Return whether a URL is read from a server or a command, and not from the file system."""
-    return url.startswith("pipe:") or url.split("://", 1)[0] in SCHEMES
+    return url.split("://", 1)[0] in SCHEMES or is_printed(url)
+
+
+def is_printed(url: str) -> bool:
+    """Return whether a program prints what a URL names, so that reading a part of it costs as much as all before it."""
+    return url.startswith("pipe:") or gopen.is_known(url)
 
 
 @contextlib.contextmanager
@@ -73,6 +79,8 @@ def open_url(url: str, start: int = 0, end: int | None = None, patience: float =
         opened = http.open_http(url, start, end, min(TIMEOUT, max(patience, GRACE)))
     elif url.startswith("s3://"):
         opened = _open_s3(url, start, end)
+    elif gopen.is_known(url):
+        opened = gopen.open_gopen(url, start, end)
     else:
         opened = _open_file(url, start, end)
     with opened as stream:
@@ -81,7 +89,7 @@ def open_url(url: str, start: int = 0, end: int | None = None, patience: float =
 
 def stat_url(url: str, patience: float = TIMEOUT) -> Stat:
     """Return size and tag of a URL without reading its content. Arguments and errors are those of open_url."""
-    if url.startswith("pipe:"):
+    if is_printed(url):
         return Stat(None, "")
     if url.startswith(("http://", "https://")):
         return Stat(*http.stat_http(url, min(TIMEOUT, max(patience, GRACE))))
@@ -247,7 +255,7 @@ def file_path(url: str) -> str:
     """Return the path of a file:// URL, or a path unchanged. Raises UsageError for another kind of URL."""
     if "://" in url and not url.startswith("file://"):
         scheme = printable(url.split("://")[0])
-        raise UsageError(f"{shown(url)}: {scheme}:// is not supported; use a path, http(s)://, s3:// or pipe:")
+        raise UsageError(f"{shown(url)}: {scheme}:// is not supported; use a path, http(s)://, s3://, pipe: or gs://")
     return url.removeprefix("file://")
 
 
