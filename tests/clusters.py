@@ -42,8 +42,8 @@ def wait_until(condition, seconds: float, what: str, log=lambda: "") -> None:
 
 
 class Hosts:
-    """`count` hosts 10.77.N.1, .2, ... on a bridge, each a network namespace with an interface eth0 and a name that all
-    of them know."""
+    """`count` hosts 10.77.N.1, .2, ... on a bridge. Each is a network namespace with an interface eth0 and a name that
+    all hosts know."""
 
     def __init__(self, count: int, folder: Path):
         self.tag = f"sg{os.getpid() % 10000}"
@@ -76,7 +76,7 @@ class Hosts:
         for words in (["addr", "add", f"{self.address(i)}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
             run("ip", "-n", name, *words)
         run("ip", "-n", name, "link", "set", "lo", "up")
-        names = Path("/etc/netns", name, "hosts")  # which `ip netns exec` puts into the place of /etc/hosts
+        names = Path("/etc/netns", name, "hosts")  # `ip netns exec` mounts it as /etc/hosts
         names.parent.mkdir(parents=True)
         known = [f"{self.address(k)} {self.tag}h{k}" for k in range(self.count)]
         names.write_text("\n".join(["127.0.0.1 localhost", *known, ""]))
@@ -85,11 +85,11 @@ class Hosts:
         return f"{self.net}.{i + 1}"
 
     def start(self, i: int, *command: str, **env: str) -> subprocess.Popen:
-        """Start a command on host i, its output in host-I.log; all it starts is killed with it."""
+        """Start a command on host i, with its output in host-I.log. All its child processes are killed with it."""
         more = {"HEAD": self.address(0), "NODE_RANK": str(i), "LOCAL_ADDR": self.address(i), "NNODES": str(self.count)}
         more |= {"GLOO_SOCKET_IFNAME": "eth0", "PORT": "29511"} | env
         with open(self.folder / f"host-{i}.log", "a") as log:
-            # A PID namespace: when its first process is killed, so is everything in it, as when a machine dies.
+            # In a PID namespace, killing the first process kills all others, as if a machine failed.
             self.hosts[i] = subprocess.Popen(
                 [
                     "ip",
@@ -123,7 +123,7 @@ class Hosts:
         return "\n".join(f"--- host {i}\n{self.log(i)[-4000:]}" for i in range(self.count))
 
     def pids(self, i: int, word: str) -> list[int]:
-        """Processes on host i whose command line has the word."""
+        """Return the processes on host i whose command line contains the word."""
         found = []
         for pid in run("ip", "netns", "pids", f"{self.tag}h{i}").split():
             try:
@@ -134,8 +134,8 @@ class Hosts:
         return found
 
     def kill_host(self, i: int) -> None:
-        """As if its plug were pulled: no packet leaves it any more, not even to close connections, and all its
-        processes are gone. It comes back by start() after restore_link()."""
+        """Simulate a power failure: the host sends no more packets, not even to close connections, and all its
+        processes are killed. start() after restore_link() brings it back."""
         self.cut_link(i)
         for pid in run("ip", "netns", "pids", f"{self.tag}h{i}").split():
             try:
@@ -151,17 +151,17 @@ class Hosts:
         run("ip", "link", "set", f"{self.tag}v{i}", "up")
 
     def limit(self, i: int, rate: str) -> None:
-        """Both directions of host i's link."""
+        """Limit the rate of host i's link in both directions."""
         how = ["root", "tbf", "rate", rate, "burst", "32kbit", "latency", "400ms"]
         run("tc", "qdisc", "add", "dev", f"{self.tag}v{i}", *how)
         run("ip", "netns", "exec", f"{self.tag}h{i}", "tc", "qdisc", "add", "dev", "eth0", *how)
 
     def sent(self, i: int) -> int:
-        """Bytes that host i has sent so far."""
+        """Return the number of bytes that host i has sent."""
         return int(run("ip", "netns", "exec", f"{self.tag}h{i}", "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
 
     def join(self, expected: int = 0, timeout: float = 240) -> None:
-        """Wait for all hosts' commands and demand their exit code."""
+        """Wait for the commands of all hosts, and check their exit codes."""
         for i, process in self.hosts.items():
             wait_until(lambda p=process: p.poll() is not None, timeout, f"host {i} to end", self.logs)
         codes = {i: p.returncode for i, p in self.hosts.items()}
@@ -274,7 +274,7 @@ class Slurm:
         return result.stdout
 
     def submit(self, *words: str, **env: str) -> str:
-        """sbatch; returns the job's number."""
+        """Run sbatch, and return the number of the job."""
         return self("sbatch", "--parsable", *words, env=env).strip()
 
     def state(self, job: str) -> str:
@@ -282,7 +282,7 @@ class Slurm:
         return shown.split("JobState=")[1].split()[0] if "JobState=" in shown else ""
 
     def minutes_running(self, job: str) -> int:
-        """For how long a job has been running; rounded down."""
+        """Return for how many whole minutes a job has been running."""
         hours, minutes, _ = self("scontrol", "show", "job", job).split("RunTime=")[1].split()[0].split(":")
         return 60 * int(hours) + int(minutes)
 

@@ -46,11 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _kernels() -> Iterator[None]:
-    """The compiled operations are built once; processes with a cache of their own find them as prebuilt ones."""
+    """Build the kernels once. Processes with a separate cache use them as prebuilt kernels."""
     from stylegan_pg.files import cache_folder
     from stylegan_pg.ops import build
 
-    with contextlib.suppress(build.BuildError):  # the tests that need them say so
+    with contextlib.suppress(build.BuildError):  # tests that need the kernels report the error
         build.load("cpu")
     with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get("STYLEGAN_PG_PREBUILT"):
@@ -59,15 +59,16 @@ def _kernels() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_signals_are_heeded() -> Iterator[None]:
-    """What a test that trains in this process leaves behind would reach the processes that later tests fork."""
+def _restore_signal_handlers() -> Iterator[None]:
+    """Undo changes of a test that trains in this process. Otherwise, processes that later tests fork would inherit its
+    handlers."""
     handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     yield
     if stopping._requests.listens:
         signal.set_wakeup_fd(-1)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    stopping._requests = stopping._Requests()  # its thread, if there is one, waits for signals that do not come
+    stopping._requests = stopping._Requests()  # its thread, if there is one, keeps waiting for signals
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,7 +78,7 @@ def _threads() -> None:
 
 @pytest.fixture(scope="session")
 def parity_dir() -> Path:
-    """The folder of numbers computed by the original implementations, which lies beside the checkout."""
+    """The folder of numbers that the original implementations computed. It is beside the checkout."""
     path = ROOT.parent / "shared" / "parity"
     if not path.is_dir():
         pytest.skip("no reference numbers: ../shared/parity does not exist beside this checkout")
@@ -125,7 +126,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a generator with three classes, 16x16."""
+    """The file of a snapshot: a generator with three classes, 16x16."""
     from stylegan_pg.checkpoint.snapshot import save_snapshot
     from stylegan_pg.config import ModelConfig
     from stylegan_pg.networks import NETWORKS, NetworkShape
@@ -142,7 +143,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compiled_operations() -> list[Path]:
-    """Folders in the user's cache, built if they were not."""
+    """The folders of compiled kernels in the user's cache. They are built if necessary."""
     from stylegan_pg.files import cache_folder
     from stylegan_pg.ops import native
 
@@ -193,7 +194,8 @@ def _fast_compiler(fast_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def _own_cache(compiled_operations: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of nothing but the compiled operations, which each process would take half a minute to build anew."""
+    """A cache that contains only the compiled kernels, which each process would otherwise need half a minute to
+    build."""
     own = tmp_path / "cache"
     own.mkdir()
     for folder in compiled_operations:

@@ -1,4 +1,5 @@
-"""The command line in processes of their own that import nothing: they are forked from a server that has imported it.
+"""Starting the command line in separate processes without imports: they are forked from a server that has imported
+it.
 
 Importing PyTorch and what is around it takes several times as long as a tiny run, and hundreds of tests start one. What
 such a process is given is its own: arguments, environment, folder, output and session; signals and exit codes are those
@@ -48,16 +49,16 @@ IMPORTED = (
     "psutil",
 )
 OF_DEEPSPEED = ("deepspeed", "torch._dynamo", "torch._functorch.aot_autograd", "torch.ao.quantization", "networkx")
-# Variables that libraries read while they are imported: there is a server for each set of them that occurs.
+# Libraries read these variables when they are imported, so there is a server for each set of values.
 AT_IMPORT = ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "DS_", "CUDA_VISIBLE")
-AT_START = ("LD_", "PYTHON", "MALLOC", "LC_", "LANG")  # and those that the loader and the interpreter read
+AT_START = ("LD_", "PYTHON", "MALLOC", "LC_", "LANG")  # variables that the dynamic loader and the interpreter read
 ROOT = Path(__file__).resolve().parent.parent
-PR_SET_PDEATHSIG = 1  # of prctl
+PR_SET_PDEATHSIG = 1  # a constant of prctl
 LONGEST = 1 << 20  # bytes of one message
 
 
 class Process:
-    """What tests use of subprocess.Popen, of one process of the server's."""
+    """The subset of subprocess.Popen that tests use, for a process of the server."""
 
     def __init__(self, args: Sequence[str], kept: socket.socket, stdout: IO[str] | None, stderr: IO[str] | None):
         self.args, self.stdin, self.stdout, self.stderr = args, None, stdout, stderr
@@ -66,7 +67,7 @@ class Process:
         self.pid = int(self._word())
 
     def _word(self) -> str:
-        """The next line that the server has for this process."""
+        """Return the next line that the server has sent for this process."""
         word = b""
         while not word.endswith(b"\n"):
             more = self._kept.recv(1)
@@ -133,7 +134,8 @@ class Process:
 
 @functools.lru_cache(maxsize=3)
 def _server(pid: int, at_import: frozenset[tuple[str, str]]) -> socket.socket:
-    """The one of this process with these variables; it ends with this process, or when it is forgotten."""
+    """Return the server of this process for these variables. It ends with this process, or when it is no longer
+    referenced."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(AT_IMPORT)} | dict(at_import)
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     how = {"stdin": its, "stdout": subprocess.DEVNULL, "env": env | {"PYTHONUNBUFFERED": "1"}, "cwd": ROOT}
@@ -147,7 +149,7 @@ def _server_for(env: Mapping[str, str]) -> socket.socket:
 
 
 def can_start(env: Mapping[str, str], **popen: Any) -> bool:
-    """Whether a process with this environment and these arguments of Popen may come from a server."""
+    """Return whether the server can start a process with this environment and these arguments of Popen."""
     mine = os.environ | {"PYTHONUNBUFFERED": "1"}
     names = [name for name in {*env, *mine} if name.startswith(AT_START)]
     known = {"stdout", "stderr", "text", "cwd", "start_new_session"}
@@ -192,7 +194,7 @@ def start(
 
 
 def _stream(where: Any, place: int, given: list[int], text: bool) -> tuple[IO | None, int]:
-    """The reading end of a stream if it is a pipe, and the descriptor that is the process's."""
+    """Return the reading end of a stream if it is a pipe, and the file descriptor for the process."""
     if where == subprocess.PIPE:
         reading, writing = os.pipe()
         return (open(reading, encoding=None) if text else open(reading, "rb")), writing
@@ -204,12 +206,12 @@ def _stream(where: Any, place: int, given: list[int], text: bool) -> tuple[IO | 
 
 
 def serve() -> None:
-    """Fork a process for each message until whoever sends them is gone."""
+    """Fork a process for each message, until the client ends."""
     for name in IMPORTED:
         importlib.import_module(name)
     for name in OF_DEEPSPEED if "DS_ACCELERATOR" in os.environ else ():
         importlib.import_module(name)
-    with contextlib.suppress(SystemExit, UsageError):  # typer imports what it needs when it is first used
+    with contextlib.suppress(SystemExit, UsageError):  # typer imports modules at its first use
         sys.modules["stylegan_pg.cli"].app(["train", "nowhere.yaml"])
     gc.collect()
     gc.freeze()
@@ -230,7 +232,7 @@ def serve() -> None:
 
 
 def _attend(message: dict[str, Any], fds: list[int]) -> None:
-    """Fork the process itself, and tell its number and, when it has ended, its exit code as Popen has it."""
+    """Fork the process, and report its number, and at its end its exit code in the form of Popen."""
     tell = fds.pop()
     pid = os.fork()
     if pid == 0:
@@ -238,7 +240,7 @@ def _attend(message: dict[str, Any], fds: list[int]) -> None:
         _become(message, fds)
     for fd in fds:
         os.close(fd)
-    with contextlib.suppress(OSError):  # nobody asks any more
+    with contextlib.suppress(OSError):  # the client has ended
         os.write(tell, b"%d\n" % pid)
         _, status = os.waitpid(pid, 0)
         os.write(tell, b"%d\n" % os.waitstatus_to_exitcode(status))
@@ -246,7 +248,7 @@ def _attend(message: dict[str, Any], fds: list[int]) -> None:
 
 
 def _become(message: dict[str, Any], fds: list[int]) -> None:
-    """Be the process that was asked for, and end as it does."""
+    """Run as the requested process, and end in the same way."""
     if message["session"]:
         os.setsid()
     for number, fd in enumerate(fds, 1):
@@ -262,7 +264,9 @@ def _become(message: dict[str, Any], fds: list[int]) -> None:
     for name in {*os.environ} - {*message["env"]}:
         del os.environ[name]
     os.environ.update(message["env"])
-    main = sys.modules["__main__"] = sys.modules["stylegan_pg.__main__"]  # as after `python -m stylegan_pg`
+    main = sys.modules["__main__"] = sys.modules[
+        "stylegan_pg.__main__"
+    ]  # the same state as after `python -m stylegan_pg`
     script = message["script"]
     sys.argv = [script or str(main.__file__), *message["args"]]
     if message["ranks"]:
@@ -285,8 +289,8 @@ def _become(message: dict[str, Any], fds: list[int]) -> None:
 
 
 def _launch(ranks: int) -> None:
-    """Go on as each of the ranks. The process that forks them ends with 0 if all of them do; else with 1, after it has
-    ended the others."""
+    """Continue as each of the ranks. The parent process ends with 0 if all ranks do; otherwise it ends the other ranks
+    and ends with 1."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -297,7 +301,7 @@ def _launch(ranks: int) -> None:
     for rank in range(ranks):
         pid = os.fork()
         if pid == 0:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank is left if this process is killed
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank survives if this process is killed
             os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
             return
         left.add(pid)
@@ -312,7 +316,7 @@ def _launch(ranks: int) -> None:
 
 
 def _end(pids: set[int]) -> None:
-    """As torchrun does it: with a request, and by force where that is of no use."""
+    """End processes as torchrun does: by a request, and by force if that has no effect."""
     for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 30)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Small training runs in processes of their own, for the tests that look at them from outside."""
+"""Small training runs in separate processes, for tests that observe them from outside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from stylegan_pg.checkpoint import checkpoint
 from stylegan_pg.monitoring import status
 
-# Grows from 8x8 over a fade to 16x16; every kind of step happens within the first few batches.
+# The run grows from 8x8 over a fade to 16x16. Every kind of step occurs within the first batches.
 TINY = {
     "resolution": 16,
     "seed": 3,
@@ -56,7 +56,7 @@ TIMES = ("img_per_sec", "eta_sec", "elapsed_sec", "memory_mib")
 
 
 def arguments(run: Path, data: Path, **changes: object) -> list[str]:
-    """`train` and its overrides for a tiny run; underscores stand for dots where a double one is written."""
+    """Return `train` and its overrides for a tiny run. A double underscore stands for a dot."""
     config = run.parent / f"{run.name}.yaml"
     config.write_text(f"run: {run}\ndata: {{url: {data}}}\n")
     values = TINY | {k.replace("__", "."): v for k, v in changes.items()}
@@ -70,8 +70,8 @@ def environment() -> dict[str, str]:
 def start(
     args: list[str], ranks: int = 0, fresh: bool = False, script: Path | None = None, **popen: Any
 ) -> subprocess.Popen[str]:
-    """Start the command line, with `ranks` under a launcher; `fresh`: in a new interpreter, and under torchrun;
-    `script`: a Python program in its place, which may import what the command line does."""
+    """Start the command line, with `ranks` processes under a launcher. With `fresh`, use a new interpreter, and
+    torchrun. `script` is a Python program that runs instead, and may import the same modules as the command line."""
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
     how |= popen
     if not fresh and forkserver.can_start(**how):
@@ -82,7 +82,7 @@ def start(
 
 
 def command(*args: object, expected: int | None = None, **popen) -> subprocess.CompletedProcess[str]:
-    """The command line, as `start` has it, from start to end, with its output and its errors apart."""
+    """Run the command line as `start` does, wait for its end, and return output and errors separately."""
     how: dict[str, Any] = {"stderr": subprocess.PIPE} | popen
     process = start([str(arg) for arg in args], **how)
     try:
@@ -95,7 +95,7 @@ def command(*args: object, expected: int | None = None, **popen) -> subprocess.C
 
 
 def finish(process: subprocess.Popen[str], expected: int = 0, timeout: float = 240) -> str:
-    """Wait for a process, demand its exit code, and return what it printed."""
+    """Wait for a process, check its exit code, and return its output."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -107,14 +107,14 @@ def finish(process: subprocess.Popen[str], expected: int = 0, timeout: float = 2
 
 
 def lines_of(run: Path) -> int:
-    """How many ticks a run has logged so far."""
+    """Return the number of ticks that a run has logged."""
     file = run / "stats.jsonl"
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 def kill_until_done(args: list[str], run: Path, dice: random.Random, most: int = 1000) -> int:
-    """Start a run again and again, each time killing it (SIGKILL, with its workers) a few random steps on, until it
-    gets to its end; returns the number of kills."""
+    """Start a run repeatedly, and kill it each time (SIGKILL, with its workers) after a few random steps, until it
+    ends. Return the number of kills."""
     kills = 0
     while True:
         process = start(args, start_new_session=True)
@@ -131,8 +131,8 @@ def kill_until_done(args: list[str], run: Path, dice: random.Random, most: int =
 
 
 def slowed(data: Path, folder: Path, **changes: object) -> list[list[int]]:
-    """Two ranks, of which rank 1 is stopped half of the time, as if it shared its core: whom `status` takes for
-    stragglers at each tick, until that has been rank 1 three times."""
+    """Run two ranks of which rank 1 is stopped half of the time, as if it shared its core. Return the stragglers that
+    `status` reports at each tick, until this has been rank 1 three times."""
     run = folder / "run"
     args = arguments(run, data, **{"growth__stable_kimg_at": "{16: 99}", "output__tick_kimg": 0.16} | changes)
     with socket.socket() as s:
@@ -165,13 +165,13 @@ def newest(run: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def stats(run: Path) -> list[dict]:
-    """The lines of stats.jsonl without what measures time and memory."""
+    """Return the lines of stats.jsonl without values that measure time and memory."""
     lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, EMA, optimisers, running means and logs of two runs, bit for bit."""
+    """Check that weights, EMA, optimizers, running means and logs of two runs are equal, bit for bit."""
     (tensors_a, state_a), (tensors_b, state_b) = newest(a), newest(b)
     assert tensors_a.keys() == tensors_b.keys()
     different = [name for name, t in tensors_a.items() if not torch.equal(t, tensors_b[name])]
@@ -186,7 +186,8 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], part: str = "") -> float:
-    """Over all tensors whose name starts with `part`, relative to each tensor's own largest magnitude."""
+    """Return the largest difference of all tensors whose names start with `part`, relative to each tensor's largest
+    magnitude."""
     worst = 0.0
     for name, t in a.items():
         if name.startswith(part):

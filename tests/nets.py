@@ -1,4 +1,4 @@
-"""Small networks of every kind, away from their initial values, for the tests that look at what they compute."""
+"""Small networks of every kind with random weights, for tests of what they compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from stylegan_pg.networks import NETWORKS
 
-# kind -> (name of the pair, what makes it this kind); StyleGAN2 in its three architectures
+# {kind: (name of the pair, arguments that select the kind)}; StyleGAN2 in its three architectures
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "skip": ("stylegan2", {"architecture": "skip"}),
     "resnet": ("stylegan2", {"architecture": "resnet"}),
@@ -28,7 +28,8 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def shaken(make: Callable[[], torch.nn.Module], seed: int = 0) -> Any:
-    """In float64, with every parameter and buffer away from its initial value: no noise strength or bias is zero."""
+    """Build a network in float64 with random offsets of all parameters and buffers, so that no noise strength or bias
+    is zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = make().double()

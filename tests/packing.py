@@ -1,4 +1,4 @@
-"""Sources of pictures made on the spot, and what a reader finds in the datasets packed from them."""
+"""Helpers for the tests of packing: sources of generated pictures, and the contents of packed datasets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tar_of(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def only_image(source: Path, out: Path, resolution: int = 8, **options) -> np.ndarray:
-    """The single picture of a source, packed losslessly: [C, H, W]."""
+    """Pack a source with a single picture without loss, and return it: [C, H, W]."""
     report = packed(source, out, resolution, **options)
     assert (report.count, report.unreadable) == (1, ())
     return load_index(str(out)).table(resolution).image(0)

@@ -14,11 +14,11 @@ Z_DIM = 8
 
 
 class PlainGenerator(nn.Module):
-    """z [N, 8] -> images [N, 3, 8, 8]; `norm` makes a normalisation of so many channels."""
+    """z [N, 8] -> images [N, 3, 8, 8]. `norm` is a function that creates a normalisation for a number of channels."""
 
     def __init__(self, norm: str = "none"):
         super().__init__()
-        bias = norm != "batch"  # or its gradient is rounding alone, which Adam makes steps of
+        bias = norm != "batch"  # otherwise its gradient would be only rounding, which Adam would amplify
         self.dense, self.conv = nn.Linear(Z_DIM, 6 * 16, bias), nn.ConvTranspose2d(6, 3, 4, 2, 1)
         self.norm = nn.BatchNorm2d(6) if norm == "batch" else nn.Identity()
 
@@ -46,7 +46,7 @@ class PlainDiscriminator(nn.Module):
 
 
 class ConditionalGenerator(PlainGenerator):
-    """The same for labels c [N, 3] as well."""
+    """A PlainGenerator that also takes labels c [N, 3]."""
 
     def __init__(self):
         super().__init__()

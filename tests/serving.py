@@ -84,7 +84,7 @@ def http(root: Path, books: Path, **faults: Any) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def s3() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The endpoint of an S3 server that knows any credentials, and its process."""
+    """Yield the endpoint of an S3 server that accepts any credentials, and its process."""
     port = free_port()
     command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last - 1}/{size}")
         self.end_headers()
         part = part[: fault["truncate"]] if "truncate" in fault else part
-        self.note(status=status)  # before the client can go on
+        self.note(status=status)  # it is logged before the client can continue
         sent = 0
         with contextlib.suppress(ConnectionError):
             step = max(fault["rate"] // 20, 1) if "rate" in fault else len(part)

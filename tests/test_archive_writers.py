@@ -12,8 +12,8 @@ from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.errors import UsageError
 
 
-def test_names_in_gnu_incremental_backups_are_whole(tmp_path):
-    """Such headers hold times where others hold the first part of a long path."""
+def test_long_names_in_gnu_incremental_backups(tmp_path):
+    """Their headers contain times in the field where others have the first part of a long path."""
     path = tar_of(tmp_path / "x.tar", {f"{c}/{i}.png": encoded(noise(i)) for i in range(2) for c in "ab"})
     data = bytearray(path.read_bytes())
     at = 0
@@ -26,15 +26,15 @@ def test_names_in_gnu_incremental_backups_are_whole(tmp_path):
         at += 512 + -(-size // 512) * 512
     path.write_bytes(data)
     with tarfile.open(path) as tar:
-        assert tar.getnames()[0].startswith("15303104762/")  # Python's own reader takes them for a folder
+        assert tar.getnames()[0].startswith("15303104762/")  # Python's own reader reads them as a folder
     packed(path, tmp_path / "out")
     assert labels_of(tmp_path / "out")[0] == ("a", "b")
     foreign = load_index(str(path))
     assert [foreign.source_of(i) for i in range(foreign.count)] == ["a/0", "b/0", "a/1", "b/1"]
 
 
-def test_names_in_zips_are_read_in_the_encoding_they_have(tmp_path):
-    """macOS writes UTF-8 without saying so, DOS its code page, Info-ZIP UTF-8 in a field of its own."""
+def test_encodings_of_names_in_zips(tmp_path):
+    """macOS writes UTF-8 without the flag, DOS its code page, and Info-ZIP adds UTF-8 in an extra field."""
     classes = ("Zoë", "Žena")
     pictures = {f"{unicodedata.normalize('NFD', c)}/{i}.png": encoded(noise(i)) for i in range(2) for c in classes}
     macos = zip_of(tmp_path / "macos.zip", pictures)
@@ -68,7 +68,7 @@ def test_names_in_zips_are_read_in_the_encoding_they_have(tmp_path):
     assert labels_of(tmp_path / "infozip")[0] == ("dog", "кот")
 
 
-def test_what_systems_leave_among_pictures_is_no_class(tmp_path):
+def test_folders_of_operating_systems_are_not_classes(tmp_path):
     left = ("@eaDir/0.png/SYNOFILE_THUMB_M.png", "$RECYCLE.BIN/S-1/$R1.png", "__MACOSX/a/._0.png", ".thumbnails/0.png")
     names = ("a/0.png", "b/0.png", *left, *(f"a/{name}" for name in left[:1]))
     report = packed(zip_of(tmp_path / "x.zip", {name: encoded(noise(0)) for name in names}), tmp_path / "out")
@@ -76,22 +76,22 @@ def test_what_systems_leave_among_pictures_is_no_class(tmp_path):
     assert report.ignored == {"hidden .png": 5}
 
 
-def test_a_tar_of_pictures_that_training_does_not_read_is_to_be_packed(tmp_path):
+def test_tars_of_unsupported_pictures_must_be_packed(tmp_path):
     path = tar_of(tmp_path / "x.tar", {f"{i}.tif": encoded(noise(i), "TIFF") for i in range(2)})
     with pytest.raises(UsageError, match=r"sample 0 has no picture .*or pack it"):
         load_index(str(path))
     assert packed(path, tmp_path / "out").count == 2
 
 
-def test_a_number_of_too_many_digits_is_told_without_advice_to_programmers(tmp_path):
+def test_message_about_a_number_with_too_many_digits(tmp_path):
     members = {"0.png": encoded(noise(0)), "dataset.json": b'{"labels": [["0.png", ' + b"9" * 5000 + b"]]}"}
     with pytest.raises(UsageError, match=r"dataset\.json is not JSON \(.*5000 digits\): give") as caught:
         packed(zip_of(tmp_path / "x.zip", members), tmp_path / "out")
     assert "sys." not in str(caught.value)
 
 
-def test_a_table_among_the_pictures_is_not_passed_over_without_a_word(tmp_path):
-    """As Hugging Face's imagefolder has it: metadata.csv beside the pictures."""
+def test_a_table_among_the_pictures_is_reported(tmp_path):
+    """Hugging Face's imagefolder has metadata.csv beside the pictures."""
     members = {
         "0.png": encoded(noise(0)),
         "1.png": encoded(noise(1)),

@@ -1,4 +1,5 @@
-"""Tars and zips that are cut, damaged, joined or made to harm: each member is packed, or what is wrong is named."""
+"""Tars and zips that are truncated, damaged, concatenated or malicious: each member is packed, or an error names the
+problem."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def pictures(prefix: str, count: int = 3, first: int = 0) -> dict[str, bytes]:
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, **fields: str) -> bytes:
-    """One that tarfile would not write: of any size, also negative ones."""
+    """Return a header that tarfile would not write, for example with a negative size."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, fields.get("link", "")
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -68,7 +69,7 @@ GOOD, END = member("good.png", picture(0)), bytes(2 * BLOCK)
 # --- cut, damaged and joined tars -------------------------------------------------------------------------------------
 
 
-def test_every_cut_of_a_tar_is_named(tmp_path):
+def test_every_truncation_of_a_tar_is_reported(tmp_path):
     data = tar_of(
         tmp_path / "x.tar", {"a.png": picture(1), "a.cls": b"1", "b.png": picture(2), "b.cls": b"2"}
     ).read_bytes()
@@ -79,12 +80,12 @@ def test_every_cut_of_a_tar_is_named(tmp_path):
         (tmp_path / "x.tar").write_bytes(data[:length])
         with pytest.raises(UsageError, match=r"x\.tar is (truncated after .* byte \d+|neither a folder)"):
             list_source([tmp_path / "x.tar"])
-    (tmp_path / "x.tar").write_bytes(data[: whole + BLOCK])  # one block of zeros is an end
+    (tmp_path / "x.tar").write_bytes(data[: whole + BLOCK])  # one block of zeros is accepted as the end
     assert len(list_source([tmp_path / "x.tar"]).pictures) == 2
 
 
 @pytest.mark.parametrize("kind", ["garbled", "zeroed"])
-def test_a_header_that_is_none_is_named_by_its_place(tmp_path, kind):
+def test_the_position_of_an_invalid_header_is_reported(tmp_path, kind):
     path = tar_of(tmp_path / "x.tar", pictures("a"))
     with tarfile.open(path) as tar:
         place = tar.getmembers()[1].offset
@@ -96,7 +97,7 @@ def test_a_header_that_is_none_is_named_by_its_place(tmp_path, kind):
             read()
 
 
-def test_joined_tars_are_read_to_their_end(tmp_path):
+def test_concatenated_tars_are_read_completely(tmp_path):
     one, two = tar_of(tmp_path / "1.tar", pictures("a")), tar_of(tmp_path / "2.tar", pictures("b", first=3))
     both = tmp_path / "both.tar"
     both.write_bytes(one.read_bytes() + two.read_bytes())
@@ -122,12 +123,12 @@ def test_joined_tars_are_read_to_their_end(tmp_path):
 # --- members of all kinds ---------------------------------------------------------------------------------------------
 
 
-def test_links_in_a_tar_are_followed_and_what_has_no_content_is_named(tmp_path):
+def test_links_in_tars_and_members_without_content(tmp_path):
     path = tmp_path / "x.tar"
     links = {
         "c/2.png": (tarfile.LNKTYPE, "c/1.png"),
         "d/3.png": (tarfile.SYMTYPE, "../c/1.png"),
-        "d/4.png": (tarfile.SYMTYPE, "5.png"),  # which comes later
+        "d/4.png": (tarfile.SYMTYPE, "5.png"),  # the target follows the link
     }
     made = b"".join(header(name, kind=kind, link=target) for name, (kind, target) in links.items())
     path.write_bytes(member("c/1.png", picture(1)) + made + member("d/5.png", picture(5)) + END)
@@ -158,9 +159,9 @@ def test_links_in_a_tar_are_followed_and_what_has_no_content_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["gnu", "pax"])
-def test_sparse_members_are_named_and_others_read(tmp_path, format):
+def test_sparse_members_are_reported_and_others_read(tmp_path, format):
     with open(tmp_path / "sparse.png", "wb") as file:
-        for _ in range(8):  # pieces, more than a header of GNU's has room for
+        for _ in range(8):  # more pieces than fit into a header of GNU tar
             file.write(picture(1))
             file.seek(1 << 17, os.SEEK_CUR)
         file.write(b"x")
@@ -180,7 +181,7 @@ def test_sparse_members_are_named_and_others_read(tmp_path, format):
         load_index(str(path))
 
 
-def test_of_members_with_one_name_the_last_is_taken_and_the_summary_says_so(tmp_path):
+def test_the_last_of_several_members_with_the_same_name_is_used(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(member("a.png", picture(1)) + GOOD + member("./a.png", picture(2)) + END)
     for source in (path, zip_of(tmp_path / "x.zip", {"a.png": picture(1), "b.png": picture(3), "./a.png": picture(2)})):
@@ -208,7 +209,7 @@ def test_other_files_in_a_folder_of_tars_are_counted(tmp_path):
 
 LONG = member("././@LongLink", b"name\0", kind=tarfile.GNUTYPE_LONGNAME)
 SPARSE = bytearray(header("s.png", kind=tarfile.GNUTYPE_SPARSE))
-SPARSE[482] = 1  # more of its map follows
+SPARSE[482] = 1  # another block of its map follows
 SPARSE[148:156] = b" " * 8
 SPARSE[148:156] = b"%06o\0 " % sum(SPARSE)
 
@@ -229,7 +230,7 @@ SPARSE[148:156] = b"%06o\0 " % sum(SPARSE)
         (GOOD + bytes(SPARSE) + (bytes(504) + b"\1" + bytes(7)) * 2000, "truncated"),
     ],
 )
-def test_tars_made_to_harm_end_with_a_message(tmp_path, content, message):
+def test_malicious_tars_give_one_message(tmp_path, content, message):
     path = tmp_path / "x.tar"
     path.write_bytes(content)
     began = time.process_time()
@@ -239,7 +240,7 @@ def test_tars_made_to_harm_end_with_a_message(tmp_path, content, message):
     assert time.process_time() - began < 10
 
 
-def test_paths_of_very_many_folders_cost_little(tmp_path):
+def test_very_deep_paths_are_fast(tmp_path):
     path = tmp_path / "x.tar"
     names = [b"a/" * 400_000 + b"%d.png" % i for i in range(3)]
     path.write_bytes(b"".join(member("l", name, kind=tarfile.GNUTYPE_LONGNAME) + GOOD for name in names) + END)
@@ -251,7 +252,7 @@ def test_paths_of_very_many_folders_cost_little(tmp_path):
     assert time.process_time() - began < 10
 
 
-def test_archives_of_too_many_members_are_refused(tmp_path, monkeypatch):
+def test_archives_with_too_many_members_are_refused(tmp_path, monkeypatch):
     for module in (tars, zips):
         monkeypatch.setattr(module, "MAX_MEMBERS", 9)
     for make, name in ((tar_of, "x.tar"), (zip_of, "x.zip")):
@@ -261,7 +262,7 @@ def test_archives_of_too_many_members_are_refused(tmp_path, monkeypatch):
             list_source([make(tmp_path / name, many)])
 
 
-def test_tars_that_are_mostly_holes_cost_nothing(tmp_path):
+def test_tars_that_consist_mostly_of_holes_are_fast(tmp_path):
     path = tmp_path / "x.tar"
     with open(path, "wb") as file:
         file.write(GOOD)
@@ -279,7 +280,7 @@ def test_tars_that_are_mostly_holes_cost_nothing(tmp_path):
 
 
 def limited_pack(source: Path, out: Path) -> subprocess.CompletedProcess:
-    """Pack by the command line, in 2 GiB of memory of its own."""
+    """Pack by the command line, in a process limited to 2 GiB of memory."""
     command = [
         sys.executable,
         "-m",
@@ -297,7 +298,7 @@ def limited_pack(source: Path, out: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_zip_bombs_are_named(tmp_path):
+def test_zip_bombs_are_reported(tmp_path):
     path = tmp_path / "x.zip"
     for content, mib in ((b"[[],", 270), (b"[],", 100), (b'{"a":', 100)):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -319,11 +320,11 @@ def test_zip_bombs_are_named(tmp_path):
     assert "would unpack to 83886080, as zip bombs do" in dict(report.unreadable)["b.png"]
 
 
-def test_zips_with_members_that_overlap_or_are_links_or_locked(tmp_path):
+def test_zips_with_overlapping_linked_or_encrypted_members(tmp_path):
     path = zip_of(tmp_path / "x.zip", {"a.png": picture(1), "b.png": picture(2)})
     data = bytearray(path.read_bytes())
     place = data.rindex(b"PK\x01\x02")  # the last entry of the directory
-    data[place + 24 : place + 28] = (0xF0000000).to_bytes(4, "little")  # the size that it unpacks to
+    data[place + 24 : place + 28] = (0xF0000000).to_bytes(4, "little")  # the unpacked size
     path.write_bytes(data)
     with pytest.raises(UsageError, match=r"x\.zip has \d+ bytes, but its members have \d+ bytes"):
         list_source([path])
@@ -331,7 +332,7 @@ def test_zips_with_members_that_overlap_or_are_links_or_locked(tmp_path):
     data[place + 8] |= 1  # encrypted
     path.write_bytes(data)
     assert "is encrypted" in dict(packed(path, tmp_path / "out").unreadable)["b.png"]
-    data[place + 42 : place + 46] = (0xFFFFFFF0).to_bytes(4, "little")  # the place in the file
+    data[place + 42 : place + 46] = (0xFFFFFFF0).to_bytes(4, "little")  # the offset in the file
     path.write_bytes(data)
     assert [name for name, _ in packed(path, tmp_path / "place").unreadable] == ["b.png"]
     with zipfile.ZipFile(path, "w") as archive:
@@ -354,7 +355,7 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
 
 
 @pytest.mark.slow
-def test_names_from_archives_reach_the_terminal_escaped(tmp_path):
+def test_names_from_archives_are_escaped_in_messages(tmp_path):
     evil = "\x1b[2J\u202e"
     members = {f"{evil}c/{evil}.png": picture(1), "d/b.png": picture(2), f"d/{evil}bad.png": b"?", f"x.{evil}": b""}
     out = tmp_path / "out"

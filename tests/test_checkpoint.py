@@ -44,7 +44,7 @@ def test_every_damaged_byte_is_detected(tmp_path):
             tensors, state = checkpoint.read(path)
         except checkpoint.BadCheckpointError:
             continue
-        assert state == STATE  # white space that pads the header carries nothing
+        assert state == STATE  # the white space that pads the header has no meaning
         assert all(torch.equal(tensors[k], t) for k, t in TENSORS.items())
     for length in (0, 5, 100, len(good) - 1):
         path.write_bytes(good[:length])
@@ -52,7 +52,7 @@ def test_every_damaged_byte_is_detected(tmp_path):
             checkpoint.read(path)
 
 
-def test_newest_good_skips_bad_checkpoints(tmp_path):
+def test_bad_checkpoints_are_skipped(tmp_path):
     assert checkpoint.newest_good(tmp_path)[0] is None
     for nimg in (8, 16, 24):
         checkpoint.write(checkpoint.path_for(tmp_path, nimg), TENSORS, {"nimg": nimg})
@@ -69,10 +69,10 @@ def test_newest_good_skips_bad_checkpoints(tmp_path):
 
 
 def test_unreadable_checkpoint_is_not_renamed(tmp_path):
-    """A fault of the file system passes; the newest work is not given up for it."""
+    """Faults of the file system are transient, so the newest checkpoint is not discarded."""
     checkpoint.write(checkpoint.path_for(tmp_path, 8), TENSORS, STATE)
     newer = checkpoint.path_for(tmp_path, 16)
-    newer.mkdir()  # opening it fails, whoever we are
+    newer.mkdir()  # opening a folder fails even for root
     with pytest.raises(RunError, match=f"{newer} cannot be read: .*run the same command again"):
         checkpoint.newest_good(tmp_path)
     assert newer.exists()

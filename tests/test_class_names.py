@@ -1,4 +1,4 @@
-"""How classes are named: on the command line, in file names, and to a generator in Python."""
+"""Names of classes: on the command line, in file names, and as arguments of a generator in Python."""
 
 import copy
 from pathlib import Path
@@ -21,14 +21,14 @@ def named(*names: str) -> Any:
 @pytest.mark.parametrize(
     ("names", "text", "places"),
     [
-        # Numbers for names: a name is a name, however it looks.
+        # A name that looks like a number is a name.
         (("1", "2", "3", "10"), "1,2", [0, 1]),
         (("1", "2", "3", "10"), "10", [3]),
         (("1", "2", "3", "10"), "#1-2", [1, 2]),
         (("1", "2", "3", "10"), "index:0,#1-#2,index:2-3,10", [0, 1, 2, 2, 3, 3]),
         (("01", "02", "10"), "01,10", [0, 2]),
         (("1-2", "#0", "index:1"), "1-2,#0,index:1", [0, 1, 2]),
-        # Numbers that are the places themselves, and no numbers at all.
+        # Explicit numbers of classes, and texts that are not numbers.
         (("0", "1", "2"), "0-2,1", [0, 1, 2, 1]),
         (("cat", "dog", "owl"), "owl, cat,1,0-1", [2, 0, 1, 0, 1]),
         # Commas, quotes, spaces, and accents in two forms.
@@ -37,7 +37,7 @@ def named(*names: str) -> Any:
         (("big cat", "d\u00e9j\u00e0"), "big cat,de\u0301ja\u0300", [0, 1]),
     ],
 )
-def test_names_first_then_places(names, text, places):
+def test_names_take_precedence_over_numbers(names, text, places):
     assert parse_classes(named(*names), text) == places
 
 
@@ -57,13 +57,13 @@ def test_names_first_then_places(names, text, places):
         ((), "cat", "unconditional"),
     ],
 )
-def test_what_names_no_class(names, text, message):
+def test_unknown_classes(names, text, message):
     with pytest.raises(UsageError, match=message):
         parse_classes(named(*names), text)
 
 
 def test_file_names_tell_classes_apart():
-    """Also on systems where A is a, and whatever names hold."""
+    """File names of classes differ even on file systems that ignore case, whatever the names contain."""
     names = [
         "a/b",
         "a:b",
@@ -94,8 +94,8 @@ def test_file_names_tell_classes_apart():
 
 @torch.no_grad()
 def test_conditions_in_python(snapshot: Path):
-    """Numbers, names, lists and tensors of integers mean what a one-hot tensor of floats means."""
-    G = load_snapshot(snapshot)  # of the classes a, b, c
+    """Numbers, names, lists and integer tensors have the same meaning as the corresponding one-hot tensor."""
+    G = load_snapshot(snapshot)  # it has the classes a, b, c
     z = torch.randn(3, G.z_dim)
     same = {
         (2, 0, 1): ([2, 0, 1], ["c", "a", "b"], torch.tensor([2, 0, 1]), np.array([2, 0, 1])),

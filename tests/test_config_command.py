@@ -1,4 +1,4 @@
-"""`stylegan-pg configs` and `stylegan-pg config`: what there is to choose from, said by the program itself."""
+"""`stylegan-pg configs` and `stylegan-pg config`: lists of configurations and keys."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ def command(*args: str) -> subprocess.CompletedProcess:
     return harness.command(*args)
 
 
-def test_the_commands_and_where_they_are_named():
+def test_the_commands_and_their_help():
     listed = command("configs")
     assert (listed.returncode, listed.stderr) == (0, "")
     told = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
@@ -42,7 +42,7 @@ def test_every_key_is_listed_with_its_default_and_a_comment():
     defaults = [g for g in given if not g.startswith(("run=", "data.url="))]
     defaults = [re.sub(r"\] .*", "]", g) for g in defaults]
     needed = ["run=x", "data.url=y", "growth.start=8"]
-    assert load_config(None, [*defaults, *needed]) == load_config(None, needed)  # what is listed can be given
+    assert load_config(None, [*defaults, *needed]) == load_config(None, needed)  # all listed keys can be set
 
 
 def test_sections_single_names_and_terms():

@@ -1,5 +1,5 @@
-"""A console that goes away, TensorBoard that does not work, a last snapshot that cannot be written: training goes on,
-and says so where it can."""
+"""A console that disappears, TensorBoard that fails, a last snapshot that cannot be written: training continues and
+reports it if possible."""
 
 import os
 import pty
@@ -33,7 +33,7 @@ def wait_for_lines(run: Path, lines: int, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def test_a_description_that_cannot_be_written_is_a_fault(tmp_path):
+def test_output_that_cannot_be_written_is_an_error(tmp_path):
     with open("/dev/full", "w") as full:
         process = harness.start(
             ["train", "demo", f"run={tmp_path}", "--dry-run"], fresh=True, stdout=full, stderr=subprocess.PIPE
@@ -44,7 +44,7 @@ def test_a_description_that_cannot_be_written_is_a_fault(tmp_path):
     assert told.count("\n") == 1
 
 
-def test_too_little_memory_is_one_message():
+def test_lack_of_memory_gives_one_message():
     program = "from stylegan_pg import __main__, cli\ndef app(): bytearray(1 << 62)\ncli.app = app\n__main__.run()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -53,15 +53,15 @@ def test_too_little_memory_is_one_message():
 
 
 @pytest.mark.slow
-def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
-    """Standard error on a full disk, TensorBoard that raises what a clash of protobuf versions raises; but a run
-    without its last snapshot is not done, and the same command again mends it."""
+def test_failures_of_output_do_not_end_training(tiny_data, tmp_path):
+    """Standard error is on a full disk, and TensorBoard raises the exception of a protobuf version conflict. A run
+    without its last snapshot is not complete, and running the same command again writes it."""
     run = tmp_path / "run"
     broken = tmp_path / "broken" / "tensorboard" / "__init__.py"
     broken.parent.mkdir(parents=True)
     broken.write_text("raise TypeError('Descriptors cannot be created directly.')")
     run.mkdir()
-    (run / "snapshots").symlink_to("nowhere")  # a disk that is not mounted
+    (run / "snapshots").symlink_to("nowhere")  # it simulates a disk that is not mounted
     args = harness.arguments(run, tiny_data, output__tensorboard="true")
     env = harness.environment() | {"PYTHONPATH": f"{broken.parents[1]}{os.pathsep}{ROOT}"}
     with open("/dev/full", "w") as full:
@@ -75,7 +75,7 @@ def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
     assert "error: training is complete, but its last snapshot" in log.splitlines()[-1]
     (run / "snapshots").unlink()
     closed = 'exec "$@" 1>&- 2>&- 0<&-'
-    process = harness.start(args, fresh=True)  # only for its command line
+    process = harness.start(args, fresh=True)  # a new process is needed for its command line
     process.kill()
     process.communicate()
     command = ["sh", "-c", closed, "sh", *process.args]  # type: ignore[misc]
@@ -89,8 +89,8 @@ def test_nothing_that_is_beside_the_training_ends_it(tiny_data, tmp_path):
 
 
 @pytest.mark.distributed
-def test_a_terminal_that_is_closed(tiny_data, tmp_path):
-    """It stops the run with a checkpoint, as SIGTERM does; one that was started under nohup goes on to its end."""
+def test_closing_the_terminal(tiny_data, tmp_path):
+    """It stops the run with a checkpoint, as SIGTERM does. A run under nohup continues to its end."""
     run = tmp_path / "run"
     changes = {"data__workers": 1, "growth__stable_kimg_at": "{16: 3}"}
     for ignored, expected, more in ((False, 75, {}), (True, 0, {"train__total_kimg": 0.8})):
@@ -117,9 +117,10 @@ def test_a_terminal_that_is_closed(tiny_data, tmp_path):
     assert count(run, "continuing from") == 1
 
 
-def test_a_console_that_takes_nothing():
-    """A pipe whose reader waits is a stopped terminal's like: what finds no room in time is dropped, and told once; and
-    a reader that has left ends neither prints nor bars, warnings or logging."""
+def test_a_blocked_console():
+    """A pipe whose reader waits behaves like a stopped terminal. Output that cannot be written in time is dropped, and
+    this is reported once. If the reader has exited, prints, progress bars, warnings and logging continue without
+    error."""
     program = """
         import logging, sys, time, warnings
         from tqdm import tqdm
@@ -163,8 +164,8 @@ def test_a_console_that_takes_nothing():
     assert process.wait(timeout=60) == 7
 
 
-def test_descriptors_that_were_closed_are_not_given_to_files(tmp_path):
-    """Else what a library prints would end up in the next file that is opened."""
+def test_closed_standard_streams_are_not_reused_for_files(tmp_path):
+    """Otherwise, output of libraries would be written to the next opened file."""
     program = f"""
         import os, sys
         from stylegan_pg.monitoring import console
@@ -179,7 +180,7 @@ def test_descriptors_that_were_closed_are_not_given_to_files(tmp_path):
 
 
 def test_tensorboard_on_a_full_disk(tmp_path, capfd):
-    """One warning, no traceback of its thread, and nothing is raised or waited for."""
+    """There is one warning, no traceback of its thread, no exception and no waiting."""
     said = []
     board = Board(tmp_path / "tensorboard", 0, said.append)
     assert not said

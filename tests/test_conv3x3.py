@@ -1,4 +1,4 @@
-"""Convolutions of 3x3 with fewer products than their definition has: kernels/cpu/conv3x3.cpp and what calls it."""
+"""3x3 convolutions with fewer products (kernels/cpu/conv3x3.cpp), and their use in layers."""
 
 import ctypes
 import itertools
@@ -20,7 +20,7 @@ from stylegan_pg.ops import calls, conv3x3, conv3x3_is_faster, native, pool, rec
 needs_kernels = pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
 MODES: list[dict[str, Any]] = [{"transposed": t, "stride": s} for t in (False, True) for s in (1, 2)]
 NAMES = ["same", "down", "turned", "up"]
-# Beside a tile's 4 and 8 outputs, tiles in one direction only, channels beside packs of 16 and panels of 32.
+# Sizes around the 4 and 8 outputs of a tile, and channels around packs of 16 and panels of 32.
 SHAPES = [
     (2, 5, 4, 6, 7),
     (1, 17, 33, 9, 4),
@@ -47,11 +47,11 @@ def operands(shape, dtype) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("how", MODES, ids=NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients(implementation, shape, how):
-    """Also of pictures and weights in any layout, and of weights that are part of others."""
+    """Images and weights may have any layout, and weights may be views."""
     for dtype, of_pictures, of_weights in (
         (torch.float64, 1e-13, 1e-13),
         (torch.float32, 2e-5, 2e-5),
-        (torch.bfloat16, 2**-8, 3e-5),  # what is rounded at the end; weights' gradients are not
+        (torch.bfloat16, 2**-8, 3e-5),  # results are rounded at the end, gradients of weights are not
     ):
         x, weight = operands(shape, dtype)
         exact = [t.detach().double().requires_grad_(True) for t in (x, weight)]
@@ -81,7 +81,7 @@ def test_values_and_gradients(implementation, shape, how):
 
 
 @pytest.mark.parametrize("how", MODES, ids=NAMES)
-def test_derivatives_of_both_orders(implementation, how):
+def test_first_and_second_derivatives(implementation, how):
     x, weight = operands((2, 3, 4, 6, 7), torch.float64)
     assert gradcheck(lambda *given: conv3x3(*given, **how), (x, weight))
     assert gradgradcheck(lambda *given: conv3x3(*given, **how), (x, weight))
@@ -102,8 +102,8 @@ def test_opcheck(implementation, swapped):
 
 @pytest.mark.parametrize("how", MODES, ids=NAMES)
 @pytest.mark.parametrize("empty", [0, 1, 2])
-def test_nothing_in_some_dimension(implementation, empty, how):
-    """No pictures; no inputs, whose sum is 0; no outputs."""
+def test_empty_dimensions(implementation, empty, how):
+    """There may be no images, no inputs (whose sum is 0) or no outputs."""
     shape = [2, 3, 4, 5, 6]
     shape[empty] = 0
     x, weight = operands(shape, torch.bfloat16)
@@ -115,7 +115,7 @@ def test_nothing_in_some_dimension(implementation, empty, how):
         assert not t.count_nonzero()
 
 
-def test_what_does_not_fit():
+def test_wrong_shapes():
     x, weight = operands((1, 3, 4, 8, 8), torch.bfloat16)
     with pytest.raises(ValueError, match=r"weights \[3, 4, 3, 3\] are not \[O, I, 3, 3\] for x \[1, 3, 8, 8\]"):
         conv3x3(x, weight.transpose(0, 1))
@@ -130,13 +130,14 @@ def test_what_does_not_fit():
 @needs_kernels
 @pytest.mark.parametrize("how", MODES, ids=NAMES)
 def test_memory_is_written_before_it_is_read(monkeypatch, how):
-    """Whatever the memory to work in held before; it is enough for each thread, and nothing is written beside it."""
+    """The result does not depend on the previous contents of the working memory, which is large enough for each thread
+    and is not exceeded."""
     plain, guards = pool.empty, []
 
     def poisoned(shape, like, layout, dtype=None):
         if dtype != torch.uint8:
             return plain(shape, like, layout, dtype).fill_(float("nan"))
-        whole = torch.full([shape[0] + 128], 255, dtype=torch.uint8)  # of which floats are NaN
+        whole = torch.full([shape[0] + 128], 255, dtype=torch.uint8)  # floats with these bytes are NaN
         guards.append((whole, shape[0]))
         return whole[64:-64]
 
@@ -159,7 +160,7 @@ def test_memory_is_written_before_it_is_read(monkeypatch, how):
 
 @needs_kernels
 @pytest.mark.parametrize("how", MODES, ids=NAMES)
-def test_threads_and_companions_change_no_bit(how):
+def test_results_do_not_depend_on_threads_or_other_images(how):
     x, weight = operands((3, 48, 80, 37, 50), torch.bfloat16)
     threads, results = torch.get_num_threads(), []
     try:
@@ -175,8 +176,8 @@ def test_threads_and_companions_change_no_bit(how):
 
 
 @needs_kernels
-def test_both_ways_give_the_same_bits(monkeypatch):
-    """Called past PyTorch's dispatcher and through it; and its FLOPs are those of the definition."""
+def test_dispatcher_and_direct_call_give_the_same_bits(monkeypatch):
+    """The FLOPs that the dispatcher counts are those of direct convolution."""
     x, weight = operands((2, 16, 24, 9, 12), torch.bfloat16)
     for how in MODES:
         y = conv3x3(x, weight, **how)
@@ -194,8 +195,8 @@ def test_both_ways_give_the_same_bits(monkeypatch):
 
 
 @needs_kernels
-def test_operators_take_what_they_are_given():
-    """By name, past the public function: other numbers are converted, another stride is refused."""
+def test_operators_called_by_name():
+    """Without the public function, other dtypes are converted, and an unsupported stride is refused."""
     x, weight = (t.detach() for t in operands((2, 8, 8, 9, 9), torch.bfloat16))
     how = (False, False, 1, [9, 9])
     expected = OPS.conv3x3(x, weight.bfloat16().float(), *how)
@@ -221,8 +222,8 @@ def test_autocast_does_not_round_sums(implementation):
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86")
 @pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "x86-64-v4"])
-def test_other_processors(monkeypatch, tmp_path, processor):
-    """Vectors of 16 and 32 bytes, with and without fused multiply-adds, give what those of 64 bytes do."""
+def test_vectors_of_other_processors(monkeypatch, tmp_path, processor):
+    """Vectors of 16 and 32 bytes, with and without fused multiply-add, give the same results as vectors of 64 bytes."""
     if processor == "x86-64-v4" and "avx512vl" not in recipes._cpuinfo().get("flags", ""):
         pytest.skip("this processor has no AVX-512")
     if processor == "x86-64-v3" and "avx2" not in recipes._cpuinfo().get("flags", ""):
@@ -256,8 +257,9 @@ def test_other_processors(monkeypatch, tmp_path, processor):
 
 
 @needs_kernels
-def test_where_it_pays():
-    """By one picture, so that it does not depend on the others of its batch; never where something is not known."""
+def test_when_conv3x3_is_used():
+    """The decision depends on the size of one image, so that it is the same for any batch, and is negative for unknown
+    sizes."""
     last: Any = {"memory_format": torch.channels_last}
     weight = torch.randn(32, 32, 3, 3)
     cases: list[tuple[dict[str, Any], list[int]]] = [
@@ -280,9 +282,9 @@ def test_where_it_pays():
 @needs_kernels
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("size", [96, 6])
-def test_layers_take_it_where_it_pays(monkeypatch, up, down, size):
-    """On a CPU without instructions for bf16. The weights stay in float32, and so do their gradients; values and both
-    derivatives are those of bf16 to its precision. Not in float32, and not where the processor multiplies bf16."""
+def test_layers_use_it_when_it_is_faster(monkeypatch, up, down, size):
+    """On a CPU without bf16 instructions, weights and their gradients are float32, and values and both derivatives are
+    accurate to the precision of bf16. It is not used in float32, or if the processor has bf16 instructions."""
     called, plain = [], calls.conv3x3
     monkeypatch.setattr(calls, "conv3x3", lambda *how: called.append(how) or plain(*how))
     x = numbers(2, 32, size, size).float().contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""`stylegan-pg data check|info|bench`, from outside."""
+"""`stylegan-pg data check|info|bench`, run from outside."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ def flip(dataset: Path, resolution: int, ordinal: int) -> None:
 
 
 @pytest.mark.slow
-def test_check_names_everything_that_is_bad(dataset):
+def test_check_reports_all_damage(dataset):
     assert "30 images, all good" in data("check", dataset, "--workers", 2)
     flip(dataset, 32, 7)
     flip(dataset, 64, 29)
@@ -57,7 +57,7 @@ def test_check_names_everything_that_is_bad(dataset):
     before = files_of(dataset)
     said = data("check", dataset, "--workers", 2, expected=1)
     assert "sample 7 in r0032/" in said
-    assert "checksum mismatch (cat/11.png)" in said  # cats come first
+    assert "checksum mismatch (cat/11.png)" in said  # the cats precede the dogs
     assert "sample 29 in r0064/" in said
     assert "resolution 16: " in said
     assert "00000.tar has 0 bytes" in said
@@ -69,7 +69,7 @@ def test_check_names_everything_that_is_bad(dataset):
 
 
 @pytest.mark.slow
-def test_info_counts_and_shows(dataset, tmp_path):
+def test_info_prints_counts_and_draws_a_sheet(dataset, tmp_path):
     sheet = tmp_path / "pictures" / "sheet.png"
     said = data("info", dataset, "--out", sheet)
     assert "30 images in " in said
@@ -87,12 +87,12 @@ def test_info_counts_and_shows(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_measures_and_foreign_tars_work_everywhere(dataset):
+def test_bench_and_foreign_tars(dataset):
     said = data("bench", dataset, "--seconds", 0.5, "--workers", 1, "--batch", 8)
     assert "first batch after" in said
     assert "resolution 64, batches of 8, 1 workers: " in said
     assert float(said.split("workers: ")[1].split()[0]) > 10
-    tars = f"{dataset}/r0064/*.tar"  # as if another program had written them
+    tars = f"{dataset}/r0064/*.tar"  # these tars are read as if another program had written them
     assert "30 images, all good" in data("check", tars, "--workers", 1)
     assert "2 classes: 0 20, 1 10" in data("info", tars)
     assert "base = 4by4" in data("info", tars, "--base", "4by4", expected=2)

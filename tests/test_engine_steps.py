@@ -1,4 +1,5 @@
-"""Training steps out of the ordinary: unequal turns, clipped or frozen weights, values that are not finite."""
+"""Unusual training steps: unequal numbers of steps of G and D, clipped or frozen weights, values that are not
+finite."""
 
 import shlex
 
@@ -28,7 +29,7 @@ def entered(data, *overrides):
 
 
 def stepped(engine, count):
-    """Statistics of `count` steps, and after each of them which of the two nets have moved."""
+    """Return the statistics of `count` steps, and which of the two networks has changed after each."""
     state, p = engine.state, engine.state.current
     how = {"share": state.micro_batches.share, "fields": state.fields, "workers": 0}
     data = batches(state.table, state.index.order(seed=0), start=state.nimg, end=p.end, batch=p.batch, **how)
@@ -48,19 +49,19 @@ def sides_of(moved):
     ("d_steps", "g_steps", "expected", "g_counts"),
     [(1, 1, ["DG"] * 4, [8] * 4), (3, 1, ["DG", "D", "D", "DG"], [8, 0, 0, 8]), (1, 2, ["DG"] * 4, [16] * 4)],
 )
-def test_turns(tiny_data, d_steps, g_steps, expected, g_counts):
+def test_unequal_steps_of_both_sides(tiny_data, d_steps, g_steps, expected, g_counts):
     engine = entered(tiny_data, f"optim.d_steps={d_steps}", f"optim.g_steps={g_steps}")
     seen = list(stepped(engine, 4))
     assert [sides_of(moved) for _, moved in seen] == expected
     assert [stats.get("loss_g", (0, 0))[1] for stats, _ in seen] == g_counts
     assert [stats["loss_d"][1] for stats, _ in seen] == [8] * 4
-    assert engine.state.nimg == 32  # the clock is what D has seen
+    assert engine.state.nimg == 32  # nimg counts the images shown to D
 
 
-def test_lazy_terms_follow_the_players_own_steps(tiny_data):
+def test_lazy_terms_count_the_steps_of_their_side(tiny_data):
     engine = entered(tiny_data, "optim.d_steps=2", "loss.pl_every=2", "loss.pl_weight=1")
     seen = list(stepped(engine, 6))
-    assert [i for i, (stats, _) in enumerate(seen) if "pl_length" in stats] == [0, 4]  # G moves at 0, 2 and 4
+    assert [i for i, (stats, _) in enumerate(seen) if "pl_length" in stats] == [0, 4]  # G is updated at 0, 2 and 4
     assert [i for i, (stats, _) in enumerate(seen) if "r1_penalty" in stats] == [0, 2, 4]
 
 
@@ -75,12 +76,12 @@ def test_clipped_weights(tiny_data):
 def test_frozen_resolutions_of_d(tiny_data, count):
     engine = entered(tiny_data, "resolution=16", "init=some", f"train.freeze_d={count}")
     moved = set().union(*(moved for _, moved in stepped(engine, 2)))
-    frozen = {f"D/b{r}" for r in (16, 8)[:count]}  # never the last block, b4
+    frozen = {f"D/b{r}" for r in (16, 8)[:count]}  # the last block, b4, is never frozen
     for name in (k for k in engine.state.tensors() if k.startswith("D/")):
         assert (name in moved) == (name.split(".")[0] not in frozen), name
 
 
-def test_terms_of_no_weight_are_left_out(tiny_data):
+def test_terms_without_weight_are_omitted(tiny_data):
     none, zero = entered(tiny_data, "loss.r1_gamma=0"), entered(tiny_data, "loss.r1_gamma_at={8: 0}", "loss.r1_every=1")
     for engine in (none, zero):
         assert not any("r1_penalty" in stats for stats, _ in stepped(engine, 2))
@@ -98,8 +99,8 @@ def test_path_length_without_a_mapping_to_learn(tiny_data, name):
 
 
 @pytest.mark.parametrize("extra", ["loss.objective=relativistic", "loss.terms=[{name: gradient_penalty}]"])
-def test_images_that_meet_are_of_one_class(tiny_data, monkeypatch, extra):
-    """A real image's partner, and what it is mixed with, is generated for its label."""
+def test_paired_images_have_the_same_class(tiny_data, monkeypatch, extra):
+    """The generated image that is paired or mixed with a real image has the label of the real image."""
     engine = entered(tiny_data, "data.conditional=true", "loss.pl_weight=0", extra)
     asked, given = [], []
     whole = engine.state.G.mapping.forward
@@ -113,7 +114,7 @@ def test_images_that_meet_are_of_one_class(tiny_data, monkeypatch, extra):
 
 
 def spoilt(monkeypatch, name, at):
-    """A term whose value is not finite at one nimg."""
+    """Make the value of a term not finite at one nimg."""
     whole = terms.TERMS[name]
 
     def compute(x, **how):
@@ -124,7 +125,7 @@ def spoilt(monkeypatch, name, at):
 
 
 @pytest.mark.parametrize(("every", "what"), [(1, "main loss + r1"), (2, "r1")])
-def test_a_term_that_is_not_finite_is_named_and_left_out(tiny_data, monkeypatch, every, what):
+def test_a_term_that_is_not_finite_is_skipped_and_named(tiny_data, monkeypatch, every, what):
     engine = entered(tiny_data, f"loss.r1_every={every}", "loss.pl_weight=0")
     spoilt(monkeypatch, "r1", lambda: engine.state.nimg == 16)
     found = []
@@ -148,7 +149,7 @@ def test_a_gradient_that_is_not_finite_names_its_layer(tiny_data):
 
 
 def test_loss_scale(tiny_data):
-    """A power of two changes no bit; an overflow halves it, moves nothing, and is no fault."""
+    """A power of two changes no bit. An overflow halves it, skips the step, and is not an error."""
     plain, scaled = entered(tiny_data), entered(tiny_data, "train.loss_scale=1024")
     for engine in (plain, scaled):
         list(stepped(engine, 2))
@@ -161,20 +162,20 @@ def test_loss_scale(tiny_data):
     assert found == [("G", [], 512), ("DG", [], 512)]
 
 
-def test_a_loss_that_is_not_finite_is_no_overflow(tiny_data, monkeypatch):
+def test_a_loss_that_is_not_finite_is_not_an_overflow(tiny_data, monkeypatch):
     engine = entered(tiny_data, "train.loss_scale=1024", "loss.pl_weight=0")
     spoilt(monkeypatch, "r1", lambda: engine.state.nimg == 0)
     list(stepped(engine, 1))
     assert engine.outcome.faults == ["D, r1: the loss is not finite", "not finite: r1_penalty"]
     assert engine.state.running.loss_scale == 1024
-    assert not engine.outcome.began_bad  # G and D had moved
+    assert not engine.outcome.began_bad  # G and D had been updated
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("at", "every"), [(32, 10), (32, 0.008), (40, 0.008)])
-def test_a_run_that_diverges_stops_at_the_last_good_checkpoint(tiny_data, tmp_path, at, every):
-    """In its first step at a high learning rate either a term of that step is not finite (R1 is due at 32, where a
-    phase begins), or only the next step is, and a checkpoint lies between them."""
+def test_a_diverging_run_stops_at_the_last_good_checkpoint(tiny_data, tmp_path, at, every):
+    """At a high learning rate, either a term of the first step is not finite (R1 is due at 32, where a phase begins),
+    or only the next step is not finite, and a checkpoint is between them."""
     run = tmp_path / "run"
     often = {"train__total_kimg": at / 1000, "checkpoint__every_kimg": 0.008}
     harness.finish(harness.start(harness.arguments(run, tiny_data, **often)))
@@ -202,7 +203,7 @@ def test_a_run_that_diverges_stops_at_the_last_good_checkpoint(tiny_data, tmp_pa
 
 
 @pytest.mark.distributed
-def test_a_probability_and_a_loss_scale_that_are_configured_anew_count_on_resume(tiny_data, tmp_path):
+def test_a_new_probability_and_loss_scale_apply_on_resume(tiny_data, tmp_path):
     run, more = tmp_path / "run", {"augment__p": 0.5, "train__loss_scale": 4}
     for kimg, changes, scale, p in ((0.016, {}, 1, 0), (0.024, more, 4, 0.5)):
         how = {"augment__mode": "ada", "output__grid_kimg": 0, "train__total_kimg": kimg} | changes
@@ -212,7 +213,7 @@ def test_a_probability_and_a_loss_scale_that_are_configured_anew_count_on_resume
 
 
 @pytest.mark.distributed
-def test_a_state_that_may_have_diverged_takes_no_good_ones_place_at_the_end(tiny_data, tmp_path):
+def test_a_state_that_may_have_diverged_does_not_replace_a_good_checkpoint(tiny_data, tmp_path):
     run = tmp_path / "run"
     harness.finish(harness.start(harness.arguments(run, tiny_data, train__total_kimg=0.032)))
     kept = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}

@@ -16,13 +16,16 @@ from stylegan_pg.files import cache_folder
 
 pytestmark = pytest.mark.distributed
 
-QUIET = harness.COMPARABLE | {"train__check_ranks_every": 1}  # all ranks hold the same bits after every step
+QUIET = harness.COMPARABLE | {
+    "train__check_ranks_every": 1
+}  # checks that all ranks have the same bits after every step
 ZERO = {"train__engine": "deepspeed", "train__zero_stage": 2}
 
 
 @pytest.fixture(scope="module")
 def deepspeed():
-    """DeepSpeed compiles a helper when it first runs on a CPU (about two minutes): once, into a folder that stays."""
+    """DeepSpeed compiles a helper at its first run on a CPU, which takes two minutes. It is built once, in a persistent
+    folder."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     before = dict(os.environ)
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions"))
@@ -41,11 +44,11 @@ def trained(run, data, ranks: int, **changes):
 
 @pytest.fixture(scope="module")
 def plain(tiny_data, tmp_path_factory):
-    """The checkpoints of a run on two ranks by our own sums: R1, path length, growth and a fade."""
+    """The checkpoints of a run on two ranks with accelerate: R1, path length, growth and a fade."""
     return trained(tmp_path_factory.mktemp("plain") / "run", tiny_data, 2)
 
 
-# Passes of many kinds, by GradientAllReduce and, on a copy of the network, by a plain sum per tensor after the passes.
+# Various passes, with GradientAllReduce and, on a copy of the network, with a plain sum per tensor after the passes.
 SUMS = """
 import copy, torch
 from torch import nn
@@ -104,16 +107,16 @@ dist.shutdown()
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_sums_of_gradients(tmp_path, ranks):
-    """Several passes, unequal numbers of them, double backward, frozen and unreached parameters: as a plain sum after
-    the passes, on all ranks alike; and the buckets leave before the pass is over."""
+    """With several passes, unequal numbers of them, double backward, and frozen and unreached parameters, the sums
+    equal plain sums after the passes, on all ranks, and buckets are sent before the pass ends."""
     script = tmp_path / "sums.py"
     script.write_text(SUMS)
     assert "early" in harness.finish(harness.start([], ranks=ranks, script=script))
 
 
 @pytest.mark.slow
-def test_buckets_change_no_bit(tiny_data, tmp_path, plain):
-    """Of two ranks' sums, however small the buckets are."""
+def test_bucket_sizes_do_not_change_results(tiny_data, tmp_path, plain):
+    """Sums of two ranks are the same bit for bit, however small the buckets are."""
     other = trained(tmp_path / "run", tiny_data, 2, train__bucket_mib=0.002)
     assert len(plain) == len(other) == 12
     for a, b in zip(plain, other, strict=True):
@@ -122,9 +125,9 @@ def test_buckets_change_no_bit(tiny_data, tmp_path, plain):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_deepspeed_is_the_plain_sum(tiny_data, tmp_path, deepspeed, plain, stage):
-    """After one step to 1e-6 of each tensor's largest value, over a growth boundary and a fade hardly more (Adam in
-    shards rounds the last bit otherwise); the same bits on all ranks after every step."""
+def test_deepspeed_equals_the_plain_sum(tiny_data, tmp_path, deepspeed, plain, stage):
+    """Results agree after one step to 1e-6 of each tensor's largest value, and over a growth boundary and a fade to
+    slightly more (sharded Adam rounds the last bit differently). All ranks have the same bits after every step."""
     ours = trained(tmp_path / "run", tiny_data, 2, **ZERO | {"train__zero_stage": stage, "train__total_kimg": 0.064})
     assert len(ours) == 8
     assert [t.keys() for t in ours] == [t.keys() for t in plain[:8]]
@@ -134,8 +137,8 @@ def test_deepspeed_is_the_plain_sum(tiny_data, tmp_path, deepspeed, plain, stage
 
 @pytest.mark.slow
 def test_four_ranks(tiny_data, tmp_path, deepspeed):
-    """R1, path length, growth and half of a fade, by both engines: two of the four ranks have no share of a batch of
-    two groups."""
+    """Both engines support R1, path length, growth and half of a fade, although two of the four ranks have no share of
+    a batch of two groups."""
     ours, *others = (
         trained(tmp_path / f"run{k}", tiny_data, 4, **how, train__total_kimg=0.048)
         for k, how in enumerate(({}, *(ZERO | {"train__zero_stage": stage} for stage in (1, 2))))
@@ -146,9 +149,10 @@ def test_four_ranks(tiny_data, tmp_path, deepspeed):
 
 
 @pytest.mark.slow
-def test_deepspeed_on_other_worlds(tiny_data, tmp_path, deepspeed, plain):
-    """The first step's gradients (Adam's first moments, with beta1 = 0) on one, two and four ranks, of which two have
-    no share of the batch; the generator hardly moves, or its rounding would reach the discriminator's gradient."""
+def test_deepspeed_on_other_numbers_of_ranks(tiny_data, tmp_path, deepspeed, plain):
+    """The gradients of the first step (Adam's first moments, with beta1 = 0) agree on one, two and four ranks, of which
+    two have no share of the batch. The generator's learning rate is tiny; otherwise its rounding would affect the
+    discriminator's gradient."""
     changes = {"train__total_kimg": 0.008, "optim__g_lr": 1e-30, "loss__pl_weight": 0, "loss__r1_gamma": 0}
     one, *others = (trained(tmp_path / str(n), tiny_data, n, **(ZERO | changes))[0] for n in (0, 2, 4))
     for other in others:
@@ -158,9 +162,10 @@ def test_deepspeed_on_other_worlds(tiny_data, tmp_path, deepspeed, plain):
 
 
 @pytest.mark.slow
-def test_resuming_across_engines_and_worlds(tiny_data, tmp_path, deepspeed):
-    """Ours on two ranks, ZeRO 2 on one, ZeRO 1 on two, ours on one, over growth boundaries where the moments are
-    carried over (so that parameters differ in their step counts): as the run that nobody interrupted."""
+def test_resuming_with_other_engines_and_numbers_of_ranks(tiny_data, tmp_path, deepspeed):
+    """accelerate on two ranks, ZeRO 2 on one, ZeRO 1 on two, and accelerate on one continue each other's run, over
+    growth boundaries with carried moments (so that parameters have different step counts). The result is that of an
+    uninterrupted run."""
     changes = {"growth__optimizer": "carry"}
     straight = trained(tmp_path / "straight", tiny_data, 2, **changes)
     legs = [(2, {}), (0, ZERO), (2, ZERO | {"train__zero_stage": 1}), (0, {})]
@@ -177,7 +182,7 @@ def test_resuming_across_engines_and_worlds(tiny_data, tmp_path, deepspeed):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"train__zero_offload": "true"}, {"model__low_precision": "bf16"}])
 def test_deepspeed_with(tiny_data, tmp_path, deepspeed, changes):
-    """Adam on the host, and networks that compute in bfloat16: as without DeepSpeed."""
+    """Adam on the host, and networks in bfloat16, give the same results as without DeepSpeed."""
     short = {"train__total_kimg": 0.016} | {k: v for k, v in changes.items() if k != "train__zero_offload"}
     ours = trained(tmp_path / "zero", tiny_data, 2, **(ZERO | changes | short))
     plain = trained(tmp_path / "plain", tiny_data, 2, **short)
@@ -210,7 +215,7 @@ def test_deepspeed_with_fp16(tiny_data, tmp_path, stage):
         (["train.engine=horovod"], "accelerate or deepspeed"),
     ],
 )
-def test_what_the_engines_cannot_do(overrides, message):
+def test_unsupported_options_of_the_engines(overrides, message):
     with pytest.raises(UsageError, match=message):
         load_config(None, ["run=r", "data.url=d", "train.total_kimg=1", *overrides])
 
@@ -274,7 +279,7 @@ DOUBLE = {"train__dtype": "float64", "loss__pl_batch_shrink": 1}
 
 @pytest.fixture(scope="module")
 def roomy(tiny_data, tmp_path_factory):
-    """A run that always has memory, in float64."""
+    """A run in float64 that never runs out of memory."""
     run = tmp_path_factory.mktemp("roomy") / "run"
     trained(run, tiny_data, 2, **(ROOMY | DOUBLE))
     return run
@@ -283,13 +288,13 @@ def roomy(tiny_data, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["g", "path_length", "d", "backward"])
 def test_out_of_memory(tiny_data, tmp_path, roomy, where):
-    """On one rank, in a pass of G, a lazy term, a pass of D, or with sums under way: all ranks halve the micro-batch
-    and the run goes on as if they had been that small (in float64: to rounding)."""
+    """Memory runs out on one rank, in a pass of G, a lazy term, a pass of D, or during all-reduce. All ranks halve the
+    micro-batch, and the run continues as if it had always had this size (up to rounding in float64)."""
     output = run_short(tmp_path, tiny_data, where, 4, **DOUBLE)
     assert output.count("the micro-batch is now 4 instead of 8, the batch still 16") == 1
     assert "the micro-batch is now 4" in (tmp_path / "run" / "log.txt").read_text()
     tensors, state = harness.newest(tmp_path / "run")
-    assert state["training"]["micro_batches"]["0_0"] == 4  # so that a continued run has the same bits
+    assert state["training"]["micro_batches"]["0_0"] == 4  # a resumed run must have the same bits
     assert harness.largest_difference(harness.newest(roomy)[0], tensors) < 1e-9
     lines, expected = harness.stats(tmp_path / "run"), harness.stats(roomy)
     for a, b in zip(lines, expected, strict=True):
@@ -307,7 +312,7 @@ def test_out_of_memory_under_deepspeed(tiny_data, tmp_path, deepspeed):
 
 
 def test_out_of_memory_with_the_smallest_micro_batch(tiny_data, tmp_path):
-    """Both ranks stop and say what to do; the last checkpoint is there."""
+    """Both ranks stop and print a remedy; the last checkpoint exists."""
     output = run_short(tmp_path, tiny_data, "g", 3, expected=1)
     assert "cannot be halved: a minibatch-stddev group is 4. Lower model.mbstd_group" in output
     assert harness.newest(tmp_path / "run")[1]["nimg"] == 16
@@ -315,7 +320,8 @@ def test_out_of_memory_with_the_smallest_micro_batch(tiny_data, tmp_path):
 
 
 def test_out_of_memory_in_the_optimiser(tiny_data, tmp_path):
-    """No micro-batch would help: one message on that rank, the other hears of it, the last checkpoint is there."""
+    """A smaller micro-batch would not help. There is one message on that rank, the other rank is informed, and the last
+    checkpoint exists."""
     output = run_short(tmp_path, tiny_data, "adam", 4, expected=1)
     assert "out of memory in the optimiser's step of a network of" in output
     assert "train.zero_stage=1" in output

@@ -1,4 +1,4 @@
-"""Variables that other programs have left in the environment: contradictory places, and accelerate's configuration."""
+"""Environment variables of other programs: contradictory ranks and world sizes, and accelerate's configuration."""
 
 import os
 
@@ -12,7 +12,7 @@ from stylegan_pg.distributed import environment, launcher
 from stylegan_pg.distributed.launcher import Place
 from stylegan_pg.errors import UsageError
 
-# A user's configuration for other programs, and places of other launchers.
+# A user's configuration for other programs, and variables of other launchers.
 FOREIGN = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
     "ACCELERATE_MIXED_PRECISION": "bf16",
@@ -46,19 +46,19 @@ FOREIGN = {
         ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "", "MASTER_PORT": "1"}, "without MASTER_ADDR"),
     ],
 )
-def test_places_that_cannot_be(env, words):
+def test_impossible_ranks_and_world_sizes(env, words):
     with pytest.raises(UsageError, match=words) as caught:
         launcher.place(env)
     assert str(caught.value).isprintable()
 
 
-def test_what_is_left_behind_empty_or_says_nothing():
+def test_empty_and_irrelevant_variables():
     for env in ({"WORLD_SIZE": ""}, {"WORLD_SIZE": "", "RANK": "", "MASTER_ADDR": ""}, {"LOCAL_RANK": "0"}):
         assert launcher.place(env) == Place()
     assert launcher.place({"WORLD_SIZE": "1", "RANK": "0", "MASTER_PORT": "nonsense", "PET_NNODES": "3"}) == Place()
 
 
-def test_accelerate_sees_the_place_alone(monkeypatch):
+def test_accelerate_sees_only_rank_and_world_size(monkeypatch):
     for name, value in (FOREIGN | {"RANK": "7", "OMPI_COMM_WORLD_SIZE": "3", "LOCAL_RANK": "5"}).items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
@@ -74,7 +74,7 @@ def test_accelerate_sees_the_place_alone(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_what_is_told_of_variables():
+def test_notes_about_variables():
     def told(*variables: dict[str, str]) -> list[str]:
         everyone = [{"host": f"h{i}", "variables": environment.noticed(v)} for i, v in enumerate(variables)]
         return environment.remarks(everyone)
@@ -96,7 +96,7 @@ def test_what_is_told_of_variables():
 
 
 @pytest.mark.distributed
-def test_one_message_from_outside(tmp_path):
+def test_the_command_prints_one_message(tmp_path):
     args = points(tmp_path / "run")
     for env in ({"LOCAL_RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "::1", "MASTER_PORT": "x"}):
         told = harness.command(*args, env=harness.environment() | env)
@@ -106,7 +106,7 @@ def test_one_message_from_outside(tmp_path):
 
 
 def points(run, **changes) -> list[str]:
-    """A run of a small network on points, which needs no data."""
+    """Return the command line of a run of a small network on points, which needs no data."""
     file = run.parent / f"{run.name}.yaml"
     file.write_text("resolution: 4\nmodel: {name: mlp, base: [1, 1]}\ndata: {url: 'points:ring', workers: 0}\n")
     values = {"run": run, "model.channel_max": 16, "model.mapping_layers": 2, "train.total_kimg": 0.064}
@@ -129,7 +129,7 @@ def assert_same(a, b) -> None:
 
 @pytest.mark.distributed
 def test_a_users_configuration_of_accelerate_changes_nothing(tmp_path):
-    """In one process, and where one of two ranks alone has it."""
+    """It has no effect in one process, or if only one of two ranks has it."""
     clean = {k: v for k, v in harness.environment().items() if not k.startswith(environment.OF_ACCELERATE)}
     stray = clean | FOREIGN | {"LOCAL_RANK": "0", "WORLD_SIZE": ""}
     log = harness.finish(harness.start(points(tmp_path / "stray"), env=stray))

@@ -1,4 +1,4 @@
-"""The code of docs/extending.md runs as it stands there."""
+"""The code of docs/extending.md runs exactly as it is written there."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ from stylegan_pg.data.datasets.opening import load_index
 
 @pytest.fixture(scope="module")
 def code():
-    """The names that the document's code blocks define, run one after the other."""
+    """The names that the code blocks of the document define, which are run in order."""
     text = (ROOT / "docs" / "extending.md").read_text("utf-8")
     names: dict = {"__name__": "extending"}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
@@ -43,7 +43,7 @@ def test_an_example(code, tiny_data, tmp_path, example, network):
     run = tmp_path / "run"
     before = signal.getsignal(signal.SIGINT)
     assert code[example](run, tiny_data) == 0
-    assert signal.getsignal(signal.SIGINT) is before  # Ctrl-C is the caller's again
+    assert signal.getsignal(signal.SIGINT) is before  # the caller's handler is restored
     (snapshot,) = (run / "snapshots").glob("*.safetensors")
     G = load_snapshot(snapshot, network=code[network])
     assert G.description["network"] == f"extending.{network}"
@@ -53,7 +53,7 @@ def test_an_example(code, tiny_data, tmp_path, example, network):
 
 
 def test_the_example_of_sixty_lines(tmp_path):
-    """With real digits, for a few steps, and the continuation of it."""
+    """It runs on real digits for a few steps, and is resumed."""
     command = [sys.executable, str(ROOT / "examples" / "minimal_gan.py"), str(tmp_path / "digits"), "data.workers=0"]
     for kimg in (0.64, 1.28):
         how = {"capture_output": True, "text": True, "env": harness.environment(), "timeout": 240}

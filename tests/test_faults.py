@@ -1,4 +1,4 @@
-"""Ranks that do not belong together, are lost or hang; kills at any instant; what `status` says of all that."""
+"""Ranks that do not match, are lost or hang; kills at random times; and the report of `status`."""
 
 import json
 import os
@@ -37,28 +37,30 @@ pytestmark = pytest.mark.distributed
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}, ["MASTER_PORT=0"]),
     ],
 )
-def test_places_that_cannot_be(env, words):
+def test_impossible_ranks_and_world_sizes(env, words):
     with pytest.raises(UsageError) as caught:
         launcher.place(env)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_a_name_that_leads_to_the_node_itself(monkeypatch):
-    """Over several nodes gloo would wait for connections where nobody can make them."""
+def test_a_host_name_that_resolves_to_loopback(monkeypatch):
+    """With several nodes, gloo would wait for connections that cannot be made."""
     env = {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "29500"}
     monkeypatch.setattr(launcher.socket, "gethostname", lambda: "localhost")
     with pytest.raises(UsageError, match="GLOO_SOCKET_IFNAME"):
         launcher.place(env)
     assert launcher.place(env | {"GLOO_SOCKET_IFNAME": "eth0"}).rank == 1
     assert launcher.place(env | {"LOCAL_WORLD_SIZE": "4"}).rank == 1  # one node
-    assert launcher.place({"WORLD_SIZE": "1", "SLURM_NTASKS": "8"}).world == 1  # as the message says
+    assert launcher.place({"WORLD_SIZE": "1", "SLURM_NTASKS": "8"}).world == 1  # the message names this remedy
 
 
-def test_what_differs_between_ranks_is_named():
+def test_differences_between_ranks_are_named():
     mine: dict[str, Any] = consistency.facts(Config(run="/a"), "data") | {"host": "first"}
     assert consistency.differences([mine, mine | {"host": "second"}]) == ([], [])
-    elsewhere = mine | {"config": consistency.facts(Config(run="/b"), "data")["config"]}  # paths may differ
+    elsewhere = mine | {
+        "config": consistency.facts(Config(run="/b"), "data")["config"]
+    }  # paths may differ between ranks
     assert consistency.differences([mine, elsewhere]) == ([], [])
     seeds = mine | {"config": mine["config"] | {"seed": 5}}
     ((fault,), _) = consistency.differences([mine, mine, seeds])
@@ -79,7 +81,8 @@ def free_port() -> str:
 
 
 def ranks(commands: list[tuple[int, list[str]]], **env: str) -> list[tuple[int, str]]:
-    """Start one process for each command line as the ranks of a world by hand; their exit codes and output."""
+    """Start one process for each command line as the ranks of one run, without a launcher. Return their exit codes and
+    output."""
     port = free_port()
     base = harness.environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env
     started = [harness.start(args, env=base | {"RANK": str(rank)}) for rank, args in commands]
@@ -95,7 +98,7 @@ def test_ranks_with_different_configurations(tiny_data, tmp_path):
 
 
 def test_ranks_with_different_engines(tiny_data, tmp_path):
-    """Whose first collective calls would not be the same ones."""
+    """Their first collective calls would not match."""
     args = harness.arguments(tmp_path / "run", tiny_data, train__timeout_sec=60)
     for code, output in ranks([(0, args), (1, [*args, "train.engine=deepspeed"])]):
         assert code == 2, output
@@ -103,7 +106,8 @@ def test_ranks_with_different_engines(tiny_data, tmp_path):
 
 
 def test_two_processes_of_one_rank(tiny_data, tmp_path):
-    """Two masters on one node, and two of rank 1: one gets the place, the other says why it does not."""
+    """Two processes have rank 0 on one node, or two have rank 1. One of them gets the rank, and the other reports the
+    conflict."""
     args = harness.arguments(tmp_path / "run", tiny_data, train__join_sec=40)
     results = ranks([(0, args), (0, args)])
     assert sorted(code for code, _ in results) == [1, 2], results
@@ -115,7 +119,7 @@ def test_two_processes_of_one_rank(tiny_data, tmp_path):
 
 
 def test_a_rank_that_hangs_ends_the_step_everywhere(tiny_data, tmp_path):
-    """SIGSTOP, which closes no connection: the other rank is done with it after the configured time."""
+    """SIGSTOP closes no connection. The other rank gives up after the configured time."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, train__timeout_sec=8, growth__stable_kimg_at="{16: 9}")
     port = free_port()
@@ -144,14 +148,14 @@ def test_a_rank_that_hangs_ends_the_step_everywhere(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_instant(tiny_data, tmp_path):
-    """Six kills of tests/campaigns/kills.py, of which some hit a file being written."""
+def test_kills_at_random_times(tiny_data, tmp_path):
+    """These are six kills of tests/campaigns/kills.py, some of which occur while a file is written."""
     hits = kills.campaign(tmp_path, tiny_data, 6, seed=1)
     assert hits["checkpoints"] >= 1
     assert hits["snapshots"] >= 1
 
 
-def test_usr1_stops_and_status_tells(tiny_data, tmp_path):
+def test_usr1_stops_a_run_and_status_reports_it(tiny_data, tmp_path):
     run = tmp_path / "run"
     process = harness.start(harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 9}"))
     end = time.time() + 180
@@ -182,17 +186,17 @@ def test_usr1_stops_and_status_tells(tiny_data, tmp_path):
     ],
 )
 @pytest.mark.parametrize("outcome", ["written", "No space left on device"])
-def test_the_last_checkpoint_hides_no_end(last, state, outcome):
-    """A run that ends waits for the checkpoint that is being written, and says what became of it."""
+def test_the_outcome_is_reported_after_the_last_checkpoint(last, state, outcome):
+    """At its end a run waits for the checkpoint that is being written, and then reports its outcome."""
     log = ["2026-01-01 00:00:00 1.0 kimg: 8x8", f"2026-01-01 00:00:01 {last}"]
     log.append(f"2026-01-01 00:00:02 the checkpoint at 1.0 kimg: {outcome}")
     assert status._state(log, False, 3.0, 10.0) == state
 
 
 @pytest.mark.parametrize("world", ["1", "2"])
-def test_what_threads_leave_behind_ends_no_rank_with_a_fault(world):
-    """A process ends with its code, alone or as one of several, whatever happens when one is taken apart; its output
-    and its handlers are not lost."""
+def test_remaining_threads_do_not_change_the_exit_code(world):
+    """A process ends with its exit code, alone or as one of several ranks, whatever threads do when the interpreter
+    exits. Its output and its exit handlers are not lost."""
     code = """if True:
         import atexit, ctypes, sys, torch
         libc = ctypes.CDLL(None)
@@ -210,15 +214,15 @@ def test_what_threads_leave_behind_ends_no_rank_with_a_fault(world):
 
 
 @pytest.mark.slow
-def test_a_slow_rank_is_told(tiny_data, tmp_path):
-    """The other one waits for it, and is no straggler (but for a moment on a machine that does other things too)."""
+def test_a_slow_rank_is_reported(tiny_data, tmp_path):
+    """The other rank waits for it and is not reported as a straggler, except briefly on a busy machine."""
     assert harness.slowed(tiny_data, tmp_path).count([0]) <= 1
     facts = status.collect(tmp_path / "run")
     assert status.render(facts | {"stragglers": [1]}).count("STRAGGLER") == 1
 
 
 class Event:
-    """A CUDA event of a stream that has nothing to do."""
+    """A CUDA event of an idle stream."""
 
     now = 0.0
 
@@ -235,8 +239,8 @@ class Event:
         return 1000 * (other.at - self.at)
 
 
-def test_what_a_gpu_waits_is_the_stream_s_time(monkeypatch):
-    """Between events of its stream, and in steps only, while the CPU goes on at once."""
+def test_waiting_time_of_a_gpu_is_measured_on_its_stream(monkeypatch):
+    """It is measured between events of the stream, and only within steps, while the CPU continues."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     waiting, cuda, cpu = dist.Waiting(), torch.device("cuda"), torch.device("cpu")
     for counting, device, seconds in ((True, cuda, 3.0), (False, cuda, 5.0), (True, cuda, 4.0), (False, cpu, 1.0)):

@@ -1,4 +1,5 @@
-"""The files of a run by name: in the order of their moments, none over another; and which snapshot a folder means."""
+"""The names of a run's files: they sort by time, no file replaces another, and a folder stands for its best
+snapshot."""
 
 import itertools
 from pathlib import Path
@@ -10,7 +11,7 @@ from stylegan_pg.errors import UsageError
 
 
 def written(moments: list[tuple[int, int, bool]], suffix: str = ".safetensors") -> list[str]:
-    """The names of files of a run's moments: (nimg, batch, whether they are due at whole kimg)."""
+    """Return the names of files at these times of a run: (nimg, batch, whether they are due at whole kimg)."""
     names: list[str] = []
     for nimg, batch, whole in moments:
         names.append(moment_name(nimg, batch, whole, list(names)) + suffix)
@@ -22,7 +23,7 @@ def written(moments: list[tuple[int, int, bool]], suffix: str = ".safetensors") 
     [
         ([(0, 32, True), (10_016, 32, True), (20_000, 32, True)], ["000000kimg", "000010kimg", "000020kimg"]),
         ([(500, 32, False), (1024, 32, False)], ["000000500img", "000001024img"]),
-        # A small set: the first grid, the end, and the end of what was added later.
+        # A short run: the first grid, the end, and the end after the run was extended.
         ([(0, 8, True), (64, 8, True), (104, 8, True)], ["000000kimg", "000000kimg064img", "000000kimg104img"]),
         ([(32_000, 16, True), (32_048, 16, True)], ["000032kimg", "000032kimg048img"]),
         # An interval that was changed while a run was interrupted.
@@ -33,13 +34,13 @@ def written(moments: list[tuple[int, int, bool]], suffix: str = ".safetensors") 
         ([(1504, 32, False), (2016, 32, True), (2400, 32, True)], ["000001504img", "000002kimg", "000002kimg400img"]),
     ],
 )
-def test_names_of_moments(moments, names):
+def test_names_of_times(moments, names):
     assert [Path(name).stem for name in written(moments)] == names
     assert sorted(written(moments)) == written(moments)
 
 
-def test_no_moment_takes_the_place_of_another():
-    """Whatever batches and changed intervals: every step's name is its own, and sorts behind the one before."""
+def test_names_of_different_times_differ():
+    """For any batch sizes and changed intervals, every step has its own name, which sorts after the previous one."""
     for batch, changes in itertools.product(
         (1, 7, 64, 300, 1000, 2500), ([True], [False], [True, False], [False, True])
     ):
@@ -52,13 +53,13 @@ def test_no_moment_takes_the_place_of_another():
         assert in_order(reversed(paths)) == paths
 
 
-def test_amounts_for_people():
+def test_formatting_of_amounts():
     assert [kimg(n) for n in (0, 16, 100, 104, 2000, 9999, 10_016, 25_000_000)] == [
         *("0.0", "0.016", "0.1", "0.104", "2.0", "9.999", "10.0", "25000.0")
     ]
 
 
-def test_the_snapshot_that_a_folder_means(tmp_path):
+def test_the_snapshot_of_a_folder(tmp_path):
     run, folder = tmp_path / "run", tmp_path / "run" / "snapshots"
     with pytest.raises(UsageError, match="folder without snapshots"):
         meant_snapshot(tmp_path)
@@ -81,9 +82,9 @@ def test_the_snapshot_that_a_folder_means(tmp_path):
     assert "its best snapshot is taken" in told
     assert newest.name in told
     (folder / "best-000002kimg.safetensors").unlink()
-    assert meant_snapshot(run)[0] == newest  # a link to nothing is passed over
+    assert meant_snapshot(run)[0] == newest  # a broken link is ignored
     (folder / "best.safetensors").unlink()
-    (folder / "best.safetensors").touch()  # a copy, where there are no links
+    (folder / "best.safetensors").touch()  # on file systems without links it is a copy
     assert meant_snapshot(run)[0] == folder / "best.safetensors"
     assert meant_snapshot(newest) == (newest, "")
     assert config_of(run) == config_of(newest) == run / "config.yaml"

@@ -1,5 +1,5 @@
-"""Foreign tars of palettes, 1 bit, grey with alpha, 16 bits, CMYK: `data info` says what they are, and training sees
-what packing makes of them."""
+"""Foreign tars of palettes, 1 bit, grey with alpha, 16 bits and CMYK: `data info` counts them, and training decodes
+them as packing does."""
 
 import io
 import tarfile
@@ -44,14 +44,14 @@ def tar_of(path: Path, pictures: dict[str, bytes]) -> Path:
 
 
 def mixed(path: Path) -> Path:
-    """One of each kind among plain RGB pictures."""
+    """Write a tar with one picture of each kind among plain RGB pictures."""
     plain = {f"plain{i}.png": encoded(noise(i, 32)) for i in range(12)}
     return tar_of(path, plain | {f"x-{kind}.{SUFFIXES.get(kind, 'png')}": data for kind, data in KINDS.items()})
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_training_sees_what_packing_makes(tmp_path, channels):
-    """At the very size of the pictures, so that neither resamples; whichever channels the dataset has."""
+def test_training_decodes_as_packing_does(tmp_path, channels):
+    """The resolution is that of the pictures, so neither resamples, for any number of channels."""
     first = {1: SMOOTH.convert("L"), 3: SMOOTH, 4: SMOOTH.convert("RGBA")}[channels]
     pictures = {"0.png": encoded(first)} | {f"x-{kind}.png": data for kind, data in sorted(KINDS.items())}
     tar = tar_of(tmp_path / "a.tar", pictures)
@@ -75,7 +75,7 @@ def test_whole_tars_of_a_kind(tmp_path, kinds, channels):
     assert [index.table(16).image(i).shape for i in range(3)] == [(channels, 16, 16)] * 3
 
 
-def test_info_goes_on_where_a_server_sends_something_else_the_second_time(tmp_path, monkeypatch):
+def test_info_continues_if_a_server_changes_its_answer(tmp_path, monkeypatch):
     index = load_index(str(tar_of(tmp_path / "a.tar", {"a.png": KINDS["grey"], "b.png": KINDS["grey"]})))
     real, reads = SampleTable.read, []
 
@@ -90,7 +90,7 @@ def test_info_goes_on_where_a_server_sends_something_else_the_second_time(tmp_pa
 
 
 @pytest.mark.slow
-def test_info_says_what_is_there_and_training_reads_it(tmp_path):
+def test_info_counts_kinds_and_training_reads_them(tmp_path):
     tar = mixed(tmp_path / "a.tar")
     with tarfile.open(tar, "a") as more:
         info = tarfile.TarInfo("z-\x1b[2Jdrawing.png")

@@ -1,4 +1,4 @@
-"""Foreign tars behind servers and commands: how their headers are read at the start."""
+"""Foreign tars on servers and from commands: how their headers are read at the start."""
 
 import tarfile
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from stylegan_pg.errors import RunError, UsageError
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch) -> Iterator[Path]:
-    """A cache folder of each test's own, and settings that are forgotten."""
+    """A separate cache folder for each test, and settings that are reset afterwards."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(folder))
     before = shard_cache.settings()
@@ -45,13 +45,13 @@ def dataset(url: str, **data):
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}])
-def test_a_passing_fault_is_tried_again(server, fault):
-    """Of the HEADs and of the GETs, each for a little while."""
+def test_transient_faults_are_retried(server, fault):
+    """The faults occur in some of the HEAD and GET requests."""
     server.misbehave(times=2, **fault)
     assert load_index(f"{server.url}/{{0..2}}.tar").count == 12
 
 
-def test_a_server_that_stays_away_is_not_waited_for_long(server, monkeypatch):
+def test_waiting_for_an_unreachable_server_is_short(server, monkeypatch):
     monkeypatch.setattr(foreign, "START_PATIENCE", 0.5)
     server.misbehave(status=503)
     with pytest.raises(RunError, match=r"answered 503 .*try again when the server is up"):
@@ -65,8 +65,8 @@ def test_headers_are_read_through_the_configured_cache(server, home, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["{server}/{{0..2}}.tar", "pipe:cat {folder}/1.tar"])
-def test_without_a_cache_nothing_is_kept(url, server, home, tmp_path, monkeypatch):
-    """Nor is anything refused for want of room."""
+def test_without_a_cache_nothing_is_stored(url, server, home, tmp_path, monkeypatch):
+    """Lack of cache space is not an error."""
     monkeypatch.setattr(foreign_tars, "PIECE", 1000)
     index = dataset(url.format(server=server.url, folder=server.root), cache_gib=0, cache_dir=tmp_path / "scratch")
     assert index.count in (4, 12)
@@ -75,8 +75,8 @@ def test_without_a_cache_nothing_is_kept(url, server, home, tmp_path, monkeypatc
     assert index.table(16).read(0) == jpeg(0)
 
 
-def test_a_copy_that_was_cut_short_is_fetched_again(server, tmp_path):
-    """By a command that ended well all the same, and whose length nobody knew."""
+def test_a_truncated_copy_is_downloaded_again(server, tmp_path):
+    """The command succeeded although its output was truncated, and its length was unknown."""
     whole = server.root / "1.tar"
     half = tmp_path / "half"
     half.write_bytes(whole.read_bytes()[:3000])
@@ -88,4 +88,4 @@ def test_a_copy_that_was_cut_short_is_fetched_again(server, tmp_path):
     with pytest.raises(UsageError, match="truncated"):
         load_index(f"pipe:cat {broken}")
     with tarfile.open(whole) as tar:
-        assert len(tar.getmembers()) == 4  # the sources are as they were
+        assert len(tar.getmembers()) == 4  # the sources are unchanged

@@ -15,7 +15,7 @@ from PIL import Image
 
 @pytest.fixture
 def tars(tmp_path) -> Path:
-    """40 JPEGs of several sizes in four shards, classes "0" to "2", of which one does not decode."""
+    """40 JPEGs of several sizes in four shards, with classes "0" to "2". One of them is damaged."""
     folder, rng = tmp_path / "tars", np.random.default_rng(0)
     folder.mkdir()
     writing: Any = webdataset  # which exports its names without types
@@ -31,8 +31,8 @@ def tars(tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_mixture_with_foreign_tars(tiny_data, tars, tmp_path):
-    """Killed a few times, with decoding processes, on one rank: the undisturbed run's weights, and the damaged picture
-    named once. Then on two ranks: the same pictures (what is damaged is met, the classes are united)."""
+    """A run on one rank is killed several times, with decoding processes. It ends with the weights of an undisturbed
+    run, and reports the damaged picture once. On two ranks the same pictures are used."""
     before = {p.name: p.read_bytes() for p in tars.iterdir()}
     changes = {"data__url": "''", "data__mixture": f'{{"{tars}/a-{{000..003}}.tar": 1, "{tiny_data}": 2}}'}
     changes |= {"data__conditional": "true", "growth__stable_kimg": 0.064, "data__max_bad_share": 0.1}
@@ -45,7 +45,7 @@ def test_a_mixture_with_foreign_tars(tiny_data, tars, tmp_path):
     faults = [json.loads(line) for line in (whole / "data-faults.jsonl").read_text().splitlines()]
     assert {(f["kind"], f["source"][-6:]) for f in faults} == {("decode", ": 0007")}
     assert len({f["resolution"] for f in faults}) == len(faults) <= 2  # once for each resolution
-    assert {p.name: p.read_bytes() for p in tars.iterdir()} == before  # nothing is written beside others' tars
+    assert {p.name: p.read_bytes() for p in tars.iterdir()} == before  # nothing is written beside the tars
 
     harness.finish(harness.start(harness.arguments(ranks, tiny_data, **changes), ranks=2))
     reals = [(line["score_real"], line["nimg"]) for line in harness.stats(whole)][:1]

@@ -1,4 +1,4 @@
-"""ProGAN's and StyleGAN's pairs against plain formulas written from their papers, and what they start from."""
+"""The networks of ProGAN and StyleGAN compared with formulas from their papers, and their initialisation."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ def per_channel(v: torch.Tensor) -> torch.Tensor:
 
 
 def conv(x: torch.Tensor, weight: torch.Tensor, gain: float = ROOT2, padding: int = 0) -> torch.Tensor:
-    """With He's constant at run time."""
+    """A convolution with He's constant applied at run time."""
     return F.conv2d(x, weight * gain / math.sqrt(weight[0].numel()), padding=padding)
 
 
@@ -51,7 +51,7 @@ def blur(x: torch.Tensor) -> torch.Tensor:
 
 
 def true_convolution(weight: torch.Tensor) -> torch.Tensor:
-    """The kernel as correlation takes it; up-sampling layers convolve, the others correlate."""
+    """Flip the kernel. Up-sampling layers convolve, the other layers correlate."""
     return weight.flip([2, 3])
 
 
@@ -95,7 +95,7 @@ def stylegan_images(
     for r in resolutions:
         block = f"synthesis.b{r}."
         if r > 4:
-            # All of the convolution's result is blurred, also what lies outside the picture.
+            # The whole result of the convolution is blurred, including the part outside of the image.
             x = nearest(F.pad(x, [2, 2, 2, 2]))
             x = blur(conv(x, true_convolution(state[block + "conv0.weight"])))[..., 2:-2, 2:-2]
             x = epilogue(x, block + "conv0")
@@ -105,7 +105,7 @@ def stylegan_images(
 
 
 def scores_of(state: State, x: torch.Tensor, c: torch.Tensor | None, resolutions: list[int], kind: str) -> torch.Tensor:
-    """Both discriminators; minibatch stddev in groups of four."""
+    """The scores of both discriminators, with minibatch stddev in groups of four."""
 
     def layer(x: torch.Tensor, name: str, padding: int) -> torch.Tensor:
         return lrelu(conv(x, state[name + ".weight"], padding=padding) + per_channel(state[name + ".bias"]))
@@ -134,7 +134,7 @@ def scores_of(state: State, x: torch.Tensor, c: torch.Tensor | None, resolutions
 @pytest.mark.parametrize("c_dim", [0, CLASSES])
 @pytest.mark.parametrize("resolution", [4, 16])
 @torch.no_grad()
-def test_generators_compute_what_the_papers_say(resolution, c_dim, base, kind):
+def test_generators_equal_the_papers_formulas(resolution, c_dim, base, kind):
     G = generator(resolution, kind=kind, c_dim=c_dim, base=base)
     state, resolutions = G.state_dict(), G.synthesis.resolutions
     z, c = normal(3, 8), labels(3) if c_dim else None
@@ -149,15 +149,15 @@ def test_generators_compute_what_the_papers_say(resolution, c_dim, base, kind):
 @pytest.mark.parametrize(("base", "c_dim"), [((4, 4), 0), ((4, 6), 0), ((4, 4), CLASSES)])
 @pytest.mark.parametrize("resolution", [4, 16])
 @torch.no_grad()
-def test_discriminators_compute_what_the_papers_say(resolution, base, c_dim, kind):
+def test_discriminators_equal_the_papers_formulas(resolution, base, c_dim, kind):
     D = discriminator(resolution, kind=kind, base=base, c_dim=c_dim)
     x, c = normal(8, 3, base[0] * resolution // 4, base[1] * resolution // 4), labels(8) if c_dim else None
     close(D(x, c), scores_of(D.state_dict(), x, c, D.resolutions[::-1], kind), 1e-6)
 
 
-def test_channels_and_sizes_are_the_published_ones():
-    """Karras et al. 2018, table 2. The published code counts 23,079,115 and 23,087,249 parameters for ProGAN at
-    1024x1024 and 26,219,627 for StyleGAN's generator, each with the ways to and from RGB of all nine resolutions."""
+def test_published_channels_and_parameter_counts():
+    """Karras et al. 2018, table 2. The published code has 23,079,115 and 23,087,249 parameters for ProGAN at 1024x1024
+    and 26,219,627 for StyleGAN's generator, each with the RGB layers of all nine resolutions."""
     form = Form(1024, channel_base=16384)
     channels = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
     assert {r: form.channels(r) for r in form.resolutions} == channels
@@ -181,7 +181,7 @@ def initial(name: str, which: str, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["progan", "stylegan"])
 @torch.no_grad()
-def test_the_equalised_learning_rate_keeps_the_variance(name):
+def test_the_equalised_learning_rate_preserves_the_variance(name):
     """Weights start from N(0, 1); with them leaky ReLU layers turn mean squares of 1 into (1 + 0.2^2)."""
     G = initial(name, "G", resolution=32, z_dim=64)
     D = initial(name, "D", resolution=32)
@@ -199,7 +199,9 @@ def test_the_equalised_learning_rate_keeps_the_variance(name):
         layers += [D.b32.conv1, G.synthesis.b8.conv0, G.synthesis.b8.conv1]
     for layer in layers:
         if layer.weight.ndim == 4:
-            y = layer(normal(16, layer.weight.shape[1], 16, 16).float())[..., 2:-2, 2:-2]  # no zeros from outside
+            y = layer(normal(16, layer.weight.shape[1], 16, 16).float())[
+                ..., 2:-2, 2:-2
+            ]  # without the border, which depends on zero padding
         else:
             y = layer(normal(256, layer.weight.shape[1]).float())
         assert abs(float(y.square().mean()) / 1.04 - 1) < 0.1

@@ -1,4 +1,4 @@
-"""Training gives the numbers that it gave when expected.json was recorded (tests/golden/record.py)."""
+"""Training computes the same numbers as when expected.json was recorded (tests/golden/record.py)."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def recordings(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_numbers_stay_the_same(recordings, name):
-    """Weights, their mean, optimiser state and losses of a small float64 run, to rounding."""
+    """Weights, their mean, optimizer state and losses of a small float64 run are equal up to rounding."""
     then, now = EXPECTED[name], reading.summary(json.loads((recordings / f"{name}.json").read_text()))
     # The draws are float32, whose last bits depend on the processor: between AVX2 and AVX-512 the sums differ by up to
     # 4e-7, and by more where there is no AVX2.
@@ -38,8 +38,8 @@ def test_numbers_stay_the_same(recordings, name):
     assert now == then
 
 
-def test_a_comparison_names_what_differs():
-    """Numbers on one side; on the other, keys that one version alone has, and how a run was made."""
+def test_a_comparison_reports_differences():
+    """Differences of numbers are separated from keys that only one version has, and from how a run was made."""
     tensors = {"G/a": {"shape": [2], "sha256": "1"}, "G/b": {"shape": [3], "sha256": "2"}}
     one = {"nimg": 8, "tensors": tensors, "state": {"pl_mean": 0.5, "old": 1}, "about": {"torch": "1"}}
     other = {"nimg": 8, "tensors": {"G/a": {"shape": [2], "sha256": "3"}}, "state": {"pl_mean": 0.25}, "about": {}}
@@ -54,9 +54,11 @@ def test_a_comparison_names_what_differs():
     assert [line.partition(":")[0] for line in others] == ["about/(empty)", "about/torch", "state/old"]
 
 
-def test_sums_are_held_to_a_tolerance():
+def test_sums_are_compared_with_a_tolerance():
     then = {"a": [4, 1e-9, 4.0], "b": [2, 1.0, 1.0]}
-    assert reading.unlike(then, {"a": [4, 2e-9, 4.0], "b": [2, 1.0, 1.0]}, 1e-9) == []  # they cancel
+    assert (
+        reading.unlike(then, {"a": [4, 2e-9, 4.0], "b": [2, 1.0, 1.0]}, 1e-9) == []
+    )  # the difference is within the cancellation error
     for other in ([4, 1e-6, 4.0], [4, 1e-9, 4.00001], [3, 1e-9, 4.0], [4, float("nan"), 4.0]):
         (line,) = reading.unlike(then, then | {"a": other}, 1e-9)
         assert line.startswith("a: ")

@@ -34,8 +34,9 @@ def on(t: torch.Tensor | None) -> torch.Tensor | None:
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", FILTERS)
-def test_upfirdn2d_is_the_reference(name, dtype):
-    """All sizes, factors, paddings, orientations and layouts, with channels that make packs and that do not."""
+def test_upfirdn2d_equals_the_reference(name, dtype):
+    """All sizes, factors, paddings, orientations and layouts are tested, with numbers of channels that fill whole packs
+    or not."""
     f = FILTERS[name]
     checked = 0
     for size, (up, down), padding, flip, layout, channels in itertools.product(
@@ -55,11 +56,11 @@ def test_upfirdn2d_is_the_reference(name, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_bias_act_and_its_gradients_are_the_reference(act, dtype, layout):
+def test_bias_act_and_its_gradients_equal_the_reference(act, dtype, layout):
     for shape, kind in itertools.product(((2, 5, 3, 7), (2, 16, 65, 64), (3, 136, 9, 4), (1, 1, 1, 1)), KINDS):
         how = tail(kind, shape)
         how["x"] = how["x"].contiguous(memory_format=layout)
-        # What the kernel is given is rounded first, so that only its own rounding counts.
+        # The inputs are rounded first, so that only the kernel's own rounding is measured.
         rounded = {
             k: None if t is None else (t.to(dtype).double() if k == "x" else t.float().double()) for k, t in how.items()
         }
@@ -80,7 +81,7 @@ def test_bias_act_and_its_gradients_are_the_reference(act, dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_derivatives_of_both_orders(act, layout):
+def test_first_and_second_derivatives(act, layout):
     how = tail("bias scale noise", (2, 3, 2, 3))
     how["x"] = how["x"].contiguous(memory_format=layout)
     inputs = [t.to(DEVICE).requires_grad_(True) for t in how.values() if t is not None]
@@ -89,7 +90,7 @@ def test_derivatives_of_both_orders(act, layout):
         assert torch.autograd.gradgradcheck(lambda *t, clamp=clamp: OPS.bias_act(*t, act, 1.3, clamp, 1), inputs)
 
 
-def test_derivatives_of_both_orders_of_upfirdn2d():
+def test_first_and_second_derivatives_of_upfirdn2d():
     x, f = numbers(2, 3, 6, 5).to(DEVICE).requires_grad_(True), FILTERS["asymmetric 4x4"].to(DEVICE)
     for up, down in FACTORS:
         assert torch.autograd.gradcheck(lambda x, u=up, d=down: upfirdn2d(x, f, up=u, down=d, padding=3), [x])
@@ -119,7 +120,7 @@ def test_export_and_compile_of_inference():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_than_two_to_the_31_elements(layout):
-    """Only the far end is compared: an index of 32 bits would have wrapped before it."""
+    """Only the end of the tensors is compared; a 32-bit index would have overflowed before it."""
     size = (3, 24, 5488, 5488)  # 2.17e9 elements, 4.3 GB
     free, _ = torch.cuda.mem_get_info()
     if free < 14e9:
@@ -140,8 +141,8 @@ def test_more_than_two_to_the_31_elements(layout):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_training_step_is_that_of_the_cpu(channels_last):
-    """Gradients of G through D, with R1, against the CPU in double precision."""
+def test_a_training_step_equals_that_of_the_cpu(channels_last):
+    """Gradients of G through D, with R1, are compared with the CPU in double precision."""
     torch.manual_seed(0)
     G: Any = Generator(resolution=32, channel_base=512, channel_max=16, z_dim=16, w_dim=16, mapping_layers=2).double()
     D: Any = Discriminator(resolution=32, channel_base=512, channel_max=16, mbstd_group=2).double()
@@ -175,7 +176,7 @@ def test_streams_and_devices_are_respected():
     graph, out = torch.cuda.CUDAGraph(), None
     f = setup_filter([1, 3, 3, 1]).to(DEVICE)
     plain = upfirdn2d(x, f, padding=2)
-    with torch.cuda.graph(graph):  # which forbids waiting for the device
+    with torch.cuda.graph(graph):  # capturing a graph forbids waiting for the device
         out = upfirdn2d(x, f, padding=2)
     graph.replay()
     torch.cuda.synchronize()
@@ -187,7 +188,7 @@ def test_streams_and_devices_are_respected():
 
 
 def test_bandwidth_is_printed():
-    """Run with -s: achieved bandwidth beside that of a copy."""
+    """With -s, the achieved bandwidth is printed beside that of a copy."""
     print(f"\n{torch.cuda.get_device_name()}\n{bench.HEAD}")
     rows = list(bench.rows(DEVICE, 0.05))
     for row in rows:
@@ -196,11 +197,11 @@ def test_bandwidth_is_printed():
     assert all(row["gb_per_sec"] > 0 for row in rows)
 
 
-def test_what_the_stream_waits_is_counted():
-    """As where a sum over the ranks is not there yet: the stream stands still, the CPU goes on."""
+def test_waiting_of_the_stream_is_measured():
+    """A kernel that sleeps simulates an all-reduce that is not complete: the stream waits while the CPU continues."""
     waiting, other = dist.Waiting(), torch.cuda.Stream()
     waiting.go()
-    torch.cuda._sleep(1)  # which loads it
+    torch.cuda._sleep(1)  # loads the kernel
     torch.cuda.synchronize()
     began = torch.cuda.Event(enable_timing=True)
     began.record(other)
@@ -220,6 +221,6 @@ def test_what_the_stream_waits_is_counted():
 
 @pytest.mark.distributed
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_a_slow_rank_is_told_on_gpus(tiny_data, tmp_path):
-    """tests/test_faults.py, on GPUs."""
+def test_a_slow_rank_is_reported_on_gpus(tiny_data, tmp_path):
+    """The same as in tests/test_faults.py, on GPUs."""
     assert harness.slowed(tiny_data, tmp_path, train__device="cuda").count([0]) <= 1

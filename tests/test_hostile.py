@@ -36,4 +36,4 @@ def test_hostile_files_end_in_one_message(name):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{CASES[name]} cases" in done.stdout
-    assert "refused 0," not in done.stdout, done.stdout  # else nothing was mutated
+    assert "refused 0," not in done.stdout, done.stdout  # otherwise nothing was mutated

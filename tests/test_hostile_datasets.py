@@ -1,5 +1,5 @@
-"""Packed datasets whose checksums are right and whose contents are wrong: one message that names the file, exit code 2,
-and `data check` finds the same."""
+"""Packed datasets with correct checksums and wrong contents: one message that names the file, exit code 2, and `data
+check` finds the same."""
 
 import hashlib
 import json
@@ -47,14 +47,14 @@ def write_index(folder: Path, content: Any) -> None:
 
 
 def change_index(folder: Path, change: Change) -> None:
-    """As somebody would who knows how: with the identity that goes with it."""
+    """Change the index as an attacker would, with a matching identity."""
     content = json.loads((folder / "index.json").read_text())
     change(content)
     write_index(folder, content)
 
 
 def change_shard(folder: Path, change: Change) -> None:
-    """The first shard's index at 8x8, with all checksums that go with it."""
+    """Change the first shard's index at 8x8, with all matching checksums."""
     file = folder / "r0008" / "00000.index.json"
     content = json.loads(file.read_text())
     content = change(content) or content
@@ -64,7 +64,7 @@ def change_shard(folder: Path, change: Change) -> None:
 
 
 def setter(*path: Any) -> Change:
-    """Changes what lies at path[:-1] to path[-1]."""
+    """Return a function that sets the node at path[:-1] to path[-1]."""
 
     def change(content: Any) -> None:
         for key in path[:-2]:
@@ -111,13 +111,13 @@ INDEX = {
 
 
 @pytest.mark.parametrize("what", INDEX)
-def test_an_index_is_held_against_ranges(dataset, what):
+def test_ranges_of_an_index(dataset, what):
     good = (dataset / "index.json").read_text()
     for change in INDEX[what]:
         content = json.loads(good)
         change(content)
         if "base" in content and not isinstance(content["base"], list):
-            content["identity"] = "0" * 64  # which cannot be reckoned
+            content["identity"] = "0" * 64  # it cannot be computed for this content
             (dataset / "index.json").write_text(json.dumps(content))
             refused(dataset, lambda: load_index(str(dataset)))
             continue
@@ -140,7 +140,7 @@ def test_an_index_is_held_against_ranges(dataset, what):
         "null",
     ],
 )
-def test_json_that_is_none(dataset, text):
+def test_invalid_json(dataset, text):
     (dataset / "index.json").write_text(text)
     refused(dataset, lambda: load_index(str(dataset)))
 
@@ -158,7 +158,7 @@ def sample(place: int, value: Any) -> Change:
 
 SHARD = {
     "label": [sample(3, 2), sample(3, -1), sample(3, 2**62)],
-    "class": [sample(3, 1), sample(3, None)],  # of the other class: the counts do not add up
+    "class": [sample(3, 1), sample(3, None)],  # it has the other class, so the counts are wrong
     "place": [sample(1, -512), sample(1, 2**40), sample(1, 2**62), sample(1, 0), sample(1, 511)],
     "size": [sample(2, 2**40), sample(2, 0), sample(2, -1), sample(2, 2**62)],
     "number": [
@@ -176,7 +176,7 @@ SHARD = {
 
 
 @pytest.mark.parametrize("what", SHARD)
-def test_a_shards_index_is_held_against_ranges_and_its_tar(original, tmp_path, what):
+def test_ranges_of_a_shard_index(original, tmp_path, what):
     for i, change in enumerate(SHARD[what]):
         folder = Path(shutil.copytree(original, tmp_path / str(i)))
         change_shard(folder, change)
@@ -188,7 +188,7 @@ def test_a_shards_index_is_held_against_ranges_and_its_tar(original, tmp_path, w
     assert list(check(index, [8], 1)) == [f"resolution 8: {text}"]
 
 
-def test_sources_of_another_shape(dataset):
+def test_sources_with_a_wrong_structure(dataset):
     good = (dataset / "sources.json").read_text()
     for text in ("{}", "[]", "5", '["a"]', json.dumps([1] * 12), "[" * 2000, "\xff", json.dumps(["a"] * 11)):
         (dataset / "sources.json").write_text(text)
@@ -203,7 +203,7 @@ def test_sources_of_another_shape(dataset):
     assert load_index(str(dataset)).sources() == []
 
 
-def test_what_was_kept_of_another_shape_is_made_anew(original, tmp_path, monkeypatch):
+def test_a_cached_table_with_a_wrong_structure_is_computed_again(original, tmp_path, monkeypatch):
     monkeypatch.setattr("stylegan_pg.data.datasets.index.SMALL", 0)
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
     index = load_index(str(original))
@@ -221,8 +221,8 @@ def test_what_was_kept_of_another_shape_is_made_anew(original, tmp_path, monkeyp
         np.testing.assert_array_equal(index.table(8).offset, expected.offset)
 
 
-def test_on_the_command_line(dataset):
-    """Commands end with 2, at once and without a traceback; only `data check` goes on, to find more."""
+def test_exit_codes_of_commands(dataset):
+    """Commands end with exit code 2, immediately and without a traceback. Only `data check` continues to find more."""
     change_shard(dataset, sample(1, -512))
     for command, code in (("info", 2), ("check", 1)):
         done = harness.command("data", command, dataset, expected=code)

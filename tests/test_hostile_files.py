@@ -1,5 +1,5 @@
-"""Files of tensors that somebody else may have written: whatever is in them, they load as they were written or are
-refused in one message, before anything is built or allocated; nothing is run."""
+"""Untrusted files of tensors: they load with the contents that were written, or are refused with one message before
+anything is built or allocated, and no code runs."""
 
 import io
 import json
@@ -57,8 +57,8 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
 
 
 WRONG_HEADERS: list[tuple[Any, int]] = [
-    ({"a": entry(), "b": entry()}, 8),  # they overlap
-    ({"a": entry(offsets=(8, 16))}, 16),  # a hole
+    ({"a": entry(), "b": entry()}, 8),  # the tensors overlap
+    ({"a": entry(offsets=(8, 16))}, 16),  # there is a gap
     ({"a": entry()}, 7),
     ({"a": entry()}, 9),
     ({"a": entry(shape=(2**40, 2**40))}, 8),
@@ -83,7 +83,7 @@ WRONG_HEADERS: list[tuple[Any, int]] = [
 
 
 @pytest.mark.parametrize("case", range(len(WRONG_HEADERS)))
-def test_headers_that_do_not_fit(tmp_path, case):
+def test_invalid_headers(tmp_path, case):
     header, length = WRONG_HEADERS[case]
     path = with_header(tmp_path / "x.safetensors", header, bytes(length))
     with pytest.raises(tensor_file.BadFileError) as error, tensor_file.opened(path):
@@ -93,20 +93,20 @@ def test_headers_that_do_not_fit(tmp_path, case):
     one_message(path, lambda: read_weights(path))
 
 
-def test_lengths_that_do_not_fit(tmp_path):
+def test_invalid_lengths(tmp_path):
     for length in (0, 1, 3, 2**40, 2**64 - 1):
         path = with_header(tmp_path / "x.safetensors", {}, length=length)
         with pytest.raises(tensor_file.BadFileError), tensor_file.opened(path):
             pass
 
 
-def test_what_is_no_file_does_not_hang(tmp_path):
+def test_pipes_and_folders_do_not_hang(tmp_path):
     os.mkfifo(path := tmp_path / "x.safetensors")
     one_message(path, lambda: read_weights(path))
     one_message(path, lambda: load_snapshot(path))
 
 
-def test_what_the_library_writes_is_read(tmp_path):
+def test_files_of_the_safetensors_library(tmp_path):
     kinds = {f"{dtype}": torch.arange(6).reshape(2, 3).to(dtype) for dtype in tensor_file.DTYPES}
     kinds |= {"none": torch.zeros(0, 4), "one": torch.tensor(2.5), "nan": torch.tensor([float("nan"), 1])}
     save_file(kinds, tmp_path / "x.safetensors", {"a": "ä"})
@@ -123,7 +123,7 @@ def test_what_the_library_writes_is_read(tmp_path):
 
 
 def mutated(data: bytes, header: int, dice: random.Random) -> bytes:
-    """With some bytes changed, dropped or put in, mostly of the header."""
+    """Return data in which some bytes are changed, removed or inserted, mostly in the header."""
     content = bytearray(data)
     for _ in range(dice.choice([1, 1, 2, 8])):
         place = dice.randrange(header if dice.random() < 0.8 else len(data)) % len(content)
@@ -139,7 +139,7 @@ def mutated(data: bytes, header: int, dice: random.Random) -> bytes:
     return bytes(content)
 
 
-def test_no_mutated_snapshot_is_taken_for_another(tmp_path):
+def test_mutated_snapshots_are_refused(tmp_path):
     path = tmp_path / "G.safetensors"
     save_snapshot(path, *built())
     good, expected = path.read_bytes(), load_snapshot(path).state_dict()
@@ -167,7 +167,7 @@ def test_checksums_of_snapshots(tmp_path):
     with tensor_file.opened(path) as file:
         meta, tensors = file.metadata, file.read()
     old = json.dumps({"format": 1, **description})
-    save_file(tensors, path, {"stylegan_pg": old})  # as they were written before
+    save_file(tensors, path, {"stylegan_pg": old})  # the format of earlier versions
     assert torch.equal(load_snapshot(path).mapping.fc0.weight, G.mapping.fc0.weight)
     changed = tensors | {"mapping.fc0.weight": tensors["mapping.fc0.weight"] + 1}
     for found, said in (
@@ -182,7 +182,7 @@ def test_checksums_of_snapshots(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
-def test_numbers_that_are_not_finite(tmp_path, value):
+def test_weights_that_are_not_finite(tmp_path, value):
     G, description = built()
     G = G.double()
     G.synthesis.b8.conv1.weight.data[1, 2, 0, 1] = value
@@ -231,13 +231,13 @@ def test_arguments_out_of_range(tmp_path, name):
         {"format": "\x1b[2J"}, {"format": [1]},
     ],
 )  # fmt: skip
-def test_descriptions_of_other_shapes(tmp_path, changes):
+def test_descriptions_with_a_wrong_structure(tmp_path, changes):
     G, description = built()
     save_snapshot(tmp_path / "G.safetensors", G, {**description, **changes})
     one_message(tmp_path / "G.safetensors", lambda: load_snapshot(tmp_path / "G.safetensors"))
 
 
-def test_tensors_that_the_network_does_not_have(tmp_path):
+def test_unknown_tensors(tmp_path):
     G, description = built()
     tensors, path = G.state_dict(), tmp_path / "G.safetensors"
     name = "mapping.fc0.weight"
@@ -259,7 +259,7 @@ def test_every_argument_has_a_range(name):
 
 
 class Trap:
-    """Pickled, it would write a file when loaded; as a layer of TorchScript, likewise."""
+    """An object whose pickle, or whose TorchScript layer, would write a file when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -269,7 +269,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_weights_of_both_kinds_are_read(tmp_path, zipped):
+def test_weights_in_both_formats_of_torch_save(tmp_path, zipped):
     torch.save({"a": torch.ones(3)}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     assert torch.equal(read_weights(tmp_path / "w.pth")["a"], torch.ones(3))
 
@@ -289,7 +289,7 @@ def test_weight_files_that_contain_programs(tmp_path, monkeypatch):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data.pkl", bytes(10**7))
         assert "is compressed, or larger when unpacked" in one_message(path, lambda: read_weights(path))
-        for stored in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # a bytearray of 8 GiB, which torch.load would make
+        for stored in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # a bytearray of 8 GiB that torch.load would allocate
             with zipfile.ZipFile(path, "w", stored) as archive:
                 archive.writestr(
                     "a/data.pkl", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x02\x85R." + b"  " * 200

@@ -1,5 +1,5 @@
-"""Run folders and calls that somebody else may have made: checkpoints with a right checksum and wrong contents, logs
-that hold anything, operators called by name. One message, no traceback, no memory out of bounds."""
+"""Untrusted run folders and calls: checkpoints with correct checksums and wrong contents, arbitrary logs, operators
+called by name. There is one message, no traceback, and no access out of bounds."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ SHORT = {"growth__start": "null", "resolution": 8, "train__total_kimg": 0.016, "
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, tiny_data) -> Path:
-    """A run of two steps."""
+    """The folder of a run of two steps."""
     run = tmp_path_factory.mktemp("runs") / "run"
     finish(start(arguments(run, tiny_data, **SHORT)))
     return run
@@ -45,7 +45,7 @@ def run(original, tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_moments_that_are_shorter_than_their_parameters(run, tiny_data):
+def test_moments_with_wrong_shapes(run, tiny_data):
     tensors, state = newest(run)
     name = "opt_G/exp_avg/synthesis.b8.conv1.weight"
     checkpoint.write(checkpoint.found(run / "checkpoints")[0], tensors | {name: tensors[name].flatten()[:1]}, state)
@@ -77,7 +77,7 @@ def trained() -> tuple[torch.nn.Linear, torch.optim.Optimizer, dict[str, torch.T
         {"exp_avg_sq/bias": None},
     ],
 )  # fmt: skip
-def test_an_optimisers_state_is_held_against_its_parameters(change):
+def test_invalid_optimizer_states(change):
     net, optimizer, tensors = trained()
     wrong = {name: t for name, t in (tensors | change).items() if t is not None}
     with pytest.raises(ValueError, match=next(iter(change)).split("/")[1]):
@@ -102,7 +102,7 @@ WRONG: dict[str, list[Any]] = {
 }
 
 
-def test_what_a_checkpoint_says_is_held_against_ranges(original):
+def test_ranges_of_a_checkpoint(original):
     state = newest(original)[1]
     check_state(state, "x")
     earlier = {key: value for key, value in state.items() if key not in ("training", "system")}
@@ -125,7 +125,7 @@ def test_what_a_checkpoint_says_is_held_against_ranges(original):
             check_state(changed, "x")
 
 
-def test_a_state_that_is_no_table_is_a_bad_checkpoint(tmp_path):
+def test_a_checkpoint_with_an_invalid_state(tmp_path):
     path = checkpoint.path_for(tmp_path, 8)
     for state in ([], "x", 5):
         checkpoint.write(path, {}, state)  # type: ignore[arg-type]  # that is the point
@@ -133,7 +133,7 @@ def test_a_state_that_is_no_table_is_a_bad_checkpoint(tmp_path):
             checkpoint.read(path)
 
 
-def test_weights_to_start_with_that_are_not_finite(original, tmp_path):
+def test_initial_weights_that_are_not_finite(original, tmp_path):
     from stylegan_pg.config import ModelConfig
 
     tensors, state = newest(original)
@@ -149,7 +149,7 @@ def test_weights_to_start_with_that_are_not_finite(original, tmp_path):
             read(str(path), ModelConfig())
 
 
-def test_odd_names_are_no_checkpoints(tmp_path):
+def test_files_with_similar_names_are_ignored(tmp_path):
     for stem in ("²", "٣٣٣٣٣٣٣٣٣٣٣٣", "9" * 200, "1e9", "-00000000001", "000000000016 (copy)"):
         (tmp_path / f"{stem}.safetensors").write_bytes(b"x")
     checkpoint.write(checkpoint.path_for(tmp_path, 16), {}, {"nimg": 16})
@@ -170,7 +170,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("place", range(2))
-def test_logs_that_hold_anything(run, place):
+def test_arbitrary_logs(run, place):
     good = (run / "stats.jsonl").read_bytes()
     text = b"\n".join(GARBAGE)
     for name in ("stats.jsonl", "metrics.jsonl", "log.txt"):
@@ -205,7 +205,7 @@ def test_ranks_that_hold_anything(run, content):
     assert "ranks.json" in render(facts)
 
 
-def test_escapes_of_a_hosts_name_are_shown(run):
+def test_host_names_are_escaped(run):
     rank = {"host": "a\x1b[2J", "pid": 1, "device": "c\ru", "img_per_sec": 1, "own_sec_per_img": 1, "busy": 1}
     (run / "ranks.json").write_text(json.dumps({"ranks": [rank]}))
     assert "a\\x1b[2J:1 c\\ru" in render(collect(run))
@@ -225,7 +225,7 @@ def test_folders_and_pipes_in_place_of_files(run):
     assert "not a regular file" in render(facts)
 
 
-def test_the_end_of_a_long_log_is_read(tmp_path):
+def test_only_the_end_of_a_long_log_is_read(tmp_path):
     path = tmp_path / "log.txt"
     path.write_text("".join(f"line {i}\n" for i in range(100)) + "cut")
     assert list(text_lines(path, last=25)) == ["line 98", "line 99", "cut"]
@@ -278,13 +278,13 @@ CALLS: list[Callable[[], object]] = [
 
 
 @pytest.mark.parametrize("case", range(len(CALLS)))
-def test_operators_called_by_name_look_at_what_they_are_handed(case):
+def test_operators_called_by_name_check_their_arguments(case):
     assert native.choose("cpu").name
     with pytest.raises(ValueError, match=r"upfirdn2d|bias_act|conv3x3"):
         CALLS[case]()
 
 
 @pytest.mark.parametrize("taps", [[], [0.0], [1, -1], [float("nan"), 1], [float("inf")]])
-def test_filters_that_are_none(taps):
+def test_invalid_filters(taps):
     with pytest.raises(ValueError, match="taps"):
         setup_filter(taps)

@@ -1,4 +1,4 @@
-"""Reading packed datasets: whole ones are read correctly, and damage is reported with the name of the file."""
+"""Reading packed datasets: complete datasets are read correctly, and damage is reported with the name of the file."""
 
 import io
 import json
@@ -94,7 +94,7 @@ def test_all_resolutions_have_the_same_samples(original):
 
 def test_decoding_is_deterministic_across_processes(original):
     table = load_index(str(original)).table(64)
-    here = hash_of_images(table)  # opens files, which the children must not trip over
+    here = hash_of_images(table)  # opens files that the child processes inherit
     assert hash_of_images(pickle.loads(pickle.dumps(table))) == here
     for method in ("fork", "spawn"):
         with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as pool:
@@ -148,7 +148,7 @@ def test_identity_of_square_datasets_is_stable():
 
 def test_datasets_without_base_are_square(original, dataset):
     content = json.loads((dataset / "index.json").read_text())
-    del content["base"], content["pack"]["base"]  # as versions wrote it that knew squares only
+    del content["base"], content["pack"]["base"]  # the format of versions that supported only squares
     (dataset / "index.json").write_text(json.dumps(content))
     old, new = load_index(str(dataset)), load_index(str(original))
     assert (old.base, old.size_at(64), old.identity) == ((4, 4), (64, 64), new.identity)
@@ -172,12 +172,12 @@ def test_model_and_dataset_must_agree_in_shape(original):
     check_base(replace(index, base=(4, 6)), other)
 
 
-def test_a_resolution_that_was_not_packed_is_named(original):
+def test_a_resolution_that_was_not_packed(original):
     with pytest.raises(UsageError, match="no resolution 128, only 4, 8, 16, 32, 64"):
         load_index(str(original)).table(128)
 
 
-def test_missing_truncated_and_altered_files_are_named(dataset):
+def test_missing_truncated_and_modified_files(dataset):
     index = load_index(str(dataset))
     folder = dataset / "r0032"
     (folder / "00000.tar").rename(folder / "away")

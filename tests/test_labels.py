@@ -1,4 +1,4 @@
-"""Labels in every form, whole, empty and ambiguous: what they are understood as when packing and in foreign tars."""
+"""Labels in every form, complete, empty and ambiguous: how they are interpreted in packing and in foreign tars."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def json_of(path: Path, labels: list) -> Path:
 
 
 @pytest.mark.parametrize("empty", ["", " ", "nan", "NaN", "null", "<NA>"])
-def test_an_empty_label_is_no_class_and_numbers_stay_numbers(tmp_path, pictures, empty):
+def test_empty_labels_and_numbers(tmp_path, pictures, empty):
     labels = csv_of(tmp_path / "l.csv", [empty if i == 5 else i for i in range(12)])
     with pytest.raises(
         UsageError, match=r"no label to 1 of 12 pictures \(05\.png\).*--unlabelled skip.*--unlabelled k"
@@ -76,7 +76,7 @@ def test_an_empty_label_is_no_class_and_numbers_stay_numbers(tmp_path, pictures,
         (["none", *[f"c{i:02d}" for i in range(11)]], (*[f"c{i:02d}" for i in range(11)], "none")),
     ],
 )
-def test_classes_are_what_occurs_in_the_order_of_numbers(tmp_path, pictures, labels, names):
+def test_classes_are_the_numbers_that_occur(tmp_path, pictures, labels, names):
     for make in (csv_of, json_of):
         kind = make.__name__[:-3]
         packed(pictures, tmp_path / kind, labels=make(tmp_path / f"l.{kind}", labels))
@@ -93,12 +93,12 @@ def test_classes_are_what_occurs_in_the_order_of_numbers(tmp_path, pictures, lab
         (["a", *range(11)], "type int, str"),
     ],
 )
-def test_labels_with_several_meanings_are_asked_for(tmp_path, pictures, labels, message):
+def test_ambiguous_labels_are_refused_with_a_question(tmp_path, pictures, labels, message):
     with pytest.raises(UsageError, match=message):
         packed(pictures, tmp_path / "out", labels=json_of(tmp_path / "l.json", labels))
 
 
-def test_the_command_says_what_was_understood(tmp_path, pictures):
+def test_the_command_prints_its_interpretation(tmp_path, pictures):
     labels = csv_of(tmp_path / "l.csv", [1990 + i % 10 if i != 3 else "" for i in range(12)], header="")
     command = ["pack", pictures, tmp_path / "out", "--resolution", "8", "--labels", labels, "--workers", "0"]
     refused = harness.command(*command, expected=2)
@@ -180,7 +180,7 @@ def test_each_dataset_json_labels_its_own_folder(tmp_path, members):
     assert labels_of(tmp_path / "out") == (("0", "1"), [0] * 12 + [1] * 12)
 
 
-def test_labels_of_a_file_may_leave_the_wrapping_folder_away(tmp_path, members):
+def test_a_label_file_may_omit_the_outer_folder(tmp_path, members):
     archive = zip_of(tmp_path / "a.zip", {f"wrap/{name}": data for name, data in members.items()})
     packed(archive, tmp_path / "out", labels=csv_of(tmp_path / "l.csv", list(range(12))))
     assert labels_of(tmp_path / "out") == (COUNTING, list(range(12)))
@@ -206,14 +206,14 @@ def test_labels_of_a_file_may_leave_the_wrapping_folder_away(tmp_path, members):
         (["1.png", "2.png"], (), "no labels"),
     ],
 )
-def test_class_folders_are_where_pictures_part_ways(tmp_path, names, classes, said):
+def test_class_folders_are_the_first_level_that_differs(tmp_path, names, classes, said):
     report = packed(folder_of(tmp_path / "in", names), tmp_path / "out")
     assert report.label_names == classes
     assert said in report.summary()
 
 
 @pytest.mark.parametrize("names", [["a/1.png", "a/2.png", "b/3.png", "x.png"], ["im/a/1.png", "im/b/2.png", "x.png"]])
-def test_a_stray_picture_is_a_choice(tmp_path, names):
+def test_a_picture_beside_class_folders(tmp_path, names):
     source = folder_of(tmp_path / "in", names)
     with pytest.raises(UsageError, match=r"no label to 1 of . pictures \(x\.png\)"):
         packed(source, tmp_path / "out")
@@ -224,7 +224,7 @@ def test_a_stray_picture_is_a_choice(tmp_path, names):
     assert packed(source, tmp_path / "none", labels="none").label_names == ()
 
 
-def test_a_test_folder_among_classes_is_asked_for(tmp_path):
+def test_a_test_folder_among_classes_is_ambiguous(tmp_path):
     source = folder_of(tmp_path / "in", ["cat/1.png", "dog/2.png", "test/3.png"])
     with pytest.raises(
         UsageError, match="folder test in SOURCE looks like a part for training or testing, cat, dog like"
@@ -237,7 +237,7 @@ def test_a_test_folder_among_classes_is_asked_for(tmp_path):
         packed(source, tmp_path / "one", unlabelled="drop")
 
 
-def test_classes_whose_pictures_are_all_damaged_are_told(tmp_path):
+def test_classes_without_a_valid_picture_are_reported(tmp_path):
     source = folder_of(tmp_path / "in", ["a/1.png", "b/2.png", "c/3.png"])
     (source / "b" / "2.png").write_bytes(b"?")
     report = packed(source, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Kernels at the sizes that networks have: results that are written past the caches, indices, and speed."""
+"""Kernels at the sizes of real networks: non-temporal stores, large indices, and speed."""
 
 import itertools
 import os
@@ -12,13 +12,13 @@ from kernel_cases import FILTERS, LAYOUTS, OPS, close, numbers, tail
 
 from stylegan_pg.ops import bias_act, calls, native, reference, upfirdn2d
 
-PAST = 4 * 2**20  # bytes of a result from which on it is written past the caches
-# Beside that limit; rows and pixels that are a whole number of cache lines, are none, and are shorter than one.
+PAST = 4 * 2**20  # results of at least this number of bytes are written with non-temporal stores
+# Sizes near that limit, with rows and pixels that fill whole cache lines, do not, or are shorter than one.
 SHAPES = [(1, 16, 256, 256), (1, 33, 181, 181), (2, 5, 331, 337), (1, 1, 1030, 1029), (70, 64, 16, 16)]
 
 
 def past(x: torch.Tensor, shrinks: int, layout: torch.memory_format) -> torch.Tensor:
-    """x as often as it takes for a result that is `shrinks` times smaller."""
+    """Repeat x until the result, which is `shrinks` times smaller, is written with non-temporal stores."""
     times = -(-PAST * shrinks // x.nbytes) if x.nbytes <= PAST * shrinks else 1
     return x.repeat(times + 1, 1, 1, 1).contiguous(memory_format=layout)
 
@@ -26,8 +26,8 @@ def past(x: torch.Tensor, shrinks: int, layout: torch.memory_format) -> torch.Te
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_filtered_past_the_caches(shape, layout, dtype):
-    """All that is written: nothing is lost between lines, in overlapping ends, or in another thread's view."""
+def test_upfirdn2d_with_non_temporal_stores(shape, layout, dtype):
+    """All values are written, at the boundaries of cache lines, in overlapping ends, and as seen from other threads."""
     x = numbers(*shape, dtype=torch.float32).to(dtype)
     for up, down, padding in ((2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1)), (1, 1, (2, 1, 1, 2))):
         given = past(x, 1 if down == 1 else 5, layout)
@@ -40,8 +40,8 @@ def test_filtered_past_the_caches(shape, layout, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_activated_past_the_caches(shape, layout, dtype):
-    """The same of bias_act and its backward pass."""
+def test_bias_act_with_non_temporal_stores(shape, layout, dtype):
+    """The same for bias_act and its backward pass."""
     acc, tolerance = (torch.float32, 2e-6 if dtype == torch.float32 else 2**-8)
     if dtype == torch.float64:
         acc, tolerance = dtype, 1e-12
@@ -62,8 +62,8 @@ def test_activated_past_the_caches(shape, layout, dtype):
             close(a.to(acc), b, 100 * tolerance)
 
 
-def test_no_memory_for_the_sums_is_an_error_that_training_knows():
-    """Whatever there is room for and what not, the process lives on."""
+def test_lack_of_memory_for_sums_is_a_known_error():
+    """The process survives, whichever allocation fails."""
     code = """if True:
         import resource, torch
         from stylegan_pg.optim.optimizer_step import out_of_memory
@@ -89,7 +89,7 @@ def test_no_memory_for_the_sums_is_an_error_that_training_knows():
 
 
 def test_sums_of_many_numbers_are_exact():
-    """The gradient of a bias is a sum over a whole batch: what float32 has to round at the end, not on the way."""
+    """The gradient of a bias is a sum over a whole batch. Only the final result may be rounded to float32."""
     x = torch.ones(4, 8, 512, 512)
     dy = (1 + numbers(4, 8, 512, 512, dtype=torch.float32) * 1e-3).contiguous()
     for layout in LAYOUTS:
@@ -102,7 +102,7 @@ def test_sums_of_many_numbers_are_exact():
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_than_two_to_the_31_elements(layout):
-    """An index of 32 bits would have wrapped before the far end."""
+    """A 32-bit index would have overflowed before the end of the tensors."""
     if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10e9:
         pytest.skip("needs 10 GB of free memory")
     size = (3, 24, 5488, 5488)
@@ -123,10 +123,10 @@ def test_more_than_two_to_the_31_elements(layout):
 
 @pytest.mark.skipif(native.choose("cpu").built is None, reason="no compiled kernels here")
 @pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
-def test_no_loop_runs_number_by_number(act):
-    """One conditional load can keep a compiler from making vectors of a loop, which then takes 20 times as long without
-    a word. Here the best of many calls takes 2 to 5 times as long as copying numbers of 32 bits or more does; 12 is far
-    from both."""
+def test_all_loops_are_vectorised(act):
+    """A single conditional load can prevent a compiler from vectorising a loop, which then silently takes 20 times as
+    long. The best of many calls should take 2 to 5 times as long as copying numbers of 32 bits or more; the limit is
+    12."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     x32 = numbers(1, 64, 64, 64, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""launch/, with real processes: on hosts that are network namespaces, under a real Slurm, and alone."""
+"""launch/, with real processes: on hosts that are network namespaces, under a real Slurm, and on one machine."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from clusters import LAUNCH, Hosts, Slurm, wait_until
 from conftest import ROOT
 
 SCRIPTS = sorted(p for p in (*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")) if p.name != "lib.sh")
-# 60 steps of a millisecond network, most of them at 16x16, a checkpoint after every second one.
+# 60 steps of a tiny network, most of them at 16x16, with a checkpoint after every second step.
 LONGER = {"growth__stable_kimg_at": "{16: 0.416}", "output__grid_kimg": 0}
 real_hosts = pytest.mark.skipif(bool(Hosts.missing()), reason=f"hosts as network namespaces: {Hosts.missing()}")
 real_slurm = pytest.mark.skipif(bool(Slurm.missing()), reason=f"a Slurm of two nodes: {Slurm.missing()}")
@@ -38,8 +38,8 @@ def test_help(script):
     assert script.name in (LAUNCH / "README.md").read_text("utf-8")
 
 
-def test_wrong_environment_is_named(tmp_path):
-    """Exit code 2 and one line, before anything is started."""
+def test_wrong_environments(tmp_path):
+    """The exit code is 2 with one line of output, before anything is started."""
 
     def fails(script: str, word: str, **env: str) -> None:
         how = {"capture_output": True, "text": True, "timeout": 60, "env": clusters.environment(**env)}
@@ -73,7 +73,7 @@ def test_wrong_environment_is_named(tmp_path):
 
 
 def test_kubernetes():
-    """The manifest's structure: what torchrun.sh needs to know agrees with what the job asks for."""
+    """The manifest passes on everything that torchrun.sh needs, and its numbers agree."""
     jobset = yaml.safe_load((LAUNCH / "kubernetes" / "jobset.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (group,) = jobset["spec"]["replicatedJobs"]
@@ -82,7 +82,7 @@ def test_kubernetes():
     assert job["completionMode"] == "Indexed"
     assert job["completions"] == job["parallelism"]
     pod = job["template"]["spec"]
-    assert pod["restartPolicy"] == "Never"  # podFailurePolicy demands it
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy requires it
     (container,) = pod["containers"]
     env = {e["name"]: e.get("value") or e["valueFrom"]["fieldRef"]["fieldPath"] for e in container["env"]}
     assert env["NNODES"] == str(job["completions"])
@@ -95,7 +95,7 @@ def test_kubernetes():
     assert container["ports"][0]["containerPort"] == int(env["PORT"])
     assert int(env["STOP_GRACE"]) < pod["terminationGracePeriodSeconds"]
     assert jobset["spec"]["failurePolicy"]["rules"] == [
-        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}  # or it would start them all again
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}  # otherwise it would restart all pods
     ]
     rules = {tuple(r["onExitCodes"]["values"]): r["action"] for r in job["podFailurePolicy"]["rules"][:2]}
     assert rules == {(2,): "FailJob", (75,): "Ignore"}
@@ -111,7 +111,7 @@ def test_kubernetes():
     [("1 75 0", 0, 3), ("75 2", 2, 2), ("1 1 1 0", 1, 3), ("1 75 1 1 0", 0, 5)],
 )
 def test_supervise(codes, end, starts, tmp_path):
-    """A command that ends with one exit code after another."""
+    """The supervised command ends with a sequence of exit codes."""
     (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
     script = 'echo >> starts; code=$(head -n 1 codes); sed -i 1d codes; exit "$code"'
     env = os.environ | {"PAUSE": "0", "TRIES": "3"}
@@ -123,7 +123,7 @@ def test_supervise(codes, end, starts, tmp_path):
 
 @pytest.mark.distributed
 def test_deepspeeds_launcher_without_ssh(tiny_data, tmp_path):
-    """As on a cluster where each node starts its own part: two processes, a run to its end, and one that is stopped."""
+    """Each node starts its own part. Two processes run to the end, and another run is stopped."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     (tmp_path / "hosts").write_text("# one node\n127.0.0.1 slots=2\n")
     port = str(serving.free_port())
@@ -141,14 +141,14 @@ def test_deepspeeds_launcher_without_ssh(tiny_data, tmp_path):
 
 
 @pytest.mark.distributed
-def test_a_stop_while_other_nodes_are_waited_for(tmp_path):
-    """Nothing has begun: the script ends at once, on both sides, and the run is to be continued."""
+def test_a_stop_while_waiting_for_other_nodes(tmp_path):
+    """Training has not begun. The script ends at once on both nodes, with the exit code of a stopped run."""
     where = {"NNODES": "2", "HEAD": "127.0.0.1", "PORT": str(serving.free_port()), "STYLEGAN_PG_CACHE": str(tmp_path)}
     for rank, wait in (("0", False), ("0", True), ("1", True)):
         env = clusters.environment(NODE_RANK=rank, **where)
         with open(tmp_path / "log", "w") as log:
             process = subprocess.Popen([str(LAUNCH / "torchrun.sh"), "demo"], stdout=log, stderr=log, env=env)
-        time.sleep(2)  # which the kernels take longer to build the first time
+        time.sleep(2)  # building the kernels takes longer the first time
         if wait:
             wait_until(lambda: "kernels.so" in (tmp_path / "log").read_text(), 120, "its kernels", lambda: "")
             time.sleep(5)
@@ -158,7 +158,8 @@ def test_a_stop_while_other_nodes_are_waited_for(tmp_path):
 
 @pytest.mark.distributed
 def test_stopping_a_supervised_run(tiny_data, tmp_path):
-    """TERM to the loop goes through it, the launch script and torchrun to both ranks; its code is theirs."""
+    """TERM to the supervisor passes through the launch script and torchrun to both ranks, and its exit code is
+    theirs."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 9}")[1:]
     command = [str(LAUNCH / "supervise.sh"), str(LAUNCH / "single.sh"), *args]
@@ -173,7 +174,7 @@ def test_stopping_a_supervised_run(tiny_data, tmp_path):
     assert process.wait(120) == 75, told()
     assert "Traceback" not in told()
     assert harness.newest(run)[1]["environment"]["world"] == 2
-    wrong = [str(LAUNCH / "single.sh"), *args, "train.batch=16"]  # another run's folder
+    wrong = [str(LAUNCH / "single.sh"), *args, "train.batch=16"]  # the folder belongs to another run
     result = subprocess.run(wrong, capture_output=True, text=True, env=clusters.environment(MAX_RESTARTS="0"))
     assert result.returncode == 2, result.stderr
     assert "train.batch was 8, is 16" in result.stderr
@@ -207,7 +208,7 @@ def test_bad_network_and_a_killed_worker(undisturbed, tiny_data, tmp_path):
         time.sleep(2)
         before = harness.lines_of(run)
         time.sleep(28)
-        assert harness.lines_of(run) == before  # nobody goes on alone
+        assert harness.lines_of(run) == before  # no rank continues alone
         hosts.restore_link(1)
         ticks(run, before + 8, hosts)
         worker = [p for p in hosts.pids(1, "stylegan_pg") if "torch.distributed.run" not in _words(p)]
@@ -230,9 +231,9 @@ def _words(pid: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.distributed
 @real_hosts
-def test_a_killed_host_comes_back(undisturbed, tiny_data, tmp_path):
-    """The plug of the first host, which holds torchrun's store, is pulled: the step ends on the other within the
-    configured time, its supervisor starts it again, and when the first is back, both continue."""
+def test_a_host_is_killed_and_restarted(undisturbed, tiny_data, tmp_path):
+    """The first host, with torchrun's store, loses power. The step ends on the other host within the configured time,
+    its supervisor restarts it, and when the first host is back, both continue."""
     hosts, run = Hosts(2, tmp_path), tmp_path / "run"
     command = [str(LAUNCH / "supervise.sh"), str(LAUNCH / "torchrun.sh")]
     command += harness.arguments(run, tiny_data, train__timeout_sec=15, **LONGER)[1:]
@@ -244,7 +245,7 @@ def test_a_killed_host_comes_back(undisturbed, tiny_data, tmp_path):
         killed = time.time()
         hosts.kill_host(0)
         wait_until(lambda: "lost the other ranks" in hosts.log(1), 15 + 15, "the other host to notice", hosts.logs)
-        assert time.time() - killed > 10  # by the time limit: no connection was closed
+        assert time.time() - killed > 10  # the timeout ended the step, because no connection was closed
         hosts.restore_link(0)
         hosts.start(0, *command, **env)
         hosts.join()
@@ -256,8 +257,8 @@ def test_a_killed_host_comes_back(undisturbed, tiny_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.distributed
 @real_hosts
-def test_a_smaller_world_and_back(tiny_data, tmp_path):
-    """Elastic: of two hosts one is killed, the other goes on alone, and takes the first in again."""
+def test_fewer_hosts_and_back(tiny_data, tmp_path):
+    """Elastic training: one of two hosts is killed, the other continues alone, and the first one joins again."""
     hosts, run = Hosts(2, tmp_path), tmp_path / "run"
     changes = {"train__timeout_sec": 10, "growth__stable_kimg_at": "{16: 20}", "output__grid_kimg": 0}
     command = [str(LAUNCH / "torchrun.sh"), *harness.arguments(run, tiny_data, **changes)[1:]]
@@ -275,7 +276,7 @@ def test_a_smaller_world_and_back(tiny_data, tmp_path):
         ticks(run, harness.lines_of(run) + 4, hosts)
         (script,) = [p for p in hosts.pids(0, str(LAUNCH / "torchrun.sh")) if "unshare" not in _words(p)]
         os.kill(script, signal.SIGTERM)
-        hosts.join(75)  # on both
+        hosts.join(75)  # waits for both hosts
         assert harness.newest(run)[1]["environment"]["world"] == 2
     finally:
         hosts.close()
@@ -285,7 +286,7 @@ def test_a_smaller_world_and_back(tiny_data, tmp_path):
 @pytest.mark.distributed
 @real_hosts
 def test_accelerate_on_three_hosts(tiny_data, tmp_path):
-    """A worker is killed on the way; the end is that of three ranks on one host."""
+    """A worker is killed during the run. The result is that of three ranks on one host."""
     changes = {"train__batch": 16, "train__total_kimg": 0.32, "growth__stable_kimg": 0.128, **LONGER}
     changes |= {"growth__stable_kimg_at": "{16: 0.16}"}
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -310,7 +311,8 @@ def test_accelerate_on_three_hosts(tiny_data, tmp_path):
 @pytest.mark.distributed
 @real_slurm
 def test_slurm_preempts_and_requeues(undisturbed, tiny_data, tmp_path):
-    """sbatch on two nodes; a job of a higher partition takes them; checkpoint, requeue, and the undisturbed end."""
+    """A job on two nodes is preempted by a job of a higher partition. It writes a checkpoint, is requeued, and ends
+    like an undisturbed run."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, **LONGER)[1:]
     slurm = Slurm(tmp_path)
@@ -322,7 +324,7 @@ def test_slurm_preempts_and_requeues(undisturbed, tiny_data, tmp_path):
         wait_until(lambda: slurm.state(urgent) == "COMPLETED", 240, "the urgent job", slurm.log)
         assert slurm.state(job) == "PENDING"
         stopped = harness.newest(run)[1]["nimg"]
-        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # or it is held for two minutes
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # otherwise the job is held for two minutes
         wait_until(lambda: slurm.state(job) in ("COMPLETED", "FAILED"), 240, "the end", slurm.log)
         log = (tmp_path / f"slurm-{job}.log").read_text()
         assert slurm.state(job) == "COMPLETED", log
@@ -338,7 +340,7 @@ def test_slurm_preempts_and_requeues(undisturbed, tiny_data, tmp_path):
 @pytest.mark.distributed
 @real_slurm
 def test_slurm_time_limit_and_scancel(tiny_data, tmp_path):
-    """Before its time is over a job writes a checkpoint and is queued again, to go on; a cancelled one stays so."""
+    """Before its time limit a job writes a checkpoint and is requeued. A cancelled job is not."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 99}", output__grid_kimg=0)[1:]
     slurm = Slurm(tmp_path)
@@ -346,14 +348,14 @@ def test_slurm_time_limit_and_scancel(tiny_data, tmp_path):
         how = ["--nodes=2", "--time=30", "--signal=B:USR1@60", str(LAUNCH / "slurm.sbatch"), *args]
         job = slurm.submit(*how, GLOO_SOCKET_IFNAME="lo", STYLEGAN_PG_CACHE=str(tmp_path / "cache"))
         log = tmp_path / f"slurm-{job}.log"
-        # How long it takes to start depends on the machine, so its time is cut short once it trains.
+        # The start takes a time that depends on the machine, so the time limit is set once the job trains.
         wait_until(lambda: harness.lines_of(run) >= 2, 240, "training", slurm.log)
         slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={slurm.minutes_running(job) + 2}")
         wait_until(lambda: log.exists() and "back into the queue" in log.read_text(), 240, "the requeue", slurm.log)
         stopped = harness.newest(run)[1]["nimg"]
         wait_until(lambda: slurm.state(job) == "PENDING", 60, "the queue", slurm.log)
-        time.sleep(3)  # Slurm takes the credentials of a start in the second of the requeue for those of the old one
-        # Or it is held for two minutes, and soon told to stop once more.
+        time.sleep(3)  # in the second of the requeue, Slurm would use the credentials of the old start
+        # Otherwise it is held for two minutes, and soon stopped again.
         slurm("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=20")
         wait_until(lambda: "continuing from" in log.read_text(), 240, "the second start", slurm.log)
         slurm("scancel", job)

@@ -1,4 +1,4 @@
-"""What the launch scripts make of a cluster's variables and files: other launchers' variables, hostfiles, ports."""
+"""How the launch scripts interpret a cluster's variables and files: variables of other launchers, hostfiles, ports."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ import pytest
 from clusters import LAUNCH
 from test_environment import points
 
-# A Python that only says what DeepSpeed's launcher would have been told.
+# A replacement of Python that prints the arguments for DeepSpeed's launcher.
 STAND_IN = """#!/bin/bash
 case "$*" in
 *deepspeed.launcher.runner*) ;;
@@ -31,8 +31,8 @@ def script(name: str, *args: str, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.distributed
-def test_kubeflows_variables_reach_no_torchrun_of_one_node(tmp_path):
-    """They would make it wait for a second node for ever."""
+def test_kubeflows_variables_are_hidden_from_torchrun_on_one_node(tmp_path):
+    """They would make it wait forever for a second node."""
     pet = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "nowhere.invalid", "PET_MASTER_PORT": "29500"}
     pet |= {"PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": "nowhere.invalid:29500"}
     told = script("single.sh", *points(tmp_path / "run")[1:], **pet)
@@ -42,7 +42,7 @@ def test_kubeflows_variables_reach_no_torchrun_of_one_node(tmp_path):
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
 
 
-def test_kubeflows_variables_stand_for_ours_on_several_nodes():
+def test_kubeflows_variables_are_used_on_several_nodes():
     for name in ("torchrun.sh", "accelerate.sh"):
         where = {"PET_MASTER_ADDR": "nowhere.invalid", "NAME_TIMEOUT": "0"}
         told = script(name, "demo", PET_NNODES="2", PET_NODE_RANK="1", **where)
@@ -54,7 +54,7 @@ def test_kubeflows_variables_stand_for_ours_on_several_nodes():
     assert "HEAD=ours.invalid is not known" in told.stderr
 
 
-def test_a_port_that_is_taken_and_numbers_that_are_none(tmp_path):
+def test_ports_in_use_and_invalid_numbers(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -76,7 +76,7 @@ def test_a_port_that_is_taken_and_numbers_that_are_none(tmp_path):
 
 
 @pytest.mark.distributed
-def test_accelerate_in_one_process_beside_other_launchers_variables(tmp_path):
+def test_accelerate_ignores_variables_of_other_launchers(tmp_path):
     stray = {"RANK": "3", "WORLD_SIZE": "7", "MASTER_ADDR": "nowhere.invalid", "LOCAL_RANK": "2", "SLURM_NTASKS": "2"}
     told = script("accelerate.sh", *points(tmp_path / "run")[1:], NPROC="1", **stray)
     assert told.returncode == 0, told.stderr
@@ -96,7 +96,7 @@ def test_accelerate_in_one_process_beside_other_launchers_variables(tmp_path):
     ],
 )  # fmt: skip
 def test_hostfiles(text, rank, words, tmp_path):
-    """Blanks, comments and ends of lines as people write them; anything else is named with its line."""
+    """Blanks, comments and line endings of any style are accepted. Errors name the line."""
     (tmp_path / "hosts").write_text(text, "utf-8", newline="")
     (tmp_path / "python").write_text(STAND_IN.format(python=sys.executable))
     (tmp_path / "python").chmod(0o755)

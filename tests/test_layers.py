@@ -1,4 +1,4 @@
-"""What the layers compute, by independent references."""
+"""Layers compared with independent references."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def epilogue(x: torch.Tensor, bias: torch.Tensor, clamp: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_modulated_convolution_is_a_grouped_one_with_weights_per_sample():
+def test_modulated_convolution_equals_a_grouped_convolution():
     n, i, o, size = 4, 6, 5, 7
     layer = shaken(lambda: SynthesisLayer(i, o, 10, (size, size), clamp=1.5))
     rgb = shaken(lambda: ToRGB(i, 3, 10, clamp=1.5))
@@ -66,7 +66,8 @@ def test_modulated_convolution_is_a_grouped_one_with_weights_per_sample():
 @pytest.mark.parametrize("taps", [[1, 1], [1, 3, 3, 1], [1, 5, 10, 10, 5, 1]])
 @torch.no_grad()
 def test_up_sampling_layers(taps):
-    """Zeros put in, true convolution with the kernel, then the filter; output pixel 2j, 2j + 1 lie within pixel j."""
+    """They insert zeros, convolve with the kernel, and apply the filter. The output pixels 2j and 2j + 1 lie within
+    pixel j."""
     n, i, o, size = 2, 3, 4, 5
     layer = shaken(lambda: SynthesisLayer(i, o, 10, (2 * size, 2 * size), up=2, resample_filter=taps))
     x, w = normal(n, i, size, size), normal(n, 10, seed=1)
@@ -74,7 +75,9 @@ def test_up_sampling_layers(taps):
     spread = np.zeros([n, i, 2 * size, 2 * size])
     spread[:, :, ::2, ::2] = x
     f = 4 * np.outer(taps, taps) / np.sum(taps) ** 2
-    start = len(taps) // 2  # of 2 * size pixels within the full result, kernel and filter being centred
+    start = (
+        len(taps) // 2
+    )  # the position of the 2 * size pixels within the full result, because kernel and filter are centred
     expected = np.zeros([n, o, 2 * size, 2 * size])
     for a, b, c in itertools.product(range(n), range(o), range(i)):
         full = convolve2d(convolve2d(spread[a, c], weights[a, b, c]), f)
@@ -100,9 +103,9 @@ def test_minibatch_stddev(n, group, channels):
 
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("k", [1, 3])
-def test_bf16_without_instructions_for_it(monkeypatch, up, down, k):
-    """The convolutions are made of float32 numbers and rounded: values and derivatives of both orders stay those of
-    bfloat16 to its precision, and float32 networks see none of it."""
+def test_bf16_on_cpus_without_bf16_instructions(monkeypatch, up, down, k):
+    """Convolutions are computed in float32 and rounded. Values and both derivatives are accurate to the precision of
+    bfloat16, and float32 networks are not affected."""
     dice = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(shape, generator=dice) for shape in ([2, 6, 9, 8], [5, 6, k, k]))
     f = layers.low_pass([1, 3, 3, 1])

@@ -1,4 +1,4 @@
-"""What killed processes leave in a run's folder, and a run whose folder is taken away from it."""
+"""Files that killed processes leave in a run's folder, and a run whose folder disappears."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ with files.atomic_write(Path(sys.argv[1])) as file:
 
 
 def writer(path: Path) -> subprocess.Popen[str]:
-    """A process that is in the middle of writing a file, until it gets a line."""
+    """Start a process that is writing a file until it receives a line."""
     command = [sys.executable, "-c", WRITER, str(path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, **pipes)
@@ -43,7 +43,7 @@ def hidden(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.glob(".*.tmp"))
 
 
-def test_leftovers_are_told_from_files_that_are_being_written(tmp_path):
+def test_leftovers_are_distinguished_from_files_being_written(tmp_path):
     killed, living = writer(tmp_path / "a"), writer(tmp_path / "b")
     killed.kill()
     killed.wait()
@@ -82,9 +82,9 @@ def wait_for_lines(run: Path, lines: int, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def test_a_folder_that_is_renamed(tiny_data, tmp_path):
-    """At the start leftovers go, and what a living process writes stays. Later the folder is renamed: the run ends, and
-    makes no other; where the folder is now, the same run is continued."""
+def test_renaming_the_folder_of_a_run(tiny_data, tmp_path):
+    """At the start, leftovers are removed, except files that another process is writing. Later the folder is renamed:
+    the run ends without creating another folder, and can be resumed in the renamed one."""
     run, other = tmp_path / "run", tmp_path / "other"
     for name in ("", "checkpoints", "snapshots", "samples"):
         (run / name).mkdir(exist_ok=True)
@@ -112,8 +112,8 @@ def test_a_folder_that_is_renamed(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_deleted_or_replaced_under_two_ranks(tiny_data, tmp_path):
-    """Both ranks end; what has been put in the folder's place stays as it is. Their console is gone before."""
+def test_deleting_or_replacing_the_folder_of_two_ranks(tiny_data, tmp_path):
+    """Both ranks end, although their console is closed, and a folder that replaced the run's folder is not changed."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 99}")
     process = harness.start(args, ranks=2, fresh=True)
@@ -125,7 +125,7 @@ def test_a_folder_that_is_deleted_or_replaced_under_two_ranks(tiny_data, tmp_pat
         assert (run / "log.txt").read_text().count("the console is gone (standard error: Broken pipe)") == 1
         shutil.move(run, tmp_path / "other")
         run.mkdir()
-        assert process.wait(timeout=90) == 1  # as torchrun says it
+        assert process.wait(timeout=90) == 1  # torchrun's exit code
     finally:
         process.kill()
     assert os.listdir(run) == []

@@ -1,4 +1,4 @@
-"""The data loader is deterministic, whatever faults occur while it reads."""
+"""The data loader is deterministic, whatever faults occur during reading."""
 
 import multiprocessing
 import os
@@ -54,13 +54,13 @@ def table(original) -> SampleTable:
 
 @pytest.fixture
 def damaged(original, tmp_path) -> SampleTable:
-    """The table of a copy to damage, of which nothing has been read yet."""
+    """The table of a copy that a test may damage. Nothing has been read from it yet."""
     return load_index(str(shutil.copytree(original, tmp_path / "data"))).table(8)
 
 
 @pytest.fixture
-def naps(monkeypatch) -> list[float]:
-    """The waits that were asked for, none of which takes place."""
+def pauses(monkeypatch) -> list[float]:
+    """The durations of all requested pauses, none of which is executed."""
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     return waits
@@ -77,7 +77,7 @@ def images(shown: list[Batch]) -> torch.Tensor:
 
 
 def ordinals(table: SampleTable, shown: list[Batch]) -> list[int]:
-    """Which samples the images are."""
+    """Return the ordinals of the samples that the images show."""
     known = {table.image(i).tobytes(): i for i in range(len(table))}
     assert len(known) == len(table)
     return [known[image.numpy().tobytes()] for image in images(shown)]
@@ -100,7 +100,7 @@ def test_each_epoch_is_a_permutation(table):
     assert [batch.image.shape for batch in shown] == [(4, 3, 8, 8)] * 13
     assert images(shown).dtype == torch.uint8
     order = ordinals(table, shown)
-    epochs = [order[i : i + COUNT] for i in range(0, len(order), COUNT)]  # batches of 4 lie across their boundaries
+    epochs = [order[i : i + COUNT] for i in range(0, len(order), COUNT)]  # some batches of 4 extend over two epochs
     assert [sorted(epoch) for epoch in epochs] == [list(range(COUNT))] * 4
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
@@ -109,7 +109,9 @@ def test_order_depends_on_seed_and_nimg_only(table):
     whole = images(read(table))
     for start in (4, 12, 40):
         assert torch.equal(images(read(table, start=start)), whole[start:])
-    assert torch.equal(images(read(table, start=6, end=36, batch=6)), whole[6:36])  # whatever the batch is
+    assert torch.equal(
+        images(read(table, start=6, end=36, batch=6)), whole[6:36]
+    )  # the order does not depend on the batch size
     assert torch.equal(images(read(table)), whole)
     assert ordinals(table, read(table, seed=1)) != ordinals(table, read(table))
     far = read(table, start=10**9, end=10**9 + 4)
@@ -157,7 +159,7 @@ def test_mirror_is_drawn_for_each_image_and_epoch(table):
     turned = (mirrored == plain.flip(3)).all(dim=3).all(dim=2).all(dim=1)
     kept = (mirrored == plain).all(dim=3).all(dim=2).all(dim=1)
     assert (turned ^ kept).all()
-    assert 0.43 < float(turned.float().mean()) < 0.57  # 520 tosses: three deviations
+    assert 0.43 < float(turned.float().mean()) < 0.57  # three standard deviations of 520 draws
     order = torch.tensor(ordinals(table, read(table, **how)))
     assert all(0 < int(turned[order == i].sum()) < 40 for i in range(COUNT))
     other = images(read(table, mirror=True, seed=1, start=0, end=10 * COUNT, batch=10))
@@ -193,7 +195,7 @@ def test_read_batch_reports_replaced_samples(table, damaged):
 def test_corrupt_samples_are_replaced_by_the_next_good_one(table, damaged, broken):
     for ordinal in broken:
         flip(damaged, ordinal)
-    order = ordinals(table, read(table))  # what the undamaged dataset shows
+    order = ordinals(table, read(table))  # the order of the undamaged dataset
     shown = read(damaged, fields=["class"])
     instead = {i: next(j % COUNT for j in range(i, 2 * COUNT) if j % COUNT not in broken) for i in range(COUNT)}
     expected = [instead[i] for i in order]
@@ -210,7 +212,7 @@ def test_corrupt_samples_are_replaced_by_the_next_good_one(table, damaged, broke
     again = read(damaged, fields=["class"], workers=2)
     assert torch.equal(images(again), images(shown))
     assert [batch.bad for batch in again] == [batch.bad for batch in shown]
-    unread = read(table, known=broken)  # as after a checkpoint: they stay replaced though they are good again
+    unread = read(table, known=broken)  # after a resume they remain replaced, although they are readable again
     assert torch.equal(images(unread), images(shown))
     assert not any(batch.bad for batch in unread)
 
@@ -230,7 +232,7 @@ def test_dataset_without_good_samples(damaged, workers):
 
 
 def test_batches_for_a_gpu_are_pinned(table, monkeypatch):
-    """All of their tensors, and nothing of a batch without images."""
+    """All their tensors are pinned; a batch without images has none."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or t)
     order = Order(np.bincount(table.shard).tolist(), 0)
@@ -243,7 +245,7 @@ def test_batches_for_a_gpu_are_pinned(table, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_reach_the_gpu_unchanged(table):
-    """From pinned memory, on a stream of their own, while the device is busy with something else."""
+    """They are copied from pinned memory on a separate stream, while the device is busy."""
     parallel = Devices(load_config("demo", ["train.device=cuda"]))
     order = Order(np.bincount(table.shard).tolist(), 0)
     how = {"start": 0, "end": 40, "batch": 4, "share": range(4), "fields": ["class"], "workers": 1}
@@ -259,7 +261,7 @@ def test_batches_reach_the_gpu_unchanged(table):
 
 
 def test_too_many_consecutive_bad_samples(damaged, monkeypatch):
-    """Nobody walks through a million pictures of a format that nothing here decodes."""
+    """The loader does not read through a million pictures of a format that it cannot decode."""
     for ordinal in range(COUNT):
         flip(damaged, ordinal)
     monkeypatch.setattr(reading, "IN_A_ROW", 3)
@@ -267,8 +269,9 @@ def test_too_many_consecutive_bad_samples(damaged, monkeypatch):
         reading.read_image(damaged, 5)
 
 
-def test_killed_worker_ends_the_batches(table):
-    """As running out of memory does it: what came before is good, then a batch says why there are no more."""
+def test_a_killed_worker_ends_the_batches(table):
+    """The operating system may kill it if memory runs out. Earlier batches are good, and the next one states the
+    reason."""
     data = read_slowly(table)
     assert not next(data).fault
     for process in multiprocessing.active_children():
@@ -281,9 +284,10 @@ def test_killed_worker_ends_the_batches(table):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_file_ends_the_batches(table, damaged, workers):
-    """The batches before the one that needs it come, then one that says why; after a long enough time only."""
+    """The batches before the first one that needs the file are good, and the next one states the reason, after the time
+    for retries."""
     order = ordinals(table, read(table))
-    gone = int(damaged.shard[order[9]])  # a shard that the first batches may do without
+    gone = int(damaged.shard[order[9]])  # a shard that the first batches do not need
     first = next(i for i, ordinal in enumerate(order) if damaged.shard[ordinal] == gone) // 4
     os.unlink(damaged.paths[gone])
     with shard_cache.patience(1.0):
@@ -304,7 +308,7 @@ def test_unreadable_file_ends_the_batches(table, damaged, workers):
 
 
 def test_waiting_workers_exit_at_once(damaged):
-    """Also with a long patience: when the trainer is asked to stop, and when the stream is closed."""
+    """They exit even during long retries, if the trainer is requested to stop or the stream is closed."""
     for path in damaged.paths:
         os.unlink(path)
     order = Order(np.bincount(damaged.shard).tolist(), 0)
@@ -320,13 +324,13 @@ def test_waiting_workers_exit_at_once(damaged):
     assert time.monotonic() - started < 10
     assert not multiprocessing.active_children()
     data = batches(damaged, order, start=0, end=40, batch=4, share=range(4), workers=2, first_patience=0.1)
-    assert next(data).fault  # the other worker waits on
+    assert next(data).fault  # the other worker keeps waiting
     data.close()
     assert not multiprocessing.active_children()
     assert time.monotonic() - started < 20
 
 
-def test_passing_fault_is_retried(table, damaged, monkeypatch):
+def test_transient_faults_are_retried(table, damaged, monkeypatch):
     hidden = [shutil.move(path, f"{path}.away") for path in damaged.paths]
     waits = []
 
@@ -344,8 +348,8 @@ def test_passing_fault_is_retried(table, damaged, monkeypatch):
 
 
 @pytest.mark.parametrize("faults", ["c", "o", "oc", "co", "ooc", "oco"])
-def test_only_bytes_that_are_bad_every_time_are_replaced(table, monkeypatch, naps, faults):
-    """`o`: the file cannot be read; `c`: what was read is garbled, once."""
+def test_only_permanently_damaged_samples_are_replaced(table, monkeypatch, pauses, faults):
+    """In `faults`, `o` means that the file cannot be read, and `c` that the bytes are damaged once."""
     whole, real = images(read(table)), SampleTable.image
     script = list(faults)
 
@@ -362,11 +366,11 @@ def test_only_bytes_that_are_bad_every_time_are_replaced(table, monkeypatch, nap
     assert not script
     assert not any(batch.bad for batch in shown)
     assert torch.equal(images(shown), whole)
-    assert bool(naps) == ("o" in faults)
+    assert bool(pauses) == ("o" in faults)
 
 
-def test_sample_is_bad_only_after_two_reads(table, monkeypatch):
-    """Garbled once, and unreadable since."""
+def test_a_sample_is_damaged_only_after_two_reads(table, monkeypatch):
+    """The first read returns damaged bytes, and the second one fails."""
     script = iter("c")
 
     def image(self: SampleTable, i: int, out: np.ndarray | None = None) -> np.ndarray:

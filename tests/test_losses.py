@@ -1,4 +1,4 @@
-"""Objectives against their formulas in numpy, and D's terms against discriminators whose gradients are known."""
+"""Objectives compared with their formulas in NumPy, and terms of D with discriminators whose gradients are known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def log_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.log(1 / (1 + np.exp(-x)))
 
 
-# The losses as the papers define them: that of G as a function of (fake, real), that of D of (real, fake).
+# The losses as defined in the papers: G's as functions of (fake, real), D's as functions of (real, fake).
 FORMULAS = {
     "logistic": (lambda f, r: -log_sigmoid(f), lambda r, f: -log_sigmoid(r) - log_sigmoid(-f)),
     "saturating": (lambda f, r: log_sigmoid(-f), lambda r, f: -log_sigmoid(r) - log_sigmoid(-f)),
@@ -35,14 +35,14 @@ def scores(seed: int = 0, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return real.requires_grad_(True), fake.requires_grad_(True)
 
 
-def test_the_configuration_knows_all_objectives_and_terms():
+def test_configuration_and_losses_have_the_same_names():
     assert set(loading.CHOICES["loss.objective"]) == set(OBJECTIVES)
     assert set(loading.TERMS) == set(TERMS)
     assert set(FORMULAS) == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_are_their_formulas(name):
+def test_objectives_equal_their_formulas(name):
     objective, (g, d) = OBJECTIVES[name], FORMULAS[name]
     real, fake = scores()
     r, f = real.detach().numpy(), fake.detach().numpy()
@@ -61,9 +61,9 @@ def test_objectives_can_be_differentiated(name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_players_pull_scores_in_opposite_directions(name):
-    """Wherever its gradient is not zero, D raises scores of real and lowers those of generated images, and G raises
-    the latter; least squares does so between its targets."""
+def test_g_and_d_change_scores_in_opposite_directions(name):
+    """Where the gradient is not zero, D raises scores of real images and lowers those of generated ones, and G raises
+    the latter. Least squares does so between its targets."""
     objective = OBJECTIVES[name]
     real, fake = scores(2)
     if name == "lsgan":
@@ -90,7 +90,7 @@ def test_scores_of_any_size_stay_finite(name):
 @pytest.mark.parametrize(
     ("name", "real", "fake", "value"),
     [
-        # For densities p and q, the best D scores log(p / q); where they are equal all it can do is this.
+        # For densities p and q, the best score of D is log(p / q); these are the values where p = q.
         ("logistic", 0, 0, 2 * np.log(2)),
         ("saturating", 0, 0, 2 * np.log(2)),
         ("relativistic", 0, 0, np.log(2)),
@@ -115,7 +115,7 @@ def test_values_at_equilibrium_and_optimum(name, real, fake, value):
     ],
 )
 def test_the_best_score_at_densities_p_and_q(name, best):
-    """At a place with density p of real and q of generated images the known score makes D's loss least."""
+    """At a point with density p of real and q of generated images, the known score minimises D's loss."""
     candidates = torch.linspace(-3, 3, 60001, dtype=torch.float64)
     for p, q in ((0.7, 0.2), (0.1, 0.6)):
         none = torch.zeros_like(candidates)
@@ -131,7 +131,7 @@ def test_relativistic_needs_scores_of_both():
         OBJECTIVES["relativistic"].g(torch.zeros(2, 1), None)
 
 
-def test_relativistic_pairs_the_ith_with_the_ith():
+def test_relativistic_pairs_images_by_position():
     real, fake = scores(3)
     shifted = OBJECTIVES["relativistic"].d(real + 5, fake + 5)
     torch.testing.assert_close(shifted, OBJECTIVES["relativistic"].d(real, fake))
@@ -169,7 +169,7 @@ def coefficients() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def known_norm(name: str, x: DInputs, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
-    """The gradient's norm [N] in numpy, at the images and with the labels that are the term's own."""
+    """Return the norm [N] of the gradient in NumPy, at the images and with the labels that the term uses."""
     real, fake, u, noise, c, c_fake = (np.asarray(t) for t in (x.real, x.fake, x.u, x.noise, x.c, x.c_fake))
     u = u.reshape(-1, 1, 1, 1)
     places = {"r1": real, "r2": fake, "gradient_penalty": u * real + (1 - u) * fake, "dragan": real + 0.25 * noise}
@@ -203,8 +203,8 @@ def test_terms_of_a_quadratic_discriminator(name, target):
 
 
 @pytest.mark.parametrize("name", GRADIENT_TERMS)
-def test_terms_reach_the_weights_of_the_discriminator(name):
-    """Backwards through a gradient, and once more."""
+def test_terms_have_gradients_for_the_discriminators_weights(name):
+    """They are differentiated backwards through a gradient."""
 
     def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return TERMS[name].compute(inputs(quadratic(a, b), n=2), target=2.0)["loss"]
@@ -215,7 +215,7 @@ def test_terms_reach_the_weights_of_the_discriminator(name):
 
 @pytest.mark.parametrize("name", GRADIENT_TERMS)
 def test_terms_of_a_network_against_finite_differences(name):
-    """The gradient with respect to the image by central differences, pixel by pixel."""
+    """The gradient with respect to the image is compared with central differences for each pixel."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 16), torch.nn.Softplus(), torch.nn.Linear(16, 1))
     net = net.double()
@@ -235,7 +235,7 @@ def test_terms_of_a_network_against_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", GRADIENT_TERMS)
-def test_sums_over_micro_batches_are_the_batch(name):
+def test_sums_over_micro_batches_equal_the_batch(name):
     a, b = coefficients()
     x = inputs(quadratic(a, b))
     whole = torch.autograd.grad(TERMS[name].compute(x, target=2.0)["loss"].sum(), [a, b])
@@ -250,7 +250,7 @@ def test_sums_over_micro_batches_are_the_batch(name):
 
 
 @pytest.mark.parametrize("name", GRADIENT_TERMS)
-def test_terms_take_what_they_say_they_need_and_no_more(name):
+def test_terms_use_only_their_declared_inputs(name):
     a, b = coefficients()
     x = inputs(quadratic(a, b))
     full = TERMS[name].compute(x)["loss"]
@@ -267,7 +267,7 @@ def test_terms_take_what_they_say_they_need_and_no_more(name):
             TERMS[name].compute(without)
 
 
-def test_gradient_penalty_is_zero_for_a_critic_of_slope_one_and_its_ends_are_the_images():
+def test_gradient_penalty_is_zero_for_a_critic_of_slope_one():
     direction = torch.ones(SHAPE, dtype=torch.float64) / 24**0.5
     x = inputs(lambda image, c: (image * direction).sum(dim=[1, 2, 3])[:, None])
     assert TERMS["gradient_penalty"].compute(x)["loss"].abs().max() < 1e-24
@@ -286,7 +286,7 @@ def test_gradient_penalty_is_zero_for_a_critic_of_slope_one_and_its_ends_are_the
 
 @pytest.mark.parametrize("name", ["gradient_penalty", "dragan"])
 def test_a_critic_without_slope_gives_no_nan(name):
-    """The norm has no derivative at zero; a fresh or dead critic must not poison its weights."""
+    """The norm has no derivative at zero. The weights of a new or constant critic must not become NaN."""
     weight = torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
     x = inputs(lambda image, c: (image * weight).sum(dim=[1, 2, 3])[:, None])
     loss = TERMS[name].compute(x)["loss"]
@@ -305,7 +305,7 @@ def test_drift_is_the_square_of_the_real_scores():
 
 
 def test_path_length_of_a_generator_without_a_mapping_to_learn():
-    """G(w) = A w for ws without a graph: J^T y is A^T y, whatever w is, and A learns from it."""
+    """For G(w) = A w and ws without a graph, J^T y is A^T y for any w, and A gets a gradient."""
     g = torch.Generator().manual_seed(6)
     a = torch.randn([24, 5], generator=g, dtype=torch.float64).requires_grad_(True)
     ws, noise = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ([N, 1, 5], [N, *SHAPE]))

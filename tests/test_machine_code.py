@@ -15,13 +15,13 @@ import pytest
 from stylegan_pg.ops import recipes
 
 ARCHITECTURES = ("80", "90", "100")
-REGISTERS, THREADS = 65536, 2048  # of a multiprocessor, for all three
+REGISTERS, THREADS = 65536, 2048  # of a multiprocessor, on all three architectures
 SHARED = {"80": 164 << 10, "90": 228 << 10, "100": 228 << 10}
 BLOCK = {"upfirdn2d_any": 256, "upfirdn2d_planes": 128, "upfirdn2d_pixels": 128, "bias_act_kernel": 256}
 
 
 def tool(name: str) -> str | None:
-    """A binary tool of CUDA: of the toolkit, or of those that come with triton."""
+    """Return the path of a CUDA binary tool, from the toolkit or from triton."""
     spec = find_spec("triton")
     beside = [
         str(Path(p) / "backends" / "nvidia" / "bin" / name) for p in (spec and spec.submodule_search_locations) or ()
@@ -39,7 +39,7 @@ pytestmark = [
 @dataclass
 class Kernel:
     name: str  # upfirdn2d_planes, ...
-    arguments: tuple[str, ...]  # of the template
+    arguments: tuple[str, ...]  # template arguments
     registers: int
     stack: int
     shared: int
@@ -88,8 +88,8 @@ def kernels(request, tmp_path_factory) -> tuple[str, list[Kernel]]:
     return request.param, found
 
 
-def test_every_instantiation_is_there(kernels):
-    """3 kernels and their formats; that none is missed by what follows."""
+def test_all_instantiations_exist(kernels):
+    """There are 3 kernels in several formats, so the following tests cannot miss one."""
     _, found = kernels
     counts = {name: sum(k.name == name for k in found) for name in BLOCK}
     # any: 4 formats. planes: 3 formats, 3 operations, with packs and without. pixels: 3 formats, 3 operations.
@@ -115,7 +115,7 @@ def test_three_quarters_of_all_threads_fit(kernels):
 
 
 def fast(found: list[Kernel]) -> list[Kernel]:
-    """The kernels that move whole packs."""
+    """Return the kernels that access whole packs."""
     planes = [k for k in found if k.name == "upfirdn2d_planes" and k.arguments[3] == "true"]
     straight = [
         k for k in found if k.name == "bias_act_kernel" and k.arguments[1] == "Straight" and k.arguments[3] != "1"
@@ -123,8 +123,8 @@ def fast(found: list[Kernel]) -> list[Kernel]:
     return [*planes, *(k for k in found if k.name == "upfirdn2d_pixels"), *straight]
 
 
-def test_fast_paths_move_128_bits_at_a_time(kernels):
-    """All stores, and all loads but those of the one bias, scale or noise value that a thread's pack shares."""
+def test_fast_paths_use_128_bit_accesses(kernels):
+    """This holds for all stores, and for all loads except a bias, scale or noise value that a thread's pack shares."""
     chosen = fast(kernels[1])
     assert len(chosen) == 9 + 9 + 16
     for kernel in chosen:
@@ -136,14 +136,14 @@ def test_fast_paths_move_128_bits_at_a_time(kernels):
 
 
 def instructions(kernel: Kernel, trips: int = 1) -> int:
-    """Of a thread: the longest way from the first to an EXIT that follows branches forward only, so a loop counts once;
-    `trips` is how often the shortest loop goes round."""
+    """Return the number of instructions of a thread on the longest path from the first instruction to an EXIT that
+    follows only forward branches, so that loops count once. The shortest loop counts `trips` times."""
     index = {address: i for i, (address, *_) in enumerate(kernel.code)}
     longest, loops = [0] * (len(kernel.code) + 1), []
     for i in reversed(range(len(kernel.code))):
         _, condition, op, operands = kernel.code[i]
         base, after = op.split(".")[0], [i + 1]
-        if base == "CALL":  # of what is common to several ways; it does not come back
+        if base == "CALL":  # a call of common code, which does not return
             to = index.get(int(re.findall(r"0x([0-9a-f]+)", operands)[-1], 16), len(kernel.code))
             after = [i + 1, *([to] if to > i else [])]
         elif base == "BRA":
@@ -163,7 +163,7 @@ def instructions(kernel: Kernel, trips: int = 1) -> int:
 LIMITS = {"2, 1": 38, "1, 2": 135, "1, 1": 58}
 
 
-def test_fewer_instructions_than_others(kernels, record_property):
+def test_instructions_per_output(kernels, record_property):
     architecture, found = kernels
     if architecture != "80":
         pytest.skip("the anchors are of sm_80")
@@ -175,7 +175,7 @@ def test_fewer_instructions_than_others(kernels, record_property):
         else:
             operation = ", ".join(kernel.arguments[1:3])
             up, down = int(kernel.arguments[1]), int(kernel.arguments[2])
-            # planes: of the loop that fills the tile (where it is one) 5 rounds. pixels: 4 / up rows of the filter.
+            # planes: the loop that fills the tile, if any, has 5 iterations. pixels: 4 / up rows of the filter.
             planes = kernel.name == "upfirdn2d_planes"
             rounds = (5 if down == 2 else 1) if planes else 4 // up
             per_output = instructions(kernel, rounds) / (8 if down == 2 or not planes else 16)

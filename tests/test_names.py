@@ -1,4 +1,4 @@
-"""Names: of several dots, with signs that mean something, in two Unicode forms, of links and of what is no file."""
+"""Names with several dots, special characters or different Unicode forms, links, and special files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KINDS = ["folder", "zip", "tar"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dates_and_versions_in_names_belong_to_the_key(tmp_path, kind):
+def test_dates_and_versions_in_names_are_a_part_of_the_key(tmp_path, kind):
     members = {}
     for i, label in enumerate((b"cat", b"dog", b"cat", b"dog")):
         members |= {f"x/IMG_2024.01.0{i}.png": picture(i), f"x/IMG_2024.01.0{i}.cls": label}
@@ -58,7 +58,7 @@ def test_dates_and_versions_in_names_belong_to_the_key(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parts_of_a_webdataset_sample_are_no_pictures_of_their_own(tmp_path, kind):
+def test_members_of_one_webdataset_sample_are_one_picture(tmp_path, kind):
     members = {}
     for i in range(3):
         members |= {f"{i}.PNG": picture(i), f"{i}.seg.png": picture(9), f"{i}.cls": str(i % 2).encode()}
@@ -86,10 +86,10 @@ def test_the_only_picture_of_a_key_may_have_any_extension(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_that_would_share_a_key_are_told_apart_or_refused(tmp_path, kind):
+def test_pictures_with_the_same_key(tmp_path, kind):
     both = {"a.png": picture(1), "a.cls": b"0", "a.b.png": picture(2), "a.b.cls": b"1"}
     packed(source(kind, tmp_path / "both", both), tmp_path / "out")
-    assert labels_of(tmp_path / "out") == (("0", "1"), [1, 0])  # in the order of their paths
+    assert labels_of(tmp_path / "out") == (("0", "1"), [1, 0])  # labels in the order of the paths
     formats = {"a.png": picture(1), "a.jpg": encoded(noise(2), "JPEG"), "a.cls": b"0"}
     path = source(kind, tmp_path / "formats", formats)
     with pytest.raises(UsageError, match=r"a\.cls would label both a\.jpg and a\.png: .*\(a\.jpg\.cls\)"):
@@ -112,7 +112,7 @@ def test_pictures_that_would_share_a_key_are_told_apart_or_refused(tmp_path, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_labels_may_have_the_picture_s_whole_name(tmp_path, kind):
+def test_labels_may_be_named_by_the_full_file_name(tmp_path, kind):
     members = {"a.png": picture(1), "a.png.cls": b"p", "b.png": picture(2), "b.png.cls": b"q"}
     path = source(kind, tmp_path / "in", members)
     packed(path, tmp_path / "out")
@@ -129,7 +129,7 @@ def test_labels_may_have_the_picture_s_whole_name(tmp_path, kind):
     assert labels_of(tmp_path / "more-out") == (("p", "q", "r", "s"), [2, 0, 1, 3])
 
 
-def test_without_labels_a_folder_is_packed_whole_whatever_the_dots(tmp_path):
+def test_names_with_dots_in_a_folder_without_labels(tmp_path):
     names = ["a.png", "a.edited.png", "b.png", "v1.0.png", "v1.1.png"]
     report = packed(folder_of(tmp_path / "in", names), tmp_path / "out")
     assert (report.count, report.ignored, report.notes) == (5, {}, ())
@@ -138,8 +138,8 @@ def test_without_labels_a_folder_is_packed_whole_whatever_the_dots(tmp_path):
     assert [index.source_of(i) for i in range(3)] == ["v1.0", "v1.1", "v1.2"]
 
 
-def test_all_tars_of_a_set_are_read_in_one_way(tmp_path):
-    """A tar that alone would be read by its first dots, beside one that cannot be."""
+def test_all_tars_of_a_set_use_the_same_rule(tmp_path):
+    """One tar alone would be split at the first dots, but another one of the set cannot be."""
     (tmp_path / "set").mkdir()
     tar_of(tmp_path / "set" / "1.tar", {"a.b.png": picture(1), "a.cls": b"0"})
     tar_of(tmp_path / "set" / "2.tar", {"c.1.png": picture(1), "c.1.cls": b"0", "c.2.png": picture(2), "c.2.cls": b"1"})
@@ -156,7 +156,7 @@ SIGNS = ["set.tar", "set{a}", "set{0..3}", "set*1", "a::b", "pipe:touch z", "poi
 
 
 @pytest.mark.parametrize("name", SIGNS)
-def test_what_is_packed_into_a_folder_of_any_name_is_found_there(tmp_path, monkeypatch, name):
+def test_output_folders_with_special_names(tmp_path, monkeypatch, name):
     folder_of(tmp_path / "in", ["a.png", "b.png"])
     monkeypatch.chdir(tmp_path)
     packed("in", name)
@@ -168,7 +168,7 @@ def test_what_is_packed_into_a_folder_of_any_name_is_found_there(tmp_path, monke
 
 
 @pytest.mark.parametrize("name", ["q{1,2}.tar", "q*.tar", "q::r.tar", "pipe:touch z.tar", "q?.tar"])
-def test_a_tar_of_any_name_is_that_tar(tmp_path, monkeypatch, name):
+def test_tars_with_special_names(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     tar_of(Path(name), {"a.png": picture(1)})
     tar_of(Path("q1.tar"), {"b.png": picture(2)})
@@ -215,7 +215,7 @@ def test_pack_takes_tars_as_training_does(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_names_that_look_the_same_are_the_same(tmp_path, kind):
+def test_unicode_forms_of_a_name_are_equal(tmp_path, kind):
     one, two = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
     assert one != two
     members = {f"{one}/a{two}.png": picture(1), f"{two}/b.png": picture(2), "z/c.png": picture(3)}
@@ -241,13 +241,13 @@ def test_names_that_look_the_same_are_the_same(tmp_path, kind):
         assert load_index(str(path)).label_names == ("z", one)
 
 
-def test_two_files_that_only_look_the_same_are_both_packed(tmp_path):
+def test_two_files_that_differ_in_unicode_form_are_both_packed(tmp_path):
     one, two = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
     path = zip_of(tmp_path / "x.zip", {one: picture(1), two: picture(2)})
     assert packed(path, tmp_path / "out").count == 2
 
 
-def test_links_do_not_swallow_the_class_they_point_to(tmp_path):
+def test_links_to_class_folders(tmp_path):
     inside = folder_of(tmp_path / "in", ["cats/1.png", "dogs/2.png"])
     outside = folder_of(tmp_path / "elsewhere", ["3.png", "deep/4.png"])
     (inside / "a_link").symlink_to(inside / "cats")
@@ -263,7 +263,7 @@ def test_links_do_not_swallow_the_class_they_point_to(tmp_path):
     )
 
 
-def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
+def test_special_files_are_reported_and_not_opened(tmp_path):
     folder = folder_of(tmp_path / "in", ["a.png"])
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(tmp_path / "pipe.tar")
@@ -281,7 +281,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
             load_index(str(url))
 
 
-def test_pictures_of_other_kinds_are_named_with_what_reads_them(tmp_path):
+def test_unsupported_formats_are_named_with_a_remedy(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.HEIC", "b.heic", "c.jxl", "d.dng", "e.psd", "._f.png"):

@@ -21,7 +21,7 @@ CASES = [
 
 
 class Index:
-    """In a dataset's place: RGB pictures without labels."""
+    """A stand-in for a dataset of RGB images without labels."""
 
     path, count, channels, label_names, base = "none", 1, 3, (), (4, 4)
 
@@ -30,7 +30,7 @@ class Index:
 
 
 def step(name: str, kind: str) -> dict[str, float]:
-    """Seconds and peak memory (GiB, of this whole process) of one step on one image."""
+    """Return the seconds of one step on one image, and the peak memory of this process in GiB."""
     import torch
 
     from stylegan_pg.config.loading import load_config

@@ -35,7 +35,7 @@ PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.sp
 
 
 class Guard:
-    """Watches what this process does to the world, from the first case on."""
+    """Records attempts of this process to start programs or to write files, from the first case on."""
 
     def __init__(self, base: Path):
         self.base, self.seen, self.armed = os.path.realpath(base), [], False
@@ -61,7 +61,7 @@ def limit_memory() -> None:
 
 
 def run_one(read: Any, allowed: tuple[type[BaseException], ...], name: str, seed: int, n: int, guard: Guard) -> str:
-    """The outcome of a case: "accepted", "refused", or what went wrong."""
+    """Return the outcome of a case: "accepted", "refused", or a description of the fault."""
     from stylegan_pg.untrusted import readable
 
     folder = Path(guard.base, f"case-{os.getpid()}")
@@ -77,10 +77,10 @@ def run_one(read: Any, allowed: tuple[type[BaseException], ...], name: str, seed
         read(dice, folder, str(marker))
     except allowed as error:
         outcome = "refused"
-        text = readable(error)  # as the command line tells it
+        text = readable(error)  # the form in which the command line prints it
         if not text.strip() or text.count("\n") > 20 or len(text) > 10_000:
             outcome = f"a message that nobody can read: {text[:300]!r}"
-    except BaseException as error:  # which is what the campaign looks for
+    except BaseException as error:  # any other exception is a fault, which the campaign looks for
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
         outcome = f"{type(error).__name__} at {where}: {str(error)[:200]!r}"
@@ -98,13 +98,15 @@ def run_one(read: Any, allowed: tuple[type[BaseException], ...], name: str, seed
 
 
 def worker(name: str, seed: int, cases: range, base: Path, out: int) -> None:
-    """Run cases and tell of each before and after, so that the parent knows which one ended this process."""
+    """Run cases, and report each before and after, so that the parent knows which case ended this process."""
     import mutations
     from hostile_formats import ALLOWED, FORMATS
 
     read = FORMATS[name](base)
     mutations.OFF = True
-    read(random.Random(0), Path(tempfile.mkdtemp(dir=base)), "marker")  # or the rest would say nothing
+    read(
+        random.Random(0), Path(tempfile.mkdtemp(dir=base)), "marker"
+    )  # the unmodified file must be accepted; otherwise the cases would prove nothing
     mutations.OFF = False
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
@@ -120,7 +122,7 @@ def worker(name: str, seed: int, cases: range, base: Path, out: int) -> None:
 
 
 def campaign(name: str, seed: int, cases: range, base: Path) -> Counter[str]:
-    """All cases of one process's share; a process that dies is followed by another from the next case on."""
+    """Run all cases of one share. If a process dies, another one continues with the next case."""
     found: Counter[str] = Counter()
     while len(cases):
         source, out = os.pipe()

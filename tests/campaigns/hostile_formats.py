@@ -57,7 +57,7 @@ Reader = Callable[[random.Random, Path, str], None]
 
 
 def take_kernels(own: Path) -> None:
-    """A cache of our own, with the compiled operations of the user's in it, which are built if they are not there."""
+    """Use a separate cache with the compiled operators of the user's cache, which are built if they are missing."""
     torch.set_num_threads(1)
     native.choose("cpu")
     own.mkdir()
@@ -96,7 +96,7 @@ def packed(source: Path, out: Path, **options: Any) -> None:
 
 
 def looked_at(index: DatasetIndex) -> None:
-    """What `data info`, `data check` and the first batches of a training do with a dataset."""
+    """Do with a dataset what `data info`, `data check` and the first batches of training do."""
     list(info(index))
     table = index.table(max(index.resolutions))
     for i in range(min(len(table), 4)):
@@ -191,7 +191,7 @@ def index(base: Path) -> Reader:
 
 
 def again(base: Path) -> Reader:
-    """What a complete packing left, mutated, and then packed again."""
+    """Mutate the files of a complete packing, and pack again."""
     source, out = base / "again-source", base / "again-packed"
     for name, data in members().items():
         if not name.endswith(".cls"):
@@ -275,7 +275,7 @@ TINY += ["output.grid_kimg=0", "output.tick_kimg=0.004"]
 
 
 def trained(base: Path) -> tuple[Path, Path]:
-    """A packed dataset, and the folder of a run on it that has made its first steps."""
+    """Create a packed dataset, and the folder of a run on it after its first steps."""
     source, out, run = base / "source", base / "packed", base / "run"
     if not run.exists():
         for i in range(24):
@@ -417,7 +417,7 @@ def run_folder(base: Path) -> Reader:
 
 
 def server(base: Path) -> Reader:
-    """A server whose answers are mutated, for a packed dataset and for a tar."""
+    """Serve a packed dataset and a tar with mutated responses."""
     source, out = base / "server-source", base / "server-packed"
     for i in range(4):
         into(source, f"{i}.png", picture(random.Random(i), "PNG"))
@@ -462,7 +462,7 @@ def server(base: Path) -> Reader:
 
 
 def netrc(base: Path) -> Reader:
-    """Where passwords come from; no message repeats them."""
+    """Mutate the file with passwords. No message may contain them."""
     whole = b'machine h login u password geheim\nmachine g login "u u" password "geheim"\nmacdef m\nls\n\n'
 
     def read(dice: random.Random, folder: Path, marker: str) -> None:

@@ -33,13 +33,13 @@ def unfinished(run: Path, folder: str) -> list[Path]:
 
 
 def kill_once(args: list[str], run: Path, kind: str, dice: random.Random) -> str:
-    """Start, kill, and say what was hit: "random", "checkpoints" or "snapshots" (a half-written file was left there),
-    "done" if it got to its end before."""
+    """Start and kill a run. Return what was hit: "random", "checkpoints" or "snapshots" (an incomplete file was left
+    there), or "done" if the run ended before."""
     left = {p for folder in ("checkpoints", "snapshots") for p in unfinished(run, folder)}
     process = harness.start(args, start_new_session=True)
     seen, until = harness.lines_of(run), None
     while process.poll() is None:
-        if until is None and harness.lines_of(run) > seen:  # steps are being made
+        if until is None and harness.lines_of(run) > seen:  # the run has made steps
             until = time.time() + dice.random() * 1.5
         if kind == "random" and until and time.time() > until:
             break
@@ -56,7 +56,7 @@ def kill_once(args: list[str], run: Path, kind: str, dice: random.Random) -> str
 
 
 def valid(run: Path) -> None:
-    """Every file under its right name is a whole one."""
+    """Check that every file with a final name is complete."""
     for path in checkpoint.found(run / "checkpoints"):
         checkpoint.read(path)
     for path in (run / "snapshots").glob("[!.]*.safetensors"):
@@ -64,7 +64,7 @@ def valid(run: Path) -> None:
 
 
 def campaign(base: Path, data: Path, kills: int, seed: int = 0) -> Counter[str]:
-    """Returns how many kills hit what."""
+    """Return how many kills hit which kind of file."""
     whole = base / "whole"
     harness.finish(harness.start(harness.arguments(whole, data, **OFTEN)))
     dice, hits, number = random.Random(seed), Counter(), 0

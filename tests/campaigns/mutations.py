@@ -1,4 +1,4 @@
-"""Valid data made hostile: bytes, JSON trees, the headers of tars, and tensors, all drawn from one random.Random."""
+"""Mutations of valid data: bytes, JSON trees, headers of tars, and tensors, all drawn from one random.Random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUMBERS = (-1, -512, 0, 1, 3, 255, 1 << 16, 1 << 31, 1 << 32, 1 << 40, 1 << 62, 
 FRACTIONS = (0.5, -0.5, 1e300, -1e300, 1e-300, float("nan"), float("inf"), float("-inf"))
 
 
-OFF = False  # whether everything stays as it is, which must be accepted: else the rest says nothing
+OFF = False  # if True, nothing is mutated; such data must be accepted, otherwise the campaign proves nothing
 
 
 def nested(depth: int) -> Any:
@@ -24,7 +24,7 @@ def nested(depth: int) -> Any:
 
 
 def values(marker: str) -> list[Any]:
-    """Values that a field was never meant to have. Text names what would leave `marker`, if anything ran it."""
+    """Return values that are invalid for most fields. Texts contain commands that would create the file `marker`."""
     texts = ["", " ", "a" * 5000, "\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "../../x", "/etc/passwd", "a\0b", "٣", "1e3"]
     texts += [f"pipe:touch {marker}", f"$(touch {marker})", "${oc.env:HOME}", "nan", "::", "{0..9}", "*", "file:///x"]
     trees = [[], {}, [[]], {"": {}}, [1, 2], ["a"], nested(30), [0] * 300]
@@ -32,7 +32,7 @@ def values(marker: str) -> list[Any]:
 
 
 def tree(dice: random.Random, content: Any, marker: str, times: int = 1) -> Any:
-    """A copy of a JSON tree with some of its nodes replaced, removed, doubled or renamed."""
+    """Return a copy of a JSON tree in which some nodes are replaced, removed, duplicated or renamed."""
     content = copy.deepcopy(content)
     for _ in range(0 if OFF else times):
         places = [(content, key) for key in _keys(content)]
@@ -60,7 +60,7 @@ def _keys(node: Any) -> list[Any]:
 
 
 def text(dice: random.Random, content: Any, marker: str) -> bytes:
-    """A JSON tree as text that is mutated as a tree, sometimes as bytes too, or nested past all reason."""
+    """Return a JSON tree as text. It is mutated as a tree, and sometimes also as bytes, or nested extremely deep."""
     if dice.random() < 0.02 and not OFF:
         return b"[" * 100_000 + b"]" * 100_000
     made = json.dumps(tree(dice, content, marker, dice.choice((1, 1, 2, 5)))).encode()
@@ -68,7 +68,7 @@ def text(dice: random.Random, content: Any, marker: str) -> bytes:
 
 
 def octets(dice: random.Random, data: bytes, times: int = 0) -> bytes:
-    """Bytes with some flipped, overwritten, removed, inserted, moved or cut off."""
+    """Return bytes of which some are flipped, overwritten, removed, inserted, moved or truncated."""
     made = bytearray(data)
     for _ in range(0 if OFF else times or dice.choice((1, 1, 1, 2, 4, 16))):
         at, span = dice.randrange(len(made) + 1), dice.choice((1, 2, 4, 8, 64, 512, 4096))
@@ -90,7 +90,7 @@ def octets(dice: random.Random, data: bytes, times: int = 0) -> bytes:
 
 
 def tar_header(dice: random.Random, data: bytes) -> bytes:
-    """A tar in which one header has another field, under a checksum that is right."""
+    """Return a tar in which one field of one header is changed, with a correct checksum."""
     made = bytearray(data)
     headers = [i for i in range(0, len(made) - 511, 512) if made[i + 257 : i + 262] == b"ustar"]
     if not headers or OFF:
@@ -115,7 +115,7 @@ def tar_header(dice: random.Random, data: bytes) -> bytes:
 
 
 def tensors(dice: random.Random, content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A table of tensors of which one has another shape, dtype, values or name, or is not there."""
+    """Return a dictionary of tensors in which one has another shape, dtype, values or name, or is missing."""
     made = dict(content)
     if OFF:
         return made

@@ -27,7 +27,7 @@ TINY = {
     "loss.r1_gamma": 1,
     "loss.pl_every": 2,
 }
-# What no case is about: one thread, little output, and the newest checkpoint alone.
+# Settings that no case varies: one thread, little output, and only the newest checkpoint.
 COMMON = {
     "data.workers": 0,
     "train.threads": 1,
@@ -83,20 +83,21 @@ FLOAT64 = {"train.dtype": "float64"}
 
 @dataclass(frozen=True)
 class Case:
-    """One run. `legs` are overrides of further calls of `train` that continue it; `commands` are run on its last
-    snapshot, whose path replaces "SNAPSHOT"; `init` names the case whose last checkpoint this run starts from."""
+    """One run. `legs` are overrides of further calls of `train` that resume it. `commands` are run on its last
+    snapshot, whose path replaces "SNAPSHOT". `init` is the name of the case whose last checkpoint this run starts
+    from."""
 
     name: str
     overrides: dict[str, Any]
-    config: str = ""  # the name of a shipped configuration, or none
+    config: str = ""  # the name of a shipped configuration, or ""
     ranks: int = 0  # processes under torchrun; 0: a single process without it
     legs: list[dict[str, Any]] = field(default_factory=list)
     commands: list[list[str]] = field(default_factory=list)
     init: str = ""
-    needs: str = ""  # a package without which the case is skipped
+    needs: str = ""  # a package that the case requires
 
     def arguments(self, leg: dict[str, Any], init_path: str = "") -> list[str]:
-        """What follows `python -m stylegan_pg train CONFIG` for the first call or a later one."""
+        """Return the arguments after `python -m stylegan_pg train CONFIG` for the first call, or for a leg."""
         values = COMMON | self.overrides | leg | {"run": f"runs/{self.name}"}
         if init_path:
             values["init"] = init_path
@@ -112,7 +113,7 @@ def tiny(name: str, overrides: dict[str, Any] | None = None, **how: Any) -> Case
 
 
 def term(name: str, every: int, weight: float = 1.0, more: str = "") -> dict[str, Any]:
-    """R1 and path length give way to one term."""
+    """Replace R1 and path length by one term."""
     return NO_TERMS | {"loss.terms": f"[{{name: {name}, weight: {weight}, every: {every}{more}}}]"}
 
 
@@ -124,7 +125,7 @@ def shipped(config: str, *overrides: dict[str, Any], **how: Any) -> Case:
 
 
 def _shipped() -> list[Case]:
-    """All files in configs/, shrunk; those that grow cross each kind of boundary."""
+    """All files in configs/ with smaller sizes. Those that grow cross every kind of boundary."""
     tables = {"train.batch_at": "{8: 16}", "train.micro_batch_at": "{16: 4}"}
     gammas = {"loss.r1_gamma_at": "{8: 0.05, 16: 1}"}
     rates = {"optim.lr_at": "{8: 0.0015, 16: 0.003}"}
@@ -179,7 +180,7 @@ def _losses() -> list[Case]:
 
 
 def _data() -> list[Case]:
-    """What D sees: augmentation, labels, kinds of pictures, several datasets."""
+    """The input of D: augmentation, labels, kinds of images, several datasets."""
     foreign = "data/tars/a-{000..001}.tar"
     mixed = {"data.url": "''", "data.mixture": "{data/rgb: 1, data/other: 2.5}"}
     with_tars = {"data.url": "''", "data.mixture": f'{{"{foreign}": 1, data/rgb: 2}}'} | CONDITIONAL
@@ -207,7 +208,7 @@ def _data() -> list[Case]:
 
 
 def _networks() -> list[Case]:
-    """Generations and architectures."""
+    """Network families and architectures."""
     progan = {"model.name": "progan", "growth.start": 4} | NO_TERMS
     stylegan = {"model.name": "stylegan", "loss.pl_weight": 0}
     pictures = NOT_GROWING | {"model.name": "mlp", "resolution": 4, "loss.pl_weight": 0}
@@ -235,7 +236,7 @@ def _networks() -> list[Case]:
 
 
 def _training() -> list[Case]:
-    """Steps, optimisers, growth, precision, and what a run is continued or started from."""
+    """Steps, optimizers, growth, precision, and resumed or initialised runs."""
     carry, reset = ({"growth.optimizer": how} for how in ("carry", "reset"))
     auto = {"growth.start": "null", "growth.schedule": "auto", "growth.devices": 1, "train.batch_at": "{8: 8, 16: 8}"}
     auto |= {"growth.stable_kimg": 0.08, "growth.fade_kimg": 0.064}
@@ -302,7 +303,7 @@ def _processes() -> list[Case]:
     return [*cases, tiny("deepspeed-carry-ranks-2", carry, ranks=2, needs="deepspeed")]
 
 
-# Those that are made in float64 as well.
+# The cases that are also recorded in float64.
 IN_FLOAT64 = [
     "plain",
     "objective-relativistic",

@@ -22,21 +22,21 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-# Before PyTorch is imported: with other vector instructions it draws float32 numbers that differ in their last bits.
+# This is set before PyTorch is imported, because with other vector instructions, float32 draws differ slightly.
 os.environ |= {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2"}
 
 PACKAGE = "stylegan_pg"
 # Large libraries that the commands import.
 LIBRARIES = ("torch", "torch._dynamo", "accelerate", "omegaconf", "typer", "matplotlib.figure", "torchvision")
-SECONDS = 900  # that one command may take: DeepSpeed compiles a helper when it first runs
+SECONDS = 900  # the time limit of one command; DeepSpeed compiles a helper at its first run
 
 
 class CommandError(Exception):
-    """A command did not succeed; the message holds what it printed."""
+    """A command failed. The message contains its output."""
 
 
 def import_libraries() -> None:
-    """Import what copies of this process would otherwise import one by one."""
+    """Import the libraries that the forked copies of this process would otherwise import themselves."""
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -44,8 +44,8 @@ def import_libraries() -> None:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is deleted in the end; unlike tempfile.TemporaryDirectory it outlives copies of this process, which
-    run what is registered for the interpreter's exit."""
+    """A folder that is deleted at the end. Unlike tempfile.TemporaryDirectory, it is not deleted by forked copies of
+    this process, which run the interpreter's exit handlers."""
     folder = Path(tempfile.mkdtemp()).resolve()
     try:
         yield folder
@@ -54,7 +54,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def forked(arguments: Sequence[str], folder: Path, output: Path) -> int:
-    """Run `python -m stylegan_pg` with these arguments in a copy of this process; returns the exit code."""
+    """Run `python -m stylegan_pg` with these arguments in a forked copy of this process. Return the exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -79,7 +79,8 @@ def forked(arguments: Sequence[str], folder: Path, output: Path) -> int:
 
 
 def started(arguments: Sequence[str], folder: Path, output: Path, ranks: int = 0) -> int:
-    """The same in a new interpreter, or in `ranks` of them under torchrun."""
+    """Run `python -m stylegan_pg` in a new interpreter, or in `ranks` interpreters under torchrun. Return the exit
+    code."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     command = [sys.executable, *launcher, "-m", PACKAGE, *arguments]
     with output.open("a") as file:
@@ -87,7 +88,7 @@ def started(arguments: Sequence[str], folder: Path, output: Path, ranks: int = 0
 
 
 def call(arguments: Sequence[str], folder: Path, output: Path, *, fresh: bool = False, ranks: int = 0) -> None:
-    """Run one command; raises CommandError if it does not end well."""
+    """Run one command. Raises CommandError if it fails."""
     how = partial(started, ranks=ranks) if fresh or ranks else forked
     if code := how(arguments, folder, output):
         raise CommandError(f"{PACKAGE} {' '.join(arguments)}: exit code {code}\n{output.read_text()[-4000:]}")

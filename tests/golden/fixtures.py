@@ -64,7 +64,7 @@ WGAN = {
     "loss.terms": "[{name: gradient_penalty, weight: 10}, {name: drift, weight: 0.001}]",
 }
 ADA = {"augment.mode": "ada", "augment.p": 0.3, "augment.interval": 2, "augment.kimg": 0.1}
-# Of the runs that are stopped: overrides, processes, and the nimg from which on they are asked to stop.
+# {run that is stopped: (overrides, processes, nimg at which it is requested to stop)}
 STOPPED = {
     "fade": (GROWING | {"metrics.every_kimg": 0.048, "metrics.images": 16}, 0, 88),
     "ada": (
@@ -88,7 +88,7 @@ METRICS = ["--metrics", "fid16_full,swd16", "--extractor", "pixels", "--batch", 
 
 
 def stopped(name: str, overrides: dict[str, Any], ranks: int, nimg: int, folder: Path) -> None:
-    """Train until `nimg` or a little more; then ask the run to stop, as a cluster does."""
+    """Train until `nimg` or slightly longer, and then request the run to stop, as a cluster does."""
     arguments = ["train", "made.yml", *(f"{k}={v}" for k, v in (BASE | overrides | {"run": f"run-{name}"}).items())]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     process = subprocess.Popen([sys.executable, *launcher, "-m", commands.PACKAGE, *arguments], cwd=folder)
@@ -100,7 +100,7 @@ def stopped(name: str, overrides: dict[str, Any], ranks: int, nimg: int, folder:
 
 
 def clean(run: Path) -> None:
-    """Take out of a run's folder what names the machine."""
+    """Remove the name of the machine from the files of a run."""
     (run / ".lock").unlink()
     facts = json.loads((run / "ranks.json").read_text())
     for number, rank in enumerate(facts["ranks"]):
@@ -109,8 +109,8 @@ def clean(run: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """What the fixtures in `folder` lead to: the runs' ends, the snapshots' pictures and metrics, the configurations'
-    plans. The runs are continued there."""
+    """Return the results of the fixtures in `folder`: the ends of the runs, which are resumed there, the images and
+    metrics of the snapshots, and the plans of the configurations."""
     runs = {}
     for name in STOPPED:
         commands.call(["train", f"run-{name}"], folder, folder / f"run-{name}.txt")
@@ -130,7 +130,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def planned(config: Path) -> dict[str, Any]:
-    """Of a configuration: the keys as `train --dry-run` prints them, and the phases with kimg, batch and rates."""
+    """Return the keys that `train --dry-run` prints for a configuration, and the phases with kimg, batch and rates."""
     said = config.with_suffix(".txt")
     commands.call(["train", config.name, "--dry-run"], config.parent, said)
     keys, _, rest = said.read_text().partition("\n\n")
@@ -139,7 +139,7 @@ def planned(config: Path) -> dict[str, Any]:
 
 
 def make(folder: Path) -> None:
-    """Fill a folder with everything but expected.json."""
+    """Create all files of the folder except expected.json."""
     for i in range(18):
         path = folder / "pictures" / "abc"[i % 3] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

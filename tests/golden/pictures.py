@@ -1,4 +1,4 @@
-"""The datasets of the recorded runs: pictures that follow from numbers alone, packed by the command line."""
+"""The datasets of the recorded runs: pictures that are functions of numbers, packed by the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Of each dataset: its seed, how many pictures, rows and columns, channels, and the options of `pack`.
+# {dataset: (seed, number of pictures, (rows, columns), channels, options of `pack`)}
 PACKED = {
     "rgb": (0, 48, (32, 32), 3, "--resolution 32 --format png"),
     "other": (1, 30, (16, 16), 3, "--resolution 16 --format png"),
@@ -23,7 +23,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def picture(seed: int, size: tuple[int, int], channels: int) -> Image.Image:
-    """A smooth picture of `size` (rows, columns) with a little noise, the same on every machine."""
+    """Return a smooth picture of `size` (rows, columns) with slight noise, the same on every machine."""
     random = np.random.default_rng(seed)
     rows, columns = size
     coarse = random.integers(0, 256, [4, 4, channels])
@@ -33,8 +33,8 @@ def picture(seed: int, size: tuple[int, int], channels: int) -> Image.Image:
 
 
 def make(folder: Path, texts: list[str], command: Callable[[list[str]], None]) -> None:
-    """Fill `folder` with those datasets whose paths, data/NAME, occur in the texts; `command` runs the arguments of
-    `python -m stylegan_pg` from there."""
+    """Create those datasets in `folder` whose paths, data/NAME, occur in the texts. `command` runs the arguments of
+    `python -m stylegan_pg` in the folder."""
     everything = " ".join(texts)
     for name, (seed, count, size, channels, options) in PACKED.items():
         if f"data/{name}" not in everything:
@@ -49,7 +49,7 @@ def make(folder: Path, texts: list[str], command: Callable[[list[str]], None]) -
 
 
 def _tars(folder: Path) -> None:
-    """A WebDataset of two shards: PNGs of several sizes with class numbers beside them."""
+    """Create a WebDataset of two shards: PNGs of several sizes with class numbers."""
     folder.mkdir(parents=True)
     for shard in range(2):
         with tarfile.open(folder / f"a-{shard:03d}.tar", "w") as tar:

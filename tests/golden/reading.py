@@ -1,4 +1,4 @@
-"""What a run's folder holds, read without the package that wrote it, in a form that can be compared."""
+"""The contents of a run's folder in a comparable form, read without the package that wrote it."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-# Of a line of stats.jsonl or metrics.jsonl: what measures time and memory.
+# The keys of stats.jsonl and metrics.jsonl that measure time and memory.
 TIMES = ("img_per_sec", "eta_sec", "elapsed_sec", "memory_mib", "seconds")
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The checkpoint of the highest nimg in a run's folder."""
+    """Return the checkpoint with the highest nimg in a run's folder."""
     return max((run / "checkpoints").glob("*.safetensors"), key=lambda path: int(path.stem))
 
 
 def final_snapshot(run: Path) -> Path:
-    """The last snapshot by name that is not marked as the best one."""
+    """Return the last snapshot by name that is not marked as the best."""
     return max(path for path in (run / "snapshots").glob("*.safetensors") if not path.name.startswith("best"))
 
 
 def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and the texts in its header."""
+    """Return all tensors of a safetensors file, and the texts in its header."""
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def digest(t: torch.Tensor) -> dict[str, Any]:
-    """Shape, dtype, SHA-256 of a tensor's bytes; the sum and the sum of squares of its values, in float64 without
-    rounding errors of the summation."""
+    """Return shape, dtype and SHA-256 of a tensor's bytes, and the sum and the sum of squares of its values, in float64
+    without rounding errors of the summation."""
     values = t.double().flatten().tolist()
     data = t.contiguous().flatten().view(torch.uint8) if t.numel() else t.new_empty(0, dtype=torch.uint8)
     return {
@@ -50,7 +50,7 @@ def digest(t: torch.Tensor) -> dict[str, Any]:
 
 
 def sums(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Of digests by name: {name: [number of values, their sum, their sum of squares]}, to twelve digits."""
+    """Return {name: [number of values, their sum, their sum of squares]} of digests, to twelve digits."""
     return {
         name: [math.prod(d["shape"]), float(f"{d['sum']:.12g}"), float(f"{d['squares']:.12g}")]
         for name, d in digests.items()
@@ -58,8 +58,8 @@ def sums(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a recording that other machines reproduce but for rounding: nimg, phase, the sums of the networks'
-    weights, and the numbers in the last line of statistics."""
+    """Return the part of a recording that other machines reproduce up to rounding: nimg, phase, the sums of the
+    networks' weights, and the numbers in the last line of statistics."""
     networks = {name: d for name, d in found["tensors"].items() if not name.startswith("opt_") and d["shape"]}
     last = {key: value for key, value in found["stats"][-1].items() if isinstance(value, int | float)}
     return {
@@ -72,7 +72,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compact(tree: Any) -> str:
-    """JSON with a line for each list of numbers."""
+    """Return JSON in which each list of numbers is on one line."""
     text = json.dumps(tree, indent=0)
     return re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
 
@@ -82,9 +82,9 @@ ROUNDING = 1e-6  # a step of Adam is about the learning rate, 1e-3
 
 
 def unlike(expected: Mapping[str, list[float]], found: Mapping[str, list[float]], tolerance: float) -> list[str]:
-    """The tensors whose sums differ, as lines of text; the tolerance is relative to the largest sum that values of
-    such a mean square can have. Weights that have moved from 0 by rounding alone are equal: a bias in front of a
-    normalisation, for example, whose gradient is 0 but for rounding, which Adam divides by its own size."""
+    """Return the tensors whose sums differ, as lines of text. The tolerance is relative to the largest possible sum of
+    values with this mean square. Weights that have moved from 0 only by rounding are considered equal, such as a bias
+    before a normalisation: its gradient is 0 up to rounding, which Adam divides by its own magnitude."""
     lines = [f"{name} is in one of them only" for name in sorted(expected.keys() ^ found.keys())]
     for name in sorted(expected.keys() & found.keys()):
         (count, total, squares), (other_count, other_total, other_squares) = expected[name], found[name]
@@ -99,13 +99,13 @@ def unlike(expected: Mapping[str, list[float]], found: Mapping[str, list[float]]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file, without times."""
+    """Return the lines of a .jsonl file, without times."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def pixels(path: Path) -> str:
-    """SHA-256 of a picture's mode, size and decoded pixels."""
+    """Return the SHA-256 of a picture's mode, size and decoded pixels."""
     with Image.open(path) as image:
         head = f"{image.mode} {image.size}".encode()
         return hashlib.sha256(head + np.asarray(image).tobytes()).hexdigest()
@@ -116,8 +116,8 @@ def pictures_in(folder: Path) -> dict[str, str]:
 
 
 def recording(run: Path) -> dict[str, Any]:
-    """Everything in a run's folder that must stay the same: numbers under their names, as JSON can hold them. What says
-    how the run was made (configuration, versions) is in `about`, apart from the numbers."""
+    """Return everything in a run's folder that must stay the same: numbers by name, as JSON values. Configuration and
+    versions are in `about`, apart from the numbers."""
     tensors, header = tensors_of(newest_checkpoint(run))
     state = json.loads(header["state"])
     snapshot = final_snapshot(run)
@@ -141,7 +141,7 @@ def recording(run: Path) -> dict[str, Any]:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of tables and lists as {"a.0.b": value}."""
+    """Return a tree of dictionaries and lists as {"a.0.b": value}."""
     if isinstance(tree, dict):
         items = list(tree.items())
     elif isinstance(tree, list) and tree:
@@ -155,8 +155,8 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Of two recordings of one case: numbers that differ; and keys of the state, the descriptions and the configuration
-    that only one of them has, or that say something else about how the run was made."""
+    """Compare two recordings of one case. Return the numbers that differ; and keys of the state, the descriptions and
+    the configuration that exist in only one of them, or that describe another way of making the run."""
     one, two = flat(a), flat(b)
     numbers, others = [], []
     for key in sorted(one.keys() | two.keys()):

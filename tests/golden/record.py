@@ -25,14 +25,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import commands  # first: it sets the number of threads
+import commands  # it must be imported first, because it sets the number of threads
 import pictures
 import reading
 from cases import CASES, Case
 
 
 def record(case: Case, folder: Path, *, fresh: bool) -> dict[str, Any]:
-    """Make one run below `folder` and return its recording."""
+    """Make one run below `folder`, and return its recording."""
     if case.needs and importlib.util.find_spec(case.needs) is None:
         return {"skipped": f"{case.needs} is not installed"}
     run, output = folder / "runs" / case.name, folder / "runs" / f"{case.name}.txt"
@@ -53,20 +53,20 @@ def record(case: Case, folder: Path, *, fresh: bool) -> dict[str, Any]:
 
 
 def _tables(path: Path) -> list[Any]:
-    """The JSON objects among the lines of a file, without those that only name other files."""
+    """Return the JSON objects among the lines of a file, except those that only name other files."""
     tables = [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
     return [{k: v for k, v in table.items() if k != "seconds"} for table in tables]
 
 
 def chosen(patterns: Iterable[str]) -> list[Case]:
-    """The cases whose names fit one of the patterns, and those that they start from, which come first."""
+    """Return the cases whose names match one of the patterns, preceded by the cases that they start from."""
     names = [name for name in CASES if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     sources = {CASES[name].init for name in names} - {""}
     return [CASES[name] for name in [*sorted(sources), *(name for name in names if name not in sources)]]
 
 
 def prepare(folder: Path, cases: list[Case], *, fresh: bool) -> None:
-    """Pack the datasets that the cases need, and write the configuration of those without a shipped one."""
+    """Pack the datasets that the cases need, and write the configuration of cases without a shipped configuration."""
     (folder / "runs").mkdir(parents=True)
     (folder / "tiny.yaml").write_text("run: runs/none\ndata: {url: data/rgb}\n")
     texts = [f"{case.overrides} {case.commands}" for case in cases]
@@ -74,7 +74,7 @@ def prepare(folder: Path, cases: list[Case], *, fresh: bool) -> None:
 
 
 def record_all(cases: list[Case], folder: Path, out: Path, jobs: int, *, fresh: bool) -> list[str]:
-    """Record cases side by side, each in a process of its own; returns the names of those that failed."""
+    """Record cases in parallel, each in a separate process. Return the names of those that failed."""
     running: dict[int, str] = {}
     failed: list[str] = []
 
@@ -87,7 +87,7 @@ def record_all(cases: list[Case], folder: Path, out: Path, jobs: int, *, fresh: 
 
     for case in cases:
         if case.init:
-            wait(0)  # the run that it starts from
+            wait(0)  # waits for the run that it starts from
         child = os.fork()
         if not child:
             os._exit(_recorded(case, folder, out, fresh=fresh))
@@ -98,18 +98,18 @@ def record_all(cases: list[Case], folder: Path, out: Path, jobs: int, *, fresh: 
 
 
 def _recorded(case: Case, folder: Path, out: Path, *, fresh: bool) -> int:
-    """Record one case into its file; returns an exit code."""
+    """Record one case to its file. Return an exit code."""
     try:
         found = record(case, folder, fresh=fresh)
         (out / f"{case.name}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    except Exception as error:  # whatever it is, the other cases go on
+    except Exception as error:  # the other cases continue
         print(f"{case.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
 
 
 def compare(a: Path, b: Path, patterns: Iterable[str]) -> int:
-    """Print the differences of two folders of recordings; returns the number of cases in which numbers differ."""
+    """Print the differences between two folders of recordings. Return the number of cases in which numbers differ."""
     names = sorted({path.stem for folder in (a, b) for path in folder.glob("*.json")})
     names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     differ = 0
