@@ -16,13 +16,13 @@ pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 VERSIONS = sorted(path.name for path in (TESTS / "fixtures").iterdir())
-# Of keys that an automatic schedule fills in.
+# Values of keys that an automatic schedule fills in.
 FILLED_IN = ("growth", "optim", "train.batch_at", "train.micro_batch_at")
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def version(request, tmp_path_factory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """A version's folder, what it leads to now, and what it led to then."""
+    """Return the folder of a version, the present results for it, and the results recorded then."""
     original = TESTS / "fixtures" / request.param
     copy = tmp_path_factory.mktemp("old") / request.param
     shutil.copytree(original, copy)
@@ -32,8 +32,8 @@ def version(request, tmp_path_factory) -> tuple[Path, dict[str, Any], dict[str, 
     return original, json.loads(done.stdout), json.loads((original / "expected.json").read_text())
 
 
-def test_stopped_runs_end_as_they_would_have(version):
-    """To rounding, in float64; one of them was stopped in a fade, one had two processes."""
+def test_stopped_runs_continue_to_the_recorded_end(version):
+    """Compared in float64, up to rounding. One of the runs was stopped in a fade, and one had two processes."""
     _, found, expected = version
     assert found["runs"].keys() == expected["runs"].keys()
     for name, then in expected["runs"].items():
@@ -43,8 +43,8 @@ def test_stopped_runs_end_as_they_would_have(version):
         assert now == then
 
 
-def test_snapshots_give_the_same_pictures(version):
-    """The mean of each channel, which may be rounded otherwise in a few pixels."""
+def test_snapshots_give_the_same_images(version):
+    """Compares the mean of each channel, because a few pixels may be rounded differently."""
     _, found, expected = version
     assert found["pictures"].keys() == expected["pictures"].keys()
     for name, then in expected["pictures"].items():
@@ -60,13 +60,13 @@ def test_snapshots_have_the_same_metrics(version):
         assert {key: found["metrics"][name][key] for key in then} == pytest.approx(then, rel=1e-3), name
 
 
-def test_configurations_mean_the_same(version):
-    """Every key that the version had, with the value that it was given; and the same phases."""
+def test_configurations_have_the_same_values(version):
+    """Every key of that version has the value that it was given, and the phases are the same."""
     folder, found, expected = version
     assert found["plans"].keys() == expected["plans"].keys()
     for name, then in expected["plans"].items():
         given = yaml.safe_load((folder / f"{name}.yaml").read_text())
-        given, now = json.loads(json.dumps(given)), found["plans"][name]  # with texts for keys of tables
+        given, now = json.loads(json.dumps(given)), found["plans"][name]  # keys of tables become strings
         assert now["phases"] == then["phases"] != []
         for key, value in flat(given).items():
             assert flat(now["keys"]).get(key) == flat(then["keys"])[key], key

@@ -1,4 +1,5 @@
-"""Operators called past PyTorch's dispatcher: the same bits as through it, and whoever watches operators sees them."""
+"""Operators that are called without PyTorch's dispatcher give the same bits as with it, and tools that observe
+operators see them."""
 
 import contextlib
 from typing import Any
@@ -30,7 +31,7 @@ def inputs() -> list[torch.Tensor]:
 
 
 class Names(TorchDispatchMode):
-    """Collects what is called."""
+    """Collects the names of the operators that are called."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +53,7 @@ class Special(torch.Tensor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_both_ways_give_the_same_bits(monkeypatch, dtype, layout):
+def test_calls_with_and_without_the_dispatcher_are_identical(monkeypatch, dtype, layout):
     def everything():
         given = [t.to(dtype).requires_grad_(True) for t in inputs()]
         y = layer(given[0].contiguous(memory_format=layout), *given[1:])
@@ -73,7 +74,7 @@ def test_both_ways_give_the_same_bits(monkeypatch, dtype, layout):
         assert torch.equal(a, b)
 
 
-def test_ordinary_tensors_need_no_dispatcher():
+def test_ordinary_tensors_bypass_the_dispatcher():
     x = numbers(2, 3, 4, 4)
     with torch.inference_mode():
         inference = numbers(2, 3)
@@ -88,7 +89,7 @@ def test_ordinary_tensors_need_no_dispatcher():
     [Names, Silent, FakeTensorMode, lambda: FlopCounterMode(display=False), torch.profiler.profile],
     ids=["dispatch mode", "function mode", "fake tensors", "FLOP counter", "profiler"],
 )
-def test_watchers_are_noticed(watcher):
+def test_active_modes_are_detected(watcher):
     x = numbers(2, 3)
     assert not operators.watched([x])
     with watcher():
@@ -108,7 +109,7 @@ def test_watchers_are_noticed(watcher):
     ],
     ids=["subclass", "meta", "negated", "zero", "sparse", "fake"],
 )
-def test_special_tensors_are_noticed(x):
+def test_special_tensors_are_detected(x):
     assert operators.watched([numbers(2), x])
 
 
@@ -137,13 +138,13 @@ def test_flops_are_counted():
     assert counts == [forward + backward] * 2
 
 
-def test_a_profile_names_them():
+def test_a_profile_contains_the_operators():
     with torch.profiler.profile() as profile:
         layer(*inputs())
     assert "stylegan_pg::upfirdn2d" in {event.key for event in profile.key_averages()}
 
 
-def test_graphs_have_them():
+def test_graphs_contain_the_operators():
     graphs = []
 
     def backend(module, example):
@@ -156,12 +157,12 @@ def test_graphs_have_them():
         traced: Any = torch.jit.trace(layer, tuple(inputs()), check_trace=False)
         graphs.append(str(traced.graph).replace("::", "."))
         other = [t + 1 for t in inputs()]
-        assert torch.equal(traced(*other), layer(*other))  # which a result kept as a constant would not be
+        assert torch.equal(traced(*other), layer(*other))  # a result stored as a constant would differ here
     for graph in graphs:
         assert "stylegan_pg.upfirdn2d" in graph
 
 
-def test_negated_and_special_tensors_give_what_ordinary_ones_do():
+def test_negated_and_special_tensors_give_the_same_results():
     x, *rest = inputs()
     y = layer(-x, *rest)
     assert torch.equal(layer(torch.ops.aten._neg_view(x), *rest), y)
@@ -171,8 +172,8 @@ def test_negated_and_special_tensors_give_what_ordinary_ones_do():
 
 
 @pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.vjp], ids=["vmap", "vjp"])
-def test_functional_transforms_are_noticed(transform):
-    """PyTorch has them refuse operators with such a derivative; a result without one would be wrong."""
+def test_functional_transforms_are_detected(transform):
+    """PyTorch makes them reject operators with such a derivative. A result without one would be wrong."""
     noticed = []
 
     def function(x):

@@ -1,4 +1,5 @@
-"""The operations against numpy and scipy: values in every layout and precision, and derivatives of both orders."""
+"""The operations compared with numpy and scipy: values in every layout and precision, and first and second
+derivatives."""
 
 import math
 
@@ -16,19 +17,19 @@ TAPS = [[1, 1], [1, 2, 1], [1, 3, 3, 1], [1, 4, 6, 4, 1], [1, 5, 10, 10, 5, 1]]
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
-    """float64, standard normal."""
+    """Return float64 values from a standard normal distribution."""
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
 
 
 def four(padding) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom."""
+    """Return the padding as left, right, top, bottom."""
     if isinstance(padding, int):
         return padding, padding, padding, padding
     return padding if len(padding) == 4 else (padding[0], padding[0], padding[1], padding[1])
 
 
 def reference(x: np.ndarray, f: np.ndarray, up, down, padding, flip: bool, gain: float) -> np.ndarray:
-    """The definition of upfirdn2d, image by image: [N, C, H, W] -> [N, C, H', W']."""
+    """Compute upfirdn2d from its definition, image by image: [N, C, H, W] -> [N, C, H', W']."""
     (ux, uy), (dx, dy) = ((k, k) if isinstance(k, int) else k for k in (up, down))
     left, right, top, bottom = four(padding)
     n, c, h, w = x.shape
@@ -65,8 +66,8 @@ def agree(x: torch.Tensor, f: torch.Tensor, tolerance: float = 1e-12, **how) -> 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("down", FACTORS)
 @pytest.mark.parametrize("up", FACTORS)
-def test_upfirdn2d_is_its_definition(up, down, padding):
-    x, f = numbers(2, 3, 7, 6), numbers(3, 4, seed=1).float()  # no symmetry anywhere
+def test_upfirdn2d_agrees_with_its_definition(up, down, padding):
+    x, f = numbers(2, 3, 7, 6), numbers(3, 4, seed=1).float()  # without any symmetry
     for flip in (False, True):
         agree(x, f, up=up, down=down, padding=padding, flip_filter=flip, gain=0.5)
 
@@ -101,10 +102,10 @@ def test_upfirdn2d_in_lower_precision(dtype, tolerance):
         {"down": (1, 3), "padding": -1},
     ],
 )
-def test_upfirdn2d_has_derivatives_of_both_orders(how):
+def test_first_and_second_derivatives_of_upfirdn2d(how):
     x, f = numbers(1, 2, 4, 5).requires_grad_(True), numbers(2, 3, seed=1).float()
     assert gradcheck(lambda t: upfirdn2d(t, f, **how), [x])
-    # Of the square, since a linear operation has no second derivative to get wrong.
+    # Derivatives of the square: a linear operation has no second derivative.
     assert gradgradcheck(lambda t: upfirdn2d(t, f, **how).square(), [x], fast_mode=True)
 
 
@@ -128,8 +129,8 @@ def test_resampling_keeps_the_brightness_and_sets_the_size(taps):
 
 
 @pytest.mark.parametrize("taps", [[1, 1], [1, 3, 3, 1], [1, 5, 10, 10, 5, 1]])
-def test_resampling_leaves_everything_in_its_place(taps):
-    # Pixel i covers [i, i + 1]: a ramp stays the same ramp, read at the new pixels' centres.
+def test_resampling_does_not_shift_images(taps):
+    # Pixel i covers [i, i + 1]. A ramp must remain the same ramp, sampled at the centres of the new pixels.
     f = setup_filter(taps)
     x = (torch.arange(24) + 0.5).expand(1, 1, 24, 24)
     for image in (x, x.transpose(2, 3)):
@@ -138,7 +139,9 @@ def test_resampling_leaves_everything_in_its_place(taps):
             centres = (torch.arange(y.shape[axis]) + 0.5) * pixel
             inner = y.movedim(axis, 3)[0, 0, 4:-4, 4:-4]
             expected = centres[4:-4].expand_as(inner)
-            if pixel == 0.5 and len(taps) == 2:  # the box repeats pixels: its error is a quarter of an input pixel
+            if (
+                pixel == 0.5 and len(taps) == 2
+            ):  # the box filter repeats pixels, with an error of a quarter of an input pixel
                 assert (inner - expected).abs().max() == pytest.approx(0.25)
             else:
                 torch.testing.assert_close(inner, expected)
@@ -173,7 +176,7 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_bias_act_is_its_definition(act):
+def test_bias_act_agrees_with_its_definition(act):
     function, default_gain, _ = ACTIVATIONS[act]
     x = 2 * numbers(3, 4, 5, 6)
     for dim in (0, 1, 3):
@@ -199,10 +202,10 @@ def test_bias_act_defaults_and_precision():
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_bias_act_has_derivatives_of_both_orders(act):
+def test_first_and_second_derivatives_of_bias_act(act):
     x = numbers(2, 3, 4)
     if not ACTIVATIONS[act][2]:
-        x = x.sign() * (x.abs() + 0.3)  # the bias below does not reach the kink at 0
+        x = x.sign() * (x.abs() + 0.3)  # the bias below is too small to reach the kink at 0
     b = 0.1 * torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
     inputs = [x.requires_grad_(True), b.requires_grad_(True)]
 

@@ -1,4 +1,4 @@
-"""Processes whose parent was killed, and requests to stop that come before training has begun."""
+"""Processes whose parent was killed, and requests to stop that arrive before training has begun."""
 
 import errno
 import io
@@ -40,7 +40,8 @@ def gone(processes: list[psutil.Process]) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torchrun", "script"])
 def test_ranks_whose_launcher_was_killed(tiny_data, tmp_path, kind):
-    """They write a checkpoint and leave, with the processes that read ahead; the same command, at once, goes on."""
+    """The ranks write a checkpoint and exit, and so do their loader workers. The same command, started at once,
+    continues the run."""
     run = tmp_path / "run"
     common = {"growth__stable_kimg_at": "{16: 9}", "checkpoint__every_kimg": 50}
     args = harness.arguments(run, tiny_data, data__workers=1, **common)
@@ -67,8 +68,8 @@ def test_ranks_whose_launcher_was_killed(tiny_data, tmp_path, kind):
     harness.finish(harness.start([*args, f"train.total_kimg={nimg / 1000}"]))
 
 
-def test_a_rank_that_is_stuck_leaves_as_well(tmp_path):
-    """Its main thread waits in a call that never returns, and no handler of signals runs."""
+def test_a_hanging_rank_exits_as_well(tmp_path):
+    """Its main thread waits in a call that never returns, so no Python signal handler runs."""
     stuck = """
         import ctypes, os, sys
         from stylegan_pg.distributed import stopping
@@ -90,8 +91,9 @@ def test_a_rank_that_is_stuck_leaves_as_well(tmp_path):
     wait_until(lambda: gone([child]), 15, "the child to end")
 
 
-def test_a_signal_to_a_worker_is_none_to_its_parent():
-    """Processes that are forked before training begins share the parent's handlers, but not the pipe they write to."""
+def test_a_signal_to_a_worker_does_not_reach_its_parent():
+    """Processes that are forked before training begins inherit the parent's handlers, but must not write to its
+    pipe."""
     program = """
         import multiprocessing, time
         from stylegan_pg.distributed import stopping
@@ -132,8 +134,9 @@ def test_workers_whose_parent_was_killed(tmp_path):
     wait_until(lambda: gone(family), 15, f"{family} to end")
 
 
-def test_who_has_a_launcher(monkeypatch):
-    """A process that a shell has started under nohup may outlive it; torchrun's ranks have no use without it."""
+def test_which_processes_have_a_launcher(monkeypatch):
+    """A process that a shell started under nohup may outlive the shell. torchrun's ranks are of no use without
+    torchrun."""
     assert not launcher.is_launched(False, {})
     assert not launcher.is_launched(False, {"WORLD_SIZE": "1"})
     assert launcher.is_launched(False, {"WORLD_SIZE": "2"})
@@ -148,7 +151,7 @@ def test_who_has_a_launcher(monkeypatch):
 
 @pytest.mark.parametrize(("delay", "number"), [(0.4, signal.SIGTERM), (1.5, signal.SIGINT), (3.0, signal.SIGTERM)])
 def test_stopped_before_training_begins(tiny_data, tmp_path, delay, number):
-    """Most of all while libraries are imported."""
+    """Most of this time is spent on imports."""
     process = harness.start(harness.arguments(tmp_path / "run", tiny_data), fresh=True)
     time.sleep(delay)
     process.send_signal(number)
@@ -186,8 +189,8 @@ def test_too_few_file_descriptors(tiny_data, tmp_path):
         allow_open_files(10**10)
 
 
-def test_want_of_file_descriptors_is_no_bad_picture(monkeypatch):
-    """Which would be replaced by another one, the run over."""
+def test_too_few_file_descriptors_are_not_reported_as_a_bad_picture(monkeypatch):
+    """Otherwise it would be replaced by another picture during the whole run."""
     data = io.BytesIO()
     Image.new("RGB", (8, 8)).save(data, format="PNG")
 
@@ -201,7 +204,7 @@ def test_want_of_file_descriptors_is_no_bad_picture(monkeypatch):
             to_pixels(data.getvalue(), (8, 8), 3)
 
 
-def test_a_limit_that_may_be_raised_is_raised():
+def test_the_limit_of_file_descriptors_is_raised_where_allowed():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
     try:
@@ -212,7 +215,8 @@ def test_a_limit_that_may_be_raised_is_raised():
 
 
 def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
-    """Speeds come from a clock that nobody sets; `status` takes no time that has not come yet for a sign of life."""
+    """Speeds are measured with a monotonic clock, and `status` does not take a time in the future as a sign of
+    activity."""
     import torch
 
     reporter = loggers.RunLogger(tmp_path, 0, 1000, tensorboard=False, means=loggers.Means())
@@ -230,7 +234,7 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
 
 
 def test_a_demo_that_is_stopped_ends_its_training(tmp_path):
-    """The part that is running hears of it, and the demo ends after it, to be continued."""
+    """The running part receives the signal. The demo ends after it and can be continued."""
     part = tmp_path / "part.py"
     part.write_text(
         "import signal, sys, time\n"

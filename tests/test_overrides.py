@@ -1,5 +1,5 @@
-"""What a value means is what its key is for: overrides and files that YAML itself reads as something else, and files
-that somebody else has written."""
+"""The type of a key determines what its value means: overrides and files that YAML itself would read as something else,
+and files written by other people."""
 
 import os
 import subprocess
@@ -65,8 +65,8 @@ def refused(file: Path | None, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_text_stays_text(text, tmp_path):
-    """Where the key is for a text, on the command line as in files, and back from the file that a run writes."""
+def test_strings_remain_strings(text, tmp_path):
+    """Keys of type str accept these values on the command line, in files, and in the file that a run writes."""
     for key in ("run", "data.cache_dir", "init"):
         assert got(key, f"{key}={text}") == text
     config = load_config(None, [*NEEDED, f"run={text}", *([] if text[0] in "[{" else [f"metrics.names={text}"])])
@@ -81,13 +81,13 @@ def test_text_stays_text(text, tmp_path):
         assert got("run", file=file) == text
 
 
-def test_quotes_of_yaml_are_taken_off():
+def test_quotes_of_yaml_are_removed():
     assert got("run", "run='a: b # c'") == "a: b # c"
     assert got("run", 'run="a b"') == "a b"
     assert got("init", "init=") == ""
 
 
-def test_a_leading_tilde_is_the_home(tmp_path, monkeypatch):
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for key in ("run", "init", "data.url", "data.cache_dir"):
         assert got(key, f"{key}=~/x") == "/home/me/x"
@@ -98,13 +98,13 @@ def test_a_leading_tilde_is_the_home(tmp_path, monkeypatch):
     assert got("metrics.weights", "metrics.weights=~/a.pth") == ["/home/me/a.pth"]
     assert got("metrics.weights", "metrics.weights=[~/a.pth, b]") == ["/home/me/a.pth", "b"]
     assert got("data.mixture", "data.url=", "data.mixture={~/a: 1, b: 2}") == {"/home/me/a": 1, "b": 2}
-    assert got("metrics.best", "metrics.best=~/x") == "~/x"  # no path
+    assert got("metrics.best", "metrics.best=~/x") == "~/x"  # this key is not a path
     file = tmp_path / "c.yaml"
     file.write_text("run: ~/r\ndata: ~/d\ntrain: {total_kimg: 1}\n")
     assert (got("run", file=file), got("data.url", file=file)) == ("/home/me/r", "/home/me/d")
 
 
-def test_what_is_meant_is_accepted(tmp_path):
+def test_accepted_values(tmp_path):
     for text in ("{8:16}", "{8: 16}", "8:16", "{8: 16.0}", "{'8':16}"):
         assert got("train.batch_at", f"train.batch_at={text}") == {8: 16}
     assert got("train.batch_at", "train.batch_at={8:16, 16:8}") == {8: 16, 16: 8}
@@ -121,7 +121,7 @@ def test_what_is_meant_is_accepted(tmp_path):
     assert [t.name for t in got("loss.terms", "loss.terms=r2,drift")] == ["r2", "drift"]
     assert got("train.batch", "train.batch=1e3") == 1000
     assert got("train.batch", "train={batch:8}") == 8
-    assert got("seed", "seed=0012") == 12  # no octal numbers
+    assert got("seed", "seed=0012") == 12  # not read as an octal number
     assert got("data.mirror", "data.mirror=on") is True
     file = tmp_path / "c.yaml"
     file.write_text(
@@ -160,7 +160,7 @@ def test_what_is_meant_is_accepted(tmp_path):
         ("train.batch_at=" + "[" * 1000 + "]" * 1000, "nested deeper"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_told_in_our_words(override, words):
+def test_messages_for_wrong_values(override, words):
     message = refused(None, override)
     assert words in message
 
@@ -197,7 +197,7 @@ NESTED = "".join(f"x{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for 
         ("", "run is not set"),
     ],
 )
-def test_what_is_no_configuration(text, words, tmp_path):
+def test_files_that_are_not_configurations(text, words, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=words) as error:
@@ -227,7 +227,7 @@ def test_merging_tables_in_a_file(tmp_path):
     assert got("optim.lr_at", file=file) == {8: 1, 16: 2}
 
 
-def test_a_folder_is_a_run_if_it_holds_its_configuration(tmp_path, monkeypatch):
+def test_a_folder_with_a_configuration_is_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "moved").mkdir()
     assert "this folder holds no config.yaml" in refused(tmp_path / "moved")
@@ -246,7 +246,7 @@ def test_a_folder_is_a_run_if_it_holds_its_configuration(tmp_path, monkeypatch):
 
 
 def test_paths_of_the_command_line(tmp_path):
-    """`~` as an argument and as an option's value, where the shell does not see it."""
+    """`~` as an argument and as the value of an option, where the shell does not expand it."""
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "c.yaml").write_text(BASE.replace("run: r", "run: ~/r"))
     env = harness.environment() | {"HOME": str(tmp_path / "home")}
@@ -267,7 +267,7 @@ def test_paths_of_the_command_line(tmp_path):
 
 
 @pytest.mark.distributed
-def test_a_runs_folder_is_continued_wherever_it_lies(tmp_path):
+def test_a_run_folder_can_be_continued_from_anywhere(tmp_path):
     run = tmp_path / "first"
     harness.finish(harness.start(points(run)))
     (tmp_path / "elsewhere").mkdir()
@@ -280,6 +280,6 @@ def test_a_runs_folder_is_continued_wherever_it_lies(tmp_path):
     assert load_config(tmp_path / "moved").train.total_kimg == 0.128
 
 
-def test_keys_without_a_configuration_before_them():
+def test_keys_without_a_configuration():
     with pytest.raises(UsageError, match=r"no configuration 'run=x' \(a configuration comes first, then keys\)"):
         load_config("run=x", ["data.url=y"])

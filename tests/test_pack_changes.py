@@ -1,4 +1,5 @@
-"""Packing while SOURCE changes: it goes away, loses pictures, has some rewritten; at most a part is packed."""
+"""Packing while SOURCE changes: it becomes unavailable, loses pictures, or pictures are rewritten. Parts that changed
+are packed again."""
 
 import errno
 import json
@@ -26,7 +27,7 @@ def source(tmp_path) -> Path:
 
 
 def before_picture(monkeypatch, number: int, act) -> None:
-    """Have `act` done just before the picture of that number is read."""
+    """Call `act` just before the picture of this number is read."""
     seen = []
 
     def acting(picture, recipe):
@@ -39,7 +40,7 @@ def before_picture(monkeypatch, number: int, act) -> None:
 
 
 def rewrite(path: Path, seed: int) -> None:
-    """Another picture of the same number of bytes, and with the old times put back."""
+    """Replace a picture by another one of the same number of bytes, with the old times."""
     there, size = path.stat(), path.stat().st_size
     data = encoded(noise(seed))
     assert len(data) <= size + 200
@@ -49,7 +50,7 @@ def rewrite(path: Path, seed: int) -> None:
 
 
 def same_size(source: Path) -> dict[Path, int]:
-    """Pad all pictures to one size, at which they can be rewritten."""
+    """Pad all pictures to the same number of bytes, so that they can be rewritten."""
     for path in source.rglob("*.png"):
         path.write_bytes(path.read_bytes().ljust(1200, b"\0"))
     return {path: path.stat().st_size for path in source.rglob("*.png")}
@@ -59,12 +60,12 @@ def same_size(source: Path) -> dict[Path, int]:
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder"])
-def test_a_source_that_goes_away_ends_packing_which_then_continues(tmp_path, source, monkeypatch, left):
+def test_packing_stops_when_its_source_disappears_and_continues_later(tmp_path, source, monkeypatch, left):
     whole = packed(source, tmp_path / "whole", **SMALL)
 
     def unmount():
         source.rename(tmp_path / "away")
-        if left != "nothing":  # as the mount point of a disk
+        if left != "nothing":  # like the mount point of a disk
             (source / "cat").mkdir(parents=True)
             (source / "dog").mkdir()
 
@@ -85,7 +86,7 @@ def test_a_source_that_goes_away_ends_packing_which_then_continues(tmp_path, sou
 @pytest.mark.parametrize(
     "number", [errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN]
 )
-def test_faults_that_may_pass_end_packing(tmp_path, source, monkeypatch, number):
+def test_transient_faults_stop_packing(tmp_path, source, monkeypatch, number):
     def fail(self):
         raise OSError(number, os.strerror(number), self.container)
 
@@ -96,7 +97,7 @@ def test_faults_that_may_pass_end_packing(tmp_path, source, monkeypatch, number)
     assert packed(source, tmp_path / "out", **SMALL).count == 12
 
 
-def test_a_folder_that_cannot_be_listed_just_now(tmp_path, source, monkeypatch):
+def test_a_folder_that_temporarily_cannot_be_listed(tmp_path, source, monkeypatch):
     real = os.scandir
 
     def fail(path):
@@ -109,7 +110,7 @@ def test_a_folder_that_cannot_be_listed_just_now(tmp_path, source, monkeypatch):
         packed(source, tmp_path / "out")
 
 
-def test_an_archive_that_goes_away(tmp_path, monkeypatch):
+def test_an_archive_that_disappears(tmp_path, monkeypatch):
     members = {f"{i:02d}.png": encoded(noise(i)) for i in range(12)}
     for archive in (tar_of(tmp_path / "a.tar", members), zip_of(tmp_path / "a.zip", members)):
         out, content = tmp_path / f"out{archive.suffix}", archive.read_bytes()
@@ -127,7 +128,7 @@ def test_an_archive_that_goes_away(tmp_path, monkeypatch):
         assert packed(archive, out, **SMALL).count == 12
 
 
-def test_a_picture_that_is_gone_is_told_from_a_damaged_one(tmp_path, source, monkeypatch):
+def test_missing_and_damaged_pictures_are_distinguished(tmp_path, source, monkeypatch):
     (source / "dog" / "00.png").write_bytes(b"?")
     before_picture(monkeypatch, 4, (source / "dog" / "06.png").unlink)
     report = packed(source, tmp_path / "out", **SMALL)
@@ -136,7 +137,7 @@ def test_a_picture_that_is_gone_is_told_from_a_damaged_one(tmp_path, source, mon
     assert "1 pictures were gone from their folders when their turn came: dog/06.png" in report.summary()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["gone"] == ["dog/06.png"]
     monkeypatch.undo()
-    again = packed(source, tmp_path / "out", **SMALL)  # although one picture fewer is listed
+    again = packed(source, tmp_path / "out", **SMALL)  # although the source has one picture less
     assert (again.was_complete, again.gone) == (True, ("dog/06.png",))
     noise(6).save(source / "dog" / "06.png")
     back = packed(source, tmp_path / "out", **SMALL)
@@ -144,7 +145,7 @@ def test_a_picture_that_is_gone_is_told_from_a_damaged_one(tmp_path, source, mon
     assert back.identity == packed(source, tmp_path / "whole", **SMALL).identity
 
 
-def test_links_to_a_disk_that_is_away_from_the_command_line(tmp_path, source):
+def test_links_to_an_unmounted_disk_on_the_command_line(tmp_path, source):
     folder_of(tmp_path / "disk", ["x.png"])
     (source / "dog" / "link.png").symlink_to(tmp_path / "disk" / "x.png")
     (tmp_path / "disk").rename(tmp_path / "away")
@@ -159,8 +160,8 @@ def test_links_to_a_disk_that_is_away_from_the_command_line(tmp_path, source):
     assert (report.count, report.was_complete) == (13, False)
 
 
-def test_a_picture_that_is_being_written_meanwhile(tmp_path, source, monkeypatch):
-    """What is there when its turn comes is packed, and is not taken for a change afterwards."""
+def test_a_picture_that_is_written_during_packing(tmp_path, source, monkeypatch):
+    """The content at the time of reading is packed, and is not considered changed afterwards."""
     path = source / "dog" / "06.png"
     before_picture(monkeypatch, 4, lambda: path.write_bytes(encoded(noise(77, 40))))
     report = packed(source, tmp_path / "out", **SMALL)
@@ -173,7 +174,7 @@ def test_a_picture_that_is_being_written_meanwhile(tmp_path, source, monkeypatch
 # --- what is rewritten ------------------------------------------------------------------------------------------------
 
 
-def test_pictures_rewritten_at_their_size_are_packed_again(tmp_path, source):
+def test_pictures_rewritten_with_the_same_size_are_packed_again(tmp_path, source):
     same_size(source)
     out = tmp_path / "out"
     first = packed(source, out, **SMALL)
@@ -203,8 +204,8 @@ def test_pictures_rewritten_before_a_packing_continues(tmp_path, source, monkeyp
     with pytest.raises(KeyboardInterrupt):
         packed(source, out, **SMALL)
     monkeypatch.undo()
-    rewrite(source / "cat" / "01.png", 98)  # packed already
-    rewrite(source / "dog" / "10.png", 99)  # still to come
+    rewrite(source / "cat" / "01.png", 98)  # already packed
+    rewrite(source / "dog" / "10.png", 99)  # not packed yet
     report = packed(source, out, **SMALL)
     assert report.repacked == ("cat/01.png",)
     packed(source, tmp_path / "whole", **SMALL)
@@ -235,7 +236,7 @@ def test_repacking_that_is_interrupted_continues(tmp_path, source, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip", "damaged"])
-def test_members_rewritten_in_archives_and_damaged_pictures_mended(tmp_path, kind):
+def test_rewritten_members_of_archives_and_repaired_pictures(tmp_path, kind):
     members = {f"{i:02d}.png": encoded(noise(i)).ljust(1200, b"\0") for i in range(8)}
     if kind == "damaged":
         members["03.png"] = bytes(1200)
@@ -249,7 +250,7 @@ def test_members_rewritten_in_archives_and_damaged_pictures_mended(tmp_path, kin
     assert report.identity == packed(archive, tmp_path / "whole", **SMALL).identity
 
 
-def test_other_times_of_the_same_content_change_nothing(tmp_path, source):
+def test_changed_times_of_the_same_content_change_nothing(tmp_path, source):
     out = tmp_path / "out"
     packed(source, out, **SMALL)
     shutil.copytree(source, tmp_path / "copy")
@@ -280,7 +281,7 @@ def test_datasets_of_older_versions_are_recognised(tmp_path, source):
         packed(source, out, **SMALL)
 
 
-def test_an_interrupted_packing_of_an_older_version_begins_anew(tmp_path, source):
+def test_an_interrupted_packing_of_an_older_version_starts_again(tmp_path, source):
     books = tmp_path / "out" / ".pack"
     books.mkdir(parents=True)
     packed(source, tmp_path / "whole", **SMALL)
@@ -298,7 +299,7 @@ def test_an_interrupted_packing_of_an_older_version_begins_anew(tmp_path, source
 # --- a part -----------------------------------------------------------------------------------------------------------
 
 
-def test_max_images_takes_pictures_from_all_over(tmp_path, source):
+def test_max_images_takes_pictures_from_the_whole_source(tmp_path, source):
     command = ["pack", source, tmp_path / "out", "--resolution", "8", "--max-images", "4", "--workers", "0"]
     result = harness.command(*command, expected=0)
     assert "4 of 12 pictures were taken" in result.stdout

@@ -1,4 +1,4 @@
-"""Packing: pictures of every kind and shape in, and the pixels that a reader gets out."""
+"""Packing pictures of every kind and shape: the pixels that a reader of the dataset gets."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def swapped_profile() -> bytes:
-    """An RGB profile in which red and blue have changed places."""
+    """Return an RGB profile that swaps red and blue."""
     data = SRGB.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
     return data.replace("sRGB".encode("utf-16-be"), "qRGB".encode("utf-16-be"))
 
@@ -28,7 +28,8 @@ def paletted() -> bytes:
 
 
 def tiff_12_bits(value: int) -> bytes:
-    """8x8 grey TIFF of 12 bits a sample, all `value`; Pillow reads these but writes none."""
+    """Return an 8x8 grey TIFF with 12 bits per sample, all equal to `value`. Pillow can read these but not write
+    them."""
     strip = bytes([value >> 4, (value & 15) << 4 | value >> 8, value & 255]) * 32
     tags = {256: 8, 257: 8, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: len(strip)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in tags.items())
@@ -82,7 +83,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, format):
     upright = noise(0, 8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    # Stored is what the camera saw: the inverse of what the tag asks for.
+    # The stored picture is the inverse of the transformation that the tag requests.
     ways = Image.Transpose
     inverse = {2: ways.FLIP_LEFT_RIGHT, 3: ways.ROTATE_180, 4: ways.FLIP_TOP_BOTTOM, 5: ways.TRANSPOSE}
     inverse |= {6: ways.ROTATE_90, 7: ways.TRANSVERSE, 8: ways.ROTATE_270}
@@ -92,14 +93,14 @@ def test_exif_orientation_is_applied(tmp_path, orientation, format):
     np.testing.assert_array_equal(image, np.asarray(upright).transpose(2, 0, 1))
 
 
-def test_sixteen_bits_are_rounded_and_never_clipped(tmp_path):
+def test_sixteen_bits_are_rounded_without_clipping(tmp_path):
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
     image = only_image(zip_of(tmp_path / "a.zip", {"a.png": encoded(Image.fromarray(values))}), tmp_path / "out")
     np.testing.assert_array_equal(image[0], np.round(values / 257))
 
 
 @pytest.mark.parametrize(("channels", "format"), [(1, "jpg"), (1, "webp"), (1, "png"), (4, "png"), (4, "webp")])
-def test_channels_and_formats(tmp_path, channels, format):
+def test_numbers_of_channels_and_formats(tmp_path, channels, format):
     source = np.full((64, 64, 4), (200, 100, 50, 255), np.uint8)
     source[:32, :, 3] = 128
     file = zip_of(tmp_path / "a.zip", {"a.png": encoded(Image.fromarray(source)), "b.png": encoded(noise(1, 64))})
@@ -111,7 +112,7 @@ def test_channels_and_formats(tmp_path, channels, format):
     assert np.abs(table.image(0)[:, -1, -1].astype(int) - expected).max() <= 3
     if channels == 4:
         assert abs(int(table.image(0)[3, 0, 0]) - 128) <= 1
-        assert (table.image(1)[3] == 255).all()  # an opaque alpha is added
+        assert (table.image(1)[3] == 255).all()  # an opaque alpha channel is added
 
 
 def test_non_square_pictures(tmp_path):
@@ -127,12 +128,12 @@ def test_non_square_pictures(tmp_path):
 
 
 def box_mean(top: np.ndarray, factor: int) -> np.ndarray:
-    """[H, W, C] -> float64 means of factor x factor."""
+    """Return means of factor x factor pixels: [H, W, C] -> float64."""
     h, w, c = top.shape
     return top.astype(np.float64).reshape(h // factor, factor, w // factor, factor, c).mean((1, 3))
 
 
-# Sources of several sizes; (left, top, right, bottom) is what a centred crop to 4 rows by 6 columns leaves of them.
+# Sources of several sizes. (left, top, right, bottom) is their centred crop to a shape of 4 rows by 6 columns.
 SHAPES = {
     "fits": ((48, 32), (0, 0, 48, 32)),
     "large": ((96, 64), (0, 0, 96, 64)),
@@ -145,7 +146,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_pictures_of_any_shape_on_a_base_of_four_by_six(tmp_path, channels, mode):
-    """Against Pillow alone: convert, crop, one box-filtered resize, and means of that."""
+    """Compared with Pillow: convert, crop, resize once with a box filter, and average."""
     dice = np.random.default_rng(2)
     pictures = {}
     for name, (size, _) in SHAPES.items():
@@ -169,7 +170,7 @@ def test_pictures_of_any_shape_on_a_base_of_four_by_six(tmp_path, channels, mode
             assert (height, width) == (resolution, resolution * 6 // 4)
             if channels < 4:
                 level = np.floor(box_mean(expected, 32 // resolution) + 0.5)
-            else:  # the mean of what is seen: premultiplied by alpha
+            else:  # means are premultiplied by alpha
                 alpha = expected[:, :, 3:] / 255
                 opaque = box_mean(alpha, 32 // resolution)
                 colours = box_mean(expected[:, :, :3] * alpha, 32 // resolution) / opaque
@@ -179,7 +180,7 @@ def test_pictures_of_any_shape_on_a_base_of_four_by_six(tmp_path, channels, mode
 
 def test_transparency_does_not_bleed_into_lower_levels(tmp_path):
     pixels = np.zeros((8, 8, 4), np.uint8)
-    pixels[:, :4] = (*RED, 255)  # left of it, black that nobody sees
+    pixels[:, :4] = (*RED, 255)  # to the left, invisible black
     pixels[0, 7] = (0, 200, 0, 1)
     file = zip_of(tmp_path / "a.zip", {"a.png": encoded(Image.fromarray(pixels[:, [0, 4, 1, 5, 2, 6, 3, 7]]))})
     half = only_image(file, tmp_path / "out", 4, channels=4, format="png")  # resized by Pillow
@@ -194,7 +195,7 @@ def test_transparency_does_not_bleed_into_lower_levels(tmp_path):
     ("base", "size"), [("4x6", (16, 24)), ((6, 4), (24, 16)), ("5x3", (20, 12)), ("4x4", (16, 16))]
 )
 def test_padding_keeps_the_whole_picture(tmp_path, base, size):
-    """A picture of exactly the packed height or width is not resized but for the padding around it."""
+    """A picture of exactly the packed height or width is padded without being resized."""
     height, width = size
     for name, shape in {"low": (height // 2, width), "narrow": (height, width // 2), "full": size}.items():
         pixels = np.random.default_rng(1).integers(0, 250, (*shape, 4), dtype=np.uint8)
@@ -212,7 +213,7 @@ def test_padding_keeps_the_whole_picture(tmp_path, base, size):
             assert report.upscaled == 0
 
 
-def test_no_crop_takes_what_has_the_shape_to_the_pixel(tmp_path):
+def test_no_crop_accepts_shapes_that_are_exact_to_a_pixel(tmp_path):
     sizes = {"a": (24, 16), "b": (48, 32), "c": (25, 17), "d": (16, 24), "e": (30, 16)}  # 17 rows for 25.5 columns
     file = zip_of(tmp_path / "a.zip", {f"{k}.png": encoded(Image.new("RGB", v)) for k, v in sizes.items()})
     report = packed(file, tmp_path / "out", 16, base="4x6", crop="none")
@@ -255,7 +256,7 @@ def test_means_of_many_white_pixels_do_not_overflow(tmp_path):
     assert all((index.table(resolution).image(0) == 255).all() for resolution in index.resolutions)
 
 
-def test_only_the_asked_for_levels(tmp_path):
+def test_selected_levels_only(tmp_path):
     packed(folder_of(tmp_path / "in", ["a.png"]), tmp_path / "out", 16, lowest=8)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "index.json", "pictures.json", "r0008", "r0016", "report.json", "sources.json",

@@ -1,4 +1,4 @@
-"""Packing again, interrupted at any moment, in parallel: always the same bytes."""
+"""Packing again, packing interrupted at any time, and packing in parallel all give the same bytes."""
 
 import os
 import resource
@@ -16,11 +16,11 @@ from stylegan_pg.data.pack import shard_writer
 from stylegan_pg.errors import RunError, UsageError
 
 
-def test_a_complete_dataset_is_left_alone_and_never_mixed(tmp_path):
+def test_a_complete_dataset_is_neither_changed_nor_mixed(tmp_path):
     source, out = folder_of(tmp_path / "in", ["x/a.png", "y/b.png"]), tmp_path / "out"
     first = packed(source, out)
     before = files_of(out)
-    (out / ".pack").mkdir()  # as after a kill in the last moment
+    (out / ".pack").mkdir()  # as after a kill at the end
     again = packed(source, out)
     assert files_of(out) == before
     assert not (out / ".pack").exists()
@@ -61,7 +61,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 30) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """A source of 120 pictures, two of them damaged, and an uninterrupted packing of it."""
+    """Return a source of 120 pictures, two of them damaged, and an uninterrupted packing of it."""
     folder = tmp_path_factory.mktemp("many")
     source = folder_of(folder / "in", [f"{i // 60}/{i:03d}.png" for i in range(120)], 96)
     for name in ("0/030.png", "1/119.png"):
@@ -74,7 +74,7 @@ def many(tmp_path_factory):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("workers", "targets"), [(0, (1, 3, 6)), (2, (2,))])
-def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path, many, workers, targets):
+def test_packing_killed_at_any_time_continues_to_the_same_bytes(tmp_path, many, workers, targets):
     source, whole = many
     out = tmp_path / "out"
 
@@ -84,7 +84,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path, many, wor
     for target in targets:
         process = start_pack(source, out, workers, start_new_session=True)
         wait_for(lambda target=target: committed() >= target, process)
-        os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice
+        os.kill(process.pid, signal.SIGKILL)  # only the parent: its workers must notice
         process.wait()
         assert not (out / "index.json").exists()
         with pytest.raises(UsageError, match="packing was interrupted"):
@@ -102,7 +102,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path, many, wor
     assert len(report.unreadable) == 2
 
 
-def test_damaged_books_of_an_interrupted_run_are_named(tmp_path, many):
+def test_damaged_records_of_an_interrupted_packing_are_named(tmp_path, many):
     (tmp_path / "out" / ".pack").mkdir(parents=True)
     (tmp_path / "out" / ".pack" / "plan.json").write_text('{"source": ')
     with pytest.raises(UsageError, match=r"plan\.json is damaged: remove .*out and pack again"):
@@ -110,7 +110,7 @@ def test_damaged_books_of_an_interrupted_run_are_named(tmp_path, many):
 
 
 @pytest.mark.parametrize("name", ["index.json", "report.json", "pictures.json"])
-def test_damaged_books_of_a_complete_dataset_are_named(tmp_path, name):
+def test_damaged_records_of_a_complete_dataset_are_named(tmp_path, name):
     source, out = folder_of(tmp_path / "in", ["a.png", "b.png"]), tmp_path / "out"
     packed(source, out)
     for content in (
@@ -133,7 +133,7 @@ def test_damaged_books_of_a_complete_dataset_are_named(tmp_path, name):
 
 
 def group_lives(group: int) -> bool:
-    """Whether a process group still has members that are not zombies."""
+    """Return whether a process group still has members that are not zombies."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _parent, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
@@ -145,19 +145,19 @@ def group_lives(group: int) -> bool:
 
 
 @pytest.mark.distributed
-def test_ctrl_c_leaves_no_temporary_files_and_a_second_packing_is_kept_out(tmp_path, many):
+def test_ctrl_c_leaves_no_temporary_files_and_a_second_packing_is_rejected(tmp_path, many):
     source, whole = many
     out = tmp_path / "out"
 
-    def heed():  # what is started in the background of a script ignores it, and so do its children
+    def heed():  # background processes of a script ignore SIGINT, and so do their children
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     process = start_pack(source, out, 2, start_new_session=True, preexec_fn=heed)
     wait_for(lambda: (out / ".pack" / "00000.json").exists(), process)
-    os.killpg(process.pid, signal.SIGSTOP)  # or it may be done before we are
+    os.killpg(process.pid, signal.SIGSTOP)  # otherwise it may be finished already
     with pytest.raises(UsageError, match="being written by another"):
         packed(source, out, 64, shard_size="60kB")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers, too
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal, also to the workers
     os.killpg(process.pid, signal.SIGCONT)
     _, errors = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in errors
@@ -169,11 +169,11 @@ def test_ctrl_c_leaves_no_temporary_files_and_a_second_packing_is_kept_out(tmp_p
     assert files_of(out) == files_of(whole)
 
 
-def test_a_full_disk_is_named_and_packing_continues_afterwards(tmp_path, many):
+def test_a_full_disk_is_reported_and_packing_continues_later(tmp_path, many):
     source, whole = many
     out = tmp_path / "out"
 
-    def limit():  # a file that may not grow stands for a disk that is full
+    def limit():  # a limit of the file size stands in for a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
     process = start_pack(source, out, 0, preexec_fn=limit)
@@ -187,7 +187,7 @@ def test_a_full_disk_is_named_and_packing_continues_afterwards(tmp_path, many):
     assert files_of(out) == files_of(whole)
 
 
-def test_a_failing_source_stops_packing_instead_of_thinning_it_out(tmp_path, monkeypatch):
+def test_a_failing_source_stops_packing_instead_of_losing_pictures(tmp_path, monkeypatch):
     source = folder_of(tmp_path / "in", ["a.png", "b.png"])
     real = open
 
@@ -203,7 +203,7 @@ def test_a_failing_source_stops_packing_instead_of_thinning_it_out(tmp_path, mon
     assert packed(source, tmp_path / "out").count == 2
 
 
-def test_a_group_whose_shard_was_lost_is_made_again(tmp_path, many, monkeypatch):
+def test_a_lost_shard_is_packed_again(tmp_path, many, monkeypatch):
     source, whole = many
     out = tmp_path / "out"
     made = shard_writer.Group.commit

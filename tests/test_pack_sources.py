@@ -1,4 +1,4 @@
-"""Packing: folders, archives and labels of every form, whole and damaged, and options that make no sense."""
+"""Packing folders, archives and labels of every form, intact and damaged, and with options that make no sense."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_folder_zip_and_tars_of_the_same_pictures_are_the_same_data(tmp_path):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_zips_of_the_public_tools(tmp_path, labelled):
+def test_zips_of_published_tools(tmp_path, labelled):
     names = [f"{i // 2:05d}/img{i:08d}.png" for i in range(4)]
     labels = [[name, 3 - i % 2] for i, name in enumerate(names)] if labelled else None
     members = {name: encoded(noise(i)) for i, name in enumerate(names)}
@@ -71,7 +71,7 @@ def test_numbered_buckets_are_not_classes(tmp_path):
     assert labels_of(tmp_path / "out") == ((), [-1, -1])
 
 
-def test_webdataset_reads_what_is_packed_and_it_can_be_packed_again(tmp_path):
+def test_packed_shards_are_read_by_webdataset_and_can_be_packed_again(tmp_path):
     source = folder_of(tmp_path / "in", ["cat/1.png", "dog/1.png", "dog/2.png"], 64)
     packed(source, tmp_path / "out", 64, shard_size="10kB", format="webp")
     tars = sorted(str(path) for path in (tmp_path / "out" / "r0064").glob("*.tar"))
@@ -120,9 +120,9 @@ def test_label_files_in_every_form(tmp_path):
     assert labels_of(tmp_path / "out" / "no") == ((), [-1] * 3)
 
 
-def test_numbered_class_folders_count_in_their_order(tmp_path):
+def test_numbered_class_folders_are_sorted_by_number(tmp_path):
     packed(folder_of(tmp_path / "in", ["1/a.png", "2/a.png", "10/a.png"]), tmp_path / "out")
-    assert labels_of(tmp_path / "out") == (("1", "2", "10"), [0, 2, 1])  # sample order is path order: 1, 10, 2
+    assert labels_of(tmp_path / "out") == (("1", "2", "10"), [0, 2, 1])  # samples are in the order of paths: 1, 10, 2
 
 
 def test_cls_members_may_be_names(tmp_path):
@@ -157,7 +157,7 @@ def test_cls_members_may_be_names(tmp_path):
         ("l.csv", "a.png,0,7\nb.png,1", "not path,label, the first: a.png,0,7"),
     ],
 )
-def test_wrong_labels_are_refused(tmp_path, name, text, message):
+def test_wrong_labels_are_rejected(tmp_path, name, text, message):
     source = folder_of(tmp_path / "in", ["a.png", "b.png"])
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
@@ -165,7 +165,7 @@ def test_wrong_labels_are_refused(tmp_path, name, text, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_labels_within_source_are_refused(tmp_path):
+def test_wrong_labels_within_source_are_rejected(tmp_path):
     pictures = {"a.png": encoded(noise(0)), "b.png": encoded(noise(1))}
     with pytest.raises(UsageError, match=r"SOURCE with its .cls files gives no label to 1 of 2"):
         packed(tar_of(tmp_path / "a.tar", {**pictures, "a.cls": b"1"}), tmp_path / "out")
@@ -181,7 +181,7 @@ def test_wrong_labels_within_source_are_refused(tmp_path):
 # --- Damaged and missing input ----------------------------------------------------------------------------------------
 
 
-def test_damaged_pictures_are_left_out_with_their_reasons(tmp_path):
+def test_damaged_pictures_are_skipped_with_their_reasons(tmp_path):
     source = folder_of(tmp_path / "in", ["good.png", "later.png"], 64)
     jpeg, png = encoded(noise(5, 64), "JPEG"), encoded(noise(6, 64))
     damaged = {
@@ -211,7 +211,7 @@ def test_damaged_pictures_are_left_out_with_their_reasons(tmp_path):
     assert "8 pictures were left out" in report.summary()
 
 
-def test_a_damaged_zip_member_is_left_out(tmp_path):
+def test_a_damaged_zip_member_is_skipped(tmp_path):
     data = encoded(noise(0))
     path = zip_of(tmp_path / "a.zip", {"a.png": data, "b.png": encoded(noise(1))})
     content = bytearray(path.read_bytes())
@@ -271,7 +271,7 @@ def test_sources_that_cannot_be_used(tmp_path):
         ({"workers": -1}, "workers = -1"),
     ],
 )
-def test_wrong_options_are_refused(tmp_path, options, message):
+def test_wrong_options_are_rejected(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         packed(folder_of(tmp_path / "in", ["a.png"]), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

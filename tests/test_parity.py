@@ -1,4 +1,4 @@
-"""The networks against what the original implementations computed (../shared/parity)."""
+"""The networks compared with the results of the original implementations (../shared/parity)."""
 
 import json
 

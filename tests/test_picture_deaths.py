@@ -1,5 +1,5 @@
-"""Pictures that end the process that decodes them, or do not fit its memory, are named; once, and not as bad ones where
-it may pass."""
+"""Pictures that crash the process that decodes them, or need too much memory, are named once. They do not count as bad
+pictures where the fault may be temporary."""
 
 import io
 import os
@@ -50,8 +50,9 @@ def pack_command(
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_pictures_that_end_a_worker_are_named(tmp_path):
-    """A crash makes a picture unreadable; a kill may pass, and ends the packing, to be continued."""
+def test_pictures_that_crash_a_worker_are_named(tmp_path):
+    """After a crash, the picture counts as unreadable. A kill may be temporary: it stops the packing, which can be
+    continued."""
     (tmp_path / "patch").mkdir()
     (tmp_path / "patch" / "sitecustomize.py").write_text(CRASHING)
     path = os.pathsep.join([str(tmp_path / "patch"), *sys.path])
@@ -76,7 +77,7 @@ def test_pictures_that_end_a_worker_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_picture_without_the_memory_for_it_is_named_once(tmp_path):
+def test_a_picture_that_needs_too_much_memory_is_named_once(tmp_path):
     source = folder_of(tmp_path / "in", ["a.png"], size=64)
     (source / "b.png").write_bytes(png(9000, 9000, pixels=zeros((9000 * 3 + 1) * 9000)))
     result = pack_command(source, tmp_path / "out", 0, memory=450 << 20)
@@ -86,8 +87,8 @@ def test_a_picture_without_the_memory_for_it_is_named_once(tmp_path):
     assert pack_command(source, tmp_path / "out", 0).returncode == 0
 
 
-def test_training_names_the_sample_that_ends_a_worker(tmp_path, monkeypatch):
-    """Foreign tars, read by processes: the fault says which sample it was."""
+def test_training_names_the_sample_that_crashes_a_worker(tmp_path, monkeypatch):
+    """With tars of other programs that are read by processes, the message names the sample."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i in range(8):
             data = ends_by(11) if i == 5 else encoded(noise(i, 8))
@@ -95,7 +96,7 @@ def test_training_names_the_sample_that_ends_a_worker(tmp_path, monkeypatch):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     index = load_index(str(tmp_path / "a.tar"))
-    monkeypatch.setattr(Image, "open", Image.open)  # so that it is put back
+    monkeypatch.setattr(Image, "open", Image.open)  # so that monkeypatch restores it
     exec(CRASHING, {})
     found = list(batches(index.table(8), index.order(0), start=0, end=64, batch=8, share=range(8), workers=2))
     shard = "/".join((tmp_path / "a.tar").parts[-2:])

@@ -1,5 +1,5 @@
-"""What small files could cost: headers are looked at before anything is decoded, and what is too much, no picture, or
-fatal to the process that reads it is named, once."""
+"""Small files that are expensive to decode: headers are checked before decoding. Files that are too large, that are not
+pictures, or that crash the decoding process are named once."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], pixels: bytes = b
 
 
 def zeros(count: int) -> bytes:
-    """So many zero bytes, compressed."""
+    """Return this many zero bytes, compressed."""
     packer, piece = zlib.compressobj(9), bytes(1 << 20)
     return (
         b"".join(packer.compress(piece) for _ in range(count >> 20))
@@ -50,7 +50,7 @@ def jpeg_of_scans(count: int) -> bytes:
 
 
 def jpeg_with_exif() -> bytes:
-    """Whose directory names the same bytes again and again."""
+    """Return a JPEG whose EXIF directory refers to the same bytes many times."""
     entries = b"".join(struct.pack(">HHII", 0x9000 + i, 7, 60_000, 8) for i in range(4000))
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 4000) + entries
     data = encoded(Image.new("RGB", (8, 8)), "JPEG")
@@ -79,7 +79,7 @@ RUNS = struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54 + 1024, 40, 9000, 9000, 1, 8,
 
 
 def progressive_inks() -> bytes:
-    """A progressive CMYK JPEG whose header says 12,000 x 12,000."""
+    """Return a progressive CMYK JPEG whose header says 12,000 x 12,000."""
     data = bytearray(encoded(Image.new("CMYK", (64, 64)), "JPEG", progressive=True))
     at = data.index(b"\xff\xc2") + 5
     data[at : at + 4] = struct.pack(">HH", 12_000, 12_000)
@@ -111,7 +111,7 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_small_files_of_large_cost_are_named_in_no_time(tmp_path, name):
+def test_small_files_that_are_expensive_to_decode_are_named_quickly(tmp_path, name):
     make, message = HEAVY[name]
     data = make()
     source = zip_of(tmp_path / "a.zip", {name: data, "b.png": encoded(noise(0))})
@@ -126,7 +126,7 @@ def test_small_files_of_large_cost_are_named_in_no_time(tmp_path, name):
         assert report.count == 2
 
 
-def test_the_limit_is_an_option_that_names_itself(tmp_path):
+def test_the_message_names_the_option_of_the_limit(tmp_path):
     pictures = {
         "large.png": encoded(noise(0, 64)),
         "small.png": encoded(noise(1, 16)),
@@ -139,8 +139,9 @@ def test_the_limit_is_an_option_that_names_itself(tmp_path):
     assert packed(source, tmp_path / "more", max_pixels=64 * 64).count == 3
 
 
-def test_large_jpegs_are_decoded_at_a_fraction_and_look_alike(tmp_path):
-    """Above the limit from which it is done, in both shapes; the same picture, scaled down, is whole."""
+def test_large_jpegs_are_decoded_at_a_reduced_size(tmp_path):
+    """In both shapes, above the limit from which this is done. The result is close to the whole picture, scaled
+    down."""
     small = noise(0, 6).resize((1000, 940), Image.Resampling.BICUBIC)
     large = small.resize((10_000, 9_400), Image.Resampling.BILINEAR)
     exif = Image.Exif()
@@ -154,7 +155,7 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_look_alike(tmp_path):
         assert np.abs(images[0].astype(int) - images[1]).mean() < 2
 
 
-def test_what_padding_would_make_huge_is_resized_first(tmp_path):
+def test_pictures_that_padding_would_make_huge_are_resized_first(tmp_path):
     wide = Image.new("RGB", (12_000, 1200), (10, 200, 30))
     image = only_image(
         zip_of(tmp_path / "a.zip", {"a.png": encoded(wide)}), tmp_path / "out", 64, crop="pad", format="png"
@@ -188,7 +189,7 @@ OTHERS = {
 
 
 def test_only_raster_formats_are_opened_and_others_are_named(tmp_path, monkeypatch):
-    """By content, whatever the name; a Ghostscript in the path would leave a mark."""
+    """Formats are determined by content and not by name. A Ghostscript in the path would leave a mark."""
     mark = tmp_path / "mark"
     for name in ("gs", "gswin32c"):
         program = tmp_path / "bin" / name
@@ -201,7 +202,7 @@ def test_only_raster_formats_are_opened_and_others_are_named(tmp_path, monkeypat
         "named.tif": encoded(noise(1), "BMP"),
     }
     report = packed(zip_of(tmp_path / "a.zip", files), tmp_path / "out")
-    assert report.count == 2  # the BMP among them
+    assert report.count == 2  # one of them is the BMP
     found = dict(report.unreadable)
     assert found.keys() == OTHERS.keys()
     for name, (data, message) in OTHERS.items():
@@ -211,7 +212,7 @@ def test_only_raster_formats_are_opened_and_others_are_named(tmp_path, monkeypat
     assert not mark.exists()
 
 
-def test_first_frames_and_damaged_profiles_are_told(tmp_path):
+def test_multiple_frames_and_damaged_profiles_are_reported(tmp_path):
     frames = [Image.new("RGB", (8, 8), (50 * i, 9, 9)) for i in range(3)]
     files = {"a.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])}
     files |= {"b.tif": encoded(frames[1], "TIFF", save_all=True, append_images=frames)}

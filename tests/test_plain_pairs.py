@@ -69,7 +69,7 @@ def trained(engine: Engine, steps: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.distributed
-def test_a_killed_run_goes_on_bit_for_bit(tiny_data, tmp_path):
+def test_a_killed_run_continues_bit_for_bit(tiny_data, tmp_path):
     whole, killed, kind = tmp_path / "whole", tmp_path / "killed", "batch"
     harness.finish(started(program(kind, whole, tiny_data)))
     process = started(program(kind, killed, tiny_data), start_new_session=True)
@@ -88,8 +88,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny_data, tmp_path):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["batch", "spectral"])
-def test_two_ranks_are_one(tiny_data, tmp_path, kind):
-    """In float64, with running statistics that follow from the global batch; compared after every step."""
+def test_two_ranks_compute_the_same_as_one(tiny_data, tmp_path, kind):
+    """Compared after every step in float64, with running statistics that depend on the global batch."""
     how = {"train__dtype": "float64", "train__check_ranks_every": 1}
     for ranks in (0, 2):
         harness.finish(started(program(kind, tmp_path / f"run{ranks}", tiny_data, **how), ranks))
@@ -105,25 +105,25 @@ def test_micro_batches_change_nothing(tiny_data, kind):
     assert harness.largest_difference(whole, parts) < 1e-9
 
 
-def test_statistics_follow_the_batch(tiny_data):
-    """Batch normalisation's running mean is away from its start, and was moved once by each pass of a whole batch."""
+def test_statistics_are_updated_once_per_batch(tiny_data):
+    """The running mean of a batch normalisation has changed, and was updated once by each pass over a whole batch."""
     engine = engine_of(tiny_data, "batch", "train.micro_batch=4", "loss.r1_gamma=0")
     tensors = trained(engine, 3)
     assert float(tensors["G/norm.running_mean"].abs().max()) > 1e-4
-    assert int(tensors["G/norm.num_batches_tracked"]) == 6  # in the steps of G and of D
+    assert int(tensors["G/norm.num_batches_tracked"]) == 6  # once in each step of G and of D
     assert int(tensors["D/norm.num_batches_tracked"]) == 9  # generated images twice, real ones once
     for name in ("running_mean", "running_var"):
         assert torch.equal(tensors[f"G_ema/norm.{name}"], tensors[f"G/norm.{name}"])
 
 
-def test_a_spectral_norm_moves_once_an_update(tiny_data):
+def test_spectral_norms_are_updated_once_per_step(tiny_data):
     whole, parts = (trained(engine_of(tiny_data, "spectral", f"train.micro_batch={m}"), 1) for m in (8, 4))
     name = "D/conv.parametrizations.weight.0._u"
     assert torch.equal(whole[name], parts[name])
 
 
-def test_grouped_batch_norm_is_plain_within_a_group():
-    """Against torch's own, group by group, with both derivatives."""
+def test_grouped_batch_norm_agrees_with_batch_norm_of_each_group():
+    """Compared with torch's own layer for each group, with first and second derivatives."""
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(3).double()
     nn.init.normal_(plain.weight)
@@ -133,7 +133,7 @@ def test_grouped_batch_norm_is_plain_within_a_group():
     result = grouped(x)
     reference = nn.BatchNorm2d(3).double()
     reference.load_state_dict(plain.state_dict())
-    reference.momentum = None  # the mean of all groups
+    reference.momentum = None  # averages over all groups
     reference.reset_running_stats()
     for rows in places:
         torch.testing.assert_close(result[rows], reference(x[rows]))
@@ -145,7 +145,7 @@ def test_grouped_batch_norm_is_plain_within_a_group():
     assert torch.autograd.gradgradcheck(frozen, [small])
 
 
-def test_all_batch_norms_are_replaced_under_their_names():
+def test_all_batch_norms_are_replaced_and_keep_their_names():
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3)))
     before = net.state_dict()
     net = group_batch_norms(net, 4)
@@ -156,8 +156,9 @@ def test_all_batch_norms_are_replaced_under_their_names():
     assert net(torch.randn(1, 2)).shape == (1, 3)
 
 
-def test_scores_count_by_image():
-    """A patch's score weighs as much as an image has fewer of them; scales weigh alike."""
+def test_scores_are_weighted_by_image():
+    """A patch's score has a weight inversely proportional to the image's number of scores. All scales have the same
+    weight."""
     patches, single = torch.randn(5, 1, 4, 4), torch.randn(5, 1)
     objective = OBJECTIVES["logistic"]
     found = per_image(objective.g, [patches, single], None)
@@ -165,7 +166,7 @@ def test_scores_count_by_image():
     torch.testing.assert_close(found, expected)
 
 
-def test_what_a_plain_generator_has_not_it_says(tiny_data):
+def test_missing_features_of_a_plain_generator_are_reported(tiny_data):
     with pytest.raises(UsageError, match=r"loss\.pl_weight: the generator has no ws"):
         engine_of(tiny_data, "plain", "loss.pl_weight=2")
     with pytest.raises(UsageError, match="nothing to truncate; take psi=1"):

@@ -1,4 +1,4 @@
-"""Plans: what a run will cost, against sums by hand and against torch's own counter on real tensors."""
+"""Plans: the estimated cost of a run, compared with sums by hand and with torch's counter on real tensors."""
 
 import sys
 from typing import Any
@@ -31,7 +31,8 @@ def config_of(*overrides: str) -> Config:
 
 @pytest.fixture
 def square(monkeypatch):
-    """As if an image cost its pixels in FLOPs, a thousand times over, and a MiB; the networks a GiB."""
+    """Pretend that an image costs as many FLOPs as it has pixels, times a thousand, and a MiB, and that the networks
+    need a GiB."""
 
     def cost(config, phase, channels, classes, meter=None):
         return Cost(1000, 2000, 1000.0 * phase.resolution**2, 2**30, 2.0**20)
@@ -43,7 +44,7 @@ def square(monkeypatch):
 
 
 def flops_on_real_tensors(config: Config, index: int) -> float:
-    """FLOPs of a step per image, lazy terms at their share, by running it on the CPU."""
+    """Return the FLOPs per image of a step that runs on the CPU, with lazy terms at their share."""
     phase, model = phases(config)[index], config.model
     shape = NetworkShape(phase.resolution, config.resolution, phase.fade, 3, 0, 4)
     pair = NETWORKS[model.name]
@@ -65,7 +66,7 @@ def flops_on_real_tensors(config: Config, index: int) -> float:
 
     def d_r1():
         x = real.clone().requires_grad_(True)
-        y = x * 1  # the counter's hooks cannot stand a leaf as a module's input
+        y = x * 1  # the counter's hooks do not work where a leaf is the input of a module
         return r1(D(y), y).sum()
 
     def g_path_length():
@@ -80,17 +81,17 @@ def flops_on_real_tensors(config: Config, index: int) -> float:
 def test_flops_are_those_of_a_real_step(index):
     config = config_of()
     cost = cost_of(config, phases(config)[index], 3, 0)
-    # Not exactly: the CPU's fused operators leave out two products with a gradient that is known to vanish.
+    # Not exactly: the fused operators of the CPU skip two products whose gradient is known to vanish.
     assert cost.flops_per_image == pytest.approx(flops_on_real_tensors(config, index), rel=1e-3)
 
 
-def test_a_meter_that_knows_other_phases_gives_the_same():
+def test_a_meter_used_for_other_phases_gives_the_same_results():
     config, meter = config_of("loss.terms=[{name: gradient_penalty, every: 3}]"), Meter()
     for phase in phases(config):
         assert cost_of(config, phase, 3, 2, meter) == cost_of(config, phase, 3, 2)
 
 
-def test_players_that_move_less_often_cost_less():
+def test_networks_that_are_updated_less_often_cost_less():
     config = config_of("loss.r1_gamma=0", "loss.pl_weight=0", "resolution=8", "train.total_kimg=1")
     seldom = config_of("loss.r1_gamma=0", "loss.pl_weight=0", "resolution=8", "train.total_kimg=1", "optim.d_steps=5")
     often, rare = (cost_of(c, phases(c)[0], 3, 0).flops_per_image for c in (config, seldom))
@@ -125,7 +126,7 @@ def test_further_objectives_and_terms_have_a_cost(objective):
 # --- what it comes to -------------------------------------------------------------------------------------------------
 
 
-def test_totals_are_sums_by_hand(square):
+def test_totals_agree_with_sums_by_hand(square):
     made = make_plan(config_of("train.batch=8", "train.micro_batch=4"), Machine(2, 1e9, 0.5))
     # 1 kimg at 8x8; 0.504 and 1 at 16x16 (whole batches).
     flops = [1000 * 1000 * 64, 504 * 1000 * 256, 1000 * 1000 * 256]
@@ -161,7 +162,7 @@ def test_a_run_that_ends_before_full_resolution(square):
     assert made.saved == pytest.approx(0.75)
 
 
-def test_the_busiest_device_sets_the_pace(square):
+def test_the_busiest_device_determines_the_time(square):
     even = make_plan(config_of("train.batch=24"), Machine(3))
     uneven = make_plan(config_of("train.batch=24"), Machine(4))  # six groups of four: 2, 2, 1, 1
     idle = make_plan(config_of("train.batch=24"), Machine(64))
@@ -190,7 +191,7 @@ def test_the_picture_is_not_blank(square, tmp_path):
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(-1, 3)
     assert 0.002 < (pixels < 250).any(dim=1).float().mean() < 0.5
     wide, high = picture.size
-    for third in range(3):  # the blue line is in each part
+    for third in range(3):  # each part contains some of the blue line
         part = picture.crop((0, third * high // 3, wide, (third + 1) * high // 3))
         part = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8).reshape(-1, 3).int()
         assert ((part - torch.tensor([31, 119, 180])).abs().amax(dim=1) < 40).sum() > 50
@@ -210,7 +211,7 @@ def test_a_plan_from_the_command_line(square, tmp_path, monkeypatch, capsys):
     assert out.stat().st_size > 10_000
 
 
-def test_an_automatic_schedule_is_made_for_the_devices_that_are_given(square, monkeypatch, capsys):
+def test_an_automatic_schedule_uses_the_given_number_of_devices(square, monkeypatch, capsys):
     def printed(*more: str) -> str:
         auto = ["growth.schedule=auto", "train.total_kimg=1000", "growth.start=8"]
         monkeypatch.setattr(sys, "argv", ["stylegan-pg", "plan", "demo", *auto, *more])
@@ -254,7 +255,7 @@ def test_an_automatic_schedule_is_made_for_the_devices_that_are_given(square, mo
         (["growth.schedule=auto"], "train.total_kimg=None"),
     ],
 )
-def test_bad_input_is_told_in_one_line(square, tmp_path, monkeypatch, capsys, arguments, message):
+def test_bad_input_is_reported_in_one_line(square, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     monkeypatch.setattr(sys, "argv", ["stylegan-pg", "plan", "demo", *arguments])
@@ -275,7 +276,7 @@ def test_the_dry_run_of_training_is_the_same_table(square):
         make_plan(config_of("growth.stable_kimg=0", "growth.fade_kimg=0"), Machine())
 
 
-def test_what_training_notes_at_its_start_a_description_tells_too(tiny_data, tmp_path, capsys, monkeypatch):
+def test_notes_at_the_start_of_training_are_part_of_the_description(tiny_data, tmp_path, capsys, monkeypatch):
     (tmp_path / "c.yaml").write_text(f"run: {tmp_path / 'run'}\nresolution: 16\ndata: {{url: {tiny_data}}}\n")
     for arguments in (["train", "--dry-run"], ["plan"]):
         given = [arguments[0], str(tmp_path / "c.yaml"), "growth.start=8", "train.batch=7", *arguments[1:]]

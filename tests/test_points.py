@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians as a dataset, and the pair of MLPs that learns them."""
+"""Mixtures of Gaussians as a dataset, and the pair of MLPs that is trained on them."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_points_are_the_same_every_time(url):
     assert a.source_of(5) != a.source_of(6)
 
 
-def test_each_name_has_an_identity_of_its_own():
+def test_each_name_has_a_different_identity():
     assert len({points(url).identity for url in NAMES}) == len(NAMES)
 
 
@@ -48,7 +48,9 @@ def test_points_cover_every_mode_equally(url, modes):
     samples = torch.from_numpy(table.points)
     found = mode_coverage(samples, torch.from_numpy(centres), deviation)
     assert found["modes"] == modes == len(index.label_names)
-    assert found["high_quality"] == pytest.approx(1 - np.exp(-4.5), abs=0.003)  # of a Gaussian in the plane
+    assert found["high_quality"] == pytest.approx(
+        1 - np.exp(-4.5), abs=0.003
+    )  # the value for a two-dimensional Gaussian
     assert np.ptp(np.bincount(table.label)) == 0
     assert abs(table.points).max() < 1.1
     for k in range(modes):
@@ -57,14 +59,14 @@ def test_points_cover_every_mode_equally(url, modes):
         np.testing.assert_allclose(mine.std(axis=0), deviation, rtol=0.15)
 
 
-def test_modes_lie_far_apart():
+def test_modes_are_far_apart():
     for centres, deviation in MIXTURES.values():
         distances = np.linalg.norm(centres[:, None] - centres, axis=-1)
         assert distances[distances > 0].min() > 20 * deviation
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_stream_gives_the_order_that_seed_and_nimg_say(workers):
+def test_the_order_of_the_stream_depends_on_seed_and_nimg(workers):
     index = points("points:ring")
     table, order = index.table(4), index.order(seed=5)
     start, size = 7990, 10  # across the end of an epoch
@@ -89,7 +91,7 @@ def test_the_stream_gives_the_order_that_seed_and_nimg_say(workers):
         assert batch.fields["class"].tolist() == table.label[ordinals].tolist()
 
 
-def test_unknown_points_and_resolutions_are_refused():
+def test_unknown_points_and_resolutions_are_rejected():
     with pytest.raises(UsageError, match="points:spiral: no such points; choose points:ring or points:grid25"):
         load_index("points:spiral")
     with pytest.raises(UsageError, match="resolution=4"):
@@ -140,7 +142,7 @@ def test_mlp_truncation_moves_towards_the_mean():
     assert torch.equal(G.styles(z, psi=0.25, cutoff=0)[:, 0], z)
 
 
-def test_mlp_is_as_wide_and_deep_as_configured():
+def test_mlp_has_the_configured_width_and_depth():
     G, D, _ = pair([1, 1], 2, 0)
     assert [tuple(p.shape) for p in G.parameters() if p.ndim == 2] == [(16, 5), (16, 16), (8, 16)]
     assert [tuple(p.shape) for p in D.parameters() if p.ndim == 2] == [(16, 8), (16, 16), (1, 16)]

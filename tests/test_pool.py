@@ -1,4 +1,4 @@
-"""Memory of large results is used again, and never while anything could still look at it."""
+"""Memory of large results is reused, and never while something may still read it."""
 
 import gc
 import subprocess
@@ -18,7 +18,7 @@ SIZE = 2**20
 
 @pytest.fixture
 def small(monkeypatch) -> Pool:
-    """A pool of 8 blocks for results of 1 MiB, instead of the process's own."""
+    """Replace the process's pool by one of 8 blocks for results of 1 MiB."""
     fresh = Pool(8 * SIZE)
     monkeypatch.setattr(pool, "_pool", fresh)
     monkeypatch.setattr(pool, "MIN_BYTES", SIZE)
@@ -29,7 +29,7 @@ def result(value: float, shape=(1, 16, 128, 128), layout=torch.contiguous_format
     return pool.empty(shape, torch.empty(0), layout).fill_(value)
 
 
-def test_what_nobody_holds_is_used_again(small):
+def test_released_memory_is_reused(small):
     for layout in (torch.contiguous_format, torch.channels_last):
         first = result(1.0, layout=layout)
         assert first.is_contiguous(memory_format=layout)
@@ -40,7 +40,7 @@ def test_what_nobody_holds_is_used_again(small):
     assert small.total == SIZE
     assert result(0.0, (512, 512)).stride() == (512, 1)
     assert result(0.0, (2, 3, 5)).data_ptr() not in addresses(small)
-    ordinary, ours = torch.empty(4), result(1.0)  # autograd adds in place to what has a storage of its own
+    ordinary, ours = torch.empty(4), result(1.0)  # autograd accumulates in place into tensors with their own storage
     uses = [torch._C._storage_Use_Count(t.untyped_storage()._cdata) for t in (ordinary, ours)]
     assert uses[0] == uses[1]
     assert not ours._is_view()
@@ -65,7 +65,7 @@ HOLDERS = {
 
 
 @pytest.mark.parametrize("how", HOLDERS)
-def test_what_is_held_stays(small, how):
+def test_memory_in_use_is_not_reused(small, how):
     y = result(1.0)
     address = y.data_ptr()
     held = HOLDERS[how](y)
@@ -82,7 +82,7 @@ def test_what_is_held_stays(small, how):
 
 
 def test_moved_and_resized_results(small):
-    """What is moved to shared memory leaves its old place free; what would grow says that it cannot."""
+    """A tensor that is moved to shared memory releases its block. One that would grow raises an error."""
     y = result(1.0)
     address = y.data_ptr()
     y.share_memory_()
@@ -94,18 +94,18 @@ def test_moved_and_resized_results(small):
     assert small.total <= 2 * SIZE
 
 
-def test_the_limit_holds(small):
+def test_the_limit_is_observed(small):
     kept = [result(float(i)) for i in range(12)]
     assert small.total == 8 * SIZE
     assert [float(k.mean()) for k in kept] == list(range(12))
     del kept
-    too_large = result(1.0, (9, 16, 128, 128))  # which nothing is given up for
+    too_large = result(1.0, (9, 16, 128, 128))  # nothing is freed for this one
     assert small.total == 8 * SIZE
     assert too_large.data_ptr() not in addresses(small)
-    large = result(1.0, (6, 16, 128, 128))  # for which idle blocks go
+    large = result(1.0, (6, 16, 128, 128))  # idle blocks are freed for this one
     assert small.total == 8 * SIZE
     assert large.data_ptr() in addresses(small)
-    second = result(2.0, (6, 16, 128, 128))  # for which there is no room while the first is held
+    second = result(2.0, (6, 16, 128, 128))  # too large while the first is in use
     assert second.data_ptr() not in addresses(small)
     assert len(addresses(small)) == 3
     del large
@@ -114,8 +114,9 @@ def test_the_limit_holds(small):
     assert not small.blocks
 
 
-def test_what_cannot_wait_goes_without(small):
-    """A finalizer within, another thread, a fork while one was within: none of them waits."""
+def test_callers_that_cannot_wait_do_not_use_the_pool(small):
+    """A finalizer that runs within the pool's lock, another thread, and a process forked within the lock do not
+    wait."""
     first = result(1.0)
     with small.lock:
         second = result(2.0)
@@ -124,7 +125,7 @@ def test_what_cannot_wait_goes_without(small):
     assert first.data_ptr() in addresses(small)
 
 
-def test_defaults_of_others_do_not_matter(small):
+def test_default_dtypes_and_devices_do_not_matter(small):
     with torch.device("meta"):
         assert pool.empty((512, 512), torch.empty(0, device="cpu"), torch.contiguous_format).device.type == "cpu"
         assert Pool(2**24).idle_refcount == small.idle_refcount
@@ -133,7 +134,7 @@ def test_defaults_of_others_do_not_matter(small):
         assert result(1.0).is_inference()
 
 
-def test_what_is_idle_goes_where_memory_is_short(small, monkeypatch):
+def test_idle_blocks_are_freed_where_memory_is_short(small, monkeypatch):
     del (first := [result(1.0)])[0]
     assert small.total == SIZE
     asked = []
@@ -149,7 +150,7 @@ def test_what_is_idle_goes_where_memory_is_short(small, monkeypatch):
     assert not first
 
 
-def test_threads_get_memory_of_their_own(small):
+def test_each_thread_gets_different_memory(small):
     faults, interval = [], sys.getswitchinterval()
 
     def work(number: float) -> None:
@@ -175,8 +176,8 @@ def test_threads_get_memory_of_their_own(small):
 
 
 @needs_kernels
-def test_operations_and_their_gradients_use_it(monkeypatch):
-    """The same bits, call after call, as with memory from malloc."""
+def test_operations_and_their_gradients_use_the_pool(monkeypatch):
+    """Every call gives the same bits as with memory from malloc."""
     x = torch.randn(1, 8, 64, 96, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     bias, f = torch.ones(8, requires_grad=True), setup_filter([1, 3, 3, 1])
 
@@ -197,14 +198,14 @@ def test_operations_and_their_gradients_use_it(monkeypatch):
 
 
 @pytest.mark.parametrize(("value", "limit"), [("0", 0), ("64", 2**26), ("many", None)])
-def test_the_variable(monkeypatch, capsys, value, limit):
+def test_the_environment_variable(monkeypatch, capsys, value, limit):
     monkeypatch.setenv("STYLEGAN_PG_POOL_MIB", value)
     found = pool.default_limit()
     assert limit is None or found == limit
     assert found <= 2**31
 
 
-def test_the_limit_is_shared_by_ranks_and_within_a_jobs_memory(monkeypatch, tmp_path):
+def test_the_limit_is_shared_by_ranks_and_is_below_the_memory_of_a_job(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     whole = pool.default_limit()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -215,15 +216,15 @@ def test_the_limit_is_shared_by_ranks_and_within_a_jobs_memory(monkeypatch, tmp_
     assert pool.default_limit() == 2**30 // 64
 
 
-def test_other_values_of_the_variable(monkeypatch, capsys):
+def test_wrong_values_of_the_environment_variable(monkeypatch, capsys):
     monkeypatch.setenv("STYLEGAN_PG_POOL_MIB", "-1")
     assert pool.default_limit() > 0
     assert "not a number of MiB" in capsys.readouterr().err
 
 
 @needs_kernels
-def test_large_results_cost_no_page_faults_twice():
-    """What it is for: from the second call on the system hands nothing out."""
+def test_reused_memory_causes_no_page_faults():
+    """From the second call on, no memory is requested from the system."""
     program = f"""if True:
         import resource, torch
         from stylegan_pg.ops import bias_act
@@ -240,8 +241,8 @@ def test_large_results_cost_no_page_faults_twice():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_conversions_are_those_of_torch(layout):
-    """Values, layout and derivatives of both orders; where operators are watched, an operator that is seen."""
+def test_conversions_agree_with_torch(layout):
+    """Values, layout and derivatives of both orders agree. Tools that observe operators see one."""
     x = torch.randn(2, 16, 200, 200).bfloat16().contiguous(memory_format=layout).requires_grad_(True)
     y = pool.converted(x, torch.float32)
     assert torch.equal(y, x.float())

@@ -24,7 +24,8 @@ def trained(folder, data, ranks: int, **changes):
 
 @pytest.mark.slow
 def test_float64_does_not_depend_on_the_number_of_ranks(tiny_data, tmp_path):
-    """20 steps with R1, path length, growth and a fade; three ranks get unequal shares of the four groups, four one."""
+    """20 steps with R1, path length, growth and a fade. Three ranks get unequal shares of the four groups, and four
+    ranks get one each."""
     changes = {
         "train__dtype": "float64",
         "train__batch": 16,
@@ -40,8 +41,8 @@ def test_float64_does_not_depend_on_the_number_of_ranks(tiny_data, tmp_path):
 
 
 def test_float32_first_gradients(tiny_data, tmp_path):
-    """With beta1 = 0, Adam's first moment is the gradient itself. The generator hardly moves, or rounding in its
-    update would reach the discriminator's gradient."""
+    """With beta1 = 0, Adam's first moment is the gradient itself. The generator's learning rate is tiny, so that
+    rounding in its update does not reach the discriminator's gradient."""
     changes = {
         "train__total_kimg": 0.008,
         "loss__r1_gamma": 0,
@@ -54,7 +55,7 @@ def test_float32_first_gradients(tiny_data, tmp_path):
         assert harness.largest_difference(one, two, part) < 1e-5
 
 
-def test_two_ranks_are_one_process_with_two_micro_batches(tiny_data, tmp_path):
+def test_two_ranks_equal_one_process_with_two_micro_batches(tiny_data, tmp_path):
     """Bit for bit, in float32, at every checkpoint."""
     two = trained(tmp_path, tiny_data, 2)
     one = trained(tmp_path, tiny_data, 0, train__micro_batch=4)
@@ -68,8 +69,8 @@ def test_two_ranks_are_one_process_with_two_micro_batches(tiny_data, tmp_path):
     assert harness.stats(one) == harness.stats(two)
 
 
-def test_continuing_on_another_number_of_ranks(tiny_data, tmp_path):
-    """What two ranks began one process ends, with the same batches and a note about it."""
+def test_continuing_with_a_different_number_of_ranks(tiny_data, tmp_path):
+    """A run of two ranks is finished by one process, with the same batches and a note about it."""
     first = {"train__dtype": "float64", "train__total_kimg": 0.048}
     run = trained(tmp_path, tiny_data, 2, **first)
     again = harness.arguments(run, tiny_data, **(QUIET | first | {"train__total_kimg": "null"}))
@@ -81,7 +82,7 @@ def test_continuing_on_another_number_of_ranks(tiny_data, tmp_path):
 
 
 def test_accelerate_launch(tiny_data, tmp_path):
-    """The other launcher starts the same world."""
+    """The other supported launcher starts the same ranks."""
     args = harness.arguments(tmp_path / "run", tiny_data, **(QUIET | {"train__total_kimg": 0.016}))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     env = harness.environment() | {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
@@ -96,7 +97,7 @@ def test_accelerate_launch(tiny_data, tmp_path):
     assert harness.newest(tmp_path / "run")[1]["environment"]["world"] == 2
 
 
-# Run under torchrun in place of the command line: rank 1's D is moved by the least amount float32 knows, at one step.
+# Run under torchrun instead of the command line. It changes rank 1's D by the smallest float32 step, once.
 DRIFTING = """
 import sys, torch
 from stylegan_pg import __main__
@@ -119,7 +120,8 @@ __main__.run()
 
 @pytest.mark.parametrize("drift", [False, True])
 def test_parameters_are_the_same_on_all_ranks(tiny_data, tmp_path, drift):
-    """Compared after every step, over a growth boundary and a fade, in float32; a single bit is found and named."""
+    """Compared after every step in float32, across a growth boundary and a fade. A difference of a single bit is
+    detected and named."""
     changes = {"train__check_ranks_every": 1, "growth__stable_kimg": 0.016, "growth__fade_kimg": 0.032}
     args = harness.arguments(tmp_path / "run", tiny_data, **(QUIET | changes))
     if not drift:
@@ -135,4 +137,6 @@ def test_parameters_are_the_same_on_all_ranks(tiny_data, tmp_path, drift):
     )
     assert told, output
     assert told[1] != told[2]
-    assert max(state["nimg"] for state in harness.stats(tmp_path / "run")) < 24  # nothing after it was written
+    assert (
+        max(state["nimg"] for state in harness.stats(tmp_path / "run")) < 24
+    )  # nothing was written after the difference

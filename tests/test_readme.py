@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/, run as they stand there but for paths and sizes."""
+"""The commands of README.md and docs/ are run unchanged except for paths and sizes."""
 
 import os
 import re
@@ -21,7 +21,7 @@ GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.
 
 
 def commands(prefix: str) -> list[str]:
-    """The shell commands of the documents that begin with a prefix, each once, in the documents' order."""
+    """Return the shell commands of the documents that begin with a prefix, each once, in the order of the documents."""
     text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     blocks = [block.replace("\\\n", "") for block in blocks]
@@ -30,7 +30,7 @@ def commands(prefix: str) -> list[str]:
 
 
 def test_every_kind_of_command_is_run_by_a_test():
-    """A new command in a document has to be added to one of the tests below."""
+    """A new command in a document must be added to one of the tests below."""
     known = ("make ", "pip install .", "sbatch ", "launch/", "torchrun ")
     known += tuple(f"stylegan-pg {name}" for name in SUBCOMMANDS)
     assert [line for line in commands("") if line and not line.startswith(known)] == []
@@ -44,7 +44,8 @@ def test_make_targets_exist():
 
 
 def described(tree: str) -> set[str]:
-    """The modules of the annotated tree, as paths below stylegan_pg/: a folder stands left of its modules."""
+    """Return the modules of the annotated tree as paths below stylegan_pg/. A folder is written to the left of its
+    modules."""
     found, outer, inner = set(), "", ""
     for line in tree.splitlines()[1:]:
         if heading := re.match(r"( +)(\w+)/ ", line):
@@ -58,7 +59,7 @@ def described(tree: str) -> set[str]:
 
 
 def test_the_tree_describes_every_module():
-    """Each module stands beside its folder, and nothing is described that does not exist."""
+    """Each module is next to its folder, and every described module exists."""
     modules = {p.relative_to(ROOT / "stylegan_pg").as_posix() for p in (ROOT / "stylegan_pg").rglob("*.py")}
     tree = README.split("```\nstylegan_pg/")[1].split("```")[0]
     assert described(tree) == {name for name in modules if not name.endswith("__init__.py")}
@@ -72,8 +73,8 @@ def test_every_configuration_is_listed():
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_from_a_folder_to_pictures(tmp_path):
-    """pack, plan, dry run, train, torchrun, transfer, sample, metrics, and the Python lines, with a tiny model in place
-    of FFHQ's."""
+    """Runs pack, plan, dry run, train, torchrun, transfer, sample, metrics and the Python lines, with a tiny model
+    instead of FFHQ's."""
     dice = np.random.default_rng(0)
     for i in range(40):
         folder = tmp_path / "pictures" / ("cat", "dog")[i % 2]
@@ -141,14 +142,14 @@ def test_from_a_folder_to_pictures(tmp_path):
 
 
 def anchors(path: Path) -> set[str]:
-    """The fragments by which headings of a Markdown file are linked to."""
+    """Return the fragments with which links refer to the headings of a Markdown file."""
     headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(path):
-    """Files and headings that a document links to, and pictures that it shows, exist in the repository."""
+def test_links_have_existing_targets(path):
+    """The files, headings and pictures that a document refers to exist in the repository."""
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
         if not target.startswith("https://"):
             name, _, fragment = target.partition("#")
@@ -159,7 +160,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_that_documents_name_exist(path):
-    """Names such as `data/loader/loader.py` are those of files below the root, the package or the document's folder."""
+    """Names such as `data/loader/loader.py` are relative to the root, the package or the document's folder."""
     roots = [ROOT, ROOT / "stylegan_pg", path.parent, ROOT / "stylegan_pg" / "ops"]
     for name in re.findall(r"`([\w/.-]+\.(?:py|sh|cpp|h|cuh|sbatch))`", path.read_text("utf-8")):
         found = any((root / name).is_file() or list(root.glob(f"*/{name}")) for root in roots)

@@ -1,5 +1,5 @@
-"""The three generations, each with another objective, terms and augmentation: whatever they are made of, a run can be
-killed at any moment and continued, and does not depend on how many processes share it."""
+"""The three generations, each with a different objective, terms and augmentation: a run can be killed at any time and
+continued, and its result does not depend on the number of processes."""
 
 import random
 
@@ -11,7 +11,7 @@ from stylegan_pg import load_snapshot
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-# Grows from 4x4 to 16x16; no noise inputs, which alone depend on how a batch is dealt out.
+# Grows from 4x4 to 16x16. Without noise inputs, because only these depend on how a batch is divided.
 GROWING = {
     "model__noise": "false",
     "train__dtype": "float64",
@@ -56,7 +56,7 @@ def arguments(run, data, name):
 
 @pytest.fixture(scope="module", params=GENERATIONS)
 def straight(request, tiny_data, tmp_path_factory):
-    """A generation's name and its undisturbed run."""
+    """Return the name of a generation and its uninterrupted run."""
     run = tmp_path_factory.mktemp("straight") / request.param
     harness.finish(harness.start(arguments(run, tiny_data, request.param)))
     return request.param, run
@@ -72,7 +72,7 @@ def test_killed_in_any_phase(straight, tiny_data, tmp_path):
 def test_ranks_and_micro_batches(straight, tiny_data, tmp_path):
     name, whole = straight
     one, state = harness.newest(whole)
-    # StyleGAN's instance norm takes away what the constant's bias adds: its gradient is nothing but rounding.
+    # StyleGAN's instance norm removes the effect of the constant's bias, so that its gradient is only rounding.
     one = {k: t for k, t in one.items() if not k.endswith("b4.input.bias")}
     for how, ranks in (({}, 2), ({"train__micro_batch": 4}, 0)):
         run = tmp_path / f"ranks{ranks}"
@@ -84,7 +84,7 @@ def test_ranks_and_micro_batches(straight, tiny_data, tmp_path):
             assert other_state[part] == pytest.approx(state[part], rel=1e-9)
 
 
-def test_what_it_leaves(straight):
+def test_files_of_a_run(straight):
     name, whole = straight
     lines = harness.stats(whole)
     assert [line["resolution"] for line in lines] == sorted(line["resolution"] for line in lines)
@@ -99,7 +99,7 @@ def test_what_it_leaves(straight):
     assert expected[name] <= set().union(*lines)
     if name == "progan":
         p = [line["augment_p"] for line in lines]
-        assert p == sorted(p)  # ADA steers: the mean sign is above a target of -1
+        assert p == sorted(p)  # ADA increases p: the mean sign is above a target of -1
         assert p[0] < 0.5 < p[-1]
     G = load_snapshot(next((whole / "snapshots").glob("*.safetensors")))
     images = G(torch.randn(2, G.z_dim), torch.eye(G.c_dim)[:2] if G.c_dim else None)

@@ -81,7 +81,7 @@ def test_stat_url(server, bucket, folder):
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
-def test_server_errors_are_passing(server, status):
+def test_server_errors_are_transient(server, status):
     url = f"{server.url}/x.tar"
     server.misbehave(status=status)
     with pytest.raises(TransientFault, match=f"{url}: the server answered {status}"):
@@ -93,7 +93,7 @@ def test_server_errors_are_passing(server, status):
 
 
 @pytest.mark.parametrize("status", [404, 403, 401, 410])
-def test_missing_or_forbidden_files_are_lasting(server, status):
+def test_missing_or_forbidden_files_are_permanent_faults(server, status):
     server.misbehave(status=status)
     with pytest.raises(PermanentFault, match=f"answered {status}"):
         whole(f"{server.url}/x.tar")
@@ -134,7 +134,7 @@ def test_silent_server(server, monkeypatch):
             whole(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
 
 
-def test_errors_of_the_caller_are_not_faults(server, bucket):
+def test_errors_of_the_caller_are_not_transient(server, bucket):
     for url in (f"{server.url}/x.tar", bucket):
         with pytest.raises(OSError, match="mine") as error, open_url(url):
             raise OSError("mine")
@@ -179,8 +179,8 @@ def test_commands(folder, tmp_path):
     assert whole(f"""pipe:bash -c 'cat "{folder}/x.tar" | head -c 9'""") == DATA[:9]
     marker = tmp_path / "made"
     whole(f"pipe:echo $(touch {marker})")
-    assert not marker.exists()  # no shell has seen it
-    with open_url("pipe:cat /dev/zero") as stream:  # which never ends by itself
+    assert not marker.exists()  # it was not interpreted by a shell
+    with open_url("pipe:cat /dev/zero") as stream:  # never ends by itself
         assert stream.read(5) == bytes(5)
     assert whole("pipe:cat /dev/zero", 100, 110) == bytes(10)
 
@@ -193,7 +193,7 @@ def test_messages_contain_no_secrets():
 
 
 def test_credentials(server):
-    """As a part of the URL they go into a header, and not into messages."""
+    """Credentials in the URL are sent in a header and do not appear in messages."""
     url = server.url.replace("//", "//me%20too:secret@") + "/x.tar"
     assert whole(url) == DATA
     assert authorization(url) == f"Basic {b64encode(b'me too:secret').decode()}"

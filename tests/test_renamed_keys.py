@@ -17,7 +17,7 @@ NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
 
 @pytest.fixture(autouse=True)
 def _names(monkeypatch):
-    """Three keys are renamed: one as it is, one table, and one whose values have another type now."""
+    """Rename three keys: one unchanged, one table, and one whose values have a different type now."""
     monkeypatch.setitem(RENAMED, "train.minibatch", Renamed("train.batch"))
     monkeypatch.setitem(RENAMED, "train.minibatch_at", Renamed("train.batch_at"))
     monkeypatch.setitem(RENAMED, "output.kernel_swd", Renamed("metrics.names", bool, lambda on: ["kid"] if on else []))
@@ -33,7 +33,7 @@ def test_overrides_by_old_names(caplog):
         "note: key train.minibatch_at is now train.batch_at",
         "note: key output.kernel_swd is now metrics.names",
     ]
-    load_config(None, [*NEEDED, *old])  # commands load a configuration several times
+    load_config(None, [*NEEDED, *old])  # commands load a configuration more than once
     assert len(caplog.messages) == 3
     assert load_config(None, [*NEEDED, "train={minibatch: 8, threads: 2}"]).train.batch == 8
     assert load_config(None, [*NEEDED, "train.batch=2", "train.minibatch=8"]).train.batch == 8

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: TensorBoard's files and the progress line of a terminal."""
+"""The progress of a run: TensorBoard's files and the progress line of a terminal."""
 
 import fcntl
 import os
@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 pytestmark = pytest.mark.distributed
 
 
-def test_tensorboard_holds_what_the_files_hold(tiny_data, tmp_path):
-    """Stopped in the middle and continued: each moment is there once, with the numbers of stats.jsonl."""
+def test_tensorboard_agrees_with_the_files(tiny_data, tmp_path):
+    """For a run that was stopped and continued, each step occurs once, with the numbers of stats.jsonl."""
     run = tmp_path / "run"
     common = {"output__tensorboard": "true", "metrics__every_kimg": 0.064, "metrics__images": 16}
     for total in (0.048, "null"):
@@ -44,7 +44,7 @@ def test_tensorboard_holds_what_the_files_hold(tiny_data, tmp_path):
 
 
 def test_the_progress_line_of_a_terminal(tiny_data, tmp_path):
-    """nimg, phase, alpha, losses, speed, time left and memory in one line that is written over."""
+    """nimg, phase, alpha, losses, speed, remaining time and memory in one line that is overwritten."""
     args = harness.arguments(tmp_path / "run", tiny_data)
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
@@ -54,7 +54,7 @@ def test_the_progress_line_of_a_terminal(tiny_data, tmp_path):
     while True:
         try:
             part = os.read(master, 4096)
-        except OSError:  # what Linux says when the last writer has gone
+        except OSError:  # Linux reports this when the last writer has closed it
             break
         if not part:
             break
@@ -69,5 +69,5 @@ def test_the_progress_line_of_a_terminal(tiny_data, tmp_path):
     assert re.search(rf"100%.* {total}(\.0)?/{total}(\.0)? \[\d\d:\d\d<\d\d:\d\d", last), last
     assert re.search(r"16x16.* alpha 1\.00  loss_g \d\.\d{3}  loss_d \d\.\d{3}  \d+ MiB", last), last
     assert any(re.search(r"alpha 0\.\d\d", bar) for bar in bars)  # the fade was shown
-    # Lines that are to stay do not stand in the middle of a bar.
+    # Lasting lines are not printed in the middle of a progress line.
     assert any(line.startswith("0.0 kimg: 8x8") for line in lines)

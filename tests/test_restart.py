@@ -1,4 +1,4 @@
-"""Run folders whose checkpoints are missing, on another node, or moved aside: nothing begins anew without a word."""
+"""Run folders whose checkpoints are missing, on another node, or moved aside: no run silently starts again."""
 
 import shutil
 
@@ -14,7 +14,7 @@ QUIET = {"growth__start": "null", "output__grid_kimg": 0, "output__snapshot_kimg
 
 @pytest.fixture(scope="module")
 def source(tiny_data, tmp_path_factory):
-    """A short run at 16x16, at its end."""
+    """Return a finished short run at 16x16."""
     run = tmp_path_factory.mktemp("source") / "run"
     harness.finish(harness.start(harness.arguments(run, tiny_data, **QUIET)))
     return run
@@ -25,7 +25,7 @@ def contents(folder):
 
 
 @pytest.mark.distributed
-def test_a_run_without_its_checkpoints_is_refused_or_moved_aside(source, tiny_data, tmp_path):
+def test_a_run_without_its_checkpoints_is_rejected_or_moved_aside(source, tiny_data, tmp_path):
     run = shutil.copytree(source, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
     (run / "notes.txt").write_text("the user's own")
@@ -43,7 +43,9 @@ def test_a_run_without_its_checkpoints_is_refused_or_moved_aside(source, tiny_da
     assert (run / "notes.txt").exists()
     assert [line["nimg"] for line in harness.stats(run)] == [8, 16, 24]
 
-    told = harness.finish(harness.start([*args, "--restart"]))  # as what starts interrupted runs again does
+    told = harness.finish(
+        harness.start([*args, "--restart"])
+    )  # as after an interruption, when the same command is run again
     assert "--restart has been done with these settings, and the run goes on" in told
     assert not (run / "before-2").exists()
     assert harness.newest(run)[1]["nimg"] == 24
@@ -81,7 +83,7 @@ def test_what_counts_as_a_run_that_lost_its_checkpoints(source, tmp_path):
     (killed / "log.txt").write_text(
         "".join([*log[:first], f"2026-01-01 00:00:00 stopped; again: {killed} at 0.0 kimg\n"])
     )
-    assert len(history.check(killed)) == 1  # before its first step
+    assert len(history.check(killed)) == 1  # stopped before its first step
     (killed / "log.txt").write_text("".join([*log[:first], "2026-01-01 00:00:00 continuing from x at 0.0 kimg\n"]))
     with pytest.raises(UsageError, match="no checkpoint to continue from"):
         history.check(killed)
@@ -93,12 +95,13 @@ def test_what_counts_as_a_run_that_lost_its_checkpoints(source, tmp_path):
 
 
 def test_restarting_again(source, tmp_path):
-    """Other settings, or checkpoints that are gone once more, are another restart; the same ones are not."""
+    """A restart with other settings, or after checkpoints were lost again, is a new restart. Otherwise it is the
+    same."""
     run = shutil.copytree(source, tmp_path / "run")
     anew, line = history.restart(run, {"a": 1})
     assert anew
     (run / "log.txt").write_text(f"2026-01-01 00:00:00 {line}\n")
-    assert history.restart(run, {"a": 1})[0] is False  # was killed before its first checkpoint
+    assert history.restart(run, {"a": 1})[0] is False  # it was killed before its first checkpoint
     anew, other = history.restart(run, {"a": 2})
     assert anew
     assert other.endswith(f"what was here is in {run / 'before-2'} now")
@@ -114,8 +117,8 @@ def test_restarting_again(source, tmp_path):
 
 @pytest.mark.distributed
 def test_ranks_whose_run_folders_differ(tiny_data, tmp_path):
-    """As on two nodes with disks of their own, whose ranks are numbered otherwise at the second start: rank 0 then
-    finds nothing, and goes on with what rank 1 holds."""
+    """As on two nodes with separate disks, whose ranks are numbered differently at the second start. Rank 0 then finds
+    nothing and continues from rank 1's checkpoint."""
     how = harness.COMPARABLE | QUIET | {"output__snapshot_kimg": 0}
     a, b, whole = (tmp_path / name / "run" for name in ("a", "b", "whole"))
     for folder in (a, b, whole):
@@ -138,7 +141,7 @@ def test_ranks_whose_run_folders_differ(tiny_data, tmp_path):
     assert f"continuing from {newest} in {a} of rank 1 (" in log
     assert [line["nimg"] for line in harness.stats(b)] == [24, 32]
     assert [int(p.stem) for p in checkpoint.found(b / "checkpoints")] == [32, 24]
-    assert [int(p.stem) for p in checkpoint.found(a / "checkpoints")] == [16, 8]  # read, not touched
+    assert [int(p.stem) for p in checkpoint.found(a / "checkpoints")] == [16, 8]  # unchanged
 
     for code, told in train(whole, whole, 0.032):
         assert code == 0, told

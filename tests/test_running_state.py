@@ -1,4 +1,4 @@
-"""The numbers that a checkpoint keeps besides tensors: what is read back, from both forms, and what is refused."""
+"""The numbers that a checkpoint contains besides tensors: reading both formats, and rejecting wrong values."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def config_of(*overrides: str) -> Config:
     return load_config(None, ["run=runs/x", "data.url=data/x", "train.total_kimg=1", *overrides])
 
 
-def test_numbers_of_the_earlier_form_are_read_into_the_typed_one():
+def test_the_earlier_format_is_read_into_the_typed_state():
     training, system = stored_states({"running_means": EARLIER})
     assert read_state(RunningState, training, "x") == RunningState(512.0, 7, 2, 1.5, {"0_8": 4})
     assert read_state(GANState, system, "x") == GANState(0.4, 3.0, 8, {"pl_mean": 2.0}, ["b8.conv1.weight"])
@@ -42,18 +42,18 @@ def test_the_state_of_a_gan_survives_a_checkpoint():
     assert other.statistics() == {"augment_p": 0.4, "pl_mean": 2.0}
     none = GAN(config_of())
     none.load_state(stored)
-    assert none.running.augment_p is None  # it augments nothing
+    assert none.running.augment_p is None  # without augmentation
     other.load_state({})
-    assert other.running == GANState(0.4)  # a missing probability keeps the present one
+    assert other.running == GANState(0.4)  # a missing probability does not change the present one
 
 
 @pytest.mark.parametrize("form", ["earlier", "typed"])
-def test_numbers_start_afresh_where_their_start_was_configured_anew(form):
+def test_numbers_are_reset_where_their_initial_value_was_changed(form):
     config = config_of("augment.mode=ada", "augment.p=0.1")
     state: dict[str, Any] = {"config": to_plain(config), "running_means": EARLIER}
     if form == "typed":
         state["training"], state["system"] = stored_states({"running_means": EARLIER})
-    del state["config"]["train"]["loss_scale"]  # as before there was such a key
+    del state["config"]["train"]["loss_scale"]  # as before this key was introduced
 
     def kept(*overrides: str) -> list[str]:
         training, system = running_state(state, config_of(*overrides))
@@ -80,6 +80,6 @@ def test_numbers_start_afresh_where_their_start_was_configured_anew(form):
         *((RunningState, {"micro_batches": value}) for value in ({"0_0": -1}, {"0_0": 1.5}, [4])),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(cls, wrong):
+def test_values_out_of_range_are_rejected_by_name(cls, wrong):
     with pytest.raises(UsageError, match=f"^file: {next(iter(wrong))}"):
         read_state(cls, wrong, "file")

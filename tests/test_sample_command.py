@@ -1,4 +1,4 @@
-"""`stylegan-pg sample`: files that overwrite nothing, options that do not fit, full disks, devices."""
+"""`stylegan-pg sample`: file names that do not collide, wrong options, full disks and devices."""
 
 import resource
 import sys
@@ -15,7 +15,8 @@ from stylegan_pg.errors import UsageError
 
 @pytest.fixture
 def sampled(capsys, monkeypatch, tmp_path):
-    """Runs the command in an empty folder; gives its exit code, the names of its files, and what it says."""
+    """Return a function that runs the command in an empty folder and returns its exit code, the names of its files, and
+    its output."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> tuple[int, list[str], str]:
@@ -29,7 +30,7 @@ def sampled(capsys, monkeypatch, tmp_path):
     return call
 
 
-def test_files_of_classes_and_seeds_overwrite_nothing(snapshot: Path, tmp_path: Path, sampled):
+def test_files_of_classes_and_seeds_have_different_names(snapshot: Path, tmp_path: Path, sampled):
     G = load_snapshot(snapshot)
     odd = tmp_path / "odd.safetensors"
     save_snapshot(odd, G, {**G.description, "label_names": ["a/b", "A:B", "cat"]})
@@ -44,7 +45,7 @@ def test_files_of_classes_and_seeds_overwrite_nothing(snapshot: Path, tmp_path: 
         assert (code, files) == (0, [f"out/seed00000{name}.png" for name in names])
         assert all(Image.open(file).size == (16, 16) for file in files)
     assert len(list(Path("out").iterdir())) == 9
-    # Without --out, beside the snapshot.
+    # Without --out, next to the snapshot.
     assert sampled(odd, "--seeds", 0)[1] == [f"{tmp_path}/odd-pictures/seed000000-a_b-0.png"]
 
 
@@ -69,7 +70,7 @@ def test_files_of_classes_and_seeds_overwrite_nothing(snapshot: Path, tmp_path: 
         (["--out", "FILE"], "FILE cannot be written"),
     ],
 )
-def test_options_that_do_not_fit(snapshot: Path, sampled, arguments, message):
+def test_wrong_options(snapshot: Path, sampled, arguments, message):
     Path("FILE").write_text("in the way")
     code, files, told = sampled(snapshot, "--out", "out", *arguments)
     assert (code, files) == (2, [])
@@ -83,7 +84,7 @@ def test_more_columns_and_larger_batches_than_there_are_images(snapshot: Path, s
     assert Image.open("out/grid.png").size == (48, 16)
 
 
-def test_a_full_disk_is_a_fault_from_outside(snapshot: Path, sampled):
+def test_a_full_disk_is_not_a_bug(snapshot: Path, sampled):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
     try:
@@ -95,7 +96,7 @@ def test_a_full_disk_is_a_fault_from_outside(snapshot: Path, sampled):
     assert not list(Path("out").iterdir())
 
 
-def test_a_generator_that_has_diverged_makes_no_pictures(snapshot: Path, tmp_path: Path, sampled):
+def test_a_diverged_generator_gives_an_error(snapshot: Path, tmp_path: Path, sampled):
     G = load_snapshot(snapshot)
     with torch.no_grad():
         for parameter in G.synthesis.parameters():

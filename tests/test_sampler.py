@@ -1,4 +1,4 @@
-"""The order of training images is a function of (seed, nimg), independent of ranks, workers and starting point."""
+"""The order of training images is a function of (seed, nimg), independent of ranks, workers and the starting point."""
 
 import itertools
 import pickle
@@ -27,7 +27,7 @@ def stretch(order: Order | Mixture, start: int, end: int) -> list[tuple[int, int
 
 
 def numbers(count: int) -> PointTable:
-    """A dataset whose images are their own numbers."""
+    """Return a dataset whose images are their own numbers."""
     nothing = np.zeros([count], np.int64)
     return PointTable(
         tars=[Tar("numbers")],
@@ -64,7 +64,7 @@ def test_start_in_the_middle_equals_the_tail(counts, seed, window, start, data):
     begin = data.draw(st.integers(start, end))
     assert stretch(Order(counts, seed, window), begin, end) == whole[begin - start :]
     used = Order(counts, seed, window)
-    stretch(used, 0, 5)  # what was asked before changes nothing
+    stretch(used, 0, 5)  # earlier calls change nothing
     assert stretch(pickle.loads(pickle.dumps(used)), begin, end) == whole[begin - start :]
 
 
@@ -87,7 +87,7 @@ def test_shards_ahead_are_in_order_of_first_use(counts, seed, window, start, gro
 @quick
 @given(COUNTS, SEEDS, WINDOWS)
 def test_group_sizes(counts, seed, window):
-    """A reader needs few shards at a time: between two places, no more than those of the groups there."""
+    """A reader needs few shards at a time: between two positions, at most those of the groups between them."""
     assume(0 not in counts)
     order = Order(counts, seed, window)
     if sum(counts) < 2 * window or len(counts) < 2 * SPREAD:
@@ -100,7 +100,7 @@ def test_group_sizes(counts, seed, window):
         assert len(ahead) >= SPREAD
         size = sum(counts[shard] for shard in ahead)
         assert size >= window
-        # Everything of these shards comes now: none is needed again within the epoch.
+        # All images of these shards come now, and none is needed again within the epoch.
         group = {int(np.searchsorted(ends, order.at(n + i)[1], side="right")) for i in range(size)}
         assert group == set(ahead)
         sizes.append(size)
@@ -121,8 +121,8 @@ def test_epochs_and_seeds_differ(counts, seed):
     assert len({tuple(ordinal for _, ordinal in shown) for shown in [*epochs, other]}) == 3
 
 
-def test_order_is_pinned():
-    """Checkpoints of today are to continue with the versions of tomorrow."""
+def test_order_does_not_change_between_versions():
+    """Checkpoints must be continued by later versions."""
     assert permutation(12, 3, "golden", 5).tolist() == [1, 7, 6, 0, 4, 2, 5, 10, 3, 11, 8, 9]
     order = Order([7, 3, 5, 11, 4, 4, 4, 4, 9, 2, 2, 2, 2, 2, 2, 2, 2, 30], 1, 20)
     assert [order.at(n) for n in (0, 1, 94, 95, 10**9)] == [(0, 54), (0, 55), (0, 68), (0, 20), (10309278, 87)]
@@ -144,20 +144,22 @@ def test_memory_is_proportional_to_the_window():
     COUNTS,
     SEEDS,
     WINDOWS,
-    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=4),  # worlds, and steps on each
+    st.lists(
+        st.tuples(st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=4
+    ),  # numbers of ranks, and steps with each
     st.integers(1, 4),  # group of minibatch stddev
     st.integers(1, 6),  # groups in a batch
     st.integers(0, 10**6),
 )
 def test_order_is_independent_of_world_sizes(counts, seed, window, worlds, group, groups, first):
-    """Each world is a restart with another number of ranks: nothing is lost, nothing repeated."""
+    """Each entry of `worlds` is a restart with another number of ranks. No image is lost or repeated."""
     table, batch = numbers(sum(counts)), group * groups
     nimg = start = first * batch
     shown: list[int] = []
     for ranks, steps in worlds:
         parts = deal(batch, group, min(ranks, groups))
         end = nimg + steps * batch
-        streams = [  # every rank has an order of its own, as processes have
+        streams = [  # every rank has its own order object, like a process
             batches(table, Order(counts, seed, window), start=nimg, end=end, batch=batch, share=share, workers=0)
             for share in parts
         ]
@@ -234,7 +236,7 @@ def test_shards_ahead_of_a_mixture(sources, seed, window, start):
     for i, (counts, _) in enumerate(sources):
         mine = [shard - first for shard in ahead if first <= shard < first + len(counts)]
         assert mine
-        if i in shown:  # from here on, as of this source alone
+        if i in shown:  # from here on, the order of this source alone
             assert mine == Order(counts, seed, window).shards_ahead(shown[i])
         first += len(counts)
 
@@ -243,7 +245,8 @@ def test_shards_ahead_of_a_mixture(sources, seed, window, start):
 
 
 def likeness(shown: list[int]) -> float:
-    """Spearman's rank correlation of an order with that of the files; both are permutations, so Pearson's."""
+    """Return Spearman's rank correlation of an order with that of the files. Both are permutations, so it equals
+    Pearson's."""
     return float(np.corrcoef(np.arange(len(shown)), shown)[0, 1])
 
 
@@ -258,5 +261,5 @@ def test_order_is_uncorrelated_with_files(shards, size, window):
         assert abs(likeness(shown)) < 0.1
         place = np.empty([count], np.int64)
         place[shown] = np.arange(count)
-        together = np.mean(place[1:] // 32 == place[:-1] // 32)  # neighbours in one batch of 32
+        together = np.mean(place[1:] // 32 == place[:-1] // 32)  # neighbours in a batch of 32
         assert together < 3 * 32 / min(count, max(window, SPREAD * size))

@@ -1,4 +1,4 @@
-"""What a step takes on many devices, against sums by hand."""
+"""The time of a step on many devices, compared with sums by hand."""
 
 import sys
 
@@ -20,9 +20,9 @@ def config_of(*overrides: str) -> Config:
     return load_config(None, [*SMALL, *overrides])
 
 
-def test_sums_of_a_step():
-    """G's main step and path length every fourth, D's and R1 every sixteenth; what is added to a main step sums with
-    it."""
+def test_all_reduces_of_a_step():
+    """G's main step, path length every fourth step, D's main step, and R1 every sixteenth step. Terms that are added to
+    a main step share its all-reduce."""
     config = config_of("loss.r1_every=16", "loss.pl_every=4", "optim.d_steps=2", "loss.terms=[{name: r2}]")
     assert sorted(sums(config, phases(config)[0], COST)) == sorted(
         [(1.0, 4e6), (0.5, 12e6), (1 / 16, 4e6), (0.5 / 4, 12e6)]
@@ -33,8 +33,8 @@ def test_sums_of_a_step():
     assert sorted(sums(double, phases(double)[0], COST)) == [(1.0, 8e6), (1.0, 24e6)]
 
 
-def test_one_sum():
-    slow = Link(8e6, 0.001)  # a million bytes a second
+def test_one_all_reduce():
+    slow = Link(8e6, 0.001)  # a million bytes per second
     assert sum_seconds(1e6, 1, slow) == 0
     assert sum_seconds(1e6, 2, slow) == pytest.approx(1 + 0.002)
     assert sum_seconds(1e6, 4, slow, pieces=3) == pytest.approx(1.5 + 3 * 4 * 0.001)
@@ -49,7 +49,7 @@ def test_a_step_by_hand():
     assert alone.summing == alone.hidden == 0
     four = step(config, phase, COST, 4, 1e12, link)
     assert four.computing == pytest.approx(0.016)
-    takes = [1.5 * 4e-3, 1.5 * 12e-3]  # of D's bytes and of G's, at 1 GB/s
+    takes = [1.5 * 4e-3, 1.5 * 12e-3]  # for the bytes of D and of G, at 1 GB/s
     assert four.summing == pytest.approx(sum(takes))
     windows = [HIDDEN * 0.016 / 4, HIDDEN * 0.016 * 3 / 4]
     pieces = [4, 12]
@@ -64,7 +64,7 @@ def test_a_step_by_hand():
     assert one_piece.hidden < four.hidden
 
 
-def test_passes_share_the_time_behind_which_sums_hide():
+def test_overlap_of_all_reduces_with_passes():
     link = Link(8e7, 0)
     whole, parts = (config_of(f"train.micro_batch={n}", "train.bucket_mib=0.1") for n in (0, 4))
     at_once, in_four = (step(c, phases(c)[0], COST, 4, 1e12, link) for c in (whole, parts))
@@ -82,7 +82,7 @@ def test_devices_without_work():
     assert text[2].split()[-1] == "100%"
 
 
-def test_links_that_cannot_be():
+def test_invalid_links():
     for bits in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(UsageError, match="--link-gbit"):
             Link(bits)

@@ -1,4 +1,4 @@
-"""The schedule: what follows from nimg, by hand-worked examples and by brute force."""
+"""The schedule as a function of nimg, compared with examples by hand and with brute force."""
 
 import dataclasses
 import itertools
@@ -56,7 +56,7 @@ def summary(plan: list[Phase]) -> list[tuple[str, int, int, int]]:
     return [(str(p), p.start, p.end, p.batch) for p in plan]
 
 
-def test_growth_is_back_to_back_and_rounded_up_to_whole_batches():
+def test_phases_are_contiguous_and_rounded_up_to_whole_batches():
     assert summary(plan_of(*GROWTH)) == [
         ("8x8 stable", 0, 1024, 64),
         ("16x16 fade", 1024, 1552, 48),
@@ -67,7 +67,7 @@ def test_growth_is_back_to_back_and_rounded_up_to_whole_batches():
     assert [p.index for p in plan_of(*GROWTH)] == [0, 1, 2, 3, 4]
 
 
-def test_full_resolution_all_along():
+def test_full_resolution_from_the_start():
     plan = plan_of("resolution=64", "train.total_kimg=1", "train.batch=24")
     assert summary(plan) == [("64x64 stable", 0, 1008, 24)]
     assert plan_of("resolution=64", "growth.start=64", "train.total_kimg=1", "train.batch=24") == plan
@@ -95,18 +95,18 @@ def test_total_extends_the_last_phase():
     assert summary(plan_of(*GROWTH, "train.total_kimg=10"))[:-1] == summary(plan_of(*GROWTH))[:-1]
 
 
-def test_total_cuts_a_phase_short_and_leaves_its_alpha_alone():
+def test_total_shortens_a_phase_without_changing_its_alpha():
     whole, cut = plan_of(*GROWTH), plan_of(*GROWTH, "train.total_kimg=1.3")
     assert summary(cut) == [("8x8 stable", 0, 1024, 64), ("16x16 fade", 1024, 1312, 48)]
     for nimg in range(1024, 1312, 48):
         assert cut[1].alpha(nimg) == whole[1].alpha(nimg)
     assert cut[1].alpha(1312) < 0.6
     assert summary(plan_of(*GROWTH, "train.total_kimg=1.024")) == [("8x8 stable", 0, 1024, 64)]
-    # Rounding a phase up may use up all that was left.
+    # Rounding a phase up may use all the remaining images.
     assert summary(plan_of(*GROWTH, "train.total_kimg=1.01")) == [("8x8 stable", 0, 1024, 64)]
 
 
-def test_tables_hold_at_their_resolution_and_the_plain_value_elsewhere():
+def test_tables_apply_at_their_resolution_and_the_plain_value_elsewhere():
     plan = plan_of(
         *GROWTH,
         "growth.stable_kimg_at={16: 0.096}",
@@ -124,20 +124,20 @@ def test_tables_hold_at_their_resolution_and_the_plain_value_elsewhere():
     assert at(16, {8: 0}, 5) == 5
 
 
-def test_learning_rates_of_one_player():
+def test_learning_rates_of_one_network():
     given = ["optim.lr_at={16: 0.005, 32: 0.006}", "optim.d_lr_at={16: 0.001, 8: 0.004}", "optim.g_lr_at={32: 0.007}"]
     plan = plan_of(*GROWTH, "optim.g_lr=0.01", "optim.d_lr=0.02", *given)
     rates = [(0.01, 0.004), (0.005, 0.001), (0.005, 0.001), (0.007, 0.006), (0.007, 0.006)]
     assert [(p.g_lr, p.d_lr) for p in plan] == rates
 
 
-def test_optimisers_by_the_resolution_that_is_entered():
+def test_optimisers_are_chosen_by_the_entered_resolution():
     plan = plan_of(*GROWTH, "growth.optimizer_at={16: carry}")
     assert [p.optimizer for p in plan] == ["reset", "carry", "carry", "reset", "reset"]
     assert {p.optimizer for p in plan_of(*GROWTH, "growth.optimizer=carry")} == {"carry"}
 
 
-def test_sizes_follow_the_base():
+def test_sizes_are_multiples_of_the_base():
     assert size_at(4, [4, 6]) == (4, 6)
     assert size_at(1024, [4, 6]) == (1024, 1536)
     assert size_at(8, (5, 3)) == (10, 6)
@@ -146,7 +146,7 @@ def test_sizes_follow_the_base():
     assert str(plan[1]) == "16x24 fade"
 
 
-def test_phases_of_no_length_are_left_out():
+def test_empty_phases_are_omitted():
     names = [str(p) for p in plan_of(*GROWTH, "growth.fade_kimg=0")]
     assert names == ["8x8 stable", "16x16 stable", "32x32 stable"]
     plan = plan_of(*GROWTH, "growth.stable_kimg_at={16: 0, 32: 0}")
@@ -158,7 +158,7 @@ def test_phases_of_no_length_are_left_out():
     assert [p.index for p in plan] == [0, 1, 2]
 
 
-def test_a_run_of_no_length_is_refused():
+def test_a_run_without_images_is_rejected():
     with pytest.raises(UsageError, match="growth"):
         plan_of(*GROWTH, "growth.stable_kimg=0", "growth.fade_kimg=0")
 
@@ -197,12 +197,12 @@ def test_ema_halves_in_its_half_life():
     assert ema_beta(32, 0, 10, None) ** (10_000 / 32) == pytest.approx(0.5)
     assert ema_beta(32, 10**9, 10, 0.05) == ema_beta(32, 0, 10, None)
     assert ema_beta(64, 100_000, 10, 0.05) ** (5_000 / 64) == pytest.approx(0.5)
-    assert ema_beta(32, 0, 10, 0.05) == 0  # nothing seen yet: take the new weights
+    assert ema_beta(32, 0, 10, 0.05) == 0  # at the start, take the new weights
     rising = [ema_beta(32, nimg, 10, 0.05) for nimg in range(32, 300_000, 3200)]
     assert rising == sorted(rising)
 
 
-def test_crossed_meets_every_boundary_once():
+def test_crossed_is_true_once_for_every_boundary():
     rng = random.Random(0)
     for _ in range(200):
         every = rng.choice([1, 7, 64, 250, 1000, 4000])
@@ -213,17 +213,17 @@ def test_crossed_meets_every_boundary_once():
             assert crossed(every / 1000, nimg, after) == inside
             met += inside
             nimg = after
-        if every >= 512:  # steps shorter than the interval: none missed, none met twice
+        if every >= 512:  # with steps shorter than the interval, each boundary is met exactly once
             assert met == nimg // every
     assert not crossed(0, 0, 10**9)
-    assert crossed(0.0001, 4, 5)  # less than an image: at every step, not never
+    assert crossed(0.0001, 4, 5)  # an interval of less than an image: true at every step
 
 
 def test_lazy_ratio():
     assert lazy_ratio([]) == 1
     for k in (2, 4, 16):
         assert lazy_ratio([k]) == pytest.approx(k / (k + 1))
-    # 12 training steps with terms every 3 and every 4 are 12 + 4 + 3 optimiser steps.
+    # 12 training steps with terms every 3 and every 4 steps are 12 + 4 + 3 optimiser steps.
     assert lazy_ratio([3, 4]) == pytest.approx(12 / 19)
 
 
@@ -245,12 +245,12 @@ def test_deal_partitions_a_batch_into_whole_groups(group):
         assert own == whole
 
 
-def test_deal_leaves_surplus_parts_empty():
+def test_surplus_parts_are_empty():
     assert deal(8, 4, 4) == [[0, 2, 4, 6], [1, 3, 5, 7], [], []]
 
 
 @pytest.mark.parametrize(("batch", "group", "parts"), [(12, 4, 3), (12, 2, 4), (24, 4, 4), (6, 3, 5)])
-def test_dealt_parts_have_the_statistics_of_the_whole_batch(batch, group, parts):
+def test_divided_batches_have_the_statistics_of_the_whole_batch(batch, group, parts):
     x = torch.randn([batch, 3, 2, 2], generator=torch.Generator().manual_seed(0))
     together = torch.empty_like(whole := minibatch_stddev(x, group))
     for part in deal(batch, group, parts):
@@ -318,7 +318,7 @@ def test_published_schedules(name):
     assert groups == ([16] * 6 + [14, 6, 3] if "1gpu" in name else [4] * len(groups))
 
 
-def test_what_is_published_besides_the_schedule():
+def test_other_published_settings():
     for name in PUBLISHED:
         config = load_config(name)
         assert (config.optim.beta1, config.optim.beta2, config.optim.eps) == (0, 0.99, 1e-8)
@@ -372,7 +372,9 @@ def test_properties_of_automatic_schedules(devices, resolution, total, group):
     lengths = [p.end - p.start for p in plan[:-1]]
     assert all(p.start % 1 == 0 and (p.end - p.start) % p.batch == 0 for p in plan)
     assert all(abs(length - lengths[0]) < plan[0].batch for length in lengths)
-    assert not lengths or plan[-1].end - plan[-1].start >= 3.5 * lengths[0]  # most of it where it matters
+    assert (
+        not lengths or plan[-1].end - plan[-1].start >= 3.5 * lengths[0]
+    )  # most images are used at the full resolution
     batches, rates = [p.batch for p in plan], [p.g_lr for p in plan]
     assert batches == sorted(batches, reverse=True)
     assert rates == sorted(rates)
@@ -380,12 +382,12 @@ def test_properties_of_automatic_schedules(devices, resolution, total, group):
     for p in plan:
         assert p.batch % devices == 0
         shares = {len(part) for part in deal(p.batch, p.mbstd_group, devices)}
-        assert shares == {p.batch // devices}  # no device waits for another
+        assert shares == {p.batch // devices}  # all devices get the same number of images
         assert p.mbstd_group == group
         assert group <= p.micro_batch <= p.batch // devices
 
 
-def test_what_tables_say_goes_before_the_automatic_schedule():
+def test_tables_take_precedence_over_the_automatic_schedule():
     given = ["growth.start=16", "growth.stable_kimg_at={32: 50}", "growth.fade_kimg=25", "train.batch_at={32: 12}"]
     given += ["optim.lr_at={64: 0.01}", "optim.d_lr_at={32: 0.02}", "train.micro_batch_at={64: 8}"]
     plan = phases(auto_of("resolution=64", "train.total_kimg=800", "growth.devices=1", *given, *RATES))

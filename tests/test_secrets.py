@@ -1,4 +1,4 @@
-"""Secrets of URLs stay out of files and messages, and looking at a configuration starts no program."""
+"""Secrets of URLs do not appear in files and messages, and describing a configuration starts no program."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ SECRET = "hunter2hunter2"
         ("s3://bucket/{000..099}.tar", "same"),
     ],
 )
-def test_what_may_be_kept_of_a_url(url, kept):
+def test_secrets_are_removed_from_urls(url, kept):
     for text in (without_secrets(url), shown(url)):
         assert SECRET not in text
     if kept is not None:
@@ -63,7 +63,7 @@ def test_configurations_are_written_without_secrets():
         load_index(without_secrets(f"https://h/x.tar?sig={SECRET}"))
 
 
-def test_which_servers_are_one():
+def test_which_urls_are_of_the_same_server():
     assert same_server("http://a/x", "http://A:80/y")
     assert same_server("http://a/x", "https://a/y")
     for other in ("http://b/x", "http://a:8080/x", "http://a.b/x"):
@@ -78,7 +78,7 @@ def texts_below(folder: Path) -> list[bytes]:
 
 @pytest.mark.distributed
 @pytest.mark.usefixtures("_own_cache")
-def test_nothing_that_a_run_leaves_holds_the_password(tmp_path):
+def test_no_file_of_a_run_contains_the_password(tmp_path):
     packed(folder_of(tmp_path / "in", [f"{i:02d}.png" for i in range(40)]), tmp_path / "data", 16)
     with serving.http(tmp_path / "data", tmp_path / "books") as server:
         url = server.url.replace("//", f"//me:{SECRET}@")
@@ -87,7 +87,9 @@ def test_nothing_that_a_run_leaves_holds_the_password(tmp_path):
         args = harness.arguments(run, Path("x"), **changes, train__total_kimg=0.064)
         Path(run.parent / "run.yaml").write_text(f"run: {run}\n")
         printed = harness.finish(harness.start(args))
-        printed += harness.finish(harness.start([*args, "train.total_kimg=0.072"]))  # the same run, though masked
+        printed += harness.finish(
+            harness.start([*args, "train.total_kimg=0.072"])
+        )  # the same run, although its password is masked
         for command in (["data", "info", url], ["data", "check", url], ["train", *args[1:], "--dry-run"]):
             printed += harness.finish(harness.start(command))
     left = [*texts_below(tmp_path / "runs"), *texts_below(tmp_path / "cache")]
@@ -115,7 +117,7 @@ def test_descriptions_start_no_program(tmp_path):
         assert not runs_command(url)
 
 
-def test_names_of_files_are_no_commands(tmp_path, monkeypatch):
+def test_names_of_files_are_not_run_as_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "pipe:touch made;.tar"
     tar_of(tmp_path / "plain.tar", {"a.png": b"x"}).rename(name)

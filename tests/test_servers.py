@@ -1,4 +1,4 @@
-"""Slow, faulty and hostile servers: each ends in one message, in bounded time and memory."""
+"""Slow, faulty and malicious servers: each case ends with one message, within limits of time and memory."""
 
 import base64
 import contextlib
@@ -20,7 +20,8 @@ DATA = bytes(range(256)) * 40
 
 
 class Scripted:
-    """A server that answers each request with what `answer(request text, connection)` returns or sends by itself."""
+    """A server that responds to each request with the result of `answer(request text, connection)`, unless that
+    function sends its own data."""
 
     def __init__(self, answer):
         self.answer, self.seen, self.open = answer, [], True
@@ -50,7 +51,7 @@ class Scripted:
 
 @pytest.fixture
 def serve():
-    """Makes servers out of what they answer."""
+    """Return a function that starts a server from its `answer` function."""
     servers = []
 
     def start(answer):
@@ -98,7 +99,7 @@ def drip(*parts, pause=0.05):
     [
         drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.0),
         drip(b"HTTP/1.1 200 OK\r\n", b"X", pause=0.2),
-        lambda _, connection: connection.recv(1),  # waits until the client leaves
+        lambda _, connection: connection.recv(1),  # waits until the client disconnects
     ],
     ids=["100-continue", "headers drip", "silence"],
 )
@@ -111,7 +112,7 @@ def test_header_timeout(serve, answer):
         stat_url(f"{server.url}/x.tar")
 
 
-def test_dripping_body_is_no_progress(serve, tmp_path):
+def test_very_slow_bodies_do_not_count_as_progress(serve, tmp_path):
     server, started = serve(drip(answered(Content_Length=1 << 20), b"x")), time.monotonic()
     with pytest.raises(TransientFault, match="fewer than 1024 bytes arrive per second"):
         read_url(f"{server.url}/x.tar", patience=2)
@@ -122,7 +123,7 @@ def test_dripping_body_is_no_progress(serve, tmp_path):
 
 
 def test_slow_but_steady_server(serve):
-    """4 KiB a second, for longer than the patience: what comes counts."""
+    """4 KiB per second for longer than the retry time counts as progress."""
 
     def answer(_, connection):
         connection.sendall(answered(Content_Length=len(DATA)))
@@ -305,7 +306,7 @@ def test_invalid_urls_are_not_retried(url):
 
 
 @pytest.mark.parametrize("place", ["http://h:99999/x", "http://[::1/x", "http://h:x/", "http://..../x"])
-def test_redirects_to_invalid_urls_are_passing(serve, place):
+def test_redirects_to_invalid_urls_are_transient(serve, place):
     server = serve(answered(b"", "302 Found", Location=place, Content_Length=0))
     with pytest.raises(TransientFault, match="response is invalid"):
         read_url(f"{server.url}/x.tar")

@@ -1,4 +1,5 @@
-"""Pictures that are not square, not RGB, or of classes: in stream, grids, logs and metrics, held against Pillow."""
+"""Pictures that are not square, not RGB, or have classes: in the stream, grids, logs and metrics, compared with
+Pillow."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def random_images(count: int, channels: int, height: int, width: int, seed: int 
 
 
 def snapshot(path: Path, resolution: int, channels: int, c_dim: int = 0, base=(4, 4), names=()) -> Path:
-    """Of a small generator with every weight away from its initial value."""
+    """Save a snapshot of a small generator whose weights all differ from their initial values."""
     model = ModelConfig(z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8, base=list(base))
     kwargs = NETWORKS["stylegan2"].g_kwargs(model, NetworkShape(resolution, 16, False, channels, c_dim, 4))
     with torch.random.fork_rng():
@@ -65,7 +66,7 @@ def snapshot(path: Path, resolution: int, channels: int, c_dim: int = 0, base=(4
 
 
 def by_hand(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, 3, H, W] of what people see, by Pillow."""
+    """Return uint8 [n, 3, H, W], the visible colours computed with Pillow."""
     seen = []
     for image in images.permute(0, 2, 3, 1).numpy():
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
@@ -76,7 +77,7 @@ def by_hand(images: torch.Tensor) -> torch.Tensor:
 
 
 class Painter(torch.nn.Module):
-    """Stands in for a generator of any shape: smooth pictures that follow from z alone."""
+    """A substitute for a generator of any shape: smooth images that depend only on z."""
 
     z_dim, w_dim, c_dim, num_ws = 16, 16, 0, 2
 
@@ -98,7 +99,7 @@ class Painter(torch.nn.Module):
 
 @pytest.fixture(scope="module", params=[1, 3, 4], ids=["grey", "rgb", "rgba"])
 def dataset(request, tmp_path_factory) -> tuple[DatasetIndex, torch.Tensor]:
-    """4 rows for 6 columns up to 64x96, in two classes, and the pictures at 64x96."""
+    """Return a dataset of 4 rows by 6 columns up to 64x96 with two classes, and its pictures at 64x96."""
     folder = tmp_path_factory.mktemp("shapes")
     images = random_images(COUNT, request.param, 64, 96)
     for i, image in enumerate(images):
@@ -110,7 +111,7 @@ def dataset(request, tmp_path_factory) -> tuple[DatasetIndex, torch.Tensor]:
 # --- from the dataset to pictures -------------------------------------------------------------------------------------
 
 
-def test_the_stream_shows_what_was_packed(dataset):
+def test_the_stream_returns_the_packed_pictures(dataset):
     index, images = dataset
     table = index.table(64)
     assert table.image_size == index.size_at(64) == (64, 96)
@@ -138,8 +139,8 @@ def test_the_stream_shows_what_was_packed(dataset):
         assert labels.tolist() == [i // 6 for i in order]
 
 
-def test_grids_are_pictures_of_their_kind(dataset, tmp_path):
-    """Also in the run's folder and in TensorBoard."""
+def test_grids_have_the_mode_of_the_dataset(dataset, tmp_path):
+    """Also in the run folder and in TensorBoard."""
     index, images = dataset
     reporter = RunLogger(tmp_path, 0, 10, tensorboard=True, means=Means())
     reporter.grid("reals-r0064", 0, images[:5], 3)
@@ -169,7 +170,7 @@ def test_strips_between_seeds(channels):
     assert tile(frames, 4).shape == (channels, 8, 48)
 
 
-def test_over_white_is_pillows():
+def test_over_white_agrees_with_pillow():
     images = random_images(3, 4, 16, 24)
     images[0, 3], images[1, 3, :4] = 0, 255
     assert (over_white(images).int() - by_hand(images).int()).abs().max() <= 1
@@ -206,8 +207,8 @@ def test_levels_of_the_sliced_distance(size, levels):
     assert sliced_wasserstein(descriptors[0], descriptors[0])["swd"] == 0
 
 
-def test_neighbourhoods_come_from_everywhere_in_the_picture():
-    """On ramps the window's mean tells its place."""
+def test_neighbourhoods_cover_the_whole_picture():
+    """On ramps, the mean of a window gives its position."""
     for axis, span in ((0, 16 - 6), (1, 24 - 6)):
         ramp = torch.arange(24, dtype=torch.uint8).expand(1, 1, 16, 24)
         if axis == 0:
@@ -218,8 +219,8 @@ def test_neighbourhoods_come_from_everywhere_in_the_picture():
         assert len({round(v, 3) for v in means.tolist()}) == span
 
 
-def test_metrics_see_what_people_see(dataset, monkeypatch, tmp_path):
-    """Every metric of the dataset's images and a generator's equals that of the RGB images made of them by hand."""
+def test_metrics_use_the_visible_colours(dataset, monkeypatch, tmp_path):
+    """Every metric of a dataset and a generator equals the metric of RGB images that were made from them by hand."""
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path))
     index, images = dataset
     names = [parse(name) for name in ("fid12_full", "pr123_full", "swd12", "ms_ssim6")]
@@ -242,14 +243,14 @@ def test_metrics_see_what_people_see(dataset, monkeypatch, tmp_path):
     rgb = Evaluator(load_index(str(folder / "out")), 64, names, settings)(Seen(index.channels, (64, 96), 64))
     assert rgb.keys() == values.keys()
     for name, value in values.items():
-        # Grey neighbourhoods have a third of the dimensions, so other random directions; the expectation is the same.
+        # Grey neighbourhoods have a third of the dimensions, so their random directions differ. The expectation is equal.
         close = 0.25 if name in swd and index.channels == 1 else 0.01
         assert value == pytest.approx(rgb[name], rel=close), name
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_networks_get_three_channels_of_a_square(channels):
-    """Inception and VGG16 resize whatever they get; here by the resizing of Pillow's images, channel by channel."""
+def test_classifiers_get_three_channels_of_a_square(channels):
+    """Inception and VGG16 resize their input. Here, Pillow resizes each channel."""
     images = random_images(2, channels, 24, 40)
     seen: list[torch.Tensor] = []
 
@@ -264,7 +265,7 @@ def test_networks_get_three_channels_of_a_square(channels):
     assert found.shape == (2, 3 * 32 * 32)
     hand = by_hand(images).float()
     expected = torch.empty(2, 3, 32, 32)
-    for i in range(32):  # at i * size / 32, by the definition
+    for i in range(32):  # the definition: at i * size / 32
         for j in range(32):
             y, x = i * 24 / 32, j * 40 / 32
             y0, x0 = int(y), int(x)
@@ -296,14 +297,14 @@ def test_similarity_of_other_shapes():
     assert torch.equal(ours.round(decimals=4), ms_ssim(images.mT, images.flip(0).mT).round(decimals=4))
 
 
-def test_what_is_kept_of_real_images_knows_their_shape(dataset):
+def test_cached_features_depend_on_the_shape(dataset):
     index, _ = dataset
     side = RealSide(index, 64, gather.Networks(Settings(CPU)))
     assert index.identity in side.name
     assert ("over white" in side.name) == (index.channels == 4)
 
 
-def test_metrics_that_cannot_work_say_why(dataset, tmp_path):
+def test_unusable_metrics_give_the_reason(dataset, tmp_path):
     index, _ = dataset
     G = Painter(index.channels, (4, 6), 4)
     with pytest.raises(UsageError, match="swd12 needs images of 8 pixels or more on each side, not 4x6"):
@@ -323,7 +324,7 @@ NAMES = ["cat", "dog", "a long name with more than forty letters in it"]
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory) -> Path:
-    """A snapshot of three classes whose images, of 16 rows and 24 columns, differ by class."""
+    """Return a snapshot of three classes whose images, of 16 rows and 24 columns, differ by class."""
     return snapshot(tmp_path_factory.mktemp("conditional") / "G.safetensors", 16, 3, 3, (4, 6), NAMES)
 
 
@@ -353,7 +354,7 @@ def test_a_row_for_each_class(conditional, tmp_path, capsys, monkeypatch, labels
         assert 0.005 < (name < 128).mean() < 0.6  # black on white
     if len(classes) == 3:
         widths = [(picture[16 * r : 16 * r + 16, :margin] < 128).any(axis=(0, 2)).sum() for r in range(3)]
-        assert widths[2] > 3 * widths[0]  # letters say more in the long name's row
+        assert widths[2] > 3 * widths[0]  # the longer name has more dark pixels
 
 
 def test_rows_of_classes_without_names_and_of_tiny_pictures():
@@ -363,11 +364,11 @@ def test_rows_of_classes_without_names_and_of_tiny_pictures():
     enlarged = named[:, :, -48:]
     assert torch.equal(enlarged[:, ::4, ::4], picture)
     assert torch.equal(enlarged[:, 3::4, 3::4], picture)
-    assert (named[3, :, :-48] == 255).all()  # the names' ground is opaque
+    assert (named[3, :, :-48] == 255).all()  # the background of the names is opaque
     assert named[:3, :, :-48].min() < 100
 
 
-def test_faults_of_class_grids(conditional, tmp_path, capsys, monkeypatch):
+def test_errors_of_class_grids(conditional, tmp_path, capsys, monkeypatch):
     sample = ["sample", conditional, "--out", tmp_path, "--class-grid"]
     plain = snapshot(tmp_path / "plain.safetensors", 4, 1)
     snapshot(tmp_path / "many.safetensors", 4, 1, MOST_ROWS + 1)
@@ -395,7 +396,7 @@ def test_faults_of_class_grids(conditional, tmp_path, capsys, monkeypatch):
         assert (picture.mode, picture.height) == ("L", 32)
 
 
-def test_a_runs_grids_have_rows_of_classes():
+def test_the_grids_of_a_run_have_rows_of_classes():
     assert class_rows([0, 1, 2], 5) == [0, 1, 2, 0, 1]
     assert class_rows([4, 7], 2) == [4, 7]
     assert class_rows(range(100), 4) == [0, 25, 50, 75]
@@ -404,7 +405,7 @@ def test_a_runs_grids_have_rows_of_classes():
     assert c is None
     assert torch.equal(z, latents(range(12), 16))
     G.c_dim = 5
-    z, c = grid_inputs(G, 3, 4, [1, 3])  # the dataset has pictures of these two classes alone
+    z, c = grid_inputs(G, 3, 4, [1, 3])  # only these two classes have pictures
     assert c is not None
     assert c.shape == (12, 5)
     assert c.argmax(dim=1).tolist() == [1, 1, 1, 3, 3, 3] * 2
@@ -412,12 +413,12 @@ def test_a_runs_grids_have_rows_of_classes():
     assert parse_classes(G, None) == [0, 1, 2, 3, 4]
 
 
-def test_real_images_lie_in_the_same_rows():
+def test_real_images_have_the_same_rows():
     labels = np.array([3, 1, 1, 3, 1, 1, 3, 1, 1, 1])
     assert grid_ordinals(labels, 2, 2) == [0, 2, 5, 7]
     chosen = grid_ordinals(labels, 3, 4, [1, 3])
     assert labels[chosen].tolist() == [1, 1, 1, 3, 3, 3] * 2
-    assert len({*chosen[:3], *chosen[6:9]}) == 6  # rows that repeat a class go on with others
+    assert len({*chosen[:3], *chosen[6:9]}) == 6  # repeated rows of a class continue with other pictures
     assert set(chosen[3:6]) | set(chosen[9:]) == {0, 3, 6}
 
 
@@ -446,7 +447,7 @@ PROGAN = {
     ids=["rgba of classes", "grey"],
 )
 def test_from_pictures_to_a_trained_generator(tmp_path, capsys, monkeypatch, base, channels, changes):
-    """pack, train through a fade with metrics, sample, class grid, metrics: all in the pictures' own shape."""
+    """Pack, train through a fade with metrics, sample, class grid and metrics, all in the pictures' own shape."""
     height, width = base[0] * 4, base[1] * 4
     for i, image in enumerate(random_images(16, channels, height, width)):
         save_image(image, tmp_path / "in" / "ab"[i % 2] / f"{i:02d}.png")
@@ -458,24 +459,24 @@ def test_from_pictures_to_a_trained_generator(tmp_path, capsys, monkeypatch, bas
     run = tmp_path / "run"
     shape = {"model__base": f"[{base[0]},{base[1]}]", "metrics__every_kimg": 0.096, "metrics__images": 8}
     printed = harness.finish(harness.start(harness.arguments(run, tmp_path / "data", **(shape | changes))))
-    assert "metrics at" not in printed  # no complaint about them
+    assert "metrics at" not in printed  # no warning about the metrics
     (line, *_) = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     assert line[f"swd_{height}x{width}"] > 0
     index = load_index(str(tmp_path / "data"))
     with Image.open(run / "samples" / "reals-r0016.png") as reals:
         assert (reals.mode, reals.size) == (MODES[channels], (2 * width, 2 * height))
-        if channels == 4:  # a row for each class
+        if channels == 4:  # one row per class
             expected = tile(read_batch(index.table(16), [0, 4, 8, 12]), 2)
             np.testing.assert_array_equal(reals, expected.permute(1, 2, 0))
     fakes = sorted((run / "samples").glob("fakes-*.png"))
     with Image.open(fakes[0]) as first, Image.open(fakes[-1]) as last:
-        assert (first.mode, first.size) == (MODES[channels], (width, height))  # of 8x8's size
+        assert (first.mode, first.size) == (MODES[channels], (width, height))  # the size at 8x8
         assert (last.mode, last.size) == (MODES[channels], (2 * width, 2 * height))
 
     (snapshot,) = (p for p in (run / "snapshots").glob("*.safetensors") if "best" not in p.name)
     sample = ["sample", snapshot, "--out", tmp_path / "out", "--seeds", "0-2"]
     assert command(capsys, monkeypatch, *sample)[0] == 0
-    (third,) = (tmp_path / "out").glob("seed000002*.png")  # with its class, where there are some
+    (third,) = (tmp_path / "out").glob("seed000002*.png")  # with its class, if there are classes
     with Image.open(third) as picture:
         assert (picture.mode, picture.size) == (MODES[channels], (width, height))
     code, _, err = command(capsys, monkeypatch, *sample, "--class-grid")

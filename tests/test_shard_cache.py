@@ -1,4 +1,5 @@
-"""The shard cache holds complete shards only, and stays within its limit, whatever is killed or damaged."""
+"""The shard cache contains only complete shards and observes its limit, even if processes are killed or files are
+damaged."""
 
 import hashlib
 import os
@@ -21,7 +22,7 @@ from stylegan_pg.data.storage.shard_cache import Settings, Shard
 from stylegan_pg.errors import UsageError
 
 COUNT, SIZE = 12, 40_000
-SLOW = {"rate": 40_000}  # a second for a shard
+SLOW = {"rate": 40_000}  # one second per shard
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +41,16 @@ def server(contents, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The folder of a shard cache for this test only."""
+    """Use a separate folder for the shard cache in this test."""
     before, path = shard_cache.settings(), tmp_path / "store"
     shard_cache.configure(Settings(str(path), 1 << 30, 20.0))
-    forget()
+    close_cached_files()
     yield path
-    forget()
+    close_cached_files()
     shard_cache.configure(before)
 
 
-def forget() -> None:
+def close_cached_files() -> None:
     """Close all files of the cache that this process has open, so that it behaves like a new process."""
     shard_reader._cached_file.cache_clear()
     shard_reader._uncached_until.clear()
@@ -69,7 +70,7 @@ def shards_in(folder: Path, suffix: str = ".tar") -> list[Path]:
     return [path for path in folder.iterdir() if path.name.endswith(suffix)]
 
 
-# Runs in processes of its own: reads shards, at random or one by one, and says whether they were right.
+# Run in separate processes: reads shards, randomly or in order, and reports whether they were correct.
 READER = textwrap.dedent("""
     import hashlib, json, random, sys
     from stylegan_pg.data.storage import shard_reader as cache, shard_cache as store
@@ -98,10 +99,10 @@ def test_second_read_comes_from_the_cache(server, contents, folder):
     for checked in (True, False):
         one = shard(server, contents, 0, checked=checked)
         assert read(one) == contents[0]
-        forget()
+        close_cached_files()
         assert read(one, 100, 50) == contents[0][100:150]
         assert read(one, SIZE - 10, 50) == contents[0][-10:]
-    assert len(server.requests("0.tar")) == 2  # two names, as they promise different things
+    assert len(server.requests("0.tar")) == 2  # two entries, because their checks differ
     assert Path(shard_reader.local_path(one.url, SIZE)).read_bytes() == contents[0]
     assert shard_reader.local_path("file:///a/b") == shard_reader.local_path("/a/b") == "/a/b"
     assert not shards_in(folder, ".part")
@@ -117,7 +118,7 @@ def test_concurrent_processes_fetch_a_shard_once(server, contents, folder):
 
 
 def test_another_process_continues_after_a_killed_fetch(server, contents, folder):
-    """Another process, waiting for it all along, goes on from what there is."""
+    """Another process, which was waiting, continues from the partial file."""
     server.misbehave(**SLOW)
     one = shard(server, contents, 0)
     first = reader(folder, [one], 0, 1)
@@ -152,19 +153,19 @@ def test_interrupted_fetch_is_resumed(server, contents, folder):
     assert read(shard(server, contents, 4)) == contents[4]
 
 
-def test_retries_end_after_the_patience(server, contents, folder):
+def test_retries_end_after_the_retry_time(server, contents, folder):
     server.kill()
     with shard_cache.patience(0.5), pytest.raises(TransientFault, match="refused"):
         read(shard(server, contents, 0))
     server.start()
-    server.misbehave(truncate=10_000, no_ranges=True)  # bytes come, but always the same ones
+    server.misbehave(truncate=10_000, no_ranges=True)  # always the same first bytes
     with shard_cache.patience(1.0), pytest.raises(TransientFault, match="too early"):
         read(shard(server, contents, 0))
     server.misbehave()
     assert read(shard(server, contents, 0)) == contents[0]
 
 
-def test_a_waiting_process_reports_the_fetcher_s_fault(server, contents, folder):
+def test_a_waiting_process_reports_the_fault_of_the_fetching_process(server, contents, folder):
     server.kill()
     one = shard(server, contents, 0)
     other = reader(folder, [one], 0, 1, patience=60)
@@ -179,7 +180,8 @@ def test_a_waiting_process_reports_the_fetcher_s_fault(server, contents, folder)
 
 
 def test_wrong_sizes_and_checksums(server, contents, folder):
-    """Other sizes and garbled transfers are not taken; what is garbled in the same way each time is the source's."""
+    """Shards of other sizes and garbled transfers are not stored. A shard that is garbled in the same way each time is
+    reported as the source's fault."""
     url = f"{server.url}/0.tar"
     with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes where 39999 were expected"):
         shard_reader.read(url, 0, 10, size=SIZE - 1)
@@ -204,12 +206,12 @@ def test_corrupted_cached_shard_is_fetched_again(server, contents, folder, check
     data = bytearray(contents[0])
     data[7] ^= 1
     path.write_bytes(data)
-    forget()
+    close_cached_files()
     assert read(one) == data
-    shard_reader.report_damage(one.url, size=one.size, sha256=one.sha256)  # as who finds a sample's checksum wrong does
+    shard_reader.report_damage(one.url, size=one.size, sha256=one.sha256)  # as after a wrong checksum of a sample
     assert read(one) == contents[0]
     assert len(server.requests()) == 2
-    for _ in range(3):  # now it is known that this is what the server has
+    for _ in range(3):  # after this, it is known that the server has these bytes
         shard_reader.report_damage(one.url, size=one.size, sha256=one.sha256)
         assert read(one) == contents[0]
     assert len(server.requests()) == 2
@@ -224,12 +226,12 @@ def test_corrupted_transfer_without_checksum_is_fetched_once_more(server, conten
 
 
 def test_two_processes_share_a_limited_cache(server, contents, folder):
-    limit = 9 * SIZE  # each process pins up to four
+    limit = 9 * SIZE  # each process uses up to four at a time
     shards = [shard(server, contents, i) for i in range(COUNT)]
     readers = [reader(folder, shards, i, 60, limit) for i in range(2)]
     most = 0
     while any(process.poll() is None for process in readers):
-        sizes = {}  # by shard: while the folder is being listed, a .part may get its final name
+        sizes = {}  # by shard, because a .part may get its final name while the folder is listed
         for path in [p for p in folder.iterdir() if p.suffix != ".json"] if folder.exists() else []:
             try:
                 sizes[path.name.split("-")[0]] = path.stat().st_size
@@ -239,16 +241,16 @@ def test_two_processes_share_a_limited_cache(server, contents, folder):
     for process in readers:
         assert process.communicate()[0] == "read\n"
     assert 4 * SIZE < most <= limit
-    assert len(server.requests()) > COUNT  # some were evicted and came again
+    assert len(server.requests()) > COUNT  # some were evicted and fetched again
 
 
 def test_least_recently_used_shard_is_evicted_first(server, contents, folder):
     shard_cache.configure(Settings(str(folder), 3 * SIZE, 20.0))
     shards = [shard(server, contents, i) for i in range(4)]
     for i in (0, 1, 2, 0):
-        forget()
+        close_cached_files()
         read(shards[i])
-    forget()
+    close_cached_files()
     read(shards[3])
     assert {s.name for s in (shards[0], shards[2], shards[3])} == {path.name for path in shards_in(folder)}
 
@@ -260,7 +262,7 @@ def test_shards_in_use_are_not_evicted(server, contents, folder, capfd):
     assert other.stdout is not None
     assert other.stdout.readline() == "read\n"
     assert read(shards[1]) == contents[1]
-    assert read(shards[2]) == contents[2]  # takes the place of this process's
+    assert read(shards[2]) == contents[2]  # replaces the shard of this process
     assert {path.name for path in shards_in(folder)} == {shards[0].name, shards[2].name}
     shard_cache.configure(Settings(str(folder), SIZE, 20.0))
     assert read(shards[1], 5, 10) == contents[1][5:15]
@@ -270,11 +272,11 @@ def test_shards_in_use_are_not_evicted(server, contents, folder, capfd):
     other.kill()
     other.communicate()
     shard_cache.configure(Settings(str(folder), 0, 20.0))
-    assert read(shards[0], 5, 10) == contents[0][5:15]  # 0: nothing is kept
+    assert read(shards[0], 5, 10) == contents[0][5:15]  # 0: no caching
 
 
 def test_other_files_in_the_cache_folder_are_untouched(server, contents, folder):
-    """A folder that somebody has chosen, with files and folders of their own in it."""
+    """The folder was chosen by the user and contains other files and folders."""
     folder.mkdir()
     theirs = [folder / name for name in ("thesis.tex", "x.part", "x.5.part", "x.json", "old.tmp", "0123-x.tar")]
     for file in theirs:
@@ -285,13 +287,13 @@ def test_other_files_in_the_cache_folder_are_untouched(server, contents, folder)
     shard_cache.configure(Settings(str(folder), 1, 20.0))
     with pytest.raises(shard_cache.CacheFull):
         os.close(shard_cache.fetch(shard(server, contents, 1)))
-    assert not shards_in(folder, "-0.tar")  # ours has gone
+    assert not shards_in(folder, "-0.tar")  # the cached shard was evicted
     assert shard_cache.evict(folder, everything=True) is False
     assert all(file.read_bytes() == b"mine" for file in theirs)
 
 
 def test_a_full_disk(server, contents, tmp_path, folder, capfd):
-    """A file system with room for two shards and a half, then one that takes no more bytes at all."""
+    """First a file system with room for two and a half shards, and then one without any room."""
     if os.geteuid():
         pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
@@ -303,27 +305,27 @@ def test_a_full_disk(server, contents, tmp_path, folder, capfd):
         shard_cache.configure(Settings(str(small / "store"), 1 << 30, 20.0))
         shards = [shard(server, contents, i) for i in range(4)]
         for i in (0, 1, 2, 3, 0):
-            forget()
+            close_cached_files()
             assert read(shards[i]) == contents[i]
         assert 1 <= len(shards_in(small / "store")) <= 2
         (small / "others").write_bytes(bytes(os.statvfs(small).f_bavail * os.statvfs(small).f_bsize))
-        forget()
+        close_cached_files()
         for path in shards_in(small / "store"):
             path.unlink()
         (small / "more").write_bytes(bytes(os.statvfs(small).f_bavail * os.statvfs(small).f_bsize))
         assert read(shards[1], 50, 100) == contents[1][50:150]
         assert "has no space for" in capfd.readouterr().err
         (small / "others").unlink()
-        forget()
+        close_cached_files()
         assert read(shards[1]) == contents[1]
         assert [path.name for path in shards_in(small / "store")] == [shards[1].name]
     finally:
-        forget()
+        close_cached_files()
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_file_size_limit(server, contents, folder):
-    """RLIMIT_FSIZE, as a quota does it."""
+    """RLIMIT_FSIZE, which behaves like a quota."""
     script = READER.replace(
         "import hashlib", "import resource, hashlib; resource.setrlimit(%d, (20000, 20000))\nimport hashlib"
     )
@@ -340,13 +342,13 @@ def test_file_size_limit(server, contents, folder):
 
 
 def test_prefetching(server, contents, folder):
-    """In the order they are wanted, some at a time; what is asked for meanwhile is not fetched twice; nothing wanted
-    is evicted for it."""
+    """Shards are fetched in the order of use, a few at a time. A shard that is requested meanwhile is not fetched
+    twice, and no shard that will be used is evicted."""
     server.misbehave(rate=200_000)
     shard_cache.configure(Settings(str(folder), 6 * SIZE, 20.0))
     shards = [shard(server, contents, i) for i in range(COUNT)]
     old = [read(shards[i]) for i in (10, 11)]
-    forget()
+    close_cached_files()
     prefetcher = shard_reader.Prefetcher(2)
     try:
         prefetcher.request(shards[:5])
@@ -356,7 +358,7 @@ def test_prefetching(server, contents, folder):
         order = [request["path"] for request in server.requests()][2:]
         assert sorted(order) == [f"/{i}.tar" for i in range(5)]
         assert set(order[:3]) >= {"/0.tar", "/1.tar"}
-        prefetcher.request(shards[:8])  # for which there is no room
+        prefetcher.request(shards[:8])  # more than the limit
         time.sleep(1.5)
         assert all((folder / s.name).exists() for s in shards[:5])
         server.kill()
@@ -383,7 +385,7 @@ def test_output_of_commands_is_cached(contents, folder, tmp_path):
     url = f"""pipe:bash -c 'echo ran >> {log}; cat "{tmp_path}/x.tar"'"""
     for _ in range(3):
         assert shard_reader.read(url, 10, 20) == contents[0][10:30]
-        forget()
+        close_cached_files()
     assert log.read_text() == "ran\n"
     with shard_cache.patience(0.3), pytest.raises(TransientFault, match="exit status"):
         shard_reader.read(f"pipe:bash -c 'cat {tmp_path}/x.tar; false'", 0, 10)
@@ -397,7 +399,8 @@ def test_unusable_cache_folder(tmp_path, folder):
 
 
 def test_random_kills(server, contents, folder):
-    """Whatever is killed when, nobody ever reads anything wrong, and all that is left is whole."""
+    """Whatever process is killed, and at any time, all data that is read is correct, and all remaining files are
+    complete."""
     server.misbehave(rate=400_000)
     shards, dice = [shard(server, contents, i) for i in range(6)], random.Random(1)
     running = [reader(folder, shards, i, 40, 4 * SIZE) for i in range(2)]
@@ -410,7 +413,7 @@ def test_random_kills(server, contents, folder):
     for process in running:
         output = process.communicate(timeout=60)[0]
         assert output.endswith("read\n")
-        # Where the other one has open, or is fetching, all that there is room for.
+        # If the other process uses or fetches all shards that fit.
         assert all("leaves no space" in line for line in output.splitlines()[:-1]), output
     known = {s.name: contents[i] for i, s in enumerate(shards)}
     assert all(path.read_bytes() == known[path.name] for path in shards_in(folder))

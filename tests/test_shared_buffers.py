@@ -1,4 +1,4 @@
-"""Shared memory of batches is reused, and never while a batch still refers to it."""
+"""Shared memory of batches is reused, but never while a batch still refers to it."""
 
 import gc
 import itertools
@@ -14,7 +14,7 @@ from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.data.loader.shared_buffers import SharedBuffers
 
 
-def test_slot_is_free_without_references():
+def test_buffers_without_references_are_free():
     slots = SharedBuffers(2, [3, 4], np.uint8)
     first, second = slots.acquire(), slots.acquire()
     assert slots.acquire() is None
@@ -30,24 +30,24 @@ def test_slot_is_free_without_references():
     assert slots.acquire() is None
     assert (array == 7).all()
     del array
-    assert slots.acquire() == first  # the pages that were touched already
+    assert slots.acquire() == first  # these pages are already allocated
     assert (slots.as_tensor(first) == 7).all()
     other = slots.as_tensor(second)
     del slots
     gc.collect()
-    other.fill_(9)  # its memory outlives the pool
+    other.fill_(9)  # its memory remains valid after the pool
     assert other.sum() == 9 * 12
 
 
 @pytest.mark.parametrize("shape", [[0, 8, 8, 3], [4, 0]])
-def test_empty_slots(shape):
+def test_empty_buffers(shape):
     assert SharedBuffers(3, shape, np.uint8).acquire() is None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_kept_batches_are_not_overwritten(tiny_data, workers, mirror):
-    """All of a long stream at once, every third of it, and none: the same images, each where it was."""
+def test_batches_in_use_are_not_overwritten(tiny_data, workers, mirror):
+    """A long stream of which all batches, every third, or none are kept gives the same images."""
     index = load_index(str(tiny_data))
     table, order = index.table(16), index.order(3)
     how = {"start": 0, "end": 8 * 40, "batch": 8, "share": [1, 5, 6], "workers": workers, "mirror": mirror}
@@ -67,7 +67,7 @@ def test_kept_batches_are_not_overwritten(tiny_data, workers, mirror):
 
 
 def test_memory_is_reused(tiny_data):
-    """A consumer that holds two batches at a time, as training does, sees a few places in memory only."""
+    """A consumer that holds two batches at a time, like training, sees only a few memory addresses."""
     index = load_index(str(tiny_data))
     how = {"start": 0, "end": 8 * 60, "batch": 8, "share": range(8), "workers": 2}
     data = batches(index.table(16), index.order(0), **how)

@@ -1,5 +1,6 @@
-"""The CUDA kernels without a GPU: the very code that nvcc compiles, run by g++ through kernels/shim/cuda.h, held
-against the reference, watched for races and stray accesses, and shown to be watched closely enough by spoiling it."""
+"""The CUDA kernels without a GPU: g++ compiles the same code as nvcc, through kernels/shim/cuda.h. The results are
+compared with the reference and checked for races and out-of-bounds accesses, and mutants show that these checks find
+faults."""
 
 import ctypes
 import functools
@@ -18,7 +19,7 @@ from stylegan_pg.ops import ACTIVATIONS, bias_act, build, calls, native, recipes
 pytestmark = pytest.mark.slow
 DTYPES = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-MARGIN = 256  # elements of poison on either side of every buffer
+MARGIN = 256  # poisoned elements on both sides of every buffer
 
 
 UNITS = ("bias_act", "upfirdn2d")  # of translation
@@ -30,7 +31,7 @@ def compiled(source: Path, out: Path, optimise: str = "-O1") -> ctypes.CDLL:
 
 
 def unit(source: Path, name: str, folder: Path, optimise: str) -> Path:
-    """An object file of one of the units, in a folder."""
+    """Compile an object file of one of the units in a folder."""
     command = [str(recipes.cxx()), "-x", "c++", "-DSPG_SHIM", optimise, "-std=c++17", "-fPIC", "-Wno-unknown-pragmas"]
     done = subprocess.run(
         [*command, "-c", "-o", str(folder / f"{name}.o"), str(source / "cuda" / f"{name}.cu")],
@@ -57,12 +58,12 @@ def shim(tmp_path_factory) -> ctypes.CDLL:
 
 
 class Guarded:
-    """A tensor between poisoned margins: reading NaN spoils the result, and what is written over them is found."""
+    """A tensor between poisoned margins: reading a margin gives NaN, and writing into a margin is detected."""
 
     def __init__(self, t: torch.Tensor, poison: float = float("nan"), offset: int = 0):
         layout = reference.layout_of(t)
         t = t.contiguous(memory_format=layout)
-        self.begin = MARGIN + offset  # an odd one, and no pack is aligned
+        self.begin = MARGIN + offset  # odd, so that no pack is aligned
         self.buffer, self.poison = torch.full([t.numel() + 2 * MARGIN + offset], poison, dtype=t.dtype), poison
         flat = t.permute(0, 2, 3, 1).reshape(-1) if layout == torch.channels_last else t.reshape(-1)
         self.buffer[self.begin : self.begin + t.numel()] = flat
@@ -130,14 +131,14 @@ CASES = [  # up, down, padding
     ((2, 2), (2, 2), (2, 1, 2, 1)),
     ((1, 1), (1, 1), (1, 2, 1, 2)),  # the first column is the last of its pack
     ((2, 2), (1, 1), (2, 2, 2, 2)),  # an odd number of outputs
-    ((1, 1), (1, 1), (1, 1, 1, 1)),  # whole packs out of 17 and 9 columns
+    ((1, 1), (1, 1), (1, 1, 1, 1)),  # whole packs from 17 and 9 columns
 ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_upfirdn2d_on_the_shim(shim, dtype, layout):
-    """Whole and broken tiles, all orders of threads, fast and general kernels."""
+    """Full and partial tiles, all orders of threads, and the fast and general kernels."""
     for k, (up, down, padding) in enumerate(CASES):
         for size in ((16, 32), (7, 24), (5, 17), (1, 1)):
             x = random(2, 8, *size, dtype=dtype).contiguous(memory_format=layout)
@@ -152,7 +153,7 @@ def test_upfirdn2d_on_the_shim(shim, dtype, layout):
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_tiles_beyond_one_block(shim, order):
-    """Several tiles each way, and (in the shim) more planes than the grid has layers."""
+    """Several tiles in each direction, and (in the shim) more planes than layers of the grid."""
     for dtype, size in ((torch.float16, (40, 272)), (torch.float32, (70, 136))):
         x = random(2, 2, *size, dtype=dtype)
         for up, down, padding in (CASES[0], CASES[3], CASES[5]):
@@ -201,7 +202,7 @@ def check_bias_act(shim, act, dtype, layout):
                     for t in given:
                         expected_slope = expected_slope * t.double()
                     if clamp is not None:
-                        near = (expected.abs() - clamp).abs() < 1e-3  # rounding may decide
+                        near = (expected.abs() - clamp).abs() < 1e-3  # rounding may change the result here
                         expected_slope = expected_slope.masked_fill(expected.abs() > clamp, 0)
                         expected_slope = torch.where(near, out.value().double(), expected_slope)
                     expected = expected_slope
@@ -217,7 +218,7 @@ def check_bias_act(shim, act, dtype, layout):
 
 @pytest.fixture
 def on_device_code(shim, monkeypatch):
-    """The operators as they are on a GPU, with the shim in its place."""
+    """Use the operators as on a GPU, with the shim instead of CUDA."""
     shim.spg_shim_order(2, 7)
     kernels = calls.Kernels("cuda", shim)
     monkeypatch.setattr(native, "compiled", lambda x: kernels if x.dtype in native.SUPPORTED["cuda"] else None)
@@ -247,8 +248,8 @@ def test_operators_and_their_derivatives_on_device_code(on_device_code, layout):
     check(bare, (random(7, 5) + random(5)).relu() * 2**0.5, 1e-6)
 
 
-def test_the_factors_of_a_filter_are_found_once(on_device_code, monkeypatch):
-    """Looking at a filter makes a GPU wait; a filter that changes is looked at again."""
+def test_the_factors_of_a_filter_are_computed_once(on_device_code, monkeypatch):
+    """Reading a filter's values synchronises with the GPU. They are read again if the filter changes."""
     seen = []
     find = calls.separable_factors
     monkeypatch.setattr(calls, "factors", lambda *a: seen.append(a) or find(*a))
@@ -262,13 +263,13 @@ def test_the_factors_of_a_filter_are_found_once(on_device_code, monkeypatch):
 
 
 class Failing:
-    """A library whose launches fail, as machine code for other GPUs does."""
+    """A library whose launches fail, like machine code for other GPUs."""
 
     def __getattr__(self, name):
         return lambda *args: 209
 
 
-def test_a_launch_that_fails_is_named(monkeypatch):
+def test_a_failing_launch_is_reported(monkeypatch):
     library: Any = Failing()
     monkeypatch.setattr(native, "compiled", lambda x: calls.Kernels("cuda", library))
     with pytest.raises(RuntimeError, match="bias_act on cpu: the launch failed with CUDA error 209"):
@@ -276,7 +277,7 @@ def test_a_launch_that_fails_is_named(monkeypatch):
 
 
 def test_a_library_that_does_not_run_here_is_not_used(monkeypatch, capsys):
-    """It loads, and no launch succeeds."""
+    """The library can be loaded, but all its launches fail."""
     library: Any = Failing()
     monkeypatch.setattr(native, "_trial_tensors", lambda device: [torch.ones(8)])
     monkeypatch.setattr(native.build, "load", lambda kind: build.Built(library, Path("/x/kernels.so"), "prebuilt"))
@@ -289,8 +290,8 @@ def test_a_library_that_does_not_run_here_is_not_used(monkeypatch, capsys):
         native._choose.__wrapped__("cuda", "strict")
 
 
-def test_what_is_too_large_for_one_launch_goes_to_the_reference(on_device_code):
-    """More samples than a grid has layers."""
+def test_tensors_too_large_for_one_launch_use_the_reference(on_device_code):
+    """More samples than layers of the grid."""
     x = random(65537, 1, 1, 2)
     noise = random(65537, 1, 1, 2, seed=1)
     check(bias_act(x, noise=noise, act="relu", gain=1.0), (x + noise).relu(), 1e-6)
@@ -298,9 +299,9 @@ def test_what_is_too_large_for_one_launch_goes_to_the_reference(on_device_code):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_indices_beyond_31_bits(on_device_code, shim, layout):
-    """The last blocks of tensors of more than 2^31 elements (of which only what is touched takes memory): a smaller
-    index would have wrapped before them."""
-    # Whole numbers of rounds of the general kernel's grid, so that the last block makes the last element.
+    """The last blocks of tensors of more than 2^31 elements, of which only the used pages take memory. A 32-bit index
+    would have overflowed before them."""
+    # Whole numbers of iterations of the general kernel's grid, so that the last block computes the last element.
     if layout == torch.contiguous_format:
         x = torch.zeros(1, 9, 16384, 16384, dtype=torch.bfloat16)
     else:
@@ -325,7 +326,7 @@ def test_indices_beyond_31_bits(on_device_code, shim, layout):
 
 # --- is it watched closely enough? ------------------------------------------------------------------------------------
 
-# what -> (file, the line or expression that is spoiled, what it becomes)
+# name -> (file, the replaced line or expression, its replacement)
 MUTANTS = {
     "no barrier after the tile is filled": (
         "upfirdn2d.cuh",
@@ -426,7 +427,7 @@ MUTANTS = {
 
 
 def caught(lib, units: tuple[str, ...] = UNITS) -> str:
-    """How the faults of a library's units show, or "" if they do not."""
+    """Describe the faults of a library's units, or return "" if none is found."""
     try:
         if "bias_act" in units:
             for layout in LAYOUTS:
@@ -449,7 +450,7 @@ def caught(lib, units: tuple[str, ...] = UNITS) -> str:
                     if text:
                         return text.splitlines()[0]
                     check(y, reference.upfirdn2d(x.double(), f, up, down, padding, False, 1.5), DTYPES[dtype])
-        wide = random(1, 1, 9, 136, dtype=torch.float16)  # a whole tile and more
+        wide = random(1, 1, 9, 136, dtype=torch.float16)  # more than a whole tile
         for x, case in ((wide, CASES[-3]), (wide[..., :17].contiguous(), CASES[-1])):
             y = run_upfirdn2d(lib, x, LOPSIDED, *case, False, 1.5)
             text = report(lib)
@@ -461,13 +462,13 @@ def caught(lib, units: tuple[str, ...] = UNITS) -> str:
     return ""
 
 
-def test_nothing_is_caught_in_the_real_kernels(shim):
+def test_the_real_kernels_have_no_faults(shim):
     assert caught(shim) == ""
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> dict[str, Path]:
-    """The object files of the real kernels, which a spoiled one is linked with."""
+    """Return the object files of the real kernels, which are linked with a mutated one."""
     folder = tmp_path_factory.mktemp("sound")
     return {name: unit(recipes.kernels_folder(), name, folder, "-O0") for name in UNITS}
 
@@ -487,11 +488,11 @@ def test_mutants_are_caught(tmp_path, sound, name):
     how = caught_apart(tmp_path, spoiled)
     print(f"{name:42} {how}")
     assert how
-    assert not how.startswith("error")  # of ours: it did not even run
+    assert not how.startswith("error")  # an error of this test: the kernel did not run
 
 
 def caught_apart(folder: Path, spoiled: str) -> str:
-    """`caught` in a process of its own: a spoiled kernel may crash."""
+    """Run `caught` in a separate process, because a mutated kernel may crash."""
     script = folder / "apart.py"
     code = (
         f"import sys; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_shim; "

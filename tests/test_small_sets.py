@@ -1,4 +1,4 @@
-"""The shipped configurations for small sets of pictures: from a folder to a snapshot, a few steps on the CPU."""
+"""The included configurations for small datasets: from a folder to a snapshot with a few steps on the CPU."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_a_few_pictures_train_with_augmentation(tmp_path, resolution):
     command = ["train", name, f"data.url={tmp_path / 'data'}"]
     command += [f"run={tmp_path / 'run'}", "train.device=cpu", "train.batch=4", "train.total_kimg=0.012"]
     command += ["output.tick_kimg=0.004", "output.grid=[2,2]", "metrics.images=4", "data.workers=0"]
-    command += ["model.low_precision=fp32"]  # auto spends the time of many steps on measuring
+    command += ["model.low_precision=fp32"]  # auto would spend much time on measurements
     harness.command(*command, expected=0)
     stats = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
     assert stats[-1]["nimg"] == 12

@@ -1,4 +1,4 @@
-"""Snapshots and what is made of them: one file gives the same generator anywhere; sampling and measuring it."""
+"""Snapshots, and sampling and measuring them: a file gives the same generator on every machine."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ NAMES = ["cat", "dog", "owl"]
 def built(
     resolution: int = 16, *, name: str = "stylegan2", fade: bool = False, c_dim: int = 0, **model
 ) -> tuple[Any, dict[str, Any]]:
-    """A generator with every weight away from its initial value, and its description."""
+    """Return a generator whose weights all differ from their initial values, and its description."""
     small = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
     config = ModelConfig(**{**small, **model})
     pair = NETWORKS[name]
@@ -146,7 +146,7 @@ def test_half_precision_snapshots_run_on_cpus(tmp_path):
 
 
 @torch.no_grad()
-def test_one_call_gives_a_generator_to_use(conditional):
+def test_one_call_loads_a_generator(conditional):
     G = stylegan_pg.load_snapshot(str(conditional[1]))
     z, c = torch.randn([2, G.z_dim]), torch.eye(G.c_dim)[:2]
     images = G(z, c, psi=0.7)
@@ -162,10 +162,10 @@ def test_a_snapshot_within_a_fade_keeps_its_alpha(tmp_path, capsys, monkeypatch)
     loaded, z = load_snapshot(path), latents([3, 4], 8)
     assert torch.equal(loaded(z), G(z, alpha=0.25))
     assert not torch.equal(loaded(z), G(z))
-    assert torch.equal(loaded(z, alpha=1.0), G(z))  # unless it is asked for another
+    assert torch.equal(loaded(z, alpha=1.0), G(z))  # unless another alpha is given
     copied = copy.deepcopy(loaded)
     copied.synthesis.b4.learned_input.zero_()
-    assert not torch.equal(copied(z), loaded(z))  # a copy of its own, at the same alpha
+    assert not torch.equal(copied(z), loaded(z))  # an independent copy with the same alpha
     copied.load_state_dict(loaded.state_dict())
     assert torch.equal(copied(z), loaded(z))
     command(capsys, monkeypatch, "sample", path, "--out", tmp_path, "--seeds", "3,4", "--interpolate", 1, "--psi", 1)
@@ -173,7 +173,7 @@ def test_a_snapshot_within_a_fade_keeps_its_alpha(tmp_path, capsys, monkeypatch)
     near(strip, tile(to_uint8(G(z, alpha=0.25)), 2).numpy().transpose(1, 2, 0))
 
 
-def test_a_failing_write_leaves_nothing(tmp_path, plain, monkeypatch):
+def test_a_failing_write_leaves_no_file(tmp_path, plain, monkeypatch):
     def full(descriptor):
         raise OSError("no space left on device")
 
@@ -184,7 +184,7 @@ def test_a_failing_write_leaves_nothing(tmp_path, plain, monkeypatch):
 
 
 class Boom:
-    """Pickled, it would write a file when loaded."""
+    """An object whose pickle would write a file when loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -262,7 +262,7 @@ def test_parse_numbers():
         parse_numbers("1,0-99999999999999999999")
 
 
-def test_seeds_give_the_latents_of_the_public_tools():
+def test_seeds_give_the_latents_of_the_published_tools():
     z = latents([0, 7, 2**32 - 1], 8)
     assert z.dtype == torch.float32
     for row, seed in zip(z, (0, 7, 2**32 - 1), strict=True):
@@ -279,7 +279,7 @@ def test_to_uint8_rounds_and_clips():
     assert torch.equal(to_uint8(levels.float() / 127.5 - 1).long(), levels)
 
 
-def test_tile_goes_row_by_row():
+def test_tile_fills_row_by_row():
     images = torch.arange(1, 6, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 4)
     tiled = tile(images, 3)
     assert tiled.shape == (3, 4, 12)
@@ -328,7 +328,8 @@ def test_images_do_not_depend_on_the_batch(plain):
 
 
 def command(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command; in this process, which saves importing torch each time."""
+    """Return the exit code, stdout and stderr of the command. It runs in this process, which avoids importing torch
+    each time."""
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["stylegan-pg", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
@@ -343,21 +344,21 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def near(a: np.ndarray, b: np.ndarray) -> None:
-    """Equal but for one grey level: batches of other sizes may round differently."""
+    """Check equality up to one grey level, because batches of other sizes may be rounded differently."""
     assert a.shape == b.shape
     assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
 
 @torch.no_grad()
 def expected_images(G: Any, seeds, c: torch.Tensor | None = None, **how) -> list[np.ndarray]:
-    """[H, W, C] each, by hand."""
+    """Return the images as [H, W, C] arrays, computed directly."""
     z = torch.tensor(np.concatenate([np.random.RandomState(s).randn(1, 8) for s in seeds]), dtype=torch.float32)
     x = G(z, c, **how).numpy()
     return list(np.clip(np.floor(x * 127.5 + 128), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 @pytest.mark.slow
-def test_commands_in_processes_of_their_own(plain, tmp_path):
+def test_commands_in_separate_processes(plain, tmp_path):
     def run(*arguments) -> subprocess.CompletedProcess:
         return harness.command(*arguments, cwd=tmp_path)
 
@@ -438,7 +439,7 @@ def test_noise_on_the_command_line(plain, tmp_path, capsys, monkeypatch):
         (["--out", "FILE/x"], "cannot be written"),
     ],
 )
-def test_faults_of_sample(plain, tmp_path, capsys, monkeypatch, arguments, message):
+def test_errors_of_sample(plain, tmp_path, capsys, monkeypatch, arguments, message):
     (tmp_path / "FILE").write_text("in the way")
     monkeypatch.chdir(tmp_path)
     code, out, err = command(capsys, monkeypatch, "sample", plain[1], "--seeds", "0-3", "--out", "x", *arguments)

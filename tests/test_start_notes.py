@@ -1,4 +1,4 @@
-"""What is told at the start of a run: keys without effect, runs that end too early, what is perhaps not meant."""
+"""Messages at the start of a run: keys without effect, runs that end too early, and settings that may be mistakes."""
 
 import itertools
 import re
@@ -34,7 +34,7 @@ GROWING = ("resolution=32", "growth.start=8")
         (("optim.lr_at={8: 1, 16: 1, 32: 1}",), "optim.g_lr=0.1", r"nothing: optim.lr_at .* optim.lr_at.32=0.1$"),
         (("optim.lr_at={32: 1}", "optim.d_lr_at={16: 1}"), "optim.d_lr=0.1", "nothing at 16, 32: optim.lr_at goes"),
         (("optim.g_lr_at={32: 1}",), "optim.d_lr=0.1", ""),
-        (("optim.g_lr_at={32: 1}",), "optim.lr_at.32=2", ""),  # it is D's all the same
+        (("optim.g_lr_at={32: 1}",), "optim.lr_at.32=2", ""),  # it is D's in any case
         (("optim.g_lr_at={32: 1}", "optim.d_lr_at={32: 1}"), "optim.lr_at.32=2", "nothing: optim.d_lr_at goes before"),
         (("loss.r1_gamma_at={8: 1, 16: 1, 32: 1}",), "loss.r1_gamma=2", "nothing: loss.r1_gamma_at goes before it"),
         (("loss.r1_gamma_from={0: 1}",), "loss.r1_gamma=2", "nothing: loss.r1_gamma_from goes before it"),
@@ -57,7 +57,7 @@ GROWING = ("resolution=32", "growth.start=8")
         ((), "seed=3", ""),
     ],
 )
-def test_a_key_without_effect_is_told(others, key, words):
+def test_a_key_without_effect_is_reported(others, key, words):
     told = without_effect(None, [*NEEDED, *GROWING, *others, key])
     assert [line for line in told if not line.startswith(key)] == []
     assert len(told) == bool(words)
@@ -80,7 +80,7 @@ def test_keys_that_an_automatic_schedule_does_not_read():
     assert re.match(r"train.batch=8 changes nothing: train.batch_at .*growth.schedule=auto fills in", line)
 
 
-def test_weights_of_terms_that_their_tables_leave_nothing_to():
+def test_weights_of_terms_that_are_fully_replaced_by_tables():
     tables = "{name: r2, weight: 3, weight_at: {8: 1, 16: 1, 32: 1}}, {name: drift, weight: 3, weight_at: {8: 1}}"
     told = without_effect(None, [*NEEDED, *GROWING, f"loss.terms=[{tables}]"])
     assert told == ["loss.terms: weight of r2 changes nothing: its weight_at goes before it"]
@@ -89,7 +89,7 @@ def test_weights_of_terms_that_their_tables_leave_nothing_to():
 
 
 @pytest.mark.parametrize("total", [1000, 3000, 6000, 8400])
-def test_a_total_that_ends_within_growth_is_told_with_one_that_would_do(total):
+def test_a_total_that_ends_during_growth_is_reported_with_a_sufficient_one(total):
     config = config_of(f"train.total_kimg={total}", name="ffhq1024")
     told = shortfall(config)
     assert str(phases(config)[-1]) in told
@@ -103,11 +103,11 @@ def test_a_total_that_ends_within_growth_is_told_with_one_that_would_do(total):
     assert shortfall(config_of(f"train.total_kimg={float(least[1]) - 1}", name="ffhq1024"))
 
 
-def test_phases_without_a_length_fall_short_too():
+def test_growth_with_empty_phases_may_also_be_too_short():
     assert "no whole generator" in shortfall(
         config_of(*GROWING, "growth.stable_kimg_at.32=0", "growth.fade_kimg_at.32=0")
     )
-    assert shortfall(config_of(*GROWING, "growth.stable_kimg_at.32=0")) == ""  # the fade gets to its end
+    assert shortfall(config_of(*GROWING, "growth.stable_kimg_at.32=0")) == ""  # the fade is completed
 
 
 def test_groups_ranks_and_labels():
@@ -139,7 +139,7 @@ def test_groups_ranks_and_labels():
         ("stylegan2-ffhq256", ["optim.lr_at={256: 0.002}", "loss.r1_gamma_from={100: 2}"]),
     ],
 )
-def test_the_advice_of_a_diverged_run_does_what_it_says(name, given):
+def test_the_advice_for_a_diverged_run_works(name, given):
     config = config_of(*given, name=name)
     end = phases(config)[-1].end
     for nimg in (1000, end - 1):
@@ -149,7 +149,7 @@ def test_the_advice_of_a_diverged_run_does_what_it_says(name, given):
             overrides = [*given, *shlex.split(keys)]
             changed = config_of(*overrides, name=name)
             idle = [line for line in without_effect(name, [*NEEDED, *overrides]) if " changes nothing: " in line]
-            idle = [line for line in idle if not line.endswith("once more after it")]  # what the advice replaces
+            idle = [line for line in idle if not line.endswith("once more after it")]  # the advice replaces these
             assert not [line for line in idle if line.split(" ")[0] in keys]
             now = phase_at(phases(changed), nimg)
             assert now.start == phase.start
@@ -168,7 +168,7 @@ def test_the_advice_of_a_diverged_run_does_what_it_says(name, given):
         assert bool(precision) == bool(low.low_precision_at or low.low_precision_resolutions)
 
 
-def test_the_loss_scale_of_another_precision_is_not_kept():
+def test_the_loss_scale_of_another_precision_is_reset():
     config = config_of(*GROWING, "model.low_precision=fp16", "model.low_precision_resolutions=1")
     state = {"config": to_plain(config), "running_means": {"loss_scale": 4096.0, "pl_mean": 1.0}}
     assert running_state(state, config)[0]["loss_scale"] == 4096
@@ -177,7 +177,7 @@ def test_the_loss_scale_of_another_precision_is_not_kept():
     assert system["means"] == {"pl_mean": 1.0}
 
 
-def test_poor_transfers_are_told_in_numbers():
+def test_incomplete_transfers_are_reported_with_numbers():
     import torch
 
     def net(*sizes):
@@ -192,14 +192,15 @@ def test_poor_transfers_are_told_in_numbers():
     poor = told(net(8, 8, 16), source, ": its run had model.x=4")
     assert poor[1] == "warning: file gave only 72 of the 216 numbers of G: its run had model.x=4"
     with pytest.raises(UsageError, match=r"init=file has no layer that fits.*model\.x=4"):
-        told(net(9, 8, 5), source, ": its run had model.x=4")  # the first bias would fit
+        told(net(9, 8, 5), source, ": its run had model.x=4")  # only the first bias has the same shape
     snapshot = account({"G": net(8, 8), "D": net(8, 1)}, ["D/0.weight", "D/0.bias"], {"G": {}}, "file", "")
     assert snapshot[1] == "note: D starts anew, as file is a snapshot: a checkpoint holds both networks"
 
 
 @pytest.mark.distributed
-def test_a_run_and_its_continuation_say_all_of_it(tiny_data, tmp_path):
-    """From outside: the first start, then another precision, a key without effect and an init= that comes too late."""
+def test_a_run_and_its_continuation_report_all_notes(tiny_data, tmp_path):
+    """The output of the first start, and then of a start with another precision, a key without effect, and an init=
+    that comes too late."""
     run = tmp_path / "run"
     how = {"output__grid_kimg": 0, "optim__lr_at": "{8: 0.001, 16: 0.001}", "train__total_kimg": 0.024}
     harness.finish(harness.start(harness.arguments(run, tiny_data, **how)))

@@ -1,4 +1,4 @@
-"""The numbers that metrics are made of, against scipy, closed forms and brute force."""
+"""The statistics behind the metrics, compared with scipy, closed forms and brute force."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def gaussian(n: int, d: int, seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("n", "m"), [(500, 400), (24, 500), (500, 24), (10, 17), (31, 32), (64, 33)])
-def test_frechet_distance_is_scipys(n, m):
+def test_frechet_distance_agrees_with_scipy(n, m):
     """For full covariances, singular ones, and sets smaller than the number of features."""
     a, b = gaussian(n, 32, 1), gaussian(m, 32, 2, 3.0)
     mean_a, mean_b = a.double().mean(0).numpy(), b.double().mean(0).numpy()
@@ -44,8 +44,8 @@ def test_frechet_distance_is_scipys(n, m):
         assert np.trace(root) == pytest.approx(np.real(np.sqrt(values.astype(complex))).sum(), rel=1e-9)
 
 
-def test_frechet_distance_where_features_repeat():
-    """A covariance that Cholesky refuses, of more rows than features."""
+def test_frechet_distance_of_repeated_features():
+    """A covariance of more rows than features for which the Cholesky decomposition fails."""
     a, b = gaussian(300, 16, 3), gaussian(300, 16, 4)
     twice_a, twice_b = (torch.cat([x, x], dim=1) for x in (a, b))
     expected = 2 * frechet_distance(moments(a), moments(b))
@@ -53,12 +53,12 @@ def test_frechet_distance_where_features_repeat():
 
 
 def test_frechet_distance_of_gaussians():
-    """With diagonal covariances it is a sum over dimensions."""
+    """With diagonal covariances, it is a sum over the dimensions."""
     a, b = Moments(3), Moments(3)
     for m, mean, deviation in ((a, [0.0, 1, 2], [1.0, 2, 3]), (b, [1.0, 1, 0], [2.0, 2, 1])):
         corners = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
         m.add(torch.tensor(mean) + corners * torch.tensor(deviation))
-    unbiased = 8 / 7  # these corners have variance 1 as a population
+    unbiased = 8 / 7  # these corners have population variance 1
     assert frechet_distance(a, b) == pytest.approx(1 + 4 + unbiased * (1 + 4), rel=1e-12)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
 
@@ -76,11 +76,12 @@ def test_moments_merge_exactly(n):
         torch.testing.assert_close(ranks[0].covariance(), whole.covariance(), rtol=1e-9, atol=1e-7)
     torch.testing.assert_close(whole.covariance(), torch.from_numpy(np.cov(x.double().numpy(), rowvar=False)))
     big = max(sum(t.numel() for t in m.state().values()) for m in (whole, ranks[0]))
-    assert big <= 40 * 40 + 40 + 2  # however many rows there were
+    assert big <= 40 * 40 + 40 + 2  # independent of the number of rows
 
 
 def test_kernel_distance_is_unbiased():
-    """Near 0 between two sets of the same kind, and it finds a shift; for one subset of all it is the formula."""
+    """It is near 0 between two sets of the same distribution, and detects a shift. For one subset of all samples, it
+    equals the formula."""
     a, b = (gaussian(4000, 8, 6) / 4).split(2000)
     mean, deviation = kernel_distance(a, b, most=500, subsets=40)
     assert abs(mean) < deviation
@@ -109,7 +110,8 @@ def test_precision_and_recall_by_brute_force():
 
 
 def test_inception_score():
-    """Uniform, and certain but varied: 1 and the number of classes; any order and grouping gives the same."""
+    """1 for uniform predictions, and the number of classes for certain but varied ones. The order and grouping do not
+    matter."""
     flat, sure = ClassDivergence(100), ClassDivergence(1000)
     flat.add(torch.zeros(100, 7))
     assert flat.result()[0] == pytest.approx(1)
@@ -134,7 +136,7 @@ def test_modes():
 
 
 def test_ms_ssim():
-    """1 for equal images, symmetric, and lower the more noise there is."""
+    """1 for equal images, symmetric, and decreasing with noise."""
     a = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 255, 64, mode="bicubic").clamp(0, 255)
     torch.testing.assert_close(ms_ssim(a, a), torch.ones(4))
     values = [ms_ssim(a, (a + s * torch.randn_like(a)).clamp(0, 255)).mean() for s in (2, 10, 30, 90)]
@@ -145,8 +147,8 @@ def test_ms_ssim():
 
 
 def reference_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Of one pair, float64 [C, H, W] in 0 to 255: by Wang et al. 2003 as ProGAN's metric has it, a two-dimensional
-    window and mean colour of 2x2 pixels between the scales."""
+    """Compute it for one pair, float64 [C, H, W] in 0 to 255, as in Wang et al. 2003 with the choices of ProGAN's
+    metric: a two-dimensional window, and means of 2x2 pixels between the scales."""
     result = 1.0
     for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
         size = min(11, *a.shape[1:])
@@ -165,7 +167,7 @@ def reference_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 32, 32), (1, 64, 64), (3, 64, 96), (3, 128, 128), (1, 176, 176)])
-def test_ms_ssim_is_scipys(shape):
+def test_ms_ssim_agrees_with_scipy(shape):
     rng = np.random.default_rng(sum(shape))
     small = rng.uniform(0, 255, [3, shape[0], -(-shape[1] // 8), -(-shape[2] // 8)])
     a = small.repeat(8, axis=2).repeat(8, axis=3)[..., : shape[1], : shape[2]]

@@ -1,4 +1,4 @@
-"""One training step from inside: what it reads, draws and leaves, and what it needs at full size."""
+"""A single training step: its inputs, its random numbers, its results, and its memory at full size."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def take(engine, phase, count):
 def test_a_step_is_a_function_of_seed_and_nimg(tiny_data):
     results = []
     for _ in range(2):
-        torch.manual_seed(torch.seed() % 1000)  # whatever the global stream holds
+        torch.manual_seed(torch.seed() % 1000)  # any state of the global stream
         engine, plan = engine_of(tiny_data)
         results.append((take(engine, plan[0], 2), engine.state.tensors()))
     (stats_a, a), (stats_b, b) = results
@@ -48,7 +48,7 @@ def test_a_step_is_a_function_of_seed_and_nimg(tiny_data):
     assert all(torch.equal(t, b[name]) for name, t in a.items())
 
 
-def test_training_leaves_the_global_random_stream_alone(tiny_data):
+def test_training_does_not_use_the_global_random_stream(tiny_data):
     engine, plan = engine_of(tiny_data)
     engine.state.enter(plan[0])
     torch.manual_seed(1)
@@ -58,7 +58,7 @@ def test_training_leaves_the_global_random_stream_alone(tiny_data):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_growth_carries_over(tiny_data):
+def test_growth_keeps_the_state(tiny_data):
     for carry in ("carry", "reset"):
         engine, plan = engine_of(tiny_data, f"growth.optimizer={carry}")
         take(engine, plan[0], 2)
@@ -70,13 +70,13 @@ def test_growth_carries_over(tiny_data):
             if part in ("G", "D", "G_ema") and name in before:
                 assert torch.equal(t, before[name]), name
             elif part == "G_ema":
-                assert torch.equal(t, after["G/" + rest])  # new blocks start as G's
+                assert torch.equal(t, after["G/" + rest])  # new blocks start as copies of G's
         moments = {k for k in after if k.startswith("opt_")}
         assert (moments == {k for k in before if k.startswith("opt_")}) == (carry == "carry")
         assert bool(moments) == (carry == "carry")
 
 
-def test_stable_phase_after_a_fade_drops_the_old_way_out(tiny_data):
+def test_the_stable_phase_after_a_fade_removes_the_old_output_layer(tiny_data):
     engine, plan = engine_of(tiny_data, "model.g_architecture=orig", "model.d_architecture=orig")
     engine.state.enter(plan[1])
     fading = set(engine.state.tensors())
@@ -110,9 +110,9 @@ def test_ema():
 
 
 @pytest.mark.slow
-def test_a_full_size_step_fits_into_memory():
-    """One step of G and D with all terms at 1024x1024 with one image, on the CPU; peak memory (GiB) of the whole
-    process. The other architectures and phases are in the campaign."""
+def test_memory_of_a_full_size_step():
+    """One step of G and D with all terms at 1024x1024 with one image on the CPU. The peak memory (GiB) is that of the
+    whole process. The other architectures and phases are in tests/campaigns."""
     script = Path(__file__).parent / "campaigns" / "full_size_steps.py"
     command = [sys.executable, str(script), "stylegan2-ffhq1024", "stable"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)

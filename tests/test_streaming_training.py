@@ -1,5 +1,5 @@
-"""Training on data behind real servers that go away, slow down and answer nonsense: nothing is lost, the ranks stay
-together, and the end is that of a run that nothing disturbed."""
+"""Training on data from real servers that disappear, slow down or send wrong answers: no data is lost, the ranks remain
+in step, and the result equals that of an undisturbed run."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """96 pictures in shards of four: a run shows each once."""
+    """Return 96 pictures in shards of four. A run uses each of them once."""
     import numpy as np
     from PIL import Image
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory) -> dict[int, Path]:
-    """The same run on the local folder, on one rank and on two."""
+    """The same run on the local folder, with one rank and with two."""
     runs = {}
     for ranks in (0, 2):
         runs[ranks] = tmp_path_factory.mktemp("undisturbed") / f"ranks{ranks}"
@@ -60,7 +60,7 @@ def arguments(run: Path, url: str, **changes) -> list[str]:
 
 
 def tars_of(server: serving.Server, resolution: int) -> list[dict]:
-    """The requests for the pictures of a resolution, not for its index."""
+    """Return the requests for the pictures of a resolution, without those for its index."""
     return [request for request in server.requests(f"r{resolution:04d}/") if request["path"].endswith(".tar")]
 
 
@@ -73,7 +73,7 @@ def wait_for(condition, process, seconds: float = 120) -> None:
 
 
 def assert_same_weights(run: Path, other: Path) -> None:
-    """Bit for bit, and the checkpoint's state too."""
+    """Compare bit for bit, including the checkpoint's state."""
     (tensors, state), (expected, wanted) = harness.newest(run), harness.newest(other)
     assert tensors.keys() == expected.keys()
     assert not [name for name, t in tensors.items() if not torch.equal(t, expected[name])]
@@ -84,14 +84,15 @@ def assert_same_weights(run: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(("ranks", "workers"), [(0, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_server_in_trouble(ranks, workers, data, server, undisturbed, tmp_path):
-    """Killed and restarted, slow, 404, 500 and truncated bodies, all within one run, which ends as if nothing was."""
+    """The server is killed and restarted, is slow, and sends 404, 500 and truncated bodies, all within one run, which
+    ends like an undisturbed one."""
     run = tmp_path / "run"
     args = arguments(run, server.url, data__workers=workers, data__prefetch_shards=1, data__window=1)
     server.misbehave(match=".tar", rate=20_000)
     process = harness.start(args, ranks=ranks)
     troubles = [{"status": 500}, {"status": 404}, {"truncate": 2000}, {"truncate": 2000, "no_ranges": True}, None]
     for k, trouble in enumerate(troubles):
-        wait_for(lambda k=k: harness.lines_of(run) >= k + (k > 2), process)  # the last ones come in the second phase
+        wait_for(lambda k=k: harness.lines_of(run) >= k + (k > 2), process)  # the last ones are in the second phase
         if trouble is None:
             server.kill()
             time.sleep(1.0)
@@ -113,19 +114,19 @@ def test_a_server_in_trouble(ranks, workers, data, server, undisturbed, tmp_path
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(0, 1), (2, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
-def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path):
-    """Longer than the patience: exit code 75 with a checkpoint; at the start: exit code 1; and back again: the same
-    command goes on to the same end."""
+def test_a_server_that_remains_unavailable(ranks, workers, server, undisturbed, tmp_path):
+    """For longer than the retry time: exit code 75 with a checkpoint during the run, and exit code 1 at the start. When
+    the server is back, the same command reaches the same end."""
     run = tmp_path / "run"
     args = arguments(run, server.url, data__workers=workers, data__patience_sec=2, data__prefetch_shards=0)
-    server.misbehave(match="r0016", rate=1000)  # the second resolution comes slowly
+    server.misbehave(match="r0016", rate=1000)  # the second resolution is sent slowly
     process = harness.start(args, ranks=ranks, fresh=bool(ranks))
     wait_for(lambda: tars_of(server, 16), process)
     server.kill()
-    output = harness.finish(process, 1 if ranks else 75)  # torchrun has an exit code of its own
+    output = harness.finish(process, 1 if ranks else 75)  # torchrun has its own exit code
     assert "stopped, as there is no more data (data.patience_sec=2): http://127.0.0.1" in output
     assert "to continue, run the same command again" in output
-    assert output.count("Traceback (most") == (ranks > 0)  # torchrun's own
+    assert output.count("Traceback (most") == (ranks > 0)  # only torchrun's
     stopped = harness.newest(run)[1]["nimg"]
     assert 0 < stopped < 96
     if ranks:
@@ -141,8 +142,9 @@ def test_a_server_that_stays_away(ranks, workers, server, undisturbed, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_launch_script_hands_on_that_the_data_went_away(server, undisturbed, tmp_path):
-    """75, on which Slurm's script and the supervisor go on, instead of starting ranks that find no data either."""
+def test_a_launch_script_passes_on_that_data_is_unavailable(server, undisturbed, tmp_path):
+    """It exits with 75, after which Slurm's script and the supervisor continue, instead of starting ranks that find no
+    data either."""
     run = tmp_path / "run"
     args = arguments(run, server.url, data__workers=1, data__patience_sec=2, data__prefetch_shards=0)[1:]
     server.misbehave(match="r0016", rate=1000)
@@ -161,7 +163,7 @@ def test_a_launch_script_hands_on_that_the_data_went_away(server, undisturbed, t
 
 
 def test_a_stop_before_the_first_batch(server, tmp_path):
-    """While a server lets the run wait for it: to be continued, and not a fault."""
+    """A stop while the run waits for a server means that it can be continued, and is not an error."""
     run = tmp_path / "run"
     server.misbehave(match=".tar", rate=200)
     process = harness.start(arguments(run, server.url, data__workers=1))
@@ -172,8 +174,8 @@ def test_a_stop_before_the_first_batch(server, tmp_path):
     assert "error" not in output
 
 
-def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):
-    """Each rank has a store of its own, as on two nodes; shards in one of them let that rank go on."""
+def test_only_one_rank_loses_its_connection(server, undisturbed, tmp_path):
+    """Each rank has its own store, as on two nodes. With shards in its store, a rank can continue."""
     run = tmp_path / "run"
     wrapper = tmp_path / "node.py"
     wrapper.write_text(
@@ -189,7 +191,7 @@ def test_only_one_rank_is_cut_off(server, undisturbed, tmp_path):
             continue
         path.unlink()
     server.misbehave(match=".tar", rate=3000)
-    process = harness.start(args, ranks=2, script=wrapper, fresh=True)  # of torchrun's report
+    process = harness.start(args, ranks=2, script=wrapper, fresh=True)  # because of torchrun's report
     wait_for(lambda: harness.lines_of(run) >= 1, process)
     server.kill()
     output = harness.finish(process, 1)
@@ -209,7 +211,7 @@ def test_down_at_the_start(server, tmp_path):
     assert output.count("error:") == 1
     assert "Traceback" not in output
     server.start()
-    server.misbehave(match=".tar", status=503)  # the index is there, the pictures are not
+    server.misbehave(match=".tar", status=503)  # the index is available, but the pictures are not
     output = harness.finish(harness.start(arguments(tmp_path / "run", server.url)), 1)
     assert "error: there is no data to start with: http://127.0.0.1" in output
     assert "the server answered 503" in output
@@ -220,7 +222,8 @@ def test_down_at_the_start(server, tmp_path):
 
 
 def test_a_request_to_stop_ends_the_wait(server, undisturbed, tmp_path):
-    """SIGTERM while the server is away and the patience is long: soon exit code 75, and then the same end."""
+    """SIGTERM while the server is unavailable and the retry time is long: the run soon exits with code 75 and can be
+    continued to the same end."""
     run = tmp_path / "run"
     args = arguments(run, server.url, data__patience_sec=600, data__workers=1, data__prefetch_shards=0)
     server.misbehave(match="r0016", rate=1000)
@@ -240,7 +243,7 @@ def test_a_request_to_stop_ends_the_wait(server, undisturbed, tmp_path):
 
 
 def test_the_second_epoch_comes_from_the_cache(server, tmp_path):
-    """Each shard is asked for once, however many processes and epochs; and not at all by a second run."""
+    """Each shard is requested once for any number of processes and epochs, and not at all by a second run."""
     cache = tmp_path / "cache"
     long = {"growth__start": "null", "train__total_kimg": 0.24, "data__cache_dir": cache, "data__workers": 2}
     harness.finish(harness.start(arguments(tmp_path / "run", server.url, **long)))
@@ -252,8 +255,8 @@ def test_the_second_epoch_comes_from_the_cache(server, tmp_path):
 
 
 def test_a_shard_that_vanishes_between_epochs(data, tmp_path):
-    """With no cache to hold it: training stops to be continued and names it; restored, it goes on to the same end. A
-    local shard is open already, so that one is missed by the next process only, at its start."""
+    """Without a cache, training stops so that it can be continued, and names the shard. After the shard is restored, it
+    continues to the same end. A local shard is already open, so that only the next process notices, at its start."""
     copy = shutil.copytree(data, tmp_path / "data")
     (shard,) = [p for p in (copy / "r0016").iterdir() if p.name == "00003.tar"]
     how = {"growth__start": "null", "train__total_kimg": 0.16, "data__patience_sec": 2, "data__cache_gib": 0}
@@ -265,7 +268,7 @@ def test_a_shard_that_vanishes_between_epochs(data, tmp_path):
     with serving.http(copy, tmp_path / "books") as server:
         args = arguments(tmp_path / "remote", server.url, **how)
         process = harness.start(args)
-        wait_for(lambda: harness.lines_of(tmp_path / "remote") >= 12, process)  # 96 images: all have been seen
+        wait_for(lambda: harness.lines_of(tmp_path / "remote") >= 12, process)  # all 96 images have been used
         hidden = shard.rename(tmp_path / "hidden")
         output = harness.finish(process, 75)
         assert "r0016/00003.tar" in output
@@ -276,8 +279,8 @@ def test_a_shard_that_vanishes_between_epochs(data, tmp_path):
 
 
 def test_damaged_pictures(data, server, tmp_path):
-    """Counted, named once, agreed by the ranks, kept; replaced in the same way on one rank and on two; too many stop
-    the run with a message."""
+    """They are counted, named once, agreed on by the ranks and recorded. They are replaced in the same way on one rank
+    and on two. Too many stop the run with a message."""
     copy = shutil.copytree(data, tmp_path / "data")
     index = json.loads((copy / "r0008" / "00002.index.json").read_text())
     with open(copy / "r0008" / "00002.tar", "r+b") as file:
@@ -312,7 +315,7 @@ def test_damaged_pictures(data, server, tmp_path):
 
 
 def test_a_cache_that_is_full_or_gets_damaged(server, undisturbed, tmp_path):
-    """A store with room for two shards, whose files are damaged while they are used."""
+    """A store with room for two shards, whose files are damaged while they are in use."""
     run = tmp_path / "run"
     folder = tmp_path / "cache-run"
     args = arguments(run, server.url, data__cache_gib=30_000 / 2**30, data__workers=1)
@@ -342,8 +345,8 @@ def test_a_cache_that_is_full_or_gets_damaged(server, undisturbed, tmp_path):
 
 
 def test_s3(data, undisturbed, tmp_path, monkeypatch):
-    """Through moto's server, with credentials from the environment; killed and restarted in between it forgets
-    everything, which is a shard that vanished, until it is uploaded again."""
+    """Uses moto's server with credentials from the environment. It forgets everything when it is killed and restarted,
+    so that the shard is missing until it is uploaded again."""
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     for name, value in {"ACCESS_KEY_ID": "us", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
@@ -365,7 +368,7 @@ def test_s3(data, undisturbed, tmp_path, monkeypatch):
 
 
 def test_pipes(data, tmp_path):
-    """Tars out of commands; foreign, as no index comes with them."""
+    """Tars from the output of commands. They have no index, so they count as tars of other programs."""
     tars = sorted((data / "r0016").glob("*.tar"))
     urls = "::".join(f"pipe:cat {tar}" for tar in tars[:8])
     how = {"growth__start": "null", "train__total_kimg": 0.032, "data__cache_dir": tmp_path / "cache"}

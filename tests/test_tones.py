@@ -1,5 +1,5 @@
-"""Colour and tone: what a picture says of its samples is what comes out, by packing and in training on foreign tars;
-what is not defined is refused by name."""
+"""Colours and tones: packing, and training on tars of other programs, use what a picture's metadata says about its
+samples. Undefined cases are rejected by name."""
 
 import re
 import struct
@@ -18,7 +18,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def tiff(samples: np.ndarray, photometric: int, order: str = "<", planar: bool = False, **tags: int) -> bytes:
-    """An uncompressed TIFF of [H, W] or [H, W, n] samples; `tags` are further ones, t339=2 and the like."""
+    """Return an uncompressed TIFF of [H, W] or [H, W, n] samples. `tags` are further tags, such as t339=2."""
     data = samples.reshape(*samples.shape[:2], -1)
     height, width, bands = data.shape
     stored = data.astype(order + data.dtype.str[1:])
@@ -45,7 +45,7 @@ def tiff(samples: np.ndarray, photometric: int, order: str = "<", planar: bool =
 
 
 def png(samples: np.ndarray, colour: int, bits: int = 16, **chunks: bytes) -> bytes:
-    """A PNG of [H, W, n] samples of 8 or 16 bits; `chunks` go before the pixels."""
+    """Return a PNG of [H, W, n] samples of 8 or 16 bits. `chunks` are written before the pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -63,7 +63,7 @@ def png(samples: np.ndarray, colour: int, bits: int = 16, **chunks: bytes) -> by
 
 
 def profile(gamma: float, name: str, space: bytes = b"RGB ") -> bytes:
-    """A small ICC profile with sRGB's colours (or of grey), the curve x^gamma, and any name."""
+    """Return a small ICC profile with sRGB's primaries (or grey), the curve x^gamma, and any name."""
 
     def fixed(x: float) -> bytes:
         return struct.pack(">i", round(x * 65536))
@@ -102,7 +102,7 @@ def grey(levels: np.ndarray) -> np.ndarray:
 
 
 def colours(dtype: type = np.uint8) -> np.ndarray:
-    """[8, 8, 3] that differ in each band."""
+    """Return [8, 8, 3] samples that differ in each channel."""
     top = np.iinfo(dtype).max
     return np.stack([RAMP / 63 * top, (63 - RAMP) / 63 * top, np.full((8, 8), top // 3)], -1).astype(dtype)
 
@@ -113,7 +113,7 @@ EIGHT = np.rint(colours() / 1.0).transpose(2, 0, 1)
 CLEAR = np.where(RAMP == 9, 255, np.rint(WIDE / 257))
 INK = np.stack([RAMP * 4, 255 - RAMP * 4, RAMP * 0 + 30, RAMP * 0], -1).astype(np.uint8)
 
-# name -> bytes, and the RGB levels that they mean
+# name -> bytes, and the expected RGB levels
 RIGHT = {
     "white_is_zero_16.tif": (tiff(WIDE, 0), grey(255 - WIDE / 257)),
     "black_is_zero_16.tif": (tiff(WIDE, 1), grey(WIDE / 257)),
@@ -163,11 +163,13 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_tones_are_what_the_picture_says(tmp_path, name):
+def test_tones_agree_with_the_metadata(tmp_path, name):
     data, expected = RIGHT[name]
     image = only_image(zip_of(tmp_path / "a.zip", {name: data}), tmp_path / "out").astype(float)
     assert np.abs(image - expected).max() <= 2, name
-    if "gamma" not in name and "called" not in name and "linear" not in name:  # profiles of plain kinds are packing's
+    if (
+        "gamma" not in name and "called" not in name and "linear" not in name
+    ):  # ordinary profiles are only used by packing
         assert np.abs(decode_to_fit(data, (8, 8), 3).astype(float) - expected).max() <= 2, name
 
 
@@ -187,7 +189,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_tones_that_are_not_defined_are_refused_by_name(tmp_path, name):
+def test_undefined_tones_are_rejected_by_name(tmp_path, name):
     data, message = REFUSED[name]
     source = zip_of(tmp_path / "a.zip", {name: data, "good.png": encoded(Image.new("RGB", (8, 8)))})
     report = packed(source, tmp_path / "out")

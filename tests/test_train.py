@@ -1,4 +1,4 @@
-"""Training from outside: whole runs, killed, stopped, continued, damaged, misused."""
+"""Whole training runs, observed from outside: killed, stopped, continued, damaged or misused."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.02)
 
 
-def test_what_a_run_leaves(whole_run, tiny_data):
+def test_files_of_a_run(whole_run, tiny_data):
     lines = harness.stats(whole_run)
     assert [line["nimg"] for line in lines] == list(range(8, 97, 8))
     assert {line["phase"] for line in lines} == {"8x8 stable", "16x16 fade", "16x16 stable"}
@@ -45,12 +45,12 @@ def test_what_a_run_leaves(whole_run, tiny_data):
     for key in ("loss_g", "loss_d", "score_real", "score_fake", "pl_mean"):
         assert all(key in line for line in lines), key
     assert "r1_penalty" in lines[0]
-    assert "r1_penalty" not in lines[1]  # every second step
+    assert "r1_penalty" not in lines[1]  # only in every second step
     names = {p.name for p in (whole_run / "samples").iterdir()}
     assert "reals-r0008.png" in names
     assert "reals-r0016.png" in names
     assert (whole_run / "log.txt").exists()
-    assert len(checkpoint.found(whole_run / "checkpoints")) == 2  # rotated
+    assert len(checkpoint.found(whole_run / "checkpoints")) == 2  # older ones were removed
     (snapshot,) = (whole_run / "snapshots").iterdir()
     G = load_snapshot(snapshot)
     tensors, _ = harness.newest(whole_run)
@@ -70,7 +70,8 @@ def test_running_again_after_the_end_changes_nothing(whole_run, tiny_data, tmp_p
 
 @pytest.mark.slow
 def test_killed_at_random_steps(whole_run, tiny_data, tmp_path):
-    """SIGKILL several times, over the growth boundary and within the fade; the end is the uninterrupted run's."""
+    """SIGKILL several times, across the growth boundary and within the fade. The end is that of the uninterrupted
+    run."""
     run = tmp_path / "killed"
     kills = harness.kill_until_done(harness.arguments(run, tiny_data), run, random.Random(5))
     assert kills >= 2
@@ -79,11 +80,11 @@ def test_killed_at_random_steps(whole_run, tiny_data, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_on_request(number, whole_run, tiny_data, tmp_path):
-    """Exit code 75, a checkpoint of the very step, and the same end as without the stop."""
+    """Exit code 75, a checkpoint of that step, and the same end as without the stop."""
     run = tmp_path / "stopped"
     process = harness.start(harness.arguments(run, tiny_data, data__workers=1), start_new_session=True)
     wait_for(lambda: harness.lines_of(run) >= 5, process)  # within the fade
-    os.killpg(process.pid, number)  # as a terminal or a scheduler does it: to the loader's workers too
+    os.killpg(process.pid, number)  # like a terminal or a scheduler, also to the loader's workers
     output = harness.finish(process, 75)
     assert "to continue, run the same command again" in output
     assert "Traceback" not in output
@@ -94,7 +95,7 @@ def test_stopped_on_request(number, whole_run, tiny_data, tmp_path):
 
 
 def test_damaged_newest_checkpoint(whole_run, tiny_data, tmp_path):
-    """The one before it is taken, both are named, and the run ends the same."""
+    """The previous checkpoint is used, both are named in messages, and the run has the same end."""
     for damage in ("truncated", "flipped"):
         run = shutil.copytree(whole_run, tmp_path / damage)
         new, old = checkpoint.found(run / "checkpoints")
@@ -108,7 +109,7 @@ def test_damaged_newest_checkpoint(whole_run, tiny_data, tmp_path):
         assert new.name in output
         assert f"continuing from {old}" in output
         harness.assert_same_run(run, whole_run)
-        assert new.with_name(new.name + ".bad").exists()  # put aside, not among those that are kept
+        assert new.with_name(new.name + ".bad").exists()  # renamed, and not one of those that are kept
 
 
 def test_no_readable_checkpoint(whole_run, tiny_data, tmp_path):
@@ -130,8 +131,8 @@ def limit_files(size: int):
 
 
 def test_full_disk(whole_run, tiny_data, tmp_path):
-    """Writes fail: warnings, the last good checkpoint stays, training goes on, then exit code 1; and with room the run
-    continues to the same end."""
+    """Failing writes give warnings, the last good checkpoint remains, and training continues until exit code 1. When
+    there is room again, the run continues to the same end."""
     run = tmp_path / "full"
     first = harness.arguments(run, tiny_data, train__total_kimg=0.032)
     harness.finish(harness.start(first))
@@ -149,7 +150,7 @@ def test_full_disk(whole_run, tiny_data, tmp_path):
     assert all(torch.equal(t, expected[name]) for name, t in tensors.items())
 
 
-# The checkpoint before the last is slow to fail, so that the end finds it out.
+# The checkpoint before the last one fails slowly, so that the failure is noticed at the end.
 LATE = """
 import sys, time
 from stylegan_pg import __main__
@@ -168,7 +169,7 @@ __main__.run()
 
 
 def test_a_checkpoint_that_fails_late(whole_run, tiny_data, tmp_path):
-    """It is told, and the one at the end counts."""
+    """The failure is reported, and the checkpoint at the end determines the outcome."""
     (tmp_path / "late.py").write_text(LATE)
     args = harness.arguments(tmp_path / "run", tiny_data)
     told = harness.finish(harness.start(args, script=tmp_path / "late.py"))
@@ -177,7 +178,8 @@ def test_a_checkpoint_that_fails_late(whole_run, tiny_data, tmp_path):
 
 
 def test_disk_that_gets_room_again(tiny_data, tmp_path):
-    """A file system of a few blocks: the run fails to write, room is made, the run goes on by itself."""
+    """On a file system of a few blocks, the run fails to write. When there is room again, the run continues by
+    itself."""
     mount = tmp_path / "small"
     mount.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], capture_output=True)
@@ -189,7 +191,7 @@ def test_disk_that_gets_room_again(tiny_data, tmp_path):
         args = harness.arguments(run, tiny_data, checkpoint__max_failures=1000, growth__stable_kimg_at="{16: 3}")
         process = harness.start(args)
         wait_for(lambda: harness.lines_of(run) >= 3, process)
-        with open(ballast, "wb", buffering=0) as file:  # take what is left
+        with open(ballast, "wb", buffering=0) as file:  # fill the remaining space
             try:
                 while True:
                     file.write(bytes(4096))
@@ -219,7 +221,7 @@ def test_another_run_in_the_same_folder(whole_run, tiny_data, tmp_path):
 
 
 def test_one_process_at_a_time(tiny_data, tmp_path):
-    """A second process in the same folder is refused while the first lives, and welcome afterwards."""
+    """A second process in the same folder is rejected while the first one runs, and can start afterwards."""
     run = tmp_path / "run"
     args = harness.arguments(run, tiny_data, growth__stable_kimg_at="{16: 100}")
     first = harness.start(args)
@@ -234,7 +236,7 @@ def test_one_process_at_a_time(tiny_data, tmp_path):
     assert "continuing" in harness.finish(second)
 
 
-def test_bad_input(tiny_data, tmp_path):
+def test_wrong_input(tiny_data, tmp_path):
     """One message, exit code 2, no traceback."""
 
     def fails(*words: str, data: Path = tiny_data, into: Path = tmp_path / "run", **changes: object) -> None:
@@ -271,8 +273,8 @@ def test_metrics_and_conditional_labels(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_passes_train_as_eager_ones_do(tiny_data, tmp_path):
-    """And where nothing can be compiled, one message says so and training goes on."""
+def test_compiled_passes_train_like_eager_ones(tiny_data, tmp_path):
+    """If compilation is impossible, one message says so and training continues."""
     small = {"resolution": 8, "growth__start": "null", "train__total_kimg": 0.032, "loss__r1_gamma": 1}
     runs = {}
     for name, compile_ in (("eager", "false"), ("compiled", "true"), ("broken", "true")):

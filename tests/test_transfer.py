@@ -1,4 +1,4 @@
-"""Starting from another run's weights."""
+"""Starting from the weights of another run."""
 
 import harness
 import pytest
@@ -18,14 +18,14 @@ SHORT = {"output__grid_kimg": 0, "output__snapshot_kimg": 1, "train__total_kimg"
 
 @pytest.fixture(scope="module")
 def source(tiny_data, tmp_path_factory):
-    """A short run at 16x16: its checkpoint and its snapshot."""
+    """Return the checkpoint and the snapshot of a short run at 16x16."""
     run = tmp_path_factory.mktemp("source") / "run"
     harness.finish(harness.start(harness.arguments(run, tiny_data, **SHORT)))
     return checkpoint.found(run / "checkpoints")[0], next((run / "snapshots").glob("*.safetensors"))
 
 
 def started(tmp_path, data, init, **changes):
-    """What a run holds after one batch at a learning rate of next to nothing, and what it said."""
+    """Return the state of a run after one batch with a tiny learning rate, and its output."""
     still = {"optim__g_lr": 1e-30, "optim__d_lr": 1e-30, "ema__kimg": 1e9, "model__w_avg_beta": 1, "init": init}
     args = harness.arguments(tmp_path / "new", data, **(SHORT | still | {"train__total_kimg": 0.008} | changes))
     told = harness.finish(harness.start(args))
@@ -42,7 +42,7 @@ def test_from_a_checkpoint(source, tiny_data, tmp_path):
     assert f"started from {source[0]}; new: nothing" in told
 
 
-def test_from_a_snapshot_d_is_new(source, tiny_data, tmp_path):
+def test_d_is_new_when_starting_from_a_snapshot(source, tiny_data, tmp_path):
     tensors, told = started(tmp_path, tiny_data, source[1])
     G = load_snapshot(source[1]).state_dict()
     for name, t in G.items():
@@ -62,7 +62,7 @@ def test_to_a_growing_run_of_a_lower_resolution(source, tiny_data, tmp_path):
     assert "not used of it: b16; what grows later is drawn anew" in told
 
 
-def test_a_conditional_run_starts_as_the_unconditional_generator(source, tiny_data, tmp_path):
+def test_a_conditional_run_starts_like_the_unconditional_generator(source, tiny_data, tmp_path):
     _, told = started(tmp_path, tiny_data, source[0], data__conditional="true", output__snapshot_kimg=1)
     line = next(text for text in told.splitlines() if "started from" in text)
     assert "G/mapping.embed.weight" in line
@@ -76,17 +76,17 @@ def test_a_conditional_run_starts_as_the_unconditional_generator(source, tiny_da
 
 @pytest.mark.parametrize("kind", ["skip", "stylegan", "progan"])
 @torch.no_grad()
-def test_generators_that_become_conditional_compute_what_they_did(kind):
+def test_generators_that_become_conditional_give_the_same_images(kind):
     old, new = generator(16, kind=kind), generator(16, 1, kind=kind, c_dim=CLASSES)
     assert {name.split(".")[1] for name in adopt(new, old.state_dict())} <= {"embed"}
     z = normal(6, old.z_dim)
-    sphere = z * (z.shape[1] / z.square().sum(dim=1, keepdim=True)).sqrt()  # where ProGAN's norms are alike exactly
+    sphere = z * (z.shape[1] / z.square().sum(dim=1, keepdim=True)).sqrt()  # on this sphere, ProGAN's norms are equal
     close(new(sphere, labels(6)), old(sphere), 1e-6)
     assert float((new(z, labels(6)) - old(z)).std()) < 0.1 * float(old(z).std())
 
 
 @torch.no_grad()
-def test_perceptrons_that_become_conditional_compute_what_they_did():
+def test_perceptrons_that_become_conditional_give_the_same_outputs():
     pair, size = NETWORKS["mlp"], {"resolution": 4, "img_size": (2, 3), "width": 8}
     z, x = torch.randn(5, 6), torch.randn(5, 2, 2, 3)
     c = torch.eye(3)[[0, 1, 2, 0, 1]]
@@ -96,8 +96,9 @@ def test_perceptrons_that_become_conditional_compute_what_they_did():
         torch.testing.assert_close(new(given, c), old(given))
 
 
-def test_other_layers_of_another_form_are_new():
-    """More classes, a longer latent, another base: what would be filled up with zeros is drawn and named instead."""
+def test_other_layers_of_different_shapes_are_new():
+    """With more classes, a longer latent or another base, layers that would be filled up with zeros are initialised
+    randomly and named."""
     shape = {"resolution": 8, "channel_base": 64, "channel_max": 8}
     pair = NETWORKS["stylegan2"]
     G = {"z_dim": 4, "w_dim": 4, "mapping_layers": 2, **shape}
@@ -124,7 +125,8 @@ def test_frozen_layers_need_weights(source, tiny_data, tmp_path):
 
 @pytest.mark.parametrize(("resolution", "count"), [(8, 1), (32, 2)])
 def test_frozen_layers_of_another_resolution(source, tiny_data, tmp_path, resolution, count):
-    """What the other run did not have learns, also when the run is continued, which does not look at the file."""
+    """Layers that the other run did not have are trained, also when the run is continued, although the file is not read
+    then."""
     init = tmp_path / "init.safetensors"
     init.write_bytes(source[0].read_bytes())
     old, _ = checkpoint.read(init)
@@ -144,13 +146,13 @@ def test_frozen_layers_of_another_resolution(source, tiny_data, tmp_path, resolu
 
 
 @pytest.mark.parametrize("given", ["train.freeze_d=1", "train.freeze_d=1 init=x growth.start=8"])
-def test_freezing_without_a_start_is_refused(given):
+def test_freezing_without_init_is_rejected(given):
     with pytest.raises(UsageError, match=r"train\.freeze_d=1 is not possible"):
         load_config(None, ["run=r", "data.url=d", "train.total_kimg=1", *given.split()])
 
 
-def test_init_counts_at_the_start_only(source, tiny_data, tmp_path):
-    """A run that has a checkpoint of its own goes on from there, and does not miss the file."""
+def test_init_is_used_only_at_the_start(source, tiny_data, tmp_path):
+    """A run with its own checkpoint continues from it and does not need the file."""
     gone = tmp_path / "gone.safetensors"
     gone.write_bytes(source[1].read_bytes())
     run = tmp_path / "run"
@@ -160,7 +162,7 @@ def test_init_counts_at_the_start_only(source, tiny_data, tmp_path):
     assert "continuing from" in harness.finish(harness.start(harness.arguments(run, tiny_data, **longer, init=gone)))
 
 
-def test_faults(source, tmp_path):
+def test_errors(source, tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         read(str(tmp_path / "nothing"), ModelConfig("stylegan2"))
     with pytest.raises(UsageError, match=r"is a folder; give a snapshot, .* or a checkpoint"):

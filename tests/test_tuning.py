@@ -1,4 +1,4 @@
-"""model.low_precision=auto, train.channels_last=null: measured once, kept in the run, never measured again."""
+"""model.low_precision=auto and train.channels_last=null: measured once, stored in the run, and never measured again."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def pretend(monkeypatch, seconds) -> list:
-    """Replace the measurements; returns the list that what is asked for goes to."""
+    """Replace the measurements. Return the list to which requested measurements are added."""
     asked: list = []
 
     def measure(config, device, cases):
@@ -41,7 +41,7 @@ def bf16_helps_at_64(r, layout, precision):
     return {64: 0.5, 32: 1.2, 16: 0.96}.get(r, 1.0) if precision == "bf16" else 1.0
 
 
-def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
+def test_the_faster_choice_is_made_and_stored(monkeypatch):
     asked = pretend(monkeypatch, bf16_helps_at_64)
     chosen, why = autotune.choose_precision(config_with(low_precision_resolutions=3), CPU)
     assert chosen == [64]
@@ -50,7 +50,7 @@ def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
     assert len(asked) == 6
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads + 1)  # another machine, as it were
+        torch.set_num_threads(threads + 1)  # simulates another machine
         autotune.choose_precision(config_with(low_precision_resolutions=1), CPU)
     finally:
         torch.set_num_threads(threads)
@@ -58,7 +58,8 @@ def test_what_is_faster_is_chosen_and_remembered(monkeypatch):
 
 
 def test_a_cpu_without_bf16_tries_large_resolutions_only(monkeypatch):
-    """There convolutions of fewer products may be faster than float32; small ones are not worth the rounding."""
+    """There, convolutions with fewer products may be faster than float32. At small resolutions, they are not worth the
+    rounding errors."""
     asked = pretend(monkeypatch, bf16_helps_at_64)
     monkeypatch.setattr(autotune, "has_bf16_instructions", lambda: False)
     chosen, why = autotune.choose_precision(config_with(), CPU)
@@ -77,7 +78,7 @@ def test_a_cpu_without_bf16_tries_large_resolutions_only(monkeypatch):
 
 
 @pytest.mark.parametrize("faster", ["nhwc", "nchw"])
-def test_the_layout_is_that_of_the_least_time_over_all_resolutions(monkeypatch, faster):
+def test_the_layout_has_the_least_time_over_all_resolutions(monkeypatch, faster):
     pretend(monkeypatch, lambda r, layout, precision: r / 10 if layout == faster and r == 64 else r / 9)
     config = config_with(low_precision="fp32")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=None))
@@ -90,7 +91,7 @@ def test_the_layout_is_that_of_the_least_time_over_all_resolutions(monkeypatch, 
 
 
 @pytest.mark.parametrize("damage", ['{"64 nhwc fp32": "fast"}', "[1]", "{", ""])
-def test_a_damaged_table_is_measured_anew(monkeypatch, tmp_path, damage):
+def test_a_damaged_table_is_measured_again(monkeypatch, tmp_path, damage):
     pretend(monkeypatch, bf16_helps_at_64)
     config = config_with(low_precision_resolutions=1)
     autotune.choose_precision(config, CPU)
@@ -101,7 +102,7 @@ def test_a_damaged_table_is_measured_anew(monkeypatch, tmp_path, damage):
 
 @pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan"])
 def test_a_real_measurement(name):
-    """Whatever this machine is good at: the choice is what the printed ratios say."""
+    """On any machine, the choice follows from the printed ratios."""
     config = config_with(name=name, channel_base=4096, channel_max=128, low_precision_resolutions=2, base=[4, 6])
     chosen, why = autotune.choose_precision(config, CPU)
     ratios = dict(part.split(": ") for part in why.split("fp32: ")[1].split(", "))
@@ -133,8 +134,8 @@ main()
 
 
 @pytest.mark.distributed
-def test_a_run_keeps_what_it_chose(tiny_data, tmp_path):
-    """In its configuration and its checkpoints; a continued run does not measure."""
+def test_a_run_stores_its_choice(tiny_data, tmp_path):
+    """The choice is in its configuration and its checkpoints, and a continued run does not measure."""
     run = tmp_path / "run"
     half = {"train__total_kimg": 0.064, "model__low_precision": "auto", "train__channels_last": "null"}
     script, outputs = tmp_path / "told.py", []
