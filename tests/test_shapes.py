@@ -243,7 +243,7 @@ def test_metrics_use_the_visible_colours(dataset, monkeypatch, tmp_path):
     rgb = Evaluator(load_index(str(folder / "out")), 64, names, settings)(Seen(index.channels, (64, 96), 64))
     assert rgb.keys() == values.keys()
     for name, value in values.items():
-        # Grey neighbourhoods have a third of the dimensions, so their random directions differ. The expectation is equal.
+        # Grey neighbourhoods have a third of the dimensions, so random directions differ. The expectation is equal.
         close = 0.25 if name in swd and index.channels == 1 else 0.01
         assert value == pytest.approx(rgb[name], rel=close), name
 
