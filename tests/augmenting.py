@@ -7,13 +7,15 @@ import torch
 
 from stylegan_pg import augment
 from stylegan_pg.augment import ada
-from stylegan_pg.config import AugmentConfig
+from stylegan_pg.config import AUGMENTATIONS, PipelineConfig
 
 ALL = "bgcfno"
 
 
 def made(**keys: Any) -> augment.Augment:
-    result = augment.make(AugmentConfig(**{"mode": "fixed", "pipeline": ALL, **keys}))
+    """ADA's whole pipeline, or another mode of augmentation; other keys are those of its section."""
+    cls = AUGMENTATIONS[keys.pop("mode", "fixed")]
+    result = augment.make(cls(**({"pipeline": ALL} if issubclass(cls, PipelineConfig) else {}) | keys))
     assert result
     return result
 

@@ -128,12 +128,12 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a snapshot: a generator with three classes, 16x16."""
     from stylegan_pg.checkpoint.snapshot import save_snapshot
-    from stylegan_pg.config import ModelConfig
+    from stylegan_pg.config import StyleGAN2Config
     from stylegan_pg.networks import NETWORKS, NetworkShape
 
     how: dict[str, Any] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
     pair = NETWORKS["stylegan2"]
-    kwargs = pair.g_kwargs(ModelConfig(**how), NetworkShape(16, 16, False, 3, 3, 4))
+    kwargs = pair.g_kwargs(StyleGAN2Config(**how), NetworkShape(16, 16, False, 3, 3, 4))
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("snapshot") / "G.safetensors"
     description = {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0, "nimg": 1, "label_names": ["a", "b", "c"]}

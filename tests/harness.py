@@ -17,6 +17,8 @@ import forkserver
 import torch
 
 from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.config import MODELS
+from stylegan_pg.config.families import fields_of
 from stylegan_pg.monitoring import status
 
 # The run grows from 8x8 over a fade to 16x16. Every kind of step occurs within the first batches.
@@ -59,8 +61,16 @@ def arguments(run: Path, data: Path, **changes: object) -> list[str]:
     """Return `train` and its overrides for a tiny run. A double underscore stands for a dot."""
     config = run.parent / f"{run.name}.yaml"
     config.write_text(f"run: {run}\ndata: {{url: {data}}}\n")
-    values = TINY | {k.replace("__", "."): v for k, v in changes.items()}
+    given = {k.replace("__", "."): v for k, v in changes.items()}
+    values = own_keys(TINY, str(given.get("model.name", "stylegan2"))) | given
     return ["train", str(config), *(f"{k}={v}" for k, v in values.items())]
+
+
+def own_keys(values: dict[str, Any], model: str) -> dict[str, Any]:
+    """`values` without those keys of `model` that the networks of that name do not have."""
+    sections = {key: key.partition(".")[2] for key in values if key.startswith("model.")}
+    foreign = {key for key, name in sections.items() if name not in fields_of(MODELS[model])}
+    return {key: value for key, value in values.items() if key not in foreign}
 
 
 def environment() -> dict[str, str]:

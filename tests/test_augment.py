@@ -9,8 +9,10 @@ import torch
 from augmenting import made, off, pictures
 
 from stylegan_pg import augment
-from stylegan_pg.augment import ada, diffaugment
-from stylegan_pg.config import AugmentConfig, Config, DataConfig, loading
+from stylegan_pg.augment import diffaugment
+from stylegan_pg.config import ADAConfig, AugmentConfig, Config, DataConfig, DiffAugmentConfig, TrainConfig
+from stylegan_pg.config.checks import check
+from stylegan_pg.config.fields import choices_of
 from stylegan_pg.errors import UsageError
 from stylegan_pg.rng import generator
 
@@ -67,7 +69,7 @@ def test_ranks_give_the_same_images_as_one_process(mode):
     ("mode", "pipeline"), [("fixed", "b"), ("fixed", "g"), ("fixed", "c"), ("fixed", "bgcfno"), ("diffaugment", "b")]
 )
 def test_twice_differentiable(mode, pipeline):
-    a = made(mode=mode, pipeline=pipeline)
+    a = made(mode=mode, **({"pipeline": pipeline} if mode == "fixed" else {}))
     x = pictures(2, 3, 4, 5, torch.float64).requires_grad_(True)
     params = a.draw(2, 0.8, generator(5, "grad"), (4, 5))
 
@@ -121,8 +123,12 @@ def test_the_controller_reaches_its_target(start, target):
 
 
 def test_configuration_and_implementation_have_the_same_names():
-    assert loading.AUGMENT_LETTERS == ada.LETTERS
-    assert loading.AUGMENT_POLICIES == diffaugment.POLICIES
+    """Each letter and each policy that the configuration allows draws parameters of its own."""
+    letters, policies = choices_of(ADAConfig, "pipeline"), choices_of(DiffAugmentConfig, "policy")
+    of_letters = [frozenset(off(letter, 1)) for letter in letters]
+    of_policies = [frozenset(diffaugment.draw(name, 1, torch.Generator(), (8, 8))) for name in policies]
+    assert all(of_letters + of_policies)
+    assert (len(set(of_letters)), len(set(of_policies))) == (len(letters), len(policies)) == (6, 3)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +148,8 @@ def test_configuration_and_implementation_have_the_same_names():
     ],
 )
 def test_impossible_settings_are_refused(key, value):
-    config = Config(run="runs/x", data=DataConfig(url="x"))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, total_kimg=1.0))
-    loading.check(config)
+    config = Config(run="runs/x", data=DataConfig(url="x"), train=TrainConfig(total_kimg=1.0))
+    check(config)
+    cls = DiffAugmentConfig if key == "policy" else ADAConfig
     with pytest.raises(UsageError, match=rf"augment\.{key}"):
-        loading.check(dataclasses.replace(config, augment=dataclasses.replace(config.augment, **{key: value})))
+        check(dataclasses.replace(config, augment=cls(**{key: value})))

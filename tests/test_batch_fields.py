@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_pg.config.loading import load_config, to_yaml
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.plain import to_yaml
 from stylegan_pg.config.schedule import deal, phases
 from stylegan_pg.data.conditions import condition_field, condition_size, conditions_of
 from stylegan_pg.data.datasets.fields import Field

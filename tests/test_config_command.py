@@ -37,7 +37,7 @@ def test_every_key_is_listed_with_its_default_and_a_comment():
     leaves += ["run", "seed", "resolution", "init"]
     assert sorted(line.split("=")[0] for line in lines) == sorted(leaves)
     for line in lines:
-        assert re.fullmatch(r"[a-z0-9_.]+=.* (text|whole|number|true|list|table|one of).*; \S.*", line), line
+        assert re.fullmatch(r"[a-z0-9_.]+=.* (text|whole|number|true|list|table|one of|some of).*; \S.*", line), line
     given = [re.split(r"  +", line)[0] for line in lines]
     defaults = [g for g in given if not g.startswith(("run=", "data.url="))]
     defaults = [re.sub(r"\] .*", "]", g) for g in defaults]

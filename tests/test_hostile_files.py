@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from stylegan_pg.checkpoint import tensor_file
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import MODELS, StyleGAN2Config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.weights import read_weights
 from stylegan_pg.networks import NETWORKS, NetworkShape
@@ -26,7 +26,7 @@ from stylegan_pg.networks.ranges import RANGES, check_arguments
 
 
 def built(name: str = "stylegan2") -> tuple[Any, dict[str, Any]]:
-    config = ModelConfig(z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
+    config = StyleGAN2Config(z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
     kwargs = NETWORKS[name].g_kwargs(config, NetworkShape(8, 8, False, 3, 0, 4))
     torch.manual_seed(0)
     G = NETWORKS[name].G(**kwargs).eval()
@@ -250,7 +250,7 @@ def test_unknown_tensors(tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_argument_has_a_range(name):
     shape = NetworkShape(8, 8, True, 3, 2, 4)
-    for kwargs in (NETWORKS[name].g_kwargs(ModelConfig(), shape), NETWORKS[name].d_kwargs(ModelConfig(), shape)):
+    for kwargs in (NETWORKS[name].g_kwargs(MODELS[name](), shape), NETWORKS[name].d_kwargs(MODELS[name](), shape)):
         assert not kwargs.keys() - RANGES.keys()
         check_arguments(kwargs)
 

@@ -134,7 +134,7 @@ def test_a_checkpoint_with_an_invalid_state(tmp_path):
 
 
 def test_initial_weights_that_are_not_finite(original, tmp_path):
-    from stylegan_pg.config import ModelConfig
+    from stylegan_pg.config import StyleGAN2Config
 
     tensors, state = newest(original)
     path = tmp_path / "000000000016.safetensors"
@@ -142,11 +142,11 @@ def test_initial_weights_that_are_not_finite(original, tmp_path):
     bad[0, 0] = float("nan")
     checkpoint.write(path, tensors | {"G/mapping.fc0.weight": bad}, state)
     with pytest.raises(UsageError, match=r"no finite numbers in G/mapping\.fc0\.weight"):
-        read(str(path), ModelConfig())
+        read(str(path), StyleGAN2Config())
     for config in (None, {}, {"model": 5}, {"model": {"name": "\x1b"}}):
         checkpoint.write(path, tensors, state | {"config": config})
         with pytest.raises(UsageError, match=r"networks, model\.name is stylegan2"):
-            read(str(path), ModelConfig())
+            read(str(path), StyleGAN2Config())
 
 
 def test_files_with_similar_names_are_ignored(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from stylegan_pg.config import loading
+from stylegan_pg import config
+from stylegan_pg.config import ObjectiveName
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, terms
 
 N, SHAPE = 6, (2, 3, 4)
@@ -36,9 +37,8 @@ def scores(seed: int = 0, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_configuration_and_losses_have_the_same_names():
-    assert set(loading.CHOICES["loss.objective"]) == set(OBJECTIVES)
-    assert set(loading.TERMS) == set(TERMS)
-    assert set(FORMULAS) == set(OBJECTIVES)
+    assert {name.value for name in ObjectiveName} == set(OBJECTIVES) == set(FORMULAS)
+    assert set(config.TERMS) == set(TERMS)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

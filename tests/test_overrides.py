@@ -10,7 +10,8 @@ import harness
 import pytest
 from test_environment import points
 
-from stylegan_pg.config.loading import load_config, to_yaml
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.plain import to_yaml
 from stylegan_pg.errors import UsageError
 
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]

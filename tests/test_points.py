@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import MLPConfig
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.points import MIXTURES, PointIndex
@@ -104,7 +104,7 @@ def test_unknown_points_and_resolutions_are_rejected():
 
 
 def pair(base: list[int], channels: int, c_dim: int) -> tuple[Any, Any, dict[str, Any]]:
-    config = ModelConfig(name="mlp", base=base, channel_max=16, mapping_layers=2, z_dim=5)
+    config = MLPConfig(base=base, channel_max=16, mapping_layers=2, z_dim=5)
     shape = NetworkShape(8, 8, False, channels, c_dim, 1)
     mlp = NETWORKS["mlp"]
     kwargs = mlp.g_kwargs(config, shape)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from stylegan_pg.config import Config
-from stylegan_pg.config.loading import load_config, to_plain
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.plain import to_plain
 from stylegan_pg.errors import UsageError
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.state import GANState, read_state

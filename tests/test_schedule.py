@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from stylegan_pg.config import Config, DataConfig
+from stylegan_pg.config import ADAConfig, Config, DataConfig
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.schedule import (
     Phase,
@@ -323,16 +323,16 @@ def test_other_published_settings():
         config = load_config(name)
         assert (config.optim.beta1, config.optim.beta2, config.optim.eps) == (0, 0.99, 1e-8)
         assert (config.optim.d_steps, config.optim.g_steps) == (1, 1)
-        terms = {t.name: (t.weight, t.every, t.target) for t in config.loss.all_terms()}
+        terms = {t.name: (t.weight, t.every, *t.options().values()) for t in config.loss.all_terms()}
         if name.startswith("progan"):
             assert (config.model.name, config.loss.objective, config.loss.style_mixing) == ("progan", "wgan", 0)
-            assert terms == {"gradient_penalty": (10, 1, 1), "drift": (0.001, 1, 1)}
+            assert terms == {"gradient_penalty": (10, 1, 1), "drift": (0.001, 1)}
         else:
             assert (config.model.name, config.loss.objective, config.loss.style_mixing) == ("stylegan", "logistic", 0.9)
-            assert terms == {"r1": (10, 1, 1)}
+            assert terms == {"r1": (10, 1)}
             assert config.model.w_avg_beta == 0.995
     ada = load_config("ada-small-data256").augment
-    assert (ada.mode, ada.target, ada.interval, ada.kimg, ada.pipeline) == ("ada", 0.6, 4, 500, "bgc")
+    assert ada == ADAConfig(target=0.6, interval=4, kimg=500, pipeline="bgc")
 
 
 # --- the automatic schedule -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import serving
 from packing import folder_of, packed, tar_of
 
 from stylegan_pg.config import Config, DataConfig
-from stylegan_pg.config.loading import to_plain, to_yaml
+from stylegan_pg.config.plain import to_plain, to_yaml
 from stylegan_pg.data.datasets.foreign import expand
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.errors import UsageError

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stylegan_pg.__main__ import main
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import StyleGAN2Config
 from stylegan_pg.data.classes import parse_classes
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.opening import load_index
@@ -54,7 +54,7 @@ def random_images(count: int, channels: int, height: int, width: int, seed: int 
 
 def snapshot(path: Path, resolution: int, channels: int, c_dim: int = 0, base=(4, 4), names=()) -> Path:
     """Save a snapshot of a small generator whose weights all differ from their initial values."""
-    model = ModelConfig(z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8, base=list(base))
+    model = StyleGAN2Config(z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8, base=list(base))
     kwargs = NETWORKS["stylegan2"].g_kwargs(model, NetworkShape(resolution, 16, False, channels, c_dim, 4))
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 import stylegan_pg
 from stylegan_pg.__main__ import main
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import MODELS
+from stylegan_pg.config.families import fields_of
 from stylegan_pg.data.classes import labels_to_c, parse_numbers
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.errors import UsageError
@@ -34,7 +35,8 @@ def built(
 ) -> tuple[Any, dict[str, Any]]:
     """Return a generator whose weights all differ from their initial values, and its description."""
     small = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
-    config = ModelConfig(**{**small, **model})
+    small = {key: value for key, value in small.items() if key in fields_of(MODELS[name])}
+    config = MODELS[name](**{**small, **model})
     pair = NETWORKS[name]
     kwargs = pair.g_kwargs(config, NetworkShape(resolution, 16, fade, 3, c_dim, 4))
     with torch.random.fork_rng():

@@ -9,7 +9,8 @@ import harness
 import pytest
 
 from stylegan_pg.checkpoint import checkpoint
-from stylegan_pg.config.loading import load_config, to_plain
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.plain import to_plain
 from stylegan_pg.config.schedule import phase_at, phases, shortfall, term_weight
 from stylegan_pg.errors import UsageError
 from stylegan_pg.monitoring import status
@@ -48,7 +49,6 @@ GROWING = ("resolution=32", "growth.start=8")
         ((), "growth.fade_kimg_at.8=2", "nothing: no phase of this run asks for it"),
         ((), "train.batch_at={4: 8, 8: 8}", "nothing at 4: no phase of this run asks for it"),
         ((), "train.zero_stage=2", "nothing: it is for train.engine=deepspeed"),
-        ((), "augment.p=0.5", "nothing: it is for augment.mode"),
         (("augment.mode=fixed",), "augment.p=0.5", ""),
         ((), "metrics.names=[swd]", "nothing is measured: give metrics.every_kimg"),
         (("metrics.at_snapshots=true",), "metrics.names=[swd]", ""),

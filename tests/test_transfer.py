@@ -7,7 +7,7 @@ from nets import CLASSES, close, generator, labels, normal
 
 from stylegan_pg.checkpoint import checkpoint
 from stylegan_pg.checkpoint.snapshot import load_snapshot
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import ProGANConfig, StyleGAN2Config
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS
@@ -164,18 +164,18 @@ def test_init_is_used_only_at_the_start(source, tiny_data, tmp_path):
 
 def test_errors(source, tmp_path):
     with pytest.raises(UsageError, match="no such file"):
-        read(str(tmp_path / "nothing"), ModelConfig("stylegan2"))
+        read(str(tmp_path / "nothing"), StyleGAN2Config())
     with pytest.raises(UsageError, match=r"is a folder; give a snapshot, .* or a checkpoint"):
-        read(str(tmp_path), ModelConfig("stylegan2"))
+        read(str(tmp_path), StyleGAN2Config())
     with pytest.raises(UsageError, match=r"holds stylegan2 networks, model.name is progan"):
-        read(str(source[1]), ModelConfig("progan"))
+        read(str(source[1]), ProGANConfig())
     broken = tmp_path / "broken.safetensors"
     data = bytearray(source[0].read_bytes())
     data[-100] ^= 1
     broken.write_bytes(data)
     with pytest.raises(UsageError, match="checksum"):
-        read(str(broken), ModelConfig("stylegan2"))
+        read(str(broken), StyleGAN2Config())
     text = tmp_path / "text.safetensors"
     text.write_text("hello")
     with pytest.raises(UsageError, match=r"init=.*text.safetensors"):
-        read(str(text), ModelConfig("stylegan2"))
+        read(str(text), StyleGAN2Config())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from stylegan_pg.augment import ada, diffaugment
-from stylegan_pg.config import AugmentConfig
+from stylegan_pg.config import AugmentConfig, DiffAugmentConfig, PipelineConfig
 from stylegan_pg.ops.reference import in_layout_of
 
 Params = dict[str, torch.Tensor]
@@ -21,12 +21,12 @@ Params = dict[str, torch.Tensor]
 class Augment:
     """The augmentation of a configuration whose mode is not "none"."""
 
-    config: AugmentConfig
+    config: PipelineConfig | DiffAugmentConfig
 
     def draw(self, count: int, p: float, generator: torch.Generator, size: tuple[int, int]) -> Params:
         """Draw the parameters of `count` images of `size` (height, width), tensors [count, ...] on the CPU. DiffAugment
         ignores p."""
-        if self.config.mode == "diffaugment":
+        if isinstance(self.config, DiffAugmentConfig):
             return diffaugment.draw(self.config.policy, count, generator, size)
         return ada.draw(self.config.pipeline, count, p, generator, size)
 
@@ -38,14 +38,22 @@ class Augment:
             params: tensors of N rows on the CPU, where they decide which operations run.
         """
         half = images.dtype in (torch.float16, torch.bfloat16)
-        apply = diffaugment.apply if self.config.mode == "diffaugment" else ada.apply
+        apply = diffaugment.apply if isinstance(self.config, DiffAugmentConfig) else ada.apply
         planes = images.contiguous()  # resampling is faster in this layout, several times on CPUs
         return in_layout_of(images, apply(planes.float() if half else planes, params).to(images.dtype))
 
 
 def make(config: AugmentConfig) -> Augment | None:
     """The augmentation of a configuration, None if its mode is "none"."""
-    return None if config.mode == "none" else Augment(config)
+    return Augment(config) if isinstance(config, PipelineConfig | DiffAugmentConfig) else None
+
+
+def initial_p(config: AugmentConfig) -> float | None:
+    """The probability of each operation at the start of a run, None without augmentation; 0 for DiffAugment, which has
+    none."""
+    if isinstance(config, PipelineConfig):
+        return config.p
+    return 0.0 if isinstance(config, DiffAugmentConfig) else None
 
 
 def pick(params: Params, indices: list[int]) -> Params:

@@ -12,9 +12,6 @@ import torch
 
 from stylegan_pg.augment import colour, geometry
 
-# The operations by letter: blit, geometry, colour, filter, noise, cutout. They are applied in this order.
-LETTERS = "bgcfno"
-
 # All from the pseudocode in appendix B; lengths are shares of the image's width and height.
 SHIFT = 0.125  # integer translation: uniform in +-
 SCALE = 0.2  # isotropic: s of the lognormal
@@ -30,7 +27,8 @@ CUTOUT = 0.5  # side
 
 
 def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: tuple[int, int]) -> dict:
-    """Draw the parameters of `count` images of `size` (height, width), for the operations in `pipeline` (of LETTERS).
+    """Draw the parameters of `count` images of `size` (height, width), for the operations in `pipeline`: letters of
+    blit, geometry, colour, filter, noise and cutout, which are applied in this order.
 
     Every operation is enabled independently with probability p; otherwise its parameter has the neutral value. The same
     numbers are drawn for every p, so with the same generator, an operation that is enabled at one p is enabled with the

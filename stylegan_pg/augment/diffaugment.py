@@ -8,8 +8,6 @@ import torch.nn.functional as F
 
 from stylegan_pg.augment.colour import colours, cut_out, on_colours
 
-POLICIES = ("color", "translation", "cutout")  # applied in this order
-
 # Section 4 and the authors' settings; lengths are shares of the image's width and height.
 BRIGHTNESS = 0.5  # added: uniform in +-
 SATURATION = (0.0, 2.0)  # factor of the distance from the pixel's mean over the colours

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stylegan_pg import files
 from stylegan_pg.config import Config
-from stylegan_pg.config.loading import to_yaml
+from stylegan_pg.config.plain import to_yaml
 from stylegan_pg.errors import UsageError
 
 PARTS = ("checkpoints", "snapshots", "samples")

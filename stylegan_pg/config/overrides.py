@@ -18,7 +18,8 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from stylegan_pg.config import Config, TermConfig, renamed
-from stylegan_pg.config.keys import PATHS, SHORT, TERMS, did_you_mean, types_of, unwrap
+from stylegan_pg.config.families import FAMILIES, types_of, unwrap
+from stylegan_pg.config.keys import SHORT, did_you_mean, values_at
 from stylegan_pg.config.renamed import RENAMED
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
@@ -200,7 +201,7 @@ class _Reader:
             if key in SHORT:
                 name = SHORT[key]
                 return {name: self.value(node, hints[name], f"{key}.{name}", depth + 1)}
-            if isinstance(node, yaml.ScalarNode) and cls is TermConfig and node.value in TERMS:
+            if isinstance(node, yaml.ScalarNode) and cls is TermConfig and node.value in FAMILIES[cls].classes:
                 return {"name": node.value}
             if "[" in key:
                 raise self.unfit(node, key, "a table such as {name: r2, weight: 1}")
@@ -235,7 +236,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             entries = node.value
         elif isinstance(node, yaml.ScalarNode) and not _is_null(node):
-            texts = [node.value] if key in PATHS or node.style in ("'", '"') else node.value.split(",")
+            texts = [node.value] if _is_path(key) or node.style in ("'", '"') else node.value.split(",")
             entries = [_text(text.strip()) for text in texts if text or node.style]
         elif not _is_null(node):
             raise self.unfit(node, key, "a list, such as [a, b]")
@@ -246,7 +247,7 @@ class _Reader:
         pairs: list[tuple[yaml.Node, yaml.Node]] = []
         if isinstance(node, yaml.MappingNode):
             pairs = self.pairs(node, depth)
-        elif isinstance(node, yaml.ScalarNode) and ":" in node.value and key not in PATHS:
+        elif isinstance(node, yaml.ScalarNode) and ":" in node.value and not _is_path(key):
             pairs = [(_text(text.strip()), _text("")) for text in node.value.split(",")]
         elif not _is_null(node):
             raise self.unfit(
@@ -290,8 +291,7 @@ class _Reader:
         if hint is str:
             if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
                 raise self.unfit(node, key, "a text without control characters")
-            is_path = key.split("[")[0] in PATHS or key.startswith("data.unpaired.")
-            return home(text) if is_path else text
+            return home(text) if _is_path(key) else text
         text = text.strip().lower()
         if hint is bool:
             if text not in BOOLEANS:
@@ -307,6 +307,12 @@ class _Reader:
         if number is None or not math.isfinite(number):
             raise self.unfit(node, key, "a finite number" if number is not None else "a number")
         return float(number)
+
+
+def _is_path(key: str) -> bool:
+    """Whether the value of a key, or an entry of it, is the path of a file or folder."""
+    whole = key.split("[")[0]
+    return values_at(whole).is_path or values_at(".".join(whole.split(".")[:2])).is_path
 
 
 def _number(text: str) -> int | float | None:

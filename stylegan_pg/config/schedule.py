@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.config import Config, GrowingConfig, TermConfig
 from stylegan_pg.errors import UsageError
 
 T = TypeVar("T")
@@ -171,7 +171,8 @@ def automatic(config: Config) -> Config:
         UsageError: where a phase would last less than eight steps.
     """
     growth, train, optim, model = config.growth, config.train, config.optim, config.model
-    assert train.total_kimg is not None, "loading.check ensures it"
+    assert train.total_kimg is not None, "checks.check ensures it"
+    assert isinstance(model, GrowingConfig), "as above"
     start = growth.start or min(4 if model.name == "progan" else 8, config.resolution)
     resolutions = [start << i for i in range((config.resolution // start).bit_length())]
     stretch = train.total_kimg / (2 * len(resolutions) + 2)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stylegan_pg.config import Config
-from stylegan_pg.config.loading import flat, to_plain
+from stylegan_pg.config.plain import flat, to_plain
 from stylegan_pg.distributed import environment
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError

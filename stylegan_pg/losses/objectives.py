@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from stylegan_pg.config import ObjectiveName
+
 
 def logistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
     """Non-saturating generator loss softplus(-D(G(z))), same shape as `fake` (Goodfellow et al. 2014, section 3)."""
@@ -91,11 +93,11 @@ class Objective(NamedTuple):
     paired: bool = False
 
 
-OBJECTIVES = {
-    "logistic": Objective(logistic_g, logistic_d),
-    "saturating": Objective(saturating_g, logistic_d),
-    "wgan": Objective(wgan_g, wgan_d),
-    "lsgan": Objective(lsgan_g, lsgan_d),
-    "hinge": Objective(wgan_g, hinge_d),
-    "relativistic": Objective(relativistic_g, relativistic_d, paired=True),
+OBJECTIVES: dict[str, Objective] = {
+    ObjectiveName.LOGISTIC: Objective(logistic_g, logistic_d),
+    ObjectiveName.SATURATING: Objective(saturating_g, logistic_d),
+    ObjectiveName.WGAN: Objective(wgan_g, wgan_d),
+    ObjectiveName.LSGAN: Objective(lsgan_g, lsgan_d),
+    ObjectiveName.HINGE: Objective(wgan_g, hinge_d),
+    ObjectiveName.RELATIVISTIC: Objective(relativistic_g, relativistic_d, paired=True),
 }

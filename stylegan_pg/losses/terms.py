@@ -13,6 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stylegan_pg.config import (
+    DraganConfig,
+    DriftConfig,
+    GradientPenaltyConfig,
+    PathLengthConfig,
+    R1Config,
+    R2Config,
+)
 from stylegan_pg.losses.objectives import per_image, scores_of
 
 DRAGAN_NOISE = 0.25  # standard deviation, in images of [-1, 1]
@@ -82,14 +90,14 @@ class GInputs:
     state: dict[str, float] = field(default_factory=dict)
 
 
-def r1_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+def r1_term(x: DInputs) -> dict[str, torch.Tensor]:
     """|grad D(x)|^2 / 2, to be weighted by gamma."""
     real = x.real.detach().requires_grad_(True)
     penalty = r1(x.D(real, x.c), real)
     return {"loss": penalty / 2, "r1_penalty": penalty}
 
 
-def r2_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+def r2_term(x: DInputs) -> dict[str, torch.Tensor]:
     """|grad D(G(z))|^2 / 2 with respect to the generated images, to be weighted by gamma (Mescheder et al. 2018,
     equation 10)."""
     assert x.fake is not None
@@ -112,7 +120,7 @@ def gradient_penalty_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch
     return {"loss": (norm / target - 1).square(), "gp_norm": norm}
 
 
-def drift_term(scores_real: Any, scores_fake: Any, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+def drift_term(scores_real: Any, scores_fake: Any) -> dict[str, torch.Tensor]:
     """D(x)^2, which keeps D's scores near zero (Karras et al. 2018, appendix A.1); the mean of it where D gives an
     image several scores."""
     return {"loss": per_image(torch.square, scores_real)}
@@ -130,7 +138,7 @@ def dragan_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
     return {"loss": (norm - target).square(), "dragan_norm": norm}
 
 
-def path_length_term(x: GInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
+def path_length_term(x: GInputs) -> dict[str, torch.Tensor]:
     """(length - running mean)^2; the mean is the one from before this step, so that it is the same for all ranks.
 
     Where the mapping has nothing to learn, the ws come without a graph: what is learned is in the synthesis alone.
@@ -143,10 +151,14 @@ def path_length_term(x: GInputs, *, target: float = 1.0) -> dict[str, torch.Tens
 
 
 class Term(NamedTuple):
-    """`compute(inputs, target=...)` gives {"loss": [N]} and the values [N] named in `reports`; `keep` maps some of
-    these to the running mean of theirs that is kept in the state (with loss.pl_decay). `needs`: which of the inputs
-    "fake" (with its labels), "u" and "noise" it looks at. A term `of_scores` is added in D's main pass instead of
-    making one of its own: compute(scores_real, scores_fake, target=...)."""
+    """How a term is computed: `compute(inputs, **options)` returns {"loss": [N]} and the values [N] that `reports`
+    names. The options are the keys of the configuration that only this term has (TermConfig.options).
+
+    `on` is the side that is trained. `keep` maps some of the values to the names of their running means, which are part
+    of the state (GANState.means) and are updated with loss.pl_decay. `needs` lists which of the inputs "fake" (with its
+    labels), "u" and "noise" are used. A term `of_scores` has no pass of its own, but is added in D's main pass:
+    compute(scores_real, scores_fake, **options).
+    """
 
     on: str
     compute: Callable[..., dict[str, torch.Tensor]]
@@ -156,11 +168,11 @@ class Term(NamedTuple):
     of_scores: bool = False
 
 
-TERMS = {
-    "r1": Term("D", r1_term, ("r1_penalty",)),
-    "r2": Term("D", r2_term, ("r2_penalty",), needs=("fake",)),
-    "gradient_penalty": Term("D", gradient_penalty_term, ("gp_norm",), needs=("fake", "u")),
-    "drift": Term("D", drift_term, of_scores=True),
-    "dragan": Term("D", dragan_term, ("dragan_norm",), needs=("noise",)),
-    "path_length": Term("G", path_length_term, ("pl_length", "pl_penalty"), keep={"pl_length": "pl_mean"}),
+TERMS: dict[str, Term] = {
+    R1Config.name: Term("D", r1_term, ("r1_penalty",)),
+    R2Config.name: Term("D", r2_term, ("r2_penalty",), needs=("fake",)),
+    GradientPenaltyConfig.name: Term("D", gradient_penalty_term, ("gp_norm",), needs=("fake", "u")),
+    DriftConfig.name: Term("D", drift_term, of_scores=True),
+    DraganConfig.name: Term("D", dragan_term, ("dragan_norm",), needs=("noise",)),
+    PathLengthConfig.name: Term("G", path_length_term, ("pl_length", "pl_penalty"), keep={"pl_length": "pl_mean"}),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import MLPConfig, ProGANConfig, StyleGAN2Config, StyleGANConfig
 from stylegan_pg.networks import mlp, progan, stylegan, stylegan2
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
@@ -24,11 +23,15 @@ __all__ = [
     "check_arguments",
     "copy_same_names",
     "to_channels_last",
-    "unread_keys",
 ]
 
-MODULES = {"stylegan2": stylegan2, "stylegan": stylegan, "progan": progan, "mlp": mlp}
-Kwargs = Callable[[ModelConfig, NetworkShape], dict[str, Any]]
+MODULES = {
+    StyleGAN2Config.name: stylegan2,
+    StyleGANConfig.name: stylegan,
+    ProGANConfig.name: progan,
+    MLPConfig.name: mlp,
+}
+Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class
 
 
 class Pair(NamedTuple):
@@ -46,31 +49,6 @@ def _pair(module: Any) -> Pair:
 
 
 NETWORKS = {name: _pair(module) for name, module in MODULES.items()}
-
-
-class _Watched:
-    """A proxy of a ModelConfig that records which of its keys are read."""
-
-    def __init__(self, model: ModelConfig):
-        self.model, self.read = model, set()
-
-    def __getattr__(self, key: str) -> Any:
-        self.read.add(key)
-        return getattr(self.model, key)
-
-
-def unread_keys(model: ModelConfig) -> list[str]:
-    """The keys of `model` that differ from their defaults but have no effect on the networks it names."""
-    watched: Any = _Watched(model)
-    shape = NetworkShape(4, 4, False, 3, 0, 1)
-    for kwargs in NETWORKS[model.name][2:]:
-        kwargs(watched, shape)
-    # Keys that are read elsewhere: w_avg_beta if there is a w, the others always.
-    known = watched.read | {"name", "mbstd_group", "mbstd_channels", "low_precision_resolutions", "low_precision"}
-    if "w_dim" in known:
-        known.add("w_avg_beta")
-    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in known]
-    return [name for name in names if getattr(model, name) != getattr(ModelConfig(), name)]
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import MLPConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape
 from stylegan_pg.networks.ranges import checked
@@ -107,7 +107,7 @@ class Discriminator(nn.Module):
         return self.layers(x if c is None else torch.cat([x, c.to(x.dtype)], dim=1))
 
 
-def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+def discriminator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator, plain JSON values: the width is model.channel_max, the number of hidden layers
     model.mapping_layers."""
     return {
@@ -120,6 +120,6 @@ def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, A
     }
 
 
-def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+def generator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, of the same width and depth."""
     return {**discriminator_kwargs(model, shape), "z_dim": model.z_dim}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import ProGANConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
 from stylegan_pg.networks.layers import Conv2d, given, normalize_2nd_moment
@@ -29,7 +29,7 @@ LAYER = {"act": "lrelu", "resample_filter": BOX, "he_gain": math.sqrt(2)}
 discriminator_kwargs = discriminator_form_kwargs
 
 
-def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+def generator_kwargs(model: ProGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, all of them plain JSON values."""
     return dict(**form_kwargs(model, shape), z_dim=model.z_dim)
 

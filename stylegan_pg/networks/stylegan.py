@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import StyleGANConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
 from stylegan_pg.networks.layers import (
@@ -33,7 +33,7 @@ GAIN = math.sqrt(2)  # the gain in He's constant of every layer before a leaky R
 IMAGE_FILTER = (1, 1)
 
 
-def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+def generator_kwargs(model: StyleGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, all of them plain JSON values."""
     return dict(
         **form_kwargs(model, shape),
@@ -45,7 +45,7 @@ def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
     )
 
 
-def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+def discriminator_kwargs(model: StyleGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator."""
     return dict(**discriminator_form_kwargs(model, shape), resample_filter=list(model.resample_filter))
 

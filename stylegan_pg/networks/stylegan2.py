@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import StyleGAN2Config
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
 from stylegan_pg.networks.layers import Conv2d, MappingNetwork, SynthesisLayer, ToRGB
 from stylegan_pg.networks.ranges import checked
 
 
-def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+def generator_kwargs(model: StyleGAN2Config, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, all of them plain JSON values."""
     return dict(
         **form_kwargs(model, shape),
@@ -30,7 +30,7 @@ def generator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
     )
 
 
-def discriminator_kwargs(model: ModelConfig, shape: NetworkShape) -> dict[str, Any]:
+def discriminator_kwargs(model: StyleGAN2Config, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator."""
     return dict(
         **discriminator_form_kwargs(model, shape),

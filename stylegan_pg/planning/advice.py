@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.config import Config, TermConfig, renamed
+from stylegan_pg.config import Config, renamed
 from stylegan_pg.config.keys import SHORT
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.renamed import RENAMED
 from stylegan_pg.config.schedule import Phase, deal, phases
 from stylegan_pg.data.datasets.index import DatasetIndex
-from stylegan_pg.networks import unread_keys
 from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import without_secrets
 
@@ -39,10 +38,6 @@ SWITCHES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("loss.pl_every", lambda c: not c.loss.pl_weight, "path length regularisation is off (loss.pl_weight=0)"),
     ("loss.pl_decay loss.pl_batch_shrink", lambda c: not _has(c, "path_length"), "there is no path_length term"),
     ("loss.style_mixing", lambda c: c.model.name in ("progan", "mlp"), "the networks have no styles to mix"),
-    ("augment.p", lambda c: c.augment.mode not in ("ada", "fixed"), "it is for augment.mode=ada and fixed"),
-    ("augment.pipeline", lambda c: c.augment.mode not in ("ada", "fixed"), "it is for augment.mode=ada and fixed"),
-    ("augment.target augment.interval augment.kimg", lambda c: c.augment.mode != "ada", "it is for augment.mode=ada"),
-    ("augment.policy", lambda c: c.augment.mode != "diffaugment", "it is for augment.mode=diffaugment"),
     ("train.zero_stage", lambda c: c.train.engine != "deepspeed", "it is for train.engine=deepspeed"),
     ("train.bucket_mib", lambda c: c.train.engine != "accelerate", "it is for train.engine=accelerate"),
     (
@@ -149,7 +144,7 @@ def _of_terms(config: Config) -> list[str]:
         everywhere = min(term.weight_from, default=1) <= 0
         if everywhere or resolutions <= term.weight_at.keys():
             table = "weight_from" if everywhere else "weight_at"
-            keys = ["weight"] if term.weight != TermConfig(term.name).weight else []
+            keys = ["weight"] if term.weight != type(term)().weight else []
             keys += ["weight_at"] if everywhere and term.weight_at else []
             told += [f"loss.terms: {key} of {term.name} changes nothing: its {table} goes before it" for key in keys]
     return told
@@ -190,7 +185,7 @@ def _listed(numbers: Iterable[int]) -> str:
 def of_configuration(config: Config) -> list[str]:
     """What is possible, but perhaps not meant."""
     model, objective = config.model, config.loss.objective
-    found = [f"model.{key} changes nothing: {model.name} networks do not read it" for key in unread_keys(model)]
+    found = []
     if config.augment.mode == "ada" and objective in ("wgan", "lsgan", "relativistic"):
         found.append(
             f"augment.mode=ada follows the signs of D's scores, which say little under loss.objective={objective}: "

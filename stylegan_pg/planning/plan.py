@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from stylegan_pg import files
 from stylegan_pg.config import Config
-from stylegan_pg.config.loading import to_yaml
+from stylegan_pg.config.plain import to_yaml
 from stylegan_pg.config.schedule import Phase, deal, phases, shortfall, size_at
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError

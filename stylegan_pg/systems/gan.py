@@ -79,7 +79,7 @@ class GAN(OnePair):
             "sign_real": per_image(lambda s: s.detach().sign(), real),
         }
         for term in (t for t in due if TERMS[t.name].of_scores):
-            found = TERMS[term.name].compute(real, fake)
+            found = TERMS[term.name].compute(real, fake, **term.options())
             loss = loss + found["loss"] * (self.weight(term, x.step) * term.every)
             values |= found
         if any("fake" in TERMS[term.name].needs for term in due):
@@ -101,7 +101,7 @@ class GAN(OnePair):
         ws = styles(self.G, self.latents(x, term.name + turn))[0]
         synthesis = partial(self.synthesize, x, purpose=term.name + turn)
         inputs = GInputs(synthesis=synthesis, ws=ws, noise=self.noise(x, "pl" + turn), state=self.running.means)
-        return TERMS[term.name].compute(inputs, target=term.target)
+        return TERMS[term.name].compute(inputs, **term.options())
 
     def discriminator_term(self, x: Context, term: TermConfig, due: list[TermConfig]) -> Values:
         """A regularisation term on D, of this step's real and generated images."""
@@ -115,7 +115,7 @@ class GAN(OnePair):
             inputs.u = x.to_device(u[x.rows])
         if "noise" in needs:
             inputs.noise = self.noise(x, term.name)
-        return TERMS[term.name].compute(inputs, target=term.target)
+        return TERMS[term.name].compute(inputs, **term.options())
 
     # ---------------------------------------------------------------------------------------------------- steps
 

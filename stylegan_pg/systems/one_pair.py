@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stylegan_pg import augment
-from stylegan_pg.config import Config
+from stylegan_pg.config import ADAConfig, Config
 from stylegan_pg.config.schedule import size_at
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
@@ -29,7 +29,7 @@ class OnePair(System):
         self.given = pair
         self.use(config)
         self.augment = augment.make(config.augment)
-        self.running = GANState(augment_p=config.augment.p if self.augment else None)
+        self.running = GANState(augment_p=augment.initial_p(config.augment))
 
     def use(self, config: Config) -> None:
         self.config, self.pair = config, self.given or NETWORKS[config.model.name]
@@ -92,7 +92,7 @@ class OnePair(System):
         """For augment.mode=ada, add up the signs of D's scores of real images, and every few steps move p by them
         (Karras et al. 2020, ADA, section 3.1)."""
         a, now = self.config.augment, self.running
-        if a.mode != "ada":
+        if not isinstance(a, ADAConfig):
             return
         now.signs, now.signed = now.signs + signs, now.signed + count
         if (step.number + 1) % a.interval == 0 and now.signed:

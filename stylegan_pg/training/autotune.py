@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from stylegan_pg import files
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, GrowingConfig
 from stylegan_pg.config.schedule import at
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
@@ -33,6 +33,9 @@ from stylegan_pg.untrusted import read_json
 WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
 REPEATS = 3
 WITHOUT_INSTRUCTIONS = 64  # the least resolution to try bf16 at on a CPU that has no instructions for it
+# Keys of a model on which the time of its blocks does not depend, or which are what is chosen.
+NO_EFFECT = ("z_dim", "mapping_layers", "w_avg_beta", "mbstd_group", "mbstd_channels", "low_precision")
+NO_EFFECT += ("low_precision_at", "low_precision_resolutions")
 LAYOUTS = {True: "nhwc", False: "nchw"}  # by channels_last
 
 
@@ -43,7 +46,7 @@ def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) ->
     for a new run. What was not chosen before is measured, which takes some seconds where nothing is known yet.
     """
     notes = []
-    if config.model.name == "mlp":  # neither matters to it
+    if not isinstance(config.model, GrowingConfig):  # the layout and the precision do not matter to it
         train = dataclasses.replace(config.train, channels_last=bool(config.train.channels_last))
         model = dataclasses.replace(config.model, low_precision="fp32")
         return dataclasses.replace(config, train=train, model=model), ""
@@ -119,9 +122,7 @@ def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "kernels": kernels.built.path.parent.name if kernels.built else kernels.name,
-        "network": [m.name, list(m.base)],
-        "model": [m.channel_base, m.channel_max, m.g_architecture, m.d_architecture, m.noise, list(m.resample_filter)],
-        "clamp": m.conv_clamp,
+        "model": {name: value for name, value in dataclasses.asdict(m).items() if name not in NO_EFFECT},
         "exactness": [config.train.tf32, config.train.deterministic],
         "batch": [
             _batch(config, r) for r in (config.resolution >> i for i in range(config.resolution.bit_length() - 2))
@@ -171,6 +172,7 @@ def _passes(config: Config, device: torch.device, r: int, layout: str, precision
     """Forward and backward of a generator's block and the discriminator's behind it."""
     n, fp32 = _batch(config, r), precision == "fp32"
     low: dict[str, Any] = {"low_precision": precision, "low_precision_at": [] if fp32 else [r]}
+    assert isinstance(config.model, GrowingConfig)
     model, shape = dataclasses.replace(config.model, **low), NetworkShape(r, r, False, 3, 0, 1)
     pair = NETWORKS[model.name]
     with torch.device("meta"):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stylegan_pg.checkpoint import checkpoint
-from stylegan_pg.config import Config, LossConfig, TermConfig
+from stylegan_pg.config import Config, LossConfig
 from stylegan_pg.config.schedule import Phase, term_weight
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
@@ -98,8 +98,7 @@ def remedies(config: Config, phase: Phase, nimg: int) -> list[str]:
 def _more_r1(config: Config, resolution: int, nimg: int) -> str:
     """loss.r1_gamma, or what decides it here, doubled."""
     loss = config.loss
-    term = TermConfig("r1", loss.r1_gamma, weight_at=loss.r1_gamma_at, weight_from=loss.r1_gamma_from)
-    more = 2 * term_weight(term, resolution, nimg) or LossConfig().r1_gamma
+    more = 2 * term_weight(loss.r1(), resolution, nimg) or LossConfig().r1_gamma
     reached = [kimg for kimg in loss.r1_gamma_from if nimg >= kimg * 1000]
     if reached:
         table = ", ".join(f"{k:g}: {v:g}" for k, v in (loss.r1_gamma_from | {max(reached): more}).items())

@@ -13,7 +13,7 @@ import torch
 from stylegan_pg.checkpoint import names
 from stylegan_pg.checkpoint.snapshot import save_snapshot
 from stylegan_pg.config import Config
-from stylegan_pg.config.loading import to_plain
+from stylegan_pg.config.plain import to_plain
 from stylegan_pg.config.schedule import crossed
 from stylegan_pg.data.conditions import names_of
 from stylegan_pg.data.datasets.index import DatasetIndex

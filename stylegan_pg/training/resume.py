@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from stylegan_pg.checkpoint.names import kimg
-from stylegan_pg.config import Config, TermConfig
-from stylegan_pg.config.loading import flat, to_plain
-from stylegan_pg.config.renamed import translated
+from stylegan_pg.config import Config
+from stylegan_pg.config.plain import flat, stored_keys, to_plain
 from stylegan_pg.config.schedule import Phase
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.errors import UsageError
@@ -110,8 +109,9 @@ def check_state(state: dict[str, Any], named: str, system: System | None = None)
 def running_state(state: dict[str, Any], config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the fields of RunningState, those of the system's state) of a checkpoint, without those that start afresh:
     another value was configured for their start, they are fixed now, or they were found for another precision."""
-    before, now = flat(to_plain(Config())) | flat(translated(state["config"])), flat(to_plain(config))
-    changed = {key for key in ("augment.p", "train.loss_scale", "model.low_precision") if before[key] != now[key]}
+    before, now = stored_keys(state["config"]), flat(to_plain(config))
+    starts = ("augment.p", "train.loss_scale", "model.low_precision")
+    changed = {key for key in starts if before.get(key) != now.get(key)}
     training, system = map(dict, stored_states(state))
     if changed & {"train.loss_scale", "model.low_precision"}:
         training.pop("loss_scale", None)
@@ -135,13 +135,8 @@ def compare(
         UsageError: if the difference makes it another run: other networks, other phases, other data.
     """
     where = where or config.run
-    before, now = (
-        flat(to_plain(Config())) | flat(translated(state["config"])),
-        flat(to_plain(config)),
-    )  # keys may be new
-    term = to_plain(TermConfig())
-    before["loss.terms"] = [term | t for t in before["loss.terms"]]
-    changed = {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys()}
+    before, now = stored_keys(state["config"]), flat(to_plain(config))
+    changed = {key: (before[key], now[key]) for key in before.keys() & now.keys()}  # the others follow from other modes
     changed = {printable(key, 60): (printable(a, 80), b) for key, (a, b) in sorted(changed.items()) if a != b}
     fatal = [f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if k.startswith(FIXED) and k not in CHANGEABLE]
     if fatal:

@@ -19,7 +19,7 @@ from stylegan_pg.checkpoint import history, latest
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.checkpoint.run_folder import RunFolder
 from stylegan_pg.config import Config
-from stylegan_pg.config.loading import to_plain
+from stylegan_pg.config.plain import to_plain
 from stylegan_pg.config.schedule import Phase, crossed, phases, shortfall
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.loader.workers import give_up_waiting

@@ -33,7 +33,8 @@ from stylegan_pg import urls
 from stylegan_pg.checkpoint import checkpoint, tensor_file
 from stylegan_pg.checkpoint.checkpoint import BadCheckpointError
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
-from stylegan_pg.config import ModelConfig
+from stylegan_pg.config import MODELS
+from stylegan_pg.config.families import fields_of
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.datasets.index import DatasetIndex, identity_of
 from stylegan_pg.data.datasets.opening import load_index
@@ -313,7 +314,8 @@ def snapshot(base: Path) -> Reader:
     made = []
     for name in ("stylegan2", "stylegan", "progan"):
         pair = NETWORKS[name]
-        kwargs = pair.g_kwargs(ModelConfig(name=name, **how), NetworkShape(8, 8, name == "progan", 3, 2, 4))
+        model = MODELS[name](**{key: value for key, value in how.items() if key in fields_of(MODELS[name])})
+        kwargs = pair.g_kwargs(model, NetworkShape(8, 8, name == "progan", 3, 2, 4))
         path = base / f"snapshot-{name}.safetensors"
         description = {"network": name, "kwargs": kwargs, "alpha": 0.5, "nimg": 1, "label_names": ["a", "b"]}
         save_snapshot(path, pair.G(**kwargs).eval(), {**description, "config": {"data": {"url": "x"}}})

@@ -78,6 +78,15 @@ POINTS = {
 POSITIVE_ADA = {"augment.mode": "ada", "augment.interval": 2, "augment.kimg": 0.1, "augment.p": 0.3}
 CONDITIONAL = {"data.conditional": "true"}
 LARGE_BATCHES = {"train.batch": 64, "growth.stable_kimg": 0.512, "growth.fade_kimg": 0.512}  # past 1 kimg
+# Keys of TINY and SHIPPED that families of networks do not have.
+NOT_READ = {"progan": ("model.w_dim", "model.mapping_layers"), "mlp": ("model.w_dim", "model.channel_base")}
+
+
+def own_keys(values: dict[str, Any], model: str) -> dict[str, Any]:
+    """`values` without what the networks of that name do not read."""
+    return {key: value for key, value in values.items() if key not in NOT_READ.get(model, ())}
+
+
 FLOAT64 = {"train.dtype": "float64"}
 
 
@@ -101,7 +110,8 @@ class Case:
         values = COMMON | self.overrides | leg | {"run": f"runs/{self.name}"}
         if init_path:
             values["init"] = init_path
-        return [f"{key}={value}" for key, value in values.items()]
+        name = values.get("model.name") or ("progan" if "progan" in self.config else "")
+        return [f"{key}={value}" for key, value in own_keys(values, name).items()]
 
 
 SAMPLE = ["sample", "SNAPSHOT", "--seeds", "0-3", "--psi", "0.7"]

@@ -28,6 +28,7 @@ import numpy as np
 import pictures
 import reading
 import yaml
+from cases import own_keys
 from PIL import Image
 
 BASE = {
@@ -89,7 +90,8 @@ METRICS = ["--metrics", "fid16_full,swd16", "--extractor", "pixels", "--batch", 
 
 def stopped(name: str, overrides: dict[str, Any], ranks: int, nimg: int, folder: Path) -> None:
     """Train until `nimg` or slightly longer, and then request the run to stop, as a cluster does."""
-    arguments = ["train", "made.yml", *(f"{k}={v}" for k, v in (BASE | overrides | {"run": f"run-{name}"}).items())]
+    values = own_keys(BASE | overrides | {"run": f"run-{name}"}, overrides.get("model.name", ""))
+    arguments = ["train", "made.yml", *(f"{key}={value}" for key, value in values.items())]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     process = subprocess.Popen([sys.executable, *launcher, "-m", commands.PACKAGE, *arguments], cwd=folder)
     log, facts = folder / f"run-{name}" / "stats.jsonl", folder / f"run-{name}" / "ranks.json"
@@ -152,7 +154,7 @@ def make(folder: Path) -> None:
         clean(folder / f"run-{name}")
     (folder / "snapshots").mkdir()
     for name, overrides in SNAPSHOTS.items():
-        values = BASE | SHORT | overrides | {"run": f"made-{name}"}
+        values = own_keys(BASE | SHORT | overrides | {"run": f"made-{name}"}, name)
         arguments = ["train", "made.yml", *(f"{key}={value}" for key, value in values.items())]
         commands.call(arguments, folder, folder / f"made-{name}.txt")
         shutil.copy(reading.final_snapshot(folder / f"made-{name}"), folder / "snapshots" / f"{name}.safetensors")

@@ -1,0 +1,51 @@
+"""The section `augment`: a class for each way of augmenting the images that D sees, with the keys that it reads.
+
+The class is chosen by `augment.mode`. AUGMENTATIONS is the only list of modes, and the letters and policies are listed
+at their fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stylegan_pg.config.fields import between, positive, share, some_of
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Real and generated images are changed at random before D sees them (Karras et al. 2020, ADA); or, with the mode
+    "none", they are not."""
+
+    mode: str = "none"  # whether D's images are changed at random, and how the probability of that is chosen
+
+
+@dataclass(frozen=True)
+class PipelineConfig(AugmentConfig):
+    """What the modes with ADA's pipeline read."""
+
+    p: float = share(0.0)  # probability of each operation: at the start (ada), or always (fixed)
+    pipeline: str = some_of("bgc", "bgcfno")  # b: blit, g: geometry, c: colour, f: filter, n: noise, o: cutout
+
+
+@dataclass(frozen=True)
+class FixedConfig(PipelineConfig):
+    mode: str = "fixed"
+
+
+@dataclass(frozen=True)
+class ADAConfig(PipelineConfig):
+    mode: str = "ada"
+    target: float = between(0.6, -1, 1)  # of the mean sign of D's scores of real images, to which p is adapted
+    interval: int = positive(4)  # steps between adjustments of p
+    kimg: float = positive(500.0)  # thousands of images within which p can go from 0 to 1
+
+
+@dataclass(frozen=True)
+class DiffAugmentConfig(AugmentConfig):
+    mode: str = "diffaugment"
+    policy: str = some_of("color,translation,cutout", ("color", "translation", "cutout"), ",")  # kinds of changes
+
+
+AUGMENTATIONS: dict[str, type[AugmentConfig]] = {
+    cls.mode: cls for cls in (AugmentConfig, ADAConfig, FixedConfig, DiffAugmentConfig)
+}

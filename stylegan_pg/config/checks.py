@@ -1,0 +1,140 @@
+"""Whether the values of a configuration are possible: each by itself, as its field demands, and all together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from stylegan_pg.config import Config, FixedConfig, GrowingConfig, TermConfig
+from stylegan_pg.config.families import FAMILIES, base_of
+from stylegan_pg.config.fields import values_of
+from stylegan_pg.config.plain import publishable
+from stylegan_pg.errors import UsageError
+from stylegan_pg.untrusted import printable
+
+TWICE = {"r1": " (loss.r1_gamma=0 takes R1 away)", "path_length": " (loss.pl_weight=0 takes it away)"}
+
+
+def check(config: Config) -> None:
+    """Check all ranges, and what contradicts itself.
+
+    Raises:
+        UsageError: naming the key, its value and what it may be.
+    """
+    _check_given(config)
+    if config.train.zero_stage == 3:
+        raise UsageError(
+            "train.zero_stage=3 is not possible: ZeRO-3 takes weights apart as soon as a layer has run, and the terms "
+            "that differentiate twice (R1, path length) need them again; take train.zero_stage=2"
+        )
+    _check_fields(config, config)
+    for part in (_check_growth, _check_model, _check_augment, _check_train, _check_terms):
+        part(config)
+
+
+def value_of(config: Any, key: str) -> Any:
+    """The value of a key such as "optim.g_lr"."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _demand(config: Config, condition: object, key: str, wanted: str) -> None:
+    if not condition:
+        value = printable(value_of(publishable(config), key))
+        raise UsageError(f"{key}={value} is not possible: it must be {wanted}")
+
+
+def _check_given(config: Config) -> None:
+    _demand(config, config.run, "run", "the folder of the run")
+    if not config.data.url and not config.data.mixture:
+        raise UsageError("data.url is not set: give it in the configuration, or as data.url=... on the command line")
+    _demand(config, not config.data.url or not config.data.mixture, "data.mixture", "empty if data.url is given")
+
+
+def _check_fields(config: Config, node: Any, prefix: str = "") -> None:
+    """What each field demands of its own value."""
+    _check_class(config, node, prefix)
+    for field in dataclasses.fields(node):
+        value, key = getattr(node, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            _check_fields(config, value, f"{key}.")
+        for demand in values_of(field).demands if value is not None else ():
+            _demand(config, demand.fits(value), key, demand.wanted)
+
+
+def _check_class(config: Config, node: Any, prefix: str) -> None:
+    """A section of several classes must be of the one that it names."""
+    base = base_of(type(node))
+    if base:
+        selector, classes, _ = FAMILIES[base]
+        wanted = " or ".join(classes)
+        _demand(config, classes.get(getattr(node, selector)) is type(node), prefix + selector, wanted)
+
+
+def _check_growth(config: Config) -> None:
+    start, total, model = config.growth.start, config.train.total_kimg, config.model
+    fits = start is None or start <= config.resolution
+    _demand(config, fits, "growth.start", f"a power of two from 4 to {config.resolution}, or null")
+    grows = isinstance(model, GrowingConfig)
+    _demand(config, grows or start is None, "growth.start", f"null: {model.name} networks do not grow")
+    automatic = config.growth.schedule == "auto"
+    _demand(config, grows or not automatic, "growth.schedule", f"tables: {model.name} networks do not grow")
+    _demand(config, total is not None or not automatic, "train.total_kimg", "given for growth.schedule=auto")
+    _demand(config, total is not None or start is not None, "train.total_kimg", "given where nothing grows")
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    fits = not model.low_precision_at or model.low_precision != "fp32"
+    _demand(config, fits, "model.low_precision", "bf16, fp16 or auto if model.low_precision_at is given")
+    if isinstance(model, GrowingConfig):
+        fits = model.channel_base >= config.resolution
+        _demand(config, fits, "model.channel_base", f"at least {config.resolution}")
+        width = min(model.channel_base // 4, model.channel_max)
+        fits = not model.mbstd_channels or width % model.mbstd_channels == 0
+        _demand(config, fits, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
+
+
+def _check_augment(config: Config) -> None:
+    augment = config.augment
+    smallest = min(config.model.base) * (config.growth.start or config.resolution) // 4
+    fits = not isinstance(augment, FixedConfig) or augment.p > 0
+    _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
+    fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, GrowingConfig))
+    _demand(config, fits, "augment.mode", "none for pictures with a side of one pixel")
+
+
+def _check_train(config: Config) -> None:
+    train, start = config.train, config.growth.start
+    grows = start not in (None, config.resolution)
+    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, GrowingConfig))
+    wanted = "0, unless the networks do not grow and begin with init=CHECKPOINT"
+    _demand(config, possible, "train.freeze_d", wanted)
+    if train.zero_offload and not train.zero_stage:
+        raise UsageError("train.zero_offload=true needs train.zero_stage=1 or 2: stage 0 has no shards to move")
+    if train.engine == "deepspeed" and train.dtype != "float32":
+        raise UsageError(f"train.dtype={train.dtype} needs train.engine=accelerate: DeepSpeed's shards are float32")
+
+
+def _check_terms(config: Config) -> None:
+    for term in config.loss.terms:
+        _check_term(term)
+    names = [term.name for term in config.loss.all_terms()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"loss.terms: {name} is there twice: leave one of them away{TWICE.get(name, '')}")
+
+
+def _check_term(term: TermConfig) -> None:
+    if term.name not in FAMILIES[TermConfig].classes:
+        raise UsageError(_of_term(term, "name", " or ".join(FAMILIES[TermConfig].classes)))
+    for field in dataclasses.fields(term):
+        for demand in values_of(field).demands:
+            if not demand.fits(getattr(term, field.name)):
+                raise UsageError(_of_term(term, field.name, demand.wanted))
+
+
+def _of_term(term: TermConfig, key: str, wanted: str) -> str:
+    name, value = printable(term.name, 80), printable(getattr(term, key))
+    return f"loss.terms: {name}: {key}={value} is not possible: it must be {wanted}"

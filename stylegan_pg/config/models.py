@@ -1,0 +1,81 @@
+"""The section `model`: what all families of networks have, and a class for each family with the keys that it reads.
+
+The class is chosen by `model.name`. MODELS is the only list of families; networks/__init__.py maps the same names to
+generators and discriminators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from stylegan_pg.config.fields import at_least_0, choice, is_power_of_two, positive, share, such_that
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = MISSING  # family of the networks; mlp is for points
+    base: list[int] = such_that(
+        [4, 4], lambda base: len(base) == 2 and min(base) > 0, "[rows, columns] at resolution 4, both above 0"
+    )  # rows and columns of a picture at resolution 4
+    z_dim: int = positive(512, most=1 << 16)  # length of a latent vector
+    channel_max: int = positive(512, most=1 << 16)  # most channels of a layer; of mlp, the width of the hidden layers
+    mbstd_group: int = positive(4, most=1 << 20)  # images per minibatch-stddev group: the largest divisor of the batch
+    mbstd_channels: int = at_least_0(1, most=1 << 16)  # channels of minibatch stddev; 0: none
+    low_precision: str = choice("fp32", "bf16", "fp16", "auto")  # of the highest resolutions; auto: bf16 where faster
+    low_precision_resolutions: int = at_least_0(0)  # how many, counted from `resolution` down; for auto 0 means all
+    low_precision_at: list[int] | None = such_that(
+        None, lambda low: all(is_power_of_two(r) and r >= 8 for r in low), "powers of two from 8 on"
+    )  # which resolutions exactly; null: as low_precision_resolutions says; auto fills it in at the start
+    w_avg_beta: float = share(0.998)  # decay per step of the running mean of w, which truncation moves towards
+
+
+@dataclass(frozen=True)
+class GrowingConfig(ModelConfig):
+    """What the families read whose networks grow from resolution to resolution."""
+
+    channel_base: int = positive(32768, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
+    conv_clamp: float | None = positive(None)  # limit of activations; 256 in the published networks
+
+
+@dataclass(frozen=True)
+class StyleConfig(GrowingConfig):
+    """What StyleGAN and StyleGAN2 read, whose generators have a mapping network and styles."""
+
+    w_dim: int = positive(512, most=1 << 16)  # length of w, which the mapping network computes from a latent
+    mapping_layers: int = positive(8, most=256)  # layers of the mapping network
+    noise: bool = True  # per-pixel noise inputs of the generator
+    resample_filter: list[float] = such_that(
+        [1.0, 3.0, 3.0, 1.0],
+        lambda taps: len(taps) >= 2 and sum(taps) != 0,
+        "at least two taps with a sum other than 0",
+    )  # taps of the filter of up- and down-sampling
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config(StyleConfig):
+    name: str = "stylegan2"
+    g_architecture: str = choice("skip", "resnet", "orig")  # how the generator's resolutions are connected
+    d_architecture: str = choice("resnet", "skip", "orig")  # how the discriminator's resolutions are connected
+
+
+@dataclass(frozen=True)
+class StyleGANConfig(StyleConfig):
+    name: str = "stylegan"
+
+
+@dataclass(frozen=True)
+class ProGANConfig(GrowingConfig):
+    name: str = "progan"
+
+
+@dataclass(frozen=True)
+class MLPConfig(ModelConfig):
+    name: str = "mlp"
+    mapping_layers: int = positive(8, most=256)  # hidden layers of each network
+
+
+MODELS: dict[str, type[ModelConfig]] = {
+    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, MLPConfig)
+}

@@ -1,0 +1,110 @@
+"""The section `loss`: the objective, and a class for each regularisation term with the keys that it reads.
+
+The class of an entry of `loss.terms` is chosen by its `name`. TERMS is the only list of terms and ObjectiveName that of
+objectives; the dictionaries in losses/ map the same names to functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from stylegan_pg.config.fields import at_least_0, by_kimg, by_resolution, choice, positive, share
+
+
+class ObjectiveName(str, Enum):
+    """What G and D minimise; losses/objectives.py has the functions."""
+
+    LOGISTIC = "logistic"
+    SATURATING = "saturating"
+    WGAN = "wgan"
+    LSGAN = "lsgan"
+    HINGE = "hinge"
+    RELATIVISTIC = "relativistic"
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """A regularisation term: `weight` times its value is added to the loss of its side at every `every`-th step."""
+
+    name: str = MISSING  # which term
+    weight: float = at_least_0(1.0)  # factor of its value in the loss
+    every: int = positive(1)  # steps from one to the next; the value is multiplied by as much
+    weight_at: dict[int, float] = by_resolution()  # weights by resolution, instead of `weight`
+    weight_from: dict[int, float] = by_kimg()  # {kimg: weight} from there on, instead of the others
+
+    def options(self) -> dict[str, Any]:
+        """The keys that only this term has: arguments of its function."""
+        common = {f.name for f in dataclasses.fields(TermConfig)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in common}
+
+
+@dataclass(frozen=True)
+class R1Config(TermConfig):
+    name: str = "r1"
+
+
+@dataclass(frozen=True)
+class R2Config(TermConfig):
+    name: str = "r2"
+
+
+@dataclass(frozen=True)
+class GradientPenaltyConfig(TermConfig):
+    name: str = "gradient_penalty"
+    target: float = positive(1.0)  # norm of the gradient that is not penalised
+
+
+@dataclass(frozen=True)
+class DriftConfig(TermConfig):
+    name: str = "drift"
+
+
+@dataclass(frozen=True)
+class DraganConfig(TermConfig):
+    name: str = "dragan"
+    target: float = positive(1.0)  # norm of the gradient that is not penalised
+
+
+@dataclass(frozen=True)
+class PathLengthConfig(TermConfig):
+    name: str = "path_length"
+
+
+TERMS: dict[str, type[TermConfig]] = {
+    cls.name: cls for cls in (R1Config, R2Config, GradientPenaltyConfig, DriftConfig, DraganConfig, PathLengthConfig)
+}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    objective: str = choice(*(name.value for name in ObjectiveName))  # what G and D minimise
+    d_clip: float = at_least_0(0.0)  # limit of the magnitude of D's weights after each of its steps (WGAN); 0: none
+    r1_gamma: float = at_least_0(10.0)  # weight of R1, the penalty on D's gradients at real images; 0: no R1
+    r1_gamma_at: dict[int, float] = by_resolution()  # R1's weights by resolution, instead of r1_gamma
+    r1_gamma_from: dict[int, float] = by_kimg()  # {kimg: gamma} from there on, at every resolution
+    r1_every: int = positive(16)  # steps of D from one R1 to the next
+    pl_weight: float = at_least_0(2.0)  # weight of path length regularisation; 0: none
+    pl_every: int = positive(4)  # steps of G from one path length regularisation to the next
+    pl_decay: float = share(0.01)  # share of a new path length in the running mean
+    pl_batch_shrink: int = positive(2)  # path lengths are computed of the batch divided by this
+    style_mixing: float = share(0.9)  # probability of mixing the styles of two latents in an image
+    terms: list[TermConfig] = field(default_factory=list)  # further terms; see `stylegan-pg config loss.terms`
+
+    def r1(self) -> R1Config:
+        """R1 with its weights, also if they are 0."""
+        at, since = self.r1_gamma_at, self.r1_gamma_from
+        return R1Config(weight=self.r1_gamma, every=self.r1_every, weight_at=at, weight_from=since)
+
+    def all_terms(self) -> list[TermConfig]:
+        """R1 and path length, if they have a weight, and the further terms."""
+        terms: list[TermConfig] = []
+        if self.r1_gamma or any(self.r1_gamma_at.values()) or any(self.r1_gamma_from.values()):
+            terms.append(self.r1())
+        if self.pl_weight:
+            terms.append(PathLengthConfig(weight=self.pl_weight, every=self.pl_every))
+        return terms + list(self.terms)
