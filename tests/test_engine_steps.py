@@ -23,7 +23,7 @@ TINY = "resolution=8 train.total_kimg=1 model.z_dim=8 model.w_dim=8 model.mappin
 def entered(data, *overrides):
     given = [f"data.url={data}", "run=unused", "train.batch=8", "loss.r1_every=2", "loss.r1_gamma=1", *overrides]
     (name,) = [text.split("=")[1] for text in overrides if text.startswith("model.name=")] or ["stylegan2"]
-    tiny = harness.own_keys(dict(text.partition("=")[::2] for text in TINY.split()), name)
+    tiny = harness.own_keys({key: value for key, _, value in (text.partition("=") for text in TINY.split())}, name)
     config = load_config(None, [*(f"{key}={value}" for key, value in tiny.items()), *given])
     state = TrainState(config, load_index(str(data)), Devices(config))
     state.enter(phases(config)[0])

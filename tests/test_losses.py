@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,12 @@ def known_norm(name: str, x: DInputs, a: torch.Tensor, b: torch.Tensor) -> np.nd
     return np.sqrt((gradient**2).sum(axis=(1, 2, 3)))
 
 
+def options(name: str, target: float) -> dict[str, float]:
+    """The options of a term with this target, if it has one."""
+    has_target = "target" in config.TERMS[name]().options()
+    return {"target": target} if has_target else {}
+
+
 GRADIENT_TERMS = ["r1", "r2", "gradient_penalty", "dragan"]
 
 
@@ -186,7 +194,7 @@ GRADIENT_TERMS = ["r1", "r2", "gradient_penalty", "dragan"]
 def test_terms_of_a_quadratic_discriminator(name, target):
     a, b = coefficients()
     x = inputs(quadratic(a, b))
-    values = TERMS[name].compute(x, target=target)
+    values = TERMS[name].compute(x, **options(name, target))
     n = known_norm(name, x, a, b)
     wanted = {
         "r1": {"loss": n**2 / 2, "r1_penalty": n**2},
@@ -207,7 +215,7 @@ def test_terms_have_gradients_for_the_discriminators_weights(name):
     """They are differentiated backwards through a gradient."""
 
     def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return TERMS[name].compute(inputs(quadratic(a, b), n=2), target=2.0)["loss"]
+        return TERMS[name].compute(inputs(quadratic(a, b), n=2), **options(name, 2.0))["loss"]
 
     assert gradcheck(loss, coefficients())
     assert gradgradcheck(loss, coefficients())
@@ -238,11 +246,11 @@ def test_terms_of_a_network_against_finite_differences(name):
 def test_sums_over_micro_batches_equal_the_batch(name):
     a, b = coefficients()
     x = inputs(quadratic(a, b))
-    whole = torch.autograd.grad(TERMS[name].compute(x, target=2.0)["loss"].sum(), [a, b])
+    whole = torch.autograd.grad(TERMS[name].compute(x, **options(name, 2.0))["loss"].sum(), [a, b])
     total = [torch.zeros_like(t) for t in whole]
     for part in ([0, 3], [1, 4, 5], [2]):
         fields = (None if t is None else t[part] for t in (x.real, x.c, x.fake, x.c_fake, x.u, x.noise))
-        loss = TERMS[name].compute(DInputs(x.D, *fields), target=2.0)["loss"].sum()  # type: ignore[arg-type]  # real is there
+        loss = TERMS[name].compute(DInputs(x.D, *fields), **options(name, 2.0))["loss"].sum()  # type: ignore[arg-type]  # real is there
         for t, g in zip(total, torch.autograd.grad(loss, [a, b]), strict=True):
             t += g
     for t, g in zip(total, whole, strict=True):
@@ -297,7 +305,7 @@ def test_a_critic_without_slope_gives_no_nan(name):
 
 def test_drift_is_the_square_of_the_real_scores():
     real, fake = scores(4)
-    values = TERMS["drift"].compute(real, fake, target=1.0)
+    values = TERMS["drift"].compute(real, fake)
     assert set(values) == {"loss"}
     assert TERMS["drift"].of_scores
     np.testing.assert_allclose(values["loss"].detach().numpy(), real.detach().numpy()[:, 0] ** 2)
@@ -321,13 +329,10 @@ def test_path_length_of_a_generator_without_a_mapping_to_learn():
     assert not ws.requires_grad
 
 
-def test_all_terms_take_a_target():
-    """The trainer passes it to each, so that none is a special case."""
+def test_options_of_a_term_are_arguments_of_its_function():
     for name, term in TERMS.items():
         assert term.on in "GD", name
         assert set(term.needs) <= {"fake", "u", "noise"}
-    noise, ws = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 6, requires_grad=True)
-    x = terms.GInputs(lambda w: w.sum(dim=[1, 2])[:, None, None, None] * torch.ones(1, 3, 4, 4), ws, noise)
-    assert torch.equal(
-        TERMS["path_length"].compute(x, target=1.0)["loss"], TERMS["path_length"].compute(x, target=9.0)["loss"]
-    )
+        arguments = inspect.signature(term.compute).parameters.values()
+        named = {p.name: p.default for p in arguments if p.kind is p.KEYWORD_ONLY}
+        assert named == config.TERMS[name]().options()

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from golden import reading
 
+from stylegan_pg.config.families import SECTIONS, class_of, fields_of
+
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
@@ -60,8 +62,9 @@ def test_snapshots_have_the_same_metrics(version):
         assert {key: found["metrics"][name][key] for key in then} == pytest.approx(then, rel=1e-3), name
 
 
-def test_configurations_have_the_same_values(version):
-    """Every key of that version has the value that it was given, and the phases are the same."""
+def test_configurations_mean_the_same(version):
+    """Every key that the version had, with the value that it was given, except for keys of other networks or modes of
+    augmentation, which the version stored without reading them; and the same phases."""
     folder, found, expected = version
     assert found["plans"].keys() == expected["plans"].keys()
     for name, then in expected["plans"].items():
@@ -69,6 +72,10 @@ def test_configurations_have_the_same_values(version):
         given, now = json.loads(json.dumps(given)), found["plans"][name]  # keys of tables become strings
         assert now["phases"] == then["phases"] != []
         for key, value in flat(given).items():
+            section, _, name = key.partition(".")
+            if section in SECTIONS and name not in fields_of(class_of(SECTIONS[section], given[section])):
+                assert key not in flat(now["keys"])
+                continue
             assert flat(now["keys"]).get(key) == flat(then["keys"])[key], key
             assert flat(then["keys"])[key] == value or key.startswith(FILLED_IN) or key == "loss.terms"
 

@@ -135,7 +135,8 @@ def planned(config: Path) -> dict[str, Any]:
     """Return the keys that `train --dry-run` prints for a configuration, and the phases with kimg, batch and rates."""
     said = config.with_suffix(".txt")
     commands.call(["train", config.name, "--dry-run"], config.parent, said)
-    keys, _, rest = said.read_text().partition("\n\n")
+    lines = [line for line in said.read_text().splitlines() if not line.startswith("note: ")]
+    keys, _, rest = "\n".join(lines).partition("\n\n")
     phases = re.findall(r"^(\d+x\d+ (?:fade|stable)) +(\S+) +(\S+) +(\S+) +(\S+)", rest, re.MULTILINE)
     return {"keys": yaml.safe_load(keys), "phases": [" ".join(row) for row in phases]}
 
