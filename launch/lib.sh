@@ -76,7 +76,7 @@ find_devices() {
     '' | *[!0-9]* | 0) bad_usage "NPROC=$NPROC is no number of processes" ;;
     esac
     local cores
-    cores=$(nproc 2>/dev/null || echo 1)
+    cores=$("$PYTHON" -m stylegan_pg.processors 2>/dev/null || nproc 2>/dev/null || echo 1)
     export NPROC OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))}"
 }
 

@@ -16,11 +16,14 @@ import io
 import os
 import threading
 
+from stylegan_pg import processors
 from stylegan_pg.distributed import launcher, stopping
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
 from stylegan_pg.files import TOO_MANY_OPEN
 from stylegan_pg.monitoring import console
 from stylegan_pg.untrusted import readable
+
+_BEGIN = processors.snapshot()
 
 
 def main() -> None:
@@ -36,6 +39,7 @@ def main() -> None:
     try:
         from stylegan_pg.cli import app
 
+        processors.choose_waiting(_BEGIN)  # while PyTorch is not imported yet
         app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else DONE if end.code is None else FAULT

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
 
-from stylegan_pg import cli_tools
+from stylegan_pg import cli_tools, processors
 from stylegan_pg.version import __version__
 
 
@@ -168,6 +168,11 @@ def train(
     from stylegan_pg.data.datasets.mixture import load_dataset
     from stylegan_pg.training.run import run
 
+    if processors.reason:
+        remarks = [
+            *remarks,
+            f"{processors.reason}: they sleep while they wait (OMP_WAIT_POLICY=passive)",
+        ]
     raise typer.Exit(run(settings, load_dataset(settings), must_resume=resume, restart=restart, remarks=remarks))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
+from stylegan_pg import processors
 from stylegan_pg.data.datasets.contact_sheet import spread
 from stylegan_pg.data.datasets.foreign import ForeignIndex
 from stylegan_pg.data.datasets.index import DatasetIndex
@@ -45,7 +45,7 @@ def check(index: DatasetIndex, resolutions: list[int], workers: int | None = Non
     except UsageError as error:
         yield str(error)
     context = multiprocessing.get_context("spawn")  # not forked: the parent may have threads
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, stopping.be_worker) as pool:
+    with ProcessPoolExecutor(workers or processors.count(), context, stopping.be_worker) as pool:
         for resolution in resolutions:
             try:
                 table = index.table(resolution)

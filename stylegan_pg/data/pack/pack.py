@@ -23,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stylegan_pg import processors
 from stylegan_pg.data.datasets.field_columns import described
 from stylegan_pg.data.datasets.index import FORMAT, WITH_FIELDS, identity_of
 from stylegan_pg.data.datasets.opening import load_index
@@ -110,7 +111,7 @@ def pack(
     recipe = recipe_of(resolution, lowest, format, quality, crop, base, filter, channels, shard_size, max_pixels)
     folders = partner_folders(pair, mask, channels, format)
     wanted = checked(Wanted(labels, unlabelled, captions, folders, unpaired, max_images))
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = processors.count() if workers is None else workers
     if workers < 0:
         raise UsageError(f"workers = {workers}: give 0 or more processes")
     out = Path(out)
