@@ -73,14 +73,14 @@ def test_configurations_mean_the_same(version):
         given, now = json.loads(json.dumps(given)), found["plans"][name]  # keys of tables become strings
         assert now["phases"] == then["phases"] != []
         for key, value in flat(given).items():
-            section, _, name = key.partition(".")
-            if section in SECTIONS and name not in fields_of(class_of(SECTIONS[section], given[section])):
+            section, _, key_there = key.partition(".")
+            if section in SECTIONS and key_there not in fields_of(class_of(SECTIONS[section], given[section])):
                 assert key not in flat(now["keys"])
                 continue
-            expected = flat(then["keys"])[key]
+            wanted = flat(then["keys"])[key]
             if key == "loss.terms":
-                expected = [{k: v for k, v in t.items() if k in fields_of(TERMS[t["name"]])} for t in expected]
-            assert flat(now["keys"]).get(key) == expected, key
+                wanted = [{k: v for k, v in t.items() if k in fields_of(TERMS[t["name"]])} for t in wanted]
+            assert flat(now["keys"]).get(key) == wanted, key
             assert flat(then["keys"])[key] == value or key.startswith(FILLED_IN) or key == "loss.terms"
 
 
