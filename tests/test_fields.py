@@ -261,7 +261,7 @@ def test_numbers_in_an_index_are_the_packed_float32():
 
 
 def test_a_shard_s_index_stays_small(tmp_path, monkeypatch):
-    monkeypatch.setattr("stylegan_pg.data.pack.shard_writer.MOST_NUMBERS", 6)
+    monkeypatch.setattr("stylegan_pg.data.pack.shard_writer.MAX_NUMBERS", 6)
     folder = folder_of(tmp_path / "in", [f"{name}.png" for name in NAMES])
     (tmp_path / "l.json").write_text(json.dumps(VECTORS))
     packed(folder, tmp_path / "out", labels=tmp_path / "l.json")

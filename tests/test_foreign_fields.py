@@ -14,7 +14,7 @@ from packing import encoded, folder_of, noise, packed, tar_of
 from PIL import Image
 
 from stylegan_pg.data.datasets.contact_sheet import contact_sheet
-from stylegan_pg.data.datasets.fields import MOST_ENTRIES, Field
+from stylegan_pg.data.datasets.fields import MAX_ENTRIES, Field
 from stylegan_pg.data.datasets.mixture import mix
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.table import CorruptSample
@@ -190,7 +190,7 @@ def test_tars_with_other_fields_have_those_in_common(tmp_path):
 
 
 def test_long_and_integer_arrays_are_no_vectors(tmp_path):
-    long = np.zeros(MOST_ENTRIES + 1, np.float32)
+    long = np.zeros(MAX_ENTRIES + 1, np.float32)
     members = samples(long__npy=lambda i: npy(long), whole__npy=lambda i: npy([1, 2]), nan__npy=lambda i: npy([np.nan]))
     index = load_index(str(tar_of(tmp_path / "a.tar", members)))
     assert {name: one.kind for name, one in index.fields.items()} == dict.fromkeys(["long", "whole", "nan"], "array")

@@ -14,7 +14,7 @@ import torch
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
-MOST_NUMBERS = 1_000_000  # limit of the numbers that one text may expand to
+MAX_NUMBERS = 1_000_000  # limit of the numbers that one text may expand to
 LONGEST_FILE_NAME = 80  # bytes of the class's part of a file name
 RULE = "classes by name, or by place from 0: #3 or index:3, several as #1-3"
 _NUMBERS = re.compile(r"\s*(\d+)(?:-(\d+))?\s*", re.ASCII)
@@ -33,9 +33,9 @@ def parse_numbers(text: str) -> list[int]:
         first, last = _range(found) if found else (1, 0)
         if first > last:
             raise UsageError(f"{printable(repr(text))} is no list of numbers: write for example 0-63 or 1,5,9")
-        if last - first >= MOST_NUMBERS - len(numbers):
+        if last - first >= MAX_NUMBERS - len(numbers):
             raise UsageError(
-                f"{printable(repr(text))} stands for more than {MOST_NUMBERS} numbers: give fewer at a time"
+                f"{printable(repr(text))} stands for more than {MAX_NUMBERS} numbers: give fewer at a time"
             )
         numbers += range(first, last + 1)
     return numbers
@@ -94,8 +94,8 @@ def parse_classes(G: Any, labels: str | None) -> list[int]:
         except csv.Error as error:
             raise UsageError(f"--labels: {printable(repr(labels))} is no list of classes ({error})") from None
     numbers = [k for part in parts for k in _classes_of(part if part in names else part.strip(), names)]
-    if len(numbers) > MOST_NUMBERS:
-        raise UsageError(f"--labels: {printable(repr(labels))} stands for more than {MOST_NUMBERS} classes")
+    if len(numbers) > MAX_NUMBERS:
+        raise UsageError(f"--labels: {printable(repr(labels))} stands for more than {MAX_NUMBERS} classes")
     return numbers
 
 

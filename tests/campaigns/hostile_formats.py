@@ -1,21 +1,17 @@
 """The formats of hostile.py: for each, a function that makes what is valid once and returns how a case is read.
 
 A reader gets (dice, folder, marker): it puts a mutated file into the folder, whose text may name programs that would
-leave the marker, and reads it as the program does.
+leave the marker, and reads it as the program does. Those of data are in hostile_data.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import hashlib
 import io
 import itertools
 import json
 import os
 import random
 import socket
-import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -23,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import mutations
-import numpy as np
 import torch
-from PIL import Image
+from hostile_data import DATA, Reader, into, looked_at, packed, picture
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -36,13 +31,10 @@ from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import MODELS
 from stylegan_pg.config.families import fields_of
 from stylegan_pg.config.loading import load_config
-from stylegan_pg.data.datasets.index import DatasetIndex, identity_of
 from stylegan_pg.data.datasets.opening import load_index
-from stylegan_pg.data.datasets.table import CorruptSample
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.data.storage import remote, retry, shard_cache
 from stylegan_pg.data.storage.retry import Fault
-from stylegan_pg.data.verify import info
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.files import cache_folder
 from stylegan_pg.metrics.weights import read_weights
@@ -54,7 +46,6 @@ from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.trainer import Trainer
 
 ALLOWED = (UsageError, RunError, BadCheckpointError, Fault)
-Reader = Callable[[random.Random, Path, str], None]
 
 
 def take_kernels(own: Path) -> None:
@@ -66,172 +57,6 @@ def take_kernels(own: Path) -> None:
         if folder.is_dir():
             (own / folder.name).symlink_to(folder)
     os.environ["STYLEGAN_PG_CACHE"] = str(own)
-
-
-def picture(dice: random.Random, format: str, mode: str = "RGB", **options: Any) -> bytes:
-    pixels = np.random.default_rng(dice.randrange(1 << 30)).integers(0, 256, (8, 8, 4), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").convert(mode).save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def members() -> dict[str, bytes]:
-    dice, files = random.Random(0), {}
-    for i in range(3):
-        files[f"cat/{i:03d}.png"] = picture(dice, "PNG")
-        files[f"cat/{i:03d}.cls"] = b"%d" % (i % 2)
-        files[f"dog/{i:03d}.jpg"] = picture(dice, "JPEG")
-        files[f"dog/{i:03d}.cls"] = b"1"
-    return files
-
-
-def into(folder: Path, name: str, data: bytes) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def packed(source: Path, out: Path, **options: Any) -> None:
-    pack(str(source), out, resolution=4, workers=0, progress=False, **options).summary()
-
-
-def looked_at(index: DatasetIndex) -> None:
-    """Do with a dataset what `data info`, `data check` and the first batches of training do."""
-    list(info(index))
-    table = index.table(max(index.resolutions))
-    for i in range(min(len(table), 4)):
-        try:
-            table.image(i)
-        except CorruptSample:
-            index.source_of(i)
-
-
-# --------------------------------------------------------------------------------------------------------- archives
-
-
-def tar(base: Path) -> Reader:
-    made = []
-    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
-            for i, (name, data) in enumerate(members().items()):
-                member = tarfile.TarInfo(f"{'long/' * 30}{name}" if name.startswith("cat/000") else name)
-                member.size, member.pax_headers = len(data), {"comment": "x"} if i == 2 else {}
-                archive.addfile(member, io.BytesIO(data))
-            for suffix in ("png", "cls"):
-                link = tarfile.TarInfo(f"cat/link.{suffix}")
-                link.type, link.linkname = tarfile.LNKTYPE, f"cat/001.{suffix}"
-                archive.addfile(link)
-        made.append(buffer.getvalue())
-
-    def read(dice: random.Random, folder: Path, _: str) -> None:
-        data = dice.choice(made)
-        data = mutations.tar_header(dice, data) if dice.random() < 0.6 else mutations.octets(dice, data)
-        path = into(folder, "x.tar", data)
-        if dice.random() < 0.5:
-            packed(path, folder / "out")
-        else:
-            looked_at(load_index(str(path)))
-
-    return read
-
-
-def zip(base: Path) -> Reader:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members().items():
-            archive.writestr(name, data)
-        archive.writestr("dataset.json", json.dumps({"labels": None}))
-    whole = buffer.getvalue()
-
-    def read(dice: random.Random, folder: Path, _: str) -> None:
-        packed(into(folder, "x.zip", mutations.octets(dice, whole)), folder / "out")
-
-    return read
-
-
-# --------------------------------------------------------------------------------------------------------- datasets
-
-
-def index(base: Path) -> Reader:
-    source, out = base / "index-source", base / "index-packed"
-    for name, data in members().items():
-        if not name.endswith(".cls"):
-            into(source, name, data)
-    packed(source, out, labels="none")
-    packed_files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    description = json.loads(packed_files["index.json"])
-    shards = [name for name in packed_files if name.endswith(".index.json")]
-
-    def read(dice: random.Random, folder: Path, marker: str) -> None:
-        files, told = dict(packed_files), json.loads(packed_files["index.json"])
-        kind = dice.random()
-        if kind < 0.4:  # consistent, but wrong: every checksum is right
-            shard = dice.choice(shards)
-            content = json.loads(files[shard])
-            files[shard] = mutations.text(dice, content, marker)
-            digest = hashlib.sha256(files[shard]).hexdigest()
-            told["shards"][int(Path(shard).name[:5])]["index_sha256"][str(int(shard[1:5]))] = digest
-        elif kind < 0.8:
-            told = mutations.tree(dice, description, marker)
-        else:
-            name = dice.choice(sorted(files))
-            files[name] = mutations.octets(dice, files[name])
-        if kind < 0.8:
-            with contextlib.suppress(Exception):  # what has no identity any more keeps the old one
-                told["identity"] = identity_of(told)
-            files["index.json"] = json.dumps(told).encode()
-        if dice.random() < 0.2:
-            files["sources.json"] = mutations.text(dice, json.loads(packed_files["sources.json"]), marker)
-        for name, data in files.items():
-            into(folder / "data", name, data)
-        looked_at(load_index(str(folder / "data")))
-
-    return read
-
-
-def again(base: Path) -> Reader:
-    """Mutate the files of a complete packing, and pack again."""
-    source, out = base / "again-source", base / "again-packed"
-    for name, data in members().items():
-        if not name.endswith(".cls"):
-            into(source, name, data)
-    packed(source, out)
-    files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    books = [name for name in files if "/" not in name]
-
-    def read(dice: random.Random, folder: Path, marker: str) -> None:
-        changed = dice.choice(books)
-        first, *rest = files[changed].splitlines(keepends=True) if changed == "pictures.json" else [files[changed]]
-        told = mutations.text(dice, json.loads(first), marker) if dice.random() < 0.7 else mutations.octets(dice, first)
-        for name, data in files.items():
-            into(folder / "out", name, b"".join([told, b"\n", *rest]) if name == changed else data)
-        packed(source, folder / "out")
-
-    return read
-
-
-def labels(base: Path) -> Reader:
-    source = base / "labels-source"
-    names = [f"{i:02d}.png" for i in range(6)]
-    for i, name in enumerate(names):
-        into(source, name, picture(random.Random(i), "PNG"))
-    rows = [[name, i % 3] for i, name in enumerate(names)]
-    forms: list[Any] = [{"labels": rows}, dict(map(tuple, rows)), {"labels": [[n, "ab"[i % 2]] for n, i in rows]}]
-
-    def read(dice: random.Random, folder: Path, marker: str) -> None:
-        if dice.random() < 0.6:
-            path = into(folder, "labels.json", mutations.text(dice, dice.choice(forms), marker))
-        else:
-            buffer = io.StringIO()
-            table = mutations.tree(dice, rows, marker) if dice.random() < 0.5 else rows
-            csv.writer(buffer).writerows(r for r in table if isinstance(r, list)) if isinstance(table, list) else None
-            data = buffer.getvalue().encode("utf-8", "surrogatepass")
-            path = into(folder, "labels.csv", mutations.octets(dice, data) if dice.random() < 0.5 else data)
-        packed(source, folder / "out", labels=str(path))
-
-    return read
 
 
 # ----------------------------------------------------------------------------------------------------- configuration
@@ -498,11 +323,7 @@ STRANGE = (
 )
 
 FORMATS: dict[str, Callable[[Path], Reader]] = {
-    "tar": tar,
-    "zip": zip,
-    "index": index,
-    "again": again,
-    "labels": labels,
+    **DATA,
     "configuration": configuration,
     "checkpoint": checkpoints,
     "snapshot": snapshot,

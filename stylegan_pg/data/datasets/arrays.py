@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from stylegan_pg.data.datasets.fields import DTYPES, MOST_DIMENSIONS
+from stylegan_pg.data.datasets.fields import DTYPES, MAX_DIMENSIONS
 
 HEADER_BYTES = 4096  # within which the header of a plain array ends
 
@@ -37,7 +37,7 @@ def array_header(data: bytes) -> ArrayHeader:
     """Read the header of a .npy file, of which the first HEADER_BYTES suffice.
 
     Raises:
-        BadArray: it is none, or not one of numbers in one of DTYPES and up to MOST_DIMENSIONS dimensions.
+        BadArray: it is none, or not one of numbers in one of DTYPES and up to MAX_DIMENSIONS dimensions.
     """
     file = io.BytesIO(data[:HEADER_BYTES])
     try:
@@ -52,8 +52,8 @@ def array_header(data: bytes) -> ArrayHeader:
         raise BadArray(f"is no .npy file ({type(error).__name__})") from None
     if dtype.name not in DTYPES:
         raise BadArray(f"holds {dtype.name}, no plain numbers")
-    if len(shape) > MOST_DIMENSIONS or any(side < 0 for side in shape):
-        raise BadArray(f"has the shape {list(shape)[: MOST_DIMENSIONS + 1]}")
+    if len(shape) > MAX_DIMENSIONS or any(side < 0 for side in shape):
+        raise BadArray(f"has the shape {list(shape)[: MAX_DIMENSIONS + 1]}")
     return ArrayHeader(tuple(map(int, shape)), dtype.name, dtype, is_fortran, file.tell())
 
 

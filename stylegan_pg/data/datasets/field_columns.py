@@ -17,12 +17,12 @@ from stylegan_pg.data.datasets.description import HEADER, MOST_PICTURE
 from stylegan_pg.data.datasets.fields import (
     DTYPES,
     KINDS,
-    MOST_ARRAY,
-    MOST_DIMENSIONS,
-    MOST_ENTRIES,
-    MOST_FIELDS,
-    MOST_TEXT,
-    MOST_VALUES,
+    MAX_ARRAY,
+    MAX_DIMENSIONS,
+    MAX_ENTRIES,
+    MAX_FIELDS,
+    MAX_TEXT,
+    MAX_VALUES,
     Field,
     Members,
     is_field_name,
@@ -30,8 +30,8 @@ from stylegan_pg.data.datasets.fields import (
 from stylegan_pg.data.storage.index_cache import Arrays
 from stylegan_pg.untrusted import printable, whole_number
 
-_MOST_NPY_HEADER = 1 << 16  # bytes
-_MOST_NAME = 1000  # characters
+_MAX_NPY_HEADER = 1 << 16  # bytes
+_MAX_NAME = 1000  # characters
 _KEYS = {"vector": {"size"}, "text": set(), "array": {"shape", "dtype"}, "image": {"channels"}, "mask": set()}
 _NAMED = ("vector", "mask")  # the kinds that may have names
 
@@ -53,8 +53,8 @@ def fields_from(content: Any) -> dict[str, Field]:
     Raises:
         ValueError, UsageError: the message says what is wrong.
     """
-    if not isinstance(content, dict) or not 1 <= len(content) <= MOST_FIELDS:
-        raise ValueError(f"its fields are {_shown(content)}, no table of 1 to {MOST_FIELDS} of them")
+    if not isinstance(content, dict) or not 1 <= len(content) <= MAX_FIELDS:
+        raise ValueError(f"its fields are {_shown(content)}, no table of 1 to {MAX_FIELDS} of them")
     if len({name.lower() for name in content}) < len(content):
         raise ValueError(f"its fields {_shown([*content])} are not told apart by their letters alone")
     return {name: _field(name, facts) for name, facts in content.items()}
@@ -69,7 +69,7 @@ def _field(name: str, facts: Any) -> Field:
     if facts.keys() - {"names"} != _KEYS[kind] | {"kind"} or ("names" in facts and kind not in _NAMED):
         raise ValueError(f"its field {name} of kind {kind} has the entries {_shown([*facts])}")
     if kind == "vector":
-        size = whole_number(facts["size"], 1, MOST_ENTRIES, f"the size of field {name}", "a vector has entries")
+        size = whole_number(facts["size"], 1, MAX_ENTRIES, f"the size of field {name}", "a vector has entries")
         return Field(kind, size, names=_names(name, facts, size, size))
     if kind == "array":
         return _array(name, facts)
@@ -77,20 +77,20 @@ def _field(name: str, facts: Any) -> Field:
         if facts["channels"] not in (1, 3, 4) or isinstance(facts["channels"], bool):
             raise ValueError(f"the channels of field {name} are {_shown(facts['channels'])}, not 1, 3 or 4")
         return Field(kind, channels=facts["channels"])
-    return Field(kind, channels=int(kind == "mask"), names=_names(name, facts, 1, MOST_VALUES))
+    return Field(kind, channels=int(kind == "mask"), names=_names(name, facts, 1, MAX_VALUES))
 
 
 def _array(name: str, facts: Any) -> Field:
     shape, dtype = facts["shape"], facts["dtype"]
-    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"the shape of field {name} is {_shown(shape)}, no list of up to {MOST_DIMENSIONS} numbers")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"the shape of field {name} is {_shown(shape)}, no list of up to {MAX_DIMENSIONS} numbers")
     for side in shape:
-        whole_number(side, 1, MOST_ARRAY, f"the shape of field {name}", "an array has sides")
+        whole_number(side, 1, MAX_ARRAY, f"the shape of field {name}", "an array has sides")
     if dtype not in DTYPES:
         raise ValueError(f"the dtype of field {name} is {_shown(dtype)}, none of {', '.join(DTYPES)}")
     field = Field("array", shape=tuple(shape), dtype=dtype)
-    if field.bytes > MOST_ARRAY:
-        raise ValueError(f"field {name} has {field.bytes} bytes a sample, more than {MOST_ARRAY}")
+    if field.bytes > MAX_ARRAY:
+        raise ValueError(f"field {name} has {field.bytes} bytes a sample, more than {MAX_ARRAY}")
     return field
 
 
@@ -100,8 +100,8 @@ def _names(name: str, facts: Any, least: int, most: int) -> tuple[str, ...]:
         return ()
     if not isinstance(names, list) or not least <= len(names) <= most:
         raise ValueError(f"the names of field {name} are {_shown(names)}, no list of {least} to {most} texts")
-    if not all(isinstance(one, str) and len(one) <= _MOST_NAME for one in names):
-        raise ValueError(f"the names of field {name} are {_shown(names)}, no texts of up to {_MOST_NAME} characters")
+    if not all(isinstance(one, str) and len(one) <= _MAX_NAME for one in names):
+        raise ValueError(f"the names of field {name} are {_shown(names)}, no texts of up to {_MAX_NAME} characters")
     return tuple(names)
 
 
@@ -212,8 +212,8 @@ def _members(
 def _sizes(field: Field) -> tuple[int, int]:
     """The least and the most bytes of a member."""
     if field.kind == "array":
-        return field.bytes + 1, field.bytes + _MOST_NPY_HEADER
-    return 1, MOST_TEXT if field.kind == "text" else MOST_PICTURE
+        return field.bytes + 1, field.bytes + _MAX_NPY_HEADER
+    return 1, MAX_TEXT if field.kind == "text" else MOST_PICTURE
 
 
 def _shown(value: Any) -> str:

@@ -25,12 +25,12 @@ DTYPES = (
     "float64",
 )
 
-MOST_FIELDS = 64  # of a dataset
-MOST_ENTRIES = 4096  # of a vector
-MOST_TEXT = 1 << 20  # bytes of a text
-MOST_ARRAY = 1 << 30  # bytes of an array
-MOST_DIMENSIONS = 8  # of an array
-MOST_VALUES = 256  # of a mask
+MAX_FIELDS = 64  # of a dataset
+MAX_ENTRIES = 4096  # of a vector
+MAX_TEXT = 1 << 20  # bytes of a text
+MAX_ARRAY = 1 << 30  # bytes of an array
+MAX_DIMENSIONS = 8  # of an array
+MAX_VALUES = 256  # of a mask
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}", re.ASCII)
 
 

@@ -3,7 +3,7 @@
     KEY.txt, KEY.NAME.txt                   text "caption", or NAME; a sample may lack it
     KEY.NAME.png (jpg, jpeg, webp)          mask, if NAME contains mask, seg, label or parsing and the picture is one of
                                             whole numbers (grey or a palette); else a further picture
-    KEY.npy, KEY.NAME.npy                   "array", or NAME: a vector, if it holds up to MOST_ENTRIES finite
+    KEY.npy, KEY.NAME.npy                   "array", or NAME: a vector, if it holds up to MAX_ENTRIES finite
                                             floating-point numbers in one dimension; else an array
 
 A field is what all samples have alike: every sample has the member, arrays have one shape and dtype, and pictures, as
@@ -24,7 +24,7 @@ import numpy as np
 
 from stylegan_pg.data.datasets.arrays import HEADER_BYTES, BadArray, array_header, read_array
 from stylegan_pg.data.datasets.field_columns import fields_from, keys_of
-from stylegan_pg.data.datasets.fields import CAPTION, MOST_ARRAY, MOST_ENTRIES, MOST_FIELDS, Field, is_field_name
+from stylegan_pg.data.datasets.fields import CAPTION, MAX_ARRAY, MAX_ENTRIES, MAX_FIELDS, Field, is_field_name
 from stylegan_pg.data.datasets.members import Part, Sample
 from stylegan_pg.data.images.decode import BadPicture, header, lies_on, mask_values
 from stylegan_pg.data.storage.index_cache import Arrays
@@ -32,7 +32,7 @@ from stylegan_pg.data.storage.tars import Member, content_of
 from stylegan_pg.untrusted import printable
 
 PROBES = 16  # pictures that tell sizes and channels
-MOST_LEFT = 10  # members that are no fields, which a note names
+MAX_LEFT = 10  # members that are no fields, which a note names
 _MASK = re.compile("mask|seg|label|parsing", re.IGNORECASE)
 _UNNAMED = {"text": CAPTION, "array": "array", "picture": "picture"}
 
@@ -48,7 +48,7 @@ class Fields(NamedTuple):
 def fields_in(file: IO[bytes], samples: Sequence[Sample]) -> Fields:
     """The further fields of the samples of one tar, which is open as `file`."""
     counts: Counter[Part] = Counter(part for sample in samples for part in sample.further)
-    whole = [part for part, n in sorted(counts.items()) if part[1] == "text" or n == len(samples)][:MOST_FIELDS]
+    whole = [part for part, n in sorted(counts.items()) if part[1] == "text" or n == len(samples)][:MAX_FIELDS]
     found = Fields({}, {}, [])
     for part, name in _named(whole).items():
         members = [sample.further.get(part) for sample in samples]
@@ -60,7 +60,7 @@ def fields_in(file: IO[bytes], samples: Sequence[Sample]) -> Fields:
         columns = [values] if values is not None else _places(members)
         found.arrays.update(zip(keys_of(name, read[0]), columns, strict=True))
     others = (printable(".".join(part), 40) for part in sorted(counts.keys() - {*whole}))
-    return found._replace(left=[*found.left, *itertools.islice(others, MOST_LEFT)])
+    return found._replace(left=[*found.left, *itertools.islice(others, MAX_LEFT)])
 
 
 def _named(parts: Sequence[Part]) -> dict[Part, str]:
@@ -121,9 +121,9 @@ def _array(file: IO[bytes], members: Sequence[Member]) -> tuple[Field, np.ndarra
         if any((head.shape, head.name) != (first.shape, first.name) for head in heads) or 0 in first.shape:
             return None
         field = Field("array", shape=first.shape, dtype=first.name)
-        if field.bytes > MOST_ARRAY:
+        if field.bytes > MAX_ARRAY:
             return None
-        if not first.name.startswith("float") or len(first.shape) != 1 or first.shape[0] > MOST_ENTRIES:
+        if not first.name.startswith("float") or len(first.shape) != 1 or first.shape[0] > MAX_ENTRIES:
             return field, None
         with np.errstate(over="ignore"):
             values = np.stack([read_array(content_of(file, member)).astype(np.float32) for member in members])
@@ -145,13 +145,13 @@ def united(described: Sequence[Mapping[str, Any]], left: Sequence[Sequence[str]]
     names = {name: None for fields in each for name in fields}
     for name in sorted(names):
         field = _common([fields.get(name) for fields in each])
-        is_known = name.lower() in {one.lower() for one in found.fields} or len(found.fields) == MOST_FIELDS
+        is_known = name.lower() in {one.lower() for one in found.fields} or len(found.fields) == MAX_FIELDS
         if field is None or is_known:
             found.left.append(name)
         else:
             found.fields[name] = field
     others = sorted({name for names in left for name in names} - {*found.left})
-    return found._replace(left=[*found.left, *others][:MOST_LEFT])
+    return found._replace(left=[*found.left, *others][:MAX_LEFT])
 
 
 def _common(fields: Sequence[Field | None]) -> Field | None:

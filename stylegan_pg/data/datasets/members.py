@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
 from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, cls_label, json_label
-from stylegan_pg.data.datasets.fields import MOST_ARRAY, MOST_TEXT
+from stylegan_pg.data.datasets.fields import MAX_ARRAY, MAX_TEXT
 from stylegan_pg.data.datasets.sample_names import BESIDE, Names, at_first_dot, read_names
 from stylegan_pg.data.storage.tars import Member, content_of
 from stylegan_pg.errors import UsageError
@@ -22,7 +22,7 @@ _META = re.compile(r"__[^/]*__($|/)")  # as webdataset
 
 _FIRST = ("image", "img", "a", "picture")  # names of what is the picture, among several of a sample
 _FURTHER = {"txt": "text", "npy": "array"} | dict.fromkeys(PICTURES, "picture")  # kinds of members by their suffixes
-_MOST = {"text": MOST_TEXT, "array": MOST_ARRAY, "picture": MOST_BYTES}  # bytes
+_MOST = {"text": MAX_TEXT, "array": MAX_ARRAY, "picture": MOST_BYTES}  # bytes
 
 Part = tuple[str, str]  # of a sample: name, "" where it has none; "text", "array" or "picture"
 

@@ -114,12 +114,12 @@ class SampleTable:
         """
         return self._decoded(i, self.read(i), self.channels, out)
 
-    def _decoded(self, i: int, data: bytes, channels: int, out: np.ndarray | None) -> np.ndarray:
+    def _decoded(self, i: int, data: bytes, channels: int, out: np.ndarray | None, what: str = "") -> np.ndarray:
         to_pixels = decode_to_fit if self.tars[self.shard[i]].foreign else decode
         try:
             return to_pixels(data, self.image_size, channels, out)
         except BadPicture as error:
-            raise self._corrupt(i, str(error), error.kind) from error
+            raise self._corrupt(i, f"{what}{error}", error.kind) from error
         except MemoryError as error:
             raise RunError(
                 f"there is not enough memory to decode {self.place_of(i)}: give the process more, or take fewer "
@@ -139,9 +139,9 @@ class SampleTable:
             return ""
         data = self._read(i, int(place.offset[i]), int(place.size[i]), int(place.crc32[i]))
         if described.kind == "image":
-            return self._decoded(i, data, described.channels, out)
+            return self._decoded(i, data, described.channels, out, f"its {name}: ")
         if described.kind == "mask":
-            return self._mask(i, data, out)
+            return self._mask(i, name, data, out)
         if described.kind == "array":
             return self._array(i, name, data)
         try:
@@ -149,11 +149,11 @@ class SampleTable:
         except UnicodeDecodeError:
             raise self._corrupt(i, f"its {name} is no text in UTF-8", "decode") from None
 
-    def _mask(self, i: int, data: bytes, out: np.ndarray | None) -> np.ndarray:
+    def _mask(self, i: int, name: str, data: bytes, out: np.ndarray | None) -> np.ndarray:
         try:
             return decode_mask(data, self.image_size, out)
         except BadPicture as error:
-            raise self._corrupt(i, f"its mask: {error}", error.kind) from error
+            raise self._corrupt(i, f"its {name}: {error}", error.kind) from error
 
     def _array(self, i: int, name: str, data: bytes) -> np.ndarray:
         wanted = self.fields[name]

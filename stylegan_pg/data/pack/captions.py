@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stylegan_pg.data.datasets.fields import MOST_TEXT
+from stylegan_pg.data.datasets.fields import MAX_TEXT
 from stylegan_pg.data.pack.labels import csv_rows, looked_up, picture_finder, read_table
 from stylegan_pg.data.pack.source_files import File
 from stylegan_pg.data.pack.sources import Listing
@@ -73,6 +73,6 @@ def _text(value: Any, origin: str, path: str) -> str:
         size = len(whole.encode())
     except UnicodeEncodeError:
         raise UsageError(f"{origin} gives {printable(path)} a text that is no Unicode: {_FORM}") from None
-    if size > MOST_TEXT:
-        raise UsageError(f"{origin} gives {printable(path)} a text of {size} bytes, more than {MOST_TEXT}: shorten it")
+    if size > MAX_TEXT:
+        raise UsageError(f"{origin} gives {printable(path)} a text of {size} bytes, more than {MAX_TEXT}: shorten it")
     return whole

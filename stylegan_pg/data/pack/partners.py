@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stylegan_pg.data.datasets.fields import CAPTION, MOST_FIELDS, Field, is_field_name
+from stylegan_pg.data.datasets.fields import CAPTION, MAX_FIELDS, Field, is_field_name
 from stylegan_pg.data.pack.samples import VECTOR, Partner
 from stylegan_pg.data.pack.source_files import File, few
 from stylegan_pg.data.pack.sources import list_source, sources_of
@@ -50,8 +50,8 @@ def partner_folders(pair: Folders, mask: Folders, channels: int, format: str) ->
     for folder in found:
         if names.count(folder.name.lower()) > 1 or folder.name.lower() in taken:
             raise UsageError(f"the name {folder.name} is given to two fields: choose another for one of them")
-    if len(found) > MOST_FIELDS - len(taken):
-        raise UsageError(f"{len(found)} folders are given with pair and mask: {MOST_FIELDS - len(taken)} are possible")
+    if len(found) > MAX_FIELDS - len(taken):
+        raise UsageError(f"{len(found)} folders are given with pair and mask: {MAX_FIELDS - len(taken)} are possible")
     return sorted(found)
 
 

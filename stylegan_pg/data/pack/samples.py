@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from stylegan_pg.data.datasets.fields import CAPTION, MOST_TEXT, Field
+from stylegan_pg.data.datasets.fields import CAPTION, MAX_TEXT, Field
 from stylegan_pg.data.pack.reading import Unreadable, digest_of, read_listed
 from stylegan_pg.data.pack.source_files import File
 from stylegan_pg.untrusted import printable
@@ -76,7 +76,7 @@ class Sample(NamedTuple):
         """
         picture = read_listed(self.picture)
         others = [_read(file, f"its {partner.name}") for partner in self.partners for file in (partner.file,)]
-        text = b"" if not isinstance(self.caption, File) else _read(self.caption, f"its {CAPTION}", MOST_TEXT)
+        text = b"" if not isinstance(self.caption, File) else _read(self.caption, f"its {CAPTION}", MAX_TEXT)
         parts = [*others, *([text] if isinstance(self.caption, File) else [])]
         digest = digest_of(picture)
         if parts or self._given:

@@ -18,7 +18,7 @@ from stylegan_pg.data.pack.sample_encoder import Result
 from stylegan_pg.data.pack.samples import Sample
 from stylegan_pg.data.pack.vectors import Vector, shortest
 
-MOST_NUMBERS = 1 << 22  # of further fields in the index of a shard, after which another shard is begun
+MAX_NUMBERS = 1 << 22  # of further fields in the index of a shard, after which another shard is begun
 
 
 class Row(NamedTuple):
@@ -156,7 +156,7 @@ class Group:
     def is_full(self) -> bool:
         """Whether the shard is as large as it should be, or its index as large as is read quickly."""
         size = self.tars[self.recipe.resolution].length if self.tars else 0
-        return size >= self.recipe.shard_size or self.count * self.numbers >= MOST_NUMBERS
+        return size >= self.recipe.shard_size or self.count * self.numbers >= MAX_NUMBERS
 
     def add(self, sample: Sample, result: Result) -> None:
         """Add a sample with its encoded levels."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stylegan_pg.data.datasets.fields import MOST_ENTRIES, Field
+from stylegan_pg.data.datasets.fields import MAX_ENTRIES, Field
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import is_number, printable
 
@@ -41,10 +41,10 @@ def as_vectors(values: Sequence[Any], origin: str, names: Sequence[str] = ()) ->
     if all(isinstance(one, str) for value in given for one in value):
         return _several(values, origin)
     sizes = sorted({len(value) for value in given})
-    if len(sizes) > 1 or not 1 <= sizes[0] <= MOST_ENTRIES:
+    if len(sizes) > 1 or not 1 <= sizes[0] <= MAX_ENTRIES:
         raise UsageError(
             f"{origin} has vectors of {' and '.join(map(str, sizes[:3]))} numbers: give each picture as many, at "
-            f"most {MOST_ENTRIES}"
+            f"most {MAX_ENTRIES}"
         )
     rows = [None if value is None else tuple(_number(one, origin) for one in value) for value in values]
     return Field("vector", sizes[0], names=tuple(names)), rows
@@ -53,8 +53,8 @@ def as_vectors(values: Sequence[Any], origin: str, names: Sequence[str] = ()) ->
 def _several(values: Sequence[Any], origin: str) -> tuple[Field, list[Vector | None]]:
     """Zeros and ones for lists of names."""
     names = sorted({name.strip() for value in values if value is not None for name in value})
-    if not 1 <= len(names) <= MOST_ENTRIES or "" in names:
-        raise UsageError(f"{origin} has lists of {len(names)} names: from 1 to {MOST_ENTRIES} are known, none is empty")
+    if not 1 <= len(names) <= MAX_ENTRIES or "" in names:
+        raise UsageError(f"{origin} has lists of {len(names)} names: from 1 to {MAX_ENTRIES} are known, none is empty")
     place = {name: i for i, name in enumerate(names)}
     rows: list[Vector | None] = []
     for value in values:
