@@ -21,6 +21,8 @@ from stylegan_pg.data.pack.vectors import Vector, described_vectors
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
+_USED = "training uses them with data.conditional=true"
+
 
 class Wanted(NamedTuple):
     """The options that say what to pack (see `pack`)."""
@@ -157,12 +159,9 @@ def _labels_remarks(
 ) -> list[str]:
     if found.field:
         what = described_vectors(found.field, [one.label for one in entries])
-        return [f"labels: from {found.said}; {what} (field {VECTOR})"]
+        return [f"labels: from {found.said}; {what} (field {VECTOR})", _USED]
     if names:
-        return [
-            f"labels: from {found.said}; {described(numbers, names)}",
-            "training uses them with data.conditional=true",
-        ]
+        return [f"labels: from {found.said}; {described(numbers, names)}", _USED]
     return [f"no labels: {found.said}"] if found.said else []
 
 
