@@ -69,7 +69,7 @@ def test_what_does_not_mix(two, shards, tmp_path):
             load_dataset(configured({out: 1, str(other): 1}))
     with pytest.raises(UsageError, match=r"data\.mixture=.* above 0"):
         configured({out: 0})
-    with pytest.raises(UsageError, match=r"data\.mixture=.* empty where data\.url is given"):
+    with pytest.raises(UsageError, match=r"data\.mixture=.* empty if data\.url is given"):
         configured(two, "data.url=x")
     with pytest.raises(UsageError, match="no resolution 4"):
         load_dataset(configured({out: 1})).table(4)
