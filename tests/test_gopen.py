@@ -52,7 +52,8 @@ def test_tars_are_read_through_the_cache(bucket, tmp_path, scheme, program):
     for i in range(6):
         assert table.read(i) == encoded(noise(i % 3))
     words = (tmp_path / f"{program}.txt").read_text().split()
-    assert sorted(word for word in words if "://" in word) == [f"{scheme}://bucket/{k}.tar" for k in range(2)]  # each once
+    read = sorted(word for word in words if "://" in word)
+    assert read == [f"{scheme}://bucket/{k}.tar" for k in range(2)]  # each of them once
 
 
 def test_packed_datasets_are_read(bucket, tmp_path):
