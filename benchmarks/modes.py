@@ -35,7 +35,7 @@ SAMPLES = 2500
 COMMON = """model.name=mlp model.base=[1,1] resolution=4 model.z_dim=16 model.channel_max=128 model.mapping_layers=3
     model.mbstd_channels=0 loss.style_mixing=0 loss.pl_weight=0 loss.r1_gamma=0 loss.r1_every=1 optim.g_lr=0.001
     optim.d_lr=0.001 ema.kimg=20 train.batch=128 train.device=cpu train.threads=1 train.channels_last=false
-    data.workers=0 output.grid_kimg=0 output.snapshot_kimg=0 output.tensorboard=false output.tick_kimg=100
+    data.workers=0 output.grid_kimg=0 output.snapshot_kimg=0 output.trackers=[] output.tick_kimg=100
     checkpoint.every_kimg=100000"""
 WGAN_GP = ("loss.objective=wgan", "loss.terms=[{name: gradient_penalty, weight: 1}]", "optim.d_steps=2")
 R1_R2 = ("loss.objective=relativistic", "loss.r1_gamma=0.1", "loss.terms=[{name: r2, weight: 0.1}]")
@@ -75,7 +75,8 @@ def train(case: Case, seed: int, scale: float) -> tuple[dict[str, Any], np.ndarr
         start = time.perf_counter()
         with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
             trainer = Trainer(config, load_points(config.data.url), Devices(config))
-            trainer.train()
+            with contextlib.closing(trainer):
+                trainer.train()
         seconds = time.perf_counter() - start
     G = trainer.state.G_ema
     with torch.no_grad():

@@ -20,7 +20,7 @@ from stylegan_pg import processors
 from stylegan_pg.distributed import launcher, stopping
 from stylegan_pg.errors import DONE, FAULT, USAGE, RunError, UsageError
 from stylegan_pg.files import TOO_MANY_OPEN
-from stylegan_pg.monitoring import console
+from stylegan_pg.monitoring import console, logs
 from stylegan_pg.untrusted import readable
 
 _BEGIN = processors.snapshot()
@@ -40,21 +40,22 @@ def main() -> None:
         from stylegan_pg.cli import app
 
         processors.choose_waiting(_BEGIN)  # while PyTorch is not imported yet
-        app()
+        with logs.to_console():
+            app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else DONE if end.code is None else FAULT
     except UsageError as error:
-        code = _told(error, USAGE)
+        code = _failed(error, USAGE)
     except RunError as error:
-        code = _told(error, FAULT)
+        code = _failed(error, FAULT)
     except MemoryError as error:
         room = str(error) or "nothing was left"
-        code = _told(RunError(f"there is not enough memory for this ({room}): free some, or ask for less"), FAULT)
+        code = _failed(RunError(f"there is not enough memory for this ({room}): free some, or ask for less"), FAULT)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            code = _told(RunError(f"{error}: {TOO_MANY_OPEN}"), FAULT)
+            code = _failed(RunError(f"{error}: {TOO_MANY_OPEN}"), FAULT)
         elif error.errno == errno.ENOSPC:  # where the output goes
-            code = _told(RunError(f"the output cannot be written: {error}"), FAULT)
+            code = _failed(RunError(f"the output cannot be written: {error}"), FAULT)
         else:
             raise
     finally:
@@ -104,7 +105,8 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def _told(error: Exception, code: int) -> int:
+def _failed(error: Exception, code: int) -> int:
+    """Show an error's message, whatever the rank, and return the exit code."""
     print(f"error: {readable(error)}", file=sys.stderr)
     return code
 

@@ -1,4 +1,5 @@
-"""The subcommands `data` and `kernels`. What one needs is imported inside it, so that `--help` answers at once."""
+"""The commands `data` and `kernels`, which are groups of subcommands. Each subcommand imports what it needs inside its
+function, so that `--help` answers at once."""
 
 from __future__ import annotations
 

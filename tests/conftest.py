@@ -1,6 +1,7 @@
 """What every test shares: thread counts, the reference numbers, which tests need what."""
 
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from stylegan_pg.distributed import stopping
+from stylegan_pg.monitoring import logs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,6 +71,18 @@ def _restore_signal_handlers() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     stopping._requests = stopping._Requests()  # its thread, if there is one, keeps waiting for signals
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_shown() -> Iterator[None]:
+    """Log records appear on standard error, as they do under the command line, and caplog holds them, too. Handlers
+    that a test leaves behind are removed."""
+    logger = logging.getLogger(logs.ROOT)
+    with logs.to_console():
+        logger.propagate = True
+        yield
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

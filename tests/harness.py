@@ -43,7 +43,7 @@ TINY = {
     "output.grid_kimg": 0.032,
     "output.grid": "[2,2]",
     "output.snapshot_kimg": 0,
-    "output.tensorboard": "false",
+    "output.trackers": "[]",
     "checkpoint.every_kimg": 0.016,
 }
 # On top of that, where runs are compared step by step: nothing depends on how a batch is dealt out, and each step's

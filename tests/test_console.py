@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from stylegan_pg.monitoring.tensorboard import Board
+from stylegan_pg.monitoring.trackers import Trackers
 
 GONE = "the console is gone"
 
@@ -62,7 +62,7 @@ def test_failures_of_output_do_not_end_training(tiny_data, tmp_path):
     broken.write_text("raise TypeError('Descriptors cannot be created directly.')")
     run.mkdir()
     (run / "snapshots").symlink_to("nowhere")  # it simulates a disk that is not mounted
-    args = harness.arguments(run, tiny_data, output__tensorboard="true")
+    args = harness.arguments(run, tiny_data, output__trackers="tensorboard")
     env = harness.environment() | {"PYTHONPATH": f"{broken.parents[1]}{os.pathsep}{ROOT}"}
     with open("/dev/full", "w") as full:
         process = harness.start(args, env=env, stdout=full, stderr=full)
@@ -179,23 +179,22 @@ def test_closed_standard_streams_are_not_reused_for_files(tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_tensorboard_on_a_full_disk(tmp_path, capfd):
+def test_tensorboard_on_a_full_disk(tmp_path, caplog, capfd):
     """There is one warning, no traceback of its thread, no exception and no waiting."""
-    said = []
-    board = Board(tmp_path / "tensorboard", 0, said.append)
-    assert not said
+    board = Trackers(["tensorboard"], tmp_path, 0, {})
+    assert not caplog.messages
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         picture = torch.randint(0, 256, [3, 64, 64], dtype=torch.uint8)
         for nimg in range(50):
             board.image("reals", picture, nimg)
-            board.scalar("loss", float(nimg), nimg)
+            board.scalars({"loss": float(nimg)}, nimg)
             time.sleep(0.01)
         board.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(said) == 1, said
-    assert "no TensorBoard log from here on" in said[0]
-    assert "File too large" in said[0]
+    (warning,) = caplog.messages
+    assert "no TensorBoard log from here on" in warning
+    assert "File too large" in warning
     assert "Traceback" not in capfd.readouterr().err

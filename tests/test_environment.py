@@ -111,7 +111,7 @@ def points(run, **changes) -> list[str]:
     file.write_text("resolution: 4\nmodel: {name: mlp, base: [1, 1]}\ndata: {url: 'points:ring', workers: 0}\n")
     values = {"run": run, "model.channel_max": 16, "model.mapping_layers": 2, "train.total_kimg": 0.064}
     values |= {"train.batch": 16, "train.threads": 1, "loss.pl_weight": 0, "output.grid_kimg": 0} | changes
-    values |= {"output.tensorboard": "false", "output.snapshot_kimg": 0}
+    values |= {"output.trackers": "[]", "output.snapshot_kimg": 0}
     return ["train", str(file), *(f"{k}={v}" for k, v in values.items())]
 
 

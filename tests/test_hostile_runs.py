@@ -188,35 +188,75 @@ def test_arbitrary_logs(run, place):
     assert b"xxx" not in (run / "stats.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"", b"\xff", b"5", b"[]", b"{}", b'{"ranks": 5}', b'{"ranks": [5]}', b'{"ranks": [{}]}', b"[" * 10**5,
-        b'{"ranks": [{"host": "h", "pid": 1, "device": "cpu", "img_per_sec": "1", "own_sec_per_img": 1, "busy": 1}]}',
-        b'{"ranks": [{"host": "h", "pid": 1, "device": "cpu", "img_per_sec": NaN, "own_sec_per_img": 1, "busy": 1}]}',
-        b'{"ranks": [{"host": "h", "pid": 1, "device": "cpu", "img_per_sec": 1, "own_sec_per_img": null, "busy": 1}]}',
-    ],
-)  # fmt: skip
-def test_ranks_that_hold_anything(run, content):
-    (run / "ranks.json").write_bytes(content)
+RANK = {"host": "h", "pid": 1, "device": "cpu", "img_per_sec": 1, "own_sec_per_img": 1, "busy": 1}
+RANKS = [5, [5], [{}], [RANK | {"img_per_sec": "1"}], [RANK | {"own_sec_per_img": None}], [RANK | {"pid": "1"}]]
+NO_JSON = [b"", b"\xff", b"[" * 10**5, b'{"ranks": NaN}', b"5", b"[]", b"{}"]
+
+
+def change_status(run: Path, **changes: Any) -> None:
+    path = run / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_damaged(run: Path, name: str) -> None:
     facts = collect(run)
     assert facts["ranks"] == facts["stragglers"] == []
-    assert "damaged     " in render(facts)
-    assert "ranks.json" in render(facts)
+    assert facts["nimg"] == 16  # from stats.jsonl
+    assert facts["starts"] is facts["faults"] is None
+    (damaged,) = facts["damaged"]
+    assert name in damaged
+    assert f"damaged     {damaged}" in render(facts)
 
 
-def test_host_names_are_escaped(run):
-    rank = {"host": "a\x1b[2J", "pid": 1, "device": "c\ru", "img_per_sec": 1, "own_sec_per_img": 1, "busy": 1}
-    (run / "ranks.json").write_text(json.dumps({"ranks": [rank]}))
-    assert "a\\x1b[2J:1 c\\ru" in render(collect(run))
+@pytest.mark.parametrize(
+    "content", [*NO_JSON, b'{"format": "1"}', b'{"format": true}', b'{"format": 2}', b'{"format": 1}']
+)
+def test_a_status_file_that_holds_anything(run, content):
+    (run / "status.json").write_bytes(content)
+    assert_damaged(run, "status.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"ranks": ranks} for ranks in RANKS),
+        *({"nimg": value} for value in (None, -1, True, 0.5, 1 << 60, "16")),
+        *({"alpha": value} for value in (-0.1, 2, "1", [])),
+        *({"last_faults": value} for value in ("text", [1], ["x"] * 100, None)),
+        *({"img_per_sec": value} for value in (-1, 1e300, "fast", True)),
+        {"state": "asleep"}, {"state": ["done"]}, {"phase": 8}, {"starts": -1}, {"starts": 0.5}, {"faults": None},
+        {"checkpoint": "x"}, {"updated": "now"}, {"started": -1}, {"restarted": None}, {"end": None},
+    ],
+)  # fmt: skip
+def test_a_status_file_with_values_that_are_not_possible(run, changes):
+    assert collect(run)["damaged"] == []
+    change_status(run, **changes)
+    assert_damaged(run, "status.json")
+    assert next(iter(changes)) in collect(run)["damaged"][0]
+
+
+@pytest.mark.parametrize("content", [*NO_JSON, *(json.dumps({"ranks": ranks}).encode() for ranks in RANKS)])
+def test_ranks_of_an_earlier_version_that_hold_anything(run, content):
+    (run / "status.json").unlink()
+    (run / "ranks.json").write_bytes(content)
+    assert_damaged(run, "ranks.json")
+
+
+def test_escapes_in_texts_are_shown(run):
+    rank = RANK | {"host": "a\x1b[2J", "device": "c\ru"}
+    change_status(run, ranks=[rank], last_faults=["warning: \x1b[1m"], faults=1, phase="8x8\x07")
+    shown = render(collect(run))
+    assert "a\\x1b[2J:1 c\\ru" in shown
+    assert shown.replace("\n", "").isprintable()
 
 
 def test_folders_and_pipes_in_place_of_files(run):
-    for name in ("log.txt", "stats.jsonl", "ranks.json"):
+    for name in ("log.txt", "stats.jsonl", "status.json"):
         (run / name).unlink()
     (run / "log.txt").mkdir()
     os.mkfifo(run / "stats.jsonl")
-    (run / "ranks.json").symlink_to("ranks.json")
+    (run / "status.json").symlink_to("status.json")
+    (run / "ranks.json").mkdir()
     (run / "checkpoints" / "999999999999.safetensors").mkdir()
     (run / "checkpoints" / "999999999998.safetensors").symlink_to("nowhere")
     facts = collect(run)

@@ -219,7 +219,7 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
     activity."""
     import torch
 
-    reporter = loggers.RunLogger(tmp_path, 0, 1000, tensorboard=False, means=loggers.Means())
+    reporter = loggers.RunLogger(tmp_path, 0, 1000, means=loggers.Means())
     monkeypatch.setattr(time, "time", lambda: -1e6)
     time.sleep(0.05)
     reporter.tick(100, {"phase": "8x8 stable", "alpha": 1.0}, torch.device("cpu"))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.distributed
 def test_tensorboard_agrees_with_the_files(tiny_data, tmp_path):
     """For a run that was stopped and continued, each step occurs once, with the numbers of stats.jsonl."""
     run = tmp_path / "run"
-    common = {"output__tensorboard": "true", "metrics__every_kimg": 0.064, "metrics__images": 16}
+    common = {"output__trackers": "tensorboard", "metrics__every_kimg": 0.064, "metrics__images": 16}
     for total in (0.048, "null"):
         harness.finish(
             harness.start(harness.arguments(run, tiny_data, **(common | {"train__total_kimg": total}))), timeout=400

@@ -1,13 +1,15 @@
 """Run folders whose checkpoints are missing, on another node, or moved aside: no run silently starts again."""
 
+import dataclasses
 import shutil
 
 import harness
 import pytest
 from test_faults import ranks
 
-from stylegan_pg.checkpoint import checkpoint, history
+from stylegan_pg.checkpoint import checkpoint, history, status_file
 from stylegan_pg.errors import UsageError
+from stylegan_pg.monitoring.status_writer import StatusWriter
 
 QUIET = {"growth__start": "null", "output__grid_kimg": 0, "output__snapshot_kimg": 1, "train__total_kimg": 0.024}
 
@@ -65,7 +67,8 @@ def test_what_counts_as_a_run_that_lost_its_checkpoints(source, tmp_path):
     with pytest.raises(UsageError, match=f"{count} are put aside as NAME.bad, damaged or diverged"):
         history.check(aside)
 
-    for name, gone in (("deleted", ["checkpoints"]), ("no log", ["checkpoints", "log.txt"])):
+    earlier = ["checkpoints", "status.json"]  # what a run of an earlier version has not, once it lost its checkpoints
+    for name, gone in (("deleted", ["checkpoints"]), ("earlier", earlier), ("no log", [*earlier, "log.txt"])):
         run = copy(name)
         for part in gone:
             shutil.rmtree(run / part) if (run / part).is_dir() else (run / part).unlink()
@@ -74,12 +77,25 @@ def test_what_counts_as_a_run_that_lost_its_checkpoints(source, tmp_path):
 
     killed = copy("killed before the first checkpoint")
     shutil.rmtree(killed / "checkpoints")
+    status = status_file.read(killed)
+    again = ["note: an earlier start ended before its first checkpoint; its steps are made again"]
+    for changes, lost in (
+        ({"state": "training"}, False),
+        ({"state": "failed"}, False),
+        ({"state": "stopped", "nimg": 0}, False),
+        ({"state": "stopped"}, True),  # where its steps had led to no good state
+        ({"state": "training", "checkpoint": 8}, True),
+    ):
+        status_file.write(killed, dataclasses.replace(status, **({"checkpoint": None} | changes)))
+        assert history.lost_its_checkpoints(killed) == lost
+        if not lost:
+            assert history.check(killed) == again
+
+    (killed / "status.json").unlink()  # as earlier versions left it
     log = (killed / "log.txt").read_text().splitlines(keepends=True)
     first = next(i for i, line in enumerate(log) if "the checkpoint at" in line)
     (killed / "log.txt").write_text("".join(log[:first]))
-    assert history.check(killed) == [
-        "note: an earlier start ended before its first checkpoint; its steps are made again"
-    ]
+    assert history.check(killed) == again
     (killed / "log.txt").write_text(
         "".join([*log[:first], f"2026-01-01 00:00:00 stopped; again: {killed} at 0.0 kimg\n"])
     )
@@ -107,12 +123,33 @@ def test_restarting_again(source, tmp_path):
     assert other.endswith(f"what was here is in {run / 'before-2'} now")
     assert other.split(":")[0] != line.split(":")[0]
     measured = {"a": 1, "model": {"low_precision_at": [8]}, "train": {"channels_last": True}}
-    told = history.restart(tmp_path / "auto", measured)[1]
-    assert history.restart(tmp_path / "auto", measured | {"model": {"low_precision_at": None}})[1] == told
+    (tmp_path / "auto").mkdir()
+    assert history.restart(tmp_path / "auto", measured)[0] is True
+    assert history.restart(tmp_path / "auto", measured | {"model": {"low_precision_at": None}})[0] is False
     (run / "log.txt").write_text(f"2026-01-01 00:00:00 {line}\n2026-01-01 00:00:00 the checkpoint at 8 kimg: written\n")
-    assert history.restart(run, {"a": 1})[0] is True
+    assert history.restart(run, {"a": 1})[0] is True  # from {"a": 2}
     assert (run / "before-3" / "log.txt").exists()
     assert checkpoint.found(run / "before-1" / "checkpoints")
+    status_file.write(run, dataclasses.replace(status_file.read(run), checkpoint=8))
+    assert history.restart(run, {"a": 1})[0] is True  # as its checkpoints are gone
+    assert (run / "before-4" / "status.json").exists()
+
+
+def test_a_restart_that_an_earlier_version_has_made_is_not_made_again(tmp_path):
+    """Its log alone says so, also after this version has continued the run."""
+    _, line = history.restart(tmp_path, {"a": 1})
+    (tmp_path / "status.json").unlink()
+    (tmp_path / "log.txt").write_text(f"2026-01-01 00:00:00 {line}\n")
+    assert history.restart(tmp_path, {"a": 1})[0] is False
+    writer = StatusWriter()
+    writer.open(tmp_path, 0, 100)
+    writer.close()
+    assert history.restart(tmp_path, {"a": 1})[0] is False
+    (tmp_path / "log.txt").write_text(
+        f"2026-01-01 00:00:00 {line}\n2026-01-01 00:00:00 the checkpoint at 8 kimg: written\n"
+    )
+    (tmp_path / "status.json").unlink()
+    assert history.restart(tmp_path, {"a": 1})[0] is True
 
 
 @pytest.mark.distributed

@@ -140,9 +140,9 @@ def test_the_stream_returns_the_packed_pictures(dataset):
 
 
 def test_grids_have_the_mode_of_the_dataset(dataset, tmp_path):
-    """Also in the run folder and in TensorBoard."""
+    """Both the files in the run folder and the images in TensorBoard have it."""
     index, images = dataset
-    reporter = RunLogger(tmp_path, 0, 10, tensorboard=True, means=Means())
+    reporter = RunLogger(tmp_path, 0, 10, means=Means(), trackers=["tensorboard"])
     reporter.grid("reals-r0064", 0, images[:5], 3)
     reporter.close()
     assert not reporter.complained

@@ -188,13 +188,13 @@ def test_incomplete_transfers_are_reported_with_numbers():
         return account({"G": G}, new, {"G": state}, "file", why)
 
     source = net(8, 8, 4).state_dict()
-    assert told(net(8, 8, 4), source) == ["taken over from it: 108 of the 108 numbers of G"]
-    poor = told(net(8, 8, 16), source, ": its run had model.x=4")
-    assert poor[1] == "warning: file gave only 72 of the 216 numbers of G: its run had model.x=4"
+    assert told(net(8, 8, 4), source) == (["taken over from it: 108 of the 108 numbers of G"], [])
+    _, (poor,) = told(net(8, 8, 16), source, ": its run had model.x=4")
+    assert poor == "file gave only 72 of the 216 numbers of G: its run had model.x=4"
     with pytest.raises(UsageError, match=r"init=file has no layer that fits.*model\.x=4"):
         told(net(9, 8, 5), source, ": its run had model.x=4")  # only the first bias has the same shape
-    snapshot = account({"G": net(8, 8), "D": net(8, 1)}, ["D/0.weight", "D/0.bias"], {"G": {}}, "file", "")
-    assert snapshot[1] == "note: D starts anew, as file is a snapshot: a checkpoint holds both networks"
+    lines, _ = account({"G": net(8, 8), "D": net(8, 1)}, ["D/0.weight", "D/0.bias"], {"G": {}}, "file", "")
+    assert lines[1] == "note: D starts anew, as file is a snapshot: a checkpoint holds both networks"
 
 
 @pytest.mark.distributed

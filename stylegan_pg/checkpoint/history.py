@@ -14,20 +14,31 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.checkpoint import checkpoint, status_file
 from stylegan_pg.checkpoint.names import kimg
+from stylegan_pg.checkpoint.status_file import Status
 from stylegan_pg.errors import UsageError
 
-# The outputs of a training. The log is moved last, because `lost_its_checkpoints` reads it.
-OUTPUTS = ("checkpoints", "snapshots", "samples", "tensorboard", "config.yaml", "ranks.json")
-OUTPUTS += ("data-faults.jsonl", "metrics.png", "metrics.jsonl", "stats.jsonl", "log.txt")
-NO_SIGN = ("config.yaml", "ranks.json", "log.txt")  # outputs that also a training without any checkpoint has
-# Lines of log.txt, without their time, which show that there was a checkpoint.
+# The outputs of a training. The status and the log are moved last, because `lost_its_checkpoints` reads them.
+OUTPUTS = ("checkpoints", "snapshots", "samples", "tensorboard", "wandb", "mlflow", "aim", "dvclive")
+OUTPUTS += ("trackers.json", "config.yaml", "ranks.json")
+OUTPUTS += ("data-faults.jsonl", "metrics.png", "metrics.jsonl", "stats.jsonl", "log.txt", "status.json")
+NO_SIGN = ("config.yaml", "ranks.json", "trackers.json", "status.json", "log.txt")  # of any run
+# Lines of log.txt, without their time, which show that a run of an earlier version (without status.json) had a
+# checkpoint.
 WRITTEN = re.compile(
     r"the checkpoint at [^:]*: written|continuing from |(done|stopped; [^:]*): .* at (?!0(\.0)? )[0-9]"
 )
 RESTARTED = "restarted with --restart"
 MEASURED = (("model", "low_precision_at"), ("train", "channels_last"))  # keys that a run fills in when it starts
+
+
+def _status(run: Path) -> Status | None:
+    """The content of status.json, None if it cannot be used."""
+    try:
+        return status_file.read(run)
+    except (OSError, UsageError):
+        return None
 
 
 def _lines(run: Path) -> list[str]:
@@ -51,6 +62,9 @@ def lost_its_checkpoints(run: Path) -> bool:
     """Whether a training in this folder had checkpoints, none of which exists now."""
     if checkpoint.found(run / "checkpoints"):
         return False
+    if status := _status(run):
+        began = status.state in ("stopped", "done") and status.nimg > 0
+        return began or status.checkpoint is not None or any((run / "checkpoints").glob("*.bad"))
     lines = _lines(run)
     if lines:
         return any(WRITTEN.match(line) for line in lines) or any((run / "checkpoints").glob("*.bad"))
@@ -108,13 +122,22 @@ def restart(run: Path, config: dict[str, Any]) -> tuple[bool, str]:
     """
     measured = {section: {**config.get(section, {}), key: None} for section, key in MEASURED}  # in RUN/config.yaml
     text = json.dumps(config | measured, sort_keys=True)
-    mark = f"{RESTARTED} (settings {hashlib.blake2b(text.encode(), digest_size=6).hexdigest()})"
-    if any(line.startswith(mark) for line in _lines(run)) and not lost_its_checkpoints(run):
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    mark = f"{RESTARTED} (settings {digest})"
+    status = _status(run)
+    done = status is not None and status.restarted == digest
+    if status is None or status.starts is None:  # the run was begun by an earlier version
+        done = done or any(line.startswith(mark) for line in _lines(run))
+    if done and not lost_its_checkpoints(run):
         return False, (
             "note: --restart has been done with these settings, and the run goes on; to begin anew once more, move its "
             f"folder {run} away, or take another run=FOLDER"
         )
     aside = move_aside(run)
+    try:
+        status_file.write(run, Status(restarted=digest))
+    except OSError as error:
+        raise UsageError(f"run={run} cannot be written: {error}") from None
     return True, f"{mark}: {f'what was here is in {aside} now' if aside else 'nothing was here'}"
 
 

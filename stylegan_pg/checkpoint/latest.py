@@ -7,6 +7,7 @@ the one that has the newest sends it to the others.
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from stylegan_pg.checkpoint import checkpoint, history
 from stylegan_pg.checkpoint.run_folder import RunFolder
 from stylegan_pg.distributed import process_group as dist
+
+log = logging.getLogger(__name__)
 
 SHOWN = 4  # ranks of many, in messages
 
@@ -30,13 +33,10 @@ class Views:
     owners: list[int]
 
 
-def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> tuple[Views, list[str]]:
+def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> Views:
     """Lock the run's folder on rank 0, move its outputs aside on `restart`, and find out which ranks share it.
 
-    A collective call.
-
-    Returns:
-        What the ranks see, and lines for the log.
+    What was moved aside, and ranks that do not share the folder, are logged. A collective call.
 
     Raises:
         UsageError: as RunFolder.claim and history.restart, on all ranks.
@@ -45,8 +45,10 @@ def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> tuple[Vie
         if dist.is_main():
             folder.claim()
             anew, line = history.restart(folder.path, config) if restart else (False, "")
-            box[:] = [folder.sign(), anew, [line] if line else []]
-    word, anew, told = box
+            if line:
+                log.info(line)
+            box[:] = [folder.sign(), anew]
+    word, anew = box
     place = (socket.gethostname(), str(folder.path.absolute()))
     sees = dist.is_main() or folder.is_signed(word)
     everyone = dist.gather_objects((place, sees))
@@ -62,12 +64,12 @@ def claim(folder: RunFolder, config: dict[str, Any], restart: bool) -> tuple[Vie
     if apart:
         who = ", ".join(f"{rank} ({seen.hosts[rank]})" for rank in apart[:SHOWN])
         more = f" and {len(apart) - SHOWN} more" if len(apart) > SHOWN else ""
-        told.append(
-            f"warning: the run's folder is not shared: rank {who}{more} cannot see {folder.path} of rank 0 on "
+        log.warning(
+            f"the run's folder is not shared: rank {who}{more} cannot see {folder.path} of rank 0 on "
             f"{seen.hosts[0]}, which alone gets checkpoints, logs and snapshots; put run= on a file system that all "
             "nodes share"
         )
-    return seen, told
+    return seen
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ class Renamed(NamedTuple):
     value: Callable[[Any], Any] = lambda old: old
 
 
-RENAMED: dict[str, Renamed] = {}
+RENAMED: dict[str, Renamed] = {
+    "output.tensorboard": Renamed("output.trackers", bool, lambda on: ["tensorboard"] if on else []),
+}
 
 
 def find(key: str) -> tuple[str, str] | None:
@@ -38,7 +40,7 @@ def find(key: str) -> tuple[str, str] | None:
 @functools.cache
 def announce(old: str) -> None:
     """Log, once in a process, that a key has another name now."""
-    log.warning("note: key %s is now %s", old, RENAMED[old].new)
+    log.info("note: key %s is now %s", old, RENAMED[old].new)
 
 
 def translated(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,14 +122,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    tick_kimg: float = positive(4.0)  # interval of the lines in stats.jsonl and TensorBoard
+    tick_kimg: float = positive(4.0)  # interval of the lines in stats.jsonl and in the trackers
     grid_kimg: float = at_least_0(100.0)  # interval of the grids of samples; 0: none
     grid: list[int] = such_that(
         [8, 8], lambda grid: len(grid) == 2 and min(grid) > 0, "[columns, rows]"
     )  # columns and rows of a grid
     grid_psi: float = 1.0  # truncation of the grids; 1: none
     snapshot_kimg: float = at_least_0(500.0)  # interval of snapshots, the generators for use; 0: only at the end
-    tensorboard: bool = True  # write TensorBoard's event files beside stats.jsonl
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # such as wandb, mlflow; [] for none
 
 
 @dataclass(frozen=True)

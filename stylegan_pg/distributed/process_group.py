@@ -133,18 +133,23 @@ def _join(at: launcher.Place, backend: str, timeout: datetime.timedelta) -> None
 
 def shutdown(*, failed: bool = False) -> None:
     """Leave the group, after a barrier unless this rank has failed; otherwise ranks that end first abort the others."""
-    if td.is_available() and td.is_initialized():
+    if is_joined():
         if not failed:
             td.barrier()
         td.destroy_process_group()
 
 
+def is_joined() -> bool:
+    """Whether this process belongs to a process group now."""
+    return td.is_available() and td.is_initialized()
+
+
 def rank() -> int:
-    return td.get_rank() if td.is_available() and td.is_initialized() else 0
+    return td.get_rank() if is_joined() else 0
 
 
 def world() -> int:
-    return td.get_world_size() if td.is_available() and td.is_initialized() else 1
+    return td.get_world_size() if is_joined() else 1
 
 
 def is_main() -> bool:

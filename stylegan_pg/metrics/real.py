@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,8 @@ from stylegan_pg.metrics.base import ImageMetric, ImageSet, Metric
 from stylegan_pg.metrics.gather import Networks
 from stylegan_pg.rng import generator
 
+log = logging.getLogger(__name__)
+
 
 def _version(table: SampleTable) -> str:
     """Return a text that changes when the contents of foreign tars change. The identity of such a dataset covers only
@@ -37,14 +39,14 @@ def _version(table: SampleTable) -> str:
 
 
 def warn_damaged(ordinals: set[int], which: str) -> None:
-    """Print a warning that images could not be decoded.
+    """Log a warning that images could not be decoded.
 
     Args:
         ordinals: The positions of the damaged images in the dataset.
         which: "real" or "measured", for the message.
     """
     what = f"{len(ordinals)} of the {which} images are damaged and were replaced by their neighbours"
-    print(f"warning: {what}: metrics are of those (stylegan-pg data check names them)", file=sys.stderr)
+    log.warning(f"{what}: metrics are of those (stylegan-pg data check names them)")
 
 
 class RealSide:
@@ -168,10 +170,10 @@ class RealSide:
         except PermissionError:
             pass  # there is no cache folder; _save_cached warns about it
         except (ValueError, KeyError) as error:
-            print(f"warning: a cached statistic is damaged and is computed again ({error})", file=sys.stderr)
+            log.warning(f"a cached statistic is damaged and is computed again ({error})", extra={"all_ranks": True})
 
     def _save_cached(self, key: str, real: Accumulator) -> None:
         try:
             real_cache.save(key, real.state())
         except OSError as error:
-            print(f"warning: statistics of the real images could not be cached: {error}", file=sys.stderr)
+            log.warning(f"statistics of the real images could not be cached: {error}", extra={"all_ranks": True})

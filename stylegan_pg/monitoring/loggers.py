@@ -1,16 +1,17 @@
-"""What a run tells: the progress line, log.txt, stats.jsonl, TensorBoard, metrics.jsonl and sample grids.
+"""The records of a run: the progress bar, stats.jsonl, metrics.jsonl, data-faults.jsonl, sample grids, trackers.
 
-Only rank 0 has a RunLogger. A fault in writing any of these (a full disk) costs a line, never the training.
+Only rank 0 has a RunLogger. A fault in writing any of these (a full disk) costs one warning, never the training.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from tqdm import tqdm
 from stylegan_pg import files
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.images import save_image, tile
-from stylegan_pg.monitoring import console, status
-from stylegan_pg.monitoring.tensorboard import Board
+from stylegan_pg.monitoring.trackers import Trackers
 from stylegan_pg.untrusted import json_lines
+
+log = logging.getLogger(__name__)
 
 
 def cut_back(path: Path, nimg: int) -> None:
@@ -58,14 +60,32 @@ class RunLogger:
     while `lost` says why the folder is not the run's any more."""
 
     def __init__(
-        self, run: Path, nimg: int, end: int, *, tensorboard: bool, means: Means, lost: Callable[[], str] = str
+        self,
+        run: Path,
+        nimg: int,
+        end: int,
+        *,
+        means: Means,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        lost: Callable[[], str] = str,
     ):
+        """
+        Args:
+            run: the run's folder.
+            nimg: where the run starts or continues.
+            end: nimg at which it is complete.
+            means: what the next tick reports.
+            trackers: names as in output.trackers.
+            config: {key: value} of the configuration for them, without secrets.
+            lost: gives the reason why the folder is not the run's any more, "" while it is.
+        """
         self.run, self.end, self.lost = run, end, lost
         self.complained: set[str] = set()
         run.mkdir(parents=True, exist_ok=True)
         for name in ("stats.jsonl", "metrics.jsonl", "data-faults.jsonl"):
             self._guard(cut_back, run / name, nimg)
-        self.board = Board(run / "tensorboard", nimg, self.say) if tensorboard else None
+        self.trackers = Trackers(trackers, run, nimg, config or {})
         self.bar = tqdm(
             total=end, initial=nimg, unit="img", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
@@ -73,6 +93,7 @@ class RunLogger:
         self.tick_nimg = nimg
         self.means = means
         self.latest = ""  # losses and memory at the last tick
+        self.img_per_sec = 0.0  # between the last two ticks
 
     def _guard(self, function, *args, **kwargs) -> None:
         if self.lost():
@@ -83,21 +104,7 @@ class RunLogger:
             text = f"{getattr(function, '__name__', 'output')}: {error}"
             if text not in self.complained:
                 self.complained.add(text)
-                tqdm.write(f"warning: could not write a log or picture ({text}); training goes on", file=sys.stderr)
-
-    def say(self, message: str) -> None:
-        """A line on the console and in log.txt."""
-        tqdm.write(message, file=sys.stderr)
-        self.note(message)
-        self._look_at_console()
-
-    def note(self, message: str) -> None:
-        """A line in log.txt."""
-        self._guard(self._append, "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
-
-    def _look_at_console(self) -> None:
-        if lost := console.lost():
-            self.note(f"the console is gone ({'; '.join(lost)}); training goes on, and tells the rest here alone")
+                log.warning(f"could not write a log or picture ({text}); training goes on")
 
     def _append(self, name: str, line: str) -> None:
         with open(self.run / name, "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -106,13 +113,12 @@ class RunLogger:
     def progress(self, nimg: int, postfix: str) -> None:
         self.bar.set_postfix_str(f"{postfix}  {self.latest}", refresh=False)
         self.bar.update(nimg - self.bar.n)
-        self._look_at_console()
 
     def tick(self, nimg: int, facts: dict[str, Any], device: torch.device) -> None:
         """One line of stats: the means since the last tick, `facts`, and how fast it went."""
         now = time.monotonic()
         rate = (nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
-        self.tick_time, self.tick_nimg = now, nimg
+        self.tick_time, self.tick_nimg, self.img_per_sec = now, nimg, round(rate, 3)
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device) / 2**20
         else:
@@ -121,42 +127,34 @@ class RunLogger:
             "nimg": nimg,
             **facts,
             **self.means.take(),
-            "img_per_sec": round(rate, 3),
+            "img_per_sec": self.img_per_sec,
             "eta_sec": round((self.end - nimg) / rate) if rate else None,
             "elapsed_sec": round(now - self.started, 3),
             "memory_mib": round(memory, 1),
         }
         self._guard(self._append, "stats.jsonl", json.dumps(stats))
-        if self.board:
-            for name, value in stats.items():
-                if isinstance(value, (int, float)) and name != "nimg":
-                    self.board.scalar(name, value, nimg)
+        numbers = {k: v for k, v in stats.items() if isinstance(v, (int, float)) and k != "nimg"}
+        self.trackers.scalars(numbers, nimg)
         self.latest = (
             "  ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats) + f"  {memory:.0f} MiB"
         )
         if self.bar.disable:
             losses = " ".join(f"{k} {stats[k]:.3f}" for k in ("loss_g", "loss_d") if k in stats)
-            self.say(
+            log.info(
                 f"{kimg(nimg)}/{kimg(self.end)} kimg  {facts['phase']} alpha {facts['alpha']:.2f}  {losses}  "
                 f"{rate:.1f} img/s  ETA {_clock(stats['eta_sec'])}  {memory:.0f} MiB"
             )
-
-    def ranks(self, nimg: int, paces: list[dict[str, Any]]) -> None:
-        """What status.Pace has taken on each rank, for `stylegan-pg status`."""
-        self._guard(status.write, self.run, nimg, paces)
 
     def not_training(self, seconds: float) -> None:
         """Leave a pause out of the next tick's images per second."""
         self.tick_time += seconds
 
     def metrics(self, nimg: int, values: dict[str, float], **facts: Any) -> None:
-        """A line of metrics.jsonl, the curves in metrics.png, and TensorBoard."""
+        """A line of metrics.jsonl, and the curves in metrics.png; also for the trackers."""
         self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
         self._guard(_draw_curves, self.run)
-        self.say(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
-        if self.board:
-            for name, value in values.items():
-                self.board.scalar(f"metrics/{name}", value, nimg)
+        log.info(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        self.trackers.scalars({f"metrics/{name}": value for name, value in values.items()}, nimg)
 
     def data_fault(self, nimg: int, **facts: Any) -> None:
         """A line of data-faults.jsonl."""
@@ -173,13 +171,11 @@ class RunLogger:
         """uint8 [N, C, H, W] as one picture, samples/NAME.png: grey, RGB or RGBA, as C says."""
         picture = tile(images, columns)
         self._guard(_save_grid, picture, self.run / "samples" / f"{name}.png")
-        if self.board:
-            self.board.image(name.rsplit("-", 1)[0], picture, nimg)
+        self.trackers.image(name.rsplit("-", 1)[0], picture, nimg)
 
     def close(self) -> None:
         self.bar.close()
-        if self.board:
-            self.board.close()
+        self.trackers.close()
 
 
 def _draw_curves(run: Path) -> None:

@@ -1,86 +1,32 @@
-"""How a run is doing, from its folder alone: also on another machine, and while it trains.
-
-Training leaves `ranks.json` there at each tick: how fast each process is, and what part of its time it computes itself
-rather than waiting for the others.
-"""
+"""How a run is doing, from its folder alone: also on another machine, and while it trains."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stylegan_pg import files
-from stylegan_pg.checkpoint import checkpoint
+from stylegan_pg.checkpoint import checkpoint, status_file
 from stylegan_pg.checkpoint.names import kimg
+from stylegan_pg.checkpoint.status_file import MOST, Status
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.schedule import phases, shortfall
-from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import is_number, json_lines, printable, read_json, text_lines
+from stylegan_pg.monitoring.step_clock import stragglers
+from stylegan_pg.untrusted import is_number, json_lines, printable
 
 _T = TypeVar("_T")
-MOST_LOG = 1 << 26  # bytes of a log that are looked at, its last ones
-FILE = "ranks.json"
-SLOW = 1.25  # times the median of the ranks' seconds per image: a straggler
-SILENT = 3.0  # ticks without a sign of life, and a minute: hanging or dead
-
-
-class Pace:
-    """This process's clock, which runs during steps, not while outputs are made."""
-
-    def __init__(self, device: str):
-        self.device = device
-        self.seconds, self.images = 0.0, 0
-        self.since: float | None = None
-
-    def go(self) -> None:
-        self.since = time.perf_counter()
-        dist.waiting.go()
-
-    def pause(self, images: int) -> None:
-        """After a step on so many images of this rank."""
-        if self.since:
-            self.seconds += time.perf_counter() - self.since
-            self.images += images
-        self.since = None
-        dist.waiting.pause()
-
-    def take(self) -> dict[str, Any]:
-        """Since the last time: images per second, and seconds of its own work per image, without waiting for others."""
-        seconds, images = self.seconds, self.images
-        own = max(seconds - dist.waiting.take(), 0.0)
-        self.seconds, self.images = 0.0, 0
-        return {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "device": self.device,
-            "img_per_sec": round(images / seconds, 3) if seconds else 0.0,
-            "own_sec_per_img": own / images if images else 0.0,
-            "busy": round(own / seconds, 4) if seconds else 0.0,
-        }
-
-
-def write(run: Path, nimg: int, ranks: list[dict[str, Any]]) -> None:
-    """Atomically; raises OSError."""
-    with files.atomic_write(run / FILE) as file:
-        file.write(json.dumps({"nimg": nimg, "time": time.time(), "ranks": ranks}).encode())
-
-
-def stragglers(ranks: list[dict[str, Any]]) -> list[int]:
-    """Ranks that take clearly longer for an image than the others do; those without images count for nothing."""
-    own = {i: r["own_sec_per_img"] for i, r in enumerate(ranks) if r["own_sec_per_img"] > 0}
-    usual = statistics.median_low(own.values()) if own else 0.0
-    return [i for i, seconds in own.items() if seconds > SLOW * usual]
+MOST_LOG = 1 << 26  # bytes at the end of stats.jsonl that are read
+SILENT = 3.0  # ticks, and a minute, without a change in the folder, after which a run counts as hanging or killed
+SIGNS = (status_file.FILE, "stats.jsonl", "log.txt", "ranks.json")  # files that a run changes while it lives
+STATES = {"stopped": "stopped, to be continued", "done": "done", "failed": "failed"}
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """What a run's folder says; values are None where it says nothing yet.
+    """What a run's folder says; values are None where it says nothing (yet). Of a run of an earlier version, whose
+    folder holds no status.json, the starts and faults are unknown.
 
     Raises:
         UsageError: if it is no run's folder.
@@ -91,37 +37,49 @@ def collect(run: Path) -> dict[str, Any]:
     now, end = time.time(), phases(config)[-1].end
     damaged: list[str] = []
     lines = _read(damaged, lambda: [row for _, row in json_lines(run / "stats.jsonl", last=MOST_LOG)], [])
-    log = _read(damaged, lambda: list(text_lines(run / "log.txt", last=MOST_LOG)), [])
-    ranks = _read(damaged, lambda: _ranks(run / FILE), [])
-    last = lines[-1] if lines else {}
+    found = _read(damaged, lambda: status_file.read(run), None)
+    status = found or _earlier(damaged, run, lines[-1] if lines else {})
     newest = next(filter(Path.is_file, checkpoint.found(run / "checkpoints")), None)
-    signs = [p.stat().st_mtime for p in (run / "log.txt", run / FILE, run / "stats.jsonl") if p.exists()]
-    silent = _age(signs, now)
-    rates = [rate for line in lines[-5:] if (rate := _number(line.get("img_per_sec")) or 0.0) > 1e-6]
-    rate = statistics.median(rates) if rates else None
-    nimg = last.get("nimg", 0)
-    faults = [line for line in log if " warning: " in line or " error: " in line]
+    silent = _age([(run / name).stat().st_mtime for name in SIGNS if (run / name).exists()], now)
+    rate = _rate(lines) or status.img_per_sec
+    tick_sec = config.output.tick_kimg * 1000 / rate if rate else 0.0
     return {
         "run": str(run),
-        "state": _state(log, nimg >= end, silent, config.output.tick_kimg * 1000 / rate if rate else 0.0),
+        "state": _state(status, end, silent, tick_sec),
         "silent_sec": silent,
-        "nimg": nimg,
+        "nimg": status.nimg,
         "end": end,
         "shortfall": shortfall(config) or None,
-        "phase": last["phase"] if isinstance(last.get("phase"), str) else None,
-        "alpha": _number(last.get("alpha")),
+        "phase": status.phase or None,
+        "alpha": status.alpha,
         "img_per_sec": rate,
-        "eta_sec": (end - nimg) / rate if rate else None,
-        "ranks": ranks,
-        "stragglers": stragglers(ranks),
+        "eta_sec": (end - status.nimg) / rate if rate else None,
+        "ranks": status.ranks,
+        "stragglers": stragglers(status.ranks),
         "checkpoint": str(newest) if newest else None,
         "checkpoint_nimg": int(newest.stem) if newest else None,
         "checkpoint_age_sec": _age([newest.stat().st_mtime], now) if newest else None,
-        "starts": sum(" continuing from " in line for line in log) + 1 if log else 0,
-        "faults": len(faults),
-        "last_faults": faults[-5:],
+        "started": status.started or None,
+        "updated": status.updated or None,
+        "starts": status.starts,
+        "faults": status.faults if found else None,
+        "last_faults": status.last_faults,
         "damaged": damaged,
     }
+
+
+def _earlier(damaged: list[str], run: Path, last: dict[str, Any]) -> Status:
+    """The status of a run without status.json, from the last line of stats.jsonl and from ranks.json."""
+    known: dict[str, Any] = {"phase": last["phase"]} if isinstance(last.get("phase"), str) else {}
+    known["alpha"] = last["alpha"] if is_number(last.get("alpha"), 0, 1) else None
+    ranks = _read(damaged, lambda: status_file.read_ranks(run / "ranks.json"), [])
+    return Status(nimg=last.get("nimg", 0), starts=None, ranks=ranks, **known)
+
+
+def _rate(lines: list[dict[str, Any]]) -> float | None:
+    """The median of the last images per second."""
+    rates = [line["img_per_sec"] for line in lines[-5:] if is_number(line.get("img_per_sec"), 1e-6, MOST)]
+    return statistics.median(rates) if rates else None
 
 
 def _age(times: list[float], now: float) -> float | None:
@@ -131,21 +89,20 @@ def _age(times: list[float], now: float) -> float | None:
     return min((age for age in ages if age >= 0), default=0.0) if ages else None
 
 
-def _state(log: list[str], done: bool, silent: float | None, tick_sec: float) -> str:
-    said = [line.split(" ", 2)[-1] for line in log]
-    end = next((text for text in reversed(said) if not text.startswith("the checkpoint at ")), "")
-    if end.startswith("done") or (done and not end.startswith("error")):
+def _state(status: Status, end: int, silent: float | None, tick_sec: float) -> str:
+    """The state in words. A run that says "training" may have been killed since; so it counts as `silent` if its folder
+    has not changed for long."""
+    if status.state in STATES:
+        return STATES[status.state]
+    if not status.updated and end <= status.nimg:  # of an earlier version
         return "done"
-    for word, state in (("stopped", "stopped, to be continued"), ("error", "failed")):
-        if end.startswith(word):
-            return state
     if silent is None:
         return "not started"
     return "silent: killed, or hanging" if silent > SILENT * tick_sec + 60 else "training"
 
 
 def _read(damaged: list[str], read: Callable[[], _T], otherwise: _T) -> _T:
-    """What `read` gives; where it cannot, that is told in `damaged`."""
+    """What `read` gives, or `otherwise` if the file does not exist or cannot be used, which `damaged` then says."""
     try:
         return read()
     except FileNotFoundError:
@@ -153,31 +110,6 @@ def _read(damaged: list[str], read: Callable[[], _T], otherwise: _T) -> _T:
     except (OSError, UsageError) as error:
         damaged.append(printable(error))
         return otherwise
-
-
-def _ranks(path: Path) -> list[dict[str, Any]]:
-    """What `write` wrote of each rank. Raises OSError, and UsageError for anything else."""
-    remedy = "training writes it again at its next tick"
-    told = read_json(path, remedy)
-    ranks = told.get("ranks") if isinstance(told, dict) else None
-    if not isinstance(ranks, list) or not all(map(_is_rank, ranks)):
-        raise UsageError(f"{path} does not tell of ranks: {remedy}")
-    return ranks
-
-
-def _is_rank(rank: Any) -> bool:
-    return (
-        isinstance(rank, dict)
-        and isinstance(rank.get("host"), str)
-        and isinstance(rank.get("device"), str)
-        and isinstance(rank.get("pid"), int)
-        and all(_number(rank.get(key)) is not None for key in ("img_per_sec", "own_sec_per_img", "busy"))
-    )
-
-
-def _number(value: Any) -> float | None:
-    """`value`, if it is a number of 0 or more that can be reckoned with."""
-    return value if is_number(value, 0, 1e15) else None
 
 
 def render(facts: dict[str, Any]) -> str:
@@ -206,8 +138,10 @@ def render(facts: dict[str, Any]) -> str:
         where = f"{printable(rank['host'], 60)}:{rank['pid']} {printable(rank['device'], 20)}"
         speed = f"{rank['img_per_sec']:8.1f} img/s  busy {100 * rank['busy']:3.0f} %"
         out.append(f"rank {i:<6} {where:<28} {speed}{slow}")
-    out.append(f"starts      {facts['starts']}")
-    out.append(f"faults      {facts['faults']}" + (", the last of them:" if facts["faults"] else ""))
+    if facts["starts"] is not None:
+        out.append(f"starts      {facts['starts']}")
+    if facts["faults"] is not None:
+        out.append(f"faults      {facts['faults']}" + (", the last of them:" if facts["faults"] else ""))
     out += [f"  {printable(line)}" for line in facts["last_faults"]]
     return "\n".join([*out, *(f"damaged     {line}" for line in facts["damaged"])])
 

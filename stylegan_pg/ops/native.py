@@ -11,9 +11,9 @@ The environment variable STYLEGAN_PG_KERNELS has one of these values:
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from stylegan_pg.files import cache_folder
 from stylegan_pg.ops import build
 from stylegan_pg.ops.calls import BiasAct, Kernels
 from stylegan_pg.ops.recipes import RECIPES, BuildError, has_bf16_instructions
+
+log = logging.getLogger(__name__)
 
 MODES = ("auto", "cuda", "cpu", "reference", "strict")
 SUPPORTED = {
@@ -80,8 +82,7 @@ def _choose(device: str, mode_: str) -> Choice:
     except BuildError as error:
         if mode_ == "strict":
             raise RunError(f"no {device} kernels: {error} (STYLEGAN_PG_KERNELS=strict)") from None
-        if dist.is_main():
-            print(f"warning: plain PyTorch replaces the {device} kernels: {error}", file=sys.stderr)
+        log.warning(f"plain PyTorch replaces the {device} kernels: {error}")
         return Choice("reference", error.cause, log=error.log, remedy=error.remedy)
     return Choice(device, f"{built.origin}: {built.path}", built, kernels, str(built.path.parent / "build.log"))
 
@@ -145,10 +146,7 @@ def agree(device: str) -> str:
         missing = [i for i, n in enumerate(names) if n == "reference"]
         _kernels.cache_clear()
         _reference_reasons[device] = f"ranks {missing} have no kernels (rank {missing[0]}: {results[missing[0]][2]})"
-        if dist.is_main():
-            print(
-                f"warning: plain PyTorch replaces the {device} kernels: {_reference_reasons[device]}", file=sys.stderr
-            )
+        log.warning(f"plain PyTorch replaces the {device} kernels: {_reference_reasons[device]}")
         return "reference"
     return names[0]
 
@@ -254,8 +252,8 @@ def warn_no_kernel(operation: str, x: torch.Tensor) -> None:
     where = f"{operation} has no kernel for {x.dtype} {list(x.shape)} on {x.device.type}"
     if mode() == "strict":
         raise RunError(f"{where} (STYLEGAN_PG_KERNELS=strict)")
-    if operation not in _warned and dist.is_main():
-        print(f"warning: plain PyTorch is used instead: {where}", file=sys.stderr)
+    if operation not in _warned:
+        log.warning(f"plain PyTorch is used instead: {where}")
     _warned.add(operation)
 
 

@@ -9,6 +9,7 @@ memory of large results. Once nothing else refers to a block, the next result of
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -23,6 +24,8 @@ import torch
 from stylegan_pg.ops.operators import watched
 from stylegan_pg.ops.reference import layout_of
 
+log = logging.getLogger(__name__)
+
 MIN_BYTES = 2**22  # smaller blocks come from glibc's heap as fast, and are mostly still in the processor's caches
 VARIABLE = "STYLEGAN_PG_POOL_MIB"
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers and jobs
@@ -36,7 +39,7 @@ def default_limit() -> int:
     if text.isdecimal():
         return int(text) * 2**20
     if text:
-        print(f"warning: {VARIABLE}={text!r} is not a number of MiB and is ignored", file=sys.stderr)
+        log.warning(f"{VARIABLE}={text!r} is not a number of MiB and is ignored")
     memory = [2**34]
     with contextlib.suppress(AttributeError, OSError, ValueError):  # some systems lack sysconf or these names
         memory = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

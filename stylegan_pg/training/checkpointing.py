@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from stylegan_pg.checkpoint import checkpoint
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.config import CheckpointConfig
 from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.monitoring.logs import FILE_ONLY
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints:
     """Of one run, on all ranks; only rank 0 writes."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig, log: Callable[[str], None], warn: Callable[[str], None]):
-        """log: writes a line to the log alone; warn: shows it, too."""
-        self.folder, self.config, self.log, self.warn = folder, config, log, warn
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        self.folder, self.config = folder, config
         self.writer = checkpoint.Writer(folder, config.keep)
+        self.newest: int | None = None  # nimg of the last one that was written since the start
         self.failures = 0  # writes that have failed in a row
         self.failing = False  # too many have
 
@@ -36,13 +40,13 @@ class Checkpoints:
             return
         nimg, fault = outcome
         if not fault:
-            self.failures, self.failing = 0, False
-            self.log(written(nimg))
+            self.failures, self.failing, self.newest = 0, False, nimg
+            log.info(written(nimg), extra=FILE_ONLY)
             return
         self.failures += 1
         newest = next(iter(checkpoint.found(self.folder)), None)
-        self.warn(
-            f"warning: the checkpoint at {kimg(nimg)} kimg could not be written ({fault}); the last good one is "
+        log.warning(
+            f"the checkpoint at {kimg(nimg)} kimg could not be written ({fault}); the last good one is "
             f"{newest or 'none yet'} (failure {self.failures} of {self.config.max_failures})"
         )
         if self.failures >= self.config.max_failures or final:
@@ -51,7 +55,9 @@ class Checkpoints:
     def finish(self) -> None:
         """Wait for a checkpoint that is still being written, as when the run has failed meanwhile."""
         if outcome := self.writer.outcome(wait=True):
-            self.log(written(*outcome))
+            nimg, fault = outcome
+            self.newest = self.newest if fault else nimg
+            log.info(written(*outcome), extra=FILE_ONLY)
 
 
 def written(nimg: int, fault: str = "") -> str:

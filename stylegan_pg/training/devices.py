@@ -1,7 +1,7 @@
-"""The devices that a run has: joins the process group, sends batches, and chooses the engine that trains a network; the
-only module that imports accelerate.
+"""The devices that a run has: joins the process group, sends batches, and chooses the engine that trains a network.
 
-`dist` creates the process group, and accelerate and DeepSpeed adopt it.
+`dist` creates the process group, and accelerate and DeepSpeed adopt it. Only this module and monitoring/trackers.py
+import accelerate.
 """
 
 from __future__ import annotations

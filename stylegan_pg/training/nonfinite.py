@@ -6,6 +6,7 @@ state from which nothing but faults has followed are put aside before the run en
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,12 @@ from stylegan_pg.planning.advice import decider, r1_is_on
 from stylegan_pg.training.engine import Outcome
 from stylegan_pg.training.train_state import TrainState
 
+log = logging.getLogger(__name__)
+
 FORGIVEN = 0.01  # of a step that was left out, by each good one
 
 
-class Divergence:
+class SkippedSteps:
     """The account of a run whose checkpoints are in `folder`, and which may leave out `most` steps (what is forgiven
     does not count)."""
 
@@ -33,32 +36,30 @@ class Divergence:
         self.streak, self.since = 0, 0  # the last steps that all had faults, and nimg of the state that they began from
 
     @property
-    def is_new(self) -> bool:
+    def is_first(self) -> bool:
         """Whether the last step is the first one that was left out."""
         return self.streak == 1
 
-    def look(
-        self, state: TrainState, done: Outcome, nimg: int, say: Callable[[str], None], settle: Callable[[], object]
-    ) -> None:
+    def record(self, state: TrainState, done: Outcome, nimg: int, settle: Callable[[], object]) -> None:
         """Look at the step that began at nimg. A collective call; `settle` waits for what is still being written.
 
         Raises:
             RunError: with what to do.
         """
         for note in done.notes:
-            say(f"warning: {note}")
+            log.warning(note)
         skipped = state.running.skipped_lately
         if not done.faults:
             state.running.skipped_lately = max(skipped - FORGIVEN, 0.0)
             self.streak = 0
             return
         self.streak += 1
-        if self.is_new:
+        if self.is_first:
             self.since = nimg if done.began_bad else state.nimg
         state.running.skipped_lately = skipped = skipped + 1
         state.running.skipped += 1
-        told = f"the step at nimg {nimg} ({state.phase}) was left out: {'; '.join(done.faults)}"
-        say(f"warning: {told} ({math.ceil(skipped)} of at most {self.most})")
+        reason = f"the step at nimg {nimg} ({state.phase}) was left out: {'; '.join(done.faults)}"
+        log.warning(f"{reason} ({math.ceil(skipped)} of at most {self.most})")
         if skipped <= self.most:
             return
         settle()
@@ -71,7 +72,7 @@ class Divergence:
         else:
             how = "No good checkpoint is left (NAME.bad are none): run the same command with --restart, which begins"
         raise RunError(
-            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {told}. {how} "
+            f"training has diverged: more than train.max_skipped={self.most} steps were left out; {reason}. {how} "
             f"again with one or more of these: {advice}"
         )
 

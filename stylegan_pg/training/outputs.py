@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from stylegan_pg.training.inputs import inputs_at
 from stylegan_pg.training.train_state import TrainState
 from stylegan_pg.version import __version__
 
+log = logging.getLogger(__name__)
+
 
 class Outputs:
     """Of one run; the metrics are measured by all ranks, everything else is rank 0's, which has the reporter."""
@@ -39,10 +42,6 @@ class Outputs:
         self.config, self.index, self.state, self.metrics, self.reporter = config, index, state, metrics, reporter
         self.run = Path(config.run)
         self.lost: Callable[[], str] = str  # why its folder is not the run's any more
-
-    def say(self, message: str) -> None:
-        if self.reporter:
-            self.reporter.say(message)
 
     def due(self, before: int, *, last: bool) -> None:
         """Measure, draw and write what is due after the step that began at nimg `before`; `last` ends the run, whose
@@ -95,7 +94,7 @@ class Outputs:
             else:
                 images = torch.cat(list(images_of(p.G_ema, z, c, batch=max(1, min(16, len(z))), **how)))
         except (OSError, RunError) as error:
-            self.say(f"warning: no grid at {names.kimg(p.nimg)} kimg: {error}")
+            log.warning(f"no grid at {names.kimg(p.nimg)} kimg: {error}")
             return
         at = self.moment(self.run / "samples", ".png", self.config.output.grid_kimg)
         self.reporter.grid(f"fakes-{at}", p.nimg, images, columns)
@@ -104,7 +103,7 @@ class Outputs:
             try:
                 self.reporter.grid(name, p.nimg, read_batch(p.table, chosen), columns)
             except (OSError, RunError) as error:
-                self.say(f"warning: no grid of real images ({error}); training goes on")
+                log.warning(f"no grid of real images ({error}); training goes on")
 
     @torch.no_grad()
     def _changed(self, ordinals: list[int], z: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
@@ -122,10 +121,10 @@ class Outputs:
         except PeersLost:
             raise
         except Exception as error:  # also what a user's extractor raises, and want of memory
-            self.say(f"warning: {moment} are missing: {error or type(error).__name__}; training goes on")
+            log.warning(f"{moment} are missing: {error or type(error).__name__}; training goes on")
             return
         for reason in self.metrics.missing:
-            self.say(f"warning: {moment} are incomplete: {reason}; training goes on")
+            log.warning(f"{moment} are incomplete: {reason}; training goes on")
         if self.reporter and values:
             seconds, how = round(time.monotonic() - started, 1), self.config.metrics
             facts = {"resolution": p.current.resolution, "images": how.images, "seconds": seconds}
@@ -139,7 +138,7 @@ class Outputs:
             try:
                 best = self.metrics.is_best(self.run / "metrics.jsonl", values)
             except OSError as error:
-                self.say(f"warning: {moment} are kept, but cannot be compared with others ({error}); training goes on")
+                log.warning(f"{moment} are kept, but cannot be compared with others ({error}); training goes on")
                 return
             if best and self.snapshot(path):
                 self.reporter.link_best(path)
@@ -180,7 +179,7 @@ class Outputs:
             self._write(path)
             return True
         except OSError as error:
-            self.say(f"warning: the snapshot {path} could not be written ({error}); training goes on")
+            log.warning(f"the snapshot {path} could not be written ({error}); training goes on")
             return False
 
     def _conditions(self) -> dict[str, Any]:
@@ -205,4 +204,4 @@ class Outputs:
             "stylegan_pg": __version__,
         }
         save_snapshot(path, p.G_ema, description)
-        self.say(f"{names.kimg(p.nimg)} kimg: snapshot {path}")
+        log.info(f"{names.kimg(p.nimg)} kimg: snapshot {path}")

@@ -1,30 +1,36 @@
-"""Whether a checkpoint can be continued, with another configuration too, and what to say about the differences."""
+"""Whether a checkpoint can be continued, also with another configuration, and which differences are reported."""
 
 from __future__ import annotations
 
+import platform
 import sys
 from functools import partial
 from typing import Any
+
+import torch
 
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.config import Config
 from stylegan_pg.config.plain import flat, stored_keys, to_plain
 from stylegan_pg.config.schedule import Phase
 from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import check_arguments
+from stylegan_pg.ops.recipes import has_bf16_instructions
 from stylegan_pg.systems.base import System
 from stylegan_pg.systems.state import REMEDY, GANState, read_state
 from stylegan_pg.training.running import RunningState, stored_states
 from stylegan_pg.untrusted import finite_number, printable, whole_number
+from stylegan_pg.version import __version__
 
-# Another value here makes another network, or moves the phases that nimg is counted in.
+# Keys whose change makes another run: other networks, or other phases at the same nimg.
 FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "data.condition", "train.batch")
 FIXED += ("train.batch_at", "train.dtype")
-# Though they begin like these: another value goes on with the same networks, in other steps or other rounding.
+# Keys that begin like FIXED ones and may change: the networks are the same, the steps or the rounding differ.
 PRECISION = ("model.low_precision", "model.low_precision_at", "model.low_precision_resolutions")
 CHANGEABLE = (*PRECISION, "model.w_avg_beta")
-# Another value here changes nothing about what is computed.
+# Keys whose change has no effect on what is computed.
 FREE = (
     "run",
     "data.url",
@@ -82,8 +88,8 @@ def check_state(state: dict[str, Any], named: str, system: System | None = None)
         finite_number(pair[0], -FINITE, FINITE, f"{named}: the sum of {printable(name, 60)}", remedy)
         whole_number(pair[1], 0, 1 << 62, f"{named}: the count of {printable(name, 60)}", remedy)
     for bad in part("bad_samples", list):
-        told = isinstance(bad, list) and list(map(type, bad)) in _BAD_SAMPLES
-        if not told and not isinstance(bad, str):  # as they once were
+        is_entry = isinstance(bad, list) and list(map(type, bad)) in _BAD_SAMPLES
+        if not is_entry and not isinstance(bad, str):  # a text is the form of an earlier version
             raise UsageError(f"{named}: an entry of bad_samples is no damaged sample: {remedy}")
     environment = part("environment", dict)
     whole_number(environment.get("threads"), 1, MOST_THREADS, f"{named}: threads", remedy)
@@ -120,6 +126,20 @@ def running_state(state: dict[str, Any], config: Config) -> tuple[dict[str, Any]
     return training, system
 
 
+def environment(device: torch.device, kernels: str) -> dict[str, Any]:
+    """What bit-exact continuation depends on besides the checkpoint's state; `kernels`: as native.agree gave it."""
+    return {
+        "threads": torch.get_num_threads(),
+        "world": dist.world(),
+        "device": device.type,
+        "kernels": kernels,
+        "bf16": device.type != "cpu" or has_bf16_instructions(),  # False: computed in float32 and rounded
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "stylegan_pg": __version__,
+    }
+
+
 def compare(
     state: dict[str, Any],
     config: Config,
@@ -128,8 +148,12 @@ def compare(
     here: dict[str, Any],
     where: str = "",
 ) -> list[str]:
-    """What differs between the checkpoint's run and this one, for the log; `here` is Trainer.environment(), `where`
-    whose folder the checkpoint lies in, where that is not config.run.
+    """Return warnings for the log about what differs between the checkpoint's run and this one.
+
+    Args:
+        state: of the checkpoint, checked by check_state.
+        here: what `environment` gives for this process.
+        where: the folder in which the checkpoint lies, if it is not config.run.
 
     Raises:
         UsageError: if the difference makes it another run: other networks, other phases, other data.

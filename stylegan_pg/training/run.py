@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 from stylegan_pg import files
 from stylegan_pg.checkpoint.names import kimg
@@ -14,9 +15,12 @@ from stylegan_pg.data.storage.shard_reader import OPEN_CACHED_FILES, OPEN_FILES
 from stylegan_pg.distributed import consistency, launcher, stopping
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import DONE, TO_BE_CONTINUED, RunError, UsageError
+from stylegan_pg.monitoring import logs
 from stylegan_pg.systems.base import System
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -28,42 +32,57 @@ def run(
     remarks: Sequence[str] = (),
     system: System | None = None,
 ) -> int:
-    """Train to the end, or until asked to stop; `remarks` are told at the start, and `system` stands in
-    place of the one that the configuration names. Returns the exit code.
+    """Train to the end, or until the run is asked to stop.
 
-    With `must_resume` there has to be a checkpoint to continue from; with `restart` what is there is moved aside.
+    Args:
+        must_resume: fail unless there is a checkpoint to continue from.
+        restart: move what the run's folder holds aside and begin anew.
+        remarks: notes for the log.
+        system: what to train in place of the system that the configuration names.
+
+    Returns:
+        The exit code: errors.DONE or errors.TO_BE_CONTINUED.
 
     Raises:
         UsageError, RunError: as Trainer does.
     """
     # Libraries, connections to the other ranks, workers, and the shards that are kept open.
     files.allow_open_files(64 + 4 * launcher.place().world + 4 * config.data.workers + OPEN_FILES + OPEN_CACHED_FILES)
-    parallel = Devices(config)
-    failed, trainer = True, None
+    with logs.to_console():
+        parallel = Devices(config)
+        failed, trainer = True, None
+        try:
+            warnings = consistency.check(config, index.identity)
+            trainer = Trainer(config, index, parallel, system)
+            code = _train(trainer, must_resume=must_resume, restart=restart, warnings=warnings, remarks=remarks)
+            failed = False
+            return code
+        finally:
+            if trainer:
+                trainer.checkpoints.finish()
+                trainer.close()
+            dist.shutdown(failed=failed)
+            stopping.end()
+
+
+def _train(trainer: Trainer, **how: Any) -> int:
+    """Call `trainer.train(**how)`, and log how the run ended."""
     try:
-        warnings = consistency.check(config, index.identity)
-        trainer = Trainer(config, index, parallel, system)
-        code = trainer.train(must_resume=must_resume, restart=restart, warnings=warnings, remarks=remarks)
+        code = trainer.train(**how)
         if code == TO_BE_CONTINUED and any(dist.gather_objects(launcher.asked_to_stop())):
             launcher.ask_to_stop()
-        failed = False
+    except Exception as error:
         trainer.checkpoints.finish()
-        if dist.is_main():
-            done = "done" if code == DONE else "stopped; to continue, run the same command again"
-            told = f"{done}: {config.run} at {kimg(trainer.state.nimg)} kimg"
-            trainer.note(told)
-            print(told, file=sys.stderr)
-        return code
-    except (RunError, UsageError) as error:
-        if trainer:
-            trainer.checkpoints.finish()
-            trainer.note(f"error: {error}")  # the log's last line: `status` looks at it
+        expected = isinstance(error, (RunError, UsageError))
+        log.error(f"{'' if expected else type(error).__name__ + ': '}{error}", extra=logs.FILE_ONLY)  # shown elsewhere
+        trainer.status.update(state="failed", checkpoint=trainer.checkpoints.newest)
         raise
-    finally:
-        if trainer:
-            trainer.checkpoints.finish()
-        dist.shutdown(failed=failed)
-        stopping.end()
+    trainer.checkpoints.finish()
+    state = "done" if code == DONE else "stopped"
+    trainer.status.update(state=state, nimg=trainer.state.nimg, checkpoint=trainer.checkpoints.newest)
+    done = "done" if code == DONE else "stopped; to continue, run the same command again"
+    log.info(f"{done}: {trainer.config.run} at {kimg(trainer.state.nimg)} kimg")
+    return code
 
 
 def train(config: Config, *, system: System | None = None, resume: bool = False, restart: bool = False) -> int:

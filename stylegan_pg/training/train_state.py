@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +31,8 @@ from stylegan_pg.training.buffers import BufferMeans
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.micro_batches import MicroBatches
 from stylegan_pg.training.running import RunningState
+
+log = logging.getLogger(__name__)
 
 SIDES: tuple[Side, Side] = ("G", "D")
 
@@ -60,7 +62,7 @@ class TrainState:
         if self.condition:
             conditions_of(index, index.table(config.resolution), self.condition)  # says if images have none
         self.conditions: Conditions | None = None  # of the real images of the present phase
-        self.said: set[str] = set()  # notes of a kind that is told once
+        self.noted: set[str] = set()  # notes that are logged once
         self.nimg = 0  # real images shown to D
         self.phase: Phase | None = None
         half = self.model.low_precision == "fp16"
@@ -131,14 +133,14 @@ class TrainState:
                 self.system.trial(count, self.device, self.dtype)
 
         if fault := compilation.compile_system(self.system, trial):
-            self._say_once(f"train.compile: {self.current} cannot be compiled here and runs eagerly: {fault}")
+            self._note_once(f"train.compile: {self.current} cannot be compiled here and runs eagerly: {fault}")
         elif names := ", ".join(self.system.not_compiled()):
-            self._say_once(f"train.compile: what differentiates twice cannot be compiled and runs eagerly: {names}")
+            self._note_once(f"train.compile: what differentiates twice cannot be compiled and runs eagerly: {names}")
 
-    def _say_once(self, note: str) -> None:
-        if dist.is_main() and note not in self.said:
-            print(f"note: {note}", file=sys.stderr)
-        self.said.add(note)
+    def _note_once(self, note: str) -> None:
+        if note not in self.noted:
+            log.info(f"note: {note}")
+        self.noted.add(note)
 
     def _build(self, phase: Phase) -> None:
         self.table = self.index.table(phase.resolution)

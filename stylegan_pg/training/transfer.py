@@ -1,12 +1,13 @@
-"""Transfer learning: weights of another run as the start of a new one, and layers that stay as they were.
+"""Transfer learning (`init`): the weights of another run as the start of a new one.
 
-What has the same name and shape is taken over, so a network of another resolution takes the blocks that both have.
+Tensors with the same name and shape are taken over, so a network of another resolution takes the blocks that both have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from stylegan_pg.config.renamed import translated
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
+log = logging.getLogger(__name__)
+
 Weights = dict[str, dict[str, torch.Tensor]]
 # Keys of model.* that no layer's size depends on.
 _NO_SIZES = (
@@ -35,8 +38,11 @@ _NO_SIZES = (
 
 
 def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
-    """{"G", "D", "G_ema": state dict} of a checkpoint; a snapshot has no "D", and G_ema stands for G too. With them,
-    what the file's run had otherwise under model.*, as the end of a sentence, or "".
+    """Read the weights of a checkpoint or snapshot.
+
+    Returns:
+        {"G", "D", "G_ema": state dict}; of a snapshot without "D", and with G_ema's weights as "G". And how the keys
+        model.* of the file's run differ, as the end of a sentence, "" if they do not.
 
     Args:
         path: RUN/checkpoints/*.safetensors or RUN/snapshots/*.safetensors.
@@ -71,8 +77,8 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
                     f"init={path} holds no finite numbers in {printable(name, 80)}: take an earlier checkpoint of the "
                     "run, or a snapshot"
                 )
-    told = translated(then).get("model") if isinstance(then, dict) else None
-    then = told if isinstance(told, dict) else {}
+    stored = translated(then).get("model") if isinstance(then, dict) else None
+    then = stored if isinstance(stored, dict) else {}
     found = printable(found or then.get("name"), 40)
     if found != model.name:
         raise UsageError(f"init={path} holds {found} networks, model.name is {model.name}: take the same in both")
@@ -82,22 +88,25 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
 def _differences(then: dict[str, Any], model: ModelConfig) -> str:
     now = json.loads(json.dumps(dataclasses.asdict(model)))
     keys = [key for key in now if key in then and then[key] != now[key] and key not in _NO_SIZES]
-    told = ", ".join(f"model.{key}={printable(json.dumps(then[key]), 60)}" for key in keys)
-    return f": its run had {told}" if told else ""
+    values = ", ".join(f"model.{key}={printable(json.dumps(then[key]), 60)}" for key in keys)
+    return f": its run had {values}" if values else ""
 
 
-def account(nets: Mapping[str, nn.Module], new: Sequence[str], source: Weights, init: str, why: str) -> list[str]:
-    """How much of each network came from `init`, in numbers; a warning where that is less than half.
+def account(
+    nets: Mapping[str, nn.Module], new: Sequence[str], source: Weights, init: str, why: str
+) -> tuple[list[str], list[str]]:
+    """Return (lines, warnings) for the log: how many numbers of each network came from `init`, with a warning if these
+    are fewer than half.
 
     Args:
         nets: {"G": ..., "D": ...}.
-        new: the names, "G/..." and "D/...", of what `init` had nothing for.
-        source, why: what `read` gave.
+        new: the names, "G/..." and "D/...", of the parameters that `init` did not hold.
+        source, why: what `read` returned.
 
     Raises:
-        UsageError: if no layer of them came from there (single biases do not count).
+        UsageError: if no layer came from `init` (biases alone do not count).
     """
-    missing, lines, amounts, layers = set(new), [], [], 0
+    missing, lines, warnings, amounts, layers = set(new), [], [], [], 0
     for player, net in nets.items():
         everything = {f"{player}/{name}": p for name, p in net.named_parameters()}
         taken = [p for name, p in everything.items() if name not in missing]
@@ -107,25 +116,38 @@ def account(nets: Mapping[str, nn.Module], new: Sequence[str], source: Weights, 
         if player not in source:
             lines.append(f"note: {player} starts anew, as {init} is a snapshot: a checkpoint holds both networks")
         elif 2 * count < total:
-            lines.append(f"warning: {init} gave only {count} of the {total} numbers of {player}{why}")
+            warnings.append(f"{init} gave only {count} of the {total} numbers of {player}{why}")
     if not layers:
         raise UsageError(
             f"init={init} has no layer that fits this run's networks, so there is nothing to start from{why}; take its "
             "run's model.* keys, another file, or leave init= away"
         )
-    return [f"taken over from it: {', '.join(amounts)}", *lines]
+    return [f"taken over from it: {', '.join(amounts)}", *lines], warnings
 
 
-# The layers with inputs of the label behind others, and which dimension these are: where the label is embedded first,
-# and where it goes in as it is (ProGAN, MLP).
+def log_account(
+    nets: Mapping[str, nn.Module], new: Sequence[str], source: Weights, init: str, why: str, later: bool
+) -> None:
+    """Log what came from `init` and what did not; `later`: whether the networks will still grow. See `account`."""
+    lines, warnings = account(nets, new, source, init, why)
+    for line in [f"started from {init}; new: {', '.join(new) or 'nothing'}", *lines]:
+        log.info(line)
+    for warning in warnings:
+        log.warning(warning)
+    if names := unused(nets["G"], source["G"]):
+        log.info(f"not used of it: {', '.join(names)}{'; what grows later is drawn anew' if later else ''}")
+
+
+# Layers that take the label beside other inputs, and the dimension of their inputs: for networks that embed the label
+# first, and for those that do not (ProGAN, MLP).
 EMBEDDED = {"mapping.fc0.weight": 1}
 PLAIN = {"synthesis.b4.first.weight": 0, "synthesis.layers.0.weight": 1, "layers.0.weight": 1, "mapping.w_avg": 0}
 
 
 def adopt(net: Any, state: dict[str, torch.Tensor]) -> list[str]:
-    """Give `net` every tensor of `state` that fits; returns the names that stay as they were initialised.
+    """Copy every tensor of `state` that fits into `net`; return the names of those that keep their initialisation.
 
-    A generator that becomes conditional keeps what it computed: the label's inputs get zeros.
+    A generator that becomes conditional computes the same images as before, because the label's inputs get zeros.
     """
     new, ours = [], net.state_dict()
     embedding = ours.get("mapping.embed.bias")
@@ -143,20 +165,20 @@ def adopt(net: Any, state: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _with_labels(name: str, old: torch.Tensor, dim: int, labels: int) -> torch.Tensor:
-    """A layer's tensor with zeros for so many inputs more, which then does what it did."""
+    """A layer's tensor with zeros for `labels` further inputs, scaled so that the layer computes the same as before."""
     count, more = old.shape[dim], list(old.shape)
     more[dim] = labels
     gain = 1.0
     if name == "mapping.fc0.weight":
-        gain = math.sqrt((count + labels) / count)  # the equalised learning rate divides by it
+        gain = math.sqrt((count + labels) / count)  # because the equalised learning rate divides by this root
     elif name == "synthesis.b4.first.weight":
-        # It does so here as well, but the norm over latent and label multiplies by the same; what is left is the
-        # label's 1 beside the latent's squared length, of `count` on average.
+        # The equalised learning rate and the norm over latent and label cancel here. What remains is the label's 1
+        # beside the squared length of the latent, which is `count` on average.
         gain = math.sqrt((count + 1) / count)
     return torch.cat([old * gain, old.new_zeros(more)], dim)
 
 
 def unused(G: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
-    """The resolutions of a generator that `state` has and `G` has not: "b128" and so on, smallest first."""
+    """The resolutions of a generator that are in `state` and not in `G`, such as "b128", smallest first."""
     found = {name.split(".")[1] for name in state.keys() - G.state_dict().keys() if name.startswith("synthesis.b")}
     return sorted((name for name in found if name[1:].isdigit()), key=lambda name: int(name[1:]))

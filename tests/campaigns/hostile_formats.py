@@ -96,7 +96,7 @@ def configuration(base: Path) -> Reader:
 
 TINY = ["resolution=8", "growth.start=4", "growth.stable_kimg=0.016", "growth.fade_kimg=0.016", "train.batch=4"]
 TINY += ["train.device=cpu", "model.z_dim=4", "model.w_dim=4", "model.mapping_layers=2", "model.channel_base=32"]
-TINY += ["model.channel_max=4", "loss.r1_every=2", "loss.pl_every=2", "data.workers=0", "output.tensorboard=false"]
+TINY += ["model.channel_max=4", "loss.r1_every=2", "loss.pl_every=2", "data.workers=0", "output.trackers=[]"]
 TINY += ["output.grid_kimg=0", "output.tick_kimg=0.004"]
 
 
@@ -108,7 +108,8 @@ def trained(base: Path) -> tuple[Path, Path]:
             into(source, f"{i:02d}.png", picture(random.Random(i), "PNG"))
         pack(str(source), out, resolution=8, workers=0, progress=False)
         config = load_config(None, [*TINY, f"data.url={out}", f"run={run}", "train.total_kimg=0.008"])
-        Trainer(config, load_index(str(out)), Devices(config)).train()
+        with contextlib.closing(Trainer(config, load_index(str(out)), Devices(config))) as trainer:
+            trainer.train()
     return out, run
 
 
@@ -129,7 +130,8 @@ def checkpoints(base: Path) -> Reader:
             checkpoint.write(where, mutations.tensors(dice, tensors), state)
         else:
             checkpoint.write(where, tensors, mutations.tree(dice, state, marker))
-        Trainer(there, data, Devices(there)).train(must_resume=True)
+        with contextlib.closing(Trainer(there, data, Devices(there))) as trainer:
+            trainer.train(must_resume=True)
 
     return read
 

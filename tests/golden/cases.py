@@ -36,7 +36,7 @@ COMMON = {
     "output.grid_kimg": 0.032,
     "output.grid": "[2,2]",
     "output.snapshot_kimg": 0,
-    "output.tensorboard": "false",
+    "output.trackers": "[]",
     "checkpoint.every_kimg": 0.032,
     "checkpoint.keep": 1,
 }

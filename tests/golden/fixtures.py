@@ -53,7 +53,7 @@ BASE = {
     "output.grid_kimg": 0.032,
     "output.tick_kimg": 0.008,
     "output.snapshot_kimg": 0,
-    "output.tensorboard": "false",
+    "output.trackers": "[]",
     "checkpoint.every_kimg": 0.016,
     "checkpoint.keep": 1,
 }
@@ -94,20 +94,21 @@ def stopped(name: str, overrides: dict[str, Any], ranks: int, nimg: int, folder:
     arguments = ["train", "made.yml", *(f"{key}={value}" for key, value in values.items())]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     process = subprocess.Popen([sys.executable, *launcher, "-m", commands.PACKAGE, *arguments], cwd=folder)
-    log, facts = folder / f"run-{name}" / "stats.jsonl", folder / f"run-{name}" / "ranks.json"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") * 8 >= nimg):
+    file, status = folder / f"run-{name}" / "status.json", {}
+    while process.poll() is None and status.get("nimg", 0) < nimg:
         time.sleep(0.01)
-    os.kill(json.loads(facts.read_text())["ranks"][0]["pid"], signal.SIGTERM)
+        status = json.loads(file.read_text()) if file.exists() else {}
+    os.kill(status["ranks"][0]["pid"], signal.SIGTERM)
     process.wait()
 
 
 def clean(run: Path) -> None:
     """Remove the name of the machine from the files of a run."""
     (run / ".lock").unlink()
-    facts = json.loads((run / "ranks.json").read_text())
-    for number, rank in enumerate(facts["ranks"]):
+    status = json.loads((run / "status.json").read_text())
+    for number, rank in enumerate(status["ranks"]):
         rank |= {"host": "host", "pid": 1000 + number}
-    (run / "ranks.json").write_text(json.dumps(facts))
+    (run / "status.json").write_text(json.dumps(status))
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""The commands `sample` and `metrics`, which use snapshots. Each imports what it needs inside its function, so that
+`--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+log = logging.getLogger(__name__)
+
+_CHOSEN = "A snapshot, RUN/snapshots/*.safetensors, or RUN for its best one by its metrics, else its newest"
+
+
+def _chosen(path: Path) -> Path:
+    """The snapshot that a path means. If that is a run's folder, a line on the console says which one is taken."""
+    from stylegan_pg.checkpoint.names import meant_snapshot
+
+    path, remark = meant_snapshot(path)
+    if remark:
+        log.info(remark)
+    return path
+
+
+def sample(
+    snapshot: Annotated[Path, typer.Argument(help=f"{_CHOSEN}.")],
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder for the pictures; by default NAME-pictures beside the snapshot.")
+    ] = None,
+    seeds: Annotated[
+        Optional[str],
+        typer.Option("--seeds", "--seed", help="For example 5 or 1,5,9; 0-63 by default, 0-7 for a class grid."),
+    ] = None,
+    psi: Annotated[float, typer.Option(help="Truncation: 1 for none, 0 for the mean image.")] = 0.7,
+    cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,
+    labels: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Of conditional ones: names of classes first (cat,dog); #3 or index:3 is a place, counted from 0, "
+            "#1-3 are several; plain numbers are places too where no class has another number for a name. Seeds and "
+            "labels are paired; the shorter list is repeated."
+        ),
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
+    class_grid: Annotated[
+        bool, typer.Option("--class-grid", help="One picture: a row for each class, a column for each seed.")
+    ] = False,
+    columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,
+    interpolate: Annotated[int, typer.Option(min=0, help="Frames from each seed to the next, as a strip.")] = 0,
+    noise: Annotated[str, typer.Option(help="const, random or none.")] = "const",
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Write images that a snapshot generates."""
+    from stylegan_pg.inference.sampling import sample as write_samples
+
+    for line in write_samples(
+        _chosen(snapshot),
+        out,
+        seeds=seeds,
+        psi=psi,
+        cutoff=cutoff,
+        labels=labels,
+        grid=grid,
+        class_grid=class_grid,
+        columns=columns,
+        interpolate=interpolate,
+        noise=noise,
+        batch=batch,
+        device=device,
+    ):
+        print(line)
+
+
+def metrics(
+    snapshot: Annotated[Path, typer.Argument(help=f"{_CHOSEN}; or a packed dataset of its images.")],
+    data: Annotated[
+        Optional[str], typer.Option(help="Packed dataset to compare with; by default the one that the run trains on.")
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Names, separated by commas, such as fid50k_full,kid50k_full,pr50k3_full,is50k,swd.")
+    ] = "swd",
+    images: Annotated[
+        Optional[int], typer.Option(min=1, help="How many, for swd and ms_ssim (8192 and 10000 pairs by default).")
+    ] = None,
+    psi: Annotated[str, typer.Option(help="Truncation, or FROM:TO:STEP; 1, none, is the convention.")] = "1",
+    weights: Annotated[
+        Optional[list[Path]], typer.Option(help="Of Inception, VGG16 or LPIPS; recognised by content, repeat for more.")
+    ] = None,
+    extractor: Annotated[
+        str, typer.Option(help="Instead of Inception and VGG16: pixels, or package.module:function.")
+    ] = "",
+    precision: Annotated[str, typer.Option(help="Of the feature networks: fp32 or bf16.")] = "fp32",
+    per_class: Annotated[bool, typer.Option("--per-class", help="Each class on its own.")] = False,
+    neighbours: Annotated[int, typer.Option(min=0, help="Show so many samples beside their nearest real images.")] = 0,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder for pictures; by default NAME-metrics beside the snapshot.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    seed: Annotated[
+        str, typer.Option("--seed", "--seeds", help="One number: of latents and of the choice of real images.")
+    ] = "0",
+    cache: Annotated[bool, typer.Option(help="Keep what is computed of real images.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure a snapshot against a dataset; prints one JSON object for each psi and class.
+
+    If some metrics cannot be measured, the others are printed first, then the reasons, with exit code 1 or 2. Under
+    torchrun the work is divided among the processes.
+    """
+    import json
+
+    from stylegan_pg.checkpoint.snapshot import choose_device
+    from stylegan_pg.distributed import process_group as dist
+    from stylegan_pg.metrics.base import Settings
+    from stylegan_pg.metrics.command import evaluate_snapshot, is_dataset, parse_seed
+
+    kind, number, files = choose_device(device).type, parse_seed(seed), tuple(map(str, weights or ()))
+    target, failed = dist.init(kind), True
+    try:
+        tools = Settings(target, files, extractor, precision, batch=batch, seed=number, cache=cache)
+        for result in evaluate_snapshot(
+            snapshot if is_dataset(snapshot) else _chosen(snapshot),
+            data,
+            names=metrics.split(","),
+            images=images,
+            psi=psi,
+            per_class=per_class,
+            neighbours=neighbours,
+            out=out,
+            settings=tools,
+        ):
+            if dist.is_main():
+                print(json.dumps(result), flush=True)
+        failed = False
+    finally:
+        dist.shutdown(failed=failed)
