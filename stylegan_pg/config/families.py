@@ -91,7 +91,7 @@ def is_default(base: type, key: str, value: Any) -> bool:
 def announce(named: str, keys: tuple[str, ...], chosen: str) -> None:
     """Log, once in a process, that keys of other classes are left out."""
     verb, it = ("are", "them") if len(keys) > 1 else ("is", "it")
-    log.warning("note: %s: %s %s left out, because %s does not read %s", named, ", ".join(keys), verb, chosen, it)
+    log.info("note: %s: %s %s left out, because %s does not read %s", named, ", ".join(keys), verb, chosen, it)
 
 
 class Resolved(NamedTuple):
