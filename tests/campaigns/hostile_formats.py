@@ -6,6 +6,7 @@ leave the marker, and reads it as the program does. Those of data are in hostile
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
