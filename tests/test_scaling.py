@@ -77,7 +77,7 @@ def test_devices_without_work():
     made = [step(config, phase, COST, n, 1e12, Link()) for n in (1, 2, 4)]
     assert [s.share for s in made] == [8, 4, 4]
     text = table(made, phase, Link())
-    assert "occupies 2 devices" in text[-1]
+    assert "occupies at most 2 devices" in text[-1]
     assert len(text) == 1 + 1 + 3 + 1
     assert text[2].split()[-1] == "100%"
 

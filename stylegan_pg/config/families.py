@@ -13,7 +13,16 @@ import types
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from stylegan_pg.config import AUGMENTATIONS, MODELS, TERMS, AugmentConfig, Config, ModelConfig, TermConfig
+from stylegan_pg.config import (
+    AUGMENTATIONS,
+    MODELS,
+    TERMS,
+    AugmentConfig,
+    Config,
+    ModelConfig,
+    StyleGAN2Config,
+    TermConfig,
+)
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
@@ -30,8 +39,8 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[type, Family] = {
-    ModelConfig: Family("name", MODELS, "stylegan2"),
-    AugmentConfig: Family("mode", AUGMENTATIONS, "none"),
+    ModelConfig: Family("name", MODELS, StyleGAN2Config.name),
+    AugmentConfig: Family("mode", AUGMENTATIONS, AugmentConfig.mode),
     TermConfig: Family("name", TERMS, ""),
 }
 SECTIONS: dict[str, type] = {"model": ModelConfig, "augment": AugmentConfig}  # of Config

@@ -1,7 +1,7 @@
 """The schedule: pure functions of nimg, the number of real images shown to the discriminator.
 
-Every answer follows from the configuration and nimg alone, so that a run can be continued, or split among other
-machines, without asking what happened before.
+Every result follows from the configuration and nimg alone, so a run can be continued, also on other machines, without
+knowing its past.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stylegan_pg.config import Config, GrowingConfig, TermConfig
+from stylegan_pg.config import Config, GrowingConfig, ProGANConfig, TermConfig
 from stylegan_pg.errors import UsageError
 
 T = TypeVar("T")
@@ -32,9 +32,9 @@ class Phase:
     micro_batch: int  # images per pass of a device, a multiple of mbstd_group; 0: the device's whole share
     g_lr: float
     d_lr: float
-    fade_length: int  # images over which alpha rises from 0 to 1, also where total_kimg cuts the phase short
-    size: tuple[int, int]  # of a picture: rows, columns
-    optimizer: str  # what becomes of Adam's moments on entering: reset, or carry (over by name)
+    fade_length: int  # images over which alpha rises from 0 to 1, also if total_kimg ends the phase earlier
+    size: tuple[int, int]  # rows and columns of a picture
+    optimizer: str  # Adam's moments at the start of the phase: reset, or carry over by name
 
     def step(self, nimg: int) -> int:
         """Index of the training step within the phase."""
@@ -49,19 +49,19 @@ class Phase:
 
 
 def at(resolution: int, table: Mapping[int, T], default: T) -> T:
-    """The value for a resolution: its own, or the default."""
+    """The value for a resolution: its entry in the table, or the default."""
     return table.get(resolution, default)
 
 
 def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a picture at a resolution, from `base`, those at resolution 4: [4, 6] and 1024 give
-    (1024, 1536)."""
+    """Rows and columns of a picture at a resolution; `base` are those at resolution 4. A base of [4, 6] gives
+    (1024, 1536) at 1024."""
     return base[0] * resolution // 4, base[1] * resolution // 4
 
 
 def term_weight(term: TermConfig, resolution: int, nimg: int) -> float:
-    """Weight of a regularisation term: of the last kimg in `weight_from` that has been reached, else the
-    resolution's, else the term's one."""
+    """Weight of a regularisation term: the entry of the last kimg in `weight_from` that has been reached, otherwise the
+    resolution's entry in `weight_at`, otherwise `weight`."""
     reached = [kimg for kimg in term.weight_from if nimg >= kimg * 1000]
     return term.weight_from[max(reached)] if reached else at(resolution, term.weight_at, term.weight)
 
@@ -75,10 +75,11 @@ def phases(config: Config) -> list[Phase]:
     """All phases of a run, back to back from nimg 0; each lasts a whole number of batches (rounded up).
 
     Growth starts with a stable phase; each doubling is a fade and a stable phase, and the last one runs until
-    `train.total_kimg`. Phases behind that are left out, and one that it falls into ends there.
+    `train.total_kimg`. A phase that begins before this total and would end after it ends there; later phases are left
+    out.
 
     Raises:
-        UsageError: if a micro-batch cannot hold one minibatch-stddev group, or nothing is left to train.
+        UsageError: if a micro-batch is smaller than one minibatch-stddev group, or no phase has a length.
     """
     if config.growth.schedule == "auto":
         config = automatic(config)
@@ -133,8 +134,8 @@ def phases(config: Config) -> list[Phase]:
 
 
 def shortfall(config: Config) -> str:
-    """What train.total_kimg (or phases without a length) keeps a run from: the resolution or the end of the fade that
-    it does not get to, and the total that would do. "" where it ends with whole networks of `resolution`."""
+    """A message if train.total_kimg, or phases without a length, end a run before `resolution` or the end of its fade.
+    It names the total that is needed. "" if the run ends with whole networks of `resolution`."""
     last = phases(config)[-1]
     if last.resolution == config.resolution and last.alpha(last.end) >= 1:
         return ""
@@ -152,28 +153,29 @@ def shortfall(config: Config) -> str:
 
 
 def automatic(config: Config) -> Config:
-    """The configuration with the schedule written into its tables, from (resolution, total_kimg, growth.devices);
-    entries that the tables have already stay, and `growth.schedule` becomes "tables".
+    """The configuration with the automatic schedule written into its tables. The schedule follows from (resolution,
+    total_kimg, growth.devices). Entries that the tables have already are kept, and `growth.schedule` becomes "tables".
 
-    The rules continue what was published for 1 to 8 devices (Karras et al. 2018, appendix A.1; 2019, appendix C).
-    Fades and stable phases all have one length; with its own fade the last resolution gets five of them, or all that
-    is left where `growth.stable_kimg` and `fade_kimg` are the limit: ProGAN's 12,000 kimg to 1024x1024 are twenty
-    stretches of 600, and StyleGAN's 25,000 have the same 600.
-    A batch is 2048 / resolution images, so that a step costs about the same everywhere; at most 128 a device and 512
-    in all; and at least one minibatch-stddev group (4 images without) for every device, since it is dealt out in
-    whole groups. For eight devices: 512, 256, 128, 64, 32, 32, ...
-    `optim.g_lr` and `d_lr` go with these 2048 / resolution images. Where the batch is k times as large, the rate is
-    sqrt(k) times as high, rounded up to halves, but not above the published maximum of 0.003.
-    A micro-batch is what takes the memory of four images at 1024x1024 with channel_base 32768, published for devices
-    of 16 GB. Channels halve where the side doubles, so memory grows with the side, not with the area.
+    The rules extend the published schedules for 1 to 8 devices (Karras et al. 2018, appendix A.1; 2019, appendix C).
+
+    - Fades and stable phases all have the same length. The last resolution, including its fade, lasts five times as
+      long, or longer if `growth.stable_kimg` and `fade_kimg` limit the length. ProGAN's 12,000 kimg to 1024x1024 are
+      twenty times 600, and StyleGAN's 25,000 have the same 600.
+    - A batch has 2048 / resolution images, so that the cost of a step is about the same at all resolutions. It has at
+      most 128 images per device and 512 in all, and at least one minibatch-stddev group (without minibatch stddev, 4
+      images) per device, because it is divided in whole groups. For eight devices: 512, 256, 128, 64, 32, 32, ...
+    - `optim.g_lr` and `d_lr` belong to these 2048 / resolution images. With a batch that is k times as large, the rate
+      is sqrt(k) times as high, rounded up to halves, but not above the published maximum of 0.003.
+    - A micro-batch needs the memory of four images at 1024x1024 with channel_base 32768, which is published for devices
+      of 16 GB. The number of channels halves when the side doubles, so memory grows with the side, not with the area.
 
     Raises:
-        UsageError: where a phase would last less than eight steps.
+        UsageError: if a phase would last less than eight steps.
     """
     growth, train, optim, model = config.growth, config.train, config.optim, config.model
     assert train.total_kimg is not None, "checks.check ensures it"
     assert isinstance(model, GrowingConfig), "as above"
-    start = growth.start or min(4 if model.name == "progan" else 8, config.resolution)
+    start = growth.start or min(4 if isinstance(model, ProGANConfig) else 8, config.resolution)
     resolutions = [start << i for i in range((config.resolution // start).bit_length())]
     stretch = train.total_kimg / (2 * len(resolutions) + 2)
     stable, fade = min(growth.stable_kimg, stretch), min(growth.fade_kimg, stretch)
@@ -212,13 +214,13 @@ def automatic(config: Config) -> Config:
 
 
 def phase_at(plan: list[Phase], nimg: int) -> Phase:
-    """The phase that nimg falls into; the last one at and behind the end."""
+    """The phase that contains nimg; at the end of the run and after it, the last phase."""
     return next((p for p in plan if nimg < p.end), plan[-1])
 
 
 def ema_beta(batch: int, nimg: int, kimg: float, rampup: float | None) -> float:
-    """Decay per step for a half-life of `kimg` thousand images, or of the share `rampup` of those seen if less
-    (numerics: 0.5^(batch / min(ema_nimg, nimg * rampup)))."""
+    """Decay per step of the weights' moving average, 0.5^(batch / half-life). The half-life is `kimg` thousand images,
+    or the share `rampup` of the nimg images seen if that is less."""
     half_life = kimg * 1000
     if rampup is not None:
         half_life = min(half_life, nimg * rampup)
@@ -226,7 +228,8 @@ def ema_beta(batch: int, nimg: int, kimg: float, rampup: float | None) -> float:
 
 
 def crossed(every_kimg: float, before: int, after: int) -> bool:
-    """Whether a multiple of every_kimg thousand images (one image at least) lies in (before, after]; never for 0."""
+    """Whether a multiple of every_kimg thousand images (rounded to at least one image) lies in (before, after]; never
+    if every_kimg is 0."""
     every = max(round(every_kimg * 1000), 1) if every_kimg > 0 else 0
     return every > 0 and after // every > before // every
 
@@ -238,11 +241,11 @@ def lazy_ratio(intervals: list[int]) -> float:
 
 
 def deal(batch: int, group: int, parts: int) -> list[list[int]]:
-    """Indices of a batch dealt out to `parts` ranks or micro-batches in whole minibatch-stddev groups.
+    """Divide the indices of a batch among `parts` ranks or micro-batches, in whole minibatch-stddev groups.
 
     Group m of the batch is {m, m + batch/group, m + 2 batch/group, ...}; part k takes the groups k, k + parts, ...,
-    ordered such that the part's own groups are these very groups. Where parts divides batch/group this is the
-    strided slice k::parts. Parts beyond the number of groups stay empty.
+    ordered such that the groups within the part are these groups. If parts divides batch/group, this is the
+    strided slice k::parts. Parts beyond the number of groups are empty.
     """
     groups = batch // group
     return [[g * groups + m for g in range(group) for m in range(part, groups, parts)] for part in range(parts)]

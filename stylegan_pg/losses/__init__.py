@@ -1,4 +1,4 @@
-"""What G and D minimise: objectives of D's scores, and regularisation terms."""
+"""Losses of G and D: objectives, which are functions of D's scores, and regularisation terms."""
 
 from stylegan_pg.losses.objectives import OBJECTIVES, Objective, per_image, scores_of
 from stylegan_pg.losses.terms import TERMS, DInputs, GInputs, Term

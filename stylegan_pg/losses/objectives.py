@@ -1,4 +1,4 @@
-"""Objectives: pairs of functions of D's scores, one value per score, which G and D minimise."""
+"""Objectives: pairs of functions of D's scores, with one value per score, that G and D minimise."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def logistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
 
 def saturating_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-    """log(1 - sigmoid(D(G(z)))), G's side of the same minimax game (Goodfellow et al. 2014, equation 1)."""
+    """log(1 - sigmoid(D(G(z)))), the generator loss of the minimax game (Goodfellow et al. 2014, equation 1)."""
     return -F.softplus(fake)
 
 
 def wgan_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-    """-D(G(z)) (Arjovsky et al. 2017, algorithm 1); also G's side of the hinge loss."""
+    """-D(G(z)) (Arjovsky et al. 2017, algorithm 1); also the generator loss of the hinge objective."""
     return -fake
 
 
 def wgan_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """D(G(z)) - D(x); D is kept Lipschitz by a gradient penalty or by loss.d_clip (as above)."""
+    """D(G(z)) - D(x) (Arjovsky et al. 2017, algorithm 1); a gradient penalty or loss.d_clip keeps D Lipschitz."""
     return fake - real
 
 
@@ -55,25 +55,28 @@ def relativistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torc
     """softplus(D(x) - D(G(z))) of the i-th generated with the i-th real image (Jolicoeur-Martineau 2019, RSGAN;
     Huang et al. 2024, R3GAN)."""
     if real is None:
-        raise ValueError("the relativistic loss of G needs D's scores of real images")
+        raise ValueError("the relativistic generator loss needs D's scores of real images")
     return F.softplus(real - fake)
 
 
 def relativistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """softplus(D(G(z)) - D(x)), paired as G's side is."""
+    """softplus(D(G(z)) - D(x)) of the i-th generated with the i-th real image, as in relativistic_g."""
     return F.softplus(fake - real)
 
 
 def scores_of(output: Any) -> list[torch.Tensor]:
-    """The scores in what a discriminator returns: one tensor [N, ...], several of them (at several scales), or a named
-    tuple whose field `scores` is one of these."""
+    """The scores in a discriminator's output, as a list. The output is a tensor [N, ...], several of them (at several
+    scales), or a named tuple whose field `scores` is one of these."""
     scores = getattr(output, "scores", output)
     return list(scores) if isinstance(scores, (list, tuple)) else [scores]
 
 
 def per_image(function: Callable[..., torch.Tensor], *outputs: Any) -> torch.Tensor:
-    """A function of single scores, applied to each score of the discriminators' `outputs` -> its mean for each image
-    [N]. Several tensors of scores count alike, whatever their sizes; `outputs` may be None, which is passed on."""
+    """Apply a function of scores to each score in the discriminators' `outputs`; returns its mean for each image [N].
+
+    If there are several tensors of scores, each of them has the same weight, whatever its size. An output of None is
+    passed to the function as None.
+    """
     lists = [scores_of(output) for output in outputs if output is not None]
     values = []
     for some in zip(*lists, strict=True):
@@ -84,9 +87,10 @@ def per_image(function: Callable[..., torch.Tensor], *outputs: Any) -> torch.Ten
 
 
 class Objective(NamedTuple):
-    """What the two sides minimise, elementwise in the scores: g(D(G(z)), D(x)) and d(D(x), D(G(z))).
+    """The losses of both sides, elementwise in the scores: g(D(G(z)), D(x)) and d(D(x), D(G(z))).
 
-    `paired` says that g looks at D(x), the scores of as many real images; otherwise it may be given None."""
+    If `paired`, g needs D(x), the scores of as many real images; otherwise D(x) may be None.
+    """
 
     g: Callable[..., torch.Tensor]
     d: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -1,8 +1,8 @@
-"""Regularisation terms: pure functions of networks and tensors, one value per sample.
+"""Regularisation terms: pure functions of networks and tensors that return one value per image.
 
-A term is anything that is added to the loss of a side besides its objective, at every step or lazily (Karras et al.
-2020, appendix B). The engine sums the values over its share of the batch and divides by the global batch, so nothing
-here knows how a batch was dealt out.
+A term is added to the objective of G or D, at every step or lazily (Karras et al. 2020, appendix B). The engine sums
+the values over its share of the batch and divides by the global batch, so a term does not depend on how a batch is
+divided among ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DRAGAN_NOISE = 0.25  # standard deviation, in images of [-1, 1]
 
 
 def total(output: Any) -> torch.Tensor:
-    """The sum over images of what D makes of them: its score, or the mean of its scores."""
+    """The sum over images of D's score, or of the mean of its scores if it has several per image."""
     scores = scores_of(output)
     plain = len(scores) == 1 and scores[0].numel() == len(scores[0])
     return scores[0].sum() if plain else per_image(_same, output).sum()
@@ -63,11 +63,11 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) ->
 
 @dataclass
 class DInputs:
-    """What a term on D sees of one micro-batch. `D(images, c)` has augmentation and the fade's alpha bound.
+    """The inputs of a term on D for one micro-batch. `D(images, c)` applies augmentation and the fade's alpha.
 
-    real, fake [N, C, H, W]: this step's images, detached; c, c_fake [N, classes]: their labels, None without any;
-    u [N], uniform in [0, 1), and noise [N, C, H, W], N(0, 1), drawn by sample. What is not in a term's `needs` may be
-    None.
+    real, fake [N, C, H, W]: this step's images, detached; c, c_fake [N, c_dim]: their conditions, None without any;
+    u [N], uniform in [0, 1), and noise [N, C, H, W], N(0, 1), drawn for each image by itself. Inputs that are not in
+    the term's `needs` may be None.
     """
 
     D: Callable[[torch.Tensor, torch.Tensor | None], Any]
@@ -81,8 +81,11 @@ class DInputs:
 
 @dataclass
 class GInputs:
-    """What a term on G sees of one micro-batch. `synthesis(ws)` has alpha and noise bound; `noise` is per-sample
-    N(0, 1) of the images' shape; `state` holds the running means that belong to the checkpoint."""
+    """The inputs of a term on G for one micro-batch. `synthesis(ws)` applies the fade's alpha and per-pixel noise.
+
+    ws [N, num_ws, w_dim]; noise: N(0, 1) of the images' shape, drawn for each image by itself; state: the running means
+    of terms by name, which are part of a checkpoint.
+    """
 
     synthesis: Callable[[torch.Tensor], torch.Tensor]
     ws: torch.Tensor
@@ -110,8 +113,8 @@ def gradient_penalty_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch
     """(|grad D| - target)^2 / target^2 at u x + (1 - u) G(z), with the real image's label (Gulrajani et al. 2017,
     equation 3, lambda being the weight).
 
-    That text has the target 1, where the division changes nothing. With it the penalty is the relative deviation from
-    the target, so that a weight means the same at any.
+    In that text the target is 1, and the division has no effect. Because of it the penalty is the relative deviation
+    from the target, so that a weight has the same meaning for every target.
     """
     assert x.fake is not None
     assert x.u is not None
@@ -121,16 +124,16 @@ def gradient_penalty_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch
 
 
 def drift_term(scores_real: Any, scores_fake: Any) -> dict[str, torch.Tensor]:
-    """D(x)^2, which keeps D's scores near zero (Karras et al. 2018, appendix A.1); the mean of it where D gives an
-    image several scores."""
+    """D(x)^2, which keeps D's scores near zero (Karras et al. 2018, appendix A.1); its mean if D returns several scores
+    per image."""
     return {"loss": per_image(torch.square, scores_real)}
 
 
 def dragan_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
     """(|grad D| - target)^2 at x + 0.25 N(0, 1) (Kodali et al. 2017, section 2.3, lambda being the weight).
 
-    The noise has a fixed scale, as the paper's N(0, cI) has, and not one that follows from the batch, which would make
-    the penalty depend on how the batch is dealt out: half the standard deviation of typical images in [-1, 1], 0.5.
+    The noise has a fixed scale, as the paper's N(0, cI), half of 0.5, the standard deviation of typical images in
+    [-1, 1]. A scale computed from the batch would make the penalty depend on how the batch is divided.
     """
     assert x.noise is not None
     near = (x.real.detach() + DRAGAN_NOISE * x.noise).requires_grad_(True)
@@ -139,9 +142,10 @@ def dragan_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def path_length_term(x: GInputs) -> dict[str, torch.Tensor]:
-    """(length - running mean)^2; the mean is the one from before this step, so that it is the same for all ranks.
+    """(length - running mean)^2 (Karras et al. 2020, section 3.2). The mean is that before this step, so that it is the
+    same on all ranks.
 
-    Where the mapping has nothing to learn, the ws come without a graph: what is learned is in the synthesis alone.
+    If the mapping has no parameters, the ws have no graph, and only the synthesis network is regularised.
     """
     h, w = x.noise.shape[2:]
     ws = x.ws if x.ws.requires_grad else x.ws.detach().requires_grad_(True)

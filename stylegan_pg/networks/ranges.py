@@ -11,6 +11,9 @@ import math
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
+from stylegan_pg.config import StyleGAN2Config
+from stylegan_pg.config.fields import choices_of
+from stylegan_pg.networks.form import LOW_PRECISION
 from stylegan_pg.untrusted import is_number
 
 P = ParamSpec("P")
@@ -70,8 +73,8 @@ RANGES: dict[str, Range] = {
     "fade": _FLAG,
     "use_noise": _FLAG,
     "conv_clamp": (lambda v: v is None or (is_number(v, 0, 1e30) and v > 0), "a number above 0, or null"),
-    "architecture": _one_of("skip", "resnet", "orig"),
-    "low_precision": _one_of("fp32", "bf16", "fp16"),
+    "architecture": _one_of(*choices_of(StyleGAN2Config, "g_architecture")),
+    "low_precision": _one_of(*LOW_PRECISION),
     "low_precision_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),
     "resample_filter": (_are_taps, f"1 to {MOST_TAPS} finite numbers whose sum is not 0"),
 }

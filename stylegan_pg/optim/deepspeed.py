@@ -1,4 +1,4 @@
-"""DeepSpeed, which keeps Adam's moments in shards (ZeRO): the only module that imports it."""
+"""Optimizer steps by DeepSpeed, which shards Adam's moments over the ranks (ZeRO). No other module imports it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from stylegan_pg.optim.optimizer_step import NetworkOptimizer, norms, unscale
 
 
 def import_deepspeed(device: torch.device) -> None:
-    """
+    """Import DeepSpeed for a type of device.
+
     Raises:
-        UsageError: where it is not installed.
+        UsageError: if it is not installed.
     """
     os.environ["DS_ACCELERATOR"] = device.type
-    os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed demands of a single process too
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it even of a single process
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         import deepspeed
@@ -34,14 +35,14 @@ def import_deepspeed(device: torch.device) -> None:
     deepspeed.utils.logger.setLevel(logging.WARNING)
 
 
-class HandOver(nn.Module):
-    """All that DeepSpeed gets to see of a network: its parameters as flat vectors, and a loss whose gradients are the
-    ones that are handed over.
+class GradientProxy(nn.Module):
+    """The module that DeepSpeed's engine trains in place of a network: it has the network's parameters as flat vectors,
+    and a loss whose gradients are given gradients.
 
-    So every forward and backward pass of its engine is of one plain form, reaches every parameter in the same order on
-    all ranks and comes once per step; what its engine does not survive (forwards outside of it, passes that
-    differentiate twice, unfrozen neighbours, unequal numbers of passes on the ranks, 0-dimensional and channels-last
-    parameters) never comes near it.
+    Each step of the engine is therefore one plain forward and backward pass, which reaches all parameters in the same
+    order on all ranks. The engine never meets what it does not support: forward passes outside of it, second
+    derivatives, parameters that are frozen for a while, different numbers of passes on the ranks, 0-dimensional
+    parameters and those in channels_last.
     """
 
     def __init__(self, vectors: list[nn.Parameter]):
@@ -49,14 +50,15 @@ class HandOver(nn.Module):
         self.vectors = nn.ParameterList(vectors)
 
     def forward(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """Gradients [n] of each vector -> a scalar whose value does not matter."""
+        """Gradients [n] of each vector -> a scalar, of which only the gradients matter."""
         return torch.stack([v.dot(g) for v, g in zip(self.vectors, gradients, strict=True)]).sum()
 
 
 class DeepSpeedOptimizer(NetworkOptimizer):
-    """The same by DeepSpeed: ZeRO 0 (all of Adam everywhere), 1 (its moments in shards), 2 (gradients too).
+    """An optimizer step by DeepSpeed: ZeRO 0 (each rank has all of Adam's moments), 1 (shards of the moments) or 2 (of
+    the gradients, too).
 
-    Gradients are handed over after the last pass, so until then each rank holds all of its own.
+    DeepSpeed receives the gradients after the last pass, so each rank holds all of its own gradients until then.
     """
 
     RELIEF = "raise train.zero_stage, keep the moments on the host (train.zero_offload=true)"
@@ -66,8 +68,8 @@ class DeepSpeedOptimizer(NetworkOptimizer):
 
         train = self.parallel.train
         self.vectors = {name: nn.Parameter(_flat(p.detach()).clone()) for name, p in self.named.items()}
-        # A shard has one step count, so parameters of different ones (those that growth has added, where
-        # growth.optimizer=carry) go into groups, each with its own shards.
+        # A shard has one step count. Parameters with different counts (with growth.optimizer=carry, those that growth
+        # has added) are therefore in different groups, each of which has its own shards.
         steps = {name: float((state or {}).get(f"step/{name}", 0)) for name in self.named}
         groups = [[n for n in self.named if steps[n] == count] for count in sorted(set(steps.values()), reverse=True)]
         optimizer = torch.optim.Adam([{"params": [self.vectors[n] for n in group]} for group in groups], **self.adam)
@@ -75,18 +77,18 @@ class DeepSpeedOptimizer(NetworkOptimizer):
         if train.zero_offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         settings = {
-            "train_micro_batch_size_per_gpu": 1,  # of its own "batches", the hand-overs
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed's "batch" is one set of gradients
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0,  # its default is 1
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,
         }
-        module = HandOver([self.vectors[n] for group in groups for n in group])
+        module = GradientProxy([self.vectors[n] for group in groups for n in group])
         self.order = [n for group in groups for n in group]
         made: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
         self.engine, self.optimizer = made[:2]
         self.shards = list(getattr(self.optimizer, "single_partition_of_fp32_groups", []))  # none at stage 0
-        for name, p in self.named.items():  # the engine keeps its vectors where they are from now on
+        for name, p in self.named.items():  # the engine does not move its vectors after this
             p.data = _shaped(self.vectors[name].detach(), p)
         if state:
             self._fill(state, {id(shard): steps[group[0]] for shard, group in zip(self.shards, groups, strict=False)})
@@ -97,12 +99,12 @@ class DeepSpeedOptimizer(NetworkOptimizer):
         self.engine.destroy()
 
     def _last(self) -> None:
-        pass  # the sum is the engine's, and comes after the passes
+        pass  # the engine sums the gradients after all passes
 
     def step(self, loss: torch.Tensor, short: bool = False) -> str:
         names, grads = self._trained()
         unscale(grads, self.parallel.scale)
-        # No sum of gradients is longer than the sum of their lengths: what is finite here is finite behind the sum.
+        # The norm of a sum is at most the sum of the norms: if these are finite, the summed gradients are, too.
         return self._move(loss, short, names, dist.all_reduce(norms(grads)))
 
     def _apply(self) -> None:
@@ -110,7 +112,7 @@ class DeepSpeedOptimizer(NetworkOptimizer):
         for name in self.order:
             p = self.named[name]
             flat = torch.zeros_like(self.vectors[name]) if p.grad is None else _flat(torch.empty_like(p).copy_(p.grad))
-            gradients.append(flat * dist.world() if dist.world() > 1 else flat)  # the engine takes the mean
+            gradients.append(flat * dist.world() if dist.world() > 1 else flat)  # the engine computes the mean
         self.engine.backward(self.engine(gradients))
         self.engine.step()
 
@@ -146,7 +148,7 @@ class DeepSpeedOptimizer(NetworkOptimizer):
         self._build(tensors)
 
     def _fill(self, state: Mapping[str, torch.Tensor], steps: dict[int, float]) -> None:
-        """Adam's moments, which the engine has not made yet."""
+        """Set Adam's moments before the engine has created them."""
         flat = {
             key: _flat(torch.empty_like(self.named[name], dtype=t.dtype).copy_(t))
             for key, t in state.items()
@@ -164,7 +166,7 @@ class DeepSpeedOptimizer(NetworkOptimizer):
             own = {kind: torch.zeros_like(shard) for kind in MOMENTS}
             count = torch.tensor(steps[id(shard)], device=shard.device)
             self.optimizer.optimizer.state[shard] = {"step": count} | own
-        self.optimizer._lazy_init_hp_params_optimizer_state()  # else it does that after its first step
+        self.optimizer._lazy_init_hp_params_optimizer_state()  # otherwise this happens after its first step
         for kind in MOMENTS:
             for name in self.order:
                 if f"{kind}/{name}" in flat:
@@ -172,10 +174,10 @@ class DeepSpeedOptimizer(NetworkOptimizer):
 
 
 def _flat(t: torch.Tensor) -> torch.Tensor:
-    """[numel]: the elements of a dense tensor in the order in which they lie in memory, a view."""
+    """A view [numel] of a dense tensor: its elements in the order of memory."""
     return t.as_strided([t.numel()], [1])
 
 
 def _shaped(vector: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The inverse of _flat, a view of shape and strides of `like`."""
+    """The inverse of _flat: a view with the shape and strides of `like`."""
     return vector.as_strided(like.shape, like.stride(), vector.storage_offset())

@@ -1,4 +1,4 @@
-"""The moving average of the generator's weights, which is what gets sampled and exported (Karras et al. 2018)."""
+"""The exponential moving average of the generator's weights, which is sampled and exported (Karras et al. 2018)."""
 
 from __future__ import annotations
 

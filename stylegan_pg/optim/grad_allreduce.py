@@ -1,7 +1,7 @@
-"""Sums of gradients over the ranks, on their way while the backward pass still goes on.
+"""Sums of gradients over the ranks, which are computed while the backward pass continues.
 
-Of our own making rather than DistributedDataParallel's: passes that take gradients of gradients through single modules
-leave its bookkeeping behind, and ranks drift apart without a word.
+DistributedDataParallel is not used, because it loses track of gradients in passes that differentiate twice through
+single modules: parameters of the ranks then diverge without an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from stylegan_pg.distributed import process_group as dist
 
 
 def buckets_of(parameters: Sequence[torch.Tensor], mib: float) -> list[list[int]]:
-    """Indices of parameters that travel together: neighbours of one dtype, `mib` MiB of them or the last one more."""
+    """Indices of parameters whose gradients are summed in one message: neighbours of one dtype, added until they have
+    at least `mib` MiB."""
     result: list[list[int]] = []
     size, dtype = 0, None
     for i, p in enumerate(parameters):
@@ -31,11 +32,11 @@ def buckets_of(parameters: Sequence[torch.Tensor], mib: float) -> list[list[int]
 class GradientAllReduce:
     """Sums the gradients of one network's parameters over the ranks, bucket by bucket.
 
-    What is in a bucket follows from the parameters alone, so the bits of a sum do not depend on when it was started.
-    Buckets leave in one order on all ranks: the first time a kind of step is made, in the reverse of the parameters'
-    order; from then on in the order in which they were complete on rank 0 that time. A bucket leaves when all of its
-    gradients have arrived in the last backward pass of the step, and at `finish` whatever is left does: parameters
-    that the pass did not reach, passes that this rank did not make.
+    The buckets follow from the parameters alone, so the bits of a sum do not depend on when it was started. All ranks
+    start the sums in the same order. At the first step of a kind this is the reverse of the parameters' order, and
+    later the order in which the buckets were complete on rank 0 at that first step. The sum of a bucket starts when the
+    last backward pass of the step has computed all of its gradients. `finish` starts the remaining sums: those of
+    parameters that the pass did not reach, and those of a rank that has made fewer passes.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], mib: float):
@@ -43,30 +44,30 @@ class GradientAllReduce:
         self.buckets = buckets_of(self.parameters, mib)
         self.bucket_of = {i: b for b, bucket in enumerate(self.buckets) for i in bucket}
         self.orders: dict[str, list[int]] = {}  # by kind of step
-        self.early = 0  # buckets of the last step that left before its backward pass was over
-        self.kind: str | None = None  # of the step whose last pass is being made, or None
+        self.early = 0  # buckets of the last step whose sums started before its backward pass ended
+        self.kind: str | None = None  # of the step whose last backward pass is running, otherwise None
         self.handles = []
         if dist.world() > 1:
             for i, p in enumerate(self.parameters):
                 self.handles.append(p.register_post_accumulate_grad_hook(partial(self._arrived, i)))
 
     def close(self) -> None:
-        """Let go of the parameters."""
+        """Remove the hooks from the parameters."""
         for handle in self.handles:
             handle.remove()
 
     def arm(self, kind: str) -> None:
-        """The backward pass that follows is the last of a step of this kind."""
+        """Announce that the next backward pass is the last of a step of this kind."""
         self.kind = kind
         self.missing = [{i for i in bucket if self.parameters[i].requires_grad} for bucket in self.buckets]
-        self.members = [sorted(missing) for missing in self.missing]  # without what is frozen
+        self.members = [sorted(missing) for missing in self.missing]  # without frozen parameters
         order = self.orders.get(kind, range(len(self.buckets))[::-1])
         self.queue = [b for b in order if self.members[b]]
         self.complete: list[int] = []
         self.flying: list[tuple[int, torch.Tensor, Callable[[], None]]] = []
 
     def _arrived(self, i: int, parameter: torch.Tensor) -> None:
-        """A gradient is whole as far as this pass goes; called by autograd."""
+        """Autograd's hook: the pass has added everything to the gradient of parameter i."""
         if self.kind is None:
             return
         b = self.bucket_of[i]
@@ -83,22 +84,23 @@ class GradientAllReduce:
         self.flying.append((b, flat, dist.begin_sum(flat)))
 
     def _gradient(self, i: int) -> torch.Tensor:
-        """Zero where no pass has come by, or none of any effect: autograd calls the hook for these too."""
+        """The gradient of parameter i, zeros if no pass has reached it. Autograd calls the hook also for a parameter
+        whose gradient stays None."""
         p = self.parameters[i]
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         return p.grad
 
     def finish(self, kind: str) -> None:
-        """Every trainable parameter's `grad` becomes its sum over the ranks. A collective call, of the same kind and
-        with the same parameters frozen on all ranks; nothing in a world of one.
+        """Replace the `grad` of every trainable parameter by its sum over the ranks. A collective call, with the same
+        kind and the same frozen parameters on all ranks. With one rank it does nothing.
 
         Raises:
             PeersLost: another rank is gone.
         """
         if dist.world() == 1:
             return
-        if self.kind is None:  # this rank has not come to its last pass
+        if self.kind is None:  # this rank has not made its last pass
             self.arm(kind)
         self.early = len(self.flying)
         for b in self.queue:

@@ -1,4 +1,4 @@
-"""The state of Adam by parameter name: taken out of an optimizer, checked, and put back."""
+"""Adam's state by parameter name: reading it from an optimizer, checking it, and restoring it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from stylegan_pg.checkpoint.tensor_file import check_tensors
 from stylegan_pg.untrusted import printable
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, each of its parameter's shape and dtype; besides them `step`, a scalar
+MOMENTS = (
+    "exp_avg",
+    "exp_avg_sq",
+)  # tensors of the parameter's shape and dtype; Adam's state also has `step`, a scalar
 
 
 def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -23,11 +26,11 @@ def optimizer_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def check_optimizer(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor], named: str) -> None:
-    """Hold an optimiser's state, as optimizer_tensors gives it, against its parameters: Adam's fused update walks both
-    as flat memory, whatever their lengths are. Names that the parameters do not have are passed over.
+    """Check that an optimiser's state, as optimizer_tensors returns it, fits its parameters: Adam's fused update reads
+    both as flat memory without comparing their sizes. Names that the parameters do not have are ignored.
 
     Raises:
-        ValueError: as check_tensors; also for a parameter of whose state a part is missing.
+        ValueError: as check_tensors; also if a part of a parameter's state is missing.
     """
     kinds: dict[str, set[str]] = {}
     for key, t in tensors.items():
@@ -41,7 +44,7 @@ def check_optimizer(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str
         elif kind in MOMENTS:
             check_tensors({key: t}, {key: parameters[name]}, named)
         else:
-            raise ValueError(f"{named}: {printable(key, 80)} is nothing that Adam has")
+            raise ValueError(f"{named}: {printable(key, 80)} is no part of Adam's state")
     for name, found in kinds.items():
         if missing := {"step", *MOMENTS} - found:
             raise ValueError(f"{named} lacks {sorted(missing)[0]}/{name}, but has {sorted(found)[0]}/{name}")
@@ -50,8 +53,8 @@ def check_optimizer(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str
 def restore_optimizer(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """The inverse of optimizer_tensors; names that the module does not have are passed over, those that the tensors
-    lack start afresh.
+    """The inverse of optimizer_tensors. Names that the module does not have are ignored. Parameters without a state in
+    `tensors` start with none.
 
     Raises:
         ValueError: as check_optimizer.
@@ -63,7 +66,7 @@ def restore_optimizer(
         if name in parameters:
             p = parameters[name]
             if kind in MOMENTS:
-                # In the parameter's own memory layout, as Adam made it: fused updates walk both as flat memory.
+                # In the parameter's own memory layout, as Adam creates it: fused updates read both as flat memory.
                 value = torch.empty_like(p, dtype=t.dtype).copy_(t).detach()
             else:
                 value = t.to(p.device if optimizer.defaults.get("fused") else "cpu", copy=True)

@@ -1,9 +1,9 @@
-"""One optimizer step of a network: gradients summed over the ranks by an all-reduce of this package, and Adam on every
-rank.
+"""One optimizer step of a network: gradients are summed over the ranks by this package's all-reduce, and every rank
+runs Adam.
 
-The backward passes of a side add up gradients in its network, however many passes there are and whatever they
-differentiate twice; then `NetworkOptimizer.step` sums them over the ranks and moves the weights. deepspeed.py does the
-same with DeepSpeed.
+Any number of backward passes, also with second derivatives, add to the gradients of a network. Then
+`NetworkOptimizer.step` sums the gradients over the ranks and updates the weights. deepspeed.py does the same with
+DeepSpeed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from stylegan_pg.errors import RunError
 from stylegan_pg.optim import moments
 from stylegan_pg.optim.grad_allreduce import GradientAllReduce
 
-OUT_OF_MEMORY = "out of memory"  # what NetworkOptimizer.step returns if a rank was
-# What errors say that have no type of their own: of the host, and of libraries that get memory beside PyTorch's.
+OUT_OF_MEMORY = "out of memory"  # returned by NetworkOptimizer.step if any rank ran out of memory
+# Messages of errors without a type of their own: of the host, and of libraries that allocate memory themselves.
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no room for a tensor."""
+    """Whether an error means that a device or the host could not allocate a tensor."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in NO_MEMORY)
 
 
 class EagerAdam(torch.optim.Adam):
-    """PyTorch's Adam without the marks for torch.compile, which optimisers are never given to here: at their first call
-    they import the compiler, which takes about as long as importing PyTorch."""
+    """PyTorch's Adam without the decorators for torch.compile, which is not used for optimisers here. At the first call
+    they would import the compiler, which takes about as long as importing PyTorch."""
 
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
@@ -43,12 +43,12 @@ class EagerAdam(torch.optim.Adam):
 
 
 class NetworkOptimizer:
-    """A network and its optimiser: gradients summed by ourselves, each rank with all of Adam's moments.
+    """A network and its optimiser; each rank has all of Adam's moments.
 
-    One step is `begin`, as many `backward` as were announced, on any number of forward passes, and `step`.
+    A step consists of `begin`, as many calls of `backward` as were announced, and `step`.
     """
 
-    RELIEF = "share the moments out (train.engine=deepspeed, train.zero_stage=1 on several ranks)"  # of memory
+    RELIEF = "divide the moments among the ranks (train.engine=deepspeed, train.zero_stage=1)"  # to save memory
     optimizer: Any
 
     def __init__(self, parallel: Any, net: nn.Module, named: dict[str, nn.Parameter], adam: dict):
@@ -61,11 +61,11 @@ class NetworkOptimizer:
         self.sums = GradientAllReduce(list(self.named.values()), self.parallel.train.bucket_mib)
 
     def close(self) -> None:
-        """Let go of the network, before another optimizer takes it or its successor."""
+        """Release the network, so that another optimizer can be made for it or its successor."""
         self.sums.close()
 
     def begin(self, kind: str, passes: int) -> None:
-        """Start afresh for a step of a kind, the same on all ranks, with so many backward passes on this rank."""
+        """Start a step of a kind, which is the same on all ranks, with this number of backward passes on this rank."""
         self._clear()
         self.kind, self.left = kind, passes
 
@@ -74,7 +74,7 @@ class NetworkOptimizer:
             p.grad = None
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of a loss of shape [], which is this rank's part of the sum over all of them."""
+        """Add the gradients of a loss of shape [], this rank's part of the sum over all ranks."""
         assert self.left > 0, "more backward passes than were announced"
         self.left -= 1
         if self.left == 0:
@@ -87,22 +87,21 @@ class NetworkOptimizer:
             self.sums.arm(self.kind)
 
     def step(self, loss: torch.Tensor, short: bool = False) -> str:
-        """Sum the gradients over the ranks, step, and clear them. A collective call.
+        """Sum the gradients over the ranks, update the weights, and clear the gradients. A collective call.
 
-        A parameter that a pass did not reach has the gradient zero, on one rank as on many: Adam must not skip it
-        here and step it there.
+        A parameter that no pass reached has the gradient zero, so that Adam treats it alike on one rank and on many.
 
         Args:
-            loss: this rank's, of shape []; only whether it is finite counts.
-            short: this rank ran out of memory before it had made all of its passes.
+            loss: this rank's loss, of shape []; it is only checked to be finite.
+            short: whether this rank ran out of memory before its last pass.
 
         Returns:
-            "", or on all ranks alike why nothing has moved: OUT_OF_MEMORY if any rank was short, else what was not
-            finite: "the loss" or the first such parameter's name.
+            "", or, on all ranks alike, the reason why no weight was updated: OUT_OF_MEMORY if any rank was short,
+            otherwise what was not finite: "the loss", or the name of the first parameter with such a gradient.
 
         Raises:
             PeersLost: another rank is gone.
-            RunError: there is no room for the optimiser's moments.
+            RunError: the memory is too small for the optimiser's moments.
         """
         self.sums.finish(self.kind)
         named, grads = self._trained()
@@ -110,7 +109,7 @@ class NetworkOptimizer:
         return self._move(loss, short, named, norms(grads))
 
     def _trained(self) -> tuple[list[str], list[torch.Tensor]]:
-        """Names and gradients of what is not frozen at the moment; zeros where no pass has been."""
+        """Names and gradients of the parameters that are not frozen now; zeros for those that no pass reached."""
         trained = {name: p for name, p in self.named.items() if p.requires_grad}
         for p in trained.values():
             if p.grad is None:
@@ -118,9 +117,11 @@ class NetworkOptimizer:
         return list(trained), [p.grad for p in trained.values() if p.grad is not None]
 
     def _move(self, loss: torch.Tensor, short: bool, names: list[str], sizes: torch.Tensor) -> str:
-        """Make the optimiser's step, unless something speaks against it on any rank."""
-        told = dist.all_reduce(torch.stack([loss.detach().to(sizes.dtype).reshape([]), sizes.new_tensor(float(short))]))
-        loss_sum, ran_short, *values = torch.cat([told, sizes]).tolist()
+        """Make the optimiser's step, unless any rank reports a reason not to; returns the reason, see `step`."""
+        reports = dist.all_reduce(
+            torch.stack([loss.detach().to(sizes.dtype).reshape([]), sizes.new_tensor(float(short))])
+        )
+        loss_sum, ran_short, *values = torch.cat([reports, sizes]).tolist()
         fault = OUT_OF_MEMORY if ran_short else "" if math.isfinite(loss_sum) else "the loss"
         if not fault:
             fault = next((name for name, v in zip(names, values, strict=True) if not math.isfinite(v)), "")
@@ -133,8 +134,8 @@ class NetworkOptimizer:
                 numbers = sum(p.numel() for p in self.named.values())
                 raise RunError(
                     f"out of memory in the optimiser's step of a network of {numbers / 1e6:.1f} million parameters, "
-                    f"which takes the same whatever the micro-batch is. Lower model.channel_base, {self.RELIEF}, or "
-                    "take larger devices; the last checkpoint stays"
+                    f"whose memory does not depend on the micro-batch. Lower model.channel_base, {self.RELIEF}, or "
+                    "take larger devices; the last checkpoint is kept"
                 ) from None
         self._clear()
         return fault
@@ -143,29 +144,30 @@ class NetworkOptimizer:
         self.optimizer.step()
 
     def clip(self, limit: float) -> None:
-        """Bring the weights that are not frozen into [-limit, limit]."""
+        """Clamp the weights that are not frozen to [-limit, limit]."""
         with torch.no_grad():
             for p in self.named.values():
                 if p.requires_grad:
                     p.clamp_(-limit, limit)
 
     def gather(self) -> dict[str, torch.Tensor]:
-        """Adam's state by parameter name ("exp_avg/mapping.fc0.weight"), whole, on every rank; those tensors may be
-        the ones in use. The same for all engines and any world. A collective call."""
+        """Adam's whole state by parameter name ("exp_avg/mapping.fc0.weight"), on every rank. The form does not depend
+        on the engine or the number of ranks. The tensors may be those in use. A collective call."""
         return moments.optimizer_tensors(self.net, self.optimizer)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """The inverse of `gather`, and to be called whenever weights were changed from outside. Names that the
-        network does not have are passed over, those that the tensors lack start afresh."""
+        """The inverse of `gather`, which must also be called after weights were changed from outside. Names that the
+        network does not have are ignored; parameters without a state in `tensors` start with none."""
         moments.restore_optimizer(self.net, self.optimizer, tensors)
 
 
 def unscale(grads: Sequence[torch.Tensor], scale: float) -> None:
+    """Divide gradients in place by the loss scale."""
     if scale != 1:
         for grad in grads:
             grad.mul_(1 / scale)
 
 
 def norms(grads: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[n] of n gradients."""
+    """Euclidean norms [n] of n gradients."""
     return torch.stack(torch._foreach_norm(grads))  # type: ignore[attr-defined]  # as torch's clip_grad_norm_ does

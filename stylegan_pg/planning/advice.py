@@ -1,6 +1,6 @@
-"""What is said about a configuration before it trains: keys that change nothing, and what is perhaps not meant.
+"""Notes about a configuration before training: keys without effect, and settings that are probably not intended.
 
-Nothing here is a fault. Each remark names the key, what comes of it, and what to write instead.
+None of them is an error. Each note names the key, its effect, and what to write instead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.config import Config, renamed
+from stylegan_pg.config import ADAConfig, Config, GrowingConfig, StyleConfig, renamed
 from stylegan_pg.config.keys import SHORT
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.renamed import RENAMED
@@ -18,7 +18,7 @@ from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import without_secrets
 
-# Plain keys, and the tables by resolution that go before each of them, the first of these first.
+# Plain keys, and the tables by resolution that take precedence over each of them, in order of precedence.
 TABLES = {
     "optim.g_lr": ("optim.g_lr_at", "optim.lr_at"),
     "optim.d_lr": ("optim.d_lr_at", "optim.lr_at"),
@@ -29,15 +29,15 @@ TABLES = {
     "growth.fade_kimg": ("growth.fade_kimg_at",),
     "growth.optimizer": ("growth.optimizer_at",),
 }
-MADE_BY_AUTO = ("train.batch", "train.micro_batch")  # growth.schedule=auto never looks at these plain keys
+MADE_BY_AUTO = ("train.batch", "train.micro_batch")  # growth.schedule=auto does not read these plain keys
 CLASSES_SHOWN = 5
 
-# Keys that mean nothing while others are as they are: which keys, when that is so, and why.
+# Keys that have no effect with certain values of others: (keys, condition, reason).
 SWITCHES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("loss.r1_every", lambda c: not r1_is_on(c), "R1 is off (loss.r1_gamma=0)"),
     ("loss.pl_every", lambda c: not c.loss.pl_weight, "path length regularisation is off (loss.pl_weight=0)"),
     ("loss.pl_decay loss.pl_batch_shrink", lambda c: not _has(c, "path_length"), "there is no path_length term"),
-    ("loss.style_mixing", lambda c: c.model.name in ("progan", "mlp"), "the networks have no styles to mix"),
+    ("loss.style_mixing", lambda c: not isinstance(c.model, StyleConfig), "the networks have no styles to mix"),
     ("train.zero_stage", lambda c: c.train.engine != "deepspeed", "it is for train.engine=deepspeed"),
     ("train.bucket_mib", lambda c: c.train.engine != "accelerate", "it is for train.engine=accelerate"),
     (
@@ -74,7 +74,7 @@ def r1_is_on(config: Config) -> bool:
 
 
 def value(config: Config, key: str) -> Any:
-    """What the configuration has under a key such as "optim.g_lr"."""
+    """The value of a key such as "optim.g_lr"."""
     node: Any = config
     for part in key.split("."):
         node = getattr(node, part)
@@ -82,15 +82,15 @@ def value(config: Config, key: str) -> Any:
 
 
 def decider(config: Config, plain: str, resolution: int) -> str:
-    """The plain key itself, or the table by resolution that goes before it there."""
+    """The key whose value holds at a resolution: the plain key, or a table that has an entry for the resolution."""
     return next((table for table in TABLES[plain] if resolution in value(config, table)), plain)
 
 
 def deciders(config: Config, plan: Sequence[Phase], plain: str) -> dict[int, str]:
-    """For each resolution at which a run looks at a plain key or its tables: which of them decides there."""
+    """For each resolution at which a run reads a plain key or its tables: the key whose value holds there."""
     looked_at = {p.resolution for p in plan if _matters(p, plain)}
     if plain == "growth.stable_kimg" and config.train.total_kimg is not None:
-        looked_at.discard(config.resolution)  # the last phase takes what is left
+        looked_at.discard(config.resolution)  # the last phase lasts until train.total_kimg
     found = {}
     for r in sorted(looked_at):
         found[r] = decider(config, plain, r)
@@ -101,20 +101,20 @@ def deciders(config: Config, plan: Sequence[Phase], plain: str) -> dict[int, str
 
 
 def _matters(phase: Phase, plain: str) -> bool:
-    """Whether a phase depends on a key; a growth.optimizer is for what another phase has gone before."""
+    """Whether a phase depends on a key; growth.optimizer matters only after another phase."""
     if plain == "growth.optimizer":
         return phase.index > 0
     return {"growth.stable_kimg": not phase.fade, "growth.fade_kimg": phase.fade}.get(plain, True)
 
 
 def without_effect(path: str | Path | None, overrides: Sequence[str]) -> list[str]:
-    """A line for each `key=value` of a command line that changes nothing, or holds for a part of the run alone.
+    """A line for each `key=value` of a command line that has no effect, or only in a part of the run.
 
     Raises:
         UsageError: as load_config does.
     """
     written, config = load_config(path, overrides, fill_in=False), load_config(path, overrides)
-    told = []
+    notes = []
     items = [(_whole_key(key), key, given) for key, given in (item.split("=", 1) for item in overrides)]
     last = {name: place for place, (name, _, _) in enumerate(items)}
     for place, (key, short, given) in enumerate(items):
@@ -124,9 +124,9 @@ def without_effect(path: str | Path | None, overrides: Sequence[str]) -> list[st
         else:
             reason = f"changes nothing: {idle[0]}" if idle else _overruled(key, given, written, config)
         if reason:
-            told.append(f"{printable(f'{short}={without_secrets(given)}')} {reason}")
-        told += _of_terms(config) if key == "loss.terms" else []
-    return told
+            notes.append(f"{printable(f'{short}={without_secrets(given)}')} {reason}")
+        notes += _of_terms(config) if key == "loss.terms" else []
+    return notes
 
 
 def _whole_key(key: str) -> str:
@@ -138,20 +138,20 @@ def _whole_key(key: str) -> str:
 
 
 def _of_terms(config: Config) -> list[str]:
-    """As without_effect, for the weights in loss.terms that their own tables leave nothing to."""
-    told, resolutions = [], {p.resolution for p in phases(config)}
+    """Lines as those of without_effect, for weights in loss.terms that tables of the same term override."""
+    notes, resolutions = [], {p.resolution for p in phases(config)}
     for term in config.loss.terms:
         everywhere = min(term.weight_from, default=1) <= 0
         if everywhere or resolutions <= term.weight_at.keys():
             table = "weight_from" if everywhere else "weight_at"
             keys = ["weight"] if term.weight != type(term)().weight else []
             keys += ["weight_at"] if everywhere and term.weight_at else []
-            told += [f"loss.terms: {key} of {term.name} changes nothing: its {table} goes before it" for key in keys]
-    return told
+            notes += [f"loss.terms: {key} of {term.name} changes nothing: its {table} goes before it" for key in keys]
+    return notes
 
 
 def _overruled(key: str, given: str, written: Config, config: Config) -> str:
-    """Why a plain key, a table or one entry of it decides nothing, or not everywhere; "" where it does.
+    """Why a plain key, a table or one entry of it has no effect, or only at some resolutions; "" if it has effect.
 
     `written` and `config` are the configuration before and after an automatic schedule was filled in.
     """
@@ -183,15 +183,15 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def of_configuration(config: Config) -> list[str]:
-    """What is possible, but perhaps not meant."""
+    """Notes about settings that are possible, but probably not intended."""
     model, objective = config.model, config.loss.objective
     found = []
-    if config.augment.mode == "ada" and objective in ("wgan", "lsgan", "relativistic"):
+    if isinstance(config.augment, ADAConfig) and objective in ("wgan", "lsgan", "relativistic"):
         found.append(
             f"augment.mode=ada follows the signs of D's scores, which say little under loss.objective={objective}: "
             "watch augment_p in stats.jsonl, or take augment.mode=fixed"
         )
-    if model.mbstd_channels and model.mbstd_group > 1 and model.name != "mlp":
+    if model.mbstd_channels and model.mbstd_group > 1 and isinstance(model, GrowingConfig):
         alone = {p.resolution: p.batch for p in phases(config) if p.mbstd_group == 1}
         if alone:
             batches = ", ".join(f"{batch} at {r}x{r}" for r, batch in alone.items())
@@ -203,20 +203,21 @@ def of_configuration(config: Config) -> list[str]:
 
 
 def of_data(config: Config, index: DatasetIndex) -> list[str]:
-    """What the dataset offers and the configuration leaves."""
+    """A note if the dataset has classes that the configuration does not use."""
     names = index.label_names
     if config.data.conditional or len(names) < 2:
         return []
     shown = ", ".join(printable(name, 40) for name in names[:CLASSES_SHOWN])
     more = f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
     return [
-        f"the data has {len(names)} classes ({shown}{more}) that nothing is told about: give data.conditional=true to "
+        f"the data has {len(names)} classes ({shown}{more}) that training does not use: give data.conditional=true to "
         "train on them"
     ]
 
 
 def of_ranks(plan: Sequence[Phase], world: int) -> list[str]:
-    """Phases in which ranks have nothing to do, as there are fewer minibatch-stddev groups than ranks."""
+    """Notes about phases in which some ranks have no images, because there are fewer minibatch-stddev groups than
+    ranks."""
     idle: dict[int, list[str]] = {}
     for p in plan:
         busy = sum(bool(share) for share in deal(p.batch, p.mbstd_group, world))

@@ -1,8 +1,8 @@
-"""What training will cost, found out by running one training step on tensors without data.
+"""The predicted cost of a training step, determined by running one on tensors without data.
 
-FLOPs are counted by torch's own formulas over the forward and backward passes; memory is what autograd keeps plus
-weights, gradients, Adam's moments and the EMA. Kernels' workspaces and the allocator's slack come on top, and
-augmentation is left out of both.
+FLOPs are counted by torch's formulas over the forward and backward passes. Memory is that of the tensors which autograd
+saves, of weights, gradients, Adam's moments and the EMA. Workspaces of kernels and the allocator's overhead are not
+included, and neither is augmentation.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the o
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one phase. FLOPs (a multiply-add counts two) are per real image, lazy terms at their share."""
+    """The cost of one phase. FLOPs (two per multiply-add) are per real image, and include lazy terms at their share."""
 
     g_parameters: int
     d_parameters: int
     flops_per_image: float
-    fixed_bytes: int  # weights, gradients, moments, EMA
-    bytes_per_image: float  # activations kept for the largest backward pass
+    fixed_bytes: int  # of weights, gradients, moments and EMA
+    bytes_per_image: float  # of activations saved for the largest backward pass
 
 
 class _Saved:
-    """Counts the bytes that autograd keeps, each storage once."""
+    """Counts the bytes that autograd saves, each storage once."""
 
     def __init__(self):
         self.seen: dict[int, torch.Tensor] = {}
@@ -50,13 +50,13 @@ class _Saved:
 
 @register_flop_formula(torch.ops.stylegan_pg.upfirdn2d)
 def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__) -> int:
-    """Of the polyphase form: of a filter's taps, each output meets those that do not fall on inserted zeros."""
+    """FLOPs of the polyphase form, in which each output uses the taps that do not meet inserted zeros."""
     return 2 * math.prod(out_shape) * math.ceil(f_shape[0] / up[1]) * math.ceil(f_shape[1] / up[0])
 
 
 @register_flop_formula(torch.ops.stylegan_pg.conv3x3)
 def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = None, **__) -> int:
-    """Of the definition, as for all convolutions, whatever a kernel saves."""
+    """FLOPs of the definition, as for all convolutions, even if a kernel needs fewer."""
     pixels = x_shape if transposed else out_shape
     return 2 * math.prod(w_shape) * pixels[0] * math.prod(pixels[2:])
 
@@ -67,7 +67,7 @@ def _conv3x3_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) ->
 
 
 def _form(value: Any) -> Any:
-    """What of an operator's argument decides the form of its result, hashable."""
+    """The properties of an operator's argument that determine the form of its result, hashable."""
     if isinstance(value, torch.Tensor):
         return value.shape, value.stride(), value.dtype, value.is_meta
     if isinstance(value, (list, tuple)):
@@ -81,25 +81,25 @@ def _is_functional(func: Any) -> bool:
 
 
 class Meter(TorchDispatchMode):
-    """Counts FLOPs on the meta device. PyTorch works out the form of each result in Python, which takes most of the
-    time; layers and phases repeat each other, so the answers are kept. Five times as fast as FlopCounterMode."""
+    """Counts FLOPs on the meta device. PyTorch computes the form of each result in Python, which takes most of the
+    time. Layers and phases repeat each other, so the forms are cached: five times as fast as FlopCounterMode."""
 
     def __init__(self):
         super().__init__()
         self.flops = 0
         self.functional: dict[Any, bool] = {}
-        self.known: dict[Any, tuple[int, list[Any]]] = {}  # operator and arguments -> FLOPs, forms of the results
+        self.known: dict[Any, tuple[int, list[Any]]] = {}  # (operator, arguments) -> FLOPs, forms of the results
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and shielding each call from that takes a fifth of the time
+        return False  # nothing is compiled here, and disabling the compiler for each call takes a fifth of the time
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func not in self.functional:
             self.functional[func] = _is_functional(func)
         if not self.functional[func]:
-            return func(*args, **kwargs)  # counts nothing and is quick
+            return func(*args, **kwargs)  # costs no FLOPs and little time
         key = (func, _form(args), tuple((name, _form(value)) for name, value in kwargs.items()))
         if key in self.known:
             flops, forms = self.known[key]
@@ -117,10 +117,10 @@ class Meter(TorchDispatchMode):
 
 
 def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Meter | None = None) -> Cost:
-    """Measures one step on one minibatch-stddev group, on the meta device: it takes no memory to speak of. Terms count
-    if they have a weight at the phase's end.
+    """Measure one step on one minibatch-stddev group, on the meta device, which needs almost no memory. Terms count if
+    they have a weight at the phase's end.
 
-    A `meter` that has measured other phases makes it quicker.
+    It is faster with a `meter` that has measured other phases.
     """
     meter = meter or Meter()
     shape = NetworkShape(phase.resolution, config.resolution, phase.fade, channels, classes, phase.mbstd_group)
@@ -151,8 +151,8 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         return term.compute(inputs)["loss"].sum()
 
     flops, peak = 0.0, 0.0
-    g_share = config.optim.g_steps / config.optim.d_steps  # of the steps of D, which nimg counts
-    passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # who learns, share of steps and of images
+    g_share = config.optim.g_steps / config.optim.d_steps  # steps of G per step of D, which nimg counts
+    passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
     for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
         if not spec.of_scores and term_weight(term, phase.resolution, phase.end - 1) > 0:
@@ -165,7 +165,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         saved, before = _Saved(), meter.flops
         with meter, torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
             loss = forward()
-        # Layers keep their weights, scaled, which do not grow with the batch.
+        # Layers save their scaled weights, whose size does not depend on the batch.
         peak = max(peak, images / n * (saved.bytes() - 4 * sum(sizes)))
         with meter:
             loss.backward()
@@ -173,5 +173,5 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         G.zero_grad()
         D.zero_grad()
     width = 8 if config.train.dtype == "float64" else 4
-    own = 5 * sizes[0] + 4 * sizes[1]  # weights, gradient, two moments; and G_ema
+    own = 5 * sizes[0] + 4 * sizes[1]  # weights, gradients, two moments; and G_ema
     return Cost(sizes[0], sizes[1], flops, own * width, peak * width / 4)

@@ -1,7 +1,7 @@
-"""What a configuration will do and cost: its phases with images, FLOPs, memory and hours, as a table and a picture.
+"""The predicted cost of a run: its phases with images, FLOPs, memory and hours, as a table and a figure.
 
-Hours are FLOPs over what the devices do at an assumed utilisation. Talk between devices is not in them; what it adds
-to a step, on how many devices, is a table of its own (scaling.py).
+Hours are FLOPs divided by the speed of the devices at an assumed utilisation. They do not include communication
+between devices; scaling.py has a table of the time that it adds to a step.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from stylegan_pg.urls import runs_command
 @dataclass(frozen=True)
 class Machine:
     devices: int = 1
-    flops: float = 4e14  # a device's peak per second, at the precision that the networks run in
-    utilisation: float = 0.3  # share of it that a training step gets out
+    flops: float = 4e14  # peak FLOPs per second of a device, at the precision of the networks
+    utilisation: float = 0.3  # share of the peak that a training step reaches
 
     def __post_init__(self):
         for value, option in ((self.devices, "--devices"), (self.flops, "--device-flops")):
@@ -43,18 +43,18 @@ class Machine:
 
     @property
     def flops_per_hour(self) -> float:
-        """Of one device."""
+        """FLOPs per hour of one device at the assumed utilisation."""
         return self.flops * self.utilisation * 3600
 
 
 @dataclass(frozen=True)
 class Row:
-    """A phase and what it costs."""
+    """A phase and its cost."""
 
     phase: Phase
     cost: Cost
-    share: int  # images of a batch that the busiest device takes
-    micro: int  # images that it takes at a time
+    share: int  # images of a batch on the device that has most
+    micro: int  # images of its largest micro-batch
     hours: float
 
     @property
@@ -67,14 +67,14 @@ class Row:
 
     @property
     def bytes(self) -> float:
-        """Memory of a device."""
+        """Memory of a device in bytes."""
         return self.cost.fixed_bytes + self.cost.bytes_per_image * self.micro
 
 
 @dataclass(frozen=True)
 class Plan:
     rows: list[Row]
-    full: Cost  # of a stable phase at full resolution
+    full: Cost  # cost of a stable phase at full resolution
     machine: Machine
 
     @property
@@ -91,22 +91,22 @@ class Plan:
 
     @property
     def full_hours(self) -> float:
-        """Of as many images at full resolution, in the last phase's batches."""
+        """Hours that as many images at full resolution would take, in the last phase's batches."""
         last = self.rows[-1]
         steps = self.images / last.phase.batch
         return steps * last.share * self.full.flops_per_image / self.machine.flops_per_hour
 
     @property
     def saved(self) -> float:
-        """Share of the FLOPs saved against as many images at full resolution all along."""
+        """Share of the FLOPs that is saved in comparison with as many images at full resolution."""
         return 1 - self.flops / (self.images * self.full.flops_per_image)
 
 
 def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int = 0) -> Plan:
-    """What a run on images [channels, ...] will cost.
+    """The predicted cost of a run on images [channels, H, W].
 
     Raises:
-        UsageError: where the configuration gives no phases.
+        UsageError: if the configuration has no phases.
     """
     meter, rows = Meter(), []
     for phase in phases(config):
@@ -115,7 +115,9 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
         passes = math.ceil(share / phase.micro_batch) if phase.micro_batch else 1
         micro = max(map(len, deal(share, phase.mbstd_group, min(passes, share // phase.mbstd_group))))
         steps = (phase.end - phase.start) // phase.batch
-        hours = steps * share * cost.flops_per_image / machine.flops_per_hour  # the busiest device sets the pace
+        hours = (
+            steps * share * cost.flops_per_image / machine.flops_per_hour
+        )  # the device with most images is the slowest
         rows.append(Row(phase, cost, share, micro, hours))
     last = rows[-1].phase
     if last.resolution == config.resolution and not last.fade:
@@ -126,11 +128,11 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
 
 
 def _dataset(config: Config) -> tuple[int, int, str, list[str]]:
-    """Channels, classes, what there is to say, and what training would note at its start; without a dataset at
-    data.url, RGB without labels."""
+    """(channels, classes, description of the dataset, notes that training would log at its start). Without a dataset at
+    data.url, RGB without labels is assumed."""
     notes = [note for note in (shortfall(config), *of_configuration(config)) if note]
     if any(runs_command(url) for url in (config.data.url, *config.data.mixture)):
-        about = "what a command (pipe:) prints, which is not run for a description; RGB without labels is assumed"
+        about = "the output of a command (pipe:), which is not run for a description; RGB without labels is assumed"
         return 3, 0, about, notes
     try:
         index = load_dataset(config)
@@ -148,7 +150,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table(plan: Plan) -> str:
-    """The phases as lines of text, and what they come to."""
+    """The phases as lines of text, and their totals."""
     head = "phase kimg batch micro lr(G/D) G-params D-params GFLOPs/img EFLOPs memory hours until"
     lines: list[list[str]] = [[*head.split()]]
     until = 0.0
@@ -176,35 +178,36 @@ def table(plan: Plan) -> str:
     notes = [
         f"{plan.images / 1000:g} kimg, {plan.flops:.4g} FLOPs: {plan.hours:.4g} hours ({plan.hours / 24:.3g} days) on "
         f"{devices} of {m.flops:.3g} FLOPs per second, if {m.utilisation:.0%} of that is used.",
-        f"{plan.saved:.1%} of the FLOPs are saved against as many images at full resolution all along.",
-        "GFLOPs/img counts the whole training step per real image; memory is that of a device which takes `micro` "
-        "images at a time, without the allocator's slack.",
+        f"{plan.saved:.1%} of the FLOPs are saved in comparison with as many images at full resolution.",
+        "GFLOPs/img is the whole training step per real image. Memory is that of a device with micro-batches of "
+        "`micro` images, without the allocator's overhead.",
     ]
     idle = [row for row in plan.rows if row.share * m.devices > row.phase.batch]
     if idle:
         worst = max(idle, key=lambda row: row.share * m.devices / row.phase.batch)
         used = worst.phase.batch / (worst.share * m.devices)
+        p = worst.phase
         notes.append(
-            f"Batches are dealt out in whole groups of model.mbstd_group images: in {len(idle)} of {len(plan.rows)} "
-            f"phases some devices wait for others. {worst.phase}: a batch of {worst.phase.batch} in groups of "
-            f"{worst.phase.mbstd_group} uses {used:.0%} of {devices}; larger batches would use more."
+            "Batches are divided among devices in whole groups of model.mbstd_group images: in "
+            f"{len(idle)} of {len(plan.rows)} phases some devices wait for others. In {p}, a batch of {p.batch} in "
+            f"groups of {p.mbstd_group} uses {used:.0%} of {devices}; larger batches would use more."
         )
     return "\n".join([*_aligned(lines), "", *notes])
 
 
 def describe(config: Config, machine: Machine | None = None) -> str:
-    """The resolved configuration, the dataset, the table of phases, and what is perhaps not meant."""
+    """The resolved configuration, the dataset, the table of phases, and notes, as text."""
     channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine or Machine(), channels, classes)
-    return "\n".join([to_yaml(config), f"dataset: {about}", "", table(plan), *_told(notes)])
+    return "\n".join([to_yaml(config), f"dataset: {about}", "", table(plan), *_as_lines(notes)])
 
 
-def _told(notes: Sequence[str]) -> list[str]:
+def _as_lines(notes: Sequence[str]) -> list[str]:
     return [f"note: {note}" for note in notes]
 
 
 def across(config: Config, plan: Plan, link: scaling.Link) -> str:
-    """What a step of the costliest phase takes on 8 to 1,024 devices, as lines of text."""
+    """The time of a step of the most expensive phase on 8 to 1,024 devices, as text."""
     row, m = max(plan.rows, key=lambda row: row.flops), plan.machine
     worlds = sorted({m.devices, *scaling.WORLDS})
     steps = [scaling.step(config, row.phase, row.cost, n, m.flops * m.utilisation, link) for n in worlds]
@@ -212,21 +215,21 @@ def across(config: Config, plan: Plan, link: scaling.Link) -> str:
 
 
 def report(config: Config, machine: Machine, out: Path | None = None, link: scaling.Link | None = None) -> str:
-    """The table of phases, that of a step by number of devices, and what is perhaps not meant; with `out` also the
-    picture, a PNG.
+    """The table of phases, the times of a step by number of devices, and notes, as text. With `out` a figure is
+    written, too, as a PNG.
 
     Raises:
-        UsageError: where the picture cannot be written.
+        UsageError: if the figure cannot be written.
     """
     if out is not None:
-        _check_writable(out)  # before the work
+        _check_writable(out)  # before the slow part
     channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine, channels, classes)
     if out is not None:
         draw(plan, out, Path(config.run).name)
     steps = across(config, plan, link or scaling.Link())
     picture = [f"picture: {out}"] if out else []
-    return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *picture, *_told(notes)])
+    return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *picture, *_as_lines(notes)])
 
 
 def _check_writable(out: Path) -> None:
@@ -239,10 +242,10 @@ def _check_writable(out: Path) -> None:
 
 
 def draw(plan: Plan, out: Path, title: str = "") -> None:
-    """Resolution and alpha, batch and learning rates, and the hours, each over the images shown, as a PNG.
+    """Draw resolution and alpha, batch and learning rates, and hours over the images shown, as a PNG.
 
     Raises:
-        UsageError: where the file cannot be written.
+        UsageError: if the file cannot be written.
     """
     figure = Figure(figsize=(10, 9), layout="constrained")
     growth, steps, time = figure.subplots(3, 1, sharex=True)

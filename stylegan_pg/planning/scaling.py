@@ -1,8 +1,9 @@
 """A model of the time of a training step on many devices: computing, and summing gradients over links of known speed.
 
-Of n devices' gradients 2 (n - 1) / n of their bytes go through each device's link (Patarasuk and Yuan, 2009), one
-message after the other along trees of depth log2(n) (Sanders et al., 2009). Sums leave while the backward pass goes on
-(optim/grad_allreduce.py), so a part of them costs nothing. benchmarks/scaling.py compares this with slow links.
+To sum the gradients of n devices, 2 (n - 1) / n of their bytes pass each device's link (Patarasuk and Yuan, 2009), and
+each message passes trees of depth log2(n) (Sanders et al., 2009). Sums are computed while the backward pass continues
+(optim/grad_allreduce.py), which hides a part of their time. benchmarks/scaling.py compares the model with measurements
+on slow links.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from stylegan_pg.losses import TERMS
 from stylegan_pg.planning.cost import Cost
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
-HIDDEN = 0.4  # of a pass's time, in which gradients arrive and can leave: that player's share of the backward pass
+HIDDEN = 0.4  # share of a pass's time in which sums can run: the backward pass through the network that is trained
 
 
 @dataclass(frozen=True)
 class Link:
-    """Of each device to the others: bits per second in each direction, and seconds that any message takes."""
+    """The link of each device to the others: bits per second in each direction, and seconds of latency per message."""
 
     bits: float = 1e11
     latency: float = 2e-5
@@ -35,14 +36,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of D, with the steps of G and the lazy terms at their share; seconds."""
+    """A training step with the steps of G and the lazy terms at their share. Times are in seconds."""
 
     world: int
-    images: int  # of the batch
-    share: int  # of these, on the busiest device
+    images: int  # images of the batch
+    share: int  # images on the device that has most
     computing: float
     summing: float
-    hidden: float  # of summing, behind computing
+    hidden: float  # part of summing that runs during computing
 
     @property
     def seconds(self) -> float:
@@ -54,7 +55,7 @@ class Step:
 
 
 def sums(config: Config, phase: Phase, cost: Cost) -> list[tuple[float, float]]:
-    """(how often in a step of D, bytes of gradients) of each optimiser's step, at a phase's end."""
+    """(number per step of D, bytes of gradients) of each kind of optimizer step, at a phase's end."""
     o, width = config.optim, 8 if config.train.dtype == "float64" else 4
     often = {"D": 1.0, "G": o.g_steps / o.d_steps}
     size = {"D": float(width * cost.d_parameters), "G": float(width * cost.g_parameters)}
@@ -65,20 +66,20 @@ def sums(config: Config, phase: Phase, cost: Cost) -> list[tuple[float, float]]:
 
 
 def sum_seconds(size: float, world: int, link: Link, pieces: int = 1) -> float:
-    """Of summing `size` bytes over all devices, in so many pieces."""
+    """Seconds to sum `size` bytes over all devices, in a number of pieces."""
     if world == 1:
         return 0.0
     return 2 * (world - 1) / world * 8 * size / link.bits + pieces * 2 * math.ceil(math.log2(world)) * link.latency
 
 
 def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, link: Link) -> Step:
-    """A phase's step on `world` devices that each get through `flops` in a second."""
+    """The predicted step of a phase on `world` devices with `flops` FLOPs per second each."""
     share = max(map(len, deal(phase.batch, phase.mbstd_group, world)))
     passes = math.ceil(share / phase.micro_batch) if phase.micro_batch else 1
     computing = share * cost.flops_per_image / flops
     made = sums(config, phase, cost)
-    ready = HIDDEN if config.train.engine == "accelerate" else 0.0  # DeepSpeed gets gradients after the last pass
-    # All of an optimiser's steps compute about alike for the parameters that they sum.
+    ready = HIDDEN if config.train.engine == "accelerate" else 0.0  # DeepSpeed receives gradients after the last pass
+    # The time of computing is about proportional to the bytes of gradients that are summed.
     whole = sum(often * size for often, size in made)
     summing = hidden = 0.0
     for often, size in made:
@@ -86,14 +87,14 @@ def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, lin
         takes = sum_seconds(size, world, link, pieces)
         window = ready * computing * size / whole / passes if whole else 0.0
         summing += often * takes
-        # The last piece has nothing to hide behind.
+        # The last piece is sent when the backward pass has ended.
         hidden += often * min(takes * (1 - 1 / pieces), window)
     return Step(world, phase.batch, share, computing, summing, hidden)
 
 
 def table(steps: Sequence[Step], phase: Phase, link: Link) -> list[str]:
-    """Lines of text; efficiency is against as many devices that need not talk and have equal shares."""
-    ideal = steps[0].share / steps[0].computing  # images a second of one device
+    """Lines of text. Efficiency is relative to devices with equal shares and without communication."""
+    ideal = steps[0].share / steps[0].computing  # images per second of one device
     rows = [["devices", "images/device", "computing", "summing", "step", "images/s", "efficiency"]]
     for s in steps:
         times = [f"{1000 * t:.4g} ms" for t in (s.computing, s.summing - s.hidden, s.seconds)]
@@ -103,10 +104,11 @@ def table(steps: Sequence[Step], phase: Phase, link: Link) -> list[str]:
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     about = (
         f"A step of {phase}, batch {phase.batch}, by devices, with links of {link.bits / 1e9:g} Gbit/s per device "
-        f"(summing: what is not hidden behind the backward pass)"
+        f"(summing: the part that does not overlap with the backward pass)"
     )
     used = phase.batch // phase.mbstd_group
     more = [
-        f"A batch of {phase.batch} in groups of {phase.mbstd_group} occupies {used} devices; train.batch raises that."
+        f"A batch of {phase.batch} in groups of {phase.mbstd_group} occupies at most {used} devices; a larger "
+        "train.batch occupies more."
     ]
     return [about, *lines, *(more if steps[-1].world > used else [])]

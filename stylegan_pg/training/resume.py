@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stylegan_pg.checkpoint.names import kimg
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, FixedConfig
 from stylegan_pg.config.plain import flat, stored_keys, to_plain
 from stylegan_pg.config.schedule import Phase
 from stylegan_pg.data.datasets.index import DatasetIndex
@@ -121,7 +121,7 @@ def running_state(state: dict[str, Any], config: Config) -> tuple[dict[str, Any]
     training, system = map(dict, stored_states(state))
     if changed & {"train.loss_scale", "model.low_precision"}:
         training.pop("loss_scale", None)
-    if "augment.p" in changed or config.augment.mode == "fixed":
+    if "augment.p" in changed or isinstance(config.augment, FixedConfig):
         system.pop("augment_p", None)
     return training, system
 
