@@ -1,6 +1,7 @@
 """What every test shares: thread counts, the reference numbers, which tests need what."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -29,9 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # The slowest files run first, the longest at the very beginning. Otherwise one worker could still be busy with one of
 # them when the others have finished. (The Makefile keeps this order with --no-loadscope-reorder.)
 SLOWEST = """
-launch engines faults metrics_fidelity build build_cuda shim streaming_training orphans shapes recipes gpu leftovers
-ranks golden old_versions engine_steps conv3x3 train readme transfer metrics_training restart step hostile console
-foreign_training start_notes small_sets environment servers metrics_ranks metrics_classifiers bias_act kernels_command
+launch engines faults metrics_fidelity build build_cuda shim kernel_mutants streaming_training orphans shapes recipes
+gpu leftovers ranks golden old_versions engine_steps conv3x3 train readme transfer metrics_training restart step
+hostile console foreign_training start_notes small_sets environment servers metrics_ranks metrics_classifiers bias_act
+kernels_command
 """
 
 
@@ -198,6 +200,18 @@ def built(fast_compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     cache = tmp_path_factory.mktemp("cache")
     assert probe(cache, CXX=str(fast_compiler))[0][:2] == ["cpu", "compiled"]
     return cache
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels, compiled for the CPU with kernels/shim/cuda.h."""
+    from shimmed import compile_library
+
+    from stylegan_pg.ops import recipes
+
+    if recipes.cxx() is None:
+        pytest.skip("no C++ compiler")
+    return compile_library(recipes.kernels_folder(), tmp_path_factory.mktemp("shim") / "shim.so")
 
 
 @pytest.fixture

@@ -1,0 +1,199 @@
+"""Helpers for the tests of the CUDA kernels without a GPU: compiling the kernels with kernels/shim/cuda.h, running them
+on guarded memory, and finding their faults."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import torch
+
+from stylegan_pg.ops import calls, recipes, reference
+
+DTYPES = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+MARGIN = 256  # poisoned elements on both sides of every buffer
+
+UNITS = ("bias_act", "upfirdn2d")  # translation units
+
+
+def compile_library(source: Path, out: Path, optimise: str = "-O1") -> ctypes.CDLL:
+    link(out, [compile_unit(source, name, out.parent, optimise) for name in UNITS])
+    return load_library(out)
+
+
+def compile_unit(source: Path, name: str, folder: Path, optimise: str) -> Path:
+    """Compile an object file of one of the units in a folder."""
+    command = [str(recipes.cxx()), "-x", "c++", "-DSPG_SHIM", optimise, "-std=c++17", "-fPIC", "-Wno-unknown-pragmas"]
+    done = subprocess.run(
+        [*command, "-c", "-o", str(folder / f"{name}.o"), str(source / "cuda" / f"{name}.cu")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / f"{name}.o"
+
+
+def link(out: Path, objects: list[Path]) -> None:
+    subprocess.run([str(recipes.cxx()), "-shared", "-o", str(out), *map(str, objects)], check=True)
+
+
+def load_library(library: Path) -> ctypes.CDLL:
+    return calls.Kernels("cuda", ctypes.CDLL(str(library))).lib
+
+
+class Guarded:
+    """A tensor between poisoned margins: reading a margin gives NaN, and writing into a margin is detected."""
+
+    def __init__(self, t: torch.Tensor, poison: float = float("nan"), offset: int = 0):
+        layout = reference.layout_of(t)
+        t = t.contiguous(memory_format=layout)
+        self.begin = MARGIN + offset  # odd, so that no pack is aligned
+        self.buffer, self.poison = torch.full([t.numel() + 2 * MARGIN + offset], poison, dtype=t.dtype), poison
+        flat = t.permute(0, 2, 3, 1).reshape(-1) if layout == torch.channels_last else t.reshape(-1)
+        self.buffer[self.begin : self.begin + t.numel()] = flat
+        self.shape, self.layout, self.count = t.shape, layout, t.numel()
+
+    @property
+    def address(self) -> int:
+        return self.buffer.data_ptr() + self.begin * self.buffer.element_size()
+
+    def value(self) -> torch.Tensor:
+        assert (self.buffer[: self.begin] == self.poison).all(), "written before the beginning"
+        assert (self.buffer[self.begin + self.count :] == self.poison).all(), "written behind the end"
+        flat = self.buffer[self.begin : self.begin + self.count]
+        if self.layout == torch.channels_last:
+            n, c, h, w = self.shape
+            return flat.reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return flat.reshape(self.shape)
+
+
+def report(lib: ctypes.CDLL) -> str:
+    text = ctypes.create_string_buffer(4096)
+    lib.spg_shim_report(text, 4096)
+    return text.value.decode()
+
+
+def run_upfirdn2d(lib, x, f, up, down, padding, flip, gain, order=0, offset=0):
+    lib.spg_shim_order(order, 1)
+    h = (x.shape[2] * up[1] + padding[2] + padding[3] - f.shape[0]) // down[1] + 1
+    w = (x.shape[3] * up[0] + padding[0] + padding[1] - f.shape[1]) // down[0] + 1
+    layout = reference.layout_of(x)
+    empty = torch.zeros(x.shape[0], x.shape[1], h, w, dtype=x.dtype).contiguous(memory_format=layout)
+    source, out = Guarded(x, offset=offset), Guarded(empty, poison=77)
+    out.layout = layout
+    taps, f_ = calls.separable_factors(f, flip, gain), Guarded(f.reshape(1, 1, *f.shape))
+    code = lib.spg_upfirdn2d_cuda(
+        0, None, calls.DTYPES[x.dtype], source.address, out.address, f_.address,
+        (ctypes.c_float * 8)(*taps) if taps else None, *x.shape, h, w, *up, *down, padding[0], padding[2],
+        *f.shape, layout == torch.channels_last, flip, gain,
+    )  # fmt: skip
+    assert code == 0
+    return out.value()
+
+
+def check(actual, expected, tolerance):
+    assert not actual.isnan().any(), "poison was read"
+    scale = max(float(expected.double().abs().max()), 1e-30)
+    error = float((actual.double() - expected.double()).abs().max()) / scale
+    assert error <= tolerance, f"{error:.2e} of the largest magnitude"
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+LOPSIDED = torch.outer(torch.tensor([1.0, 2, 3, 5]), torch.tensor([2.0, -1, 4, 3])) / 50
+
+CASES = [  # up, down, padding
+    ((2, 2), (1, 1), (2, 1, 2, 1)),
+    ((2, 2), (1, 1), (-2, 3, 4, 0)),
+    ((2, 2), (1, 1), (1, 2, 2, 1)),
+    ((1, 1), (2, 2), (1, 1, 1, 1)),
+    ((1, 1), (2, 2), (3, 2, -1, 4)),
+    ((1, 1), (1, 1), (2, 1, 2, 1)),
+    ((1, 1), (1, 1), (-1, 4, 7, -3)),
+    ((3, 1), (1, 2), (2, 3, 4, 5)),
+    ((2, 2), (2, 2), (2, 1, 2, 1)),
+    ((1, 1), (1, 1), (1, 2, 1, 2)),  # the first column is the last of its pack
+    ((2, 2), (1, 1), (2, 2, 2, 2)),  # an odd number of outputs
+    ((1, 1), (1, 1), (1, 1, 1, 1)),  # whole packs from 17 and 9 columns
+]
+
+
+def check_bias_act(shim, act, dtype, layout):
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    for shape in ((2, 8, 4, 6), (1, 3, 5, 7), (2, 16, 1, 1)):
+        x, g, h = (random(*shape, dtype=dtype, seed=s).contiguous(memory_format=layout) for s in (0, 1, 2))
+        n, c, *size = shape
+        bias, scale, noise = (
+            random(c, dtype=acc, seed=3),
+            random(n, c, dtype=acc, seed=4),
+            random(n, 1, *size, dtype=acc),
+        )
+        pixels = reference.is_channels_last(x)
+        for clamp in (None, 0.8):
+            for order, given in ((0, ()), (1, (g,)), (2, (g, h))):
+                shim.spg_shim_order(order, 5)
+                buffers = [Guarded(t, offset=int(clamp is not None)) for t in (x, *given)]
+                addresses = [b.address for b in buffers] + [None] * (2 - order)
+                out = Guarded(x, poison=77)
+                code = shim.spg_bias_act_cuda(
+                    0, None, calls.DTYPES[dtype], calls.ACTS[act], order, *addresses, out.address,
+                    n, c, size[0] * size[1], pixels, bias.data_ptr(), scale.data_ptr(), c,
+                    noise.data_ptr(), size[0] * size[1], 1.3, -1.0 if clamp is None else clamp,
+                )  # fmt: skip
+                assert code == 0
+                z = x.double() * scale.double()[:, :, None, None] + noise.double() + bias.double()[:, None, None]
+                expected = reference.bias_act(z, None, None, None, act, 1.3, None, 1)
+                if order:
+                    expected_slope = reference.DERIVATIVES[act][order - 1](z) * 1.3
+                    for t in given:
+                        expected_slope = expected_slope * t.double()
+                    if clamp is not None:
+                        near = (expected.abs() - clamp).abs() < 1e-3  # rounding may change the result here
+                        expected_slope = expected_slope.masked_fill(expected.abs() > clamp, 0)
+                        expected_slope = torch.where(near, out.value().double(), expected_slope)
+                    expected = expected_slope
+                elif clamp is not None:
+                    expected = expected.clamp(-clamp, clamp)
+                check(out.value(), expected, 4 * DTYPES[dtype])
+    text = report(shim)
+    assert text == "", text.splitlines()[0]
+
+
+def find_fault(lib, units: tuple[str, ...] = UNITS) -> str:
+    """Describe the faults of a library's units, or return "" if none is found."""
+    try:
+        if "bias_act" in units:
+            for layout in LAYOUTS:
+                check_bias_act(lib, "lrelu", torch.float32, layout)
+        if "upfirdn2d" not in units:
+            return ""
+        for up, down, padding in (CASES[0], CASES[3], CASES[5], *CASES[-3:-1]):
+            for dtype, layout in (
+                (torch.float32, LAYOUTS[0]),
+                (torch.float16, LAYOUTS[0]),
+                (torch.float16, LAYOUTS[1]),
+            ):
+                x = random(2, 8, 17, 24 if up[0] == 1 else 28 if dtype == torch.float32 else 24, dtype=dtype)
+                x = x.contiguous(memory_format=layout)
+                if down[0] == 2:
+                    x = random(2, 8, 17, 32, dtype=dtype).contiguous(memory_format=layout)
+                for f in (LOPSIDED, random(3, 5, seed=8)):
+                    y = run_upfirdn2d(lib, x, f, up, down, padding, False, 1.5, order=2)
+                    text = report(lib)
+                    if text:
+                        return text.splitlines()[0]
+                    check(y, reference.upfirdn2d(x.double(), f, up, down, padding, False, 1.5), DTYPES[dtype])
+        wide = random(1, 1, 9, 136, dtype=torch.float16)  # more than a whole tile
+        for x, case in ((wide, CASES[-3]), (wide[..., :17].contiguous(), CASES[-1])):
+            y = run_upfirdn2d(lib, x, LOPSIDED, *case, False, 1.5)
+            text = report(lib)
+            if text:
+                return text.splitlines()[0]
+            check(y, reference.upfirdn2d(x.double(), LOPSIDED, *case, False, 1.5), DTYPES[torch.float16])
+    except AssertionError as error:
+        return (str(error).splitlines() or ["a failed assertion"])[0]
+    return ""

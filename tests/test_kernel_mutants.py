@@ -1,0 +1,153 @@
+"""Mutants of the CUDA kernels: the checks of test_shim.py detect each of them, and no fault in the real kernels."""
+
+import shutil
+from pathlib import Path
+
+import harness
+import pytest
+from shimmed import UNITS, compile_unit, find_fault, link
+
+from stylegan_pg.ops import recipes
+
+pytestmark = pytest.mark.slow
+
+# name -> (file, the replaced line or expression, its replacement)
+MUTANTS = {
+    "no barrier after the tile is filled": (
+        "upfirdn2d.cuh",
+        "    __syncthreads();\n\n    const int ox",
+        "    const int ox",
+    ),
+    "no barrier before the next plane": (
+        "upfirdn2d.cuh",
+        "    __syncthreads();  // all threads must be done",
+        "    //",
+    ),
+    "a barrier that some threads miss": (
+        "upfirdn2d.cuh",
+        "    if (ox < p.out_w && oy < p.out_h) {\n",
+        "    if (ox < p.out_w && oy < p.out_h) {\n      __syncthreads();\n",
+    ),
+    "row bound off by one": ("upfirdn2d.cuh", "iy >= 0 && iy < p.h;", "iy >= 0 && iy <= p.h;"),
+    "column bound off by one": (
+        "upfirdn2d.cuh",
+        "row_inside && ix >= 0 && ix < p.w)",
+        "row_inside && ix >= 0 && ix <= p.w)",
+    ),
+    "lower bound off by one": ("upfirdn2d.cuh", "iy >= 0 && iy < p.h;", "iy >= -1 && iy < p.h;"),
+    "single columns: bound off by one": (
+        "upfirdn2d.cuh",
+        "ix + j >= 0 && ix + j < p.w)",
+        "ix + j >= 0 && ix + j <= p.w)",
+    ),
+    "single columns: no guard for the last": ("upfirdn2d.cuh", "if (ox + j >= p.out_w) break;", ""),
+    "single columns where packs do not fit": (
+        "upfirdn2d.cu",
+        "p.w % V == 0 && p.out_w % V == 0 &&",
+        "p.out_w % V == 0 &&",
+    ),
+    "swapped index": ("upfirdn2d.cuh", "(row + m) * S::kInW + column + j", "(column + j) * S::kInW + row + m"),
+    "wrong filter phase along x": (
+        "upfirdn2d.cuh",
+        "if ((j * DOWN + k) % UP == 0) along",
+        "if ((j * DOWN + k) % UP == UP - 1) along",
+    ),
+    "wrong filter phase along y": (
+        "upfirdn2d.cuh",
+        "if ((r * DOWN + k) % UP == 0 && (r * DOWN + k) / UP == m)",
+        "if ((r * DOWN + k) % UP == UP - 1 && (r * DOWN + k) / UP == m)",
+    ),
+    "factors exchanged": ("upfirdn2d.cuh", "sums[r][j] += p.fy[k]", "sums[r][j] += p.fx[k]"),
+    "no guard for the last rows": ("upfirdn2d.cuh", "        if (oy + r >= p.out_h) break;\n", ""),
+    "no guard for the last columns": ("upfirdn2d.cuh", "if (ox < p.out_w && oy < p.out_h) {", "if (oy < p.out_h) {"),
+    "tile one row short": (
+        "upfirdn2d.cuh",
+        "kInH = ((kOutH - 1) * DOWN + 3) / UP + 1;",
+        "kInH = ((kOutH - 1) * DOWN + 3) / UP;",
+    ),
+    "packs one short": ("upfirdn2d.cuh", "+ 1 + V - 2) / V + 1;", "+ 1 + V - 2) / V;"),
+    "pack of the first column rounded up": ("upfirdn2d.cuh", "-((V - 1 - x0) / V)", "-((-x0) / V)"),
+    "general kernel: wrong orientation": ("upfirdn2d.cuh", "p.correlate ? tap", "!p.correlate ? tap"),
+    "general kernel: no bound": ("upfirdn2d.cuh", "kx < p.kw && ix < p.w;", "kx < p.kw;"),
+    "channels_last: no bound": (
+        "upfirdn2d.cuh",
+        "if (iy + m < 0 || iy + m >= p.h) continue;",
+        "if (iy + m < 0) continue;",
+    ),
+    "channels_last: phase": ("upfirdn2d.cuh", "(ox * DOWN - p.left + odd_x) / UP", "(ox * DOWN - p.left) / UP"),
+    "channels_last: taps of the other parity": (
+        "upfirdn2d.cuh",
+        "y0 = odd_y ? p.fy[1] : p.fy[0]",
+        "y0 = odd_y ? p.fy[0] : p.fy[1]",
+    ),
+    "channels_last: no guard": ("upfirdn2d.cuh", "if (ox >= p.out_w || oy >= p.out_h) return;", ""),
+    "channels_last: pair of the wrong column": (
+        "upfirdn2d.cuh",
+        "const int column = ix + pair + k;",
+        "const int column = ix + k;",
+    ),
+    "bias of the wrong channel": (
+        "bias_act.cuh",
+        "load_values<N>(shift, bias + column)",
+        "load_values<N>(shift, bias)",
+    ),
+    "bias_act: no bound": (
+        "bias_act.cuh",
+        "row >= p.rows || column >= p.columns",
+        "row >= p.rows || column >= p.columns + N",
+    ),
+    "bias_act: rows not bounded": ("bias_act.cuh", "row >= p.rows || column", "row > p.rows || column"),
+    "bias_act: clamp ignored in the slope": ("bias_act.cuh", "y > clamp || y < -clamp ? A(0) : dz", "dz"),
+    "bias_act: scale of another sample": (
+        "bias_act.cuh",
+        "load_values<N>(factor, scale + n * p.scale_stride + column)",
+        "load_values<N>(factor, scale + column)",
+    ),
+    "bias_act: values in packs that are not aligned": (
+        "bias_act.cu",
+        "if (p.columns % V == 0 && aligned(p.x)",
+        "if (p.columns % V == 0 && aligned(p.out)",
+    ),
+}
+
+
+def test_the_real_kernels_have_no_faults(shim):
+    assert find_fault(shim) == ""
+
+
+@pytest.fixture(scope="module")
+def real_objects(tmp_path_factory) -> dict[str, Path]:
+    """Return the object files of the real kernels, which are linked with a mutated one."""
+    folder = tmp_path_factory.mktemp("real_objects")
+    return {name: compile_unit(recipes.kernels_folder(), name, folder, "-O0") for name in UNITS}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_detected(tmp_path, real_objects, name):
+    file, old, new = MUTANTS[name]
+    folder = tmp_path / "kernels"
+    shutil.copytree(recipes.kernels_folder(), folder, ignore=shutil.ignore_patterns("prebuilt"))
+    source = folder / "cuda" / file
+    text = source.read_text()
+    assert text.count(old) == 1, f"{text.count(old)} places to mutate"
+    source.write_text(text.replace(old, new))
+    mutated = file.partition(".")[0]
+    objects = real_objects | {mutated: compile_unit(folder, mutated, tmp_path, "-O0")}
+    link(tmp_path / "shim.so", list(objects.values()))
+    fault = faults_in_separate_process(tmp_path, mutated)
+    print(f"{name:42} {fault}")
+    assert fault
+    assert not fault.startswith("error")  # an error of this test: the kernel did not run
+
+
+def faults_in_separate_process(folder: Path, mutated: str) -> str:
+    """Run `find_fault` in a separate process, because a mutated kernel may crash."""
+    script = folder / "apart.py"
+    code = f"import sys; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r}); import shimmed; "
+    code += f"lib = shimmed.load_library(Path(sys.argv[1])); print('FAULT', shimmed.find_fault(lib, ({mutated!r},)))"
+    script.write_text(code)
+    process = harness.start([str(folder / "shim.so")], script=script)
+    output, _ = process.communicate(timeout=300)
+    if process.returncode:
+        return f"crash, exit code {process.returncode}" if process.returncode < 0 else f"error: {output[-300:]}"
+    return output.partition("FAULT")[2].strip()
