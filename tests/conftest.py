@@ -158,6 +158,22 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unconditional(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small generator of 16x16 images without classes, and the file of its snapshot."""
+    from snapshots import saved
+
+    return saved(tmp_path_factory.mktemp("unconditional") / "new" / "G.safetensors")
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small generator of 16x16 images in three classes, and the file of its snapshot."""
+    from snapshots import saved
+
+    return saved(tmp_path_factory.mktemp("conditional") / "G.safetensors", c_dim=3)
+
+
+@pytest.fixture(scope="session")
 def compiled_operations() -> list[Path]:
     """The folders of compiled kernels in the user's cache. They are built if necessary."""
     from stylegan_pg.files import cache_folder

@@ -1,81 +1,20 @@
-"""Snapshots, and sampling and measuring them: a file gives the same generator on every machine."""
+"""Snapshots: a file gives the same generator on every machine, and wrong files are rejected."""
 
 import copy
-import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import harness
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
+from snapshots import NAMES, built, command, near, pixels, saved
 
 import stylegan_pg
-from stylegan_pg.__main__ import main
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
-from stylegan_pg.config import MODELS
-from stylegan_pg.config.families import fields_of
-from stylegan_pg.data.classes import labels_to_c, parse_numbers
-from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import tile, to_uint8
-from stylegan_pg.inference.generate import images_of, latents
-from stylegan_pg.networks import NETWORKS, NetworkShape
-
-NAMES = ["cat", "dog", "owl"]
-
-
-def built(
-    resolution: int = 16, *, name: str = "stylegan2", fade: bool = False, c_dim: int = 0, **model
-) -> tuple[Any, dict[str, Any]]:
-    """Return a generator whose weights all differ from their initial values, and its description."""
-    small = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
-    small = {key: value for key, value in small.items() if key in fields_of(MODELS[name])}
-    config = MODELS[name](**{**small, **model})
-    pair = NETWORKS[name]
-    kwargs = pair.g_kwargs(config, NetworkShape(resolution, 16, fade, 3, c_dim, 4))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        G = pair.G(**kwargs)
-        for tensor in G.state_dict().values():
-            tensor += 0.3 * torch.randn(tensor.shape)
-    names = NAMES[:c_dim]
-    return G.eval(), {"network": name, "kwargs": kwargs, "alpha": 1.0, "nimg": 5000, "label_names": names}
-
-
-def saved(path: Path, changes: dict[str, Any] | None = None, **how) -> tuple[Any, Path]:
-    G, description = built(**how)
-    save_snapshot(path, G, {**description, **(changes or {})})
-    return G, path
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> tuple[Any, Path]:
-    return saved(tmp_path_factory.mktemp("plain") / "new" / "G.safetensors")
-
-
-@pytest.fixture(scope="module")
-def conditional(tmp_path_factory) -> tuple[Any, Path]:
-    return saved(tmp_path_factory.mktemp("conditional") / "G.safetensors", c_dim=3)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dataset")
-    rng = np.random.default_rng(0)
-    (folder / "in").mkdir()
-    for i in range(6):
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "in" / f"{i}.png")
-    pack(folder / "in", folder / "out", resolution=16, workers=0, progress=False)
-    return folder / "out"
-
-
-# --- the file ---------------------------------------------------------------------------------------------------------
+from stylegan_pg.inference.generate import latents
 
 
 @pytest.mark.parametrize(
@@ -175,13 +114,13 @@ def test_a_snapshot_within_a_fade_keeps_its_alpha(tmp_path, capsys, monkeypatch)
     near(strip, tile(to_uint8(G(z, alpha=0.25)), 2).numpy().transpose(1, 2, 0))
 
 
-def test_a_failing_write_leaves_no_file(tmp_path, plain, monkeypatch):
+def test_a_failing_write_leaves_no_file(tmp_path, unconditional, monkeypatch):
     def full(descriptor):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
-        save_snapshot(tmp_path / "G.safetensors", plain[0], {})
+        save_snapshot(tmp_path / "G.safetensors", unconditional[0], {})
     assert not list(tmp_path.iterdir())
 
 
@@ -195,7 +134,7 @@ class Boom:
         return Path.touch, (self.path,)
 
 
-def test_files_that_are_not_snapshots(tmp_path, plain):
+def test_files_that_are_not_snapshots(tmp_path, unconditional):
     path = tmp_path / "other.safetensors"
 
     def refused(what: str) -> None:
@@ -204,7 +143,7 @@ def test_files_that_are_not_snapshots(tmp_path, plain):
         assert str(path) in str(error.value)
 
     refused("no such file")
-    whole = plain[1].read_bytes()
+    whole = unconditional[1].read_bytes()
     for content in (b"", b"not a snapshot\n", whole[:-100], whole[: len(whole) // 2], whole[:100], whole[:5]):
         path.write_bytes(content)
         refused("no snapshot, or a damaged one")
@@ -249,233 +188,3 @@ def test_descriptions_that_do_not_fit(tmp_path):
         save_file(G.state_dict(), path, {"stylegan_pg": meta})
         with pytest.raises(UsageError, match="does not fit the weights"):
             load_snapshot(path)
-
-
-# --- from a generator to pictures -------------------------------------------------------------------------------------
-
-
-def test_parse_numbers():
-    assert parse_numbers("0-3,8") == [0, 1, 2, 3, 8]
-    assert parse_numbers(" 5 , 7-7,5") == [5, 7, 5]
-    for text in ("", "a", "1,", "-1", "3-1", "1.5", "1--2", "0-3;8", "5-", "5,9-4", "٣"):
-        with pytest.raises(UsageError, match="no list of numbers"):
-            parse_numbers(text)
-    with pytest.raises(UsageError, match="more than 1000000"):
-        parse_numbers("1,0-99999999999999999999")
-
-
-def test_seeds_give_the_latents_of_the_published_tools():
-    z = latents([0, 7, 2**32 - 1], 8)
-    assert z.dtype == torch.float32
-    for row, seed in zip(z, (0, 7, 2**32 - 1), strict=True):
-        np.testing.assert_array_equal(row, np.random.RandomState(seed).randn(1, 8)[0].astype(np.float32))
-    with pytest.raises(UsageError, match="seeds lie between"):
-        latents([2**32], 8)
-
-
-def test_to_uint8_rounds_and_clips():
-    x = torch.tensor([-9, -1.0, -1 + 0.6 / 127.5, 0.0039, 1.0, 9, 1 - 0.4 / 127.5, 1 - 0.6 / 127.5])
-    assert to_uint8(x).tolist() == [0, 0, 1, 128, 255, 255, 255, 254]
-    assert to_uint8(x).dtype == torch.uint8
-    levels = torch.arange(256)
-    assert torch.equal(to_uint8(levels.float() / 127.5 - 1).long(), levels)
-
-
-def test_tile_fills_row_by_row():
-    images = torch.arange(1, 6, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 4)
-    tiled = tile(images, 3)
-    assert tiled.shape == (3, 4, 12)
-    np.testing.assert_array_equal(tiled[1, ::2, ::4], [[1, 2, 3], [4, 5, 0]])
-    np.testing.assert_array_equal(tiled[0], np.kron([[1, 2, 3], [4, 5, 0]], np.ones([2, 4])))
-    assert tile(images, 5).shape == (3, 2, 20)
-
-
-def test_labels_to_c(plain, conditional):
-    G = load_snapshot(conditional[1])
-
-    def classes(text: str | None, count: int) -> list[int]:
-        c = labels_to_c(G, text, count)
-        assert c is not None
-        assert c.shape == (count, 3)
-        assert c.sum(dim=1).tolist() == [1.0] * count
-        return c.argmax(dim=1).tolist()
-
-    assert classes(None, 5) == [0, 1, 2, 0, 1]
-    assert classes("owl, cat", 3) == [2, 0, 2]
-    assert classes("1", 2) == [1, 1]
-    assert classes("0-2", 4) == [0, 1, 2, 0]
-    for text, message in {
-        "3": r"place 3 .* 3 classes \(cat, dog, owl\)",
-        "cow": r"cow.*\(cat, dog, owl\)",
-        "-1": "-1",
-    }.items():
-        with pytest.raises(UsageError, match=message):
-            labels_to_c(G, text, 2)
-    assert labels_to_c(load_snapshot(plain[1]), None, 2) is None
-    with pytest.raises(UsageError, match="unconditional"):
-        labels_to_c(load_snapshot(plain[1]), "0", 2)
-
-
-def test_images_do_not_depend_on_the_batch(plain):
-    z = latents(range(7), 8)
-    whole = torch.cat(list(images_of(plain[0], z, batch=7, psi=0.7)))
-    assert whole.dtype == torch.uint8
-    for batch in (1, 3):
-        parts = list(images_of(plain[0], z, batch=batch, psi=0.7))
-        assert [len(part) for part in parts] == [batch] * (7 // batch) + [7 % batch] * bool(7 % batch)
-        near(torch.cat(parts).numpy(), whole.numpy())
-
-
-# --- the command line -------------------------------------------------------------------------------------------------
-
-
-def command(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
-    """Return the exit code, stdout and stderr of the command. It runs in this process, which avoids importing torch
-    each time."""
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["stylegan-pg", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]  # exits with a number
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image)
-
-
-def near(a: np.ndarray, b: np.ndarray) -> None:
-    """Check equality up to one grey level, because batches of other sizes may be rounded differently."""
-    assert a.shape == b.shape
-    assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
-
-
-@torch.no_grad()
-def expected_images(G: Any, seeds, c: torch.Tensor | None = None, **how) -> list[np.ndarray]:
-    """Return the images as [H, W, C] arrays, computed directly."""
-    z = torch.tensor(np.concatenate([np.random.RandomState(s).randn(1, 8) for s in seeds]), dtype=torch.float32)
-    x = G(z, c, **how).numpy()
-    return list(np.clip(np.floor(x * 127.5 + 128), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
-
-
-@pytest.mark.slow
-def test_commands_in_separate_processes(plain, tmp_path):
-    def run(*arguments) -> subprocess.CompletedProcess:
-        return harness.command(*arguments, cwd=tmp_path)
-
-    result = run("sample", plain[1], "--out", "pictures", "--seeds", "0-2")
-    assert result.returncode == 0, result.stderr
-    files = [f"pictures/seed{i:06d}.png" for i in range(3)]
-    assert result.stdout.split() == files
-    for file, image in zip(files, expected_images(plain[0], range(3), psi=0.7), strict=True):
-        near(pixels(tmp_path / file), image)
-    result = run("sample", "nothing.safetensors", "--out", "other")
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: nothing.safetensors: no such file")
-    assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "other").exists()
-
-
-def test_sampling_single_files(plain, tmp_path, capsys, monkeypatch):
-    options = ["--seeds", "5,1-3,100000", "--psi", "0.5", "--cutoff", "2"]
-    images = expected_images(plain[0], [5, 1, 2, 3, 100000], psi=0.5, cutoff=2)
-    for batch in (1, 2, 16):
-        out = tmp_path / str(batch)
-        code, printed, _ = command(capsys, monkeypatch, "sample", plain[1], "--out", out, "--batch", batch, *options)
-        assert code == 0
-        names = [f"seed{i:06d}.png" for i in (5, 1, 2, 3, 100000)]
-        assert printed.split() == [str(out / name) for name in names]
-        assert sorted(p.name for p in out.iterdir()) == sorted(names)
-        for name, image in zip(names, images, strict=True):
-            near(pixels(out / name), image)
-
-
-def test_sampling_a_grid_and_an_interpolation(plain, tmp_path, capsys, monkeypatch):
-    sample = ["sample", plain[1], "--out", tmp_path, "--seeds", "0-4"]
-    images = expected_images(plain[0], range(5), psi=0.7)
-    black = np.zeros_like(images[0])
-    assert command(capsys, monkeypatch, *sample, "--grid") == (0, f"{tmp_path / 'grid.png'}\n", "")
-    near(pixels(tmp_path / "grid.png"), np.vstack([np.hstack(images[:3]), np.hstack([*images[3:], black])]))
-    assert command(capsys, monkeypatch, *sample, "--grid", "--columns", 5, "--batch", 2)[0] == 0
-    near(pixels(tmp_path / "grid.png"), np.hstack(images))
-    assert command(capsys, monkeypatch, *sample, "--interpolate", 3)[0] == 0
-    strip = pixels(tmp_path / "interpolation.png")
-    assert strip.shape == (16, 16 * (4 * 3 + 1), 3)
-    for i, image in enumerate(images):
-        near(strip[:, 48 * i : 48 * i + 16], image)
-    between = strip[:, 16:32].astype(int)
-    assert np.abs(between - images[0]).max() > 1
-    assert np.abs(between - images[1]).max() > 1
-
-
-def test_sampling_by_label(conditional, tmp_path, capsys, monkeypatch):
-    G, path = conditional
-    sample = ["sample", path, "--out", tmp_path, "--seeds", "0-3", "--grid", "--columns", 4, "--psi", 1]
-    for given, numbers in (([], [0, 1, 2, 0]), (["--labels", "owl,dog"], [2, 1, 2, 1]), (["--labels", "0"], [0] * 4)):
-        assert command(capsys, monkeypatch, *sample, *given, "--batch", 3)[0] == 0
-        near(pixels(tmp_path / "grid.png"), np.hstack(expected_images(G, range(4), torch.eye(3)[numbers])))
-
-
-def test_noise_on_the_command_line(plain, tmp_path, capsys, monkeypatch):
-    for noise in ("const", "none", "random"):
-        sample = ["sample", plain[1], "--out", tmp_path / noise, "--seeds", "0-1", "--grid", "--noise", noise]
-        assert command(capsys, monkeypatch, *sample)[0] == 0
-    images = {noise: pixels(tmp_path / noise / "grid.png") for noise in ("const", "none", "random")}
-    near(images["none"], np.hstack(expected_images(plain[0], [0, 1], psi=0.7, noise="none")))
-    assert (images["const"] != images["none"]).any()
-    assert (images["const"] != images["random"]).any()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--seeds", "x"], "'x' is no list of numbers"),
-        (["--seeds", "4294967296"], "seeds lie between"),
-        (["--noise", "loud"], "noise 'loud'"),
-        (["--device", "abacus"], "device 'abacus'"),
-        (["--labels", "cat"], "unconditional"),
-        (["--batch", "0"], "batch"),
-        (["--columns", "-3", "--grid"], "columns"),
-        (["--interpolate", "-2"], "interpolate"),
-        (["--out", "FILE/x"], "cannot be written"),
-    ],
-)
-def test_errors_of_sample(plain, tmp_path, capsys, monkeypatch, arguments, message):
-    (tmp_path / "FILE").write_text("in the way")
-    monkeypatch.chdir(tmp_path)
-    code, out, err = command(capsys, monkeypatch, "sample", plain[1], "--seeds", "0-3", "--out", "x", *arguments)
-    assert code == 2
-    assert message in err
-    assert "Traceback" not in err
-    assert out == ""
-
-
-def test_metrics(plain, conditional, dataset, tmp_path, capsys, monkeypatch):
-    measure = ["metrics", plain[1], "--data", dataset]
-    code, printed, _ = command(capsys, monkeypatch, *measure, "--metrics", "swd", "--images", 4, "--batch", 3)
-    assert code == 0
-    result = json.loads(printed)
-    assert (result["snapshot"], result["resolution"], result["images"], result["psi"]) == (str(plain[1]), 16, 4, 1)
-    assert result["swd"] == pytest.approx(result["swd_16"])
-    assert 0 < result["swd"] < 1e4
-    again = json.loads(command(capsys, monkeypatch, *measure, "--images", 4)[1])
-    assert again["swd"] == pytest.approx(result["swd"], rel=1e-3)
-    assert json.loads(command(capsys, monkeypatch, *measure)[1])["images"] == 6  # the whole dataset
-    mean = json.loads(command(capsys, monkeypatch, *measure, "--psi", 0)[1])
-    assert mean["swd_psi0"] != pytest.approx(result["swd"], rel=1e-3)
-
-    low = saved(tmp_path / "low.safetensors", resolution=4)[1]
-    faults = {
-        "unknown metric 'beauty'": ["metrics", plain[1], "--data", dataset, "--metrics", "swd,beauty"],
-        "no such folder": ["metrics", plain[1], "--data", tmp_path / "nothing"],
-        "no such file": ["metrics", tmp_path / "nothing", "--data", dataset],
-        "knows 3 classes": ["metrics", conditional[1], "--data", dataset],
-        "8 pixels or more": ["metrics", low, "--data", dataset],
-    }
-    for message, arguments in faults.items():
-        code, printed, err = command(capsys, monkeypatch, *arguments)
-        assert (code, printed) == (2, "")
-        assert err.startswith("error: ")
-        assert message in err
-        assert len(err.splitlines()) == 1
