@@ -33,7 +33,7 @@ SLOWEST = """
 launch engines faults metrics_fidelity build build_cuda shim kernel_mutants streaming_training orphans shapes recipes
 gpu leftovers ranks golden old_versions engine_steps conv3x3 train readme transfer metrics_training restart step
 hostile console foreign_training start_notes small_sets environment servers metrics_ranks metrics_classifiers bias_act
-kernels_command
+kernels_command metric_shapes
 """
 
 
@@ -171,6 +171,16 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     from snapshots import saved
 
     return saved(tmp_path_factory.mktemp("conditional") / "G.safetensors", c_dim=3)
+
+
+@pytest.fixture(scope="session", params=[1, 3, 4], ids=["grey", "rgb", "rgba"])
+def shaped_dataset(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, torch.Tensor]:
+    """A dataset of pictures that are not square, of one, three or four channels, and the pictures."""
+    from shapes import pack_shapes
+
+    return pack_shapes(tmp_path_factory.mktemp("shapes"), request.param)
 
 
 @pytest.fixture(scope="session")

@@ -231,7 +231,7 @@ def test_metrics(unconditional, conditional, dataset, tmp_path, capsys, monkeypa
         "unknown metric 'beauty'": ["metrics", unconditional[1], "--data", dataset, "--metrics", "swd,beauty"],
         "no such folder": ["metrics", unconditional[1], "--data", tmp_path / "nothing"],
         "no such file": ["metrics", tmp_path / "nothing", "--data", dataset],
-        "knows 3 classes": ["metrics", conditional[1], "--data", dataset],
+        "was trained with 3 classes": ["metrics", conditional[1], "--data", dataset],
         "8 pixels or more": ["metrics", low, "--data", dataset],
     }
     for message, arguments in faults.items():

@@ -115,12 +115,12 @@ def test_wrong_sizes_and_checksums(server, folder):
     """Shards of other sizes and garbled transfers are not stored. A shard that is garbled in the same way each time is
     reported as the source's fault."""
     url = f"{server.url}/0.tar"
-    with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes where 39999 were expected"):
+    with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes, 39999 were expected"):
         shard_reader.read(url, 0, 10, size=SIZE - 1)
-    with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes where 40001 were expected"):
+    with shard_cache.patience(0.5), pytest.raises(OSError, match="40000 bytes, 40001 were expected"):
         shard_reader.read(url, 0, 10, size=SIZE + 1)
     server.misbehave(swap="an error page")
-    with shard_cache.patience(0.5), pytest.raises(OSError, match="13 bytes where 40000 were expected"):
+    with shard_cache.patience(0.5), pytest.raises(OSError, match="13 bytes, 40000 were expected"):
         read(shard(server, 0))
     server.misbehave(garble=True, times=1)
     assert read(shard(server, 1)) == CONTENTS[1]
