@@ -1,13 +1,13 @@
-# make test runs what CI runs; PYTHON picks the interpreter the environment is made with: make PYTHON=python3.12 setup
+# `make test` runs the tests that CI runs. PYTHON is the interpreter of the environment: make PYTHON=python3.12 setup
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
-# Test files at a time, the tests of one file in turn: most of a test's time passes in processes that start.
+# JOBS test files run in parallel, and the tests of one file in sequence.
 JOBS         ?= 2
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# Or pyright's wrapper asks the network whether a newer one exists, each time.
+# Otherwise pyright's wrapper looks for a newer version on the network at every call.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: setup test test-quick lint types imports demo demo-long clean
@@ -15,7 +15,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 setup: $(STAMP)
 
-# The stamp is the last step, so an installation cut short is repeated.
+# The stamp is made last, so that an interrupted installation is repeated.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo,dev]'
@@ -31,8 +31,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# pyright brings its program along but not node: the system's will do, else the one that PyPI has, where pyright left
-# alone would download a build from nodejs.org.
+# pyright needs node, which its package does not contain. If the system has none, the one from PyPI is installed.
+# Otherwise pyright would download a build from nodejs.org.
 types: setup
 	command -v node >/dev/null || $(BIN)/python -m pip install --disable-pip-version-check 'pyright[nodejs]'
 	$(BIN)/pyright
@@ -46,7 +46,7 @@ demo: setup
 demo-long: setup
 	$(BIN)/python demo/run.py configs/demo-long.yaml
 
-# Data and runs are kept: they may be hours of work.
+# Data and runs are not removed, because they may be hours of work.
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
