@@ -188,7 +188,7 @@ def test_arbitrary_logs(run, place):
     assert b"xxx" not in (run / "stats.jsonl").read_bytes()
 
 
-RANK = {"host": "h", "pid": 1, "device": "cpu", "img_per_sec": 1, "own_sec_per_img": 1, "busy": 1}
+RANK = {"host": "h", "pid": 1, "device": "cpu", "img_per_sec": 1, "own_sec_per_img": 1, "busy": 1, "queued": 0.5}
 RANKS = [5, [5], [{}], [RANK | {"img_per_sec": "1"}], [RANK | {"own_sec_per_img": None}], [RANK | {"pid": "1"}]]
 NO_JSON = [b"", b"\xff", b"[" * 10**5, b'{"ranks": NaN}', b"5", b"[]", b"{}"]
 

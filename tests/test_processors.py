@@ -10,6 +10,7 @@ import harness
 import pytest
 
 from stylegan_pg import processors
+from stylegan_pg.monitoring.step_clock import Shortage
 from stylegan_pg.processors import Snapshot
 
 ALLOWED = len(os.sched_getaffinity(0))
@@ -147,3 +148,18 @@ def test_a_command_beside_busy_processes_tells_its_threads_to_sleep(competitors)
     environment["OMP_NUM_THREADS"] = str(ALLOWED)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.splitlines()[-1].startswith("passive other processes leave")
+
+
+def test_a_lasting_shortage_is_noted_once(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    noted, ranks = Shortage(), [{"queued": 0.1}, {"queued": 0.6}]
+    noted.look(ranks)
+    assert not caplog.messages  # the run has just begun
+    noted.since -= 61
+    noted.look([{"queued": 0.2}, {}])
+    noted.look(ranks)
+    noted.look(ranks)
+    (message,) = caplog.messages
+    assert message.startswith("note: the threads of rank 1 wait 60 % of their time for a processor")
+    assert "OMP_WAIT_POLICY=passive, " in message

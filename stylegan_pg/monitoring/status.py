@@ -14,7 +14,7 @@ from stylegan_pg.checkpoint.status_file import MOST, Status
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.schedule import phases, shortfall
 from stylegan_pg.errors import UsageError
-from stylegan_pg.monitoring.step_clock import stragglers
+from stylegan_pg.monitoring.step_clock import QUEUED, stragglers
 from stylegan_pg.untrusted import is_number, json_lines, printable
 
 _T = TypeVar("_T")
@@ -137,6 +137,8 @@ def render(facts: dict[str, Any]) -> str:
         slow = "  STRAGGLER" if i in facts["stragglers"] else ""
         where = f"{printable(rank['host'], 60)}:{rank['pid']} {printable(rank['device'], 20)}"
         speed = f"{rank['img_per_sec']:8.1f} img/s  busy {100 * rank['busy']:3.0f} %"
+        if rank.get("queued", 0) > QUEUED:
+            speed += f"  waits {100 * rank['queued']:.0f} % of its time for processors"
         out.append(f"rank {i:<6} {where:<28} {speed}{slow}")
     if facts["starts"] is not None:
         out.append(f"starts      {facts['starts']}")

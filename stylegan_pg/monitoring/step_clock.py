@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import statistics
 import time
 from typing import Any
 
+from stylegan_pg import processors
 from stylegan_pg.distributed import process_group as dist
 
 SLOW = 1.25  # times the median of the ranks' seconds per image: a straggler
+QUEUED = 0.25  # share of the time for which a rank's threads wait for processors, from which on that is reported
+LASTING = 60.0  # seconds of training before a shortage of processors is reported
+
+log = logging.getLogger(__name__)
 
 
 class StepClock:
@@ -20,6 +26,7 @@ class StepClock:
         self.device = device
         self.seconds, self.images = 0.0, 0
         self.since: float | None = None
+        self.queue = processors.Waiting()
 
     def go(self) -> None:
         self.since = time.perf_counter()
@@ -35,7 +42,8 @@ class StepClock:
 
     def take(self) -> dict[str, Any]:
         """Describe this rank and its speed since the last call: images per second; seconds of its own work per image,
-        without waiting for other ranks; and the share of its own work in the time."""
+        without waiting for other ranks; the share of its own work in the time; and the share of the time in which its
+        threads could run but waited for a processor."""
         seconds, images = self.seconds, self.images
         own = max(seconds - dist.waiting.take(), 0.0)
         self.seconds, self.images = 0.0, 0
@@ -46,6 +54,7 @@ class StepClock:
             "img_per_sec": round(images / seconds, 3) if seconds else 0.0,
             "own_sec_per_img": own / images if images else 0.0,
             "busy": round(own / seconds, 4) if seconds else 0.0,
+            "queued": round(self.queue.take(), 4),
         }
 
 
@@ -54,3 +63,32 @@ def stragglers(ranks: list[dict[str, Any]]) -> list[int]:
     own = {i: r["own_sec_per_img"] for i, r in enumerate(ranks) if r["own_sec_per_img"] > 0}
     usual = statistics.median_low(own.values()) if own else 0.0
     return [i for i, seconds in own.items() if seconds > SLOW * usual]
+
+
+class Shortage:
+    """Notes once that threads wait much of their time for a processor, in runs that last."""
+
+    def __init__(self) -> None:
+        self.since, self.noted = time.monotonic(), False
+
+    def look(self, ranks: list[dict[str, Any]]) -> None:
+        """Look at what StepClock.take has described of all ranks."""
+        if self.noted or time.monotonic() - self.since < LASTING:
+            return
+        if text := shortage(ranks):
+            self.noted = True
+            log.info(f"note: {text}")
+
+
+def shortage(ranks: list[dict[str, Any]]) -> str:
+    """Which rank's threads wait more than the share QUEUED of their time for a processor, and what helps; "" if none
+    do."""
+    some = {i: r["queued"] for i, r in enumerate(ranks) if r.get("queued", 0.0) > QUEUED}
+    if not some:
+        return ""
+    worst = max(some, key=lambda i: some[i])
+    passive = "" if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive" else "OMP_WAIT_POLICY=passive, "
+    return (
+        f"the threads of rank {worst} wait {100 * some[worst]:.0f} % of their time for a processor, because other "
+        f"processes use the same ones: {passive}a smaller OMP_NUM_THREADS or fewer data.workers will help"
+    )

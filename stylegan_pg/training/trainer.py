@@ -32,7 +32,7 @@ from stylegan_pg.monitoring import trackers
 from stylegan_pg.monitoring.loggers import Means, RunLogger
 from stylegan_pg.monitoring.logs import LogFile
 from stylegan_pg.monitoring.status_writer import StatusWriter
-from stylegan_pg.monitoring.step_clock import StepClock
+from stylegan_pg.monitoring.step_clock import Shortage, StepClock
 from stylegan_pg.ops import native
 from stylegan_pg.planning.advice import of_ranks
 from stylegan_pg.systems.base import System
@@ -77,7 +77,7 @@ class Trainer:
         self.other_model = ""  # how the model of the run they come from differs
         self.skipped = SkippedSteps(self.checkpoints.folder, config.train.max_skipped)
         self.reporter: RunLogger | None = None  # rank 0 has one
-        self.clock = StepClock(str(parallel.device))
+        self.clock, self.shortage = StepClock(str(parallel.device)), Shortage()
         self.metrics = Periodic(config, index)
         if self.metrics.enabled and self.state.system.inputs():
             raise UsageError(
@@ -284,6 +284,7 @@ class Trainer:
             self.outputs.tick(before, self.data.kinds())
             if self.reporter:
                 self.status.update(ranks=ranks, img_per_sec=self.reporter.img_per_sec, **self.progress(before))
+                self.shortage.look(ranks)
         self.outputs.due(before, last=last)
         # A state that may have diverged must not replace a good one. A single step left out is no reason to lose work.
         if due and (not done.faults or (self.skipped.is_first and (self.stopping or last))):
