@@ -23,8 +23,11 @@ from stylegan_pg.data.datasets.fields import Field
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.mixture import mix
 from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.datasets.sampler import flipped
 from stylegan_pg.data.datasets.shard_index import fits
 from stylegan_pg.data.datasets.table import CorruptSample
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.data.pack import shard_writer
 from stylegan_pg.data.pack.vectors import shortest
 from stylegan_pg.data.verify import check, info
 from stylegan_pg.errors import UsageError
@@ -171,6 +174,23 @@ def test_only_groups_of_changed_further_files_are_packed_again(source, dataset, 
     assert table.vectors["labels"][2].tolist() == [9, 9, 9]
     os.utime(top / "seg" / "04.png")  # only touched
     assert packed(top / "in", top / "out", 16, **options(top)).was_complete
+
+
+def test_an_interrupted_packing_continues_to_the_same_files(source, dataset, tmp_path, monkeypatch):
+    whole, commit = files_of(source / "out"), shard_writer.Group.commit
+
+    def interrupted(self, *args):
+        if self.name == "00001":
+            raise KeyboardInterrupt
+        return commit(self, *args)
+
+    monkeypatch.setattr(shard_writer.Group, "commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        packed(source / "in", tmp_path / "out", 16, **options(source))
+    assert not (tmp_path / "out" / "index.json").exists()
+    monkeypatch.undo()
+    packed(source / "in", tmp_path / "out", 16, **options(source))
+    assert files_of(tmp_path / "out") == whole
 
 
 def test_other_fields_are_another_packing(source, dataset):
@@ -362,6 +382,10 @@ def test_masks_keep_indices_and_are_padded_with_zeros(tmp_path):
     packed(source, tmp_path / "out", 16, mask=f"m={masks}", crop="pad")
     mask = load_index(str(tmp_path / "out")).table(16).value("m", 0)
     assert np.asarray(mask)[0, 0].tolist() == [0] * 4 + [7] * 8 + [0] * 4
+    Image.fromarray(np.eye(16, 8) > 0).save(masks / "a.png")  # a bit for each pixel
+    packed(source, tmp_path / "bits", 16, mask=f"m={masks}", crop="pad")
+    bits = np.asarray(load_index(str(tmp_path / "bits")).table(16).value("m", 0))
+    assert np.array_equal(bits[0, :, 4:12], np.eye(16, 8))
     Image.new("RGB", (8, 16)).save(masks / "a.png")
     with pytest.raises(UsageError, match=r"its m a\.png: its mode is RGB: a mask is a grey or a palette picture"):
         packed(source, tmp_path / "colours", 16, mask=f"m={masks}", crop="pad")
@@ -421,6 +445,23 @@ def test_a_mixture_has_the_fields_that_its_parts_describe_equally(source, datase
     table = mixed.table(16)
     assert table.fields == mixed.fields
     assert [table.value("caption", i) for i in (1, 6 + 1, 6 + 5)] == ["ein Bild, Größe 1"] * 2 + [""]
+
+
+def test_batches_have_the_fields_mirrored_together(dataset):
+    table, order = dataset.table(16), dataset.order(0)
+    how: Any = {"fields": ["B", "seg", "caption", "labels"], "share": range(4), "mirror": True, "workers": 0}
+    (batch,) = batches(table, order, start=0, end=4, batch=4, **how)
+    flips = set()
+    for k in range(4):
+        epoch, i = order.at(k)
+        flips.add(is_flipped := flipped(0, epoch, i))
+        for name in ("B", "seg"):
+            expected = np.asarray(table.value(name, i))
+            found = batch.fields[name][k].numpy()
+            assert np.array_equal(found, expected[:, :, ::-1] if is_flipped else expected)
+        assert batch.fields["caption"][k] == table.value("caption", i)
+        assert np.array_equal(batch.fields["labels"][k].numpy(), table.vectors["labels"][i])
+    assert flips == {False, True}
 
 
 def test_data_info_lists_fields_and_the_sheet_shows_them(dataset, tmp_path):
