@@ -20,6 +20,7 @@ from stylegan_pg import files
 from stylegan_pg.config import Config
 from stylegan_pg.config.plain import to_yaml
 from stylegan_pg.config.schedule import Phase, deal, phases, shortfall, size_at
+from stylegan_pg.data.conditions import CLASS, condition_field, condition_size
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.planning import scaling
@@ -131,16 +132,17 @@ def _dataset(config: Config) -> tuple[int, int, str, list[str]]:
     """(channels, classes, description of the dataset, notes that training would log at its start). Without a dataset at
     data.url, RGB without labels is assumed."""
     notes = [note for note in (shortfall(config), *of_configuration(config)) if note]
-    if any(runs_command(url) for url in (config.data.url, *config.data.mixture)):
+    if any(runs_command(url) for url in (config.data.url, *config.data.mixture, *config.data.unpaired.values())):
         about = "the output of a command (pipe:), which is not run for a description; RGB without labels is assumed"
         return 3, 0, about, notes
     try:
         index = load_dataset(config)
     except (UsageError, RunError) as error:
         return 3, 0, f"not there yet ({error}); RGB without labels is assumed below", notes
-    classes = len(index.label_names) if config.data.conditional else 0
+    field = condition_field(index, config.data.condition) if config.data.conditional else ""
+    classes = condition_size(index, field) if field else 0
     about = f"{index.count} images, resolutions {', '.join(map(str, index.resolutions))}, {index.channels} channels"
-    about += f", {classes} classes" if classes else ""
+    about += f", {classes} classes" if field == CLASS else f", conditions of length {classes}" if field else ""
     return index.channels, classes, about, [*notes, *of_data(config, index)]
 
 
