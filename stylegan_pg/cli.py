@@ -21,7 +21,7 @@ class _Home(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         if any("~" in arg for arg in args):
-            from stylegan_pg.config.overrides import home
+            from stylegan_pg.config.nodes import home
 
             for i, arg in enumerate(args):
                 option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)

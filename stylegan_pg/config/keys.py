@@ -21,12 +21,12 @@ from stylegan_pg.config.renamed import RENAMED
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
-# One value given for a section means this key of it: data=FOLDER, model=progan.
+# The key of a section that is set if a single value is given for the section: data=FOLDER, model=progan.
 SHORT = {"data": "url", "model": "name", "loss": "objective", "augment": "mode", "metrics": "names"}
 
 
 def known(cls: type = Config, prefix: str = "") -> list[str]:
-    """All keys, sections among them, each before what is in it."""
+    """The names of all keys and sections; a section comes before its keys."""
     keys = []
     for name, hint in types_of(cls).items():
         keys.append(prefix + name)
@@ -64,7 +64,7 @@ def nearest(key: str, cls: type = Config) -> str | None:
 
 
 def did_you_mean(key: str, cls: type = Config) -> str:
-    """The end of a message about a key that does not exist."""
+    """The end of a message about an unknown key: the key that was probably meant, if there is one."""
     near = nearest(key, cls)
     return f"; did you mean {near!r}?" if near else ""
 
@@ -91,13 +91,13 @@ def _comments(module: str) -> dict[tuple[str, str], str]:
 
 
 def _comment(cls: type, name: str) -> str:
-    """The comment behind a field, where the class or the nearest of its bases declares it with one."""
+    """The comment behind a field in the class, or in the nearest base class that declares it with a comment."""
     found = (_comments(c.__module__).get((c.__name__, name), "") for c in cls.__mro__[:-1])
     return next(filter(None, found), "")
 
 
 def _comment_of_family(base: type, name: str) -> str:
-    """The comments of a key in the classes of a family, each with the names of those that have it, if not all do."""
+    """The comment on a key of a family. If it differs between the classes, or some lack the key, their names follow."""
     by_comment: dict[str, list[str]] = {}
     for owner in owners(base, name):
         by_comment.setdefault(_comment(FAMILIES[base].classes[owner], name), []).append(owner)
@@ -107,7 +107,7 @@ def _comment_of_family(base: type, name: str) -> str:
 
 
 def _kind(hint: Any, values: Values) -> str:
-    """What a value is, in words."""
+    """The kind of a value, in words."""
     hint, optional = unwrap(hint)
     words = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     if get_origin(hint) is list:
@@ -123,7 +123,7 @@ def _kind(hint: Any, values: Values) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A default, as an override would give it."""
+    """A default value in the form of an override."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
@@ -132,11 +132,11 @@ def _shown(value: Any) -> str:
 
 
 def describe(key: str = "") -> list[str]:
-    """One line for each key with its default, kind and comment: of all keys, of a section, of one key, or of all
-    keys that end in one name.
+    """One line for each key with its default, kind and comment. `key` may be empty (all keys), a section, a key, or the
+    last part of keys.
 
     Raises:
-        UsageError: naming the nearest key, if there is no such one.
+        UsageError: if there is no such key; the message names the nearest one.
     """
     keys = known()
     chosen = [k for k in keys if not key or k == key or k.startswith(key + ".")]

@@ -19,7 +19,8 @@ from omegaconf.errors import MissingMandatoryValue
 from stylegan_pg.config import Config
 from stylegan_pg.config.checks import check
 from stylegan_pg.config.families import Resolved, Source, resolve, types_of
-from stylegan_pg.config.overrides import home, read_file, read_override
+from stylegan_pg.config.nodes import home
+from stylegan_pg.config.overrides import read_file, read_override
 from stylegan_pg.config.schedule import automatic
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
@@ -28,10 +29,10 @@ RESOLVED = "config.yaml"  # of a run's folder
 
 
 def configs_folder() -> Path:
-    """Where the shipped YAML files are: beside the package in a wheel, one level up in a checkout.
+    """The folder of the shipped YAML files: inside the package in a wheel, beside it in a checkout.
 
     Raises:
-        UsageError: when neither exists (a broken installation).
+        UsageError: if neither exists (a broken installation).
     """
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "configs", package.parent / "configs"):
@@ -41,12 +42,13 @@ def configs_folder() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """A YAML file by path, a shipped one by name ('ffhq1024'), or a run's own by the run's folder.
+    """The file of a configuration: a YAML file by its path, a shipped one by its name ('ffhq1024'), or that of a run by
+    the run's folder.
 
-    A folder that bears the name of a shipped configuration is meant where a slash says so: `./demo`, `demo/`.
+    A folder with the name of a shipped configuration is used only if a slash is given: `./demo`, `demo/`.
 
     Raises:
-        UsageError: naming the shipped ones, when there is no such file.
+        UsageError: if there is no such file; the message names the shipped ones.
     """
     path = Path(home(name))
     try:
@@ -59,11 +61,11 @@ def find_config(name: str) -> Path:
         if (path / RESOLVED).is_file():
             return path / RESOLVED
         is_folder = path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # no file can have this name
         is_folder = False
-    reason = f" (this folder holds no {RESOLVED}, so it is no run's)" if is_folder else ""
+    reason = f" (this folder has no {RESOLVED}, so it is not the folder of a run)" if is_folder else ""
     if "=" in name and not is_folder:
-        reason = " (a configuration comes first, then keys)"
+        reason = " (the configuration comes before the keys)"
     raise UsageError(
         f"no configuration {printable(repr(name))}{reason}: give the path of a YAML file, a run's folder, or one of "
         f"the shipped ones: {', '.join(shipped_configs())}"
@@ -71,7 +73,7 @@ def find_config(name: str) -> Path:
 
 
 def shipped_configs() -> dict[str, str]:
-    """{name: the first sentence of the comment at the file's head}."""
+    """{name: first sentence of the comment at the head of the file} of the shipped configurations."""
     return {path.stem: _first_sentence(path) for path in sorted(configs_folder().glob("*.yaml"))}
 
 
@@ -124,7 +126,7 @@ def _built(resolved: Resolved, named: str) -> Config:
 
 
 def _put(tree: dict[Any, Any], parts: Sequence[Any], value: Any) -> None:
-    """Set one value. Sections are united; a list, or a table of values, replaces the one that was there."""
+    """Set one value. Sections are merged; a list, or a table of values, replaces the previous one."""
     for part in parts[:-1]:
         tree = tree.setdefault(part, {})
     last = parts[-1]
@@ -136,7 +138,7 @@ def _put(tree: dict[Any, Any], parts: Sequence[Any], value: Any) -> None:
 
 
 def _literal(value: Any) -> Any:
-    """The same with every text escaped, in which OmegaConf would look for other keys and variables: `${...}`."""
+    """A copy in which `${...}` is escaped in all texts, so that OmegaConf does not replace it by keys or variables."""
     if isinstance(value, dict):
         return {_literal(k): _literal(v) for k, v in value.items()}
     if isinstance(value, list):
