@@ -1,6 +1,7 @@
 """Sections with a class for each family: which keys they have, and what becomes of keys of another family."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ import yaml
 from configuring import config_of, file_of, refused
 
 from stylegan_pg.augment import make
-from stylegan_pg.config import AUGMENTATIONS, MODELS, TERMS, ADAConfig, ModelConfig, ObjectiveName, ProGANConfig
+from stylegan_pg.config import (
+    AUGMENTATIONS,
+    MODELS,
+    TERMS,
+    ADAConfig,
+    ModelConfig,
+    ObjectiveName,
+    ProGANConfig,
+    renamed,
+)
 from stylegan_pg.config import families as source
 from stylegan_pg.config.checks import check
 from stylegan_pg.config.families import FAMILIES, fields_of, types_of
@@ -23,8 +33,10 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(autouse=True)
-def _announce_again():
+def _announce_again(caplog):
     source.announce.cache_clear()
+    renamed.announce.cache_clear()
+    caplog.set_level(logging.INFO, "stylegan_pg")
 
 
 class Watched:
@@ -156,11 +168,10 @@ def test_run_folders_of_earlier_versions_load(tmp_path, caplog):
     assert config.model == ProGANConfig(z_dim=6, channel_max=4, channel_base=64)
     assert config.augment == ADAConfig(p=0.3, interval=2, kimg=0.1)
     assert config.loss.terms == [TERMS["drift"](weight=2.0)]
-    assert caplog.messages == []
-    assert (
-        load_config(run / "config.yaml", [f"run={run}"]) == config
-    )  # by the file's name, with a line for each section
-    assert len(caplog.messages) == 3
+    assert caplog.messages == ["note: key output.tensorboard is now output.trackers"]
+    # The file by its name, with a line for each section.
+    assert load_config(run / "config.yaml", [f"run={run}"]) == config
+    assert len(caplog.messages) == 4
     assert load_config(file_of(tmp_path, to_yaml(config))) == config
 
 

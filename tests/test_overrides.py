@@ -231,7 +231,7 @@ def test_merging_tables_in_a_file(tmp_path):
 def test_a_folder_with_a_configuration_is_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "moved").mkdir()
-    assert "this folder holds no config.yaml" in refused(tmp_path / "moved")
+    assert "this folder has no config.yaml" in refused(tmp_path / "moved")
     config = load_config(None, [*NEEDED, "run=old/place", "seed=5"])
     (tmp_path / "moved" / "config.yaml").write_text(to_yaml(config))
     for folder in ("moved", "./moved", "moved/", tmp_path / "moved"):

@@ -16,12 +16,13 @@ NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
 
 
 @pytest.fixture(autouse=True)
-def _names(monkeypatch):
+def _names(monkeypatch, caplog):
     """Rename three keys: one unchanged, one table, and one whose values have a different type now."""
     monkeypatch.setitem(RENAMED, "train.minibatch", Renamed("train.batch"))
     monkeypatch.setitem(RENAMED, "train.minibatch_at", Renamed("train.batch_at"))
     monkeypatch.setitem(RENAMED, "output.kernel_swd", Renamed("metrics.names", bool, lambda on: ["kid"] if on else []))
     renamed.announce.cache_clear()
+    caplog.set_level(logging.INFO, "stylegan_pg")
 
 
 def test_overrides_by_old_names(caplog):
