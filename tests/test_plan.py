@@ -21,14 +21,15 @@ from stylegan_pg.planning import plan
 from stylegan_pg.planning.cost import Cost, Meter, cost_of
 from stylegan_pg.planning.plan import Machine, draw, make_plan, table
 
-SMALL = ["run=runs/small", "data.url=none", "model.channel_base=128", "model.channel_max=16", "model.z_dim=16"]
-SMALL += ["resolution=16", "growth.start=8", "train.batch=8"]
+MODEL = {"model.channel_base": 128, "model.channel_max": 16, "model.z_dim": 16, "model.w_dim": 16}
+MODEL["model.mapping_layers"] = 2
+SMALL = ["run=runs/small", "data.url=none", "resolution=16", "growth.start=8", "train.batch=8"]
 SMALL += ["growth.stable_kimg=1", "growth.fade_kimg=0.5"]
 
 
 def config_of(*overrides: str) -> Config:
     name = next((o.partition("=")[2] for o in overrides if o.startswith("model.name=")), "stylegan2")
-    own = harness.own_keys({"model.w_dim": 16, "model.mapping_layers": 2}, name)
+    own = harness.own_keys(MODEL, name)
     return load_config(None, [*SMALL, *(f"{key}={value}" for key, value in own.items()), *overrides])
 
 
