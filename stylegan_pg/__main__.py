@@ -1,11 +1,12 @@
-"""`python -m stylegan_pg`, and the console script: the command line, and what its faults look like."""
+"""The entry point of `python -m stylegan_pg` and of the console script. It turns exceptions into messages and exit
+codes."""
 
 from __future__ import annotations
 
 import signal
 import sys
 
-if sys.argv[1:2] == ["train"]:  # requests to stop wait until there is somebody to heed them (stopping.py)
+if sys.argv[1:2] == ["train"]:  # signals stay pending until their handlers are installed (stopping.py)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP})
 
 import atexit
@@ -27,11 +28,12 @@ _BEGIN = processors.snapshot()
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a fault, 2 bad input or usage, 75 stopped, to be continued."""
-    code = FAULT  # of a bug, which shows its traceback
-    if sys.argv[1:2] == ["train"]:  # which is asked to stop, and goes on without a console
+    """Run the command line. Exit codes are 0 (success), 1 (an error), 2 (wrong input or usage) and 75 (training was
+    stopped and can be continued)."""
+    code = FAULT  # of unexpected exceptions, which show a traceback
+    if sys.argv[1:2] == ["train"]:  # training handles requests to stop, and continues without a console
         stopping.listen()
-        console.tolerate("stderr", *([] if "--dry-run" in sys.argv else ["stdout"]))  # which a description is for
+        console.tolerate("stderr", *([] if "--dry-run" in sys.argv else ["stdout"]))  # a dry run is only its output
     else:
         console.tolerate("stderr")
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
@@ -39,7 +41,7 @@ def main() -> None:
     try:
         from stylegan_pg.cli import app
 
-        processors.choose_waiting(_BEGIN)  # while PyTorch is not imported yet
+        processors.choose_waiting(_BEGIN)  # before PyTorch is imported
         with logs.to_console():
             app()
     except SystemExit as end:
@@ -49,12 +51,12 @@ def main() -> None:
     except RunError as error:
         code = _failed(error, FAULT)
     except MemoryError as error:
-        room = str(error) or "nothing was left"
-        code = _failed(RunError(f"there is not enough memory for this ({room}): free some, or ask for less"), FAULT)
+        details = str(error) or "nothing was left"
+        code = _failed(RunError(f"there is not enough memory for this ({details}): free some, or ask for less"), FAULT)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             code = _failed(RunError(f"{error}: {TOO_MANY_OPEN}"), FAULT)
-        elif error.errno == errno.ENOSPC:  # where the output goes
+        elif error.errno == errno.ENOSPC:  # the disk of the output is full
             code = _failed(RunError(f"the output cannot be written: {error}"), FAULT)
         else:
             raise
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """The same as a process's last word."""
+    """Run the command line and end the process, see `_end`."""
     try:
         main()
     except SystemExit as end:
@@ -75,38 +77,38 @@ def run() -> None:
 
 
 def _watched() -> bool:
-    """Whether a profiler or the like is here, which tells what it saw in the end, or somebody who goes on asking."""
+    """Return whether a profiler, a debugger or an interactive session needs the interpreter's normal exit."""
     monitoring = getattr(sys, "monitoring", None)
     tools = monitoring and any(monitoring.get_tool(i) for i in range(6))
     return bool(sys.getprofile() or sys.gettrace() or tools or sys.flags.inspect or os.environ.get("LD_PRELOAD"))
 
 
 def _end(status: int) -> None:
-    """As sys.exit, without taking the interpreter apart: with PyTorch in it that takes half a second, and threads that
-    a process group leaves behind can abort a rank that has done all it had to, and launchers would start all of them
-    again."""
+    """Exit like sys.exit, but without finalising the interpreter. With PyTorch, finalisation takes half a second, and
+    remaining threads of a process group can abort a rank that has finished, after which launchers would restart all
+    ranks."""
     alone = launcher.is_alone()
     if alone:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, like the interpreter
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:  # nobody listens any more
+        except BrokenPipeError:  # the reader has closed the pipe
             pass
         except (OSError, ValueError) as error:
-            if alone and status == DONE:  # what was asked for is lost
+            if alone and status == DONE:  # the output is lost
                 status = FAULT
-                with contextlib.suppress(OSError):  # nowhere to say so either
+                with contextlib.suppress(OSError):  # the message cannot be written either
                     os.write(2, f"error: the output cannot be written: {error}\n".encode())
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # a system where C's library is not found like that
-        ctypes.CDLL(None).fflush(None)  # what libraries print by themselves
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # systems on which libc is not found like this
+        ctypes.CDLL(None).fflush(None)  # output of C libraries
     os._exit(status)
 
 
 def _failed(error: Exception, code: int) -> int:
-    """Show an error's message, whatever the rank, and return the exit code."""
+    """Print the error's message on every rank, and return the exit code."""
     print(f"error: {readable(error)}", file=sys.stderr)
     return code
 

@@ -1,8 +1,9 @@
-"""Processors: how many this process may use, how many of them are idle, and how threads should wait for each other.
+"""The number of processors that this process may use, the number of idle ones, and the way in which threads wait.
 
-OpenMP's threads spin at the end of each parallel loop until the slowest one arrives. On idle processors that is the
-fastest way to wait. Where other processes need the same processors, a spinning thread keeps the one that it waits for
-from running, and training takes several times as long; there, threads have to sleep (OMP_WAIT_POLICY=passive).
+OpenMP's threads spin at the end of each parallel loop until the slowest one arrives. On idle processors, this is the
+fastest way to wait. If other processes need the same processors, a spinning thread may prevent the thread that it waits
+for from running, and training takes several times as long. In this case, threads should sleep
+(OMP_WAIT_POLICY=passive).
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path("/")  # of the files that the kernel provides, for tests
-CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # any of these settles how threads wait
-SPARE = 0.3  # processors by which the idle ones may fall short of the threads before these are told to sleep
+ROOT = Path("/")  # the root of /proc and /sys; tests replace it
+CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each of these determines how threads wait
+SPARE = 0.3  # threads sleep while they wait if this many more processors would be needed than are idle
 SHORTEST = 0.05  # seconds over which idle processors are counted; the kernel counts in hundredths
 
 
 def limit(root: Path = ROOT) -> float:
-    """The processors that this process may use: those of its affinity mask, or fewer where a control group (version 1
-    or 2) has a quota, which may be a fraction."""
+    """Return the number of processors that this process may use: those of its affinity mask, or fewer if a control
+    group (version 1 or 2) has a quota, which may be a fraction."""
     return min([float(len(_allowed())), *_quotas(root)])
 
 
 def count(root: Path = ROOT) -> int:
-    """`limit` in whole processors, at least 1: how many worker processes are worth starting."""
+    """Return `limit` in whole processors, at least 1, as a number of worker processes."""
     return max(int(limit(root)), 1)
 
 
@@ -41,22 +42,22 @@ def _allowed() -> list[int]:
 
 
 def _quotas(root: Path) -> list[float]:
-    """The quotas of the control groups that this process is in, and of those above them."""
+    """Return the quotas of the control groups of this process and of their parents."""
     found = []
     for folder in _control_groups(root):
         with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
             quota, period = (folder / "cpu.max").read_text("ascii").split()[:2]
-            found.append(int(quota) / int(period))  # "max" is no number, and no limit
+            found.append(int(quota) / int(period))  # "max", which means no limit, raises ValueError
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota = int((folder / "cpu.cfs_quota_us").read_text("ascii"))
             period = int((folder / "cpu.cfs_period_us").read_text("ascii"))
-            found += [quota / period] if quota > 0 else []  # -1 is no limit
+            found += [quota / period] if quota > 0 else []  # -1 means no limit
     return [quota for quota in found if quota > 0]
 
 
 def _control_groups(root: Path) -> list[Path]:
-    """The folders of this process's control groups and of those above them. Within a container the path that the kernel
-    states may not exist; the container's own limits then stand at the top."""
+    """Return the folders of this process's control groups and of their parents. Within a container, the path in
+    /proc/self/cgroup may not exist; the limits of the container are then in the top folder."""
     top = root / "sys/fs/cgroup"
     found = [top, top / "cpu", top / "cpu,cpuacct"]
     with contextlib.suppress(OSError):
@@ -70,8 +71,8 @@ def _control_groups(root: Path) -> list[Path]:
 
 
 class Snapshot(NamedTuple):
-    """Clock readings in seconds: the wall's, what all processes have used of the allowed processors, and what this
-    process has used."""
+    """Times in seconds: the wall clock, the time that all processes have used of the allowed processors, and the time
+    that this process has used."""
 
     wall: float
     busy: float | None
@@ -79,7 +80,7 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(root: Path = ROOT) -> Snapshot:
-    """The present readings; `busy` is None where the kernel does not tell."""
+    """Return the current times. `busy` is None if the kernel does not provide it."""
     busy: float | None = None
     with contextlib.suppress(OSError, ValueError):
         names, busy = {f"cpu{i}" for i in _allowed()}, 0.0
@@ -91,7 +92,8 @@ def snapshot(root: Path = ROOT) -> Snapshot:
 
 
 def idle(since: Snapshot, now: Snapshot) -> float | None:
-    """How many of the allowed processors other processes left idle between two snapshots, None if that is unknown."""
+    """Return the number of allowed processors that other processes left idle between two snapshots, or None if it is
+    unknown."""
     seconds = now.wall - since.wall
     if since.busy is None or now.busy is None or seconds < SHORTEST:
         return None
@@ -99,16 +101,16 @@ def idle(since: Snapshot, now: Snapshot) -> float | None:
     return max(len(_allowed()) - max(others, 0.0), 0.0)
 
 
-reason = ""  # why `choose_waiting` told this process's threads to sleep while they wait
+reason = ""  # the reason why `choose_waiting` made this process's threads sleep while they wait
 
 
 def choose_waiting(since: Snapshot, environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> str:
-    """Set OMP_NUM_THREADS to the quota where that is below the number of allowed processors, and OMP_WAIT_POLICY to
-    passive where threads will share processors. This must happen before PyTorch is imported, and does nothing behind
-    that. The user's own settings are left alone.
+    """Set OMP_NUM_THREADS to the quota if it is below the number of allowed processors, and OMP_WAIT_POLICY to passive
+    if threads will share processors. This has an effect only before PyTorch is imported. Settings of the user are not
+    changed.
 
     Returns:
-        The reason why threads are to sleep while they wait, or "".
+        The reason why threads sleep while they wait, or "".
     """
     if "torch" in sys.modules:
         return ""
@@ -126,11 +128,11 @@ def choose_waiting(since: Snapshot, environment: MutableMapping[str, str] = os.e
 
 
 def _reason(threads: int, ranks: int, most: float, free: float | None) -> str:
-    if threads == 1:  # it waits for nobody
+    if threads == 1:  # a single thread never waits
         return ""
     if threads * ranks > math.ceil(most):
         return f"{threads * ranks} threads share {most:g} processors"
-    # Several ranks start at the same time, and each would take the others for competitors.
+    # Several ranks start at the same time, and each of them would count the others as competing processes.
     if ranks == 1 and free is not None and free < threads - SPARE:
         return f"other processes leave {free:.1f} processors for {threads} threads"
     return ""
@@ -141,23 +143,23 @@ def _number(text: str | None) -> int:
 
 
 class Waiting:
-    """How long this process's threads wait for a processor, of the time in which they could run."""
+    """Measures the share of time in which this process's threads are ready to run but wait for a processor."""
 
     def __init__(self, root: Path = ROOT):
         self.root = root
         self.before = self._clocks()
 
     def _clocks(self) -> dict[str, tuple[int, int]]:
-        """{thread: (nanoseconds that it ran, nanoseconds that it waited for a processor)}."""
+        """Return {thread: (nanoseconds in which it ran, nanoseconds in which it waited for a processor)}."""
         found = {}
         for file in (self.root / "proc/self/task").glob("*/schedstat"):
-            with contextlib.suppress(OSError, ValueError):  # a thread may just have ended
+            with contextlib.suppress(OSError, ValueError):  # the thread may have ended
                 run, wait = file.read_text("ascii").split()[:2]
                 found[file.parent.name] = int(run), int(wait)
         return found
 
     def take(self) -> float:
-        """The share, from 0 to 1, since the last call; 0 where the kernel does not tell."""
+        """Return the share, from 0 to 1, since the last call; 0 if the kernel does not provide it."""
         now, run, wait = self._clocks(), 0, 0
         for thread, (ran, waited) in now.items():
             ran_before, waited_before = self.before.get(thread, (0, 0))

@@ -168,9 +168,9 @@ def test_a_picture_that_blocks_do_not_divide_is_refused(folders):
         (["caption"], (), {}, "training needs the field 'caption', which the data does not have"),
         (["B.caption"], ("B",), {}, "training needs the field 'B.caption'"),
         (["caption@next"], (), {}, "training needs the field 'caption@next'"),
-        ([], ("image",), {}, "data.unpaired: 'image' is not possible, as a field of that name exists"),
-        ([], ("B",), {"B": "grey"}, "data.derived: 'B' is not possible, as a field of that name exists"),
-        ([], (), {"a b": "grey"}, "data.derived: 'a b' is not possible, as letters"),
+        ([], ("image",), {}, "data.unpaired: 'image' is not possible, because a field of that name exists"),
+        ([], ("B",), {"B": "grey"}, "data.derived: 'B' is not possible, because a field of that name exists"),
+        ([], (), {"a b": "grey"}, "data.derived: 'a b' is not possible, because names"),
     ],
 )
 def test_unknown_and_ambiguous_fields_are_named(folders, fields, others, recipes, message):

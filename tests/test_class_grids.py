@@ -75,9 +75,9 @@ def test_errors_of_class_grids(class_snapshot, tmp_path, capsys, monkeypatch):
     save_small_snapshot(tmp_path / "many.safetensors", 4, 1, MOST_ROWS + 1)
     many = [sample[0], tmp_path / "many.safetensors", *sample[2:]]
     for arguments, message in (
-        ([*sample, "--labels", "cow"], "--labels: 'cow' is unknown; it has"),
+        ([*sample, "--labels", "cow"], "--labels: 'cow' is unknown; the generator has"),
         ([*sample, "--labels", "cow"], "3 classes (cat, dog, a long name"),
-        ([*sample, "--labels", "cat,cow"], "--labels: 'cow' is unknown; it has 3 classes (cat, dog, "),
+        ([*sample, "--labels", "cat,cow"], "--labels: 'cow' is unknown; the generator has 3 classes (cat, dog, "),
         ([*sample, "--labels", "1-"], "'1-' is unknown"),
         ([*sample, "--labels", "2-1"], "'2-1' goes backwards"),
         ([*sample, "--labels", "0-3"], "place 3 is not one of the 3 classes"),
@@ -85,7 +85,7 @@ def test_errors_of_class_grids(class_snapshot, tmp_path, capsys, monkeypatch):
         ([*sample, "--interpolate", 3], "no --interpolate or --columns"),
         ([sample[0], plain, *sample[2:]], "is unconditional; --grid shows"),
         (many, f"of {MOST_ROWS + 1} classes has more than {MOST_ROWS} rows: choose with --labels"),
-        ([*sample, "--labels", "cow", "--seeds", ""], "'' is no list of numbers"),
+        ([*sample, "--labels", "cow", "--seeds", ""], "'' is not a list of numbers"),
     ):
         code, out, err = command(capsys, monkeypatch, *arguments)
         assert (code, out) == (2, "")

@@ -44,16 +44,16 @@ def test_names_take_precedence_over_numbers(names, text, places):
 @pytest.mark.parametrize(
     ("names", "text", "message"),
     [
-        (("1", "2", "3", "10"), "0,1", r"'0' names none .*\(1, 2, 3, 10\).*write #0 for places"),
-        (("1", "2", "3", "10"), "1-2", "write #1-2 for places"),
-        (("01", "02"), "1", "write #1 for places"),
-        (("cat", "dog"), "#2", "place 2 is not one of the 2 classes"),
+        (("1", "2", "3", "10"), "0,1", r"'0' is not the name of any .*\(1, 2, 3, 10\).*write #0 for a position"),
+        (("1", "2", "3", "10"), "1-2", "write #1-2 for a position"),
+        (("01", "02"), "1", "write #1 for a position"),
+        (("cat", "dog"), "#2", "position 2 is not one of the 2 classes"),
         (("cat", "dog"), "#" + "9" * 5000, "is not one of the 2 classes"),
         (("cat", "dog"), "#1-0", "goes backwards"),
         (("cat", "dog"), "cat,,dog", "'' is unknown"),
         (("cat", "dog"), "", "'' is unknown"),
         (("cat", "dog"), "cow\x1b[2J", r"'cow\\x1b\[2J' is unknown"),
-        (("cat", "dog", "cat"), "cat", "2 classes are named 'cat': choose by place, #0, #2"),
+        (("cat", "dog", "cat"), "cat", "2 classes are named 'cat': choose by position, #0, #2"),
         ((), "cat", "unconditional"),
     ],
 )
@@ -110,8 +110,8 @@ def test_conditions_in_python(snapshot: Path):
     assert torch.equal(copy.deepcopy(G).double()(z, 1).float().sign(), G(z, 1).sign())
     refused = {
         "c is missing": None,
-        "c goes from 0 to 3, and this generator has the classes 0 to 2": [0, 1, 3],
-        "c goes from -1 to 0": torch.tensor([-1, 0, 0]),
+        "c is in the range 0 to 3, but this generator has the classes 0 to 2": [0, 1, 3],
+        "c is in the range -1 to 0": torch.tensor([-1, 0, 0]),
         "'cow' is none": ["a", "cow", "b"],
         r"shape \[2\]": [0, 1],
         r"shape \[3, 2\]": torch.zeros(3, 2),

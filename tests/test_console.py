@@ -111,7 +111,7 @@ def test_closing_the_terminal(tiny_data, tmp_path):
         wait_for_lines(run, harness.lines_of(run) + 2, process)
         os.close(leader)
         assert process.wait(timeout=120) == expected
-        assert count(run, "a process that reads ahead was killed") == 0
+        assert count(run, "a loader worker was killed") == 0
     assert harness.newest(run)[1]["nimg"] == 800
     assert count(run, f"{GONE} (standard error: Input/output error)") >= 1
     assert count(run, "continuing from") == 1

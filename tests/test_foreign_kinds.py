@@ -85,7 +85,7 @@ def test_info_continues_if_a_server_changes_its_answer(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SampleTable, "read", read)
     said = list(info(index))
-    assert "of 2 pictures looked at: 1 grey PNG" in said
+    assert "of 2 pictures examined: 1 grey PNG" in said
     assert any("1 of them cannot be read, the first a: not a picture" in line for line in said)
 
 
@@ -97,14 +97,14 @@ def test_info_counts_kinds_and_training_reads_them(tmp_path):
         info.size = 5
         more.addfile(info, io.BytesIO(b"%!PS\n"))
     said = harness.command("data", "info", tar, expected=0).stdout
-    assert "of 23 pictures looked at: 12 RGB PNG, " in said
+    assert "of 23 pictures examined: 12 RGB PNG, " in said
     for kind in ("2 palette PNG", "1 1-bit PNG", "1 grey and alpha PNG", "1 16-bit grey PNG", "1 CMYK JPEG"):
         assert kind in said
-    assert "10 of them are brought to RGB each time that they are read" in said
+    assert "10 of them are converted to RGB each time they are read" in said
     assert "1 of them cannot be read, the first z-\\x1b[2Jdrawing: is a PostScript drawing" in said
     run = tmp_path / "run"
     changes = {"growth__stable_kimg": 0.032, "growth__fade_kimg": 0.016, "data__max_bad_share": 0.5}
     output = harness.finish(harness.start(harness.arguments(run, tar, **changes)))
-    assert "mend the dataset" not in output
+    assert "repair the data" not in output
     faults = (run / "data-faults.jsonl").read_text() if (run / "data-faults.jsonl").exists() else ""
     assert "x-" not in faults

@@ -277,7 +277,7 @@ def test_a_killed_worker_ends_the_batches(table):
     for process in multiprocessing.active_children():
         os.kill(process.pid or 0, signal.SIGKILL)
     last = next(batch for batch in data if batch.fault)
-    assert "was killed, perhaps for want of memory" in last.fault
+    assert "was killed, perhaps because memory ran out" in last.fault
     assert not last.lasting
     assert not list(data)
 

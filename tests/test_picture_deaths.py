@@ -100,5 +100,5 @@ def test_training_names_the_sample_that_crashes_a_worker(tmp_path, monkeypatch):
     exec(CRASHING, {})
     found = list(batches(index.table(8), index.order(0), start=0, end=64, batch=8, share=range(8), workers=2))
     shard = "/".join((tmp_path / "a.tar").parts[-2:])
-    died = f"a process that reads ahead was ended by SIGSEGV as it decoded sample 5 in {shard}"
+    died = f"a loader worker crashed (SIGSEGV) while it decoded sample 5 in {shard}"
     assert found[-1].fault == died

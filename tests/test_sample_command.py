@@ -52,10 +52,10 @@ def test_files_of_classes_and_seeds_have_different_names(snapshot: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "5-1"], "'5-1' is no list of numbers"),
+        (["--seeds", "5-1"], "'5-1' is not a list of numbers"),
         (["--seeds", 2**64], "seeds lie between"),
         (["--seeds", "9" * 5000], "seeds lie between"),
-        (["--seeds", ""], "'' is no list of numbers"),
+        (["--seeds", ""], "'' is not a list of numbers"),
         (["--labels", ""], "'' is unknown"),
         (["--psi", "nan"], "psi=nan"),
         (["--psi", "1e30"], "psi=1e+30"),

@@ -24,7 +24,7 @@ def test_parse_numbers():
     assert parse_numbers("0-3,8") == [0, 1, 2, 3, 8]
     assert parse_numbers(" 5 , 7-7,5") == [5, 7, 5]
     for text in ("", "a", "1,", "-1", "3-1", "1.5", "1--2", "0-3;8", "5-", "5,9-4", "٣"):
-        with pytest.raises(UsageError, match="no list of numbers"):
+        with pytest.raises(UsageError, match="not a list of numbers"):
             parse_numbers(text)
     with pytest.raises(UsageError, match="more than 1000000"):
         parse_numbers("1,0-99999999999999999999")
@@ -173,7 +173,7 @@ def test_noise_on_the_command_line(unconditional, tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "x"], "'x' is no list of numbers"),
+        (["--seeds", "x"], "'x' is not a list of numbers"),
         (["--seeds", "4294967296"], "seeds lie between"),
         (["--noise", "loud"], "noise 'loud'"),
         (["--device", "abacus"], "device 'abacus'"),

@@ -16,7 +16,7 @@ from stylegan_pg.untrusted import printable
 
 MAX_NUMBERS = 1_000_000  # limit of the numbers that one text may expand to
 LONGEST_FILE_NAME = 80  # bytes of the class's part of a file name
-RULE = "classes by name, or by place from 0: #3 or index:3, several as #1-3"
+RULE = "classes by name, or by position from 0: #3 or index:3, several as #1-3"
 _NUMBERS = re.compile(r"\s*(\d+)(?:-(\d+))?\s*", re.ASCII)
 _PLACES = re.compile(r"(?:#|index:)(\d+)(?:-(?:#|index:)?(\d+))?", re.ASCII)
 
@@ -32,7 +32,7 @@ def parse_numbers(text: str) -> list[int]:
         found = _NUMBERS.fullmatch(part)
         first, last = _range(found) if found else (1, 0)
         if first > last:
-            raise UsageError(f"{printable(repr(text))} is no list of numbers: write for example 0-63 or 1,5,9")
+            raise UsageError(f"{printable(repr(text))} is not a list of numbers: write for example 0-63 or 1,5,9")
         if last - first >= MAX_NUMBERS - len(numbers):
             raise UsageError(
                 f"{printable(repr(text))} stands for more than {MAX_NUMBERS} numbers: give fewer at a time"
@@ -42,20 +42,20 @@ def parse_numbers(text: str) -> list[int]:
 
 
 def _range(found: re.Match[str]) -> tuple[int, int]:
-    """The first and the last number of a range, truncated to fewer digits than Python refuses to parse."""
+    """Return the first and the last number of a range. They are cut to a number of digits that Python can parse."""
     return int(found[1][:30]), int((found[2] or found[1])[:30])
 
 
 def example_conditions(G: Any) -> torch.Tensor | None:
-    """The conditions float32 [k, c_dim] that a snapshot keeps as examples, of a generator whose conditions are vectors;
-    None for one with classes or without conditions."""
+    """Return the example conditions, float32 [k, c_dim], in the snapshot of a generator whose conditions are vectors.
+    The result is None for a generator with classes or without conditions."""
     rows = getattr(G, "description", {}).get("conditions")
     return torch.tensor(rows, dtype=torch.float32) if rows else None
 
 
 def class_names(G: Any) -> list[str]:
-    """The names of a conditional generator's classes; their numbers if names are unknown. Where conditions are vectors,
-    the numbers of the snapshot's examples take the place of classes."""
+    """Return the names of a conditional generator's classes, or their numbers if names are unknown. If conditions are
+    vectors, the numbers of the snapshot's examples are used as class names."""
     examples = example_conditions(G)
     if examples is not None:
         return [str(i) for i in range(len(examples))]
@@ -64,7 +64,7 @@ def class_names(G: Any) -> list[str]:
 
 
 def conditions_at(G: Any, numbers: Sequence[int]) -> torch.Tensor:
-    """The conditions float32 [n, c_dim] of classes, or of a snapshot's examples, by their numbers."""
+    """Return the conditions, float32 [n, c_dim], of classes or of a snapshot's examples by their numbers."""
     examples = example_conditions(G)
     return one_hot(numbers, G.c_dim) if examples is None else examples[list(numbers)]
 
@@ -81,7 +81,7 @@ def parse_classes(G: Any, labels: str | None) -> list[int]:
     """
     if not G.c_dim:
         if labels is not None:
-            raise UsageError("this generator is unconditional: leave --labels away")
+            raise UsageError("this generator is unconditional: omit --labels")
         return []
     if labels is None:
         return list(range(len(class_names(G))))
@@ -92,7 +92,7 @@ def parse_classes(G: Any, labels: str | None) -> list[int]:
         try:
             parts = next(csv.reader([labels], skipinitialspace=True), None) or [""]
         except csv.Error as error:
-            raise UsageError(f"--labels: {printable(repr(labels))} is no list of classes ({error})") from None
+            raise UsageError(f"--labels: {printable(repr(labels))} is not a list of classes ({error})") from None
     numbers = [k for part in parts for k in _classes_of(part if part in names else part.strip(), names)]
     if len(numbers) > MAX_NUMBERS:
         raise UsageError(f"--labels: {printable(repr(labels))} stands for more than {MAX_NUMBERS} classes")
@@ -107,42 +107,43 @@ def _classes_of(part: str, names: list[str]) -> Sequence[int]:
         there = [i for i, name in enumerate(names) if form(name) == form(part)]
         if len(there) > 1:
             places = ", ".join(f"#{i}" for i in there[:20])
-            raise UsageError(f"--labels: {len(there)} classes are named {shown}: choose by place, {places}")
+            raise UsageError(f"--labels: {len(there)} classes are named {shown}: choose by position, {places}")
         if there:
             return there
     number, place = _NUMBERS.fullmatch(part), _PLACES.fullmatch(part)
     misleading = any(name.isdecimal() and name != str(i) for i, name in enumerate(names))
     if number and not place and misleading:
         raise UsageError(
-            f"--labels: {shown} names none of the {known}, some of which have numbers for names: write "
-            f"#{part.strip()} for places"
+            f"--labels: {shown} is not the name of any of the {known}, some of which have numbers as names: write "
+            f"#{part.strip()} for a position"
         )
     found = place or number
     if not found:
-        raise UsageError(f"--labels: {shown} is unknown; it has {known}: give {RULE}")
+        raise UsageError(f"--labels: {shown} is unknown; the generator has {known}: give {RULE}")
     first, last = _range(found)
     if first > last:
         raise UsageError(f"--labels: {shown} goes backwards: give {RULE}")
     if last >= len(names):
-        raise UsageError(f"--labels: {shown}: place {last} is not one of the {known}, which begin at 0")
+        raise UsageError(f"--labels: {shown}: position {last} is not one of the {known}, which begin at 0")
     return range(first, last + 1)
 
 
 def labels_to_c(G: Any, labels: str | None, count: int) -> torch.Tensor | None:
-    """Conditions [count, c_dim] from a text that `parse_classes` parses; the classes are repeated to get `count`.
+    """Return conditions [count, c_dim] for a text that `parse_classes` parses. The classes are repeated to get `count`.
 
-    Without a text all classes of a conditional generator are used in turn. None for an unconditional one.
+    Without a text, all classes of a conditional generator are used in turn. The result is None for an unconditional
+    generator.
 
     Raises:
-        UsageError: as parse_classes.
+        UsageError: See parse_classes.
     """
     numbers = parse_classes(G, labels)
     return conditions_at(G, [numbers[i % len(numbers)] for i in range(count)]) if numbers else None
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """File names for classes: their names without characters that some systems do not allow, with the class number
-    appended where two would be equal, also on systems that ignore case."""
+    """Return file names for classes. Characters that some systems do not allow are replaced. The class number is
+    appended if two names would be equal, also if only on systems that ignore case."""
     plain = [_file_name(name) for name in names]
     counts: dict[str, int] = {}
     for name in map(_folded, plain):
@@ -187,7 +188,7 @@ def condition(c: Any, count: int, names: Sequence[str]) -> torch.Tensor | None:
     if not names:
         if c is None or (isinstance(c, torch.Tensor) and c.ndim == 2 and c.shape[1] == 0):
             return None
-        raise UsageError("this generator is unconditional: leave c away")
+        raise UsageError("this generator is unconditional: omit c")
     if c is None:
         raise UsageError(f"this generator has {len(names)} classes, and c is missing: {forms}")
     if isinstance(c, str | int):
@@ -195,7 +196,7 @@ def condition(c: Any, count: int, names: Sequence[str]) -> torch.Tensor | None:
     if isinstance(c, list | tuple) and any(isinstance(k, str) for k in c):
         unknown = [k for k in c if k not in names]
         if unknown:
-            raise UsageError(f"c: {printable(repr(unknown[0]))} is none of this generator's classes: {forms}")
+            raise UsageError(f"c: {printable(repr(unknown[0]))} is not a class of this generator: {forms}")
         c = [list(names).index(k) for k in c]
     try:
         given = torch.as_tensor(c)
@@ -209,7 +210,7 @@ def condition(c: Any, count: int, names: Sequence[str]) -> torch.Tensor | None:
         raise UsageError(f"c has {what}, for {count} latents: {forms}")
     if count and not 0 <= int(given.min()) <= int(given.max()) < len(names):
         span = f"{int(given.min())} to {int(given.max())}"
-        raise UsageError(f"c goes from {span}, and this generator has the classes 0 to {len(names) - 1}: {forms}")
+        raise UsageError(f"c is in the range {span}, but this generator has the classes 0 to {len(names) - 1}: {forms}")
     return one_hot(given, len(names))
 
 

@@ -1,4 +1,4 @@
-"""What a conditional generator is given: the one-hot class of a real image, or a vector field of it."""
+"""The conditions of a generator: the one-hot class of a real image, or one of its vector fields."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CLASS = "class"
 
 
 def condition_field(index: DatasetIndex, wanted: str = "") -> str:
-    """The field that conditions are taken from: "class" or the name of a vector.
+    """Return the field of the conditions: "class" or the name of a vector.
 
     Args:
-        index: the dataset.
-        wanted: data.condition; "" chooses the class where the dataset has classes, else its only vector.
+        index: The dataset.
+        wanted: data.condition; "" chooses the class if the dataset has classes, and its only vector otherwise.
 
     Raises:
-        UsageError: there is no such field, or none that can be a condition, or several vectors.
+        UsageError: There is no such field, or none that can be a condition, or several vectors.
     """
     vectors = [name for name, field in index.fields.items() if field.kind == "vector"]
     possible = ([CLASS] if index.label_names else []) + vectors
@@ -45,7 +45,7 @@ def condition_field(index: DatasetIndex, wanted: str = "") -> str:
 
 
 def condition_size(index: DatasetIndex, field: str) -> int:
-    """The length c_dim of a condition."""
+    """Return the length c_dim of a condition."""
     return len(index.label_names) if field == CLASS else index.fields[field].size
 
 
@@ -69,15 +69,15 @@ class Conditions:
         return len(self.values)
 
     def at(self, ordinals: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Conditions float32 [n, size] of the images with these ordinals."""
+        """Return the conditions, float32 [n, size], of the images with these ordinals."""
         return self.of(torch.from_numpy(self.values[np.asarray(ordinals, np.int64)]))
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        """Conditions [n, size] from the values of the field in a batch: int64 [n] or floats [n, size]."""
+        """Return conditions [n, size] for the values of the field in a batch, int64 [n] or floats [n, size]."""
         return one_hot(values, self.size) if self.are_classes else values
 
     def examples(self, most: int = 16) -> list[list[float]]:
-        """The conditions of up to so many images, evenly spaced in the dataset; none for classes."""
+        """Return the conditions of up to `most` images, evenly spaced in the dataset; [] for classes."""
         if self.are_classes:
             return []
         chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(int))
@@ -85,10 +85,10 @@ class Conditions:
 
 
 def conditions_of(index: DatasetIndex, table: SampleTable, field: str) -> Conditions:
-    """The conditions of the images of one resolution.
+    """Return the conditions of the images of one resolution.
 
     Raises:
-        UsageError: images have no class.
+        UsageError: Some images have no class.
     """
     if field != CLASS:
         return Conditions(field, condition_size(index, field), table.vectors[field])
@@ -101,17 +101,16 @@ def conditions_of(index: DatasetIndex, table: SampleTable, field: str) -> Condit
 
 
 def names_of(index: DatasetIndex, field: str) -> list[str]:
-    """The names of the entries of a condition: those of the classes, or of the vector's entries; [] if they have
-    none."""
+    """Return the names of the classes or of the vector's entries; [] if they have none."""
     return list(index.label_names) if field == CLASS else list(index.fields[field].names)
 
 
 def conditions_for(index: DatasetIndex, table: SampleTable, G: Any, wanted: str = "") -> Conditions:
-    """The conditions of a dataset's images for a generator: those of the field `wanted`, or, for "", of the field that
-    the description of its snapshot names or that the dataset suggests.
+    """Return the conditions of a dataset's images for a generator. They are in the field `wanted`. If it is "", they
+    are in the field that the description of the generator's snapshot names, or in the dataset's default field.
 
     Raises:
-        UsageError: the dataset has no conditions of the generator's length.
+        UsageError: The dataset has no conditions of the generator's length.
     """
     named = str(getattr(G, "description", {}).get("condition", ""))
     field = condition_field(index, wanted or (named if named in index.fields else ""))

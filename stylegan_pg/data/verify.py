@@ -1,4 +1,4 @@
-"""The functions of `stylegan-pg data`: verify a dataset, describe it, measure how fast it is read."""
+"""The functions of `stylegan-pg data`: verifying and describing a dataset, and measuring the speed of reading it."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.untrusted import printable
 
 PART = 64  # samples that a process checks at a time
-LOOKED_AT = 64  # pictures of foreign tars that `looked_at` samples
-NAMES = 10  # of a field's entries that `info` tells
+LOOKED_AT = 64  # pictures of tars of other programs that `looked_at` decodes
+NAMES = 10  # names of a field's entries that `info` prints
 
 
 def check(index: DatasetIndex, resolutions: list[int], workers: int | None = None) -> Iterator[str]:
-    """Verify a dataset and yield a line for each fault: missing or altered files, and samples of which the picture, or
-    what belongs to a further field, has a wrong checksum or does not decode. Foreign tars have no checksums; there,
-    samples that do not decode or do not fit `resolutions`.
+    """Verify a dataset and yield a line for each fault. Faults are missing or altered files, and samples of which the
+    picture, or the value of a further field, has a wrong checksum or cannot be decoded. Tars of other programs have no
+    checksums; their samples are decoded and compared with `resolutions`.
 
     Raises:
-        UsageError: the dataset does not have one of the resolutions.
-        RunError: a file cannot be read at the moment.
+        UsageError: The dataset does not have one of the resolutions.
+        RunError: A file currently cannot be read.
     """
     for resolution in resolutions:
         if resolution not in index.resolutions:
-            index.table(resolution)  # which says so
+            index.table(resolution)  # raises the error
     try:
-        if index.root:  # which packed ones have
+        if index.root:  # a packed dataset
             index.sources()
     except UsageError as error:
         yield str(error)
@@ -73,7 +73,7 @@ def _bad(table: SampleTable, ordinals: range) -> list[tuple[int, str]]:
 
 
 def info(index: DatasetIndex) -> Iterator[str]:
-    """Lines that describe the dataset. Raises as DatasetIndex.table."""
+    """Yield lines that describe the dataset. Raises the exceptions of DatasetIndex.table."""
     height, width = index.size_at(max(index.resolutions))
     colours = {1: "grey", 3: "RGB", 4: "RGBA"}.get(index.channels, f"{index.channels} channels")
     yield f"{index.path}: {index.count} images in {len(index.shards)} shards, {colours}, up to {height}x{width}"
@@ -101,7 +101,7 @@ def info(index: DatasetIndex) -> Iterator[str]:
 
 
 def _fields(table: SampleTable) -> Iterator[str]:
-    """Lines that describe the further fields."""
+    """Yield lines that describe the further fields."""
     for name, field in table.fields.items():
         size = table.members[name].size if name in table.members else None
         there = f", of {np.count_nonzero(size)} samples" if field.kind == "text" and size is not None else ""
@@ -110,8 +110,9 @@ def _fields(table: SampleTable) -> Iterator[str]:
 
 
 def looked_at(index: DatasetIndex) -> Iterator[str]:
-    """Lines that describe a sample of the pictures in foreign tars: the number of each kind, which are converted to the
-    dataset's channels when they are read, and which cannot be read. Raises RunError, and as DatasetIndex.table."""
+    """Yield lines that describe some of the pictures in tars of other programs: the number of each kind, the number of
+    pictures that are converted to the dataset's channels when they are read, and those that cannot be read. Raises
+    RunError and the exceptions of DatasetIndex.table."""
     table = index.table(min(index.resolutions))
     kinds, bad = Counter(), []
     chosen = spread(len(table), LOOKED_AT)
@@ -119,23 +120,24 @@ def looked_at(index: DatasetIndex) -> Iterator[str]:
         try:
             table.image(ordinal)
             kinds[header(table.read(ordinal)).kind] += 1
-        except (CorruptSample, BadPicture) as error:  # the latter where a server sends something else the second time
+        except (CorruptSample, BadPicture) as error:  # BadPicture if a server sends other bytes the second time
             bad.append(f"{printable(index.source_of(ordinal))}: {getattr(error, 'reason', error)}")
         except OSError as error:
             raise RunError(f"{table.paths[table.shard[ordinal]]} cannot be read: {error}") from None
-    yield f"of {len(chosen)} pictures looked at: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+    yield f"of {len(chosen)} pictures examined: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
     plain = {1: "grey", 3: "RGB", 4: "RGBA"}[index.channels]
     others = sum(n for kind, n in kinds.items() if kind.rsplit(" ", 1)[0] != plain)
     if others:
-        yield f"{others} of them are brought to {plain} each time that they are read, as packing does once"
+        yield f"{others} of them are converted to {plain} each time they are read; packing would do this only once"
     if bad:
-        yield f"{len(bad)} of them cannot be read, the first {bad[0]} (data check looks at all)"
+        yield f"{len(bad)} of them cannot be read, the first is {bad[0]} (data check examines all)"
 
 
 def bench(
     index: DatasetIndex, resolution: int, *, batch: int, workers: int, window: int, seconds: float
 ) -> Iterator[str]:
-    """Read batches as training does, for so many seconds, and report the speed. Raises as loader.batches."""
+    """Read batches as in training for this number of seconds, and report the speed. Raises the exceptions of
+    loader.batches."""
     from stylegan_pg.data.loader.loader import batches  # imported late: it imports torch, which `check` does not need
 
     begin = time.perf_counter()

@@ -1,7 +1,8 @@
 """Conditions that are computed from the picture itself, in the loader's processes.
 
-A recipe is a word and perhaps a number: `grey`, `edges`, `low 4`, `noise 25`, `hole 0.5`. What is random in it follows
-from a stream of the sample's own, so that a picture gets the same condition on any number of ranks and workers.
+A recipe is a word, followed by a number if it takes one: `grey`, `edges`, `low 4`, `noise 25`, `hole 0.5`. Random
+recipes use a random stream that belongs to the sample, so that a picture gets the same condition on any number of ranks
+and workers.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
 LUMA = np.array([299, 587, 114])  # thousandths of R, G and B in the luma of ITU-R BT.601
-FILL = 127  # of the pixels within a hole
+FILL = 127  # the value of pixels within a hole
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """The luma of a picture [H, W, C], uint8 [H, W, 1]; of C = 4 the alpha channel is ignored."""
+    """Return the luma of a picture [H, W, C] as uint8 [H, W, 1]. The alpha channel is ignored if C = 4."""
     if image.shape[2] == 1:
         return image.copy()
     return ((image[:, :, :3].astype(np.int32) @ LUMA + 500) // 1000).astype(np.uint8)[:, :, None]
 
 
 def edges(image: np.ndarray) -> np.ndarray:
-    """The magnitude of Sobel's gradient of the luma, divided by 4 and limited to 255, uint8 [H, W, 1]."""
+    """Return the magnitude of the Sobel gradient of the luma, divided by 4 and limited to 255, as uint8 [H, W, 1]."""
     p = np.pad(grey(image)[:, :, 0].astype(np.int32), 1, mode="edge")
     across = p[:, 2:] - p[:, :-2]
     down = p[2:] - p[:-2]
@@ -37,21 +38,22 @@ def edges(image: np.ndarray) -> np.ndarray:
 
 
 def low(image: np.ndarray, factor: int) -> np.ndarray:
-    """The means of blocks of factor x factor pixels, rounded, uint8 [H / factor, W / factor, C]."""
+    """Return the rounded means of blocks of factor x factor pixels as uint8 [H / factor, W / factor, C]."""
     h, w, c = image.shape
     blocks = image.reshape(h // factor, factor, w // factor, factor, c).astype(np.int64)
     return ((blocks.sum(axis=(1, 3)) + factor * factor // 2) // (factor * factor)).astype(np.uint8)
 
 
 def noise(image: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
-    """The picture with Gaussian noise of a standard deviation in units of 0 to 255, rounded and limited to these."""
+    """Add Gaussian noise to a picture. The standard deviation is in units of 0 to 255; the result is rounded and
+    limited to this range."""
     noisy = image + deviation * rng.standard_normal(image.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 def hole(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """The picture with a rectangle at a random place filled with FILL, whose sides are `share` of the picture's, and a
-    further channel that is 255 within it and else 0, uint8 [H, W, C + 1]."""
+    """Fill a rectangle at a random position with FILL. Its sides are `share` of the picture's sides. The result, uint8
+    [H, W, C + 1], has a further channel that is 255 within the rectangle and 0 elsewhere."""
     h, w, c = image.shape
     rows, columns = max(round(h * share), 1), max(round(w * share), 1)
     top, left = int(rng.integers(h - rows + 1)), int(rng.integers(w - columns + 1))
@@ -62,16 +64,16 @@ def hole(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarra
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parsed recipe: its word, and its number (0 where the word takes none)."""
+    """A parsed recipe: its word, and its number (0 if the word takes none)."""
 
     word: str
     number: float = 0.0
 
     def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """(rows, columns, channels) of the result for a picture of this shape.
+        """Return (rows, columns, channels) of the result for a picture of this shape.
 
         Raises:
-            UsageError: the picture cannot be divided into blocks of this size.
+            UsageError: The picture cannot be divided into blocks of this size.
         """
         if self.word in ("grey", "edges"):
             return height, width, 1
@@ -82,13 +84,13 @@ class Recipe:
             if height % factor or width % factor:
                 raise UsageError(
                     f"data.derived: low {factor} does not divide pictures of {height}x{width} (rows x columns) into "
-                    "whole blocks: take a smaller power of two"
+                    "whole blocks: choose a smaller power of two"
                 )
             return height // factor, width // factor, channels
         return height, width, channels
 
     def apply(self, image: np.ndarray, rng: Callable[[], np.random.Generator]) -> np.ndarray:
-        """The condition of a picture, uint8 [H, W, C]. `rng` gives the sample's random stream."""
+        """Return the condition of a picture, uint8 [H, W, C]. `rng` returns the sample's random stream."""
         if self.word == "low":
             return low(image, int(self.number))
         if self.word in ("noise", "hole"):
@@ -96,7 +98,7 @@ class Recipe:
         return {"grey": grey, "edges": edges}[self.word](image)
 
 
-# The numbers that a word takes, in words, and a test of them; None for words without one.
+# For each word: a description of the numbers that it takes and a check of a number, or None if it takes no number.
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]] | None] = {
     "grey": None,
     "edges": None,
@@ -107,19 +109,19 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]] | None] = {
 
 
 def parse(text: str) -> Recipe:
-    """ "low 4" -> Recipe("low", 4.0).
+    """Parse a recipe: "low 4" -> Recipe("low", 4.0).
 
     Raises:
-        UsageError: naming the recipes.
+        UsageError: The text is not a recipe. The message lists the recipes.
     """
     word, *rest = text.split() or [""]
     forms = "grey, edges, low 4, noise 25, hole 0.5"
     if word not in _NUMBERS:
-        raise UsageError(f"data.derived: {printable(repr(text))} is no recipe of a condition: give one such as {forms}")
+        raise UsageError(f"data.derived: {printable(repr(text))} is not a recipe: give one such as {forms}")
     wanted = _NUMBERS[word]
     if wanted is None:
         if rest:
-            raise UsageError(f"data.derived: {word} takes no number, and {printable(repr(text))} has one")
+            raise UsageError(f"data.derived: {word} takes no number, but {printable(repr(text))} has one")
         return Recipe(word)
     try:
         (number,) = map(float, rest)

@@ -1,8 +1,8 @@
-"""Which fields a batch has, and from which dataset each of them is read.
+"""The fields of a batch, and the datasets from which they are read.
 
 The names of a batch's fields:
 
-    image       the picture of the first dataset, always there
+    image       the picture of the first dataset, always present
     class       its class, a whole number, -1 for none
     NAME        a further field of the first dataset (datasets/fields.py), or a condition derived from the picture
                 (data.derived), or the picture of a further dataset (data.unpaired)
@@ -41,8 +41,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Spec:
-    """The values of one field for one image: their shape and dtype, for a picture [height, width, channels]. A text has
-    no dtype."""
+    """The shape and dtype of a field's value for one image. The shape of a picture is [height, width, channels]. A text
+    has no dtype."""
 
     shape: tuple[int, ...] = ()
     dtype: Any = None
@@ -61,7 +61,7 @@ class Part:
     is_next: bool = False
 
     def at(self, nimg: int, i: int, batch: int) -> tuple[int, int]:
-        """(epoch, ordinal) of the sample for image i of the global batch that begins at nimg."""
+        """Return (epoch, ordinal) of the sample for image i of the global batch that begins at nimg."""
         return self.source.order.at(nimg + ((i + 1) % batch if self.is_next else i))
 
     def specs(self) -> dict[str, Spec]:
@@ -110,16 +110,16 @@ def parts_of(
     others: Mapping[str, Source] | None = None,
     derived: Mapping[str, str] | None = None,
 ) -> list[Part]:
-    """The parts that together hold the picture of the first dataset and the fields `names`.
+    """Return the parts that contain the picture of the first dataset and the fields `names`.
 
     Args:
-        names: see this module's text.
-        first: the dataset whose images nimg counts.
-        others: further datasets by name.
-        derived: recipes by name, see derived.py.
+        names: Names of fields; see the docstring of this module.
+        first: The dataset whose images nimg counts.
+        others: Further datasets by name.
+        derived: Recipes by name; see derived.py.
 
     Raises:
-        UsageError: a name is unknown, or two things have the same one.
+        UsageError: A name is unknown, or the same name is used twice.
     """
     others, recipes = others or {}, {name: parse(text) for name, text in (derived or {}).items()}
     _check_distinct(first.table, others, recipes)
@@ -157,6 +157,6 @@ def _check_distinct(table: SampleTable, others: Mapping[str, Source], recipes: M
     for key, names in (("data.unpaired", set(others)), ("data.derived", set(recipes))):
         for name in sorted(names):
             if name in there or not name.isidentifier():
-                reason = "a field of that name exists" if name in there else "letters, digits and _ make a name"
-                raise UsageError(f"{key}: {printable(repr(name))} is not possible, as {reason}: choose another")
+                reason = "a field of that name exists" if name in there else "names consist of letters, digits and _"
+                raise UsageError(f"{key}: {printable(repr(name))} is not possible, because {reason}: choose another")
         there |= names

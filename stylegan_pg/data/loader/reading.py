@@ -1,7 +1,8 @@
-"""Reading single samples with retries, and replacing those whose bytes are bad.
+"""Reading single samples with retries, and replacing damaged ones.
 
-No fault is silent. A sample whose bytes are bad every time is replaced by the next one in the dataset, on every machine
-alike, and reported. A fault that may pass (a server that is down, a busy disk) is retried for the configured patience.
+No fault is silent. A sample whose bytes are wrong in every attempt is replaced by the next one in the dataset, in the
+same way on every machine, and reported. A transient fault (an unavailable server, a busy disk) is retried for
+data.patience seconds.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from stylegan_pg.data.storage.retry import Retries
 from stylegan_pg.errors import RunError
 from stylegan_pg.untrusted import printable
 
-IN_A_ROW = 1000  # consecutive bad samples, after which the dataset itself must be wrong
+IN_A_ROW = 1000  # consecutive bad samples after which the whole dataset is considered unusable
 
 _T = TypeVar("_T")
 
 
 class Bad(NamedTuple):
-    """A sample whose bytes are bad every time; `kind` is one of table.KINDS, `dataset` the name of a further dataset
-    (data.unpaired), or ""."""
+    """A damaged sample. `kind` is one of table.KINDS. `dataset` is the name of a further dataset (data.unpaired) or
+    ""."""
 
     resolution: int
     ordinal: int
@@ -41,8 +42,8 @@ class Bad(NamedTuple):
 def values_of(
     table: SampleTable, i: int, names: Sequence[str] = ("image",), out: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Any]:
-    """The values of sample i's fields: "image", "class" (its number), and those of SampleTable.value. Pictures are
-    written to `out` where it has memory for them. Raises as SampleTable.image."""
+    """Return the values of sample i's fields: "image", "class" (its number), and those of SampleTable.value. Pictures
+    are written to the arrays in `out`, if there are any for them. Raises the exceptions of SampleTable.image."""
     memory = out or {}
     found: dict[str, Any] = {}
     for name in names:
@@ -56,11 +57,11 @@ def values_of(
 
 
 def with_retries(table: SampleTable, i: int, read: Callable[[int], _T]) -> _T:
-    """`read(i)`, which reads sample i of a table, with retries.
+    """Call `read(i)`, which reads sample i of a table, with retries.
 
     Raises:
-        CorruptSample: the bytes were bad twice, the second time read from the source itself.
-        OSError: the sample could not be read for the configured patience.
+        CorruptSample: The bytes were wrong twice, the second time without the cache.
+        OSError: The sample could not be read for data.patience seconds.
     """
     waiting, failures = Retries(shard_cache.settings().patience), 0
     while True:
@@ -78,16 +79,16 @@ def with_retries(table: SampleTable, i: int, read: Callable[[int], _T]) -> _T:
 def read_good(
     table: SampleTable, ordinal: int, known: Collection[int], read: Callable[[int], _T], dataset: str = ""
 ) -> tuple[_T, int, list[Bad]]:
-    """`read(i)` for the sample at `ordinal`, or for the next good one.
+    """Return `read(i)` for the sample at `ordinal`, or for the next good one.
 
-    Ordinals in `known` are known to be bad; they are skipped without reading and not reported.
+    Ordinals in `known` are those of damaged samples that were reported before. They are skipped.
 
     Returns:
-        The result, the ordinal of its sample, and the samples that were found to be bad.
+        The result, the ordinal of its sample, and the damaged samples that were found.
 
     Raises:
-        OSError: as with_retries.
-        RunError: nothing in the dataset, or IN_A_ROW consecutive samples, can be decoded.
+        OSError: See with_retries.
+        RunError: No sample of the dataset, or none of IN_A_ROW consecutive samples, can be decoded.
     """
     bad: list[Bad] = []
     for i in ((ordinal + step) % len(table) for step in range(len(table))):
@@ -99,21 +100,21 @@ def read_good(
                 if len(bad) == IN_A_ROW:
                     break
     why = f" (the last: {bad[-1]})" if bad else ""
-    raise RunError(f"none of {len(bad) or len(table)} samples from {ordinal} on can be decoded{why}: mend the dataset")
+    raise RunError(f"none of {len(bad) or len(table)} samples from {ordinal} on can be decoded{why}: repair the data")
 
 
 def read_image(
     table: SampleTable, ordinal: int, known: Collection[int] = frozenset(), out: np.ndarray | None = None
 ) -> tuple[np.ndarray, int, list[Bad]]:
-    """The picture at `ordinal`, or the next good one: [C, H, W]. Result and errors are those of `read_good`."""
+    """Read the picture at `ordinal`, [C, H, W], or the next good one. Result and errors are those of `read_good`."""
     return read_good(table, ordinal, known, lambda i: table.image(i, out))
 
 
 def read_batch(table: SampleTable, ordinals: Sequence[int], bad: list[Bad] | None = None) -> torch.Tensor:
-    """Read pictures uint8 [n, C, H, W] by their ordinals; replaced samples are appended to `bad`.
+    """Read pictures, uint8 [n, C, H, W], by their ordinals. Replaced samples are appended to `bad`.
 
     Raises:
-        OSError, RunError: as read_good.
+        OSError, RunError: See read_good.
     """
     read = [read_image(table, int(i)) for i in ordinals]
     if bad is not None:

@@ -1,4 +1,4 @@
-"""The loader's processes: how they start, how they are told to end, and why one of them died."""
+"""The worker processes of the loader: their start, their end on request, and the reasons of unexpected exits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ running: list[Any] = []  # the workers of this process's loaders
 
 
 def begin(settings: shard_cache.Settings, _: int) -> None:
-    """The first thing that a worker does; `settings` are the parent's."""
+    """Initialise a worker process. `settings` are those of the parent."""
     gc.freeze()  # so that the garbage collector ignores the parent's objects
     shard_cache.configure(settings)
     running.clear()  # these are the parent's
@@ -43,25 +43,25 @@ def _end_soon(*_: Any) -> None:
 
 
 def give_up_waiting() -> None:
-    """End all retries of this process and its workers, so that pending batches come with a fault. For a process that is
-    about to stop; safe in a signal handler."""
+    """End all retries of this process and its workers, so that pending batches are delivered with a fault. This is for
+    a process that is about to stop, and is safe in a signal handler."""
     Retries.give_up()
     for worker in running:
         worker.terminate()  # see _end_soon
 
 
-_KILLED = "a process that reads ahead was killed, perhaps for want of memory (smaller data.workers need less)"
+_KILLED = "a loader worker was killed, perhaps because memory ran out (fewer data.workers need less)"
 
 
 def why_died(workers: Sequence[Any], progress: np.ndarray, tables: Sequence[SampleTable]) -> str:
-    """A message that says what ended a worker, and which sample it was reading: `progress` int64 [workers, 2] holds the
-    index of a table and an ordinal in it for each worker."""
+    """Return a message about the signal that ended a worker and the sample that it was reading. `progress`, int64
+    [workers, 2], contains the index of a table and an ordinal in it for each worker."""
     for worker, (table, ordinal) in zip(workers, progress.tolist(), strict=True):
         worker.join(1.0 if worker.exitcode is None and not worker.is_alive() else 0.0)
         if worker.exitcode is not None and worker.exitcode < 0:
             died = signal.Signals(-worker.exitcode)
             place = tables[table].place_of(ordinal)
             if died != signal.SIGKILL:
-                return f"a process that reads ahead was ended by {died.name} as it decoded {place}"
-            return f"{_KILLED}; the last that it had was {place}"
+                return f"a loader worker crashed ({died.name}) while it decoded {place}"
+            return f"{_KILLED}; its last sample was {place}"
     return _KILLED
