@@ -71,7 +71,7 @@ def test_labels_to_c(unconditional, conditional):
     assert classes("1", 2) == [1, 1]
     assert classes("0-2", 4) == [0, 1, 2, 0]
     for text, message in {
-        "3": r"place 3 .* 3 classes \(cat, dog, owl\)",
+        "3": r"position 3 .* 3 classes \(cat, dog, owl\)",
         "cow": r"cow.*\(cat, dog, owl\)",
         "-1": "-1",
     }.items():
