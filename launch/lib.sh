@@ -73,7 +73,7 @@ find_devices() {
         [ "$NPROC" != 0 ] || NPROC=1
     fi
     case $NPROC in
-    '' | *[!0-9]* | 0) bad_usage "NPROC=$NPROC is no number of processes" ;;
+    '' | *[!0-9]* | 0) bad_usage "NPROC=$NPROC is not a number of processes" ;;
     esac
     local cores
     cores=$("$PYTHON" -m stylegan_pg.processors 2>/dev/null || nproc 2>/dev/null || echo 1)

@@ -60,7 +60,7 @@ def test_wrong_environments(tmp_path):
     temporary.chmod(0o777)
     private = {"STYLEGAN_PG_CACHE": "", "SLURM_TMPDIR": str(tmp_path)}
     fails("torchrun.sh", "could be written by others", NNODES="2", NODE_RANK="1", HEAD="127.0.0.1", **private)
-    fails("accelerate.sh", "no ranges", NNODES="1:2")
+    fails("accelerate.sh", "does not support ranges", NNODES="1:2")
     for script in ("torchrun.sh", "accelerate.sh"):
         fails(script, "NNODES=two", NNODES="two")
         fails(script, "NODE_RANK=first", NODE_RANK="first")
