@@ -135,7 +135,7 @@ def test_slow_but_steady_server(serve):
 
 
 @pytest.mark.parametrize("length", [{}, {"Content_Length": 1 << 50}], ids=["unannounced", "announced"])
-def test_endless_index_is_refused(serve, length, monkeypatch):
+def test_an_endless_index_is_rejected(serve, length, monkeypatch):
     sent = [0]
 
     def answer(_, connection):
@@ -144,7 +144,7 @@ def test_endless_index_is_refused(serve, length, monkeypatch):
             connection.sendall(b" " * (1 << 20))
             sent[0] += 1
 
-    monkeypatch.setattr("stylegan_pg.data.datasets.index.MAX_JSON_BYTES", 4 << 20)
+    monkeypatch.setattr("stylegan_pg.data.datasets.shard_index.MAX_JSON_BYTES", 4 << 20)
     server = serve(answer)
     with pytest.raises(UsageError, match=rf"{server.url}/index\.json is larger than {4 << 20} bytes"):
         load_index(server.url)
@@ -177,7 +177,7 @@ def test_invalid_content_length(serve, length):
         f"bytes 100-{'9' * 25}/*",
     ],
 )
-def test_wrong_content_range_is_refused(serve, told):
+def test_wrong_content_range_is_rejected(serve, told):
     headers = {"Content_Range": told} if told else {}
     server = serve(answered(DATA[:100], "206 Partial Content", Content_Length=100, **headers))
     with pytest.raises(TransientFault, match=r"the server's response is invalid: .*Content-Range"):
@@ -256,7 +256,7 @@ def test_redirects_preserve_method_and_range(serve):
 
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/x", "file:///etc/passwd", "data:,hello", "pipe:touch%20{}"])
-def test_redirects_to_other_schemes_are_refused(serve, to, tmp_path):
+def test_redirects_to_other_schemes_are_rejected(serve, to, tmp_path):
     marker = tmp_path / "made"
     server = serve(answered(b"", "302 Found", Location=to.format(marker), Content_Length=0))
     with pytest.raises(TransientFault):
