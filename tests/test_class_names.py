@@ -112,7 +112,7 @@ def test_conditions_in_python(snapshot: Path):
         "c is missing": None,
         "c is in the range 0 to 3, but this generator has the classes 0 to 2": [0, 1, 3],
         "c is in the range -1 to 0": torch.tensor([-1, 0, 0]),
-        "'cow' is none": ["a", "cow", "b"],
+        "'cow' is not a class": ["a", "cow", "b"],
         r"shape \[2\]": [0, 1],
         r"shape \[3, 2\]": torch.zeros(3, 2),
         r"shape \[3\] and type float32": torch.tensor([0.0, 1.0, 2.0]),

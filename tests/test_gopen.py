@@ -98,7 +98,7 @@ def test_a_program_that_is_missing(bucket, monkeypatch):
 )
 def test_signs_of_a_shell_never_reach_a_program(bucket, tmp_path, monkeypatch, sign):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"may have letters, digits"):
+    with pytest.raises(UsageError, match=r"may only contain letters, digits"):
         remote.read_url(f"gs://bucket/a{sign}b")
     assert not (tmp_path / "gsutil.txt").exists()
     assert not (tmp_path / "x").exists()

@@ -1,9 +1,9 @@
-"""URLs of kinds that only webdataset's gopen knows: gs://, ais://, hf://, sftp:// and others.
+"""Reading URLs whose schemes only webdataset's gopen supports: gs://, ais://, hf://, sftp:// and others.
 
-webdataset starts gsutil, ais or curl for them. Those get the URL as an argument, and no shell runs; versions of
-webdataset that wrote a command for a shell must not find anything in a URL that means something to it, so URLs with
-other characters than `_PLAIN` allows are refused. gopen itself is not called but the function that it would choose:
-it would apply $GOPEN_REWRITE first, which may turn any URL into a command (`pipe:`) that a shell runs.
+webdataset starts gsutil, ais or curl for them, with the URL as an argument and without a shell. Older versions of
+webdataset run a shell command. Therefore URLs with characters that a shell might interpret (those that `_PLAIN` does
+not allow) are rejected. This module calls the function that gopen would choose, and not gopen itself, because gopen
+first applies $GOPEN_REWRITE, which may turn any URL into a command (`pipe:`) for a shell.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _schemes(used_for: str) -> frozenset[str]:
 
 
 def is_known(url: str) -> bool:
-    """Return whether a URL is of a kind that gopen reads and this program does not read itself. $USE_AIS_FOR may name
+    """Return whether the scheme of a URL is supported by gopen, but not by this program itself. $USE_AIS_FOR can name
     further schemes, such as hdfs, for which webdataset starts `ais`."""
     scheme, separator, _ = url.partition("://")
     return bool(separator) and scheme in _schemes(os.environ.get("USE_AIS_FOR", ""))
@@ -44,25 +44,26 @@ def open_gopen(url: str, start: int, end: int | None) -> Iterator[Stream]:
     """Open the bytes [start, end) of a URL for which `is_known` is true. All of its bytes up to `end` are read.
 
     Raises (also when the stream is read):
-        TransientFault: the program failed. PermanentFault: the program does not exist.
-        UsageError: the URL has characters that mean something to a shell, or a package is missing.
+        TransientFault: The program failed.
+        PermanentFault: The program does not exist.
+        UsageError: The URL contains characters that a shell would interpret, or a package is missing.
     """
     if not _PLAIN.fullmatch(url):
         raise UsageError(
-            f"{shown(url)}: such a URL may have letters, digits and the signs . _ ~ : / @ % + = , - only; rename the "
-            "file, or write pipe:COMMAND with the command that prints it"
+            f"{shown(url)}: such URLs may only contain letters, digits and the characters . _ ~ : / @ % + = , -; "
+            "rename the file, or write pipe:COMMAND with the command that prints it"
         )
     pipe = _started(url)
     try:
         yield _Output(pipe, url, start, end)
     finally:
         pipe.ignore_errors = True
-        pipe.proc.kill()  # it still runs if its output was not read to the end
+        pipe.proc.kill()  # it is still running if its output was not read to the end
         pipe.close()
 
 
 def _started(url: str) -> Any:
-    """webdataset's stream of what the program prints."""
+    """Start the program for a URL and return webdataset's stream of its output."""
     from webdataset.gopen import gopen_schemes  # imported late: it imports torch, which most commands do not need
 
     handler = gopen_schemes.get(url.partition("://")[0])
@@ -76,7 +77,7 @@ def _started(url: str) -> Any:
         raise UsageError(
             f"{shown(url)}: {printable(error)}; install the package that webdataset needs for it"
         ) from None
-    except Exception as error:  # such as those of huggingface_hub, which asks a server first
+    except Exception as error:  # for example exceptions of huggingface_hub, which first queries a server
         raise TransientFault(f"{shown(url)}: {printable(error)}") from None
 
 
@@ -96,5 +97,5 @@ class _Output(Body):
             status = self.raw.proc.poll()
             raise TransientFault(
                 f"{shown(self.url)}: the program that reads it failed with exit status {status}; its own "
-                "message stands above"
+                "message is above"
             ) from None
