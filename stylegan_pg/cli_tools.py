@@ -34,7 +34,7 @@ def data_check(
     workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; all cores by default.")] = None,
     base: Annotated[str, _BASE] = "4x4",
 ) -> None:
-    """Verify every checksum and decode every image; print what is bad. Exit code 1 if anything is."""
+    """Verify every checksum and decode every image, and print what is damaged. The exit code is 1 if anything is."""
     from stylegan_pg.data.verify import check
 
     index = _dataset(url, base)
@@ -86,7 +86,9 @@ def data_bench(
         print(line, flush=True)
 
 
-kernels = typer.Typer(help="The compiled operations: what is used here, why, and how fast.", no_args_is_help=False)
+kernels = typer.Typer(
+    help="The compiled kernels: which are used on this machine, why, and their speed.", no_args_is_help=False
+)
 
 
 @kernels.callback(invoke_without_command=True)
@@ -97,7 +99,7 @@ def _kernels(context: typer.Context) -> None:
 
 @kernels.command("status")
 def kernels_status() -> None:
-    """Say which implementation each operation will use on each device, why, and what to do for a better one."""
+    """Show which implementation each operation uses on each device, why, and how to get a better one."""
     from stylegan_pg.ops.native import status
 
     print(status())
@@ -110,9 +112,10 @@ def kernels_build(
         Optional[list[str]], typer.Option(help="cpu or cuda, also where there is no GPU; repeat for both.")
     ] = None,
 ) -> None:
-    """Compile the kernels that this machine can use, unless it has them; fails where one cannot be built.
+    """Compile the kernels that this machine can use, unless it has them; fails if one cannot be built.
 
-    Which GPUs the CUDA kernels are for: $TORCH_CUDA_ARCH_LIST, else those here, else A100, H100 and B200.
+    The CUDA kernels are built for the GPUs in $TORCH_CUDA_ARCH_LIST, else for those of this machine, else for A100,
+    H100 and B200.
     """
     from stylegan_pg.ops.native import build_all
 

@@ -132,7 +132,7 @@ def test_a_blocked_console():
             print("x" * 99, file=sys.stderr)
         assert time.monotonic() - start < 10
         (stuck,) = console.lost()
-        assert "standard error: nothing was taken" in stuck, stuck
+        assert "standard error: nothing was accepted" in stuck, stuck
         sys.stdin.readline()  # the reader has left
         bar = tqdm(range(3), mininterval=0)
         for _ in bar:

@@ -141,7 +141,7 @@ def test_a_log_that_cannot_be_read_does_not_end_training(tmp_path, caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "the metrics at 2.0 kimg are kept, but cannot be compared with others (Input/output error); training goes on"
+        "the metrics at 2.0 kimg are logged, but cannot be compared with others (Input/output error); training goes on"
     )
     assert reporter.metrics.call_args.kwargs["images"] == 50
     reporter.link_best.assert_not_called()

@@ -149,7 +149,7 @@ class Writer:
         """
         self.wait()
         try:
-            # Here and not in the thread: when that gets to it, the run's folder may have been moved away.
+            # Not in the thread, because by the time it runs, the run's folder may have been moved away.
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             self.result = nimg, str(error)

@@ -51,7 +51,7 @@ def _lines(run: Path) -> list[str]:
 
 
 def left(run: Path) -> list[Path]:
-    """The outputs that exist and are not empty; temporary files do not count."""
+    """The outputs that exist and are not empty. Temporary files are not counted."""
     there = [run / name for name in OUTPUTS]
     return [
         path for path in there if (any(path.glob("[!.]*")) if path.is_dir() else path.exists() and path.stat().st_size)

@@ -111,7 +111,7 @@ class RunFolder:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file or folder still has that name; so it counts as long as its server cannot say."""
+    """Whether an open file or folder still has that name. This is assumed while its file server does not answer."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -97,8 +97,8 @@ def load_snapshot(
             tensors = file.read()
     except (tensor_file.BadFileError, OSError) as error:
         raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
-    told, present = description.get("checksum"), file.metadata.get("blake2b")  # older ones have none
-    if (told or present) and present != tensor_file.digest(tensors, text):
+    announced, present = description.get("checksum"), file.metadata.get("blake2b")  # older snapshots have none
+    if (announced or present) and present != tensor_file.digest(tensors, text):
         raise UsageError(f"{path} is a damaged snapshot (its checksum does not match); take another of the run's")
     G.load_state_dict(tensors, assign=True)
     G = G.to(device, torch.float32)
@@ -155,8 +155,8 @@ def _described(
         for name, shape in expected.items():
             whole = not expected_types[name].is_floating_point
             if entries[name].shape != shape or (not whole and not entries[name].dtype.is_floating_point):
-                told = f"{entries[name].dtype} {list(entries[name].shape)}"
-                raise ValueError(f"{name} is {told} where numbers of {list(shape)} are expected")
+                found = f"{entries[name].dtype} {list(entries[name].shape)}"
+                raise ValueError(f"{name} is {found} where numbers of {list(shape)} are expected")
         return description, G
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

@@ -20,7 +20,7 @@ from stylegan_pg.version import __version__
 FILE = "status.json"
 FORMAT = 1
 STATES = ("training", "stopped", "done", "failed")
-SHOWN_FAULTS = 5  # the last ones, which are kept with their texts
+SHOWN_FAULTS = 5  # the number of last faults that are stored with their texts
 LONGEST_FAULT = 4000  # characters
 MOST = 1e15  # above every time, speed and count that a run can have
 _REMEDY = "a run that trains writes it again at its next tick"

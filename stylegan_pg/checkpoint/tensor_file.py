@@ -83,7 +83,9 @@ class TensorFile:
                 raise BadFileError(f"the bytes of {printable(name, 80)} do not follow those of the tensor before")
             end = entry.end
         if size != self.begin + end:
-            raise BadFileError(f"it has {size} bytes where its header tells of {self.begin + end}: cut off, or damaged")
+            raise BadFileError(
+                f"it has {size} bytes where its header describes {self.begin + end}: cut off, or damaged"
+            )
 
     def read(self) -> dict[str, torch.Tensor]:
         """Read all tensors into newly allocated CPU memory.
@@ -110,14 +112,14 @@ def _parsed(header: Any) -> tuple[dict[str, str], dict[str, Entry]]:
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise BadFileError(f"its {METADATA} is no table of texts")
-    return metadata, {name: _entry(name, told) for name, told in header.items()}
+    return metadata, {name: _entry(name, described) for name, described in header.items()}
 
 
-def _entry(name: str, told: Any) -> Entry:
+def _entry(name: str, described: Any) -> Entry:
     named = f"the tensor {printable(name, 80)}"
-    if not isinstance(told, dict) or told.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(described, dict) or described.keys() != {"dtype", "shape", "data_offsets"}:
         raise BadFileError(f"{named} is not described by dtype, shape and data_offsets")
-    dtype, shape, offsets = (told[key] for key in ("dtype", "shape", "data_offsets"))
+    dtype, shape, offsets = (described[key] for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise BadFileError(f"{named} is of the dtype {printable(dtype, 40)}: known are {', '.join(_DTYPES)}")
     if not _sizes(shape) or len(shape) > MOST_DIMENSIONS or not _sizes(offsets) or len(offsets) != 2:

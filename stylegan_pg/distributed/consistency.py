@@ -52,8 +52,8 @@ def differences(everyone: Sequence[dict[str, Any]]) -> tuple[list[str], list[str
         a, b = first["config"], other["config"]
         keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
         if keys:
-            told = ", ".join(f"{k}={b.get(k)} where rank 0 has {a.get(k)}" for k in keys[:4])
-            faults[f"{who} has another configuration: {told}"] = None
+            examples = ", ".join(f"{k}={b.get(k)} where rank 0 has {a.get(k)}" for k in keys[:4])
+            faults[f"{who} has another configuration: {examples}"] = None
         if first["dataset"] != other["dataset"]:
             faults[f"{who} has other data than rank 0 under data.url"] = None
         for name, version in other["code"].items():

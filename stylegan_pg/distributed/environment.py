@@ -56,7 +56,7 @@ def noticed(env: Mapping[str, str] = os.environ) -> dict[str, str]:
 def remarks(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
     """Remarks about the variables of all ranks, given each rank's "host" and its `noticed` variables as "variables"."""
     first: Mapping[str, str] = everyone[0]["variables"]
-    told: dict[str, str] = {}
+    found_remarks: dict[str, str] = {}
     for rank, other in enumerate(everyone):
         found: Mapping[str, str] = other["variables"]
         who = f"rank {rank} ({other['host']})"
@@ -64,20 +64,24 @@ def remarks(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
             value = f"{name}={found[name]}" if name in found else f"no {name}"
             if name in INSTEAD:
                 if name in found:
-                    told.setdefault(name, f"{value}, on {who}, has no effect here: {INSTEAD[name][1]}")
+                    found_remarks.setdefault(name, f"{value}, on {who}, has no effect here: {INSTEAD[name][1]}")
             elif found.get(name) != first.get(name):
                 ours = f"{name}={first[name]}" if name in first else "none"
-                told[name] = f"{who} has {value}, rank 0 has {ours}: they round otherwise; set it alike on all nodes"
+                found_remarks[name] = (
+                    f"{who} has {value}, rank 0 has {ours}: they round otherwise; set it alike on all nodes"
+                )
             elif name in COARSE and found[name].upper() not in COARSE[name]:
-                told.setdefault(name, f"{value} makes libraries round what the configuration says is fp32: unset it")
-    return list(told.values())
+                found_remarks.setdefault(
+                    name, f"{value} makes libraries round what the configuration says is fp32: unset it"
+                )
+    return list(found_remarks.values())
 
 
 @contextlib.contextmanager
 def only_the_place(at: Place, *, cpu: bool) -> Iterator[None]:
     """Within this block the environment contains, of all variables for launchers and accelerate, only this process's
     place."""
-    kept = {name: os.environ.pop(name) for name in _seen_by_accelerate()}
+    removed = {name: os.environ.pop(name) for name in _seen_by_accelerate()}
     if at.world > 1:
         values = (at.rank, at.world, at.local, at.local_world, at.address, at.port)
         os.environ.update(zip(OF_PLACES, map(str, values), strict=True))
@@ -88,7 +92,7 @@ def only_the_place(at: Place, *, cpu: bool) -> Iterator[None]:
     finally:
         for name in _seen_by_accelerate():  # it sets some itself
             del os.environ[name]
-        os.environ.update(kept)
+        os.environ.update(removed)
 
 
 def _seen_by_accelerate() -> list[str]:

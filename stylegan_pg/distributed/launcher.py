@@ -136,8 +136,11 @@ def is_alone(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def is_launched(detached: bool, env: Mapping[str, str] = os.environ) -> bool:
-    """Whether the parent is a launcher, whose end must end this process, too. `detached`: the process was started under
-    nohup, so that a parent which is not known to be a launcher may end."""
+    """Whether the parent is a launcher, whose end must end this process, too.
+
+    Args:
+        detached: the process was started under nohup, so that a parent which is not known to be a launcher may end.
+    """
     if "TORCHELASTIC_RUN_ID" in env or env.get(SCRIPTS):  # torchrun and accelerate; the scripts in launch/
         return True
     launchers = ("CROSS_RANK", "ACCELERATE_MIXED_PRECISION")  # DeepSpeed's and accelerate's, also of a single process
@@ -146,11 +149,11 @@ def is_launched(detached: bool, env: Mapping[str, str] = os.environ) -> bool:
 
 def enter() -> None:
     """Register this process in the launch script's folder, and remove the files of an earlier process at its place."""
-    _tell("exit", None)
-    _tell("pid", os.getpid())
+    _write_number("exit", None)
+    _write_number("pid", os.getpid())
 
 
-def _tell(what: str, value: int | None) -> None:
+def _write_number(what: str, value: int | None) -> None:
     """Write a number for the launch script on this node, or remove it (None)."""
     for path in _in_folder(f"{what}.{os.environ.get('LOCAL_RANK', '0')}"):
         with contextlib.suppress(OSError):
@@ -175,8 +178,8 @@ def leave(code: int) -> int:
     Under a launch script, a run that can be continued ends with 0, because torchrun takes other codes for crashes and
     would start the processes again. The script reads the true code from the folder.
     """
-    _tell("pid", None)
-    _tell("exit", code)
+    _write_number("pid", None)
+    _write_number("exit", code)
     return DONE if code == TO_BE_CONTINUED and os.environ.get(FOLDER) else code
 
 

@@ -258,10 +258,10 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:  # whatever it is, the other ranks must hear of it
         fault = error
-    told = gather_objects((type(fault).__name__, str(fault)) if fault else None)
+    faults = gather_objects((type(fault).__name__, str(fault)) if fault else None)
     if fault is not None:
         raise fault
-    for i, first in enumerate(told):
+    for i, first in enumerate(faults):
         if first:
             raise (UsageError if first[0] == "UsageError" else RunError)(f"rank {i}: {first[1]}")
 
@@ -279,8 +279,8 @@ def main_decides() -> Iterator[list[Any]]:
         yield box
     except Exception as error:  # whatever it is, the other ranks must hear of it
         fault = error
-    told = (type(fault).__name__, str(fault)) if fault else None
-    result, first = broadcast_object((list(box), told)) if world() > 1 else (list(box), told)
+    described = (type(fault).__name__, str(fault)) if fault else None
+    result, first = broadcast_object((list(box), described)) if world() > 1 else (list(box), described)
     if fault is not None:
         raise fault
     if first is not None:

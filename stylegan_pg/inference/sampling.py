@@ -1,5 +1,4 @@
-"""The function of `stylegan-pg sample`: it generates images by seed and class and writes them to one file or to
-many."""
+"""What `stylegan-pg sample` does: it generates images by seed and class, and writes them to one or more files."""
 
 from __future__ import annotations
 

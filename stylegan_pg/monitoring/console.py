@@ -1,7 +1,7 @@
-"""The console as a convenience: where nobody takes any more what is printed, the program goes on.
+"""Lets the program go on when its console is lost.
 
-A pipe whose reader has left, a terminal that was closed or stopped, a full disk behind `2>`, descriptors that were
-closed from the start: all of that ends a write with a fault, or keeps it waiting for ever.
+A pipe whose reader has ended, a closed terminal, a full disk behind `2>`, and descriptors that were closed from the
+start make each write fail; a stopped terminal makes it wait for ever. After `tolerate`, such output is dropped.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import select
 import sys
 from typing import Any
 
-STUCK_MS = 5000  # for which a console may take nothing, as a terminal does that is stopped by Ctrl-S
+STUCK_MS = 5000  # milliseconds for which a console may accept nothing, such as a terminal stopped by Ctrl-S
 NAMES = {"stdout": 1, "stderr": 2}
 
-_lost: list[str] = []  # what is not told yet
+_lost: list[str] = []  # losses that `lost` has not returned yet
 
 
 class _Lossy(io.RawIOBase):
-    """Writes to a file descriptor what that takes, and drops the rest."""
+    """Writes to a file descriptor, and drops what it does not accept."""
 
     def __init__(self, name: str):
         super().__init__()
         self.name, self.descriptor = name, NAMES[name]
-        self.told = self.stuck = False
+        self.reported = self.stuck = False
         self.ready = select.poll()
         self.ready.register(self.descriptor, select.POLLOUT)
 
@@ -46,32 +46,34 @@ class _Lossy(io.RawIOBase):
             while rest:
                 if not self.ready.poll(0 if self.stuck else STUCK_MS):
                     self.stuck = True
-                    raise BlockingIOError(errno.EAGAIN, f"nothing was taken for {STUCK_MS / 1000:g} s")
+                    raise BlockingIOError(errno.EAGAIN, f"nothing was accepted for {STUCK_MS / 1000:g} s")
                 self.stuck = False
-                rest = rest[os.write(self.descriptor, rest[: select.PIPE_BUF]) :]  # so much is taken without waiting
+                rest = rest[
+                    os.write(self.descriptor, rest[: select.PIPE_BUF]) :
+                ]  # this size is written without waiting
         except OSError as fault:
             self.lose(fault.strerror or str(fault))
         return size
 
     def lose(self, reason: str) -> None:
-        if not self.told:
-            self.told = True
+        if not self.reported:
+            self.reported = True
             _lost.append(f"standard {'output' if self.name == 'stdout' else 'error'}: {reason}")
 
 
 def open_closed() -> None:
-    """Have standard input, output and error lead to nowhere where they were closed (`2>&-`): else the next file that is
-    opened gets their numbers, and what libraries print ends up in it."""
+    """Open /dev/null in place of standard input, output and error if they are closed (`2>&-`). Otherwise the next file
+    that is opened gets their number, and the output of libraries is written into it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             with contextlib.suppress(OSError):
-                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which gets the lowest number that is free
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # os.open takes the lowest free number
 
 
 def tolerate(*names: str) -> None:
-    """From now on nothing fails that is printed to these ("stdout", "stderr"); `lost` tells what became of them."""
+    """From now on, printing to these streams ("stdout", "stderr") never fails; `lost` reports which output is lost."""
     open_closed()
     for name in names:
         before = getattr(sys, name)
@@ -84,14 +86,14 @@ def tolerate(*names: str) -> None:
             with contextlib.suppress(OSError, ValueError):
                 before.flush()
         encoding = getattr(before, "encoding", None) or "utf-8"
-        # A raw stream where a buffered one is expected, as with `python -u`: nothing is left to be written at the end.
+        # A raw stream, as with `python -u`, so that nothing remains in a buffer at the end.
         text = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)  # type: ignore[arg-type]
         setattr(sys, name, text)
 
 
 def _is_console(stream: Any, descriptor: int) -> bool:
-    """Whether a stream, if there is one, leads to this descriptor, rather than to somebody in this process who listens,
-    such as a test."""
+    """Whether a stream is missing, or writes to this descriptor and not to an object in this process, such as that of a
+    test."""
     if stream is None or stream.closed:
         return True
     try:
@@ -101,7 +103,7 @@ def _is_console(stream: Any, descriptor: int) -> bool:
 
 
 def lost() -> list[str]:
-    """Which of them do not take everything, and why: each is told once."""
-    told = _lost[:]
-    del _lost[: len(told)]
-    return told
+    """The streams that have lost output since the last call, with reasons; each is reported once."""
+    found = _lost[:]
+    del _lost[: len(found)]
+    return found

@@ -1,4 +1,4 @@
-"""Metrics as pictures: curves over training, and over truncation."""
+"""Figures of metrics: curves over training, and over truncation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds")
 
 
 def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
-    """Axes for every name, in which those rows that have it are a line over x."""
+    """A figure with axes for each name, in which the rows that contain it are drawn over `x`."""
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3 * lines), layout="constrained")
@@ -46,7 +46,7 @@ def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def curves(log: Path) -> Figure | None:
-    """Every metric of a run's metrics.jsonl over kimg; None where there is none yet.
+    """Draw every metric of a run's metrics.jsonl over kimg; None if there are none yet.
 
     Raises:
         OSError: where the log cannot be read.
@@ -57,7 +57,7 @@ def curves(log: Path) -> Figure | None:
 
 
 def draw_curves(log: Path, path: Path) -> None:
-    """`curves` as a PNG.
+    """Write `curves` to a PNG file.
 
     Raises:
         OSError: where files cannot be read or written.
@@ -67,7 +67,7 @@ def draw_curves(log: Path, path: Path) -> None:
 
 
 def draw_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Every metric over truncation psi, as a PNG.
+    """Draw every metric over truncation psi into a PNG file.
 
     Raises:
         OSError: where the file cannot be written.

@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 
 def cut_back(path: Path, nimg: int) -> None:
-    """Drop the lines of a .jsonl file behind nimg, and a last line that was cut off; atomically."""
+    """Remove the lines of a .jsonl file that are beyond nimg, and an incomplete last line, atomically."""
     if not path.exists():
         return
-    kept = [line + "\n" for line, row in json_lines(path) if row["nimg"] <= nimg]
+    lines = [line + "\n" for line, row in json_lines(path) if row["nimg"] <= nimg]
     with files.atomic_write(path) as file:
-        file.write("".join(kept).encode())
+        file.write("".join(lines).encode())
 
 
 class Means:
-    """Running means of named quantities since the last tick, in float64; they belong to the checkpoint, so that the
-    logs of a continued run are those of an uninterrupted one."""
+    """Running means of named quantities since the last tick, in float64. Checkpoints store them, so that the logs of a
+    continued run equal those of an uninterrupted one."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None):
         self.sums = sums or {}
@@ -56,8 +56,7 @@ class Means:
 
 
 class RunLogger:
-    """Opens the run folder's logs and cuts them back to `nimg`, where the run starts or continues; nothing is written
-    while `lost` says why the folder is not the run's any more."""
+    """Opens the run folder's logs, and removes what is beyond `nimg`, where the run starts or continues."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class RunLogger:
         self.bar = tqdm(
             total=end, initial=nimg, unit="img", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self.started = self.tick_time = time.monotonic()  # whatever is done to the system's clock
+        self.started = self.tick_time = time.monotonic()  # monotonic: the system's clock may be changed
         self.tick_nimg = nimg
         self.means = means
         self.latest = ""  # losses and memory at the last tick
@@ -115,7 +114,7 @@ class RunLogger:
         self.bar.update(nimg - self.bar.n)
 
     def tick(self, nimg: int, facts: dict[str, Any], device: torch.device) -> None:
-        """One line of stats: the means since the last tick, `facts`, and how fast it went."""
+        """Log a line of statistics: the means since the last tick, `facts`, speed and memory."""
         now = time.monotonic()
         rate = (nimg - self.tick_nimg) / max(now - self.tick_time, 1e-9)
         self.tick_time, self.tick_nimg, self.img_per_sec = now, nimg, round(rate, 3)
@@ -146,29 +145,30 @@ class RunLogger:
             )
 
     def not_training(self, seconds: float) -> None:
-        """Leave a pause out of the next tick's images per second."""
+        """Exclude a pause from the next tick's images per second."""
         self.tick_time += seconds
 
     def metrics(self, nimg: int, values: dict[str, float], **facts: Any) -> None:
-        """A line of metrics.jsonl, and the curves in metrics.png; also for the trackers."""
+        """Log a line of metrics.jsonl, draw metrics.png, and send the values to the trackers."""
         self._guard(self._append, "metrics.jsonl", json.dumps({"nimg": nimg, **facts, **values}))
         self._guard(_draw_curves, self.run)
         log.info(f"{kimg(nimg)} kimg  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
         self.trackers.scalars({f"metrics/{name}": value for name, value in values.items()}, nimg)
 
     def data_fault(self, nimg: int, **facts: Any) -> None:
-        """A line of data-faults.jsonl."""
+        """Log a line of data-faults.jsonl."""
         self._guard(self._append, "data-faults.jsonl", json.dumps({"nimg": nimg, **facts}))
 
     def link_best(self, snapshot: Path) -> None:
-        """Let best.safetensors in the snapshot's folder be this one, and drop the one that was the best before."""
+        """Make best.safetensors in the snapshot's folder a link to this snapshot, and delete the previous best one."""
         self._guard(_link, snapshot, snapshot.with_name("best.safetensors"))
         for other in snapshot.parent.glob("best-*.safetensors"):
             if other != snapshot:
                 self._guard(other.unlink)
 
     def grid(self, name: str, nimg: int, images: torch.Tensor, columns: int) -> None:
-        """uint8 [N, C, H, W] as one picture, samples/NAME.png: grey, RGB or RGBA, as C says."""
+        """Write uint8 images [N, C, H, W] as one grid, samples/NAME.png (grey, RGB or RGBA for C = 1, 3 or 4), and send
+        it to the trackers."""
         picture = tile(images, columns)
         self._guard(_save_grid, picture, self.run / "samples" / f"{name}.png")
         self.trackers.image(name.rsplit("-", 1)[0], picture, nimg)
@@ -179,18 +179,18 @@ class RunLogger:
 
 
 def _draw_curves(run: Path) -> None:
-    from stylegan_pg.monitoring.figures import draw_curves  # matplotlib takes its time
+    from stylegan_pg.monitoring.figures import draw_curves  # it imports matplotlib, which is slow
 
     draw_curves(run / "metrics.jsonl", run / "metrics.png")
 
 
 def _save_grid(picture: torch.Tensor, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)  # but no folder of a run that was moved away
+    path.parent.mkdir(exist_ok=True)  # without parents: the run's folder may have been moved away
     save_image(picture, path)
 
 
 def _link(target: Path, path: Path) -> None:
-    """A symbolic link within a folder, or a copy where there are none."""
+    """Make a symbolic link within a folder, or a copy if the file system has no links."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:

@@ -49,7 +49,7 @@ def _is_rank_0() -> bool:
         return dist.is_main()
     try:
         return launcher.place().rank == 0
-    except UsageError:  # a message of its own tells that
+    except UsageError:  # which the command reports itself
         return True
 
 

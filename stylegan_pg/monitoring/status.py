@@ -25,8 +25,8 @@ STATES = {"stopped": "stopped, to be continued", "done": "done", "failed": "fail
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """What a run's folder says; values are None where it says nothing (yet). Of a run of an earlier version, whose
-    folder holds no status.json, the starts and faults are unknown.
+    """Collect the state of a run from its folder. Unknown values are None. The starts and faults of a run of an earlier
+    version, whose folder holds no status.json, are unknown.
 
     Raises:
         UsageError: if it is no run's folder.
@@ -83,15 +83,15 @@ def _rate(lines: list[dict[str, Any]]) -> float | None:
 
 
 def _age(times: list[float], now: float) -> float | None:
-    """Seconds since the latest of these times. One that has not come yet, as before the clock was set back, or where a
-    file server's is ahead, says nothing beside others."""
+    """Seconds since the latest of these times. Times in the future, which occur if the clock was set back or a file
+    server's clock is ahead, are ignored if there are others."""
     ages = [now - time for time in times]
     return min((age for age in ages if age >= 0), default=0.0) if ages else None
 
 
 def _state(status: Status, end: int, silent: float | None, tick_sec: float) -> str:
-    """The state in words. A run that says "training" may have been killed since; so it counts as `silent` if its folder
-    has not changed for long."""
+    """The state in words. A run whose state is "training" may have been killed, and is called silent if its folder has
+    not changed for long."""
     if status.state in STATES:
         return STATES[status.state]
     if not status.updated and end <= status.nimg:  # of an earlier version
@@ -102,7 +102,7 @@ def _state(status: Status, end: int, silent: float | None, tick_sec: float) -> s
 
 
 def _read(damaged: list[str], read: Callable[[], _T], otherwise: _T) -> _T:
-    """What `read` gives, or `otherwise` if the file does not exist or cannot be used, which `damaged` then says."""
+    """What `read` returns; `otherwise` if the file does not exist or, with a message in `damaged`, cannot be used."""
     try:
         return read()
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def _read(damaged: list[str], read: Callable[[], _T], otherwise: _T) -> _T:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The facts as lines for people."""
+    """Format what `collect` returned, as text of several lines."""
     done = 100 * facts["nimg"] / facts["end"]
     ago = "" if facts["silent_sec"] is None else f", last sign of life {duration(facts['silent_sec'])} ago"
     out = [

@@ -91,7 +91,7 @@ def _left(run: Path) -> Status:
     """The status that an earlier start has left."""
     try:
         return status_file.read(run)
-    except FileNotFoundError:  # a new run, or one of an earlier version, whose starts nobody counted
+    except FileNotFoundError:  # a new run, or one of an earlier version, which did not count starts
         return Status(starts=None if (run / "log.txt").exists() else 0)
     except (OSError, UsageError) as error:
         log.warning(f"{error}; its counts begin anew")

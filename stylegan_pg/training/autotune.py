@@ -1,8 +1,8 @@
-"""What is faster on this machine: `train.channels_last: null` and `model.low_precision: auto`.
+"""Measures what is faster on this machine, for `train.channels_last: null` and `model.low_precision: auto`.
 
 Both depend on the processor (only some multiply bfloat16 matrices), on the number of channels and on the size of the
 pictures, so they are measured: one generator block and one discriminator block of each resolution, forward and
-backward. What was measured is kept in the kernels' cache folder, and the choice in the run.
+backward. The measurements are cached in the kernels' cache folder, and the choice is stored in the run.
 """
 
 from __future__ import annotations
@@ -30,20 +30,24 @@ from stylegan_pg.ops import native
 from stylegan_pg.ops.recipes import has_bf16_instructions, processor
 from stylegan_pg.untrusted import read_json
 
-WORTH_IT = 0.95  # of float32's time; with less to gain the exacter format is taken
+WORTH_IT = 0.95  # of float32's time; if the gain is smaller, the more accurate format is taken
 REPEATS = 3
 WITHOUT_INSTRUCTIONS = 64  # the least resolution to try bf16 at on a CPU that has no instructions for it
-# Keys of a model on which the time of its blocks does not depend, or which are what is chosen.
+# Keys of a model that have no effect on the time of its blocks, or that are chosen here.
 NO_EFFECT = ("z_dim", "mapping_layers", "w_avg_beta", "mbstd_group", "mbstd_channels", "low_precision")
 NO_EFFECT += ("low_precision_at", "low_precision_resolutions")
 LAYOUTS = {True: "nhwc", False: "nchw"}  # by channels_last
 
 
-def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) -> tuple[Config, str]:
-    """The configuration with what it leaves to measurement filled in, and a line about that or "".
+def settle(config: Config, device: torch.device, stored: dict[str, Any] | None) -> tuple[Config, str]:
+    """Fill in the keys that the configuration leaves to measurement.
 
-    `kept` is the configuration (as plain dictionaries) of the run that is continued, whose choices are taken over; None
-    for a new run. What was not chosen before is measured, which takes some seconds where nothing is known yet.
+    Args:
+        stored: the configuration of the run that is continued, as nested dictionaries. Its choices are taken over. None
+            for a new run, for which they are measured (some seconds, unless the measurements are cached).
+
+    Returns:
+        The configuration, and a line about the choices, "" if there were none.
     """
     notes = []
     if not isinstance(config.model, GrowingConfig):  # the layout and the precision do not matter to it
@@ -51,15 +55,15 @@ def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) ->
         model = dataclasses.replace(config.model, low_precision="fp32")
         return dataclasses.replace(config, train=train, model=model), ""
     if config.train.channels_last is None:
-        if kept:
-            last = kept["train"].get("channels_last")
+        if stored:
+            last = stored["train"].get("channels_last")
         else:
             last, why = _or(choose_layout, config, device, True)
             notes.append(why)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=last))
     if config.model.low_precision == "auto" and config.model.low_precision_at is None:
-        if kept and kept["model"].get("low_precision") == "auto":
-            low = kept["model"].get("low_precision_at")
+        if stored and stored["model"].get("low_precision") == "auto":
+            low = stored["model"].get("low_precision_at")
         else:
             low, why = _or(choose_precision, config, device, [])
             notes.append(why)
@@ -68,7 +72,7 @@ def settle(config: Config, device: torch.device, kept: dict[str, Any] | None) ->
 
 
 def _or(choose: Callable[[Config, torch.device], tuple[Any, str]], config, device, default: Any) -> tuple[Any, str]:
-    """What `choose` finds, or the default where memory is too small to find out."""
+    """What `choose` returns, or the default if memory is too small to measure."""
     try:
         return choose(config, device)
     except torch.cuda.OutOfMemoryError:
@@ -83,7 +87,7 @@ def candidates(config: Config) -> list[int]:
 
 
 def choose_layout(config: Config, device: torch.device) -> tuple[bool, str]:
-    """Whether channels_last is the faster layout over all resolutions, and a line that says why."""
+    """Whether channels_last is the faster layout over all resolutions, and a line with the reason."""
     every = [r for r in (config.resolution >> i for i in range(config.resolution.bit_length())) if r >= 8]
     if not every:
         return True, "layout nhwc: 4x4 is too small to measure"
@@ -94,7 +98,7 @@ def choose_layout(config: Config, device: torch.device) -> tuple[bool, str]:
 
 
 def choose_precision(config: Config, device: torch.device) -> tuple[list[int], str]:
-    """The resolutions to compute in bfloat16, and a line that says why."""
+    """The resolutions to compute in bfloat16, and a line with the reason."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return [], "this GPU has no bfloat16"
     every = candidates(config)
@@ -107,8 +111,8 @@ def choose_precision(config: Config, device: torch.device) -> tuple[list[int], s
     times = _times(config, device, [(r, layout, p) for r in every for p in ("fp32", "bf16")])
     ratios = {r: times[r, layout, "bf16"] / times[r, layout, "fp32"] for r in every}
     chosen = [r for r, ratio in ratios.items() if ratio < WORTH_IT]
-    told = ", ".join(f"{r}: {ratio:.2f}" for r, ratio in ratios.items())
-    return chosen, f"bf16 at {chosen or 'no resolution'}; its time over that of fp32: {told}"
+    shares = ", ".join(f"{r}: {ratio:.2f}" for r, ratio in ratios.items())
+    return chosen, f"bf16 at {chosen or 'no resolution'}; its time over that of fp32: {shares}"
 
 
 Case = tuple[int, str, str]  # resolution, layout, precision
@@ -146,7 +150,7 @@ def _times(config: Config, device: torch.device, cases: list[Case]) -> dict[Case
 
 
 def _batch(config: Config, resolution: int) -> int:
-    """Images to measure with: one pass of a rank, but not so many that large ones take minutes."""
+    """The number of images to measure with: one pass of a rank, limited so that large images do not take minutes."""
     t = config.train
     share = math.ceil(at(resolution, t.batch_at, t.batch) / dist.world())
     whole = at(resolution, t.micro_batch_at, t.micro_batch) or share

@@ -35,7 +35,9 @@ class TrainingBatches:
     def __init__(self, config: Config, index: DatasetIndex, parallel: Devices, plan: list[Phase]):
         self.config, self.index, self.parallel, self.plan = config, index, parallel, plan
         self.met: set[Bad] = set()  # by this rank, since the last `gather`
-        self.told: dict[tuple[str, int, int], Bad] = {}  # by all ranks; by dataset, resolution and ordinal
+        self.damaged: dict[
+            tuple[str, int, int], Bad
+        ] = {}  # those that any rank has met, by dataset, resolution and ordinal
 
     def batches(self, start: int, fields: Sequence[str]) -> Generator[Fed, None, None]:
         """This rank's batches from nimg `start` on, each with its phase and these fields; one with a fault is the
@@ -96,7 +98,7 @@ class TrainingBatches:
 
     def known(self, dataset: str, resolution: int) -> frozenset[int]:
         """The ordinals of the damaged pictures of one dataset at one resolution."""
-        return frozenset(ordinal for name, r, ordinal in self.told if (name, r) == (dataset, resolution))
+        return frozenset(ordinal for name, r, ordinal in self.damaged if (name, r) == (dataset, resolution))
 
     def first(self, stream: Iterator[Fed], asked: Callable[[], bool]) -> Fed | None:
         """The first batch; None where there is nothing left to do, or any rank was `asked` to stop while it waited.
@@ -132,13 +134,13 @@ class TrainingBatches:
         """The damaged pictures that any rank has met and that were not known before. A collective call."""
         met = {_key(bad): bad for some in dist.gather_objects(sorted(self.met)) for bad in some}
         self.met.clear()
-        new = {key: met[key] for key in sorted(met.keys() - self.told.keys())}
-        self.told |= new
+        new = {key: met[key] for key in sorted(met.keys() - self.damaged.keys())}
+        self.damaged |= new
         return list(new.values())
 
     def kinds(self, resolution: int | None = None) -> Counter[str]:
         """How many damaged pictures there are of which kind, at one resolution or all."""
-        return Counter(bad.kind for (_, r, _), bad in self.told.items() if resolution in (None, r))
+        return Counter(bad.kind for (_, r, _), bad in self.damaged.items() if resolution in (None, r))
 
     def check_share(self, resolution: int) -> None:
         """
@@ -158,11 +160,11 @@ class TrainingBatches:
     def state(self) -> list[list[Any]]:
         """The damaged pictures, for a checkpoint; those of the first dataset without its name, as earlier versions
         wrote them."""
-        return [list(bad if bad.dataset else bad[:-1]) for bad in self.told.values()]
+        return [list(bad if bad.dataset else bad[:-1]) for bad in self.damaged.values()]
 
     def load(self, state: list[Any]) -> None:
         known = [Bad(*facts) for facts in state if not isinstance(facts, str)]  # as they once were
-        self.told = {_key(bad): bad for bad in known}
+        self.damaged = {_key(bad): bad for bad in known}
 
 
 def _key(bad: Bad) -> tuple[str, int, int]:

@@ -1,10 +1,10 @@
 """Buffers that a forward pass changes, such as batch normalisation's statistics or spectral norm's vectors.
 
-They have to be what one pass over the global batch would make of them, whatever ranks and micro-batches there are. So
-every micro-batch of an update begins with the same values, and after the update each buffer becomes the mean of what
-the micro-batches of all ranks have made of it, weighted by their images. For values that move by a momentum towards the
-statistics of a batch this is exact; values that follow from the weights alone come out the same in all micro-batches.
-Passes of regularisation terms leave no trace.
+Their values must not depend on ranks and micro-batches, but be those of one pass over the global batch. Therefore every
+micro-batch of an update begins with the same values, and after the update each buffer becomes the mean of its values
+after the micro-batches of all ranks, weighted by their numbers of images. For values that move by a momentum towards
+the statistics of a batch this is exact. Values that are computed from the weights alone are equal in all micro-batches.
+Passes of regularisation terms change no buffers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _of(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 class BufferMeans:
-    """Of the networks of one phase."""
+    """The changing buffers of the networks of one phase."""
 
     def __init__(self, nets: Iterable[nn.Module]):
         self.buffers = changing_buffers(nets)
@@ -45,7 +45,7 @@ class BufferMeans:
         self.totals: list[torch.Tensor] = []
 
     def begin(self) -> None:
-        """Before the first micro-batch of an update."""
+        """Store the values before the first micro-batch of an update."""
         with torch.no_grad():
             if self.start:
                 self.restore()
@@ -54,7 +54,7 @@ class BufferMeans:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Before each micro-batch: give it the values from `begin`."""
+        """Return to the values of `begin`, before each micro-batch."""
         for buffer, value in zip(self.buffers, self.start, strict=True):
             buffer.copy_(value)
 

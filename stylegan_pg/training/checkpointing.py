@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written by a thread of rank 0 while training goes on, and tried again where that fails."""
+"""The checkpoints of a run. A thread of rank 0 writes them while training goes on; a write that fails is repeated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Of one run, on all ranks; only rank 0 writes."""
+    """The checkpoints of one run, on all ranks; only rank 0 writes."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         self.folder, self.config = folder, config
@@ -33,8 +33,13 @@ class Checkpoints:
         self.writer.start(nimg, tensors, state)
 
     def settle(self, *, wait: bool = False, final: bool = False) -> None:
-        """Learn what became of the last checkpoint; a failure is logged and counted, and tried again at the next tick.
-        After the `final` one there is none. A collective call."""
+        """Log and count the outcome of the last write, if it is complete. A failed write is repeated at the next tick.
+        A collective call.
+
+        Args:
+            wait: wait until the write is complete.
+            final: there is no next tick, so a failure makes `failing` true at once.
+        """
         outcome = dist.broadcast_object(self.writer.outcome(wait=wait) if dist.is_main() else None)
         if outcome is None:
             return
@@ -53,7 +58,7 @@ class Checkpoints:
             self.failing = True
 
     def finish(self) -> None:
-        """Wait for a checkpoint that is still being written, as when the run has failed meanwhile."""
+        """Wait for a checkpoint that is still being written, for example after a fault. On rank 0."""
         if outcome := self.writer.outcome(wait=True):
             nimg, fault = outcome
             self.newest = self.newest if fault else nimg

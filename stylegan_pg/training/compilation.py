@@ -1,7 +1,7 @@
 """torch.compile for the passes of a step that are differentiated once.
 
-What differentiates twice (R1, path length) stays eager, since torch.compile cannot do that; what cannot be compiled
-here (no compiler, an operation it does not know) runs eagerly as a whole, on all ranks or on none.
+Losses that are differentiated twice (R1, path length) run eagerly, because torch.compile does not support that. If a
+system cannot be compiled on this machine (no compiler, an unknown operation), all of it runs eagerly, on all ranks.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from stylegan_pg.systems.base import System
 
 
 def compile_system(system: System, trial: Callable[[], None]) -> str:
-    """Compile the modules that a system names, and run `trial`, a forward and backward pass through them; returns why
-    that failed, or "".
+    """Compile the modules that a system names, and run `trial`, a forward and backward pass through them. Return the
+    reason why that failed, or "".
 
-    A collective call: the slowest rank sets the pace, so one that cannot compile makes all run eagerly.
+    A collective call. If one rank cannot compile, all run eagerly, because the others would wait for it anyway.
     """
     if not hasattr(torch.compiler, "set_stance"):
         return "torch 2.6 or newer is needed"
@@ -45,5 +45,5 @@ def compile_system(system: System, trial: Callable[[], None]) -> str:
 
 
 def eager(on: bool) -> contextlib.AbstractContextManager:
-    """A stretch where torch.compile is not to be used, if it is used at all (`on`)."""
+    """A context in which compiled modules run eagerly; it changes nothing unless `on`."""
     return torch.compiler.set_stance("force_eager") if on else contextlib.nullcontext()

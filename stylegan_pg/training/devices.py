@@ -58,7 +58,7 @@ class Devices:
             torch.use_deterministic_algorithms(True)
 
     def send(self, batch: Batch) -> Batch:
-        """Start to copy a batch to this rank's device, beside what that is doing."""
+        """Start to copy a batch to this rank's device, in a stream beside the computation."""
         if self.device.type != "cuda" or batch.fault:
             return batch
         self.copies = self.copies or torch.cuda.Stream(self.device)

@@ -1,8 +1,9 @@
 """The engine: one training step of any system.
 
-A step computes what follows from (seed, nimg). For each update of the system, the engine runs its losses micro-batch by
-micro-batch, sums the gradients over the ranks, and moves the weights of that side, unless a loss or a gradient is not
-finite. Where a rank runs out of memory, all ranks halve their micro-batches and make the update again.
+The result of a step is a function of the state and of (seed, nimg). For each update of the system, the engine runs its
+losses micro-batch by micro-batch, sums the gradients over the ranks, and moves the weights of that side, unless a loss
+or a gradient is not finite. If a rank runs out of memory, all ranks halve their micro-batches and compute the update
+again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from stylegan_pg.training.inputs import on_device
 from stylegan_pg.training.stats import StepStats
 from stylegan_pg.training.train_state import TrainState
 
-CLEAN_STEPS = 2000  # without an overflow, after which the loss scale is doubled
+CLEAN_STEPS = 2000  # number of steps without an overflow after which the loss scale is doubled
 
 
 @dataclass
@@ -33,11 +34,11 @@ class Outcome:
 
     stats: dict[str, tuple[float, int]] = field(default_factory=dict)  # name -> (sum, images), over all ranks
     stopping: bool = False  # whether any rank wants to stop after this step
-    faults: list[str] = field(default_factory=list)  # updates that were left out, and why
-    overflows: list[str] = field(default_factory=list)  # those that were left out as the loss scale was too high
-    notes: list[str] = field(default_factory=list)  # what else happened
+    faults: list[str] = field(default_factory=list)  # updates that were left out, with the reasons
+    overflows: list[str] = field(default_factory=list)  # updates that were left out because the loss scale was too high
+    notes: list[str] = field(default_factory=list)  # warnings, such as a halved micro-batch
     moved: bool = False  # whether any update was made
-    began_bad: bool = False  # whether there was a fault before that: the state that the step began with is to blame
+    began_bad: bool = False  # whether a fault came before that, so that the state at the step's begin is its cause
 
 
 class Engine:
@@ -50,10 +51,10 @@ class Engine:
     def step(self, batch: Batch, *, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train on this rank's share of a global batch of real images, and advance nimg by the global batch.
 
-        `stop` is asked, once the work is done, whether this rank wants to stop. A collective call.
+        `stop` is called when the work is done and returns whether this rank wants to stop. A collective call.
 
         Raises:
-            RunError: out of memory with the smallest micro-batch there is; PeersLost: another rank is gone.
+            RunError: out of memory with the smallest possible micro-batch; PeersLost: another rank is gone.
         """
         state, self.outcome, self.stats = self.state, Outcome(), StepStats()
         state.parallel.scale = state.running.loss_scale
@@ -76,7 +77,7 @@ class Engine:
         ema.update(self.state.G_ema, self.state.G, ema_beta(step.batch, step.nimg, config.kimg, config.rampup))
 
     def begin(self, batch: Batch) -> Step:
-        """What the losses of this step share."""
+        """Collect what the losses of this step share."""
         state, phase = self.state, self.state.current
         fields = on_device(batch, state)
         conditions = state.conditions
@@ -130,7 +131,7 @@ class Engine:
         try:
             for loss in update.losses:
                 total = total + self.passes(loss, update, step)
-        except RuntimeError as error:  # handled below, where nothing holds on to what the passes made
+        except RuntimeError as error:  # handled below, where the tensors of the passes are no longer referenced
             if not out_of_memory(error):
                 raise
             short = True
@@ -163,7 +164,7 @@ class Engine:
         self.outcome.notes.append(self.state.halve(where))
 
     def leave_out(self, update: Update, fault: str) -> None:
-        """Note that an update was not made. A loss is looked at before it is scaled, so it is never an overflow."""
+        """Note that an update was not made. Losses are checked before they are scaled, so they are never overflows."""
         what = f"{update.trains}, {update.name}"
         if fault != "the loss" and self.state.parallel.scale > 1:
             self.outcome.overflows.append(f"{what}: {fault}")
@@ -173,7 +174,8 @@ class Engine:
         self.outcome.began_bad = self.outcome.began_bad or not self.outcome.moved
 
     def rescale(self) -> None:
-        """Halve the loss scale after an overflow, which is no fault; double it after a long time without one."""
+        """Halve the loss scale after an overflow, which does not count as a fault; double it after CLEAN_STEPS without
+        one."""
         state, now, scale = self.state, self.state.running, self.state.running.loss_scale
         if self.outcome.overflows:
             now.loss_scale, now.clean_steps = scale / 2, 0

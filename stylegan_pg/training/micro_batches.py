@@ -1,7 +1,7 @@
-"""How a global batch is dealt out: to the ranks, and on each rank to micro-batches, always in whole groups.
+"""The division of a global batch among the ranks, and on each rank into micro-batches, always in whole groups.
 
-A group is what must not be parted, such as the images that minibatch stddev compares. Which images form one follows
-from the global batch alone (schedule.deal), so the result does not depend on ranks and micro-batches.
+A group is a set of images that must be in one pass, such as those that minibatch stddev compares. Groups are determined
+by the global batch alone (schedule.deal), so the result does not depend on ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stylegan_pg.systems.base import Loss
 
 
 def cut(share: list[int], group: int, passes: int) -> list[list[int]]:
-    """The places within a rank's share that make up each pass: whole groups, in at most `passes` passes."""
+    """Divide a rank's share into at most `passes` lists of positions in it, each of whole groups."""
     return [part for part in deal(len(share), group, min(passes, len(share) // group)) if part] if share else []
 
 
@@ -23,7 +23,7 @@ class MicroBatches:
     """This rank's share of the batches of one phase, and its parts."""
 
     def __init__(self, phase: Phase, size: int = 0):
-        """size: images of a micro-batch, found earlier to fit into memory; 0 takes the configured one."""
+        """`size` is the number of images of a micro-batch that was found to fit into memory; 0: as configured."""
         self.phase = phase
         self.share = deal(phase.batch, phase.mbstd_group, dist.world())[dist.rank()]
         self.largest = len(deal(phase.batch, phase.mbstd_group, dist.world())[0])  # of any rank
@@ -35,7 +35,7 @@ class MicroBatches:
         self.parts = cut(self.share, self.phase.mbstd_group, passes)
 
     def of(self, loss: Loss) -> tuple[list[int], list[list[int]]]:
-        """(places of this rank's images in the global batch of a loss, the parts of them that make up each pass)."""
+        """(positions of this rank's images in the global batch of a loss, their division into passes)."""
         if loss.of_batch:
             return self.share, self.parts
         share = deal(loss.count, loss.group, dist.world())[dist.rank()]
@@ -45,7 +45,7 @@ class MicroBatches:
         """Halve the micro-batch, on all ranks, after one of them ran out of memory in `where`; returns a warning.
 
         Raises:
-            RunError: with what to do, if it is one minibatch-stddev group already.
+            RunError: the micro-batch is one minibatch-stddev group already; the message names remedies.
         """
         phase, before, group = self.phase, self.size, self.phase.mbstd_group
         if before <= group:

@@ -1,7 +1,8 @@
-"""Steps that were left out because something was not finite: told, counted, and in too great a number the run's end.
+"""Steps that were left out because a loss or gradient was not finite. They are logged and counted; too many of them end
+the run.
 
-The step that spoils the weights can be finite itself, and a checkpoint then holds what it made. So checkpoints of a
-state from which nothing but faults has followed are put aside before the run ends.
+The step that spoils the weights can be finite itself, and a checkpoint may then hold the spoilt weights. Therefore
+checkpoints that were followed by nothing but faults are renamed before the run ends.
 """
 
 from __future__ import annotations
@@ -23,28 +24,36 @@ from stylegan_pg.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
-FORGIVEN = 0.01  # of a step that was left out, by each good one
+FORGIVEN = 0.01  # steps by which each good step lowers the count of steps left out
 
 
 class SkippedSteps:
-    """The account of a run whose checkpoints are in `folder`, and which may leave out `most` steps (what is forgiven
-    does not count)."""
+    """Counts the steps that a run leaves out.
+
+    Args:
+        folder: of the run's checkpoints.
+        most: steps that may be left out; each good step lowers the count by FORGIVEN.
+    """
 
     def __init__(self, folder: Path, most: int):
         self.folder, self.most = folder, most
-        self.owners = [0]  # ranks that look into a folder of their own, whose checkpoints the next start may find
-        self.streak, self.since = 0, 0  # the last steps that all had faults, and nimg of the state that they began from
+        self.owners = [0]  # ranks with a folder of their own, whose checkpoints the next start may find
+        self.streak = 0  # number of consecutive faulty steps up to now
+        self.since = 0  # nimg of the state that they began with
 
     @property
     def is_first(self) -> bool:
-        """Whether the last step is the first one that was left out."""
+        """Whether the last step was left out and the one before was not."""
         return self.streak == 1
 
     def record(self, state: TrainState, done: Outcome, nimg: int, settle: Callable[[], object]) -> None:
-        """Look at the step that began at nimg. A collective call; `settle` waits for what is still being written.
+        """Count the step that began at nimg and had this outcome. A collective call.
+
+        Args:
+            settle: waits until the checkpoint that is being written is complete.
 
         Raises:
-            RunError: with what to do.
+            RunError: too many steps were left out; the message names remedies.
         """
         for note in done.notes:
             log.warning(note)
@@ -65,10 +74,10 @@ class SkippedSteps:
         settle()
         with dist.together():
             mine = put_aside(self.folder, self.since) if dist.rank() in self.owners else None
-        kept = max((path for path in dist.gather_objects(mine) if path), key=lambda path: int(path.stem), default=None)
+        good = max((path for path in dist.gather_objects(mine) if path), key=lambda path: int(path.stem), default=None)
         advice = "; or ".join(remedies(state.config, state.current, nimg))
-        if kept:
-            how = f"The last good checkpoint is {kept} (later ones are now called NAME.bad): run the same command"
+        if good:
+            how = f"The last good checkpoint is {good} (later ones are now called NAME.bad): run the same command"
         else:
             how = "No good checkpoint is left (NAME.bad are none): run the same command with --restart, which begins"
         raise RunError(
@@ -78,7 +87,7 @@ class SkippedSteps:
 
 
 def remedies(config: Config, phase: Phase, nimg: int) -> list[str]:
-    """What may help a run that diverged there, each as it is to be written on the command line."""
+    """Changes that may help a run that diverged in this phase, in the form of overrides."""
     resolution, found = phase.resolution, []
     rates = [
         f"{key if decider(config, key, resolution) == key else f'{key}_at.{resolution}'}={rate / 2:.6g}"
@@ -97,7 +106,7 @@ def remedies(config: Config, phase: Phase, nimg: int) -> list[str]:
 
 
 def _more_r1(config: Config, resolution: int, nimg: int) -> str:
-    """loss.r1_gamma, or what decides it here, doubled."""
+    """An override that doubles loss.r1_gamma, or the key that decides about it here."""
     loss = config.loss
     more = 2 * term_weight(loss.r1(), resolution, nimg) or LossConfig().r1_gamma
     reached = [kimg for kimg in loss.r1_gamma_from if nimg >= kimg * 1000]

@@ -1,4 +1,4 @@
-"""What a run gives while it goes on: lines of statistics, grids of pictures, metrics and snapshots."""
+"""The outputs of a run while it trains: lines of statistics, grids of images, metrics and snapshots."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 
 class Outputs:
-    """Of one run; the metrics are measured by all ranks, everything else is rank 0's, which has the reporter."""
+    """The outputs of one run. All ranks measure the metrics; only rank 0, which has the reporter, writes."""
 
     def __init__(
         self, config: Config, index: DatasetIndex, state: TrainState, metrics: Periodic, reporter: RunLogger | None
     ):
         self.config, self.index, self.state, self.metrics, self.reporter = config, index, state, metrics, reporter
         self.run = Path(config.run)
-        self.lost: Callable[[], str] = str  # why its folder is not the run's any more
+        self.lost: Callable[[], str] = str  # gives the reason why the folder is not the run's any more
 
     def due(self, before: int, *, last: bool) -> None:
         """Measure, draw and write what is due after the step that began at nimg `before`; `last` ends the run, whose
@@ -58,7 +58,7 @@ class Outputs:
                 self.snapshot(self.snapshot_path())
 
     def tick(self, before: int, bad_samples: Mapping[str, int]) -> None:
-        """A line of statistics since the last one; `bad_samples`: how many of which kind."""
+        """Write a line of statistics since the last one; `bad_samples` counts damaged samples by kind."""
         if not self.reporter:
             return
         p = self.state
@@ -77,8 +77,9 @@ class Outputs:
         self.reporter.tick(p.nimg, facts, p.device)
 
     def grids(self) -> None:
-        """Fixed latents through G_ema, with labels a row for each class, and once per resolution the real images."""
-        if not self.reporter or self.index.channels not in MODES:  # points are no pictures
+        """Write a grid of G_ema's images of fixed latents, with a row for each class if there are labels; and once per
+        resolution a grid of real images."""
+        if not self.reporter or self.index.channels not in MODES:  # points in the plane are not drawn
             return
         p, (columns, rows) = self.state, self.config.output.grid
         by_class = p.conditions is not None and p.conditions.are_classes
@@ -86,7 +87,7 @@ class Outputs:
         chosen = grid_ordinals(p.table.label, columns, rows, classes)
         z, c = grid_inputs(p.G_ema, columns, rows, classes)
         if p.conditions is not None and not by_class:
-            c = p.conditions.at(chosen)  # those of the real images at the same places
+            c = p.conditions.at(chosen)  # of the real images at the same positions
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
         try:
             if p.system.inputs():
@@ -107,20 +108,20 @@ class Outputs:
 
     @torch.no_grad()
     def _changed(self, ordinals: list[int], z: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-        """What a generator that changes pictures makes of the images with these ordinals, uint8 [n, C, H, W]."""
+        """The images with these ordinals, as a generator that changes images returns them, uint8 [n, C, H, W]."""
         p = self.state
         z, c = z.to(p.device, p.dtype), None if c is None else c.to(p.device, p.dtype)
         return to_uint8(finite(p.system.images(p.G_ema, z, c, inputs_at(ordinals, p)))).cpu()
 
     def measure(self) -> None:
-        """The metrics of G_ema, by all ranks; a fault is told and costs the measurement, not the training."""
+        """Measure the metrics of G_ema. If that fails, a warning is logged and training goes on. A collective call."""
         p, started = self.state, time.monotonic()
         moment = f"the metrics at {names.kimg(p.nimg)} kimg"
         try:
             values = self.metrics.measure(p.G_ema, p.current.resolution, p.device, p.alpha)
         except PeersLost:
             raise
-        except Exception as error:  # also what a user's extractor raises, and want of memory
+        except Exception as error:  # also whatever a user's extractor raises, and out of memory
             log.warning(f"{moment} are missing: {error or type(error).__name__}; training goes on")
             return
         for reason in self.metrics.missing:
@@ -138,13 +139,13 @@ class Outputs:
             try:
                 best = self.metrics.is_best(self.run / "metrics.jsonl", values)
             except OSError as error:
-                log.warning(f"{moment} are kept, but cannot be compared with others ({error}); training goes on")
+                log.warning(f"{moment} are logged, but cannot be compared with others ({error}); training goes on")
                 return
             if best and self.snapshot(path):
                 self.reporter.link_best(path)
 
     def moment(self, folder: Path, suffix: str, *every_kimg: float) -> str:
-        """nimg as part of a file's name, in a folder of files of that kind which are due each so many kimg."""
+        """nimg as the part of a file's name in a folder whose files are due at these intervals."""
         p, whole = self.state, all(float(every).is_integer() for every in every_kimg)
         return names.moment_name(p.nimg, p.current.batch, whole, (path.name for path in folder.glob(f"*{suffix}")))
 
@@ -153,7 +154,7 @@ class Outputs:
         return folder / f"{self.moment(folder, '.safetensors', self.config.output.snapshot_kimg)}.safetensors"
 
     def final_snapshot(self) -> None:
-        """What the run was for; nothing is done if it is there already.
+        """Write the snapshot at the end of a run, unless it exists.
 
         Raises:
             RunError: on all ranks, if it cannot be written; UsageError: if the folder is not this run's any more.
@@ -167,12 +168,12 @@ class Outputs:
                     self._write(path)
                 except OSError as error:
                     raise RunError(
-                        f"training is complete, but its last snapshot {path} could not be written ({error}): make "
-                        "room, or mend what is wrong there, and run the same command again, which writes it"
+                        f"training is complete, but its last snapshot {path} could not be written ({error}): free "
+                        "space, or correct what is wrong there, and run the same command again, which writes it"
                     ) from None
 
     def snapshot(self, path: Path) -> bool:
-        """Whether it could be written; if not, that is told."""
+        """Write a snapshot and return whether that worked; a failure is logged."""
         if self.lost():
             return False
         try:
@@ -183,7 +184,7 @@ class Outputs:
             return False
 
     def _conditions(self) -> dict[str, Any]:
-        """What a snapshot says of the conditions of its generator: the field, names, and examples of vectors."""
+        """The entries of a snapshot's description about conditions: the field, names, and examples of vectors."""
         p = self.state
         if p.conditions is None:
             return {"label_names": []}

@@ -46,7 +46,7 @@ def run(
     Raises:
         UsageError, RunError: as Trainer does.
     """
-    # Libraries, connections to the other ranks, workers, and the shards that are kept open.
+    # For libraries, connections to the other ranks, workers, and open shards.
     files.allow_open_files(64 + 4 * launcher.place().world + 4 * config.data.workers + OPEN_FILES + OPEN_CACHED_FILES)
     with logs.to_console():
         parallel = Devices(config)
@@ -89,7 +89,7 @@ def train(config: Config, *, system: System | None = None, resume: bool = False,
     """Train as `stylegan-pg train` does, from Python; several ranks each call it, as launchers start them.
 
     Args:
-        config: what load_config gave.
+        config: as load_config returns it.
         system: what to train in place of the system that the configuration names, such as `GAN(config, pair)`.
         resume: fail unless there is a checkpoint to continue from.
         restart: move what the run's folder holds aside and begin anew.

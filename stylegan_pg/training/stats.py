@@ -12,7 +12,7 @@ from stylegan_pg.distributed import process_group as dist
 
 
 class Totals(NamedTuple):
-    """Over all ranks, the same on each of them."""
+    """Sums over all ranks, equal on each of them."""
 
     stats: dict[str, tuple[float, int]]  # name -> (sum, number of images), of those that are finite
     bad: list[str]  # names of those that are not
@@ -21,7 +21,7 @@ class Totals(NamedTuple):
 
 
 class StepStats:
-    """Sums on the device, which one all-reduce per step (and one for each tensor) brings together."""
+    """Sums of this rank, on its device. One all-reduce per step, and one for each tensor, sums them over the ranks."""
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
@@ -29,13 +29,13 @@ class StepStats:
         self.tensors: dict[str, torch.Tensor] = {}
 
     def expect(self, count: int, *names: str) -> None:
-        """Announce statistics that are summed over `count` images of the global batch, on all ranks, also on one
-        without a share of it."""
+        """Announce statistics that are summed over `count` images of the global batch. All ranks must do so, also those
+        without images."""
         for name in names:
             self.counts[name] = self.counts.get(name, 0) + count
 
     def expect_tensors(self, zeros: Mapping[str, torch.Tensor]) -> None:
-        """Announce tensors to be summed, on all ranks."""
+        """Announce tensors to be summed. All ranks must do so."""
         self.tensors |= {name: t.clone() for name, t in zeros.items()}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -47,7 +47,7 @@ class StepStats:
         self.tensors[name].add_(value)
 
     def copy(self) -> StepStats:
-        """The same sums, for going back to."""
+        """A copy of these sums, to which a step can return."""
         other = StepStats()
         other.sums, other.counts, other.tensors = dict(self.sums), dict(self.counts), dict(self.tensors)
         return other

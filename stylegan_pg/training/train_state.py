@@ -1,4 +1,4 @@
-"""The state of training: networks, G_ema and optimizers of one phase, how they grow, and what a checkpoint keeps."""
+"""The state of training: networks, G_ema and optimizers of one phase, their growth, and the content of checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SIDES: tuple[Side, Side] = ("G", "D")
 class TrainState:
     """A system in its present phase, G_ema, and the optimizers of both sides."""
 
-    FP16_SCALE = 65536.0  # of the loss, to start with
+    FP16_SCALE = 65536.0  # initial loss scale
 
     G_ema: Any  # of G's class, whose attributes torch.nn.Module does not declare
     optimizers: dict[str, NetworkOptimizer]
@@ -50,7 +50,7 @@ class TrainState:
     def __init__(self, config: Config, index: DatasetIndex, parallel: Devices, system: System | None = None):
         """
         Raises:
-            UsageError: where configuration and dataset do not fit together.
+            UsageError: the configuration and the dataset do not fit together.
         """
         self.index, self.parallel = index, parallel
         self.device, self.dtype = parallel.device, getattr(torch, config.train.dtype)
@@ -60,7 +60,7 @@ class TrainState:
         self.condition = condition_field(index, config.data.condition) if config.data.conditional else ""
         self.c_dim = condition_size(index, self.condition) if self.condition else 0
         if self.condition:
-            conditions_of(index, index.table(config.resolution), self.condition)  # says if images have none
+            conditions_of(index, index.table(config.resolution), self.condition)  # raises if images have none
         self.conditions: Conditions | None = None  # of the real images of the present phase
         self.noted: set[str] = set()  # notes that are logged once
         self.nimg = 0  # real images shown to D
@@ -100,8 +100,8 @@ class TrainState:
     # ------------------------------------------------------------------------------------------------ phases
 
     def enter(self, phase: Phase, init: transfer.Weights | None = None) -> list[str]:
-        """Build the networks of a phase; they take over what the ones before them had under the same names, or what
-        `init` holds. Returns the names of those parameters that `init` had nothing for. A collective call."""
+        """Build the networks of a phase. Tensors with the same names are taken over from the networks of the phase
+        before, or from `init`. Returns the names of the parameters that `init` does not hold. A collective call."""
         old = {"G": self.G, "D": self.D, "G_ema": self.G_ema} if self.phase else {}
         optimizers = self.optimizers if self.phase else {}
         pool.clear()  # results have other sizes from now on
@@ -152,7 +152,7 @@ class TrainState:
             self.system.build(shape, self.conditions)
 
     def _take_over(self, old: Mapping[str, Any], init: transfer.Weights | None) -> list[str]:
-        """Weights from the phase before or from `init`; then the networks go to their device."""
+        """Take over weights from the phase before or from `init`, and move the networks to their device."""
         new = []
         if old:
             for side in SIDES:
@@ -168,7 +168,7 @@ class TrainState:
         return to_channels_last(net) if self.config.train.channels_last else net
 
     def _optimizer(self, side: Side) -> NetworkOptimizer:
-        """Adam for a side; with lazy updates its rates are those of Karras et al. 2020, appendix B."""
+        """Make Adam for a side; with lazy updates, its rates are those of Karras et al. 2020, appendix B."""
         ratio, optim = lazy_ratio(self.system.optimizer_steps(side)), self.config.optim
         lr = self.current.g_lr if side == "G" else self.current.d_lr
         frozen = set(self.system.frozen()) if side == "D" else set()
@@ -176,31 +176,32 @@ class TrainState:
         return self.parallel.prepare(net, frozen, lr * ratio, optim.beta1**ratio, optim.beta2**ratio, optim.eps)
 
     def check_ranks(self, what: str) -> None:
-        """A collective call. Raises RunError if the ranks hold different parameters or buffers."""
+        """Raise RunError if the ranks hold different parameters or buffers. A collective call."""
         dist.check_same([t for net in self.system.net.values() for t in (*net.parameters(), *net.buffers())], what)
 
     def train_only(self, side: Side | None) -> None:
-        """Let gradients flow into the weights of one side, without what is frozen; None: into all."""
+        """Enable gradients of the weights of one side, except frozen ones, and disable those of the other; None enables
+        all."""
         for name, net in self.system.net.items():
             net.requires_grad_(side in (None, name))
         for p in self.system.frozen().values() if side == "D" else ():
             p.requires_grad_(False)
 
     def halve(self, where: str) -> str:
-        """Halve the micro-batch after a rank ran out of memory; returns a warning. Raises RunError if it cannot be."""
+        """Halve the micro-batch after a rank ran out of memory; return a warning. Raises RunError as MicroBatches."""
         note = self.micro_batches.halve(where, self.nimg)
         self.running.micro_batches[self.phase_key] = self.micro_batches.size
         return note
 
     @property
     def phase_key(self) -> str:
-        """The phase and its configured micro-batch, under which the micro-batch that fits into memory is kept."""
+        """The key of the micro-batch that fits into memory: the phase and its configured micro-batch."""
         return f"{self.current.index}_{self.current.micro_batch}"
 
     # ----------------------------------------------------------------------------------------- for checkpoints
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a checkpoint keeps, by part and name. A collective call."""
+        """All tensors of a checkpoint, {"part/name": tensor}. A collective call."""
         nets = {name: net.state_dict() for name, net in self._nets().items()}
         return checkpoint.flatten(
             nets | {f"opt_{side}": optimizer.gather() for side, optimizer in self.optimizers.items()}
@@ -210,10 +211,10 @@ class TrainState:
         return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of `tensors`, in a phase of the same form.
+        """Load what `tensors` returned in a phase with networks of the same form.
 
         Raises:
-            UsageError: if the networks are of another form.
+            UsageError: the networks have another form.
         """
         nets = self._nets()
         parts = {part: checkpoint.part_of(tensors, part) for part in [*nets, *(f"opt_{side}" for side in SIDES)]}
