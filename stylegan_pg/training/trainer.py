@@ -272,10 +272,10 @@ class Trainer:
             self.reporter.progress(after, f"{p.phase} alpha {p.phase.alpha(before):.2f}" if p.phase else "")
         if (after - before) and p.current.step(after) % self.config.train.check_ranks_every == 0:
             p.check_ranks(f"the parameters at nimg {after}")
-        tick = crossed(self.config.output.tick_kimg, before, after) or last
+        tick, ranks = crossed(self.config.output.tick_kimg, before, after) or last, []
         if tick:
             self.checkpoints.settle()
-            ranks = dist.gather_on_main(self.clock.take())
+            ranks = dist.gather_on_main(self.clock.take()) or []
         due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.checkpoints.failures and tick)
         due = due or self.stopping or last
         if tick or due:
