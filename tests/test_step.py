@@ -15,6 +15,7 @@ from stylegan_pg.data.loader.loader import batches
 from stylegan_pg.optim import ema
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine
+from stylegan_pg.training.inputs import on_device
 from stylegan_pg.training.train_state import TrainState
 
 
@@ -90,12 +91,12 @@ def test_real_images_fade_too(tiny_data):
     engine.state.enter(fade)
     batch = next(read(engine.state, 16, 24, 8))
     engine.state.nimg = fade.start
-    soft = engine.real_images(batch)[0]
+    soft = on_device(batch, engine.state)["image"]
     engine.state.nimg = fade.start + fade.fade_length
-    sharp = engine.real_images(batch)[0]
+    sharp = on_device(batch, engine.state)["image"]
     assert torch.equal(sharp, batch.image.float() / 127.5 - 1)
     engine.state.nimg = fade.start + fade.fade_length // 2
-    torch.testing.assert_close(engine.real_images(batch)[0], (soft + sharp) / 2)
+    torch.testing.assert_close(on_device(batch, engine.state)["image"], (soft + sharp) / 2)
     roughness = [(x[..., 1:] - x[..., :-1]).abs().mean() for x in (soft, sharp)]
     assert roughness[0] < roughness[1]
 
