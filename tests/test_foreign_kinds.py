@@ -86,7 +86,7 @@ def test_info_continues_if_a_server_changes_its_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(SampleTable, "read", read)
     said = list(info(index))
     assert "of 2 pictures examined: 1 grey PNG" in said
-    assert any("1 of them cannot be read, the first a: not a picture" in line for line in said)
+    assert any("1 of them cannot be read, the first is a: not a picture" in line for line in said)
 
 
 @pytest.mark.slow

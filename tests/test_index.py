@@ -105,7 +105,7 @@ def test_invalid_datasets_are_refused(tmp_path, dataset):
     with pytest.raises(UsageError, match="no such folder"):
         load_index(str(tmp_path / "missing"))
     (tmp_path / "x.tar.gz").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"x\.tar\.gz is not an uncompressed tar and no folder: unpack"):
+    with pytest.raises(UsageError, match=r"x\.tar\.gz is no uncompressed tar and no folder: unpack"):
         load_index(str(tmp_path / "x.tar.gz"))
     with pytest.raises(UsageError, match="interrupted: run stylegan-pg pack again"):
         load_index(str(tmp_path))
