@@ -33,13 +33,13 @@ EVERYONE = {
     "train.batch": 16,
     "train.batch_at": "{4: 32, 8: 32}",
     "train.threads": 1,
-    "model.noise": "false",  # the drawings have no random detail; noise would make early grids speckled
     "output.grid_kimg": 2,
     "output.tick_kimg": 0.25,
     "output.snapshot_kimg": 0,
     "metrics.every_kimg": 4,
     "metrics.images": 1024,
 }
+STYLED = {"model.noise": "false"}  # the drawings have no random detail; noise would make early grids speckled
 GENERATIONS: dict[str, dict[str, object]] = {
     "progan": {
         "model.name": "progan",
@@ -51,7 +51,8 @@ GENERATIONS: dict[str, dict[str, object]] = {
         "optim.d_lr": 0.0015,
         "growth.stable_kimg_at": "{4: 2, 8: 3, 16: 3, 32: 3.5}",  # its penalty is computed at every step
     },
-    "stylegan": {
+    "stylegan": STYLED
+    | {
         "model.name": "stylegan",
         "model.mapping_layers": 4,
         "loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}",
@@ -59,7 +60,7 @@ GENERATIONS: dict[str, dict[str, object]] = {
         "loss.style_mixing": 0.9,
         "growth.stable_kimg_at": "{4: 2, 8: 4, 16: 4, 32: 4}",
     },
-    "stylegan2": {"loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}"},
+    "stylegan2": STYLED | {"loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}"},
 }
 FIXED: dict[str, object] = {"growth.start": "null", "train.batch_at": "{}"}
 TRIAL: dict[str, object] = {

@@ -62,7 +62,7 @@ def arguments(run: Path, data: Path, **changes: object) -> list[str]:
     config = run.parent / f"{run.name}.yaml"
     config.write_text(f"run: {run}\ndata: {{url: {data}}}\n")
     given = {k.replace("__", "."): v for k, v in changes.items()}
-    values = own_keys(TINY, str(given.get("model.name", "stylegan2"))) | given
+    values = own_keys(TINY | given, str(given.get("model.name", "stylegan2")))
     return ["train", str(config), *(f"{k}={v}" for k, v in values.items())]
 
 
