@@ -130,7 +130,7 @@ def looked_at(index: DatasetIndex) -> Iterator[str]:
     if others:
         yield f"{others} of them are converted to {plain} each time they are read; packing would do this only once"
     if bad:
-        yield f"{len(bad)} of them cannot be read, the first is {bad[0]} (data check examines all)"
+        yield f"{len(bad)} of them cannot be read, for example {bad[0]} (data check examines all)"
 
 
 def bench(
