@@ -102,7 +102,9 @@ class TrainConfig:
     device: str = choice("auto", "cpu", "cuda")  # auto: cuda if there is one
     engine: str = choice("accelerate", "deepspeed")  # what sums gradients over the ranks and holds Adam's moments
     bucket_mib: float = positive(16.0, most=1 << 20)  # MiB of gradients that are summed at once (accelerate)
-    zero_stage: int = choice(1, 0, 2)  # shards of 0: nothing, 1: Adam's moments, 2: also gradients (deepspeed)
+    zero_stage: int = such_that(
+        1, lambda stage: stage in (0, 1, 2), "0, 1 or 2"
+    )  # shards of 0: nothing, 1: Adam's moments, 2: also gradients (deepspeed)
     zero_offload: bool = False  # Adam and its moments are on the host (deepspeed, stages 1 and 2)
     dtype: str = choice("float32", "float64")  # float64 is for tests
     threads: int = at_least_0(0, most=1024)  # CPU threads per process; 0: torch decides
