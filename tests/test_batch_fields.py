@@ -272,8 +272,9 @@ def test_vectors_are_conditions(folders, field):
     index = load_index(str(folders[0]))
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal([COUNT, 5]).astype(np.float32)
-    index = dataclasses.replace(index, fields={"vector": Field("vector", size=5)})
-    table = dataclasses.replace(index.table(8), fields=index.fields, vectors={"vector": vectors})
+    fields = {"vector": Field("vector", size=5)}
+    table = dataclasses.replace(index.table(8), fields=fields, vectors={"vector": vectors})
+    index = dataclasses.replace(index, fields=fields)
     chosen = condition_field(index, field)
     conditions = conditions_of(index, table, chosen)
     expected = vectors if field == "vector" else np.eye(3, dtype=np.float32)[table.label]
