@@ -106,7 +106,7 @@ def test_wrong_cuda_compilers(tmp_path, version, body, reason, remedy):
     assert strict.startswith("no cuda kernels: ")
     assert strict.endswith("(STYLEGAN_PG_KERNELS=strict)")
     warning, error = done.stderr.splitlines()
-    assert warning.startswith("warning: plain PyTorch replaces the cuda kernels: ")
+    assert warning.startswith("plain PyTorch replaces the cuda kernels: ")
     assert done.returncode == 1
     assert error.startswith("error: no cuda kernels: ")
     assert reason in error
