@@ -39,7 +39,9 @@ EVERYONE = {
     "metrics.every_kimg": 4,
     "metrics.images": 1024,
 }
-STYLED = {"model.noise": "false"}  # the drawings have no random detail; noise would make early grids speckled
+STYLED: dict[str, object] = {
+    "model.noise": "false"
+}  # the drawings have no random detail; noise would make early grids speckled
 GENERATIONS: dict[str, dict[str, object]] = {
     "progan": {
         "model.name": "progan",
