@@ -142,7 +142,7 @@ def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 0
 
 
-class Waiting:
+class ProcessorQueue:
     """Measures the share of time in which this process's threads are ready to run but wait for a processor."""
 
     def __init__(self, root: Path = ROOT):

@@ -13,7 +13,7 @@ from pathlib import Path
 import serving
 
 from stylegan_pg.data.storage import shard_cache, shard_reader
-from stylegan_pg.data.storage.shard_cache import Settings, Shard
+from stylegan_pg.data.storage.shard_cache import CacheSettings, RemoteShard
 
 COUNT = 12
 SIZE = 40_000
@@ -34,7 +34,7 @@ def serve_shards(folder: Path) -> Iterator[serving.Server]:
 def empty_cache(path: Path) -> Iterator[Path]:
     """Use a separate folder for the shard cache within the block."""
     before = shard_cache.settings()
-    shard_cache.configure(Settings(str(path), 1 << 30, 20.0))
+    shard_cache.configure(CacheSettings(str(path), 1 << 30, 20.0))
     close_cached_files()
     yield path
     close_cached_files()
@@ -49,11 +49,11 @@ def close_cached_files() -> None:
     shard_reader._warn_once.cache_clear()
 
 
-def shard(server, i: int, *, checked: bool = True) -> Shard:
-    return Shard(f"{server.url}/{i}.tar", SIZE, hashlib.sha256(CONTENTS[i]).hexdigest() if checked else None)
+def shard(server, i: int, *, checked: bool = True) -> RemoteShard:
+    return RemoteShard(f"{server.url}/{i}.tar", SIZE, hashlib.sha256(CONTENTS[i]).hexdigest() if checked else None)
 
 
-def read(one: Shard, offset: int = 0, length: int = SIZE) -> bytes:
+def read(one: RemoteShard, offset: int = 0, length: int = SIZE) -> bytes:
     return shard_reader.read(one.url, offset, length, size=one.size, sha256=one.sha256)
 
 
@@ -77,7 +77,9 @@ READER = textwrap.dedent("""
 """)
 
 
-def reader(folder: Path, shards: list[Shard], seed: int, turns: int, limit: int = 1 << 30, **how) -> subprocess.Popen:
+def reader(
+    folder: Path, shards: list[RemoteShard], seed: int, turns: int, limit: int = 1 << 30, **how
+) -> subprocess.Popen:
     import json
 
     plain = [(s.url, s.size, s.sha256) for s in shards]

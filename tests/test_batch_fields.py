@@ -18,7 +18,7 @@ from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.sampler import Order
 from stylegan_pg.data.loader import derived
 from stylegan_pg.data.loader.loader import Batch, batches
-from stylegan_pg.data.loader.parts import Source, parts_of
+from stylegan_pg.data.loader.parts import OrderedTable, parts_of
 from stylegan_pg.data.pack.pack import pack
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import Pair
@@ -51,9 +51,9 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return packed(folder / "a", COUNT, 0), packed(folder / "b", OTHER_COUNT, 1)
 
 
-def source(folder: Path, seed: int = 0) -> Source:
+def source(folder: Path, seed: int = 0) -> OrderedTable:
     table = load_index(str(folder)).table(8)
-    return Source(table, Order(np.bincount(table.shard).tolist(), seed))
+    return OrderedTable(table, Order(np.bincount(table.shard).tolist(), seed))
 
 
 def read(folders: tuple[Path, Path], **how) -> list[Batch]:
@@ -120,10 +120,10 @@ def test_a_bad_sample_of_a_further_dataset_is_reported_with_its_name(folders, tm
     with open(table.paths[table.shard[4]], "r+b") as file:
         file.seek(int(table.offset[4]) + 30)
         file.write(b"\0\0\0\0")
-    b = Source(table, Order(np.bincount(table.shard).tolist(), 1))
+    b = OrderedTable(table, Order(np.bincount(table.shard).tolist(), 1))
     shown = read(folders, others={"B": b}, end=48)
     assert {(bad.dataset, bad.ordinal) for batch in shown for bad in batch.bad} == {("B", 4)}
-    again = read(folders, others={"B": Source(table, b.order, frozenset({4}))}, end=48)
+    again = read(folders, others={"B": OrderedTable(table, b.order, frozenset({4}))}, end=48)
     assert not any(batch.bad for batch in again)
     assert torch.equal(joined(again, "B"), joined(shown, "B"))
 

@@ -36,7 +36,7 @@ def bucket(tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.setenv("STYLEGAN_PG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("USE_AIS_FOR", raising=False)
     before = shard_cache.settings()
-    shard_cache.configure(shard_cache.Settings(str(tmp_path / "shards"), patience=0.0))
+    shard_cache.configure(shard_cache.CacheSettings(str(tmp_path / "shards"), patience=0.0))
     yield folder
     shard_cache.configure(before)
 

@@ -127,7 +127,7 @@ def competitors():
 @pytest.mark.distributed
 def test_busy_processes_are_seen(competitors):
     """By the readings of the kernel, and by a thread that has to wait for them."""
-    before, waiting = processors.snapshot(), processors.Waiting()
+    before, waiting = processors.snapshot(), processors.ProcessorQueue()
     end = time.monotonic() + 1
     while time.monotonic() < end:
         pass

@@ -116,9 +116,9 @@ def test_very_slow_bodies_do_not_count_as_progress(serve, tmp_path):
     server, started = serve(drip(answered(Content_Length=1 << 20), b"x")), time.monotonic()
     with pytest.raises(TransientFault, match="fewer than 1024 bytes arrive per second"):
         read_url(f"{server.url}/x.tar", patience=2)
-    shard_cache.configure(shard_cache.Settings(str(tmp_path), 1 << 30, 2))
+    shard_cache.configure(shard_cache.CacheSettings(str(tmp_path), 1 << 30, 2))
     with pytest.raises(TransientFault, match="fewer than 1024 bytes arrive per second"):
-        shard_cache.fetch(shard_cache.Shard(f"{server.url}/x.tar", 1 << 20))
+        shard_cache.fetch(shard_cache.RemoteShard(f"{server.url}/x.tar", 1 << 20))
     assert time.monotonic() - started < 20
 
 
@@ -366,10 +366,10 @@ def test_endless_tar_uses_half_of_the_free_disk_at_most(serve, monkeypatch, tmp_
         while not request.startswith("HEAD"):
             connection.sendall(bytes(1 << 20))
 
-    shard_cache.configure(shard_cache.Settings(str(tmp_path), 0, 1))
+    shard_cache.configure(shard_cache.CacheSettings(str(tmp_path), 0, 1))
     try:
         for url in (f"{serve(endless).url}/x.tar", "pipe:cat /dev/zero"):
             with pytest.raises(UsageError, match="has more than 8 MiB"):
                 load_index(url)
     finally:
-        shard_cache.configure(shard_cache.Settings())
+        shard_cache.configure(shard_cache.CacheSettings())

@@ -9,7 +9,7 @@ from caching import CONTENTS, SIZE, close_cached_files, empty_cache, read, reade
 
 from stylegan_pg.data.storage import shard_cache, shard_reader
 from stylegan_pg.data.storage.retry import TransientFault
-from stylegan_pg.data.storage.shard_cache import Settings
+from stylegan_pg.data.storage.shard_cache import CacheSettings
 from stylegan_pg.errors import UsageError
 
 SLOW = {"rate": 40_000}  # one second per shard
@@ -171,6 +171,6 @@ def test_output_of_commands_is_cached(folder, tmp_path):
 
 def test_unusable_cache_folder(tmp_path, folder):
     (tmp_path / "file").write_text("")
-    shard_cache.configure(Settings(str(tmp_path / "file" / "x")))
+    shard_cache.configure(CacheSettings(str(tmp_path / "file" / "x")))
     with pytest.raises(UsageError, match=r"data\.cache_dir=.* cannot be used"):
         shard_reader.read("http://127.0.0.1:1/x", 0, 1)

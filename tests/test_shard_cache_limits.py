@@ -25,7 +25,7 @@ from caching import (
 )
 
 from stylegan_pg.data.storage import remote, shard_cache, shard_reader
-from stylegan_pg.data.storage.shard_cache import Settings
+from stylegan_pg.data.storage.shard_cache import CacheSettings
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_two_processes_share_a_limited_cache(server, folder):
 
 
 def test_least_recently_used_shard_is_evicted_first(server, folder):
-    shard_cache.configure(Settings(str(folder), 3 * SIZE, 20.0))
+    shard_cache.configure(CacheSettings(str(folder), 3 * SIZE, 20.0))
     shards = [shard(server, i) for i in range(4)]
     for i in (0, 1, 2, 0):
         close_cached_files()
@@ -72,21 +72,21 @@ def test_least_recently_used_shard_is_evicted_first(server, folder):
 
 def test_shards_in_use_are_not_evicted(server, folder, capfd):
     shards = [shard(server, i) for i in range(3)]
-    shard_cache.configure(Settings(str(folder), 2 * SIZE, 20.0))
+    shard_cache.configure(CacheSettings(str(folder), 2 * SIZE, 20.0))
     other = reader(folder, shards[:1], 0, 1, 2 * SIZE, stay=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "read\n"
     assert read(shards[1]) == CONTENTS[1]
     assert read(shards[2]) == CONTENTS[2]  # replaces the shard of this process
     assert {path.name for path in shards_in(folder)} == {shards[0].name, shards[2].name}
-    shard_cache.configure(Settings(str(folder), SIZE, 20.0))
+    shard_cache.configure(CacheSettings(str(folder), SIZE, 20.0))
     assert read(shards[1], 5, 10) == CONTENTS[1][5:15]
     assert "leaves no space for" in capfd.readouterr().err
     assert server.requests("1.tar")[-1]["range"] == "bytes=5-14"
     assert {path.name for path in shards_in(folder)} == {shards[0].name}
     other.kill()
     other.communicate()
-    shard_cache.configure(Settings(str(folder), 0, 20.0))
+    shard_cache.configure(CacheSettings(str(folder), 0, 20.0))
     assert read(shards[0], 5, 10) == CONTENTS[0][5:15]  # 0: no caching
 
 
@@ -99,7 +99,7 @@ def test_other_files_in_the_cache_folder_are_untouched(server, folder):
         os.utime(file, (0, 0))
     (folder / "pictures").mkdir()
     os.close(shard_cache.fetch(shard(server, 0)))
-    shard_cache.configure(Settings(str(folder), 1, 20.0))
+    shard_cache.configure(CacheSettings(str(folder), 1, 20.0))
     with pytest.raises(shard_cache.CacheFull):
         os.close(shard_cache.fetch(shard(server, 1)))
     assert not shards_in(folder, "-0.tar")  # the cached shard was evicted
@@ -117,7 +117,7 @@ def test_a_full_disk(server, tmp_path, folder, capfd):
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        shard_cache.configure(Settings(str(small / "store"), 1 << 30, 20.0))
+        shard_cache.configure(CacheSettings(str(small / "store"), 1 << 30, 20.0))
         shards = [shard(server, i) for i in range(4)]
         for i in (0, 1, 2, 3, 0):
             close_cached_files()
@@ -160,7 +160,7 @@ def test_prefetching(server, folder):
     """Shards are fetched in the order of use, a few at a time. A shard that is requested meanwhile is not fetched
     twice, and no shard that will be used is evicted."""
     server.misbehave(rate=200_000)
-    shard_cache.configure(Settings(str(folder), 6 * SIZE, 20.0))
+    shard_cache.configure(CacheSettings(str(folder), 6 * SIZE, 20.0))
     shards = [shard(server, i) for i in range(COUNT)]
     old = [read(shards[i]) for i in (10, 11)]
     close_cached_files()

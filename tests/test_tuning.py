@@ -82,10 +82,10 @@ def test_the_layout_has_the_least_time_over_all_resolutions(monkeypatch, faster)
     pretend(monkeypatch, lambda r, layout, precision: r / 10 if layout == faster and r == 64 else r / 9)
     config = config_with(low_precision="fp32")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, channels_last=None))
-    settled, why = autotune.settle(config, CPU, None)
+    settled, why = autotune.resolve(config, CPU, None)
     assert settled.train.channels_last == (faster == "nhwc")
     assert why.startswith(f"layout {faster}: ")
-    again = autotune.settle(config, CPU, {"train": {"channels_last": False}, "model": {}})
+    again = autotune.resolve(config, CPU, {"train": {"channels_last": False}, "model": {}})
     assert again[0].train.channels_last is False
     assert again[1] == ""
 

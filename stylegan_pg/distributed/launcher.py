@@ -147,7 +147,7 @@ def is_launched(detached: bool, env: Mapping[str, str] = os.environ) -> bool:
     return not detached and (not is_alone(env) or any(name in env for name in launchers))
 
 
-def enter() -> None:
+def register() -> None:
     """Register this process in the launch script's folder, and remove the files of an earlier process at its place."""
     _write_number("exit", None)
     _write_number("pid", os.getpid())

@@ -83,7 +83,7 @@ def init(device: str = "auto", timeout: float = 600.0, join: float = 600.0) -> t
         PeersLost: the other ranks did not join in time.
     """
     at = launcher.place()
-    launcher.enter()
+    launcher.register()
     local = at.local
     use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if use_cuda and not torch.cuda.is_available():

@@ -26,7 +26,7 @@ class StepClock:
         self.device = device
         self.seconds, self.images = 0.0, 0
         self.since: float | None = None
-        self.queue = processors.Waiting()
+        self.queue = processors.ProcessorQueue()
 
     def go(self) -> None:
         self.since = time.perf_counter()

@@ -49,7 +49,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """A phase and its cost."""
 
     phase: Phase
@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    rows: list[Row]
+    rows: list[PlanRow]
     full: Cost  # cost of a stable phase at full resolution
     machine: Machine
 
@@ -119,7 +119,7 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
         hours = (
             steps * share * cost.flops_per_image / machine.flops_per_hour
         )  # the device with most images is the slowest
-        rows.append(Row(phase, cost, share, micro, hours))
+        rows.append(PlanRow(phase, cost, share, micro, hours))
     last = rows[-1].phase
     if last.resolution == config.resolution and not last.fade:
         return Plan(rows, rows[-1].cost, machine)

@@ -35,7 +35,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTimes:
     """A training step with the steps of G and the lazy terms at their share. Times are in seconds."""
 
     world: int
@@ -72,7 +72,7 @@ def sum_seconds(size: float, world: int, link: Link, pieces: int = 1) -> float:
     return 2 * (world - 1) / world * 8 * size / link.bits + pieces * 2 * math.ceil(math.log2(world)) * link.latency
 
 
-def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, link: Link) -> Step:
+def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, link: Link) -> StepTimes:
     """The predicted step of a phase on `world` devices with `flops` FLOPs per second each."""
     share = max(map(len, deal(phase.batch, phase.mbstd_group, world)))
     passes = math.ceil(share / phase.micro_batch) if phase.micro_batch else 1
@@ -89,10 +89,10 @@ def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, lin
         summing += often * takes
         # The last piece is sent when the backward pass has ended.
         hidden += often * min(takes * (1 - 1 / pieces), window)
-    return Step(world, phase.batch, share, computing, summing, hidden)
+    return StepTimes(world, phase.batch, share, computing, summing, hidden)
 
 
-def table(steps: Sequence[Step], phase: Phase, link: Link) -> list[str]:
+def table(steps: Sequence[StepTimes], phase: Phase, link: Link) -> list[str]:
     """Lines of text. Efficiency is relative to devices with equal shares and without communication."""
     ideal = steps[0].share / steps[0].computing  # images per second of one device
     rows = [["devices", "images/device", "computing", "summing", "step", "images/s", "efficiency"]]

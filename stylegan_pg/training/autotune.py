@@ -39,7 +39,7 @@ NO_EFFECT += ("low_precision_at", "low_precision_resolutions")
 LAYOUTS = {True: "nhwc", False: "nchw"}  # by channels_last
 
 
-def settle(config: Config, device: torch.device, stored: dict[str, Any] | None) -> tuple[Config, str]:
+def resolve(config: Config, device: torch.device, stored: dict[str, Any] | None) -> tuple[Config, str]:
     """Fill in the keys that the configuration leaves to measurement.
 
     Args:

@@ -17,14 +17,14 @@ from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, deal
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.loader.loader import Batch, batches
-from stylegan_pg.data.loader.parts import Source, parts_of
+from stylegan_pg.data.loader.parts import OrderedTable, parts_of
 from stylegan_pg.data.loader.reading import Bad
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
 from stylegan_pg.rng import derive
 from stylegan_pg.training.devices import Devices
 
-START_PATIENCE = 10.0  # seconds, at most, for the first pictures
+FIRST_BATCH_PATIENCE = 10.0  # seconds, at most, for the first pictures
 
 Fed = tuple[Phase, Batch]
 
@@ -67,7 +67,7 @@ class TrainingBatches:
                 workers=config.data.workers,
                 known=self.known("", phase.resolution),
                 prefetch=config.data.prefetch_shards,
-                first_patience=min(START_PATIENCE, config.data.patience_sec) if phase.start <= start else None,
+                first_patience=min(FIRST_BATCH_PATIENCE, config.data.patience_sec) if phase.start <= start else None,
                 pin=self.parallel.device.type == "cuda",
             )
             with contextlib.closing(data):
@@ -82,13 +82,13 @@ class TrainingBatches:
             UsageError: the data does not have one of these fields.
         """
         resolution = self.config.resolution
-        first = Source(self.index.table(resolution), self.index.order(self.config.seed, self.config.data.window))
+        first = OrderedTable(self.index.table(resolution), self.index.order(self.config.seed, self.config.data.window))
         parts_of(fields, first, self.others(resolution), self.config.data.derived)
 
-    def others(self, resolution: int) -> dict[str, Source]:
+    def others(self, resolution: int) -> dict[str, OrderedTable]:
         """The further datasets (data.unpaired) at one resolution, each with an order of its own."""
         return {
-            name: Source(
+            name: OrderedTable(
                 index.table(resolution),
                 index.order(derive(self.config.seed, f"dataset {name}"), self.config.data.window),
                 self.known(name, resolution),

@@ -32,7 +32,7 @@ class Checkpoints:
         """Copy tensors and state, and begin to write them. On rank 0."""
         self.writer.start(nimg, tensors, state)
 
-    def settle(self, *, wait: bool = False, final: bool = False) -> None:
+    def take_outcome(self, *, wait: bool = False, final: bool = False) -> None:
         """Log and count the outcome of the last write, if it is complete. A failed write is repeated at the next tick.
         A collective call.
 

@@ -46,11 +46,11 @@ class SkippedSteps:
         """Whether the last step was left out and the one before was not."""
         return self.streak == 1
 
-    def record(self, state: TrainState, done: Outcome, nimg: int, settle: Callable[[], object]) -> None:
+    def record(self, state: TrainState, done: Outcome, nimg: int, wait_for_write: Callable[[], object]) -> None:
         """Count the step that began at nimg and had this outcome. A collective call.
 
         Args:
-            settle: waits until the checkpoint that is being written is complete.
+            wait_for_write: waits until the checkpoint that is being written is complete.
 
         Raises:
             RunError: too many steps were left out; the message names remedies.
@@ -71,7 +71,7 @@ class SkippedSteps:
         log.warning(f"{reason} ({math.ceil(skipped)} of at most {self.most})")
         if skipped <= self.most:
             return
-        settle()
+        wait_for_write()
         with dist.together():
             mine = put_aside(self.folder, self.since) if dist.rank() in self.owners else None
         good = max((path for path in dist.gather_objects(mine) if path), key=lambda path: int(path.stem), default=None)

@@ -37,7 +37,7 @@ def settle_config(
     check_state(found.state, found.path, state.system)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    config, chosen = autotune.settle(config, state.device, found.state["config"])
+    config, chosen = autotune.resolve(config, state.device, found.state["config"])
     for line in compare(found.state, config, state.index, plan, environment(state.device, kernels), found.where):
         log.warning(line)
     if not config.train.freeze_d:  # the checkpoint says which weights the run really began with
@@ -56,7 +56,7 @@ def _settle_new(config: Config, state: TrainState, must_resume: bool) -> Config:
         )
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    config, chosen = autotune.settle(config, state.device, None)
+    config, chosen = autotune.resolve(config, state.device, None)
     _log_choice(chosen)
     return config
 

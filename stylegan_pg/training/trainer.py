@@ -274,7 +274,7 @@ class Trainer:
             p.check_ranks(f"the parameters at nimg {after}")
         tick, ranks = crossed(self.config.output.tick_kimg, before, after) or last, []
         if tick:
-            self.checkpoints.settle()
+            self.checkpoints.take_outcome()
             ranks = dist.gather_on_main(self.clock.take()) or []
         due = crossed(self.config.checkpoint.every_kimg, before, after) or (self.checkpoints.failures and tick)
         due = due or self.stopping or last
@@ -291,7 +291,7 @@ class Trainer:
             self.checkpoint()
         elif self.stopping or last:
             log.warning("no checkpoint of this state, as its last steps were left out; the one before stays")
-            self.checkpoints.settle(wait=True, final=True)
+            self.checkpoints.take_outcome(wait=True, final=True)
         self.clock.go()
 
     def progress(self, before: int) -> dict[str, Any]:
@@ -308,7 +308,9 @@ class Trainer:
         """Start to write a checkpoint, which a thread of rank 0 does. At the end of a run, wait for it. A collective
         call."""
         p = self.state
-        self.checkpoints.settle(wait=True)  # the one before: on a disk that is slower than the interval, training waits
+        self.checkpoints.take_outcome(
+            wait=True
+        )  # the one before: on a disk that is slower than the interval, training waits
         tensors = p.tensors()
         if dist.is_main() and not self.folder.lost():
             state = {
@@ -325,7 +327,7 @@ class Trainer:
             }
             self.checkpoints.start(p.nimg, tensors, state)
         if p.nimg >= self.end or self.stopping:
-            self.checkpoints.settle(wait=True, final=True)
+            self.checkpoints.take_outcome(wait=True, final=True)
 
     def gather_bad(self) -> None:
         """Log the corrupt samples that any rank has met and that were not logged before. A collective call.

@@ -284,7 +284,7 @@ def server(base: Path) -> Reader:
             threading.Thread(target=serve, args=(current["listener"],), daemon=True).start()
             remote.TIMEOUT = retry.GRACE = remote.GRACE = 0.5
         current.update(dice=dice, marker=marker)
-        shard_cache.configure(shard_cache.Settings(str(folder / f"cache{dice.random()}"), 1 << 30, 0.3))
+        shard_cache.configure(shard_cache.CacheSettings(str(folder / f"cache{dice.random()}"), 1 << 30, 0.3))
         url = f"http://127.0.0.1:{current['listener'].getsockname()[1]}"
         looked_at(load_index(url if dice.random() < 0.5 else f"{url}/r0004/00000.tar"))
 

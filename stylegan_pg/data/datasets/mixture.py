@@ -55,7 +55,7 @@ def load_dataset(config: Config) -> DatasetIndex:
         RunError: a server does not answer.
     """
     data = config.data
-    shard_cache.configure(shard_cache.Settings(data.cache_dir, int(data.cache_gib * 2**30), data.patience_sec))
+    shard_cache.configure(shard_cache.CacheSettings(data.cache_dir, int(data.cache_gib * 2**30), data.patience_sec))
     base = (config.model.base[0], config.model.base[1])
     if data.mixture:
         first: DatasetIndex = mix([load_index(url, base) for url in data.mixture], list(data.mixture.values()))

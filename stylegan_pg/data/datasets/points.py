@@ -23,7 +23,7 @@ RESOLUTION, BASE = 4, (1, 1)  # one pixel
 PER_MODE = 1000  # points, drawn once
 
 
-class Mixture(NamedTuple):
+class GaussianMixture(NamedTuple):
     """m equally likely modes: their centres, float64 [m, 2], and the standard deviation of each in both directions."""
 
     centres: np.ndarray
@@ -41,7 +41,7 @@ def _grid(side: int) -> np.ndarray:
 
 
 # The ring has the radius 1. The grid is the usual one, 5 x 5 at a distance of 2 with deviation 0.05, shrunk by 4.
-MIXTURES = {"ring": Mixture(_ring(), 0.02), "grid25": Mixture(_grid(5), 0.0125)}
+MIXTURES = {"ring": GaussianMixture(_ring(), 0.02), "grid25": GaussianMixture(_grid(5), 0.0125)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class PointIndex(DatasetIndex):
     """The points of a mixture as a dataset; the label of a point is the mode it was drawn from."""
 
     samples: PointTable = field(repr=False)
-    mixture: Mixture = field(repr=False)
+    mixture: GaussianMixture = field(repr=False)
 
     def table(self, resolution: int) -> PointTable:
         """As DatasetIndex.table. Raises UsageError for another resolution than 4."""

@@ -172,10 +172,12 @@ class SampleTable:
         tar = self.tars[self.shard[i]]
         shard_reader.report_damage(tar.path, size=tar.bytes, sha256=tar.sha256 or None, tag=tar.tag)
 
-    def remote_shards(self) -> dict[int, shard_cache.Shard]:
+    def remote_shards(self) -> dict[int, shard_cache.RemoteShard]:
         """The tars that are read through the shard cache, by their index in `tars`."""
         found = enumerate(self.tars)
-        return {i: shard_cache.Shard(t.path, t.bytes, t.sha256 or None, t.tag) for i, t in found if is_remote(t.path)}
+        return {
+            i: shard_cache.RemoteShard(t.path, t.bytes, t.sha256 or None, t.tag) for i, t in found if is_remote(t.path)
+        }
 
     def place_of(self, i: int) -> str:
         """The position of sample i as a text for messages."""

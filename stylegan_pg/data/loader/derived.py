@@ -63,7 +63,7 @@ def hole(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarra
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Derivation:
     """A parsed recipe: its word, and its number (0 if the word takes none)."""
 
     word: str
@@ -108,8 +108,8 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]] | None] = {
 }
 
 
-def parse(text: str) -> Recipe:
-    """Parse a recipe: "low 4" -> Recipe("low", 4.0).
+def parse(text: str) -> Derivation:
+    """Parse a recipe: "low 4" -> Derivation("low", 4.0).
 
     Raises:
         UsageError: The text is not a recipe. The message lists the recipes.
@@ -122,7 +122,7 @@ def parse(text: str) -> Recipe:
     if wanted is None:
         if rest:
             raise UsageError(f"data.derived: {word} takes no number, but {printable(repr(text))} has one")
-        return Recipe(word)
+        return Derivation(word)
     try:
         (number,) = map(float, rest)
         fits = wanted[1](number)
@@ -130,4 +130,4 @@ def parse(text: str) -> Recipe:
         fits, number = False, 0.0
     if not fits:
         raise UsageError(f"data.derived: {printable(repr(text))} is not possible: {word} takes {wanted[0]}")
-    return Recipe(word, number)
+    return Derivation(word, number)

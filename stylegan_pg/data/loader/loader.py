@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from stylegan_pg.data.datasets.sampler import Mixture, Order
 from stylegan_pg.data.datasets.table import SampleTable
 from stylegan_pg.data.loader import workers as processes
-from stylegan_pg.data.loader.parts import Part, Source, Spec, parts_of
+from stylegan_pg.data.loader.parts import OrderedTable, Part, Spec, parts_of
 from stylegan_pg.data.loader.reading import Bad
 from stylegan_pg.data.loader.shared_buffers import SharedBuffers
 from stylegan_pg.data.storage import shard_cache
@@ -166,7 +166,7 @@ def batches(
     batch: int,
     share: Sequence[int],
     fields: Sequence[str] = (),
-    others: Mapping[str, Source] | None = None,
+    others: Mapping[str, OrderedTable] | None = None,
     derived: Mapping[str, str] | None = None,
     mirror: bool = False,
     workers: int = 2,
@@ -199,7 +199,7 @@ def batches(
         UsageError: as parts_of.
     """
     steps = range(start, end, batch)
-    parts = parts_of(fields, Source(table, order, frozenset(known)), others, derived)
+    parts = parts_of(fields, OrderedTable(table, order, frozenset(known)), others, derived)
     specs = specs_of(parts)
     pictures = {n: ([len(share), *s.shape], s.dtype) for n, s in specs.items() if s.is_picture}
     size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in pictures.values())
@@ -263,7 +263,7 @@ class _Ahead:
     """Prefetches the remote shards that will be needed: those of the present group of the order, and some of the
     next."""
 
-    def __init__(self, source: Source, count: int):
+    def __init__(self, source: OrderedTable, count: int):
         self.shards = source.table.remote_shards()
         self.order, self.count, self.last = source.order, count, float("-inf")
         self.prefetcher = Prefetcher(min(count, PREFETCH_THREADS)) if self.shards else None
@@ -327,8 +327,8 @@ def read_fields(
         OSError, RunError: as reading.read_good.
     """
     count = len(ordinals)
-    sources = {n: Source(t, _At(ordinals, len(t), seed)) for n, t in (others or {}).items()}
-    parts = parts_of(fields, Source(table, _At(ordinals, len(table), seed)), sources, derived)
+    sources = {n: OrderedTable(t, _At(ordinals, len(t), seed)) for n, t in (others or {}).items()}
+    parts = parts_of(fields, OrderedTable(table, _At(ordinals, len(table), seed)), sources, derived)
     specs = specs_of(parts)
     samples = _Samples(parts, False, {}, np.zeros([1, 2], np.int64))
     wanted = [[part.at(0, i, count) for i in range(count)] for part in parts]

@@ -21,7 +21,7 @@ import torch
 
 from stylegan_pg.data.datasets.sampler import Mixture, Order, flipped
 from stylegan_pg.data.datasets.table import SampleTable
-from stylegan_pg.data.loader.derived import Recipe, parse
+from stylegan_pg.data.loader.derived import Derivation, parse
 from stylegan_pg.data.loader.reading import Bad, read_good, values_of
 from stylegan_pg.errors import UsageError
 from stylegan_pg.rng import derive
@@ -31,7 +31,7 @@ NEXT = "@next"
 
 
 @dataclass(frozen=True)
-class Source:
+class OrderedTable:
     """A dataset at one resolution: its samples, their order, and the ordinals of samples that are known to be bad."""
 
     table: SampleTable
@@ -55,9 +55,9 @@ class Part:
     """The fields of a batch that are read from one sample of one dataset for each image."""
 
     name: str  # of a further dataset, else ""
-    source: Source
+    source: OrderedTable
     fields: Mapping[str, str]  # name in the batch -> name in the table
-    derived: Mapping[str, Recipe] = field(default_factory=dict)  # of the picture
+    derived: Mapping[str, Derivation] = field(default_factory=dict)  # of the picture
     is_next: bool = False
 
     def at(self, nimg: int, i: int, batch: int) -> tuple[int, int]:
@@ -106,8 +106,8 @@ def _spec(table: SampleTable, name: str) -> Spec:
 
 def parts_of(
     names: Sequence[str],
-    first: Source,
-    others: Mapping[str, Source] | None = None,
+    first: OrderedTable,
+    others: Mapping[str, OrderedTable] | None = None,
     derived: Mapping[str, str] | None = None,
 ) -> list[Part]:
     """Return the parts that contain the picture of the first dataset and the fields `names`.
@@ -124,7 +124,7 @@ def parts_of(
     others, recipes = others or {}, {name: parse(text) for name, text in (derived or {}).items()}
     _check_distinct(first.table, others, recipes)
     main, following, rest = {"image": "image"}, {}, {name: {} for name in others}
-    taken: dict[str, Recipe] = {}
+    taken: dict[str, Derivation] = {}
     for name in names:
         plain, dataset = name.removesuffix(NEXT), name.split(".", 1)[0]
         if name in recipes:
@@ -141,7 +141,9 @@ def parts_of(
     return parts + [Part(name, others[name], fields) for name, fields in rest.items() if fields]
 
 
-def _known(table: SampleTable, name: str, asked: str, others: Mapping[str, Source], recipes: Mapping[str, Any]) -> str:
+def _known(
+    table: SampleTable, name: str, asked: str, others: Mapping[str, OrderedTable], recipes: Mapping[str, Any]
+) -> str:
     there = ["image", "class", *table.fields]
     if name not in there:
         names = ", ".join([*there, *others, *recipes])
@@ -152,7 +154,7 @@ def _known(table: SampleTable, name: str, asked: str, others: Mapping[str, Sourc
     return name
 
 
-def _check_distinct(table: SampleTable, others: Mapping[str, Source], recipes: Mapping[str, Any]) -> None:
+def _check_distinct(table: SampleTable, others: Mapping[str, OrderedTable], recipes: Mapping[str, Any]) -> None:
     there = {"image", "class", *table.fields}
     for key, names in (("data.unpaired", set(others)), ("data.derived", set(recipes))):
         for name in sorted(names):

@@ -21,7 +21,7 @@ LINGER = 30.0  # seconds that a worker continues after SIGTERM
 running: list[Any] = []  # the workers of this process's loaders
 
 
-def begin(settings: shard_cache.Settings, _: int) -> None:
+def begin(settings: shard_cache.CacheSettings, _: int) -> None:
     """Initialise a worker process. `settings` are those of the parent."""
     gc.freeze()  # so that the garbage collector ignores the parent's objects
     shard_cache.configure(settings)

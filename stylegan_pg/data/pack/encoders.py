@@ -9,9 +9,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 
-from stylegan_pg.data.pack.pyramid import Recipe
+from stylegan_pg.data.pack.pyramid import PackOptions
 from stylegan_pg.data.pack.sample_encoder import Result, make
-from stylegan_pg.data.pack.samples import Sample
+from stylegan_pg.data.pack.samples import SourceSample
 from stylegan_pg.data.pack.source_files import CONTINUES
 from stylegan_pg.distributed import stopping
 from stylegan_pg.errors import RunError
@@ -24,12 +24,12 @@ _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal
 class Encoders:
     """A pool of `workers` processes, started at the first use (0 or 1: encode in this process). It must be closed."""
 
-    def __init__(self, recipe: Recipe, workers: int):
+    def __init__(self, recipe: PackOptions, workers: int):
         self.recipe, self.workers = recipe, workers
         self.chunk = max(1, min(32, (1024 // recipe.resolution) ** 2))  # small pictures: fewer, larger messages
         self.pool: ProcessPoolExecutor | None = None
 
-    def results(self, samples: list[Sample]) -> Generator[Result, None, None]:
+    def results(self, samples: list[SourceSample]) -> Generator[Result, None, None]:
         """Encode samples and yield the results in their order. The samples of a worker that died are encoded once
         more, each by its own process; a picture that ends that process as well is unreadable.
 
@@ -40,7 +40,7 @@ class Encoders:
         if min(self.workers, len(chunks)) <= 1 and not self.pool:
             yield from (make(sample, self.recipe) for sample in samples)
             return
-        ahead: deque[tuple[list[Sample], Future[list[Result]]]] = deque()
+        ahead: deque[tuple[list[SourceSample], Future[list[Result]]]] = deque()
         try:
             for chunk in chunks:
                 ahead.append((chunk, self._submit(chunk)))
@@ -52,7 +52,7 @@ class Encoders:
             for _, future in ahead:
                 future.cancel()
 
-    def _submit(self, chunk: list[Sample]) -> "Future[list[Result]]":
+    def _submit(self, chunk: list[SourceSample]) -> "Future[list[Result]]":
         if not self.pool:
             self.pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), stopping.be_worker)
         try:
@@ -62,7 +62,7 @@ class Encoders:
             self.pool = None
             return self._submit(chunk)
 
-    def _taken(self, chunk: list[Sample], future: "Future[list[Result]]") -> Iterator[Result]:
+    def _taken(self, chunk: list[SourceSample], future: "Future[list[Result]]") -> Iterator[Result]:
         try:
             yield from future.result()
         except BrokenProcessPool:
@@ -73,11 +73,11 @@ class Encoders:
             self.pool.shutdown(cancel_futures=True)
 
 
-def _make_chunk(samples: list[Sample], recipe: Recipe) -> list[Result]:
+def _make_chunk(samples: list[SourceSample], recipe: PackOptions) -> list[Result]:
     return [make(sample, recipe) for sample in samples]
 
 
-def _one_by_one(samples: list[Sample], recipe: Recipe) -> Iterator[Result]:
+def _one_by_one(samples: list[SourceSample], recipe: PackOptions) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
     while samples:
         receiver, sender = context.Pipe(duplex=False)
@@ -103,7 +103,7 @@ def _one_by_one(samples: list[Sample], recipe: Recipe) -> Iterator[Result]:
         samples = samples[done:]
 
 
-def _blamed(sample: Sample, code: int) -> Result:
+def _blamed(sample: SourceSample, code: int) -> Result:
     """The result for a picture whose process has died with this exit code for the second time."""
     limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     if -code in _CRASHES and not limited:
@@ -114,7 +114,7 @@ def _blamed(sample: Sample, code: int) -> Result:
     )
 
 
-def _send_each(sender: Connection, samples: list[Sample], recipe: Recipe) -> None:
+def _send_each(sender: Connection, samples: list[SourceSample], recipe: PackOptions) -> None:
     stopping.be_worker()
     for sample in samples:
         try:

@@ -166,14 +166,14 @@ def _parse_json(origin: str, data: bytes, names_picture: Callable[[str], bool]) 
     return unique(origin, content)
 
 
-class Rows(NamedTuple):
+class LabelRows(NamedTuple):
     """The lines of a CSV file, and its header, which is empty if the file has none."""
 
     rows: list[list[str]]
     header: list[str]
 
 
-def csv_rows(origin: str, data: bytes, found: Callable[[str], str | None], form: str) -> Rows:
+def csv_rows(origin: str, data: bytes, found: Callable[[str], str | None], form: str) -> LabelRows:
     """Parse a CSV file whose first column names pictures. A first line that names none is its header.
 
     Raises:
@@ -184,8 +184,8 @@ def csv_rows(origin: str, data: bytes, found: Callable[[str], str | None], form:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{origin} is not CSV in UTF-8 ({error}): write lines of {form}") from error
     if rows and found(rows[0][0]) is None and posixpath.splitext(rows[0][0])[1].lower() not in PICTURES:
-        return Rows(rows[1:], rows[0])
-    return Rows(rows, [])
+        return LabelRows(rows[1:], rows[0])
+    return LabelRows(rows, [])
 
 
 def unique(origin: str, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from stylegan_pg.data.images.decode import SQUARE
 from stylegan_pg.data.images.headers import MAX_PIXELS
 from stylegan_pg.data.pack.reading import Unreadable
-from stylegan_pg.data.pack.samples import Sample
+from stylegan_pg.data.pack.samples import SourceSample
 from stylegan_pg.data.pack.shard_writer import Manifest, committed_groups, write_whole
 from stylegan_pg.data.pack.source_files import few
 from stylegan_pg.errors import UsageError
@@ -98,7 +98,7 @@ def digest(rows: Iterable[Any]) -> str:
     return hashlib.sha256("\n".join(json.dumps(row) for row in rows).encode()).hexdigest()
 
 
-def compare(out: Path, there: dict[str, Any], now: dict[str, Any], samples: list[Sample]) -> None:
+def compare(out: Path, there: dict[str, Any], now: dict[str, Any], samples: list[SourceSample]) -> None:
     """Raise UsageError, naming every difference, if OUT was packed with another plan."""
     there = {
         "base": list(SQUARE),
@@ -124,7 +124,7 @@ def _told(fields: dict[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(facts)}" for name, facts in sorted(fields.items())) or "none"
 
 
-def review(manifests: list[Manifest], samples: list[Sample], progress: bool) -> tuple[dict[str, Kept], list[str]]:
+def review(manifests: list[Manifest], samples: list[SourceSample], progress: bool) -> tuple[dict[str, Kept], list[str]]:
     """The groups that still agree with SOURCE, by name, and the paths of the changed pictures in the others.
 
     A sample with another version is read and its digest compared. Raises RunError if SOURCE cannot be read at the
@@ -151,7 +151,7 @@ def review(manifests: list[Manifest], samples: list[Sample], progress: bool) -> 
     return kept, sorted(changed)
 
 
-def said_of_older(out: Path, samples: list[Sample]) -> str:
+def said_of_older(out: Path, samples: list[SourceSample]) -> str:
     """A note about a complete dataset without manifests. Raises UsageError if pictures are missing in it because they
     could not be read at the time, which older versions left out."""
     try:
@@ -169,7 +169,7 @@ def said_of_older(out: Path, samples: list[Sample]) -> str:
     return f"{out} was packed without noting times ({PICTURES}): whether pictures were rewritten since is not known"
 
 
-def _digest_now(sample: Sample) -> str | None:
+def _digest_now(sample: SourceSample) -> str | None:
     try:
         return sample.read()[1]
     except Unreadable:

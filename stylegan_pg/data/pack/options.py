@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 from stylegan_pg.data.images.decode import MODES, size_at
 from stylegan_pg.data.images.headers import MAX_PIXELS
-from stylegan_pg.data.pack.pyramid import FILTERS, Recipe
+from stylegan_pg.data.pack.pyramid import FILTERS, PackOptions
 from stylegan_pg.data.pack.selection import Wanted
 from stylegan_pg.errors import UsageError
 
 LONGEST = 8192  # pixels of a side
 
 
-def recipe_of(resolution, lowest, format, quality, crop, base, filter, channels, shard_size, max_pixels) -> Recipe:
+def recipe_of(resolution, lowest, format, quality, crop, base, filter, channels, shard_size, max_pixels) -> PackOptions:
     for name, value in {"resolution": resolution, "lowest": lowest}.items():
         if not 4 <= value <= 4096 or value & (value - 1):
             raise UsageError(f"{name} = {value}: give a power of two from 4 to 4096")
@@ -30,7 +30,7 @@ def recipe_of(resolution, lowest, format, quality, crop, base, filter, channels,
     if max_pixels < 1:
         raise UsageError(f"max_pixels = {max_pixels}: give the most pixels of a picture, such as {MAX_PIXELS}")
     size, shape = _bytes(shard_size), _base(base, resolution)
-    return Recipe(resolution, lowest, format, quality, crop, filter, channels, size, shape, max_pixels)
+    return PackOptions(resolution, lowest, format, quality, crop, filter, channels, size, shape, max_pixels)
 
 
 def checked(wanted: Wanted) -> Wanted:

@@ -33,7 +33,7 @@ from stylegan_pg.data.pack import ledger
 from stylegan_pg.data.pack.encoders import Encoders
 from stylegan_pg.data.pack.options import checked, recipe_of
 from stylegan_pg.data.pack.partners import Folders, partner_folders
-from stylegan_pg.data.pack.pyramid import LOSSLESS_UP_TO, Recipe
+from stylegan_pg.data.pack.pyramid import LOSSLESS_UP_TO, PackOptions
 from stylegan_pg.data.pack.report import PackReport, report_of
 from stylegan_pg.data.pack.selection import Chosen, Wanted, choose
 from stylegan_pg.data.pack.shard_writer import Group, Manifest, clean, committed_groups, write_whole
@@ -143,7 +143,7 @@ def pack(
     return report_of(out, chosen, changed, was_complete=False)
 
 
-def _plan(chosen: Chosen, recipe: Recipe, max_images: int | None, memory: ledger.Memory) -> dict[str, Any]:
+def _plan(chosen: Chosen, recipe: PackOptions, max_images: int | None, memory: ledger.Memory) -> dict[str, Any]:
     """The options and digests with which a repeated packing is compared."""
     classes = {**memory.gone, **{sample.path: sample.label for sample in chosen.samples}}
     labels = [classes[path] for path in sorted(classes)] if chosen.names else []
@@ -159,7 +159,7 @@ def _plan(chosen: Chosen, recipe: Recipe, max_images: int | None, memory: ledger
 
 
 def _encode_all(
-    chosen: Chosen, recipe: Recipe, folder: Path, kept: dict[str, ledger.Kept], workers: int, progress: bool
+    chosen: Chosen, recipe: PackOptions, folder: Path, kept: dict[str, ledger.Kept], workers: int, progress: bool
 ) -> list[Manifest]:
     """Encode the groups that are not in `kept`; returns the manifests of all groups. `folder` is OUT/.pack."""
     out, samples = folder.parent, chosen.samples
@@ -198,7 +198,7 @@ def _encode_all(
     return manifests
 
 
-def _finish(out: Path, sources, chosen: Chosen, recipe: Recipe, plan, manifests: list[Manifest]) -> None:
+def _finish(out: Path, sources, chosen: Chosen, recipe: PackOptions, plan, manifests: list[Manifest]) -> None:
     rows = [row for manifest in manifests for row in manifest.rows]
     packed = [row for row in rows if not row.reason]
     unreadable = [(row.path, row.reason) for row in rows if row.reason and not row.gone]

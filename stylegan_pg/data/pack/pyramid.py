@@ -60,7 +60,7 @@ _ORIENTATIONS = {  # EXIF value -> what turns the picture upright
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PackOptions:
     """The validated options; with SOURCE they determine every byte of the dataset."""
 
     resolution: int
@@ -91,7 +91,7 @@ class Levels(NamedTuple):
     upscaled: bool
 
 
-def picture_levels(data: bytes, name: str, recipe: Recipe, channels: int, decided: list[str]) -> Levels:
+def picture_levels(data: bytes, name: str, recipe: PackOptions, channels: int, decided: list[str]) -> Levels:
     """Encode a picture at every resolution.
 
     Args:
@@ -112,7 +112,7 @@ def picture_levels(data: bytes, name: str, recipe: Recipe, channels: int, decide
     return Levels(images, size, shaped.width < width or shaped.height < height)
 
 
-def mask_levels(data: bytes, name: str, recipe: Recipe) -> Levels:
+def mask_levels(data: bytes, name: str, recipe: PackOptions) -> Levels:
     """Encode a mask at every resolution: its values, cropped or padded (with 0) as a picture, and scaled to the nearest
     one, as PNGs of one channel. Raises as picture_levels."""
     with _pillow_allows(recipe.max_pixels):
@@ -172,7 +172,7 @@ def _rounded(sums: np.ndarray, shift: int) -> np.ndarray:
 
 
 def _shaped(
-    data: bytes, name: str, recipe: Recipe, channels: int, decided: list[str]
+    data: bytes, name: str, recipe: PackOptions, channels: int, decided: list[str]
 ) -> tuple[Image.Image, tuple[int, int]]:
     """A picture in the mode of `channels`, upright, with the shape of the base, and its width and height before. Raises
     as open_image.opened; ValueError for another shape if crop is "none"."""
@@ -195,7 +195,7 @@ def _shaped(
 
 
 def _fitted(
-    upright: Image.Image, recipe: Recipe, crop: str, resampling: Image.Resampling, fill: str | int
+    upright: Image.Image, recipe: PackOptions, crop: str, resampling: Image.Resampling, fill: str | int
 ) -> Image.Image:
     """A picture cropped or padded to the shape of the base. Raises ValueError for another shape if crop is "none"."""
     rows, columns = size_at(recipe.resolution, recipe.base)

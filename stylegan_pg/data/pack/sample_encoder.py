@@ -9,9 +9,9 @@ import numpy as np
 from stylegan_pg.data.datasets.arrays import written_array
 from stylegan_pg.data.datasets.fields import CAPTION
 from stylegan_pg.data.images.decode import BadPicture, lies_on
-from stylegan_pg.data.pack.pyramid import Levels, Recipe, mask_levels, picture_levels
+from stylegan_pg.data.pack.pyramid import Levels, PackOptions, mask_levels, picture_levels
 from stylegan_pg.data.pack.reading import Gone, Unreadable
-from stylegan_pg.data.pack.samples import VECTOR, Contents, Partner, Sample
+from stylegan_pg.data.pack.samples import VECTOR, Contents, Partner, SourceSample
 from stylegan_pg.data.pack.source_files import CONTINUES
 from stylegan_pg.errors import RunError
 from stylegan_pg.untrusted import printable
@@ -33,7 +33,7 @@ class Result(NamedTuple):
     further: dict[str, list[bytes]] = {}
 
 
-def make(sample: Sample, recipe: Recipe) -> Result:
+def make(sample: SourceSample, recipe: PackOptions) -> Result:
     """Read one sample and encode it at every resolution. Raises RunError if SOURCE cannot be read at the moment."""
     try:
         contents, digest = sample.read()
@@ -47,7 +47,7 @@ def make(sample: Sample, recipe: Recipe) -> Result:
         ) from error
 
 
-def _made(sample: Sample, contents: Contents, recipe: Recipe) -> Result:
+def _made(sample: SourceSample, contents: Contents, recipe: PackOptions) -> Result:
     decided: list[str] = []
     try:
         levels = picture_levels(contents.picture, sample.path, recipe, recipe.channels, decided)
@@ -72,7 +72,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _partner_levels(
-    partner: Partner, data: bytes, recipe: Recipe, size: tuple[int, int], decided: list[str]
+    partner: Partner, data: bytes, recipe: PackOptions, size: tuple[int, int], decided: list[str]
 ) -> list[bytes]:
     """A further picture or mask at every resolution. Raises ValueError if it does not lie on the picture."""
     about: list[str] = []

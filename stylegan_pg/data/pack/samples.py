@@ -29,7 +29,7 @@ class Contents(NamedTuple):
     caption: str | None
 
 
-class Sample(NamedTuple):
+class SourceSample(NamedTuple):
     """A picture with its class number (-1: none) and its further fields.
 
     partners: further pictures and masks. caption: its text, or the .txt file that holds it; None if the dataset has no

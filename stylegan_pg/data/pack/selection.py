@@ -14,7 +14,7 @@ from stylegan_pg.data.datasets.fields import CAPTION, Field
 from stylegan_pg.data.pack.captions import TEXT, Captions, captions_of
 from stylegan_pg.data.pack.labels import Labels, labels_of
 from stylegan_pg.data.pack.partners import Matched, PartnerFolder, matched
-from stylegan_pg.data.pack.samples import VECTOR, Partner, Sample
+from stylegan_pg.data.pack.samples import VECTOR, Partner, SourceSample
 from stylegan_pg.data.pack.source_files import File, few
 from stylegan_pg.data.pack.sources import list_source
 from stylegan_pg.data.pack.vectors import Vector, described_vectors
@@ -40,7 +40,7 @@ class Chosen:
     """The samples to pack, in their order, the names of their classes, their further fields by name (sorted), and
     remarks about other pictures."""
 
-    samples: list[Sample]
+    samples: list[SourceSample]
     names: list[str]
     fields: dict[str, Field]
     ignored: dict[str, int]
@@ -137,12 +137,12 @@ def _limited(entries: list[_Entry], max_images: int | None, gone: Collection[str
     return [one for one in entries if one.picture.path in taken], remarks
 
 
-def _sample(entry: _Entry, number: int, field: Field | None, captions: Captions) -> Sample:
+def _sample(entry: _Entry, number: int, field: Field | None, captions: Captions) -> SourceSample:
     vector: Vector | None = None
     if field:
         vector = (0.0,) * field.size if entry.label is None else entry.label
     caption = (entry.caption or "") if captions.said else None
-    return Sample(entry.picture, number, entry.partners or (), caption, vector)
+    return SourceSample(entry.picture, number, entry.partners or (), caption, vector)
 
 
 def _fields(found: Labels, captions: Captions, folders: Sequence[PartnerFolder]) -> dict[str, Field]:

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from stylegan_pg.data.datasets.fields import Field, member_suffix
 from stylegan_pg.data.datasets.index import FORMAT, WITH_FIELDS, resolution_folder
-from stylegan_pg.data.pack.pyramid import Recipe
+from stylegan_pg.data.pack.pyramid import PackOptions
 from stylegan_pg.data.pack.sample_encoder import Result
-from stylegan_pg.data.pack.samples import Sample
+from stylegan_pg.data.pack.samples import SourceSample
 from stylegan_pg.data.pack.vectors import Vector, shortest
 
 MAX_NUMBERS = 1 << 22  # of further fields in the index of a shard, after which another shard is begun
@@ -145,7 +145,7 @@ def _lines(rows: list[Any]) -> str:
 class Group:
     """Consecutive samples that are being written into one shard at each resolution."""
 
-    def __init__(self, out: Path, name: str, first: int, recipe: Recipe, fields: Mapping[str, Field]):
+    def __init__(self, out: Path, name: str, first: int, recipe: PackOptions, fields: Mapping[str, Field]):
         self.out, self.name, self.first, self.recipe, self.fields = out, name, first, recipe, fields
         self.tars: dict[int, _Tar] = {}
         self.rows: list[Row] = []
@@ -158,7 +158,7 @@ class Group:
         size = self.tars[self.recipe.resolution].length if self.tars else 0
         return size >= self.recipe.shard_size or self.count * self.numbers >= MAX_NUMBERS
 
-    def add(self, sample: Sample, result: Result) -> None:
+    def add(self, sample: SourceSample, result: Result) -> None:
         """Add a sample with its encoded levels."""
         decided, label = "; ".join(result.decided), sample.label
         self.rows.append(Row(sample.path, sample.version, result.digest, label, result.reason, result.gone, decided))

@@ -37,7 +37,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CacheSettings:
     """The settings of the shard cache.
 
     Attributes:
@@ -52,7 +52,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class RemoteShard:
     """A file to read: its URL, its size in bytes and SHA-256 if known, and a tag that distinguishes its versions."""
 
     url: str
@@ -72,23 +72,23 @@ class CacheFull(Exception):  # noqa: N818 - it names an event
     """A shard does not fit into the cache at present. The message states reason and remedy."""
 
 
-_settings = Settings()
+_settings = CacheSettings()
 release_callbacks: list[Callable[[], None]] = []  # functions that close unused files; called when the cache is full
 
 
-def configure(settings: Settings) -> None:
+def configure(settings: CacheSettings) -> None:
     """Set the settings of this process, and of processes that it forks later."""
     global _settings
     _settings = settings
 
 
-def settings() -> Settings:
+def settings() -> CacheSettings:
     return _settings
 
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Use another `Settings.patience` within the block."""
+    """Use another `CacheSettings.patience` within the block."""
     before = settings()
     configure(dataclasses.replace(before, patience=seconds))
     try:
@@ -126,7 +126,7 @@ def _folder(chosen: str) -> Path:
 # --------------------------------------------------------------------------------------------------------- download
 
 
-def fetch(shard: Shard, protected: Collection[str] = (), stop: Callable[[], bool] = lambda: False) -> int:
+def fetch(shard: RemoteShard, protected: Collection[str] = (), stop: Callable[[], bool] = lambda: False) -> int:
     """Download a shard into the cache unless it is there, and return a file descriptor with a shared lock on its file.
 
     Args:
@@ -191,7 +191,7 @@ def _open_complete(path: Path) -> int | None:
 
 
 def _download(
-    shard: Shard,
+    shard: RemoteShard,
     path: Path,
     part: Path,
     fd: int,
@@ -247,7 +247,7 @@ def _download(
 
 
 def _transfer(
-    shard: Shard, part: Path, fd: int, protected: Collection[str], stop: Callable[[], bool], retries: Retries
+    shard: RemoteShard, part: Path, fd: int, protected: Collection[str], stop: Callable[[], bool], retries: Retries
 ) -> str:
     """Append the missing bytes to the .part file. Return the SHA-256 of the whole file."""
     digest, have = hashlib.sha256(), 0

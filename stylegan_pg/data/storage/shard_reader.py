@@ -11,7 +11,7 @@ import threading
 import time
 
 from stylegan_pg.data.storage import remote, shard_cache
-from stylegan_pg.data.storage.shard_cache import CacheFull, Shard
+from stylegan_pg.data.storage.shard_cache import CacheFull, RemoteShard
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import open_regular
 from stylegan_pg.urls import shown
@@ -41,7 +41,7 @@ def read(
         except OSError:
             _plain.cache_clear()  # a stale handle (NFS) would fail forever
             raise
-    shard = Shard(url, size, sha256, tag)
+    shard = RemoteShard(url, size, sha256, tag)
     if shard_cache.settings().limit and _uncached_until.get(shard, 0.0) < time.monotonic():
         try:
             return _pread(_cached_file(shard, str(shard_cache.folder())).fd, length, offset)
@@ -59,7 +59,7 @@ def local_path(url: str, size: int | None = None, sha256: str | None = None, tag
     """
     if not remote.is_remote(url):
         return remote.file_path(url)
-    shard = Shard(url, size, sha256, tag)
+    shard = RemoteShard(url, size, sha256, tag)
     _cached_file(shard, str(shard_cache.folder()))
     return str(shard_cache.folder() / shard.name)
 
@@ -70,7 +70,7 @@ def report_damage(url: str, *, size: int | None = None, sha256: str | None = Non
     if not remote.is_remote(url):
         _plain.cache_clear()
         return
-    shard = Shard(url, size, sha256, tag)
+    shard = RemoteShard(url, size, sha256, tag)
     path = shard_cache.folder() / shard.name
     if not shard_cache.settings().limit or not path.exists():
         return
@@ -108,12 +108,12 @@ def _plain(path: str) -> _File:
 
 
 @functools.lru_cache(maxsize=OPEN_CACHED_FILES)
-def _cached_file(shard: Shard, _: str) -> _File:
+def _cached_file(shard: RemoteShard, _: str) -> _File:
     return _File(shard_cache.fetch(shard))
 
 
 shard_cache.release_callbacks.append(_cached_file.cache_clear)
-_uncached_until: dict[Shard, float] = {}
+_uncached_until: dict[RemoteShard, float] = {}
 _intact: set[tuple[int, int]] = set()  # (inode, modification time) of files whose checksum was verified
 
 
@@ -142,14 +142,14 @@ class Prefetcher:
     """
 
     def __init__(self, threads: int):
-        self.requested: list[Shard] = []
-        self.busy: set[Shard] = set()
+        self.requested: list[RemoteShard] = []
+        self.busy: set[RemoteShard] = set()
         self.change, self.closed = threading.Condition(), False
         self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         for thread in self.threads:
             thread.start()
 
-    def request(self, shards: list[Shard]) -> None:
+    def request(self, shards: list[RemoteShard]) -> None:
         with self.change:
             if shards != self.requested:
                 self.requested = shards
@@ -179,7 +179,7 @@ class Prefetcher:
                 if fault and not self.closed:
                     self.change.wait(1.0)
 
-    def _next(self) -> Shard | None:
+    def _next(self) -> RemoteShard | None:
         with self.change:
             while not self.closed:
                 for shard in self.requested:
