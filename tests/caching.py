@@ -66,7 +66,7 @@ READER = textwrap.dedent("""
     import hashlib, json, random, sys
     from stylegan_pg.data.storage import shard_cache, shard_reader as cache, shard_cache as store
     how = json.loads(sys.argv[1])
-    store.configure(store.Settings(how["folder"], how["limit"], how.get("patience", 20)))
+    store.configure(store.CacheSettings(how["folder"], how["limit"], how.get("patience", 20)))
     dice = random.Random(how["seed"])
     for turn in range(how["turns"]):
         url, size, sha256 = how["shards"][dice.randrange(len(how["shards"]))]
