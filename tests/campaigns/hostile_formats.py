@@ -235,7 +235,7 @@ def run_folder(base: Path) -> Reader:
             if dice.random() < 0.3:
                 data = mutations.octets(dice, data)
             elif name.endswith((".json", ".jsonl")) and dice.random() < 0.6:
-                first, *rest = data.splitlines(keepends=True)
+                first, *rest = data.splitlines(keepends=True) if name.endswith("l") else [data]
                 changed = mutations.text(dice, json.loads(first), marker) + b"\n"
                 data = dice.choice([changed + data, b"".join([changed, *rest]), data + changed])
             into(folder, name, data)
