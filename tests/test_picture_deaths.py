@@ -80,7 +80,11 @@ def test_pictures_that_crash_a_worker_are_named(tmp_path):
 def test_a_picture_that_needs_too_much_memory_is_named_once(tmp_path):
     source = folder_of(tmp_path / "in", ["a.png"], size=64)
     (source / "b.png").write_bytes(png(9000, 9000, pixels=zeros((9000 * 3 + 1) * 9000)))
-    result = pack_command(source, tmp_path / "out", 0, memory=450 << 20)
+    code = (
+        "import webdataset.writer as _; print(next(x for x in open('/proc/self/status') if 'VmPeak' in x).split()[1])"
+    )
+    libraries = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    result = pack_command(source, tmp_path / "out", 0, memory=(int(libraries) << 10) + (350 << 20))
     assert result.returncode == 1, result.stdout + result.stderr
     assert "b.png: there is not enough memory for this picture" in result.stderr
     assert "Traceback" not in result.stderr
@@ -102,3 +106,10 @@ def test_training_names_the_sample_that_crashes_a_worker(tmp_path, monkeypatch):
     shard = "/".join((tmp_path / "a.tar").parts[-2:])
     died = f"a loader worker crashed (SIGSEGV) while it decoded sample 5 in {shard}"
     assert found[-1].fault == died
+
+
+def test_too_little_memory_for_libraries_is_one_message(tmp_path):
+    result = pack_command(folder_of(tmp_path / "in", ["a.png"], size=64), tmp_path / "out", 0, memory=450 << 20)
+    assert result.returncode == 1
+    assert "webdataset, which writes the shards, cannot be loaded" in result.stderr
+    assert "Traceback" not in result.stderr

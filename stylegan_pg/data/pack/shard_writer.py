@@ -17,6 +17,7 @@ from stylegan_pg.data.pack.pyramid import PackOptions
 from stylegan_pg.data.pack.sample_encoder import Result
 from stylegan_pg.data.pack.samples import SourceSample
 from stylegan_pg.data.pack.vectors import Vector, shortest
+from stylegan_pg.errors import RunError
 
 MAX_NUMBERS = 1 << 22  # of further fields in the index of a shard, after which another shard is begun
 
@@ -67,8 +68,13 @@ class _Tar:
     always the same, so that equal data is equal bytes."""
 
     def __init__(self, path: Path, fields: Mapping[str, Field]):
-        from webdataset.writer import TarWriter  # imported late: it imports torch, which other commands do not need
-
+        try:
+            from webdataset.writer import TarWriter  # imported late: it imports torch, which other commands do not need
+        except ImportError as error:  # also where there is no memory for torch's libraries
+            raise RunError(
+                f"webdataset, which writes the shards, cannot be loaded ({error}): give the process more memory, or "
+                "install stylegan-pg again"
+            ) from error
         path.parent.mkdir(exist_ok=True)
         self.path, self.temporary, self.fields = path, _temporary(path), fields
         self.file: BinaryIO = open(self.temporary, "wb")  # noqa: SIM115 - closed by commit or discard
