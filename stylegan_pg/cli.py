@@ -82,7 +82,10 @@ def pack(
         typer.Option(help="Pictures without a label where others have one: refuse, skip, or keep (no class)."),
     ] = "refuse",
     captions: Annotated[
-        str, typer.Option(help="none, auto (.txt files beside the pictures), or a JSON or CSV file of path and text.")
+        str,
+        typer.Option(
+            help="none, auto (.txt or .json files beside the pictures), or a JSON or CSV file of path and text."
+        ),
     ] = "none",
     pair: Annotated[
         Optional[list[str]],

@@ -21,6 +21,7 @@ from PIL import Image
 from stylegan_pg.data.datasets.contact_sheet import contact_sheet
 from stylegan_pg.data.datasets.fields import Field
 from stylegan_pg.data.datasets.index import DatasetIndex
+from stylegan_pg.data.datasets.label_vectors import shortest
 from stylegan_pg.data.datasets.mixture import mix
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.data.datasets.sampler import flipped
@@ -28,7 +29,6 @@ from stylegan_pg.data.datasets.shard_index import fits
 from stylegan_pg.data.datasets.table import CorruptSample
 from stylegan_pg.data.loader.loader import batches
 from stylegan_pg.data.pack import shard_writer
-from stylegan_pg.data.pack.vectors import shortest
 from stylegan_pg.data.verify import check, info
 from stylegan_pg.errors import UsageError
 
@@ -507,3 +507,15 @@ def test_a_value_that_is_damaged_names_its_field(source, dataset, tmp_path):
     table.members["caption"].crc32[0] += 1
     with pytest.raises(CorruptSample, match="checksum mismatch"):
         table.value("caption", 0)
+
+
+def test_captions_in_json_files_beside_the_pictures(tmp_path):
+    source = folder_of(tmp_path / "in", ["a.png", "b.png", "c.png"])
+    (source / "a.json").write_text('{"caption": "one", "label": 3}')
+    (source / "b.json").write_text('{"captions": ["two", "three"], "label": 4}')
+    packed(source, tmp_path / "out", 16, captions="auto", unlabelled="keep")
+    table = load_index(str(tmp_path / "out")).table(16)
+    assert [table.value("caption", i) for i in range(3)] == ["one", "two\nthree", ""]
+    (source / "c.json").write_text("{")
+    with pytest.raises(UsageError, match=r"c\.json in SOURCE is not JSON"):
+        packed(source, tmp_path / "two", 16, captions="auto", labels="none")

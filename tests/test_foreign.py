@@ -204,7 +204,8 @@ def test_labels_in_json(tmp_path):
     members |= {"2.json": b'{"label": [0, 1]}', "3.json": b'{"label": true}'}
     index = load_index(str(write(tmp_path / "v.tar", members)))
     assert index.table(4).label.tolist() == [0, 1, -1, -1]
-    assert index.notes[0].startswith("2 samples have a label in their .json that is neither a number nor a name")
+    assert index.notes[0].startswith("1 samples have a label in their .json that is no number, name or list")
+    assert "1 samples have a list as label in their .json, which is not used: 3 samples have none" in index.notes[1]
     members["3.json"] = b"{"
     with pytest.raises(UsageError, match=r"z\.tar: 3\.json is not JSON"):
         load_index(str(write(tmp_path / "z.tar", members)))

@@ -54,7 +54,7 @@ EVERY: dict[str, Any] = {
     "depth__png": lambda i: encoded(noise(70 + i).convert("L")),
     "npy": lambda i: npy([i, 0.5, -1], np.float64),
     "tokens__npy": lambda i: npy([[i, 1], [2, 3]], ">i8"),
-    "json": lambda i: b"{}",
+    "json": lambda i: b'{"caption": "not this"}',
     "bin": lambda i: b"?",
 }
 FIELDS = {
@@ -176,6 +176,81 @@ def test_samples_and_whole_tars_may_lack_texts(tmp_path):
     tar_of(tmp_path / "1.tar", {f"x{name}": data for name, data in samples().items()})
     table = load_index(str(tmp_path)).table(8)
     assert [table.value("caption", i) for i in range(6)] == ["here", "", "here", "", "", ""]
+
+
+def json_members(*contents: Any) -> dict[str, bytes]:
+    further: dict[str, Any] = {"json": lambda i: json.dumps(contents[i]).encode()}
+    return samples(len(contents), **further)
+
+
+def test_captions_in_json(tmp_path):
+    contents = [{"caption": " a face "}, {"caption": "", "prompt": "b"}, {"text": ["c", "d "]}, {"caption": 5}, [1]]
+    path = tar_of(tmp_path / "0.tar", json_members(*contents, {"caption": "\ud800"}))
+    tar_of(tmp_path / "1.tar", {f"x{name}": data for name, data in samples(1, txt=lambda i: b"{}").items()})
+    index = load_index(str(tmp_path))
+    assert (index.fields, index.notes) == ({"caption": Field("text")}, ())
+    table = index.table(8)
+    assert [table.value("caption", i) for i in range(7)] == ["a face", "b", "c\nd", "", "", "", "{}"]
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'{"caption": " a', b'["caption": " a'))
+    table.report_damage(0)
+    with pytest.raises(CorruptSample, match="its json is not JSON"):
+        table.value("caption", 0)
+
+
+def test_txt_members_go_before_captions_in_json(tmp_path):
+    members = json_members({"caption": "x"}, {"caption": "y"}) | {"000.txt": b"t"}
+    ordered = dict(sorted(members.items()))
+    table = load_index(str(tar_of(tmp_path / "0.tar", ordered))).table(8)
+    assert [table.value("caption", i) for i in range(2)] == ["t", ""]
+
+
+@pytest.mark.parametrize(
+    ("contents", "size", "values"),
+    [
+        ([{"label": [1, 0.5]}, {"label": [3, -1]}], 2, [[1, 0.5], [3, -1]]),
+        ([{"label": ["young", "smiling"]}, {"label": []}], 2, [[1, 1], [0, 0]]),
+        ([{"label": [1], "caption": "x"}, {"label": [2]}], 1, [[1], [2]]),
+    ],
+)
+def test_lists_in_json_are_vectors(tmp_path, contents, size, values):
+    tar_of(tmp_path / "0.tar", json_members(*contents))
+    tar_of(tmp_path / "1.tar", {f"x{name}": data for name, data in json_members(*contents).items()})
+    index = load_index(str(tmp_path))
+    assert (index.fields["labels"].size, index.label_names, index.notes) == (size, (), ())
+    assert index.table(8).vectors["labels"].tolist() == values * 2
+    assert list(check(index, [16], workers=1)) == []
+
+
+def test_a_class_and_a_vector(tmp_path):
+    members = json_members({"label": [1, 2]}, {"label": [3, 4]}) | {"000.cls": b"b", "001.cls": b"a"}
+    index = load_index(str(tar_of(tmp_path / "0.tar", dict(sorted(members.items())))))
+    assert (index.label_names, index.table(8).label.tolist()) == (("a", "b"), [1, 0])
+    assert index.table(8).vectors["labels"].tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("contents", "why"),
+    [
+        ([{"label": [1, 2]}, {"label": [3]}], "vectors of 1 and 2 numbers"),
+        ([{"label": [1, 2]}, {}], "1 samples have none"),
+        ([{"label": [1, 2]}, {"label": 7}], "1 samples have none"),
+        ([{"label": [1, float("nan")]}, {"label": [1, 2]}], "finite numbers"),
+        ([{"label": [[1]]}, {"label": [1]}], "finite numbers"),
+    ],
+)
+def test_lists_that_do_not_fit_are_noted(tmp_path, contents, why):
+    index = load_index(str(tar_of(tmp_path / "0.tar", json_members(*contents))))
+    assert index.fields == {}
+    assert why in index.notes[0]
+    assert "a list as label in their .json, which is not used" in index.notes[0]
+
+
+def test_members_named_labels_go_before_lists_in_json(tmp_path):
+    further: dict[str, Any] = {"labels__npy": lambda i: npy([0.5]), "json": lambda i: b'{"label": [1, 2]}'}
+    index = load_index(str(tar_of(tmp_path / "0.tar", samples(**further))))
+    assert index.fields == {"labels": Field("vector", 1)}
+    assert index.notes[0].endswith("which is not used: other members are named labels")
 
 
 def test_tars_with_other_fields_have_those_in_common(tmp_path):

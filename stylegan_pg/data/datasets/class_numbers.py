@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import parse_json, printable
+from stylegan_pg.untrusted import printable
 
 MAX_CLASSES = 1_000_000
 
@@ -117,9 +117,3 @@ def cls_label(data: bytes, named: str, remedy: str) -> str:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UsageError(f"{named} holds no text in UTF-8: {remedy}") from None
-
-
-def json_label(data: bytes, named: str, remedy: str) -> Any:
-    """The raw value of "label" in a JSON file beside a picture, None if missing. Raises UsageError for invalid JSON."""
-    content = parse_json(data, named, remedy, finite=False)
-    return content.get("label") if isinstance(content, dict) else None

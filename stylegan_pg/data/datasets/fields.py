@@ -17,6 +17,7 @@ import numpy as np
 KINDS = ("vector", "text", "array", "image", "mask")
 RESERVED = ("image", "class")  # names of the fields that every dataset, or every labelled one, has
 CAPTION = "caption"  # the text whose member is KEY.txt
+VECTOR = "labels"  # labels that are vectors
 DTYPES = (
     "bool",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),

@@ -4,8 +4,8 @@ The headers of a tar are read once. The resulting index is stored in the user's 
 under the tar's URL, size, and modification time or ETag. Samples are formed as webdataset does: consecutive files with
 the same key, which ends at the first dot of a name (sample_names.py describes the exception). Each sample needs one
 picture (jpg, jpeg, png, webp). A `cls` member (a number or a name) or `label` in a `json` member is its class; classes
-are numbered as when packing. Further pictures, texts (txt) and arrays (npy) become further fields (foreign_fields.py).
-Other members are ignored.
+are numbered as when packing. A `label` that is a list is a vector (foreign_labels.py). Further pictures, texts (txt),
+arrays (npy) and the caption in a `json` member become further fields (foreign_fields.py). Other members are ignored.
 
 Pictures may have any size. At each resolution the largest central part with the aspect ratio of the base is scaled down
 (decode.py). A picture smaller than the resolution is refused when it is read. Palettes, 16 bits, CMYK and other numbers
@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stylegan_pg.data.datasets.class_numbers import as_labels, number_classes
 from stylegan_pg.data.datasets.field_columns import described as described_fields
 from stylegan_pg.data.datasets.field_columns import fields_from, members_in, vectors_in
 from stylegan_pg.data.datasets.foreign_fields import PROBES, joined_columns, united
+from stylegan_pg.data.datasets.foreign_labels import classes_of, vectors_of
 from stylegan_pg.data.datasets.foreign_tars import packed, read_tar, unpacked
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.datasets.members import PICTURES
@@ -115,8 +115,10 @@ def load_foreign(url: str, base: tuple[int, int]) -> ForeignIndex:
         shards=tuple(Shard(f"{i:05d}", n, {}) for i, n in enumerate(columns["counts"].tolist())),
         base=base,
         tars=tuple(
-            Tar(one, stat.size, tag=stat.tag if remote.is_remote(one) else "", foreign=True)
-            for one, stat in zip(urls, stats, strict=True)
+            Tar(
+                one, stat.size, tag=stat.tag if remote.is_remote(one) else "", foreign=True, json_caption=bool(captions)
+            )
+            for one, stat, captions in zip(urls, stats, columns["json_caption"], strict=True)
         ),
         notes=tuple(unpacked(columns["notes"])),
         fields=fields_from(described) if (described := unpacked(columns["fields"])) else {},
@@ -150,10 +152,12 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
     notes = [f"{shown(url)}: {note}" for url, note in zip(urls, notes, strict=True) if note][:1]
     if odd := sum(int(tar["odd"]) for tar in tars):
         notes.append(
-            f"{odd} samples have a label in their .json that is neither a number nor a name: they are without a class"
+            f"{odd} samples have a label in their .json that is no number, name or list: they are without a class"
         )
     whole = [tar for tar in tars if len(tar["offset"])]
     fields = united([unpacked(tar["fields"]) for tar in whole], [unpacked(tar["left"]) for tar in whole])
+    vectors = vectors_of(urls, tars, fields.fields)
+    notes += [vectors.note] if vectors.note else []
     if fields.left:
         notes.append(f"members that are not alike in all samples, and are no fields: {', '.join(fields.left)}")
     for note in notes:
@@ -162,7 +166,7 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
     counts = [len(tar["offset"]) for tar in tars]
     if not keys:
         raise UsageError(f"{shown(urls[0])} holds no pictures ({', '.join(PICTURES)}): check the path")
-    numbers, names = _classes(urls, tars, keys)
+    numbers, names = classes_of(urls, tars, keys)
     probes = [tar["probe"] for tar in tars if len(tar["probe"])]
     if not probes:
         why = next(
@@ -171,18 +175,23 @@ def _read_all(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat
             if len(tar["offset"])
         )
         raise UsageError(f"none of the first pictures of the tars can be read ({why}): check them")
-    return joined_columns(fields.fields, whole) | {
-        "fields": packed(described_fields(fields.fields)),
-        "offset": np.concatenate([tar["offset"] for tar in tars]),
-        "size": np.concatenate([tar["size"] for tar in tars]),
-        "label": np.array(numbers, np.int64),
-        "keys": packed(keys),
-        "names": packed(names),
-        "notes": packed(notes),
-        "counts": np.array(counts, np.int64),
-        "tar_bytes": np.array([int(tar["tar_bytes"]) for tar in tars], np.int64),
-        "probes": np.stack(probes[:: -(-len(probes) // PROBES)]),
-    }
+    return (
+        joined_columns(fields.fields, whole)
+        | vectors.arrays
+        | {
+            "fields": packed(described_fields(fields.fields | vectors.fields)),
+            "json_caption": np.array([bool(tar["json_caption"]) for tar in tars]),
+            "offset": np.concatenate([tar["offset"] for tar in tars]),
+            "size": np.concatenate([tar["size"] for tar in tars]),
+            "label": np.array(numbers, np.int64),
+            "keys": packed(keys),
+            "names": packed(names),
+            "notes": packed(notes),
+            "counts": np.array(counts, np.int64),
+            "tar_bytes": np.array([int(tar["tar_bytes"]) for tar in tars], np.int64),
+            "probes": np.stack(probes[:: -(-len(probes) // PROBES)]),
+        }
+    )
 
 
 def _alike(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat]) -> tuple[list[Arrays], list[str]]:
@@ -215,17 +224,3 @@ def _alike(pool: ThreadPoolExecutor, urls: list[str], stats: list[remote.Stat]) 
             note if bool(tar["last_dot"]) == odd else "" for note, tar, odd in zip(notes, tars, is_odd, strict=True)
         ]
     return tars, notes
-
-
-def _classes(urls: list[str], tars: list[Arrays], keys: list[str]) -> tuple[list[int], list[str]]:
-    """The class number of each sample, and the classes' names. Raises UsageError if some samples lack a .cls."""
-    labels = [one for tar in tars for one in unpacked(tar["labels"])]
-    bare = [i for i, label in enumerate(labels) if label is None]
-    if bare and any(int(tar["cls"]) for tar in tars):
-        tar = int(np.repeat(np.arange(len(urls)), [len(tar["offset"]) for tar in tars])[bare[0]])
-        raise UsageError(
-            f"{shown(urls[tar])}: {keys[bare[0]]} has no label (.cls), which others have: a member is missing; "
-            "write the tar again"
-        )
-    origin = shown(urls[0])
-    return number_classes(as_labels(labels, origin, mixed_are_names=True), origin)

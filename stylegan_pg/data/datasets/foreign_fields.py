@@ -1,6 +1,8 @@
 """Further fields in tars of other programs: which members of the samples they are, by their suffixes.
 
     KEY.txt, KEY.NAME.txt                   text "caption", or NAME; a sample may lack it
+    KEY.json                                text "caption", if the tar has no KEY.txt and a json holds one
+                                            (json_members.py); its label may be a vector (foreign_labels.py)
     KEY.NAME.png (jpg, jpeg, webp)          mask, if NAME contains mask, seg, label or parsing and the picture is one of
                                             whole numbers (grey or a palette); else a further picture
     KEY.npy, KEY.NAME.npy                   "array", or NAME: a vector, if it holds up to MAX_ENTRIES finite
@@ -34,22 +36,27 @@ from stylegan_pg.untrusted import printable
 PROBES = 16  # pictures that tell sizes and channels
 MAX_LEFT = 10  # members that are no fields, which a note names
 _MASK = re.compile("mask|seg|label|parsing", re.IGNORECASE)
-_UNNAMED = {"text": CAPTION, "array": "array", "picture": "picture"}
+_UNNAMED = {"text": CAPTION, "json": CAPTION, "array": "array", "picture": "picture"}
 
 
 class Fields(NamedTuple):
-    """fields: by name. arrays: their columns (field_columns.py). left: names of members that are no fields."""
+    """fields: by name. arrays: their columns (field_columns.py). left: names of members that are no fields.
+    json_caption: whether the caption is in the json members."""
 
     fields: dict[str, Field]
     arrays: Arrays
     left: list[str]
+    json_caption: bool = False
 
 
 def fields_in(file: IO[bytes], samples: Sequence[Sample]) -> Fields:
     """The further fields of the samples of one tar, which is open as `file`."""
     counts: Counter[Part] = Counter(part for sample in samples for part in sample.further)
-    whole = [part for part, n in sorted(counts.items()) if part[1] == "text" or n == len(samples)][:MAX_FIELDS]
-    found = Fields({}, {}, [])
+    if counts["", "text"]:
+        del counts["", "json"]
+    optional = ("text", "json")
+    whole = [part for part, n in sorted(counts.items()) if part[1] in optional or n == len(samples)][:MAX_FIELDS]
+    found = Fields({}, {}, [], ("", "json") in whole)
     for part, name in _named(whole).items():
         members = [sample.further.get(part) for sample in samples]
         read = _read(file, part, samples, [member for member in members if member is not None])
@@ -87,7 +94,7 @@ def _read(
     file: IO[bytes], part: Part, samples: Sequence[Sample], members: Sequence[Member]
 ) -> tuple[Field, np.ndarray | None] | None:
     """A field, and the values of a vector; None if the members are not alike."""
-    if part[1] == "text":
+    if part[1] in ("text", "json"):
         return Field("text"), None
     if part[1] == "array":
         return _array(file, members)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import IO, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, NamedTuple
 
-from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, cls_label, json_label
+from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, cls_label
 from stylegan_pg.data.datasets.fields import MAX_ARRAY, MAX_TEXT
+from stylegan_pg.data.datasets.json_members import caption_in, json_content
 from stylegan_pg.data.datasets.sample_names import BESIDE, Names, at_first_dot, read_names
 from stylegan_pg.data.storage.tars import Member, content_of
 from stylegan_pg.errors import UsageError
@@ -24,7 +25,7 @@ _FIRST = ("image", "img", "a", "picture")  # names of what is the picture, among
 _FURTHER = {"txt": "text", "npy": "array"} | dict.fromkeys(PICTURES, "picture")  # kinds of members by their suffixes
 _MOST = {"text": MAX_TEXT, "array": MAX_ARRAY, "picture": MOST_BYTES}  # bytes
 
-Part = tuple[str, str]  # of a sample: name, "" where it has none; "text", "array" or "picture"
+Part = tuple[str, str]  # of a sample: name, "" where it has none; "text", "json" (a caption), "array" or "picture"
 
 
 class Sample(NamedTuple):
@@ -32,7 +33,8 @@ class Sample(NamedTuple):
     picture: Member
     label: int | float | str | None  # as written in the file
     has_cls: bool
-    is_odd: bool  # whether its json has a label that cannot be a class, such as a list or true
+    listed: list[Any] | None  # a label in its json that is a list
+    is_odd: bool  # whether its json has a label that can be no class and no vector, such as true
     further: dict[Part, Member]  # what may be further fields (foreign_fields.py)
 
 
@@ -103,9 +105,13 @@ def samples_of(file: IO[bytes], members: Iterable[Member], names: Names, named: 
                 f"{named}: {printable(picture.name)} has {picture.size} bytes, more than a picture's {MOST_BYTES}: "
                 "write the tar without it"
             )
-        label, is_odd = _label(file, files, named)
-        further = _further(extensions, picture)
-        yield Sample(_of_its_own(key, part, keys, named), picture, label, "cls" in files, is_odd, further)
+        content, further = _json(file, files, named), _further(extensions, picture)
+        if caption_in(content) and ("", "text") not in further:
+            further["", "json"] = files["json"]
+        label, listed, is_odd = _labels(content)
+        if "cls" in files:
+            label, is_odd = _cls(file, files["cls"], named), False
+        yield Sample(_of_its_own(key, part, keys, named), picture, label, "cls" in files, listed, is_odd, further)
 
 
 def _counts(name: str) -> bool:
@@ -152,17 +158,30 @@ def _of_its_own(key: str, part: int, keys: set[str], named: str) -> str:
     return key
 
 
-def _label(file: IO[bytes], files: dict[str, Member], named: str) -> tuple[int | float | str | None, bool]:
-    """The label in `cls`, else "label" in a `json`, and whether the latter cannot be a class."""
-    if "cls" in files:
-        member = files["cls"]
-        if member.size > LABEL_BYTES:
-            raise UsageError(f"{named}: {printable(member.name)} has {member.size} bytes, too many for a label")
-        text = cls_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
-        return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text, False
-    if "json" not in files or files["json"].size > LABEL_BYTES:
-        return None, False
+def _cls(file: IO[bytes], member: Member, named: str) -> int | str:
+    if member.size > LABEL_BYTES:
+        raise UsageError(f"{named}: {printable(member.name)} has {member.size} bytes, too many for a label")
+    text = cls_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
+
+
+def _json(file: IO[bytes], files: dict[str, Member], named: str) -> Mapping[str, Any]:
+    """The entries of a sample's json; none if it has no json, or one that is too large."""
+    if "json" not in files or files["json"].size > LABEL_BYTES or files["json"].fault:
+        return {}
     member = files["json"]
-    label = json_label(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
+    try:
+        return json_content(content_of(file, member), f"{named}: {printable(member.name)}", "write the tar again")
+    except UsageError:
+        if "cls" in files:  # the label does not depend on it
+            return {}
+        raise
+
+
+def _labels(content: Mapping[str, Any]) -> tuple[int | float | str | None, list[Any] | None, bool]:
+    """ "label" in a json as a class, as a list, and whether it is neither."""
+    label = content.get("label")
+    if isinstance(label, list):
+        return None, label, False
     fits = isinstance(label, int | float | str) and not isinstance(label, bool)
-    return label if fits else None, not fits and label is not None
+    return label if fits else None, None, not fits and label is not None

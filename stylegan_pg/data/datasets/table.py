@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from stylegan_pg.data.datasets.arrays import BadArray, read_array
-from stylegan_pg.data.datasets.fields import Field, Members
+from stylegan_pg.data.datasets.fields import CAPTION, Field, Members
+from stylegan_pg.data.datasets.json_members import caption_in, json_content
 from stylegan_pg.data.images.decode import SQUARE, BadPicture, decode, decode_mask, decode_to_fit, size_at
 from stylegan_pg.data.storage import shard_cache, shard_reader
 from stylegan_pg.data.storage.remote import is_remote
-from stylegan_pg.errors import RunError
+from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.urls import shown
 
 KINDS = ("checksum", "decode", "size", "channels", "truncated")  # of what makes a sample bad
@@ -38,6 +39,7 @@ class Tar(NamedTuple):
     modification time) that changes with its content.
 
     `foreign`: it was not packed by this program; it has no checksums of samples, and pictures of any size.
+    `json_caption`: its captions are entries of json members (json_members.py).
     """
 
     path: str
@@ -45,6 +47,7 @@ class Tar(NamedTuple):
     sha256: str = ""
     tag: str = ""
     foreign: bool = False
+    json_caption: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,18 @@ class SampleTable:
             return self._mask(i, name, data, out)
         if described.kind == "array":
             return self._array(i, name, data)
+        if name == CAPTION and self.tars[self.shard[i]].json_caption:
+            return self._json_caption(i, data)
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise self._corrupt(i, f"its {name} is no text in UTF-8", "decode") from None
+
+    def _json_caption(self, i: int, data: bytes) -> str:
+        try:
+            return caption_in(json_content(data, "its json", "write the tar again"))
+        except UsageError as error:
+            raise self._corrupt(i, str(error), "decode") from None
 
     def _mask(self, i: int, name: str, data: bytes, out: np.ndarray | None) -> np.ndarray:
         try:

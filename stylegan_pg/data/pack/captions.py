@@ -1,4 +1,4 @@
-"""Captions of the pictures in SOURCE: .txt files beside them, or a JSON or CSV file that the user names."""
+"""Captions of the pictures in SOURCE: .txt or .json files beside them, or a JSON or CSV file that the user names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES
 from stylegan_pg.data.datasets.fields import MAX_TEXT
-from stylegan_pg.data.pack.labels import csv_rows, looked_up, picture_finder, read_table
+from stylegan_pg.data.datasets.json_members import caption_in, json_content
+from stylegan_pg.data.pack.labels import content_of, csv_rows, looked_up, picture_finder, read_table
 from stylegan_pg.data.pack.source_files import File
 from stylegan_pg.data.pack.sources import Listing
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import parse_json, printable
 
 TEXT = ".txt"
+_MEND = "mend it, or give --captions none"
 _FORM = 'give {"path": "text", ...} or {"path": ["text", ...], ...}'
 
 
@@ -37,10 +40,7 @@ def captions_of(listing: Listing, captions: str | os.PathLike[str]) -> Captions:
     if captions == "none":
         return Captions([None] * len(listing.pictures), "")
     if captions == "auto":
-        files = [listing.beside(picture, TEXT) for picture in listing.pictures]
-        if not any(files):
-            raise UsageError(f"captions = auto: SOURCE has no {TEXT} files beside its pictures; give none, or a file")
-        return Captions(list(files), f"{TEXT} files beside the pictures")
+        return _beside(listing)
     path = Path(captions)
     origin = printable(path)
     data = read_table(path, "captions", "give auto, none, or a JSON or CSV file")
@@ -61,6 +61,26 @@ def captions_of(listing: Listing, captions: str | os.PathLike[str]) -> Captions:
             raise UsageError(f"{origin} does not hold captions in a known form: {_FORM}")
     texts = looked_up({path: _text(value, origin, path) for path, value in given.items()}, listing.pictures, origin)
     return Captions(texts, origin)
+
+
+def _beside(listing: Listing) -> Captions:
+    """The .txt files beside the pictures; without any, the captions in their .json files."""
+    files = [listing.beside(picture, TEXT) for picture in listing.pictures]
+    if any(files):
+        return Captions(list(files), f"{TEXT} files beside the pictures")
+    texts = [_in_json(file) if (file := listing.beside(picture, ".json")) else "" for picture in listing.pictures]
+    if any(texts):
+        return Captions([text or None for text in texts], ".json files beside the pictures")
+    raise UsageError(
+        f"captions = auto: SOURCE has no {TEXT} files beside its pictures, and no .json files with a caption; "
+        "give none, or a file"
+    )
+
+
+def _in_json(file: File) -> str:
+    named = f"{printable(file.path)} in SOURCE"
+    data = content_of(file, LABEL_BYTES, _MEND)
+    return _text(caption_in(json_content(data, named, _MEND)), named, file.path)
 
 
 def _text(value: Any, origin: str, path: str) -> str:

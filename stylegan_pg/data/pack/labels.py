@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, Label, as_labels, cls_label, json_label
+from stylegan_pg.data.datasets.class_numbers import LABEL_BYTES, Label, as_labels, cls_label
 from stylegan_pg.data.datasets.fields import Field
+from stylegan_pg.data.datasets.json_members import json_content
+from stylegan_pg.data.datasets.label_vectors import as_vectors
 from stylegan_pg.data.pack.reading import Unreadable, read_listed
 from stylegan_pg.data.pack.source_files import PICTURES, File, few
 from stylegan_pg.data.pack.sources import Listing, normal_path
-from stylegan_pg.data.pack.vectors import as_vectors
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import MAX_JSON_BYTES, open_regular, parse_json, printable
 
@@ -132,7 +133,7 @@ def _from_dataset_json(listing: Listing) -> Labels:
         def names_picture(path: str, place_of: Callable[[str], str] = place_of) -> bool:
             return place_of(path) in known
 
-        found = _parse_json(printable(file.path), _content(file), names_picture)
+        found = _parse_json(printable(file.path), content_of(file), names_picture)
         given |= {place_of(path): label for path, label in found.items()}
     return _labels(given, listing.pictures, " and ".join(printable(file.path) for file in listing.dataset_json))
 
@@ -141,13 +142,14 @@ def _joined(folder: str, path: str) -> str:
     return normal_path(posixpath.join(folder, path.replace("\\", "/")))
 
 
-def _content(file: File, most: int = 1 << 28) -> bytes:
+def content_of(file: File, most: int = 1 << 28, remedy: str = f"mend it, {_NONE}") -> bytes:
+    """The bytes of a file of labels in SOURCE. Raises UsageError if it has more than `most`, or cannot be read."""
     if file.size > most:
-        raise UsageError(f"{printable(file.path)} in SOURCE has {file.size} bytes, more than {most}: mend it, {_NONE}")
+        raise UsageError(f"{printable(file.path)} in SOURCE has {file.size} bytes, more than {most}: {remedy}")
     try:
         return read_listed(file)
     except Unreadable as error:
-        raise UsageError(f"{printable(file.path)} in SOURCE cannot be read ({error}): mend it, {_NONE}") from error
+        raise UsageError(f"{printable(file.path)} in SOURCE cannot be read ({error}): {remedy}") from error
 
 
 def _parse_json(origin: str, data: bytes, names_picture: Callable[[str], bool]) -> dict[str, Any]:
@@ -264,11 +266,11 @@ def _from_members(listing: Listing) -> Labels:
         cls, json = (listing.beside(picture, suffix) for suffix in (".cls", ".json"))
         if cls:
             named = f"{printable(cls.path)} in SOURCE"
-            values.append(cls_label(_content(cls, LABEL_BYTES), named, f"mend it, {_NONE}"))
+            values.append(cls_label(content_of(cls, LABEL_BYTES), named, f"mend it, {_NONE}"))
             kinds.add(".cls")
         elif json:
             named = f"{printable(json.path)} in SOURCE"
-            values.append(json_label(_content(json, LABEL_BYTES), named, f"mend it, {_NONE}"))
+            values.append(json_content(content_of(json, LABEL_BYTES), named, f"mend it, {_NONE}").get("label"))
             if values[-1] is not None:
                 kinds.add(".json")
         else:

@@ -87,9 +87,9 @@ def pack(
         header names the vector's entries. Lists of names become zeros and ones, one for each name that occurs.
     unlabelled: what to do with pictures without a label where others have one: "refuse" raises UsageError, "skip"
         leaves them out, "keep" packs them without a class, or with a vector of zeros.
-    captions: "auto" takes the text of the .txt files beside the pictures, "none" takes none; else a file: JSON {path:
-        text or [texts]}, or CSV lines `path,text`. They become the field "caption", in which several texts of a picture
-        are lines.
+    captions: "auto" takes the text of the .txt files beside the pictures, or, without any, the captions in .json
+        files; "none" takes none; else a file: JSON {path: text or [texts]}, or CSV lines `path,text`. They become the
+        field "caption", in which several texts of a picture are lines.
     pair: NAME=FOLDER, one or more, or {NAME: FOLDER}: a further picture for each, the field NAME. It is the one of the
         same path within FOLDER (a folder, zip or tar) as the picture has within SOURCE, whatever the suffix. It is
         cropped, scaled and encoded like the picture, and has `channels`, or those of NAME:CHANNELS=FOLDER. One that

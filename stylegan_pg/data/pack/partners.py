@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stylegan_pg.data.datasets.fields import CAPTION, MAX_FIELDS, Field, is_field_name
-from stylegan_pg.data.pack.samples import VECTOR, Partner
+from stylegan_pg.data.datasets.fields import CAPTION, MAX_FIELDS, VECTOR, Field, is_field_name
+from stylegan_pg.data.pack.samples import Partner
 from stylegan_pg.data.pack.source_files import File, few
 from stylegan_pg.data.pack.sources import list_source, sources_of
 from stylegan_pg.errors import UsageError

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from stylegan_pg.data.datasets.arrays import written_array
-from stylegan_pg.data.datasets.fields import CAPTION
+from stylegan_pg.data.datasets.fields import CAPTION, VECTOR
 from stylegan_pg.data.images.decode import BadPicture, lies_on
 from stylegan_pg.data.pack.pyramid import Levels, PackOptions, mask_levels, picture_levels
 from stylegan_pg.data.pack.reading import Gone, Unreadable
-from stylegan_pg.data.pack.samples import VECTOR, Contents, Partner, SourceSample
+from stylegan_pg.data.pack.samples import Contents, Partner, SourceSample
 from stylegan_pg.data.pack.source_files import CONTINUES
 from stylegan_pg.errors import RunError
 from stylegan_pg.untrusted import printable

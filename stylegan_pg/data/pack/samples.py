@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from stylegan_pg.data.datasets.fields import CAPTION, MAX_TEXT, Field
+from stylegan_pg.data.datasets.fields import CAPTION, MAX_TEXT, VECTOR, Field
 from stylegan_pg.data.pack.reading import Unreadable, digest_of, read_listed
 from stylegan_pg.data.pack.source_files import File
 from stylegan_pg.untrusted import printable
-
-VECTOR = "labels"  # the field of labels that are vectors
 
 
 class Partner(NamedTuple):

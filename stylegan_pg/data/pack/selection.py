@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stylegan_pg.data.datasets.class_numbers import described, number_classes
-from stylegan_pg.data.datasets.fields import CAPTION, Field
+from stylegan_pg.data.datasets.fields import CAPTION, VECTOR, Field
+from stylegan_pg.data.datasets.label_vectors import Vector, described_vectors
 from stylegan_pg.data.pack.captions import TEXT, Captions, captions_of
 from stylegan_pg.data.pack.labels import Labels, labels_of
 from stylegan_pg.data.pack.partners import Matched, PartnerFolder, matched
-from stylegan_pg.data.pack.samples import VECTOR, Partner, SourceSample
+from stylegan_pg.data.pack.samples import Partner, SourceSample
 from stylegan_pg.data.pack.source_files import File, few
 from stylegan_pg.data.pack.sources import list_source
-from stylegan_pg.data.pack.vectors import Vector, described_vectors
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 from stylegan_pg.data.datasets.fields import Field, member_suffix
 from stylegan_pg.data.datasets.index import FORMAT, WITH_FIELDS, resolution_folder
+from stylegan_pg.data.datasets.label_vectors import Vector, shortest
 from stylegan_pg.data.pack.pyramid import PackOptions
 from stylegan_pg.data.pack.sample_encoder import Result
 from stylegan_pg.data.pack.samples import SourceSample
-from stylegan_pg.data.pack.vectors import Vector, shortest
 from stylegan_pg.errors import RunError
 
 MAX_NUMBERS = 1 << 22  # of further fields in the index of a shard, after which another shard is begun

@@ -19,7 +19,7 @@ import numpy as np
 from stylegan_pg import files
 from stylegan_pg.files import cache_folder
 
-VERSION = 6  # it must be increased when the computed arrays change
+VERSION = 7  # it must be increased when the computed arrays change
 KEEP_SEC = 30 * 24 * 3600  # files that were not used for this time are removed
 
 Arrays = dict[str, np.ndarray]
