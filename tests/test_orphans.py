@@ -152,8 +152,8 @@ def test_which_processes_have_a_launcher(monkeypatch):
 
 @pytest.mark.parametrize(("delay", "number"), [(0.4, signal.SIGTERM), (1.5, signal.SIGINT), (3.0, signal.SIGTERM)])
 def test_stopped_before_training_begins(tiny_data, tmp_path, delay, number):
-    """Most of this time is spent on imports."""
-    process = harness.start(harness.arguments(tmp_path / "run", tiny_data), fresh=True)
+    """Most of this time is spent on imports. The run is so long that a fast machine does not end it before."""
+    process = harness.start(harness.arguments(tmp_path / "run", tiny_data, train__total_kimg=100), fresh=True)
     time.sleep(delay)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
