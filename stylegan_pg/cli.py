@@ -228,6 +228,9 @@ def plan(
     device_flops: Annotated[float, typer.Option(help="A device's peak, FLOPs per second.")] = 4e14,
     utilisation: Annotated[float, typer.Option(help="The share of it that training is assumed to use.")] = 0.3,
     link_gbit: Annotated[float, typer.Option(help="Each device's link to the others, Gbit per second.")] = 100.0,
+    host_us: Annotated[
+        float, typer.Option(help="Microseconds in which the host starts one operation of a step; 0 leaves it out.")
+    ] = 56.0,
     out: Annotated[Optional[Path], typer.Option(help="Draw the plan into this PNG.")] = None,
 ) -> None:
     """Print the phases of a training run with their FLOPs, memory and hours, what growing saves, and what a step takes
@@ -245,7 +248,7 @@ def plan(
         if phases(made) != phases(settings):
             was, settings = settings.growth.devices, made
             print(f"growth.schedule=auto for {devices} devices: train with growth.devices={devices} instead of {was}")
-    print(report(settings, machine, out, Link(1e9 * link_gbit)))
+    print(report(settings, machine, out, Link(1e9 * link_gbit), 1e-6 * host_us))
 
 
 app.command()(cli_snapshots.sample)

@@ -11,7 +11,8 @@ from nets import CLASSES, close, generator, labels, normal, shaken
 from scipy.signal import convolve2d
 
 from stylegan_pg.networks import layers
-from stylegan_pg.networks.layers import SynthesisLayer, ToRGB, minibatch_stddev
+from stylegan_pg.networks.layers import minibatch_stddev
+from stylegan_pg.networks.modulation import SynthesisLayer, ToRGB
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from stylegan_pg.config import MODELS
 from stylegan_pg.config.schedule import deal
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names
-from stylegan_pg.networks.layers import Conv2d, SynthesisLayer
+from stylegan_pg.networks.layers import Conv2d
+from stylegan_pg.networks.modulation import SynthesisLayer
 from stylegan_pg.networks.public_names import from_public, to_public
 
 

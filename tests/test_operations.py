@@ -48,12 +48,14 @@ def test_what_the_host_reads_is_noticed(read):
     assert len(operations.reads) == 1, operations.reads
 
 
-def test_a_step_s_operations_are_the_same_each_time_and_listed():
+def test_a_step_makes_few_operations():
     """The benchmark's cases, each with its count of operations."""
     command = [sys.executable, str(ROOT / "benchmarks" / "launches.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     rows = {row["case"]: row for row in map(json.loads, done.stdout.splitlines()[-5:])}
     assert set(rows) == {"plain 64", "plain 256", "lazy 256", "progan 64", "stylegan 64"}
+    most = {"plain 64": 700, "plain 256": 900, "lazy 256": 2400, "progan 64": 800, "stylegan 64": 880}
+    assert {case: row["operations"] for case, row in rows.items() if row["operations"] > most[case]} == {}
     assert rows["lazy 256"]["operations"] > rows["plain 256"]["operations"] > rows["plain 64"]["operations"] > 100
     assert all(row["transfers"] == 0 for row in rows.values())  # on a CPU there is nowhere to go

@@ -1,6 +1,7 @@
 """The time of a step on many devices, compared with sums by hand."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.schedule import phases
 from stylegan_pg.errors import UsageError
-from stylegan_pg.planning.cost import Cost
+from stylegan_pg.planning.cost import Cost, cost_of
 from stylegan_pg.planning.scaling import HIDDEN, Link, step, sum_seconds, sums, table
 
 COST = Cost(g_parameters=3_000_000, d_parameters=1_000_000, flops_per_image=1e9, fixed_bytes=0, bytes_per_image=0)
@@ -48,6 +49,7 @@ def test_a_step_by_hand():
     assert (alone.seconds, alone.share) == (pytest.approx(0.064), 64)
     assert alone.summing == alone.hidden == 0
     four = step(config, phase, COST, 4, 1e12, link)
+    assert four.host == 0
     assert four.computing == pytest.approx(0.016)
     takes = [1.5 * 4e-3, 1.5 * 12e-3]  # for the bytes of D and of G, at 1 GB/s
     assert four.summing == pytest.approx(sum(takes))
@@ -101,8 +103,32 @@ def test_from_the_command_line(monkeypatch, capsys):
         assert [int(r[0]) for r in rows] == [1, 8, 16, 32, 64, 128, 256, 512, 1024]
         return [int(r[-1].rstrip("%")) for r in rows]
 
-    slow, fast = (efficiency(printed("--link-gbit", rate)) for rate in ("1", "400"))
+    slow, fast = (efficiency(printed("--host-us", "0", "--link-gbit", rate)) for rate in ("1", "400"))
     assert slow[0] == fast[0] == 100
     assert all(a <= b for a, b in zip(slow, fast, strict=True))
     assert slow[-1] < fast[-1]
     assert slow == sorted(slow, reverse=True)
+
+
+def test_a_step_takes_at_least_as_long_as_its_host():
+    config = config_of("loss.r1_gamma=0", "loss.pl_weight=0")
+    phase, cost = phases(config)[0], replace(COST, launches=700)
+    slow, fast = Link(8e6, 0), Link(8e15, 0)
+    alone = step(config, phase, cost, 1, 1e12, fast, 5e-5)
+    assert (alone.host, alone.seconds, alone.bound) == (pytest.approx(0.035), pytest.approx(0.064), "computing")
+    many = step(config, phase, cost, 16, 1e12, fast, 5e-5)
+    assert (many.seconds, many.bound) == (pytest.approx(0.035, rel=1e-3), "host")
+    assert step(config, phase, cost, 16, 1e12, slow, 5e-5).bound == "links"
+    parts = config_of("loss.r1_gamma=0", "loss.pl_weight=0", "train.micro_batch=16")
+    assert step(parts, phases(parts)[0], cost, 1, 1e12, fast, 5e-5).host == pytest.approx(4 * 0.035)
+    head, first, second = [line.split("  ") for line in table([alone, many], phase, fast)[1:4]]
+    columns = [cell.strip() for cell in head if cell]
+    for line, bound in ((first, "computing"), (second, "host")):
+        cells = dict(zip(columns, [cell.strip() for cell in line if cell], strict=True))
+        assert (cells["host"], cells["bound by"]) == ("35 ms", bound)
+
+
+def test_operations_are_counted_on_the_meta_device_as_a_step_makes_them():
+    """Within a tenth of those that benchmarks/launches.py counts on a CPU."""
+    config = config_of("resolution=64", "loss.r1_gamma=0", "loss.pl_weight=0")
+    assert 600 < cost_of(config, phases(config)[-1], 3, 0).launches < 740

@@ -82,7 +82,8 @@ def per_image(function: Callable[..., torch.Tensor], *outputs: Any) -> torch.Ten
     for some in zip(*lists, strict=True):
         given = iter(some)
         arguments = [None if output is None else next(given) for output in outputs]
-        values.append(function(*arguments).flatten(1).mean(dim=1))
+        value = function(*arguments).flatten(1)
+        values.append(value.squeeze(1) if value.shape[1] == 1 else value.mean(dim=1))
     return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
 
 

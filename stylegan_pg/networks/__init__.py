@@ -86,3 +86,8 @@ def accepted(net: nn.Module, **how: Any) -> dict[str, Any]:
     example."""
     known = _keywords(type(net).forward)
     return how if known is None else {name: value for name, value in how.items() if name in known}
+
+
+def declares(net: nn.Module, name: str) -> bool:
+    """Whether a network's forward pass declares a keyword argument of this name; one that takes any does not."""
+    return name in (_keywords(type(net).forward) or ())

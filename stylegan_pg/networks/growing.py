@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stylegan_pg.networks.equalized import scaled_parameters
 from stylegan_pg.networks.form import Form
 from stylegan_pg.networks.layers import Conv2d, FullyConnected, MappingNetwork, low_pass, minibatch_stddev
 from stylegan_pg.ops import downsample2d, upsample2d
@@ -24,8 +25,8 @@ from stylegan_pg.ops import downsample2d, upsample2d
 class SynthesisNetwork(nn.Module):
     """ws [N, num_ws, w_dim] -> image [N, img_channels, H, W], roughly in [-1, 1].
 
-    A block takes x [N, in, H/2, W/2] (None at the lowest resolution), the list of its styles, each [N, w_dim], and
-    `noise` and `generator`. If it has a layer `torgb`, that converts its result to a picture. With `skips` the picture
+    A block takes x [N, in, H/2, W/2] (None at the lowest resolution), what `block_styles` gives it, and `noise` and
+    `generator`. If it has a layer `torgb`, that converts its result to a picture. With `skips` the picture
     is the sum over all resolutions, otherwise that of the highest one. `image_filter` up-samples pictures.
     """
 
@@ -46,12 +47,13 @@ class SynthesisNetwork(nn.Module):
         for r, block in blocks.items():
             setattr(self, f"b{r}", block)
 
-    def block_ws(self, i: int) -> slice:
-        """The range of ws that the block of the i-th resolution uses."""
-        return slice(0, self.num_ws)
+    @staticmethod
+    def block_styles(blocks: Sequence[Any], ws: torch.Tensor) -> Sequence[Sequence[Any]]:
+        """What the layers of each of these blocks, the first and those after it, take of ws [N, num_ws, w_dim]."""
+        return [ws.unbind(dim=1)] * len(blocks)
 
-    def rgb(self, i: int, block: Any, x: torch.Tensor, ws: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Convert the result x of the i-th block to a picture."""
+    def rgb(self, block: Any, x: torch.Tensor, styles: Sequence[Any]) -> torch.Tensor:
+        """Convert the result x of a block to a picture."""
         return block.torgb(x)
 
     def forward(
@@ -63,22 +65,25 @@ class SynthesisNetwork(nn.Module):
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """`alpha` is used in a fading network only; noise is const, random (from `generator`) or none."""
-        w = ws.unbind(dim=1)
         x = img = None
-        for i, r in enumerate(self.resolutions):
-            block: Any = getattr(self, f"b{r}")
-            x = block(x, w[self.block_ws(i)], noise=noise, generator=generator)
+        blocks = [getattr(self, f"b{r}") for r in self.resolutions]
+        for r, block, styles in zip(self.resolutions, blocks, self.block_styles(blocks, ws), strict=True):
+            x = block(x, styles, noise=noise, generator=generator)
             if not hasattr(block, "torgb"):
                 continue
-            rgb = self.rgb(i, block, x, w).to(ws.dtype)
+            rgb = self.rgb(block, x, styles).to(ws.dtype)
             if img is None:
                 img = rgb
             else:
-                weight = alpha if self.fade and r == self.resolution else 1.0
-                keep = 1.0 if self.skips else 1.0 - weight
-                img = keep * upsample2d(img, self.filter) + weight * rgb
+                below = upsample2d(img, self.filter)
+                img = blended(rgb, below, alpha, self.skips) if self.fade and r == self.resolution else below + rgb
         assert img is not None
         return img
+
+
+def blended(new: torch.Tensor, old: torch.Tensor, alpha: float, skips: bool) -> torch.Tensor:
+    """A fade from the picture or features `old` to `new`; with `skips`, `new` is added to it."""
+    return old + alpha * new if skips else (1 - alpha) * old + alpha * new
 
 
 class Generator(nn.Module):
@@ -150,7 +155,8 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, in, H, W] -> [N, out, H/2, W/2]."""
-        return self.conv1(self.conv0(x.to(self.dtype or self.conv0.weight.dtype)))
+        first, second = scaled_parameters(self.conv0, self.conv1)
+        return self.conv1(self.conv0(x.to(self.dtype or self.conv0.weight.dtype), ready=first), ready=second)
 
 
 class DiscriminatorEpilogue(nn.Module):
@@ -177,11 +183,12 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = FullyConnected(channels * size[0] * size[1], channels, **dense)
         self.out = FullyConnected(channels, out)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, batches: int = 1) -> torch.Tensor:
         x = x.to(self.fc.weight.dtype)
         if self.mbstd_channels:
-            x = minibatch_stddev(x, min(self.mbstd_group, len(x)), self.mbstd_channels)
-        return self.out(self.fc(self.conv(x).flatten(1)))
+            x = minibatch_stddev(x, min(self.mbstd_group, len(x) // batches), self.mbstd_channels, batches)
+        conv, fc, out = scaled_parameters(self.conv, self.fc, self.out)
+        return self.out(self.fc(self.conv(x, ready=conv).flatten(1), fc), out)
 
 
 class Discriminator(nn.Module):
@@ -230,8 +237,11 @@ class Discriminator(nn.Module):
         if form.c_dim:
             self.mapping = MappingNetwork(0, form.c_dim, self.cmap_dim, mapping_layers, w_avg=False)
 
-    def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0) -> torch.Tensor:
-        """`alpha` is used in a fading network only; 0 uses the down-sampled image alone."""
+    def forward(
+        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0, batches: int = 1
+    ) -> torch.Tensor:
+        """`alpha` is used in a fading network only; 0 uses the down-sampled image alone. `img` may consist of several
+        `batches` of equal size, one after another, which are scored as if each came alone."""
         x: Any = None
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
@@ -242,11 +252,11 @@ class Discriminator(nn.Module):
                 y = block.fromrgb(img.to(dtype))
                 if x is None:
                     x = y
+                elif self.fade and r == self.resolution // 2:
+                    x = blended(x.to(dtype), y, alpha, self.skips)
                 else:
-                    weight = alpha if self.fade and r == self.resolution // 2 else 1.0
-                    keep = 1.0 if self.skips else 1.0 - weight
-                    x = weight * x.to(dtype) + keep * y
-            x = block(x)
+                    x = x.to(dtype) + y
+            x = block(x) if r > 4 else block(x, batches)
         if self.c_dim:
             x = (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylegan_pg.networks.equalized import scaled_parameters, stacked
 from stylegan_pg.ops import (
     ACTIVATIONS,
     bias_act,
@@ -133,12 +134,29 @@ class FullyConnected(nn.Module):
         self.weight_gain = weight_gain * lr_multiplier / math.sqrt(in_features)
         self.bias_gain = lr_multiplier
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.to(x.dtype) * self.weight_gain
-        bias = self.bias * self.bias_gain if self.bias_gain != 1 else self.bias
+    def factors(self) -> list[tuple[torch.Tensor, float]]:
+        return [(self.weight, self.weight_gain), (self.bias, self.bias_gain)]
+
+    def forward(self, x: torch.Tensor, ready: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """`ready`: weight and bias, see equalized.scaled_parameters."""
+        weight, bias = ready or scaled_parameters(self)[0]
+        weight = weight.to(x.dtype)
         if self.act == "linear":
             return torch.addmm(bias.to(x.dtype), x, weight.t())
         return bias_act(x @ weight.t(), bias, act=self.act, gain=self.act_gain)
+
+
+def affine_outputs(layers: Sequence[FullyConnected], ws: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    """What L linear layers make of their ws, in one matrix product: [L, N, out], the largest number of outputs. Zeros
+    follow the outputs of smaller layers.
+
+    Args:
+        ws: [N, num_ws, in]. places: which of them each layer takes.
+    """
+    (weight, a), (bias, b) = (zip(*each, strict=True) for each in zip(*(one.factors() for one in layers), strict=True))
+    weight, bias = stacked(weight, a), stacked(bias, b)
+    w = ws.to(weight.dtype).unbind(dim=1)
+    return torch.baddbmm(bias[:, None], torch.stack([w[i] for i in places]), weight.transpose(1, 2))
 
 
 def given(c: torch.Tensor | None, c_dim: int) -> torch.Tensor:
@@ -188,9 +206,10 @@ class MappingNetwork(nn.Module):
         parts = [] if z is None else [normalize_2nd_moment(z)]
         if self.c_dim:
             parts.append(normalize_2nd_moment(self.embed(given(c, self.c_dim))))
-        x = torch.cat(parts, dim=1)
-        for i in range(self.layers):
-            x = getattr(self, f"fc{i}")(x)
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        layers = [getattr(self, f"fc{i}") for i in range(self.layers)]
+        for layer, ready in zip(layers, scaled_parameters(*layers), strict=True):
+            x = layer(x, ready)
         return x
 
 
@@ -225,121 +244,27 @@ class Conv2d(nn.Module):
         weight_gain, self.act_gain = gains_of(act, he_gain)
         self.weight_gain = weight_gain / math.sqrt(in_channels * kernel**2)
 
-    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-        weight = self.weight * self.weight_gain
+    def factors(self) -> list[tuple[torch.Tensor, float]]:
+        return [(self.weight, self.weight_gain)]
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0, ready: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """`gain`: of the result. `ready`: the weight, see equalized.scaled_parameters."""
+        (weight,) = ready or scaled_parameters(self)[0]
         x = resampling_conv2d(x, weight, self.filter, up=self.up, down=self.down)
         clamp = None if self.clamp is None else self.clamp * gain
         return bias_act(x, self.bias, act=self.act, gain=self.act_gain * gain, clamp=clamp)
 
 
-class ModulatedConv2d(nn.Module):
-    """The convolution of StyleGAN2: each sample's input channels are scaled by its style s, and the result by
-    d = rsqrt(sum (w s)^2 + 1e-8) (Karras et al. 2020, equations 1 to 3).
-
-    Scaling activations instead of weights needs no per-sample weight: sum (w s)^2 is a matrix product of s^2 with
-    the weights' squared norms.
-    """
-
-    filter: torch.Tensor
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        w_dim: int,
-        kernel: int,
-        *,
-        up: int = 1,
-        demodulate: bool = True,
-        resample_filter: Sequence[float] = (1, 3, 3, 1),
-    ):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
-        self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
-        self.register_buffer("filter", low_pass(resample_filter), persistent=False)
-        self.up, self.demodulate = up, demodulate
-        self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel**2)
-
-    def modulated(self, x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The convolution of the scaled input, [N, out, H', W'], and the factors d [N, out] that are still to be
-        applied."""
-        s = self.affine(w.to(self.affine.weight.dtype)) * self.style_gain
-        weight = self.weight
-        if x.dtype == torch.float16 and self.demodulate:
-            # The demodulation cancels both scales; without them the sums overflow in half precision.
-            per_output = weight.norm(float("inf"), dim=[1, 2, 3], keepdim=True) * math.sqrt(weight[0].numel())
-            weight = weight / per_output
-            s = s / s.norm(float("inf"), dim=1, keepdim=True)
-        d = None
-        if self.demodulate:
-            d = (s.square() @ weight.square().sum([2, 3]).t() + 1e-8).rsqrt()
-        x = bias_act(x, scale=s)
-        return resampling_conv2d(x, weight, self.filter, up=self.up), d
-
-
-class SynthesisLayer(ModulatedConv2d):
-    """Modulated convolution, noise, bias, leaky ReLU, gain and clamp, in this order."""
-
-    noise_const: torch.Tensor
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        w_dim: int,
-        size: tuple[int, int],
-        *,
-        up: int = 1,
-        use_noise: bool = True,
-        resample_filter: Sequence[float] = (1, 3, 3, 1),
-        clamp: float | None = None,
-    ):
-        super().__init__(in_channels, out_channels, w_dim, 3, up=up, resample_filter=resample_filter)
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.use_noise, self.clamp = use_noise, clamp
-        if use_noise:
-            # Of shape [1] and not []: DeepSpeed cannot flatten parameters without dimensions.
-            self.noise_strength = nn.Parameter(torch.zeros(1))
-            self.register_buffer("noise_const", torch.randn(size))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        w: torch.Tensor,
-        *,
-        noise: str = "const",
-        generator: torch.Generator | None = None,
-        gain: float = 1.0,
-    ) -> torch.Tensor:
-        x, d = self.modulated(x, w)
-        n = noise_image(noise, self.noise_const, x, generator) if self.use_noise else None
-        n = None if n is None else n * self.noise_strength
-        clamp = None if self.clamp is None else self.clamp * gain
-        return bias_act(x, self.bias, scale=d, noise=n, act="lrelu", gain=math.sqrt(2) * gain, clamp=clamp)
-
-
-class ToRGB(ModulatedConv2d):
-    """1x1 modulated convolution to image channels, without demodulation."""
-
-    def __init__(self, in_channels: int, img_channels: int, w_dim: int, *, clamp: float | None = None):
-        super().__init__(in_channels, img_channels, w_dim, 1, demodulate=False)
-        self.bias = nn.Parameter(torch.zeros(img_channels))
-        self.clamp = clamp
-
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return bias_act(self.modulated(x, w)[0], self.bias, clamp=self.clamp)
-
-
-def minibatch_stddev(x: torch.Tensor, group: int, channels: int = 1) -> torch.Tensor:
+def minibatch_stddev(x: torch.Tensor, group: int, channels: int = 1, batches: int = 1) -> torch.Tensor:
     """Append the standard deviation over each group, averaged into `channels` maps (Karras et al. 2018, section 3).
 
     [N, C, H, W] -> [N, C + channels, H, W]. Samples i, i + N/group, i + 2N/group, ... form a group; `group` divides N.
+    x may consist of several `batches` of N, one after another, whose samples do not meet in a group.
     """
-    n, c, h, w = x.shape
+    n, (c, h, w) = len(x) // batches, x.shape[1:]
     if n % group:
         raise ValueError(f"minibatch stddev: a batch of {n} does not divide into groups of {group}")
-    y = x.reshape(group, n // group, channels, c // channels, h, w)
-    y = y - y.mean(dim=0)
-    y = (y.square().mean(dim=0) + 1e-8).sqrt().mean(dim=[2, 3, 4])
-    y = y.reshape(-1, channels, 1, 1).repeat(group, 1, h, w)
+    y = x.reshape(batches, group, n // group, channels, c // channels, h, w)
+    y = (y.var(dim=1, correction=0) + 1e-8).sqrt().mean(dim=[3, 4, 5])
+    y = y.reshape(batches, 1, -1, channels, 1, 1).expand(-1, group, -1, -1, h, w).reshape(-1, channels, h, w)
     return torch.cat([x, y], dim=1)

@@ -102,7 +102,10 @@ class Discriminator(nn.Module):
         sizes = [img_channels * img_size[0] * img_size[1] + c_dim, *[width] * hidden, 1]
         self.layers = layers(sizes, nn.LeakyReLU(SLOPE))
 
-    def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0) -> torch.Tensor:
+    def forward(
+        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0, batches: int = 1
+    ) -> torch.Tensor:
+        """Images do not meet, whether they are of one batch or of several."""
         x = img.flatten(1)
         return self.layers(x if c is None else torch.cat([x, c.to(x.dtype)], dim=1))
 

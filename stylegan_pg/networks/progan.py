@@ -17,6 +17,7 @@ from torch import nn
 
 from stylegan_pg.config import ProGANConfig
 from stylegan_pg.networks import growing
+from stylegan_pg.networks.equalized import scaled_parameters
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
 from stylegan_pg.networks.layers import Conv2d, given, normalize_2nd_moment
 from stylegan_pg.networks.ranges import checked
@@ -62,8 +63,12 @@ class FirstLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.weight_gain = math.sqrt(2) / 4 / math.sqrt(w_dim)
 
-    def forward(self, w: torch.Tensor) -> torch.Tensor:
-        weight = self.weight * self.weight_gain
+    def factors(self) -> list[tuple[torch.Tensor, float]]:
+        return [(self.weight, self.weight_gain)]
+
+    def forward(self, w: torch.Tensor, ready: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`ready`: the weight, see equalized.scaled_parameters."""
+        (weight,) = ready
         x = (w.to(weight.dtype) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
         return bias_act(x, self.bias, act="lrelu", gain=1.0)
 
@@ -88,11 +93,12 @@ class SynthesisBlock(nn.Module):
     def forward(self, x: torch.Tensor | None, ws: Sequence[torch.Tensor], **_noise) -> torch.Tensor:
         """x [N, in, H/2, W/2], or None at 4x4, which takes the one w [N, w_dim] -> [N, out, H, W]."""
         dtype = self.dtype or self.conv1.weight.dtype
+        first, last = scaled_parameters(self.first if x is None else self.conv0, self.conv1)
         if x is None:
-            y = self.first(ws[0]).to(dtype).contiguous(memory_format=self.memory_format)
+            y = self.first(ws[0], first).to(dtype).contiguous(memory_format=self.memory_format)
         else:
-            y = self.conv0(x.to(dtype))
-        return normalize_2nd_moment(self.conv1(normalize_2nd_moment(y)))
+            y = self.conv0(x.to(dtype), ready=first)
+        return normalize_2nd_moment(self.conv1(normalize_2nd_moment(y), ready=last))
 
 
 class Generator(growing.Generator):

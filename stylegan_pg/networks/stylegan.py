@@ -17,11 +17,13 @@ from torch import nn
 
 from stylegan_pg.config import StyleGANConfig
 from stylegan_pg.networks import growing
+from stylegan_pg.networks.equalized import scaled_parameters, unstacked
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
 from stylegan_pg.networks.layers import (
     Conv2d,
     FullyConnected,
     MappingNetwork,
+    affine_outputs,
     low_pass,
     noise_image,
     resampling_conv2d,
@@ -52,7 +54,7 @@ def discriminator_kwargs(model: StyleGANConfig, shape: NetworkShape) -> dict[str
 
 class Epilogue(nn.Module):
     """Noise with a weight per channel, bias, leaky ReLU, instance norm and AdaIN, which applies the style's scale (+ 1)
-    and shift (Karras et al. 2019, equation 1). [N, C, *size] and w [N, w_dim] -> [N, C, *size]."""
+    and shift (Karras et al. 2019, equation 1). [N, C, *size] and the affine's result [N, 2 C] -> [N, C, *size]."""
 
     noise_const: torch.Tensor
 
@@ -66,13 +68,13 @@ class Epilogue(nn.Module):
             self.register_buffer("noise_const", torch.randn(size))
 
     def forward(
-        self, x: torch.Tensor, w: torch.Tensor, *, noise: str = "const", generator: torch.Generator | None = None
+        self, x: torch.Tensor, style: torch.Tensor, *, noise: str = "const", generator: torch.Generator | None = None
     ) -> torch.Tensor:
         n = noise_image(noise, self.noise_const, x, generator) if self.use_noise else None
         if n is not None:
             x = torch.addcmul(x, n.to(x.dtype), self.noise_weight[:, None, None].to(x.dtype))
         x = bias_act(x, self.bias, act="lrelu", gain=1.0, clamp=self.clamp)
-        scale, shift = self.affine(w.to(self.affine.weight.dtype))[:, :, None, None].chunk(2, dim=1)
+        scale, shift = style[:, :, None, None].chunk(2, dim=1)
         # In the weights' precision. Group norm with one channel per group keeps the layout and accepts single pixels.
         y = torch.group_norm(x.to(scale.dtype), x.shape[1], eps=1e-8)
         return torch.addcmul(shift, y, scale + 1).to(x.dtype)
@@ -99,9 +101,11 @@ class SynthesisLayer(Epilogue):
         self.register_buffer("filter", low_pass(resample_filter), persistent=False)
         self.up, self.weight_gain = up, GAIN / math.sqrt(in_channels * 9)
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, **noise: Any) -> torch.Tensor:
-        weight = self.weight * self.weight_gain
-        return super().forward(resampling_conv2d(x, weight, self.filter, up=self.up), w, **noise)
+    def factors(self) -> list[tuple[torch.Tensor, float]]:
+        return [(self.weight, self.weight_gain)]
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor, *, ready: Sequence[torch.Tensor], **noise: Any):
+        return super().forward(resampling_conv2d(x, ready[0], self.filter, up=self.up), style, **noise)
 
 
 class SynthesisBlock(nn.Module):
@@ -122,21 +126,32 @@ class SynthesisBlock(nn.Module):
         if form.has_rgb(resolution):
             self.torgb = Conv2d(channels, form.img_channels, 1)
 
-    def forward(self, x: torch.Tensor | None, ws: Sequence[torch.Tensor], **noise: Any) -> torch.Tensor:
-        """x [N, in, H/2, W/2] (None at 4x4) and the two styles, each [N, w_dim] -> [N, out, H, W]."""
+    def styled(self) -> list[Epilogue]:
+        """The two layers that take styles, in order."""
+        return [self.input if hasattr(self, "input") else self.conv0, self.conv1]
+
+    def forward(self, x: torch.Tensor | None, styles: Sequence[torch.Tensor], **noise: Any) -> torch.Tensor:
+        """x [N, in, H/2, W/2] (None at 4x4) and the styles of `styled`, each [N, 2 C] -> [N, out, H, W]."""
         dtype = self.dtype or self.conv1.weight.dtype
         if x is None:
+            (last,) = scaled_parameters(self.conv1)
             # The norm of the constant, which is nearly even at first, is exact in the contiguous layout only.
-            y: torch.Tensor = self.input(self.learned_input[None].repeat(len(ws[0]), 1, 1, 1), ws[0], **noise)
+            y: torch.Tensor = self.input(self.learned_input[None].repeat(len(styles[0]), 1, 1, 1), styles[0], **noise)
             y = y.to(dtype).contiguous(memory_format=self.memory_format)
         else:
-            y = self.conv0(x.to(dtype), ws[0], **noise)
-        return self.conv1(y, ws[1], **noise)
+            first, last = scaled_parameters(self.conv0, self.conv1)
+            y = self.conv0(x.to(dtype), styles[0], ready=first, **noise)
+        return self.conv1(y, styles[1], ready=last, **noise)
 
 
 class SynthesisNetwork(growing.SynthesisNetwork):
-    def block_ws(self, i: int) -> slice:
-        return slice(2 * i, 2 * i + 2)
+    @staticmethod
+    def block_styles(blocks: Sequence[Any], ws: torch.Tensor) -> list[list[torch.Tensor]]:
+        """The results of the layers' affines, which are computed together."""
+        affines = [layer.affine for block in blocks for layer in block.styled()]
+        outputs = affine_outputs(affines, ws, range(len(affines)))
+        found = unstacked(outputs, [(len(ws), len(affine.bias)) for affine in affines])
+        return [found[i : i + 2] for i in range(0, len(affines), 2)]
 
 
 class Generator(growing.Generator):

@@ -12,8 +12,10 @@ from torch import nn
 
 from stylegan_pg.config import StyleGAN2Config
 from stylegan_pg.networks import growing
+from stylegan_pg.networks.equalized import scaled_parameters
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
-from stylegan_pg.networks.layers import Conv2d, MappingNetwork, SynthesisLayer, ToRGB
+from stylegan_pg.networks.layers import Conv2d, MappingNetwork
+from stylegan_pg.networks.modulation import ModulatedConv2d, Style, SynthesisLayer, ToRGB, styles_of
 from stylegan_pg.networks.ranges import checked
 
 
@@ -46,7 +48,7 @@ class SynthesisBlock(nn.Module):
         super().__init__()
         size, channels = form.size(resolution), form.channels(resolution)
         self.architecture, self.dtype = architecture, form.dtype(resolution)
-        layer = {**layer, "clamp": form.conv_clamp}
+        layer = {**layer, "clamp": form.conv_clamp, "fp16": self.dtype == torch.float16}
         if resolution == 4:
             # Not named `const`: that is a reserved word where AOTInductor generates C++.
             self.learned_input = nn.Parameter(torch.randn(channels, *size))
@@ -60,27 +62,35 @@ class SynthesisBlock(nn.Module):
         if architecture == "skip" or form.has_rgb(resolution):
             self.torgb = ToRGB(channels, form.img_channels, w_dim, clamp=form.conv_clamp)
 
-    def forward(self, x: torch.Tensor | None, ws: Sequence[torch.Tensor], **noise) -> torch.Tensor:
-        """x [N, in, H/2, W/2] (None at 4x4) and this block's styles, each [N, w_dim] -> [N, out, H, W]."""
+    def modulated(self) -> list[ModulatedConv2d]:
+        """The layers that take styles, in order."""
+        return [getattr(self, name) for name in ("conv0", "conv1", "torgb") if hasattr(self, name)]
+
+    def forward(self, x: torch.Tensor | None, styles: Sequence[Style], **noise) -> torch.Tensor:
+        """x [N, in, H/2, W/2] (None at 4x4) and the styles of `modulated` -> [N, out, H, W]."""
         dtype = self.dtype or self.conv1.weight.dtype
         if x is None:
-            x = self.learned_input.to(dtype)[None].repeat(len(ws[0]), 1, 1, 1)
-            return self.conv1(x.contiguous(memory_format=self.memory_format), ws[0], **noise)
+            x = self.learned_input.to(dtype).expand(len(styles[0].s), -1, -1, -1)
+            return self.conv1(x.contiguous(memory_format=self.memory_format), styles[0], **noise)
         x = x.to(dtype)
         if self.architecture == "resnet":
             y = self.skip(x, gain=math.sqrt(0.5))
-            return y + self.conv1(self.conv0(x, ws[0], **noise), ws[1], gain=math.sqrt(0.5), **noise)
-        return self.conv1(self.conv0(x, ws[0], **noise), ws[1], **noise)
+            return y + self.conv1(self.conv0(x, styles[0], **noise), styles[1], gain=math.sqrt(0.5), **noise)
+        return self.conv1(self.conv0(x, styles[0], **noise), styles[1], **noise)
 
 
 class SynthesisNetwork(growing.SynthesisNetwork):
     """A synthesis network whose toRGB uses the w of the next block's first layer: 1, 3, 5, ..."""
 
-    def block_ws(self, i: int) -> slice:
-        return slice(max(2 * i - 1, 0), 2 * i + 1)
+    @staticmethod
+    def block_styles(blocks: Sequence[Any], ws: torch.Tensor) -> list[list[Style]]:
+        layers = [block.modulated() for block in blocks]
+        places = [i for k, block in enumerate(layers) for i, _ in enumerate(block, start=max(2 * k - 1, 0))]
+        styles = iter(styles_of([layer for block in layers for layer in block], ws, places))
+        return [[next(styles) for _ in block] for block in layers]
 
-    def rgb(self, i: int, block: Any, x: torch.Tensor, ws: Sequence[torch.Tensor]) -> torch.Tensor:
-        return block.torgb(x, ws[2 * i + 1])
+    def rgb(self, block: Any, x: torch.Tensor, styles: Sequence[Style]) -> torch.Tensor:
+        return block.torgb(x, styles[-1])
 
 
 class Generator(growing.Generator):
@@ -120,8 +130,9 @@ class DiscriminatorBlock(growing.DiscriminatorBlock):
         if self.architecture != "resnet":
             return super().forward(x)
         x = x.to(self.dtype or self.conv0.weight.dtype)
-        y = self.skip(x, gain=math.sqrt(0.5))
-        return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5))
+        skip, first, second = scaled_parameters(self.skip, self.conv0, self.conv1)
+        y = self.skip(x, gain=math.sqrt(0.5), ready=skip)
+        return y + self.conv1(self.conv0(x, ready=first), gain=math.sqrt(0.5), ready=second)
 
 
 class Discriminator(growing.Discriminator):

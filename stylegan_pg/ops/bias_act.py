@@ -273,7 +273,8 @@ def bias_act(
     dim = dim % max(x.ndim, 1)
     gain = ACTIVATIONS[act][1] if gain is None else float(gain)
     clamp = None if clamp is None else float(clamp)
-    if not torch.compiler.is_compiling() and native.compiled(x) is None:
+    # On the meta device steps are measured (planning/cost.py): as they are where there is a kernel.
+    if not torch.compiler.is_compiling() and not x.is_meta and native.compiled(x) is None:
         _check(x, bias, scale, noise, act, gain, clamp, dim)
         return reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
     return _value_op(x, bias, scale, noise, act, gain, clamp, dim)

@@ -22,6 +22,7 @@ from stylegan_pg.optim import moments
 from stylegan_pg.optim.grad_allreduce import GradientAllReduce
 
 OUT_OF_MEMORY = "out of memory"  # returned by NetworkOptimizer.step if any rank ran out of memory
+CONSTANTS = 256  # factors of losses that are remembered; those that follow a schedule may be many
 # Messages of errors without a type of their own: of the host, and of libraries that allocate memory themselves.
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
@@ -54,6 +55,7 @@ class NetworkOptimizer:
     def __init__(self, parallel: Any, net: nn.Module, named: dict[str, nn.Parameter], adam: dict):
         self.parallel, self.net, self.named, self.adam = parallel, net, named, adam
         self.kind, self.left = "", 0
+        self.constants: dict[Any, torch.Tensor] = {}
         self._build()
 
     def _build(self) -> None:
@@ -73,14 +75,22 @@ class NetworkOptimizer:
         for p in self.named.values():
             p.grad = None
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of a loss of shape [], this rank's part of the sum over all ranks."""
+    def backward(self, loss: torch.Tensor, factor: float = 1.0) -> None:
+        """Add the gradients of `factor` times a loss of shape [], this rank's part of the sum over all ranks."""
         assert self.left > 0, "more backward passes than were announced"
         self.left -= 1
         if self.left == 0:
             self._last()
-        scale = self.parallel.scale
-        self.parallel.accelerator.backward(loss * scale if scale != 1 else loss)
+        loss.backward(self._constant(factor * self.parallel.scale, loss))
+
+    def _constant(self, value: float, like: torch.Tensor) -> torch.Tensor:
+        """A number as a tensor on the device of another, made once."""
+        key = (value, like.dtype, like.device)
+        if key not in self.constants:
+            if len(self.constants) >= CONSTANTS:
+                self.constants.clear()
+            self.constants[key] = torch.full([], value, dtype=like.dtype, device=like.device)
+        return self.constants[key]
 
     def _last(self) -> None:
         if dist.world() > 1:

@@ -21,6 +21,10 @@ from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, term_weight
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
 from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
+from stylegan_pg.planning.operations import NO_LAUNCH
+
+# Operations of a step that are not made here: latents, statistics and the moving average; and of an optimizer step.
+AROUND, OPTIMIZER = 50, 10
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Cost:
     flops_per_image: float
     fixed_bytes: int  # of weights, gradients, moments and EMA
     bytes_per_image: float  # of activations saved for the largest backward pass
+    launches: float = 0.0  # operations of a step with one micro-batch, of lazy terms at their share
 
 
 class _Saved:
@@ -86,7 +91,7 @@ class Meter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.flops = 0
+        self.flops = self.launches = 0
         self.functional: dict[Any, bool] = {}
         self.known: dict[Any, tuple[int, list[Any]]] = {}  # (operator, arguments) -> FLOPs, forms of the results
 
@@ -96,6 +101,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        self.launches += func.overloadpacket.__name__ not in NO_LAUNCH
         if func not in self.functional:
             self.functional[func] = _is_functional(func)
         if not self.functional[func]:
@@ -143,14 +149,15 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     def d_main() -> torch.Tensor:
         with torch.no_grad():
             fake = G(z, c)
-        return objective.d(D(real, c), D(fake, c)).sum()
+        both = [torch.cat([real, fake]), *([] if c is None else [torch.cat([c, c])])]
+        return objective.d(*D(*both, batches=2).chunk(2)).sum()
 
     def term_loss(term: Term) -> torch.Tensor:
         on_g = term.on == "G"
         inputs = GInputs(G.synthesis, G.styles(z, c), noise) if on_g else DInputs(D, real, c, fake, c, u, noise)
         return term.compute(inputs)["loss"].sum()
 
-    flops, peak = 0.0, 0.0
+    flops, peak, launches = 0.0, 0.0, float(AROUND)
     g_share = config.optim.g_steps / config.optim.d_steps  # steps of G per step of D, which nimg counts
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
@@ -162,7 +169,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     for player, forward, often, images in passes:
         G.requires_grad_(player == "G")
         D.requires_grad_(player == "D")
-        saved, before = _Saved(), meter.flops
+        saved, before, made = _Saved(), meter.flops, meter.launches
         with meter, torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
             loss = forward()
         # Layers save their scaled weights, whose size does not depend on the batch.
@@ -170,8 +177,9 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         with meter:
             loss.backward()
         flops += often * images / n * (meter.flops - before)
+        launches += often * (meter.launches - made + OPTIMIZER)
         G.zero_grad()
         D.zero_grad()
     width = 8 if config.train.dtype == "float64" else 4
     own = 5 * sizes[0] + 4 * sizes[1]  # weights, gradients, two moments; and G_ema
-    return Cost(sizes[0], sizes[1], flops, own * width, peak * width / 4)
+    return Cost(sizes[0], sizes[1], flops, own * width, peak * width / 4, launches)

@@ -208,28 +208,36 @@ def _as_lines(notes: Sequence[str]) -> list[str]:
     return [f"note: {note}" for note in notes]
 
 
-def across(config: Config, plan: Plan, link: scaling.Link) -> str:
+def across(config: Config, plan: Plan, link: scaling.Link, host: float) -> str:
     """The time of a step of the most expensive phase on 8 to 1,024 devices, as text."""
     row, m = max(plan.rows, key=lambda row: row.flops), plan.machine
     worlds = sorted({m.devices, *scaling.WORLDS})
-    steps = [scaling.step(config, row.phase, row.cost, n, m.flops * m.utilisation, link) for n in worlds]
+    steps = [scaling.step(config, row.phase, row.cost, n, m.flops * m.utilisation, link, host) for n in worlds]
     return "\n".join(scaling.table(steps, row.phase, link))
 
 
-def report(config: Config, machine: Machine, out: Path | None = None, link: scaling.Link | None = None) -> str:
+def report(
+    config: Config,
+    machine: Machine,
+    out: Path | None = None,
+    link: scaling.Link | None = None,
+    host: float = scaling.HOST,
+) -> str:
     """The table of phases, the times of a step by number of devices, and notes, as text. With `out` a figure is
-    written, too, as a PNG.
+    written, too, as a PNG. `host`: seconds in which a host starts one operation.
 
     Raises:
-        UsageError: if the figure cannot be written.
+        UsageError: if the figure cannot be written, or a number is not possible.
     """
+    if not 0 <= host < 1:
+        raise UsageError(f"--host-us {1e6 * host:g} is not possible: it must be at least 0 and below a million")
     if out is not None:
         _check_writable(out)  # before the slow part
     channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine, channels, classes)
     if out is not None:
         draw(plan, out, Path(config.run).name)
-    steps = across(config, plan, link or scaling.Link())
+    steps = across(config, plan, link or scaling.Link(), host)
     picture = [f"picture: {out}"] if out else []
     return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *picture, *_as_lines(notes)])
 

@@ -1,4 +1,8 @@
-"""A model of the time of a training step on many devices: computing, and summing gradients over links of known speed.
+"""A model of the time of a training step on many devices: computing, starting its operations, and summing gradients
+over links of known speed.
+
+The host starts the operations of a step one after another while the device computes those before, so a step takes at
+least as long as the host needs. This does not shrink with a device's share of the batch.
 
 To sum the gradients of n devices, 2 (n - 1) / n of their bytes pass each device's link (Patarasuk and Yuan, 2009), and
 each message passes trees of depth log2(n) (Sanders et al., 2009). Sums are computed while the backward pass continues
@@ -19,6 +23,9 @@ from stylegan_pg.losses import TERMS
 from stylegan_pg.planning.cost import Cost
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
+# Seconds in which the host starts one operation, as far as measured: on an H100, a step at 256x256 of about 2,300
+# operations took 128 ms, of which the device computed 69 (benchmarks/launches.py prints the figure of a CPU).
+HOST = 5.6e-5
 HIDDEN = 0.4  # share of a pass's time in which sums can run: the backward pass through the network that is trained
 
 
@@ -42,12 +49,19 @@ class StepTimes:
     images: int  # images of the batch
     share: int  # images on the device that has most
     computing: float
+    host: float
     summing: float
     hidden: float  # part of summing that runs during computing
 
     @property
     def seconds(self) -> float:
-        return self.computing + self.summing - self.hidden
+        return max(self.computing, self.host) + self.summing - self.hidden
+
+    @property
+    def bound(self) -> str:
+        """What takes the largest part of the step."""
+        parts = {"computing": self.computing, "host": self.host, "links": self.summing - self.hidden}
+        return max(parts, key=lambda name: parts[name])
 
     @property
     def images_per_second(self) -> float:
@@ -72,8 +86,11 @@ def sum_seconds(size: float, world: int, link: Link, pieces: int = 1) -> float:
     return 2 * (world - 1) / world * 8 * size / link.bits + pieces * 2 * math.ceil(math.log2(world)) * link.latency
 
 
-def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, link: Link) -> StepTimes:
-    """The predicted step of a phase on `world` devices with `flops` FLOPs per second each."""
+def step(
+    config: Config, phase: Phase, cost: Cost, world: int, flops: float, link: Link, host: float = HOST
+) -> StepTimes:
+    """The predicted step of a phase on `world` devices with `flops` FLOPs per second each, whose hosts take `host`
+    seconds to start an operation."""
     share = max(map(len, deal(phase.batch, phase.mbstd_group, world)))
     passes = math.ceil(share / phase.micro_batch) if phase.micro_batch else 1
     computing = share * cost.flops_per_image / flops
@@ -89,22 +106,23 @@ def step(config: Config, phase: Phase, cost: Cost, world: int, flops: float, lin
         summing += often * takes
         # The last piece is sent when the backward pass has ended.
         hidden += often * min(takes * (1 - 1 / pieces), window)
-    return StepTimes(world, phase.batch, share, computing, summing, hidden)
+    return StepTimes(world, phase.batch, share, computing, host * cost.launches * passes, summing, hidden)
 
 
 def table(steps: Sequence[StepTimes], phase: Phase, link: Link) -> list[str]:
     """Lines of text. Efficiency is relative to devices with equal shares and without communication."""
     ideal = steps[0].share / steps[0].computing  # images per second of one device
-    rows = [["devices", "images/device", "computing", "summing", "step", "images/s", "efficiency"]]
+    rows = [["devices", "images/device", "computing", "host", "summing", "step", "bound by", "images/s", "efficiency"]]
     for s in steps:
-        times = [f"{1000 * t:.4g} ms" for t in (s.computing, s.summing - s.hidden, s.seconds)]
+        times = [f"{1000 * t:.4g} ms" for t in (s.computing, s.host, s.summing - s.hidden, s.seconds)]
         rate, share = s.images_per_second, s.images_per_second / (ideal * s.world)
-        rows.append([str(s.world), str(s.share), *times, f"{rate:.4g}", f"{share:.0%}"])
+        rows.append([str(s.world), str(s.share), *times, s.bound, f"{rate:.4g}", f"{share:.0%}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     about = (
         f"A step of {phase}, batch {phase.batch}, by devices, with links of {link.bits / 1e9:g} Gbit/s per device "
-        f"(summing: the part that does not overlap with the backward pass)"
+        "(host: in which operations are started, while the device computes; summing: what does not overlap with "
+        "the backward pass)"
     )
     used = phase.batch // phase.mbstd_group
     more = [

@@ -48,6 +48,14 @@ class Step:
     memory: dict[Any, Any] = field(default_factory=dict)  # what losses keep for later losses of this step
 
 
+def rows_of(t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Rows of a tensor; a view if they are evenly spaced, as those of micro-batches are."""
+    spacing = rows[1] - rows[0] if len(rows) > 1 else 1
+    if rows and spacing > 0 and list(rows) == list(range(rows[0], rows[-1] + 1, spacing)):
+        return t[rows[0] : rows[-1] + 1 : spacing]
+    return t[rows]
+
+
 @dataclass
 class Context:
     """What a loss is given: one micro-batch of a step."""
@@ -70,22 +78,18 @@ class Context:
     @property
     def real(self) -> torch.Tensor:
         """Real images [n, C, H, W] in [-1, 1]."""
-        return self.step.real[self.part]
+        return rows_of(self.step.real, self.part)
 
     @property
     def condition(self) -> torch.Tensor | None:
         """Conditions [n, ...] of the real images, or None."""
-        return self.rows_of(self.step.condition)
+        return None if self.step.condition is None else rows_of(self.step.condition, self.part)
 
     def field(self, name: str) -> Any:
         """The values of a further field of the batch for this micro-batch's images: pictures as `real`, masks and
         classes as whole numbers (uint8 [n, 1, H, W], int64 [n]), vectors [n, size], arrays [n, ...], texts a list."""
         values = self.step.fields[name]
-        return [values[i] for i in self.part] if isinstance(values, list) else values[self.part]
-
-    def rows_of(self, share: torch.Tensor | None) -> torch.Tensor | None:
-        """This micro-batch's rows of a tensor with a row for each image of the rank's share."""
-        return None if share is None else share[self.part]
+        return [values[i] for i in self.part] if isinstance(values, list) else rows_of(values, self.part)
 
     def rng(self, purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
         """A random stream that is a function of (seed, purpose, nimg, key)."""
@@ -121,6 +125,11 @@ class Loss:
         default_factory=dict
     )  # name -> zeros: tensors to be summed up, see Context
     twice: bool = False  # differentiates a gradient, which torch.compile cannot do
+
+    @property
+    def factor(self) -> float:
+        """What the sum over the global batch is multiplied by."""
+        return (1.0 if self.weight is None else self.weight) / self.count
 
 
 @dataclass(frozen=True)

@@ -69,13 +69,12 @@ class GAN(OnePair):
             latents = latents._replace(c=x.condition)
         with torch.no_grad():
             images, _ = self.generate(x, latents, "d")
-        real = self.score(x, "d-real", x.real, x.condition)
-        fake = self.score(x, "d-fake", images, latents.c)
+        real, fake = self.score_both(x, {"d-real": (x.real, x.condition), "d-fake": (images, latents.c)})
         loss = per_image(self.objective.d, real, fake)
         values = {
             "loss_d": loss,
-            "score_real": per_image(torch.clone, real),
-            "score_fake": per_image(torch.clone, fake),
+            "score_real": per_image(lambda s: s, real),
+            "score_fake": per_image(lambda s: s, fake),
             "sign_real": per_image(lambda s: s.detach().sign(), real),
         }
         for term in (t for t in due if TERMS[t.name].of_scores):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stylegan_pg.data.conditions import Conditions
+from stylegan_pg.systems.base import rows_of
 
 
 class Latents(NamedTuple):
@@ -23,7 +24,7 @@ class Latents(NamedTuple):
 
     def pick(self, rows: Sequence[int], move: Callable[[torch.Tensor], torch.Tensor]) -> Latents:
         """The rows of some images, each tensor passed through `move`."""
-        return Latents(*(None if t is None else move(t[rows]) for t in self))  # type: ignore[arg-type]  # z is a tensor
+        return Latents(*(None if t is None else move(rows_of(t, rows)) for t in self))  # type: ignore[arg-type]  # z is a tensor
 
 
 def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, conditions: Conditions | None = None) -> Latents:
@@ -51,10 +52,10 @@ def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, conditions
 
 def styles(G: Any, x: Latents) -> tuple[torch.Tensor, torch.Tensor]:
     """ws [n, num_ws, w_dim], mixed where x says so, and the w [n, w_dim] of the first latent."""
-    w = G.mapping(x.z, x.c)
-    ws = w[:, None].expand(-1, G.num_ws, -1)
-    if x.z_mix is not None and x.cutoff is not None:
-        second = G.mapping(x.z_mix, x.c)[:, None]
-        layer = torch.arange(ws.shape[1], device=ws.device)[None, :, None]
-        ws = torch.where(layer < x.cutoff[:, None, None], ws, second)
-    return ws, w
+    if x.z_mix is None or x.cutoff is None:
+        w = G.mapping(x.z, x.c)
+        return w[:, None].expand(-1, G.num_ws, -1), w
+    c = None if x.c is None else torch.cat([x.c, x.c])
+    w, second = G.mapping(torch.cat([x.z, x.z_mix]), c).chunk(2)
+    layer = torch.arange(G.num_ws, device=w.device)[None, :, None]
+    return torch.where(layer < x.cutoff[:, None, None], w[:, None], second[:, None]), w

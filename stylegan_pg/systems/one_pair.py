@@ -13,7 +13,7 @@ from stylegan_pg.config.schedule import size_at
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS, per_image
-from stylegan_pg.networks import NETWORKS, NetworkShape, Pair, accepted
+from stylegan_pg.networks import NETWORKS, NetworkShape, Pair, accepted, declares
 from stylegan_pg.networks.growing import frozen
 from stylegan_pg.networks.normalization import group_batch_norms
 from stylegan_pg.rng import generator
@@ -75,13 +75,26 @@ class OnePair(System):
 
     def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
         """What D makes of images [n, C, H, W] with conditions c, augmented as is drawn for this purpose."""
-        if self.augment is not None:
-            maker, p, size = self.augment, self.running.augment_p or 0.0, (images.shape[2], images.shape[3])
-            key = ("augment", purpose)
-            drawn = x.once(key, lambda: maker.draw(x.count, p, x.rng(f"augment-{purpose}"), size))
-            images = maker.apply(images, augment.pick(drawn, x.rows))
+        images = self.augmented(x, purpose, images)
         given = [images] if c is None else [images, c]
         return self.D(*given, **accepted(self.D, alpha=x.step.alpha))
+
+    def score_both(self, x: Context, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]) -> list[Any]:
+        """`score` for two batches of images and conditions, by purpose; in one pass if D can tell them apart."""
+        if not declares(self.D, "batches"):
+            return [self.score(x, purpose, *batch) for purpose, batch in batches.items()]
+        images = torch.cat([self.augmented(x, purpose, images) for purpose, (images, _) in batches.items()])
+        c = [c for _, c in batches.values() if c is not None]
+        given = [images, torch.cat(c)] if c else [images]
+        return list(self.D(*given, **accepted(self.D, alpha=x.step.alpha, batches=2)).chunk(2))
+
+    def augmented(self, x: Context, purpose: str, images: torch.Tensor) -> torch.Tensor:
+        """Images as they are augmented for this purpose."""
+        if self.augment is None:
+            return images
+        maker, p, size = self.augment, self.running.augment_p or 0.0, (images.shape[2], images.shape[3])
+        drawn = x.once(("augment", purpose), lambda: maker.draw(x.count, p, x.rng(f"augment-{purpose}"), size))
+        return maker.apply(images, augment.pick(drawn, x.rows))
 
     def noise(self, x: Context, purpose: str) -> torch.Tensor:
         """N(0, 1) of the images' shape, drawn for each image by itself."""

@@ -189,10 +189,11 @@ def _passes(config: Config, device: torch.device, r: int, layout: str, precision
         g_block, d_block = to_channels_last(g_block), to_channels_last(d_block)
         x = x.contiguous(memory_format=torch.channels_last)
     g_block, d_block, x = g_block.to(device), d_block.to(device), x.requires_grad_(True)
-    ws = torch.randn(2, n, G.w_dim, device=device)
+    ws = torch.randn(n, 3, G.w_dim, device=device)
 
     def run() -> None:
-        d_block(g_block(x, ws.unbind(), noise="random", generator=None)).float().sum().backward()
+        (styles,) = G.synthesis.block_styles([g_block], ws)
+        d_block(g_block(x, styles, noise="random", generator=None)).float().sum().backward()
 
     return run
 

@@ -127,24 +127,24 @@ class Engine:
     def gradients(self, update: Update, step: Step) -> tuple[torch.Tensor, bool]:
         """Add up the gradients of all losses of an update -> (the sum of the losses over this rank's images, whether
         it ran out of memory before it had made all passes)."""
-        total, short = torch.zeros([], device=self.state.device), False
+        total, short = None, False
         try:
             for loss in update.losses:
-                total = total + self.passes(loss, update, step)
+                total = self.passes(loss, update, step, total)
         except RuntimeError as error:  # handled below, where the tensors of the passes are no longer referenced
             if not out_of_memory(error):
                 raise
             short = True
         if short and self.state.device.type == "cuda":
             torch.cuda.empty_cache()
-        return total, short
+        return torch.zeros([], device=self.state.device) if total is None else total, short
 
-    def passes(self, loss: Loss, update: Update, step: Step) -> torch.Tensor:
-        """The forward and backward passes of a loss; returns its sum over this rank's images."""
+    def passes(self, loss: Loss, update: Update, step: Step, total: torch.Tensor | None) -> torch.Tensor | None:
+        """The forward and backward passes of a loss; adds its sum over this rank's images to `total`."""
         self.stats.expect(loss.count, *loss.reports)
         self.stats.expect_tensors(loss.sums)
         share, parts = self.state.micro_batches.of(loss)
-        total, buffers = torch.zeros([], device=self.state.device), self.state.buffers
+        buffers = self.state.buffers
         for k, part in enumerate(parts):
             buffers.restore()
             x = Context(step, [share[i] for i in part], part, k, loss.count, self.stats.add_tensor)
@@ -152,9 +152,8 @@ class Engine:
                 values = loss.values(x)
                 self.stats.add({name: v for name, v in values.items() if name != "loss"})
                 mine = values["loss"].sum()
-                total = total + mine.detach()
-                scaled = mine / loss.count if loss.weight is None else mine * (loss.weight / loss.count)
-                self.state.optimizers[update.trains].backward(scaled)
+                total = mine.detach() if total is None else total + mine.detach()
+                self.state.optimizers[update.trains].backward(mine, loss.factor)
             if not loss.twice:
                 buffers.add(len(part), loss.count)
         return total

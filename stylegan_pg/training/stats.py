@@ -24,7 +24,7 @@ class StepStats:
     """Sums of this rank, on its device. One all-reduce per step, and one for each tensor, sums them over the ranks."""
 
     def __init__(self):
-        self.sums: dict[str, torch.Tensor] = {}
+        self.sums: dict[tuple[str, ...], torch.Tensor] = {}  # of several values together, float64 [names]
         self.counts: dict[str, int] = {}
         self.tensors: dict[str, torch.Tensor] = {}
 
@@ -36,15 +36,17 @@ class StepStats:
 
     def expect_tensors(self, zeros: Mapping[str, torch.Tensor]) -> None:
         """Announce tensors to be summed. All ranks must do so."""
-        self.tensors |= {name: t.clone() for name, t in zeros.items()}
+        self.tensors |= zeros
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Add values [n] of images of this rank; names that were not announced are ignored."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().double().sum()
+        names = tuple(name for name in values if name in self.counts)
+        if names:
+            sums = torch.stack([values[name].detach() for name in names]).sum(dim=1, dtype=torch.float64)
+            self.sums[names] = self.sums[names] + sums if names in self.sums else sums
 
     def add_tensor(self, name: str, value: torch.Tensor) -> None:
-        self.tensors[name].add_(value)
+        self.tensors[name] = self.tensors[name] + value
 
     def copy(self) -> StepStats:
         """A copy of these sums, to which a step can return."""
@@ -54,8 +56,12 @@ class StepStats:
 
     def reduce(self, device: torch.device, flag: bool) -> Totals:
         """Sum over the ranks. A collective call."""
-        zero = torch.zeros([], dtype=torch.float64, device=device)
-        vector = torch.stack([*(self.sums.get(name, zero) for name in self.counts), zero + flag])
+        sums: dict[str, torch.Tensor] = {}
+        for names, vector in self.sums.items():
+            for name, total in zip(names, vector.unbind(), strict=True):
+                sums[name] = sums[name] + total if name in sums else total
+        zero, raised = torch.tensor([0.0, float(flag)], dtype=torch.float64, device=device)
+        vector = torch.stack([*(sums.get(name, zero) for name in self.counts), raised])
         values = dist.all_reduce(vector).tolist()
         stats = {n: (total, count) for (n, count), total in zip(self.counts.items(), values[:-1], strict=True)}
         bad = [name for name, (total, _) in stats.items() if not math.isfinite(total)]
