@@ -13,7 +13,7 @@ from torch import nn
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.optim.moments import MOMENTS
-from stylegan_pg.optim.optimizer_step import NetworkOptimizer, norms, unscale
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer, Verdict, norms, unscale
 
 
 def import_deepspeed(device: torch.device) -> None:
@@ -101,13 +101,15 @@ class DeepSpeedOptimizer(NetworkOptimizer):
     def _last(self) -> None:
         pass  # the engine sums the gradients after all passes
 
-    def step(self, loss: torch.Tensor, short: bool = False) -> str:
+    def step(self, loss: torch.Tensor, short: bool = False, halted: torch.Tensor | None = None) -> Verdict:
         names, grads = self._trained()
         unscale(grads, self.parallel.scale)
         # The norm of a sum is at most the sum of the norms: if these are finite, the summed gradients are, too.
-        return self._move(loss, short, names, dist.all_reduce(norms(grads)))
+        return self._move(loss, short, halted, names, dist.all_reduce(norms(grads)))
 
-    def _apply(self) -> None:
+    def _apply(self, held: torch.Tensor) -> None:
+        if held.item():  # the engine has no steps that the device decides
+            return
         gradients = []
         for name in self.order:
             p = self.named[name]
@@ -116,8 +118,8 @@ class DeepSpeedOptimizer(NetworkOptimizer):
         self.engine.backward(self.engine(gradients))
         self.engine.step()
 
-    def clip(self, limit: float) -> None:
-        super().clip(limit)
+    def clip(self, limit: float, held: torch.Tensor) -> None:
+        super().clip(limit, held)
         self._refresh()
 
     def _refresh(self) -> None:

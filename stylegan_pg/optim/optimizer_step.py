@@ -2,8 +2,9 @@
 runs Adam.
 
 Any number of backward passes, also with second derivatives, add to the gradients of a network. Then
-`NetworkOptimizer.step` sums the gradients over the ranks and updates the weights. deepspeed.py does the same with
-DeepSpeed.
+`NetworkOptimizer.step` sums the gradients over the ranks and updates the weights, unless the loss or a gradient is not
+finite. The device decides this, so that the host can go on to start the next operations; the host reads the reason
+later. deepspeed.py does the same with DeepSpeed, whose step the host has to decide.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from stylegan_pg.errors import RunError
 from stylegan_pg.optim import moments
 from stylegan_pg.optim.grad_allreduce import GradientAllReduce
 
-OUT_OF_MEMORY = "out of memory"  # returned by NetworkOptimizer.step if any rank ran out of memory
+OUT_OF_MEMORY = "out of memory"  # the reason if any rank ran out of memory
 CONSTANTS = 256  # factors of losses that are remembered; those that follow a schedule may be many
 # Messages of errors without a type of their own: of the host, and of libraries that allocate memory themselves.
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -30,6 +31,37 @@ NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory",
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device or the host could not allocate a tensor."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in NO_MEMORY)
+
+
+class Verdict(NamedTuple):
+    """Whether a step was made, as tensors on the device that are equal on all ranks.
+
+    values: [2 + n], the sum of the loss, the number of ranks that were short of memory, and the norms of n gradients.
+    held: of shape [], 0 if the weights were updated, else 1.
+    """
+
+    names: list[str]  # of the n parameters
+    values: torch.Tensor
+    held: torch.Tensor
+
+    @property
+    def short(self) -> torch.Tensor:
+        """The number of ranks that were short of memory, of shape []."""
+        return self.values[1]
+
+    def fault(self, values: Sequence[float]) -> str:
+        """The reason why the weights were not updated, "" if they were: OUT_OF_MEMORY if any rank was short, otherwise
+        what was not finite: "the loss", or the name of the first parameter with such a gradient.
+
+        Args:
+            values: those of the verdict, read by the host.
+        """
+        loss, short, *sizes = values
+        if short:
+            return OUT_OF_MEMORY
+        if not math.isfinite(loss):
+            return "the loss"
+        return next((name for name, size in zip(self.names, sizes, strict=True) if not math.isfinite(size)), "")
 
 
 class EagerAdam(torch.optim.Adam):
@@ -96,18 +128,16 @@ class NetworkOptimizer:
         if dist.world() > 1:
             self.sums.arm(self.kind)
 
-    def step(self, loss: torch.Tensor, short: bool = False) -> str:
-        """Sum the gradients over the ranks, update the weights, and clear the gradients. A collective call.
+    def step(self, loss: torch.Tensor, short: bool = False, halted: torch.Tensor | None = None) -> Verdict:
+        """Sum the gradients over the ranks, update the weights if the verdict allows it, and clear the gradients. The
+        host waits for nothing. A collective call.
 
         A parameter that no pass reached has the gradient zero, so that Adam treats it alike on one rank and on many.
 
         Args:
             loss: this rank's loss, of shape []; it is only checked to be finite.
             short: whether this rank ran out of memory before its last pass.
-
-        Returns:
-            "", or, on all ranks alike, the reason why no weight was updated: OUT_OF_MEMORY if any rank was short,
-            otherwise what was not finite: "the loss", or the name of the first parameter with such a gradient.
+            halted: of shape []; unless it is 0, the weights are not updated, because of an update before.
 
         Raises:
             PeersLost: another rank is gone.
@@ -116,7 +146,7 @@ class NetworkOptimizer:
         self.sums.finish(self.kind)
         named, grads = self._trained()
         unscale(grads, self.parallel.scale)
-        return self._move(loss, short, named, norms(grads))
+        return self._move(loss, short, halted, named, norms(grads))
 
     def _trained(self) -> tuple[list[str], list[torch.Tensor]]:
         """Names and gradients of the parameters that are not frozen now; zeros for those that no pass reached."""
@@ -126,39 +156,41 @@ class NetworkOptimizer:
                 p.grad = torch.zeros_like(p)
         return list(trained), [p.grad for p in trained.values() if p.grad is not None]
 
-    def _move(self, loss: torch.Tensor, short: bool, names: list[str], sizes: torch.Tensor) -> str:
-        """Make the optimiser's step, unless any rank reports a reason not to; returns the reason, see `step`."""
-        reports = dist.all_reduce(
-            torch.stack([loss.detach().to(sizes.dtype).reshape([]), sizes.new_tensor(float(short))])
-        )
-        loss_sum, ran_short, *values = torch.cat([reports, sizes]).tolist()
-        fault = OUT_OF_MEMORY if ran_short else "" if math.isfinite(loss_sum) else "the loss"
-        if not fault:
-            fault = next((name for name, v in zip(names, values, strict=True) if not math.isfinite(v)), "")
-        if not fault:
-            try:
-                self._apply()
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                numbers = sum(p.numel() for p in self.named.values())
-                raise RunError(
-                    f"out of memory in the optimiser's step of a network of {numbers / 1e6:.1f} million parameters, "
-                    f"whose memory does not depend on the micro-batch. Lower model.channel_base, {self.RELIEF}, or "
-                    "take larger devices; the last checkpoint is kept"
-                ) from None
+    def _move(
+        self, loss: torch.Tensor, short: bool, halted: torch.Tensor | None, names: list[str], sizes: torch.Tensor
+    ) -> Verdict:
+        """Make the optimiser's step, unless any rank has a reason not to."""
+        loss = loss.detach().to(sizes.dtype).reshape([])
+        reports = dist.all_reduce(torch.stack([loss, torch.full_like(loss, float(short))]))
+        values = torch.cat([reports, sizes])
+        reasons = (values * 0).sum() + reports[1]  # 0 if all are finite and no rank was short
+        held = (reasons if halted is None else reasons + halted).ne(0).to(torch.float32)
+        try:
+            self._apply(held)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            numbers = sum(p.numel() for p in self.named.values())
+            raise RunError(
+                f"out of memory in the optimiser's step of a network of {numbers / 1e6:.1f} million parameters, "
+                f"whose memory does not depend on the micro-batch. Lower model.channel_base, {self.RELIEF}, or "
+                "take larger devices; the last checkpoint is kept"
+            ) from None
         self._clear()
-        return fault
+        return Verdict(names, values, held)
 
-    def _apply(self) -> None:
+    def _apply(self, held: torch.Tensor) -> None:
+        """Make Adam's step where `held` is 0; otherwise Adam's kernel changes neither weights nor moments."""
+        self.optimizer.found_inf = held
         self.optimizer.step()
 
-    def clip(self, limit: float) -> None:
-        """Clamp the weights that are not frozen to [-limit, limit]."""
+    def clip(self, limit: float, held: torch.Tensor) -> None:
+        """Clamp the weights that are not frozen to [-limit, limit], if the step was made."""
+        trained = [p for p in self.named.values() if p.requires_grad]
         with torch.no_grad():
-            for p in self.named.values():
-                if p.requires_grad:
-                    p.clamp_(-limit, limit)
+            bound = torch.where(held == 0, limit, float("inf")).to(trained[0].dtype)
+            for p in trained:
+                p.clamp_(-bound, bound)
 
     def gather(self) -> dict[str, torch.Tensor]:
         """Adam's whole state by parameter name ("exp_avg/mapping.fc0.weight"), on every rank. The form does not depend

@@ -65,14 +65,15 @@ class BufferMeans:
             total.add_(buffer.double(), alpha=images / count)
 
     @torch.no_grad()
-    def finish(self, *, counts: bool) -> None:
-        """After an update that was made; `counts` says whether any of its passes do. A collective call, where there are
-        buffers that change."""
+    def finish(self, held: torch.Tensor, *, counts: bool) -> None:
+        """After an update, which was made if `held`, of shape [], is 0; `counts` says whether any of its passes do. A
+        collective call, where there are buffers that change."""
         if not self.buffers or not counts:
             self.restore()
             return
         made = dist.all_reduce(torch.cat([t.reshape(-1) for t in self.totals]))
-        for buffer, mean in zip(self.buffers, made.split([t.numel() for t in self.buffers]), strict=True):
+        means = made.split([t.numel() for t in self.buffers])
+        for buffer, mean, start in zip(self.buffers, means, self.start, strict=True):
             mean = mean if buffer.is_floating_point() else mean.round()
-            buffer.copy_(mean.reshape(buffer.shape).to(buffer.dtype))
+            buffer.copy_(torch.where(held == 0, mean.reshape(buffer.shape).to(buffer.dtype), start))
         self.start = []

@@ -8,8 +8,10 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +20,7 @@ from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.ops import pool
 from stylegan_pg.optim import ema
-from stylegan_pg.optim.optimizer_step import OUT_OF_MEMORY, out_of_memory
+from stylegan_pg.optim.optimizer_step import OUT_OF_MEMORY, Verdict, out_of_memory
 from stylegan_pg.systems.base import Context, Loss, Step, Update
 from stylegan_pg.training.compilation import eager
 from stylegan_pg.training.inputs import on_device
@@ -41,6 +43,14 @@ class Outcome:
     began_bad: bool = False  # whether a fault came before that, so that the state at the step's begin is its cause
 
 
+class Made(NamedTuple):
+    """An update whose operations were started: whether the weights moved is known when the host reads the verdict."""
+
+    update: Update
+    verdict: Verdict
+    stats: StepStats
+
+
 class Engine:
     """Trains a system, step by step."""
 
@@ -51,25 +61,59 @@ class Engine:
     def step(self, batch: Batch, *, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train on this rank's share of a global batch of real images, and advance nimg by the global batch.
 
-        `stop` is called when the work is done and returns whether this rank wants to stop. A collective call.
+        The host starts all operations of the step before it reads what they gave. `stop` is called when the work is
+        started and returns whether this rank wants to stop. A collective call.
 
         Raises:
             RunError: out of memory with the smallest possible micro-batch; PeersLost: another rank is gone.
         """
-        state, self.outcome, self.stats = self.state, Outcome(), StepStats()
+        state, self.outcome = self.state, Outcome()
         state.parallel.scale = state.running.loss_scale
         step = self.begin(batch)
-        for update in state.system.updates(step):
-            self.update(update, step)
-        totals = self.stats.reduce(state.device, stop())
-        self.outcome.stats, self.outcome.stopping = totals.stats, totals.flag
-        if totals.bad and self.outcome.faults:
-            self.outcome.faults.append(f"not finite: {', '.join(totals.bad)}")
-        state.system.after_step(step, totals.stats, totals.tensors)
+        updates, made = list(state.system.updates(step)), list[Made]()
+        while True:
+            halted: torch.Tensor | None = None
+            for update in updates[len(made) :]:
+                made.append(self.update(update, step, halted))
+                halted = made[-1].verdict.short if halted is None else halted + made[-1].verdict.short
+            stats, values, faults = self.read(made, stop())
+            if OUT_OF_MEMORY not in faults:
+                break
+            made = made[: faults.index(OUT_OF_MEMORY)]  # the later ones were held, on all ranks
+            self.halve(updates[len(made)])
+        self.settle(step, made, faults, stats, values)
+        return self.outcome
+
+    def read(self, made: Sequence[Made], flag: bool) -> tuple[StepStats, list[float], list[str]]:
+        """The statistics of updates, what `StepStats.vector` gives for them and the flag, and for each update the reason
+        why it was held, or "". Here alone the host waits for the device."""
+        stats = StepStats()
+        for one in made:
+            stats.join(one.stats)
+        vector = stats.vector(self.state.device, float(flag))
+        numbers = iter(torch.cat([*(one.verdict.values for one in made), vector]).tolist())
+        faults = [one.verdict.fault(list(itertools.islice(numbers, len(one.verdict.values)))) for one in made]
+        return stats, list(numbers), faults
+
+    def settle(
+        self, step: Step, made: Sequence[Made], faults: Sequence[str], stats: StepStats, values: Sequence[float]
+    ) -> None:
+        """Draw the consequences of what the host has read, which are the same on all ranks."""
+        state, outcome = self.state, self.outcome
+        for one, fault in zip(made, faults, strict=True):
+            if fault:
+                self.leave_out(one.update, fault)
+            else:
+                outcome.moved = True
+        (outcome.stats, bad), outcome.stopping = stats.totals(values[:-1]), values[-1] > 0
+        if bad and outcome.faults:
+            outcome.faults.append(f"not finite: {', '.join(bad)}")
+        moved = [one.stats.tensors for one, fault in zip(made, faults, strict=True) if not fault]
+        tensors = {name: dist.all_reduce(t) for each in moved for name, t in each.items()}
+        state.system.after_step(step, outcome.stats, tensors)
         self.average(step)
         self.rescale()
         state.nimg += step.batch
-        return self.outcome
 
     def average(self, step: Step) -> None:
         """Move G_ema towards G."""
@@ -100,29 +144,27 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------- an update
 
-    def update(self, update: Update, step: Step) -> None:
-        """Make one optimizer step, or note why it was left out."""
+    def update(self, update: Update, step: Step, halted: torch.Tensor | None) -> Made:
+        """Start one optimizer step, which the device does not make if the loss or a gradient is not finite, or if
+        `halted` is not 0."""
         state, side = self.state, update.trains
-        optimizer, before, fault = state.optimizers[side], self.stats.copy(), OUT_OF_MEMORY
+        optimizer, short = state.optimizers[side], True
         state.train_only(side)
-        while fault == OUT_OF_MEMORY:
-            self.stats = before.copy()
+        while short:
+            self.stats = StepStats()
             state.buffers.begin()
             optimizer.begin(update.name, sum(len(state.micro_batches.of(loss)[1]) for loss in update.losses))
             total, short = self.gradients(update, step)
-            fault = optimizer.step(total, short)
-            if fault == OUT_OF_MEMORY:
-                self.halve(f"{side}, {update.name}")
+            if short and dist.world() > 1:
+                break  # the other ranks hear of it with the verdict
+            if short:
+                self.halve(update)
+        verdict = optimizer.step(total, short, halted)
         state.train_only(None)
-        if fault:
-            state.buffers.restore()
-            self.leave_out(update, fault)
-            self.stats.tensors = before.tensors
-        else:
-            state.buffers.finish(counts=not all(loss.twice for loss in update.losses))
-            self.outcome.moved = True
-            if update.limit:
-                optimizer.clip(update.limit)
+        state.buffers.finish(verdict.held, counts=not all(loss.twice for loss in update.losses))
+        if update.limit:
+            optimizer.clip(update.limit, verdict.held)
+        return Made(update, verdict, self.stats)
 
     def gradients(self, update: Update, step: Step) -> tuple[torch.Tensor, bool]:
         """Add up the gradients of all losses of an update -> (the sum of the losses over this rank's images, whether
@@ -158,9 +200,10 @@ class Engine:
                 buffers.add(len(part), loss.count)
         return total
 
-    def halve(self, where: str) -> None:
+    def halve(self, update: Update) -> None:
+        """Halve the micro-batch after an update for which a rank had too little memory."""
         pool.clear()
-        self.outcome.notes.append(self.state.halve(where))
+        self.outcome.notes.append(self.state.halve(f"{update.trains}, {update.name}"))
 
     def leave_out(self, update: Update, fault: str) -> None:
         """Note that an update was not made. Losses are checked before they are scaled, so they are never overflows."""

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from stylegan_pg.distributed import process_group as dist
 
 
-class Totals(NamedTuple):
-    """Sums over all ranks, equal on each of them."""
-
-    stats: dict[str, tuple[float, int]]  # name -> (sum, number of images), of those that are finite
-    bad: list[str]  # names of those that are not
-    tensors: dict[str, torch.Tensor]
-    flag: bool  # whether any rank raised its flag
-
-
 class StepStats:
-    """Sums of this rank, on its device. One all-reduce per step, and one for each tensor, sums them over the ranks."""
+    """Sums of this rank over the updates of a step, on its device."""
 
     def __init__(self):
         self.sums: dict[tuple[str, ...], torch.Tensor] = {}  # of several values together, float64 [names]
@@ -48,22 +38,27 @@ class StepStats:
     def add_tensor(self, name: str, value: torch.Tensor) -> None:
         self.tensors[name] = self.tensors[name] + value
 
-    def copy(self) -> StepStats:
-        """A copy of these sums, to which a step can return."""
-        other = StepStats()
-        other.sums, other.counts, other.tensors = dict(self.sums), dict(self.counts), dict(self.tensors)
-        return other
+    def join(self, other: StepStats) -> None:
+        """Add the sums of a later update."""
+        for names, sums in other.sums.items():
+            self.sums[names] = self.sums[names] + sums if names in self.sums else sums
+        for name, count in other.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        self.tensors |= other.tensors
 
-    def reduce(self, device: torch.device, flag: bool) -> Totals:
-        """Sum over the ranks. A collective call."""
+    def vector(self, device: torch.device, *further: float) -> torch.Tensor:
+        """The sums of statistics over all ranks, in the order of `counts`, and those of further numbers, float64. A
+        collective call."""
         sums: dict[str, torch.Tensor] = {}
         for names, vector in self.sums.items():
             for name, total in zip(names, vector.unbind(), strict=True):
                 sums[name] = sums[name] + total if name in sums else total
-        zero, raised = torch.tensor([0.0, float(flag)], dtype=torch.float64, device=device)
-        vector = torch.stack([*(sums.get(name, zero) for name in self.counts), raised])
-        values = dist.all_reduce(vector).tolist()
-        stats = {n: (total, count) for (n, count), total in zip(self.counts.items(), values[:-1], strict=True)}
+        zero = torch.zeros([], dtype=torch.float64, device=device)
+        return dist.all_reduce(torch.stack([*(sums.get(n, zero) for n in self.counts), *(zero + x for x in further)]))
+
+    def totals(self, values: Sequence[float]) -> tuple[dict[str, tuple[float, int]], list[str]]:
+        """{name: (sum, images)} of `vector`, as the host has read it, and the names of sums that are not finite, which
+        are left out."""
+        stats = {name: (total, count) for (name, count), total in zip(self.counts.items(), values, strict=True)}
         bad = [name for name, (total, _) in stats.items() if not math.isfinite(total)]
-        tensors = {name: dist.all_reduce(t) for name, t in self.tensors.items()}
-        return Totals({name: v for name, v in stats.items() if name not in bad}, bad, tensors, values[-1] > 0)
+        return {name: both for name, both in stats.items() if name not in bad}, bad

@@ -279,8 +279,8 @@ class _DeadlineConnection(http.client.HTTPConnection):
         late = TimeoutError(f"the server's answer did not begin within {self.timeout:g} seconds")
         try:
             yield
-        except (OSError, http.client.HTTPException):
-            if self._expired:
+        except (OSError, http.client.HTTPException) as error:
+            if self._expired or isinstance(error, TimeoutError):  # the socket has the same time limit
                 raise late from None
             raise
         if self._expired:  # the connection was closed, and the headers received so far were mistaken for all headers
