@@ -2,7 +2,7 @@
 
 `train 256`: the main steps of G and D, batch 2, channel_base 16384. `generate 1024`: one image, channel_base 32768. The
 reference is the same computation (matrix-product demodulation, fused Adam) with plain PyTorch operations, NCHW and
-fp32. It is compared with channels_last and the kernels, in fp32, with all blocks in bf16, and with the blocks in bf16
+fp32, and with two passes of D for real and generated images, where training makes one. It is compared with channels_last and the kernels, in fp32, with all blocks in bf16, and with the blocks in bf16
 that model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `ratio` is
 the time of the reference divided by that of the kernels. With --device cuda, batches are 32 at 256, 4 and 8 at 1024,
 there is `train 1024`, and `fp16` replaces auto.
@@ -42,6 +42,7 @@ class Networks:
         pair = NETWORKS["stylegan2"]
         nets = [pair.G(mapping_layers=8, **how).to(device), pair.D(**how).to(device)]
         self.G, self.D = [to_channels_last(net) if layout == "nhwc" else net for net in nets]
+        self.layout = layout
         self.z = torch.randn(size.batch, 512, device=device)
         self.real = torch.randn(size.batch, 3, size.resolution, size.resolution, device=device)
         if layout == "nhwc":
@@ -62,7 +63,11 @@ class Step(Networks):
         self.D.requires_grad_(True)
         with torch.no_grad():
             fake = self.G(self.z)
-        logistic_d(self.D(self.real), self.D(fake)).mean().backward()
+        if self.layout == "nhwc":  # as in training
+            real_scores, fake_scores = self.D(torch.cat([self.real, fake]), batches=2).chunk(2)
+        else:
+            real_scores, fake_scores = self.D(self.real), self.D(fake)
+        logistic_d(real_scores, fake_scores).mean().backward()
         self.finish(1)
 
     def finish(self, player: int) -> None:
