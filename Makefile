@@ -10,7 +10,7 @@ SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Otherwise pyright's wrapper looks for a newer version on the network at every call.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: setup test test-quick lint types imports demo demo-long clean
+.PHONY: setup test test-quick lint types imports demo demo-long gpu-check clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -45,6 +45,10 @@ demo: setup
 
 demo-long: setup
 	$(BIN)/python demo/run.py configs/demo-long.yaml
+
+# Everything that a GPU should be asked, as a table, in less than eight minutes.
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu_check.py
 
 # Data and runs are not removed, because they may be hours of work.
 clean:

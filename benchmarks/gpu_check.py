@@ -58,7 +58,8 @@ def check_kernels(device: str, tiny: bool) -> Iterator[Row]:
     choice = native.choose(device)
     yield {"case": "kernels chosen", "ratio": float(choice.name == device), "about": f"{choice.name} ({choice.reason})"}
     for row in bench.rows(device, 0.02 if tiny else 0.2, "64" if tiny else "256"):
-        yield row | {"case": f"kernels {row['case']}", "about": bench.line(row)}
+        about = f"{row['ratio']:.2f} times as fast as plain PyTorch, {row['gb_per_sec']:.0f} GB/s"
+        yield row | {"case": f"kernels {row['case']}", "about": f"{about} ({row['bandwidth']:.2f} of a copy's)"}
 
 
 def check_train(device: str, tiny: bool, resolution: int, batch: int) -> Iterator[Row]:
@@ -131,7 +132,9 @@ def _data(top: Path) -> Path:
 
 def _trained(run: Path, data: Path, device: str, kimg: float) -> None:
     """Train, or continue, to `kimg` thousand images."""
-    given = f"run={run} data.url={data} resolution=32 growth.start=16 growth.stable_kimg=0.016 growth.fade_kimg=0.016"
+    settings = run.with_suffix(".yaml")
+    settings.write_text(f"run: {run}\ndata: {{url: {data}}}\n")
+    given = f"{settings} resolution=32 growth.start=16 growth.stable_kimg=0.016 growth.fade_kimg=0.016"
     given += f" train.total_kimg={kimg} train.batch=8 train.device={device} train.deterministic=true data.workers=0"
     given += " model.channel_base=512 model.channel_max=32 output.trackers=[] checkpoint.every_kimg=0.008"
     command = [sys.executable, "-m", "stylegan_pg", "train", *given.split()]
@@ -199,7 +202,7 @@ def main() -> int:
         found = [{"case": " ".join(case), "ratio": 0.0, "about": "not begun: no time was left"}] if limit < 5 else None
         for row in found or in_a_process(case, args, limit):
             rows.append(row)
-            print(f"{row['case']:<34} {row['about']}", flush=True)
+            print(f"{row['case']:<44} {row['about']}", flush=True)
     print(f"{time.monotonic() - started:.0f} s in all")
     for row in rows:
         print(json.dumps(row))

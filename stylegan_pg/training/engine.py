@@ -3,7 +3,10 @@
 The result of a step is a function of the state and of (seed, nimg). For each update of the system, the engine runs its
 losses micro-batch by micro-batch, sums the gradients over the ranks, and moves the weights of that side, unless a loss
 or a gradient is not finite. If a rank runs out of memory, all ranks halve their micro-batches and compute the update
-again.
+again, and those after it.
+
+The host starts the operations of all updates one after another and reads what they gave once, at the end of the step.
+Until then the device alone knows whether an update was made.
 """
 
 from __future__ import annotations
@@ -85,8 +88,8 @@ class Engine:
         return self.outcome
 
     def read(self, made: Sequence[Made], flag: bool) -> tuple[StepStats, list[float], list[str]]:
-        """The statistics of updates, what `StepStats.vector` gives for them and the flag, and for each update the reason
-        why it was held, or "". Here alone the host waits for the device."""
+        """The statistics of updates, what `StepStats.vector` gives for them and the flag, and for each update why it
+        was held, or "". Only here does the host wait for the device."""
         stats = StepStats()
         for one in made:
             stats.join(one.stats)
