@@ -58,4 +58,5 @@ def test_a_step_makes_few_operations():
     most = {"plain 64": 700, "plain 256": 900, "lazy 256": 2400, "progan 64": 800, "stylegan 64": 880}
     assert {case: row["operations"] for case, row in rows.items() if row["operations"] > most[case]} == {}
     assert rows["lazy 256"]["operations"] > rows["plain 256"]["operations"] > rows["plain 64"]["operations"] > 100
-    assert all(row["transfers"] == 0 for row in rows.values())  # on a CPU there is nowhere to go
+    assert all(row["transfers"] <= 3 for row in rows.values())
+    assert [row["host_reads"] for row in rows.values()] == [0] * 5

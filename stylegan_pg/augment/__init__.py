@@ -30,17 +30,27 @@ class Augment:
             return diffaugment.draw(self.config.policy, count, generator, size)
         return ada.draw(self.config.pipeline, count, p, generator, size)
 
-    def apply(self, images: torch.Tensor, params: Params) -> torch.Tensor:
+    def instructions(self, params: Params, size: tuple[int, int], channels: int) -> Params:
+        """What `perform` needs of drawn parameters, for images of this size and number of channels; on the CPU, with a
+        row for each image."""
+        return params if isinstance(self.config, DiffAugmentConfig) else ada.instructions(params, size, channels)
+
+    def perform(self, images: torch.Tensor, how: Params) -> torch.Tensor:
         """Augment images; the result has the same shape, dtype, device and layout and is twice differentiable.
 
         Args:
             images: [N, C, H, W] in about [-1, 1], with 1 to 4 channels: grey or RGB, with or without alpha.
-            params: tensors of N rows on the CPU, where they decide which operations run.
+            how: instructions of N rows, on the device of the images.
         """
         half = images.dtype in (torch.float16, torch.bfloat16)
-        apply = diffaugment.apply if isinstance(self.config, DiffAugmentConfig) else ada.apply
+        perform = diffaugment.perform if isinstance(self.config, DiffAugmentConfig) else ada.perform
         planes = images.contiguous()  # resampling is faster in this layout, several times on CPUs
-        return in_layout_of(images, apply(planes.float() if half else planes, params).to(images.dtype))
+        return in_layout_of(images, perform(planes.float() if half else planes, how).to(images.dtype))
+
+    def apply(self, images: torch.Tensor, params: Params) -> torch.Tensor:
+        """Augment images as drawn parameters of N rows say, see `perform`."""
+        how = self.instructions(params, (images.shape[2], images.shape[3]), images.shape[1])
+        return self.perform(images, {name: t.to(images.device) for name, t in how.items()})
 
 
 def make(config: AugmentConfig) -> Augment | None:

@@ -91,17 +91,30 @@ def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: 
     return params
 
 
-def apply(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Apply the parameters of `draw` to images [N, C, H, W] (H, W >= 2). An image without enabled operations is
-    unchanged."""
+def instructions(params: dict[str, torch.Tensor], size: tuple[int, int], channels: int) -> dict[str, torch.Tensor]:
+    """What `perform` needs of the parameters of `draw`, for images of this size and number of channels. It is computed
+    on the CPU: matrices, filters, and which images each operation changes. All tensors have a row for each image."""
+    how: dict[str, torch.Tensor] = {}
     if "flip" in params or "scale" in params:
-        images = geometry.transform(images, params)
+        how |= geometry.instructions(params, size)
     if "hue" in params:
-        images = colour.recolour(images, params)
+        how |= colour.instructions(params, 3 if channels >= 3 else 1)
     if "bands" in params:
-        images = colour.equalise(images, params["bands"])
-    if "noise" in params:
-        images = colour.add_noise(images, params["noise"], params["noise_seed"])
-    if "cutout" in params:
-        images = colour.cut_out(images, params["cutout"])
+        how |= colour.filters(params["bands"])
+    return how | {name: params[name] for name in ("noise", "noise_seed", "cutout") if name in params}
+
+
+def perform(images: torch.Tensor, how: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Change images [N, C, H, W] (H, W >= 2) as `instructions` says. An image without enabled operations is
+    unchanged."""
+    if "matrix" in how:
+        images = geometry.transform(images, how)
+    if "factor" in how:
+        images = colour.recolour(images, how)
+    if "taps" in how:
+        images = colour.equalise(images, how)
+    if "noise" in how:
+        images = colour.add_noise(images, how["noise"], how["noise_seed"])
+    if "cutout" in how:
+        images = colour.cut_out(images, how["cutout"])
     return images

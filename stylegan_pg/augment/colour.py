@@ -6,10 +6,12 @@ Colour and noise do not change the alpha channel of an image that has one (2 or 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
+from stylegan_pg.augment import geometry
 from stylegan_pg.augment.geometry import changed, mirror
 
 # The low-pass filter of the sym2 wavelet (Daubechies' 4 taps) in closed form.
@@ -49,12 +51,21 @@ def matrix(params: dict[str, torch.Tensor], count: int) -> tuple[torch.Tensor, t
     return factor, offset[:, :, 0].expand(-1, count)
 
 
-def recolour(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Apply the colour operations to [N, C, H, W]."""
-    factor, offset = matrix(params, colours(images))
-    one = torch.eye(factor.shape[1], dtype=factor.dtype)
+def instructions(params: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    """What `recolour` needs, on the CPU, for images of `count` colours: see `matrix`, and which images change."""
+    factor, offset = matrix(params, count)
+    one = torch.eye(count, dtype=factor.dtype)
     which = (factor != one).flatten(1).any(dim=1) | (offset != 0).any(dim=1)
-    return changed(images, which, lambda x, a, b: on_colours(x, lambda y: _affine(y, a, b)), factor, offset)
+    return {"factor": factor, "offset": offset, "recoloured": which}
+
+
+def recolour(images: torch.Tensor, how: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Apply the colour operations to [N, C, H, W], as `instructions` says."""
+
+    def f(x: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        return on_colours(x, lambda y: _affine(y, factor, offset))
+
+    return changed(images, how["recoloured"], f, how["factor"], how["offset"])
 
 
 def _affine(x: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -96,9 +107,14 @@ def bands() -> torch.Tensor:
     return torch.stack([F.pad(f, [(width - len(f)) // 2] * 2) for f in reversed(found)])
 
 
-def equalise(images: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
-    """Amplify the four frequency bands of [N, C, H, W] by gains [N, 4], along rows and columns."""
-    return changed(images, (gains != 1).any(dim=1), _filter, gains.double() @ bands())
+def filters(gains: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `equalise` needs, on the CPU, for gains [N, 4] of the bands."""
+    return {"taps": gains.double() @ bands(), "filtered": (gains != 1).any(dim=1)}
+
+
+def equalise(images: torch.Tensor, how: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Amplify the four frequency bands of [N, C, H, W] along rows and columns, as `filters` says."""
+    return changed(images, how["filtered"], _filter, how["taps"])
 
 
 def _filter(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
@@ -119,9 +135,30 @@ def add_noise(images: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> 
 
 def _noisy(x: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     size = [colours(x), *x.shape[2:]]
-    noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(int(s))) for s in seed])
-    noise = (noise * sigma[:, None, None, None]).to(x.device, x.dtype)
+    if x.is_cuda or geometry.STEADY:
+        noise = hashed_normal(seed, size)
+    else:
+        noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(int(s))) for s in seed])
+    noise = (noise * sigma[:, None, None, None]).to(x.dtype)
     return on_colours(x, lambda y: y + noise)
+
+
+def hashed_normal(seed: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """N(0, 1) numbers [N, *size] (float32) that follow from seeds [N] (int64) on any device, without a generator: the
+    hash function splitmix64 (Steele et al. 2014) of seed and position, and the transform of Box and Muller (1958)."""
+    count = math.prod(size)
+    position = torch.arange(1, 2 * count + 1, device=seed.device) * -7046029254386353131  # 0x9E3779B97F4A7C15
+    z = seed[:, None] + position
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        z = (z ^ _shifted(z, shift)) * factor
+    u = _shifted(z ^ _shifted(z, 31), 40).float() / 2**24  # in [0, 1)
+    radius, angle = (1 - u[:, :count]).log().mul(-2).sqrt(), u[:, count:] * (2 * math.pi)
+    return (radius * angle.cos()).reshape(-1, *size)
+
+
+def _shifted(z: torch.Tensor, by: int) -> torch.Tensor:
+    """z >> by of unsigned numbers."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
 
 
 def cut_out(images: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
@@ -136,8 +173,8 @@ def cut_out(images: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
 def _cut(x: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
     box = box.double()
     columns, rows = (
-        ((torch.arange(size) + 0.5) / size - box[:, i, None]).abs() < box[:, 2, None] / 2
+        ((torch.arange(size, device=x.device) + 0.5) / size - box[:, i, None]).abs() < box[:, 2, None] / 2
         for i, size in enumerate((x.shape[3], x.shape[2]))
     )
-    inside = rows.to(x.device)[:, None, :, None] & columns.to(x.device)[:, None, None, :]
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
     return torch.where(inside, torch.zeros_like(x), x)

@@ -3,6 +3,8 @@ always applied to every image."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -32,21 +34,20 @@ def draw(policy: str, count: int, generator: torch.Generator, size: tuple[int, i
         params["saturation"] = uniform(*SATURATION)
         params["contrast"] = uniform(*CONTRAST)
     if "translation" in names:
-        limits = [int(side * TRANSLATION + 0.5) for side in (size[1], size[0])]
-        shifts = [torch.randint(-limit, limit + 1, [count], generator=generator) for limit in limits]
+        shifts = [torch.randint(-limit, limit + 1, [count], generator=generator) for limit in limits(size)]
         params["shift"] = torch.stack(shifts, dim=1).float()
     if "cutout" in names:
         params["cutout"] = torch.cat([uniform(0, 1, 2), torch.full([count, 1], CUTOUT)], dim=1)
     return params
 
 
-def apply(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+def perform(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
     """Apply the parameters of `draw` to images [N, C, H, W]; colour does not change an alpha channel."""
     if "brightness" in params:
-        values = [params[k].to(images.device, images.dtype)[:, None, None, None] for k in _COLOUR]
+        values = [params[k].to(images.dtype)[:, None, None, None] for k in _COLOUR]
         images = on_colours(images, lambda x: _recolour(x, *values))
     if "shift" in params:
-        images = translate(images, params["shift"])
+        images = translate(images, params["shift"], max(limits(images.shape[2:])))
     if "cutout" in params:
         images = cut_out(images, params["cutout"])
     return images
@@ -62,12 +63,17 @@ def _recolour(x, brightness, saturation, contrast):
     return torch.lerp(x.mean(dim=[1, 2, 3], keepdim=True), x, contrast)
 
 
-def translate(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Translate images [N, C, H, W] by shift [N, 2], (x, y) in whole pixels, and fill up with zeros."""
+def limits(size: Sequence[int]) -> list[int]:
+    """The largest translation along x and y of images of `size` (height, width)."""
+    return [int(side * TRANSLATION + 0.5) for side in (size[1], size[0])]
+
+
+def translate(images: torch.Tensor, shift: torch.Tensor, limit: int) -> torch.Tensor:
+    """Translate images [N, C, H, W] by shift [N, 2], (x, y) in whole pixels of at most `limit`, and fill up with
+    zeros."""
     _, c, h, w = images.shape
-    limit = int(shift.abs().max())
     padded = F.pad(images, [limit] * 4)
-    shift = shift.long().to(images.device)
+    shift = shift.long()
     x = torch.arange(w, device=images.device) + limit - shift[:, :1]
     y = torch.arange(h, device=images.device) + limit - shift[:, 1:]
     index = (y[:, :, None] * (w + 2 * limit) + x[:, None, :]).flatten(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +34,22 @@ SYM6 = (
 DELAY = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6)  # the filter's centre in samples, not quite 5.5
 
 
+STEADY = False  # whether operations are made for all images also on CPUs, whatever the masks are
+
+
 def changed(images: torch.Tensor, which: torch.Tensor, f: Callable[..., torch.Tensor], *per_image) -> torch.Tensor:
-    """Apply f(images, *per_image) to the images in the mask `which` [N] (on the CPU); the others are unchanged."""
+    """Apply f(images, *per_image) to the images in the mask `which` [N]; the others are unchanged.
+
+    On a GPU, f is applied to all images, so that the host does not have to wait for the mask.
+    """
+    if images.is_cuda or STEADY:
+        return torch.where(which[:, None, None, None], f(images, *per_image), images)
     if not which.any():
         return images
     if which.all():
         return f(images, *per_image)
     index = which.nonzero().flatten()
-    there = index.to(images.device)
-    return images.index_copy(0, there, f(images.index_select(0, there), *(t[index] for t in per_image)))
+    return images.index_copy(0, index, f(images.index_select(0, index), *(t[index] for t in per_image)))
 
 
 def mirror(images: torch.Tensor, pad: int) -> torch.Tensor:
@@ -49,8 +57,8 @@ def mirror(images: torch.Tensor, pad: int) -> torch.Tensor:
     if torch.are_deterministic_algorithms_enabled():  # this mode refuses the gradient of reflection on GPUs
         for axis in (2, 3):
             size = images.shape[axis]
-            place = fold(torch.arange(-pad, size + pad, dtype=torch.float64), size).long()
-            images = images.index_select(axis, place.to(images.device))
+            place = fold(torch.arange(-pad, size + pad, dtype=torch.float64, device=images.device), size).long()
+            images = images.index_select(axis, place)
         return images
     h, w = (size - 1 for size in images.shape[2:])
     top = left = pad
@@ -108,18 +116,22 @@ def inverse(params: dict[str, torch.Tensor], size: tuple[int, int]) -> torch.Ten
     return m @ _translation(-(width - 1) / 2, -(height - 1) / 2)
 
 
-def transform(images: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Apply the blitting and geometric operations in `params` to images [N, C, H, W].
+def instructions(params: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """What `transform` needs, on the CPU: matrices [N, 3, 3] (float64), which images are copied, and which resampled.
 
     An image whose matrix maps whole pixels to whole pixels is copied exactly (the identity leaves it unchanged); all
     others are resampled.
     """
-    m = inverse(params, (images.shape[2], images.shape[3]))
+    m = inverse(params, size)
     identity = (m == torch.eye(3, dtype=m.dtype)).flatten(1).all(dim=1)
     whole = (m == m.round()).flatten(1).all(dim=1) & (m[:, :2, :2].det().abs() == 1)
-    m = m.expand(len(images), -1, -1)
-    images = changed(images, (whole & ~identity).expand(len(images)), blit, m)
-    return changed(images, (~whole).expand(len(images)), resample, m)
+    return {"matrix": m, "copied": whole & ~identity, "resampled": ~whole}
+
+
+def transform(images: torch.Tensor, how: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Apply the blitting and geometric operations to images [N, C, H, W], as `instructions` says."""
+    images = changed(images, how["copied"], blit, how["matrix"])
+    return changed(images, how["resampled"], resample, how["matrix"])
 
 
 def _sources(m: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,8 +157,7 @@ def resample(images: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     Sample u of the up-sampled image lies at pixel (u - DELAY) / 2; ignoring DELAY, a flip would shift it by 0.4 pixels.
     """
     _, _, h, w = images.shape
-    f = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
-    f = torch.outer(f, f)
+    f = _low_pass(images.dtype, images.device)
     first = math.floor(DELAY)  # sample of the up-sampled image that is computed first; of 2h x 2w, all that is needed
     up = upfirdn2d(mirror(images, 3), f, up=2, padding=(5 - first, first - 6) * 2, gain=2)
 
@@ -155,6 +166,12 @@ def resample(images: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     x, y = _sources(m, x, y)
     u, v = (2 * fold(x, w) + (DELAY - first), 2 * fold(y, h) + (DELAY - first))
     return upfirdn2d(bilinear(up, u, v), f, down=2, flip_filter=True, gain=0.5)
+
+
+@lru_cache(maxsize=8)
+def _low_pass(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    f = torch.tensor(SYM6, dtype=dtype, device=device)
+    return torch.outer(f, f)
 
 
 def bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ new_empty new_empty_strided stride size is_same_size _record_function_enter_new 
 # Operations whose results the host waits for: their values, or sizes that depend on values.
 _HOST_READS = "_local_scalar_dense nonzero equal is_nonzero masked_select unique _unique2 bincount"
 NO_LAUNCH, HOST_READS = frozenset(_NO_LAUNCH.split()), frozenset(_HOST_READS.split())
+FROM_HOST = frozenset({"lift_fresh", "lift_fresh_copy"})  # tensors made of the host's numbers, which a GPU must be sent
 MASKED = frozenset({"index", "index_put", "index_put_"})  # whose result's size depends on a mask
 READING_METHODS = frozenset({"tolist", "numpy", "__array__"})  # of tensors, which the dispatcher does not see
 
@@ -35,6 +36,7 @@ class Operations(TorchDispatchMode):
         made: for each operation that is a launch, its name and the shapes of its tensors.
         reads: the names of operations whose results the host waits for.
         transfers: copies between host and device, as (from, to).
+        from_host: the names of operations that make tensors of the host's numbers (torch.tensor, indexing by a list).
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class Operations(TorchDispatchMode):
         self.made: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
         self.reads: list[str] = []
         self.transfers: list[tuple[str, str]] = []
+        self.from_host: list[str] = []
         self._methods = _Methods(self.reads)
 
     def __enter__(self) -> Operations:
@@ -57,6 +60,8 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name not in NO_LAUNCH:
             self.made.append((name, tuple(tuple(t.shape) for t in tensors_in(args))))
+        if name in FROM_HOST:
+            self.from_host.append(name)
         if name in HOST_READS or (name in MASKED and any(t.dtype == torch.bool for t in tensors_in(args[1]))):
             self.reads.append(name)
         given, found = {t.device.type for t in tensors_in(args)}, {t.device.type for t in tensors_in(result)}

@@ -21,6 +21,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.networks import NetworkShape
 from stylegan_pg.rng import generator
+from stylegan_pg.systems.draws import Draws, Request, Streams, mapped, rows_of
 
 Side = Literal["G", "D"]
 Values = Mapping[str, torch.Tensor]  # "loss" [n], differentiable, and further values [n] that are only reported
@@ -43,17 +44,10 @@ class Step:
     net: Mapping[str, Any]  # the networks by name: "G", "D"
     share: Sequence[int]  # places in the global batch of this rank's images
     real: torch.Tensor  # [len(share), C, H, W] in [-1, 1]
+    draws: Draws  # see Context.draw
     condition: torch.Tensor | None = None  # [len(share), c_dim], one-hot classes or vectors, or None
     fields: Mapping[str, Any] = field(default_factory=dict)  # the further fields of the batch, see Context.field
     memory: dict[Any, Any] = field(default_factory=dict)  # what losses keep for later losses of this step
-
-
-def rows_of(t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Rows of a tensor; a view if they are evenly spaced, as those of micro-batches are."""
-    spacing = rows[1] - rows[0] if len(rows) > 1 else 1
-    if rows and spacing > 0 and list(rows) == list(range(rows[0], rows[-1] + 1, spacing)):
-        return t[rows[0] : rows[-1] + 1 : spacing]
-    return t[rows]
 
 
 @dataclass
@@ -61,8 +55,8 @@ class Context:
     """What a loss is given: one micro-batch of a step."""
 
     step: Step
-    rows: list[int]  # places of its images in the global batch of the loss
-    part: list[int]  # their places in this rank's share
+    share: Sequence[int]  # places in the global batch of the loss of this rank's images
+    part: list[int]  # places of the micro-batch's images in that share
     index: int  # number of the micro-batch
     count: int  # images of the global batch of the loss
     add: Callable[[str, torch.Tensor], None]  # adds a tensor to a sum over the global batch that the loss has announced
@@ -90,6 +84,23 @@ class Context:
         classes as whole numbers (uint8 [n, 1, H, W], int64 [n]), vectors [n, size], arrays [n, ...], texts a list."""
         values = self.step.fields[name]
         return [values[i] for i in self.part] if isinstance(values, list) else rows_of(values, self.part)
+
+    @property
+    def rows(self) -> list[int]:
+        """Places of the micro-batch's images in the global batch of the loss."""
+        return [self.share[i] for i in self.part]
+
+    def draw(self, key: Any, make: Callable[[Streams], Any]) -> Any:
+        """Random inputs of this micro-batch's images, on the device.
+
+        Args:
+            key: names them; what has the same key is drawn once a step.
+            make: draws them for the global batch, from streams(purpose, *further numbers), as nested tuples, lists and
+                dictionaries of tensors that have a row for each image. It is also called for later steps, so it may use
+                (in a closure) the system and constants, but not this context.
+        """
+        values = self.step.draws.get(key, Request(make, self.share))
+        return mapped(values, lambda t: rows_of(t, self.part))
 
     def rng(self, purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
         """A random stream that is a function of (seed, purpose, nimg, key)."""
@@ -190,6 +201,11 @@ class System:
     def after_step(self, step: Step, sums: Sums, tensors: Mapping[str, torch.Tensor]) -> None:
         """Change what follows from sums over the global batch: running means, the probability of augmentation, w_avg.
         `tensors` holds only the sums of updates that were made."""
+
+    def draws_depend_on(self) -> Any:
+        """What the draws of a step (Context.draw) depend on besides (seed, nimg), such as a probability that changes
+        during training."""
+        return None
 
     def optimizer_steps(self, side: Side) -> list[int]:
         """k for each update of a side that is made at every k-th step besides its main one (schedule.lazy_ratio)."""

@@ -20,6 +20,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image
 from stylegan_pg.networks import NetworkShape, Pair
 from stylegan_pg.systems.base import Context, Loss, Side, Step, Sums, Update, Values
+from stylegan_pg.systems.draws import put_rows, rows_of
 from stylegan_pg.systems.latents import Latents, styles
 from stylegan_pg.systems.one_pair import OnePair
 
@@ -82,7 +83,7 @@ class GAN(OnePair):
             loss = loss + found["loss"] * (self.weight(term, x.step) * term.every)
             values |= found
         if any("fake" in TERMS[term.name].needs for term in due):
-            x.once("fake", lambda: torch.empty_like(x.step.real))[x.part] = images
+            put_rows(x.once("fake", lambda: torch.empty_like(x.step.real)), x.part, images)
         further = self.discriminator_heads(x, latents, real, fake)
         return {**values, **further, "loss": loss + further["loss"] if further else loss}
 
@@ -107,11 +108,11 @@ class GAN(OnePair):
         needs = TERMS[term.name].needs
         inputs = DInputs(D=partial(self.score, x, term.name), real=x.real, c=x.condition)
         if "fake" in needs:
-            inputs.fake = x.step.memory["fake"][x.part]
+            inputs.fake = rows_of(x.step.memory["fake"], x.part)
             inputs.c_fake = x.condition if self.meets(due) else self.latents(x, "d").c
         if "u" in needs:
-            u = torch.rand([x.count], generator=x.rng(f"{term.name}-u"), dtype=torch.float64)
-            inputs.u = x.to_device(u[x.rows])
+            name, count = f"{term.name}-u", x.count
+            inputs.u = x.draw(name, lambda streams: torch.rand([count], generator=streams(name), dtype=torch.float64))
         if "noise" in needs:
             inputs.noise = self.noise(x, term.name)
         return TERMS[term.name].compute(inputs, **term.options())

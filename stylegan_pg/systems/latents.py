@@ -5,13 +5,11 @@ Every rank draws them for the global batch and takes its rows, so a run does not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from stylegan_pg.data.conditions import Conditions
-from stylegan_pg.systems.base import rows_of
 
 
 class Latents(NamedTuple):
@@ -21,10 +19,6 @@ class Latents(NamedTuple):
     z_mix: torch.Tensor | None  # [n, z_dim], the second latent of style mixing
     cutoff: torch.Tensor | None  # [n], the first layer that takes it
     c: torch.Tensor | None  # [n, c_dim]
-
-    def pick(self, rows: Sequence[int], move: Callable[[torch.Tensor], torch.Tensor]) -> Latents:
-        """The rows of some images, each tensor passed through `move`."""
-        return Latents(*(None if t is None else move(rows_of(t, rows)) for t in self))  # type: ignore[arg-type]  # z is a tensor
 
 
 def draw(g: torch.Generator, count: int, G: Any, mixing: float = 0.0, conditions: Conditions | None = None) -> Latents:

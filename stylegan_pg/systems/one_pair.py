@@ -18,6 +18,7 @@ from stylegan_pg.networks.growing import frozen
 from stylegan_pg.networks.normalization import group_batch_norms
 from stylegan_pg.rng import generator
 from stylegan_pg.systems.base import Context, Step, System
+from stylegan_pg.systems.draws import Streams
 from stylegan_pg.systems.latents import Latents, draw, styles
 from stylegan_pg.systems.state import GANState, read_state
 
@@ -52,9 +53,10 @@ class OnePair(System):
 
     def latents(self, x: Context, purpose: str) -> Latents:
         """This micro-batch's rows of the latents that are drawn for a purpose."""
-        mixing = self.config.loss.style_mixing
-        drawn = x.once(("latents", purpose), lambda: draw(x.rng(purpose), x.count, self.G, mixing, self.conditions))
-        return drawn.pick(x.rows, x.to_device)
+        mixing, count = self.config.loss.style_mixing, x.count
+        return x.draw(
+            ("latents", purpose), lambda streams: draw(streams(purpose), count, self.G, mixing, self.conditions)
+        )
 
     def generate(self, x: Context, latents: Latents, purpose: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images [n, C, H, W] of about [-1, 1], and the w [n, w_dim] that they were made of, or None."""
@@ -92,13 +94,20 @@ class OnePair(System):
         """Images as they are augmented for this purpose."""
         if self.augment is None:
             return images
-        maker, p, size = self.augment, self.running.augment_p or 0.0, (images.shape[2], images.shape[3])
-        drawn = x.once(("augment", purpose), lambda: maker.draw(x.count, p, x.rng(f"augment-{purpose}"), size))
-        return maker.apply(images, augment.pick(drawn, x.rows))
+        maker, count, size, channels = self.augment, x.count, (images.shape[2], images.shape[3]), images.shape[1]
+
+        def make(streams: Streams) -> augment.Params:
+            params = maker.draw(count, self.running.augment_p or 0.0, streams(f"augment-{purpose}"), size)
+            return maker.instructions(params, size, channels)
+
+        return maker.perform(images, x.draw(("augment", purpose), make))
 
     def noise(self, x: Context, purpose: str) -> torch.Tensor:
-        """N(0, 1) of the images' shape, drawn for each image by itself."""
-        noise = [torch.randn(self.image_shape, generator=x.rng(purpose, i)) for i in x.rows]
+        """N(0, 1) of the images' shape, drawn on the device for each image by itself."""
+        device = x.step.device
+        noise = [
+            torch.randn(self.image_shape, generator=x.rng(purpose, i, device=device), device=device) for i in x.rows
+        ]
         return x.to_device(torch.stack(noise))
 
     def adapt(self, step: Step, signs: float, count: int) -> None:
@@ -112,6 +121,10 @@ class OnePair(System):
             mean = now.signs / now.signed
             now.augment_p = augment.adjust(now.augment_p or 0.0, mean, step.batch, a.interval, a.target, a.kimg)
             now.signs, now.signed = 0.0, 0
+
+    def draws_depend_on(self) -> float | None:
+        """The probability of augmentation."""
+        return self.running.augment_p
 
     def frozen(self) -> dict[str, torch.nn.Parameter]:
         """The highest resolutions of D (train.freeze_d), but for what `init` lacked."""

@@ -11,20 +11,22 @@ Until then the device alone knows whether an update was made.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from stylegan_pg.config.schedule import ema_beta
+from stylegan_pg.config.schedule import Phase, ema_beta
 from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.ops import pool
 from stylegan_pg.optim import ema
 from stylegan_pg.optim.optimizer_step import OUT_OF_MEMORY, Verdict, out_of_memory
 from stylegan_pg.systems.base import Context, Loss, Step, Update
+from stylegan_pg.systems.draws import Draws, Kind
 from stylegan_pg.training.compilation import eager
 from stylegan_pg.training.inputs import on_device
 from stylegan_pg.training.stats import StepStats
@@ -60,6 +62,7 @@ class Engine:
     def __init__(self, state: TrainState):
         self.state = state
         self.outcome = Outcome()
+        self.draws: tuple[Phase | None, Draws] = (None, Draws(state.device, state.dtype))
 
     def step(self, batch: Batch, *, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train on this rank's share of a global batch of real images, and advance nimg by the global batch.
@@ -73,12 +76,10 @@ class Engine:
         state, self.outcome = self.state, Outcome()
         state.parallel.scale = state.running.loss_scale
         step = self.begin(batch)
-        updates, made = list(state.system.updates(step)), list[Made]()
+        updates, made = self.updates(step), list[Made]()
         while True:
-            halted: torch.Tensor | None = None
-            for update in updates[len(made) :]:
-                made.append(self.update(update, step, halted))
-                halted = made[-1].verdict.short if halted is None else halted + made[-1].verdict.short
+            made += self.start(step, updates[len(made) :])
+            self.prepare(step)
             stats, values, faults = self.read(made, stop())
             if OUT_OF_MEMORY not in faults:
                 break
@@ -86,6 +87,27 @@ class Engine:
             self.halve(updates[len(made)])
         self.settle(step, made, faults, stats, values)
         return self.outcome
+
+    def updates(self, step: Step) -> list[Update]:
+        """The updates of a step, whose draws begin with this."""
+        updates = list(self.state.system.updates(step))
+        step.draws.begin(_kind(updates), step.seed, step.nimg)
+        return updates
+
+    def start(self, step: Step, updates: Sequence[Update]) -> list[Made]:
+        """Start the operations of updates, without waiting for any of them."""
+        made, halted = list[Made](), None
+        for update in updates:
+            made.append(self.update(update, step, halted))
+            short = made[-1].verdict.short
+            halted = short if halted is None else halted + short
+        return made
+
+    def prepare(self, step: Step) -> None:
+        """Draw the random inputs of the next step, if it is of this phase, while the device computes this one."""
+        after = dataclasses.replace(step, nimg=step.nimg + step.batch, number=step.number + 1)
+        if after.nimg < self.state.current.end:
+            step.draws.prepare(_kind(self.state.system.updates(after)), after.seed, after.nimg)
 
     def read(self, made: Sequence[Made], flag: bool) -> tuple[StepStats, list[float], list[str]]:
         """The statistics of updates, what `StepStats.vector` gives for them and the flag, and for each update why it
@@ -102,7 +124,7 @@ class Engine:
         self, step: Step, made: Sequence[Made], faults: Sequence[str], stats: StepStats, values: Sequence[float]
     ) -> None:
         """Draw the consequences of what the host has read, which are the same on all ranks."""
-        state, outcome = self.state, self.outcome
+        state, outcome, before = self.state, self.outcome, self.state.system.draws_depend_on()
         for one, fault in zip(made, faults, strict=True):
             if fault:
                 self.leave_out(one.update, fault)
@@ -114,6 +136,8 @@ class Engine:
         moved = [one.stats.tensors for one, fault in zip(made, faults, strict=True) if not fault]
         tensors = {name: dist.all_reduce(t) for each in moved for name, t in each.items()}
         state.system.after_step(step, outcome.stats, tensors)
+        if state.system.draws_depend_on() != before:
+            step.draws.discard()
         self.average(step)
         self.rescale()
         state.nimg += step.batch
@@ -126,6 +150,8 @@ class Engine:
     def begin(self, batch: Batch) -> Step:
         """Collect what the losses of this step share."""
         state, phase = self.state, self.state.current
+        if self.draws[0] is not phase:
+            self.draws = (phase, Draws(state.device, state.dtype))
         fields = on_device(batch, state)
         conditions = state.conditions
         return Step(
@@ -141,6 +167,7 @@ class Engine:
             net=state.system.net,
             share=state.micro_batches.share,
             real=fields.pop("image"),
+            draws=self.draws[1],
             condition=None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype),
             fields=fields,
         )
@@ -192,7 +219,7 @@ class Engine:
         buffers = self.state.buffers
         for k, part in enumerate(parts):
             buffers.restore()
-            x = Context(step, [share[i] for i in part], part, k, loss.count, self.stats.add_tensor)
+            x = Context(step, share, part, k, loss.count, self.stats.add_tensor)
             with eager(loss.twice and self.state.config.train.compile):
                 values = loss.values(x)
                 self.stats.add({name: v for name, v in values.items() if name != "loss"})
@@ -228,3 +255,8 @@ class Engine:
             now.clean_steps += 1
             if now.clean_steps >= CLEAN_STEPS:
                 now.loss_scale, now.clean_steps = min(2 * scale, max(state.FP16_SCALE, scale)), 0
+
+
+def _kind(updates: Iterable[Update]) -> Kind:
+    """What steps have in common whose losses draw the same."""
+    return tuple((update.trains, loss.name, loss.count) for update in updates for loss in update.losses)
