@@ -121,6 +121,7 @@ def choose_waiting(since: Snapshot, environment: MutableMapping[str, str] = os.e
         return ""
     threads, ranks = (_number(environment.get(name)) for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"))
     global reason
+    time.sleep(max(since.wall + SHORTEST - time.monotonic(), 0.0))  # imports may have been faster
     reason = _reason(threads or count(root), ranks or 1, most, idle(since, snapshot(root)))
     if reason:
         environment["OMP_WAIT_POLICY"] = "passive"

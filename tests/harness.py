@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -135,7 +136,8 @@ def kill_until_done(args: list[str], run: Path, dice: random.Random, most: int =
         if process.poll() is not None:
             finish(process)
             return kills
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         kills += 1
 

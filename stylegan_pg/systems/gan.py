@@ -70,7 +70,9 @@ class GAN(OnePair):
             latents = latents._replace(c=x.condition)
         with torch.no_grad():
             images, _ = self.generate(x, latents, "d")
-        real, fake = self.score_both(x, {"d-real": (x.real, x.condition), "d-fake": (images, latents.c)})
+        # In two passes, the gradients that a difference of scores gives D's last bias cancel exactly.
+        both, apart = {"d-real": (x.real, x.condition), "d-fake": (images, latents.c)}, self.objective.paired
+        real, fake = self.score_both(x, both, apart=apart)
         loss = per_image(self.objective.d, real, fake)
         values = {
             "loss_d": loss,

@@ -81,9 +81,12 @@ class OnePair(System):
         given = [images] if c is None else [images, c]
         return self.D(*given, **accepted(self.D, alpha=x.step.alpha))
 
-    def score_both(self, x: Context, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]) -> list[Any]:
-        """`score` for two batches of images and conditions, by purpose; in one pass if D can tell them apart."""
-        if not declares(self.D, "batches"):
+    def score_both(
+        self, x: Context, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]], *, apart: bool = False
+    ) -> list[Any]:
+        """`score` for two batches of images and conditions, by purpose; in one pass if D can tell them apart, unless
+        `apart` asks for two."""
+        if apart or not declares(self.D, "batches"):
             return [self.score(x, purpose, *batch) for purpose, batch in batches.items()]
         images = torch.cat([self.augmented(x, purpose, images) for purpose, (images, _) in batches.items()])
         c = [c for _, c in batches.values() if c is not None]
