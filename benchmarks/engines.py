@@ -13,6 +13,7 @@ from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine
+from stylegan_pg.training.replay import graphs_of
 from stylegan_pg.training.train_state import TrainState
 
 
@@ -34,8 +35,9 @@ def engine_of(resolution: int, batch: int, device: str, keys: Sequence[str]) -> 
     config = load_config(None, [*given.split(), "train.total_kimg=1000", *keys])
     state = TrainState(config, Pictures(), Devices(config), GAN(config))  # type: ignore[arg-type]  # see Pictures
     state.enter(phases(config)[-1])
-    engine = Engine(state)
-    images = torch.randint(0, 256, [batch, 3, resolution, resolution], dtype=torch.uint8)
+    engine = Engine(state, graphs_of(config.train.graphs, state.device))
+    numbers = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, [batch, 3, resolution, resolution], dtype=torch.uint8, generator=numbers)
     images = images.pin_memory() if device == "cuda" else images
 
     def step() -> None:

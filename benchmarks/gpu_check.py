@@ -3,13 +3,16 @@
 - `tests`: the tests marked `gpu`.
 - `kernels`: the compiled kernels against plain PyTorch (stylegan_pg/ops/bench.py), at 256x256.
 - `train`: steps of StyleGAN2 at 256x256 and 1024x1024, batch 4, 8 and 32, with lazy terms at their intervals: time,
-  images per second, the time that the device is busy, the host's share (in which the device waits), and memory.
+  images per second, the time that the device is busy, the host's share (in which the device waits), and memory; then
+  with replayed steps (train.graphs).
+- `replay`: whether replayed steps have the same bits.
 - `resume`: under train.deterministic, a run that is interrupted and continued has the same weights, bit for bit, as one
   that is not.
 
 Each check is a process of its own with a time limit, so that none can stop the others; what went wrong is a line of the
-table. At the end, there is one line of JSON for each row. Rows of `train` have as ratio the busy share of the time, the
-others 1 for a check that succeeded, else 0. `--device cpu --tiny` tries the script itself.
+table. At the end, there is one line of JSON for each row. The ratio of `train` is the busy share of the time; that of
+replayed steps, the time without replay over theirs; of other checks 1 if they succeeded, else 0. `--device cpu --tiny`
+tries the script itself.
 """
 
 from __future__ import annotations
@@ -67,27 +70,54 @@ def check_train(device: str, tiny: bool, resolution: int, batch: int) -> Iterato
 
     base, most = (256, 16) if tiny else (16384 if resolution < 1024 else 32768, 512)
     keys = [f"model.channel_base={base}", f"model.channel_max={most}"]
-    engine, step = engine_of(resolution, batch, device, keys)
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    for _ in range(2):
-        step()
-    wait()
+    case, count, eager = f"train {resolution} batch {batch}", 2 if tiny else STEPS, 0.0
+    for graphs in ("off", "auto"):
+        engine, step = engine_of(resolution, batch, device, [*keys, f"train.graphs={graphs}"])
+        for _ in range(2 if graphs == "off" else 4 * count):  # until lazy terms are captured, too
+            step()
+        wait(device)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        for _ in range(count):
+            step()
+        wait(device)
+        seconds = (time.perf_counter() - started) / count
+        memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+        row: Row = {"case": case if graphs == "off" else f"{case} replayed", "ms": 1000 * seconds, "gib": memory}
+        row |= {"img_per_sec": batch / seconds, "micro_batch": engine.state.micro_batches.size}
+        about = f"{row['ms']:.1f} ms a step, {row['img_per_sec']:.1f} img/s, {memory:.1f} GiB"
+        if graphs == "off":
+            eager, busy = seconds, busy_seconds(step, count) if device == "cuda" else seconds
+            row |= {"ratio": round(busy / seconds, 3), "busy_ms": 1000 * busy}
+            about += f", micro-batch {row['micro_batch']}, {row['busy_ms']:.1f} ms busy, "
+            yield row | {"about": f"{about}host's share {1 - row['ratio']:.0%}"}
+        else:
+            row["ratio"] = round(eager / seconds, 3)
+            yield row | {"about": f"{about}, {row['ratio']:.2f} times as fast as operation by operation"}
+        del engine, step
+
+
+def check_replay(device: str, tiny: bool) -> Iterator[Row]:
+    """Whether replayed steps have the bits of others, under deterministic algorithms."""
+    from engines import engine_of
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    tensors = []
+    for graphs in ("off", "auto"):
+        keys = ["model.channel_base=512", "model.channel_max=32", "loss.r1_every=2", "loss.pl_every=2"]
+        engine, step = engine_of(32, 8, device, [*keys, "train.deterministic=true", f"train.graphs={graphs}"])
+        for _ in range(16):
+            step()
+        tensors.append({name: t.clone() for name, t in engine.state.tensors().items()})
+    unlike = [name for name, t in tensors[0].items() if not torch.equal(t, tensors[1][name])]
+    about = f"they differ: {unlike[:3]}" if unlike else f"{len(tensors[0])} tensors are equal after 16 steps"
+    yield {"case": "replay bits", "ratio": float(not unlike), "about": about}
+
+
+def wait(device: str) -> None:
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    started, count = time.perf_counter(), 2 if tiny else STEPS
-    for _ in range(count):
-        step()
-    wait()
-    seconds = (time.perf_counter() - started) / count
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-    busy = busy_seconds(step, count) if device == "cuda" else seconds
-    row: Row = {"case": f"train {resolution} batch {batch}", "ratio": round(busy / seconds, 3)}
-    row |= {"ms": 1000 * seconds, "busy_ms": 1000 * busy, "img_per_sec": batch / seconds, "gib": memory}
-    row["micro_batch"] = engine.state.micro_batches.size
-    times = f"{row['ms']:.1f} ms a step, {row['busy_ms']:.1f} busy, host's share {1 - row['ratio']:.0%}"
-    yield row | {
-        "about": f"{times}, {row['img_per_sec']:.1f} img/s, {memory:.1f} GiB, micro-batch {row['micro_batch']}"
-    }
+        torch.cuda.synchronize()
 
 
 def busy_seconds(step: Callable[[], None], count: int) -> float:
@@ -147,7 +177,8 @@ CHECKS: dict[str, tuple[Callable[..., Iterator[Row]], int]] = {  # with seconds 
     "tests": (check_tests, 200),
     "kernels": (check_kernels, 60),
     "resume": (check_resume, 90),
-    "train": (check_train, 60),
+    "replay": (check_replay, 60),
+    "train": (check_train, 100),
 }
 
 

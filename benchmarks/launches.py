@@ -57,7 +57,7 @@ def counted(resolution: int, keys: list[str]) -> Counts:
     # The next step's draws are made on the host.
     with Operations() as operations, patch.object(engine, "prepare"), patch.object(engine, "start", observed):
         step()
-    drawn = {t.dtype for t in tensors_in(engine.draws[1].values)}  # what the step before has prepared for this one
+    drawn = {t.dtype for t in tensors_in(engine.draws.values)}  # what the step before has prepared for this one
     step()
     started = time.perf_counter()
     step()

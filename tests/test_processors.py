@@ -8,9 +8,10 @@ from pathlib import Path
 
 import harness
 import pytest
+import torch
 
 from stylegan_pg import processors
-from stylegan_pg.monitoring.step_clock import Shortage
+from stylegan_pg.monitoring.step_clock import IdleDevice, Shortage, shortage
 from stylegan_pg.processors import Snapshot
 
 ALLOWED = len(os.sched_getaffinity(0))
@@ -163,3 +164,21 @@ def test_a_lasting_shortage_is_noted_once(monkeypatch, caplog):
     (message,) = caplog.messages
     assert message.startswith("note: the threads of rank 1 wait 60 % of their time for a processor")
     assert "OMP_WAIT_POLICY=passive, " in message
+
+
+def test_a_device_that_waits_for_its_host(monkeypatch):
+    idle, answers = IdleDevice(torch.device("cuda")), [True, False, False, True, True]
+
+    class Stream:
+        def query(self) -> bool:
+            return answers.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    for _ in range(5):
+        idle.look()
+    assert (idle.take(), idle.take()) == (0.6, 0.0)
+    IdleDevice(torch.device("cpu")).look()
+    assert shortage([{"queued": 0.1, "idle": 0.1}, {"idle": 0.6}]).startswith(
+        "the device of rank 1 waits 60 % of its time for the host: train.graphs=auto"
+    )
+    assert shortage([{"idle": 0.2}, {}]) == shortage([]) == ""

@@ -97,7 +97,7 @@ def _is_rank(rank: Any) -> bool:
         and isinstance(rank.get("device"), str)
         and isinstance(rank.get("pid"), int)
         and all(is_number(rank.get(key), 0, MOST) for key in ("img_per_sec", "own_sec_per_img", "busy"))
-        and is_number(rank.get("queued", 0), 0, 1)  # which earlier versions did not write
+        and all(is_number(rank.get(key, 0), 0, 1) for key in ("queued", "idle"))  # earlier versions did not write them
     )
 
 

@@ -110,6 +110,7 @@ class TrainConfig:
     threads: int = at_least_0(0, most=1024)  # CPU threads per process; 0: torch decides
     channels_last: bool | None = True  # memory layout; null: measure at the start which one is faster
     compile: bool = False  # torch.compile the passes of stable phases that are differentiated once
+    graphs: str = choice("off", "auto", "on")  # replay captured steps (CUDA graphs); auto: where there is a CUDA device
     tf32: bool = False  # let GPUs round fp32 convolutions and products to 10 bits
     deterministic: bool = False  # bit-exact resume on GPUs, which is slower
     join_sec: float = positive(600.0, most=1e8)  # seconds that processes wait for each other at the start

@@ -7,7 +7,7 @@ divided among ranks and micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ class GInputs:
     synthesis: Callable[[torch.Tensor], torch.Tensor]
     ws: torch.Tensor
     noise: torch.Tensor
-    state: dict[str, float] = field(default_factory=dict)
+    state: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
 
 
 def r1_term(x: DInputs) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from stylegan_pg.checkpoint.status_file import MOST, Status
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.schedule import phases, shortfall
 from stylegan_pg.errors import UsageError
-from stylegan_pg.monitoring.step_clock import QUEUED, stragglers
+from stylegan_pg.monitoring.step_clock import IDLE, QUEUED, stragglers
 from stylegan_pg.untrusted import is_number, json_lines, printable
 
 _T = TypeVar("_T")
@@ -139,6 +139,8 @@ def render(facts: dict[str, Any]) -> str:
         speed = f"{rank['img_per_sec']:8.1f} img/s  busy {100 * rank['busy']:3.0f} %"
         if rank.get("queued", 0) > QUEUED:
             speed += f"  waits {100 * rank['queued']:.0f} % of its time for processors"
+        if rank.get("idle", 0) > IDLE:
+            speed += f"  its device waits {100 * rank['idle']:.0f} % of the time for the host"
         out.append(f"rank {i:<6} {where:<28} {speed}{slow}")
     if facts["starts"] is not None:
         out.append(f"starts      {facts['starts']}")

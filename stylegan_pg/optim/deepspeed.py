@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.optim.moments import MOMENTS
-from stylegan_pg.optim.optimizer_step import NetworkOptimizer, Verdict, norms, unscale
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer, norms
 
 
 def import_deepspeed(device: torch.device) -> None:
@@ -101,11 +101,12 @@ class DeepSpeedOptimizer(NetworkOptimizer):
     def _last(self) -> None:
         pass  # the engine sums the gradients after all passes
 
-    def step(self, loss: torch.Tensor, short: bool = False, halted: torch.Tensor | None = None) -> Verdict:
-        names, grads = self._trained()
-        unscale(grads, self.parallel.scale)
+    def exchange(self, loss: torch.Tensor, short: bool = False, halted: torch.Tensor | None = None) -> torch.Tensor:
+        return self._reports(loss, short, halted)
+
+    def _sizes(self, grads: Sequence[torch.Tensor]) -> torch.Tensor:
         # The norm of a sum is at most the sum of the norms: if these are finite, the summed gradients are, too.
-        return self._move(loss, short, halted, names, dist.all_reduce(norms(grads)))
+        return dist.all_reduce(norms(grads))
 
     def _apply(self, held: torch.Tensor) -> None:
         if held.item():  # the engine has no steps that the device decides

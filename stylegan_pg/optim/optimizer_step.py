@@ -87,6 +87,7 @@ class NetworkOptimizer:
     def __init__(self, parallel: Any, net: nn.Module, named: dict[str, nn.Parameter], adam: dict):
         self.parallel, self.net, self.named, self.adam = parallel, net, named, adam
         self.kind, self.left = "", 0
+        self.overlaps = True  # whether sums over the ranks start during the last backward pass
         self.constants: dict[Any, torch.Tensor] = {}
         self._build()
 
@@ -125,46 +126,47 @@ class NetworkOptimizer:
         return self.constants[key]
 
     def _last(self) -> None:
-        if dist.world() > 1:
+        if dist.world() > 1 and self.overlaps:
             self.sums.arm(self.kind)
 
-    def step(self, loss: torch.Tensor, short: bool = False, halted: torch.Tensor | None = None) -> Verdict:
-        """Sum the gradients over the ranks, update the weights if the verdict allows it, and clear the gradients. The
-        host waits for nothing. A collective call.
-
-        A parameter that no pass reached has the gradient zero, so that Adam treats it alike on one rank and on many.
+    def exchange(self, loss: torch.Tensor, short: bool = False, halted: torch.Tensor | None = None) -> torch.Tensor:
+        """Sum gradients and reports over the ranks. A collective call.
 
         Args:
             loss: this rank's loss, of shape []; it is only checked to be finite.
             short: whether this rank ran out of memory before its last pass.
             halted: of shape []; unless it is 0, the weights are not updated, because of an update before.
 
+        Returns:
+            [3]: the sum of the loss, the number of ranks that were short, and `halted`.
+
         Raises:
             PeersLost: another rank is gone.
-            RunError: the memory is too small for the optimiser's moments.
         """
         self.sums.finish(self.kind)
+        return self._reports(loss, short, halted)
+
+    def _reports(self, loss: torch.Tensor, short: bool, halted: torch.Tensor | None) -> torch.Tensor:
+        loss = loss.detach().to(next(iter(self.named.values())).dtype).reshape([])
+        sums = dist.all_reduce(torch.stack([loss, torch.full_like(loss, float(short))]))
+        return torch.cat([sums, (torch.zeros_like(loss) if halted is None else halted).reshape(1)])
+
+    def step(self, reports: torch.Tensor) -> Verdict:
+        """Update the weights if nothing speaks against it, and clear the gradients. The host waits for nothing.
+
+        A parameter that no pass reached has the gradient zero, so that Adam treats it alike on one rank and on many.
+
+        Args:
+            reports: of `exchange`.
+
+        Raises:
+            RunError: the memory is too small for the optimiser's moments.
+        """
         named, grads = self._trained()
         unscale(grads, self.parallel.scale)
-        return self._move(loss, short, halted, named, norms(grads))
-
-    def _trained(self) -> tuple[list[str], list[torch.Tensor]]:
-        """Names and gradients of the parameters that are not frozen now; zeros for those that no pass reached."""
-        trained = {name: p for name, p in self.named.items() if p.requires_grad}
-        for p in trained.values():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        return list(trained), [p.grad for p in trained.values() if p.grad is not None]
-
-    def _move(
-        self, loss: torch.Tensor, short: bool, halted: torch.Tensor | None, names: list[str], sizes: torch.Tensor
-    ) -> Verdict:
-        """Make the optimiser's step, unless any rank has a reason not to."""
-        loss = loss.detach().to(sizes.dtype).reshape([])
-        reports = dist.all_reduce(torch.stack([loss, torch.full_like(loss, float(short))]))
-        values = torch.cat([reports, sizes])
-        reasons = (values * 0).sum() + reports[1]  # 0 if all are finite and no rank was short
-        held = (reasons if halted is None else reasons + halted).ne(0).to(torch.float32)
+        values = torch.cat([reports[:2], self._sizes(grads)])
+        # 0 if all are finite, no rank was short, and no update before was held for that
+        held = ((values * 0).sum() + reports[1:].sum()).ne(0).to(torch.float32)
         try:
             self._apply(held)
         except RuntimeError as error:
@@ -177,7 +179,19 @@ class NetworkOptimizer:
                 "take larger devices; the last checkpoint is kept"
             ) from None
         self._clear()
-        return Verdict(names, values, held)
+        return Verdict(named, values, held)
+
+    def _trained(self) -> tuple[list[str], list[torch.Tensor]]:
+        """Names and gradients of the parameters that are not frozen now; zeros for those that no pass reached."""
+        trained = {name: p for name, p in self.named.items() if p.requires_grad}
+        for p in trained.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        return list(trained), [p.grad for p in trained.values() if p.grad is not None]
+
+    def _sizes(self, grads: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Norms [n] that are finite if the sums of the gradients over the ranks are."""
+        return norms(grads)
 
     def _apply(self, held: torch.Tensor) -> None:
         """Make Adam's step where `held` is 0; otherwise Adam's kernel changes neither weights nor moments."""

@@ -26,6 +26,7 @@ WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 # Seconds in which the host starts one operation, as far as measured: on an H100, a step at 256x256 of about 2,300
 # operations took 128 ms, of which the device computed 69 (benchmarks/launches.py prints the figure of a CPU).
 HOST = 5.6e-5
+REPLAY = 1.5e-6  # seconds of the device for each operation of a replayed step (train.graphs): assumed, not measured
 HIDDEN = 0.4  # share of a pass's time in which sums can run: the backward pass through the network that is trained
 
 
@@ -52,10 +53,16 @@ class StepTimes:
     host: float
     summing: float
     hidden: float  # part of summing that runs during computing
+    launches: float = 0.0  # operations
 
     @property
     def seconds(self) -> float:
         return max(self.computing, self.host) + self.summing - self.hidden
+
+    @property
+    def replayed(self) -> float:
+        """Seconds with train.graphs, which starts sums only after the passes."""
+        return max(self.computing, REPLAY * self.launches) + self.summing
 
     @property
     def bound(self) -> str:
@@ -106,23 +113,25 @@ def step(
         summing += often * takes
         # The last piece is sent when the backward pass has ended.
         hidden += often * min(takes * (1 - 1 / pieces), window)
-    return StepTimes(world, phase.batch, share, computing, host * cost.launches * passes, summing, hidden)
+    launches = cost.launches * passes
+    return StepTimes(world, phase.batch, share, computing, host * launches, summing, hidden, launches)
 
 
 def table(steps: Sequence[StepTimes], phase: Phase, link: Link) -> list[str]:
     """Lines of text. Efficiency is relative to devices with equal shares and without communication."""
     ideal = steps[0].share / steps[0].computing  # images per second of one device
-    rows = [["devices", "images/device", "computing", "host", "summing", "step", "bound by", "images/s", "efficiency"]]
+    head = "devices,images/device,computing,host,summing,step,bound by,images/s,efficiency,replayed"
+    rows = [head.split(",")]
     for s in steps:
-        times = [f"{1000 * t:.4g} ms" for t in (s.computing, s.host, s.summing - s.hidden, s.seconds)]
+        times = [f"{1000 * t:.4g} ms" for t in (s.computing, s.host, s.summing - s.hidden, s.seconds, s.replayed)]
         rate, share = s.images_per_second, s.images_per_second / (ideal * s.world)
-        rows.append([str(s.world), str(s.share), *times, s.bound, f"{rate:.4g}", f"{share:.0%}"])
+        rows.append([str(s.world), str(s.share), *times[:4], s.bound, f"{rate:.4g}", f"{share:.0%}", times[4]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     about = (
         f"A step of {phase}, batch {phase.batch}, by devices, with links of {link.bits / 1e9:g} Gbit/s per device "
-        "(host: in which operations are started, while the device computes; summing: what does not overlap with "
-        "the backward pass)"
+        "(host: in which operations are started, while the device computes; summing: what does not overlap with the "
+        "backward pass; replayed: the step with train.graphs)"
     )
     used = phase.batch // phase.mbstd_group
     more = [

@@ -10,7 +10,7 @@ discriminators puts them into one module (torch.nn.ModuleDict), and heads such a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +26,23 @@ from stylegan_pg.systems.draws import Draws, Request, Streams, mapped, rows_of
 Side = Literal["G", "D"]
 Values = Mapping[str, torch.Tensor]  # "loss" [n], differentiable, and further values [n] that are only reported
 Sums = Mapping[str, tuple[float, int]]  # name -> (sum over the global batch, number of images in it)
+
+
+class Numbers:
+    """Numbers on the device that change from step to step, in memory that stays the same."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[torch.Tensor, Callable[[], float]]] = {}
+
+    def renew(self) -> None:
+        """Give them the values that they have now."""
+        for t, get in self.known.values():
+            t.fill_(get())
+
+    def of(self, name: str, get: Callable[[], float], step: Step) -> torch.Tensor:
+        if name not in self.known:
+            self.known[name] = torch.full([], get(), dtype=step.dtype, device=step.device), get
+        return self.known[name][0]
 
 
 @dataclass
@@ -45,6 +62,8 @@ class Step:
     share: Sequence[int]  # places in the global batch of this rank's images
     real: torch.Tensor  # [len(share), C, H, W] in [-1, 1]
     draws: Draws  # see Context.draw
+    stream: Callable[..., torch.Generator]  # stream(step, purpose, *key): on the device, see Context.rng
+    numbers: Numbers  # see Context.number
     condition: torch.Tensor | None = None  # [len(share), c_dim], one-hot classes or vectors, or None
     fields: Mapping[str, Any] = field(default_factory=dict)  # the further fields of the batch, see Context.field
     memory: dict[Any, Any] = field(default_factory=dict)  # what losses keep for later losses of this step
@@ -103,8 +122,18 @@ class Context:
         return mapped(values, lambda t: rows_of(t, self.part))
 
     def rng(self, purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-        """A random stream that is a function of (seed, purpose, nimg, key)."""
+        """A random stream on the host, or on the step's device, that is a function of (seed, purpose, nimg, key)."""
+        if torch.device(device) == self.step.device:
+            return self.step.stream(self.step, purpose, *key)
         return generator(self.step.seed, purpose, self.step.nimg, *key, device=device)
+
+    def number(self, name: str, get: Callable[[], float]) -> torch.Tensor:
+        """A number that changes from step to step as a tensor of shape [] on the device.
+
+        Args:
+            name: names it. get: gives it, also at later steps.
+        """
+        return self.step.numbers.of(name, get, self.step)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, computed once a step; `key` names it."""
@@ -205,6 +234,11 @@ class System:
     def draws_depend_on(self) -> Any:
         """What the draws of a step (Context.draw) depend on besides (seed, nimg), such as a probability that changes
         during training."""
+        return None
+
+    def constants(self, step: Step) -> Hashable:
+        """The numbers that the losses of a step contain besides tensors; a captured step is replayed only where these
+        are equal. None: the steps of this system cannot be replayed."""
         return None
 
     def optimizer_steps(self, side: Side) -> list[int]:

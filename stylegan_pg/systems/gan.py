@@ -7,7 +7,7 @@ that is made lazily, at every k-th step, has an optimizer step of its own behind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -102,7 +102,9 @@ class GAN(OnePair):
         """A regularisation term on G, of images of its own."""
         ws = styles(self.G, self.latents(x, term.name + turn))[0]
         synthesis = partial(self.synthesize, x, purpose=term.name + turn)
-        inputs = GInputs(synthesis=synthesis, ws=ws, noise=self.noise(x, "pl" + turn), state=self.running.means)
+        names = TERMS[term.name].keep.values()
+        state = {name: x.number(name, partial(self.running_mean, name)) for name in names}
+        inputs = GInputs(synthesis=synthesis, ws=ws, noise=self.noise(x, "pl" + turn), state=state)
         return TERMS[term.name].compute(inputs, **term.options())
 
     def discriminator_term(self, x: Context, term: TermConfig, due: list[TermConfig]) -> Values:
@@ -175,6 +177,14 @@ class GAN(OnePair):
 
     def weight(self, term: TermConfig, step: Step) -> float:
         return term_weight(term, step.resolution, step.nimg)
+
+    def running_mean(self, name: str) -> float:
+        return self.running.means.get(name, 0.0)
+
+    def constants(self, step: Step) -> Hashable:
+        """Those of GAN's own losses; a system derived from it may have others."""
+        weights = tuple(self.weight(t, step) for t in self.terms)
+        return (step.alpha, step.resolution, *weights) if type(self) is GAN else None
 
     def meets(self, due: list[TermConfig]) -> bool:
         """Whether a real and a generated image meet in a D step, and therefore have the same condition."""

@@ -76,5 +76,6 @@ class Devices:
         """What trains a network with Adam, except for the parameters whose names are in `frozen`. A collective call,
         on equal networks."""
         adam = {"lr": lr, "betas": (float(beta1), float(beta2)), "eps": eps, "fused": True}
+        adam["capturable"] = self.device.type == "cuda" and self.train.graphs != "off"
         kind = DeepSpeedOptimizer if self.train.engine == "deepspeed" else NetworkOptimizer
         return kind(self, net, {name: p for name, p in net.named_parameters() if name not in frozen}, adam)

@@ -22,13 +22,15 @@ import torch
 from stylegan_pg.config.schedule import Phase, ema_beta
 from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.monitoring.step_clock import IdleDevice
 from stylegan_pg.ops import pool
 from stylegan_pg.optim import ema
 from stylegan_pg.optim.optimizer_step import OUT_OF_MEMORY, Verdict, out_of_memory
-from stylegan_pg.systems.base import Context, Loss, Step, Update
+from stylegan_pg.systems.base import Context, Loss, Numbers, Step, Update
 from stylegan_pg.systems.draws import Draws, Kind
 from stylegan_pg.training.compilation import eager
 from stylegan_pg.training.inputs import on_device
+from stylegan_pg.training.replay import Graphs, Replay
 from stylegan_pg.training.stats import StepStats
 from stylegan_pg.training.train_state import TrainState
 
@@ -59,10 +61,13 @@ class Made(NamedTuple):
 class Engine:
     """Trains a system, step by step."""
 
-    def __init__(self, state: TrainState):
+    def __init__(self, state: TrainState, graphs: Graphs | None = None):
+        """`graphs`: how updates are captured, to be replayed; None: they are not."""
         self.state = state
         self.outcome = Outcome()
-        self.draws: tuple[Phase | None, Draws] = (None, Draws(state.device, state.dtype))
+        self.graphs = graphs
+        self.idle = IdleDevice(state.device)
+        self.phase: Phase | None = None
 
     def step(self, batch: Batch, *, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train on this rank's share of a global batch of real images, and advance nimg by the global batch.
@@ -91,7 +96,15 @@ class Engine:
     def updates(self, step: Step) -> list[Update]:
         """The updates of a step, whose draws begin with this."""
         updates = list(self.state.system.updates(step))
-        step.draws.begin(_kind(updates), step.seed, step.nimg)
+        kind, draws = _kind(updates), step.draws
+        draws.begin(kind, step.seed, step.nimg)
+        draws.values = self.replay.hold(("draws", kind), draws.values)
+        step.numbers.renew()
+        constants = self.state.system.constants(step)
+        if constants is None:
+            self.replay.refuse("the system does not say which numbers its losses contain")
+        parts = tuple(map(tuple, self.state.micro_batches.parts))
+        self.constants = (kind, constants, self.state.parallel.scale, parts)
         return updates
 
     def start(self, step: Step, updates: Sequence[Update]) -> list[Made]:
@@ -150,10 +163,12 @@ class Engine:
     def begin(self, batch: Batch) -> Step:
         """Collect what the losses of this step share."""
         state, phase = self.state, self.state.current
-        if self.draws[0] is not phase:
-            self.draws = (phase, Draws(state.device, state.dtype))
+        if self.phase is not phase:
+            self.enter(phase)
         fields = on_device(batch, state)
         conditions = state.conditions
+        condition = None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype)
+        fields, condition = self.replay.hold("batch", (fields, condition))
         return Step(
             seed=state.config.seed,
             nimg=state.nimg,
@@ -167,34 +182,73 @@ class Engine:
             net=state.system.net,
             share=state.micro_batches.share,
             real=fields.pop("image"),
-            draws=self.draws[1],
-            condition=None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype),
+            draws=self.draws,
+            stream=self.replay.stream,
+            numbers=self.numbers,
+            condition=condition,
             fields=fields,
         )
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase, or one with another division into micro-batches."""
+        state, self.phase = self.state, phase
+        self.draws, self.numbers = Draws(state.device, state.dtype), Numbers()
+        self.replay = Replay(self.graphs)
+        if self.graphs and (reason := self._cannot_replay(phase)):
+            self.replay.refuse(reason)
+        for optimizer in state.optimizers.values():  # sums over the ranks are not captured, but made between parts
+            optimizer.overlaps = self.graphs is None
+
+    def _cannot_replay(self, phase: Phase) -> str:
+        """The reason why steps of a phase cannot be replayed, or ""."""
+        train = self.state.config.train
+        if phase.fade:
+            return "alpha changes at every step of a fade"
+        if train.engine != "accelerate" or train.compile:
+            return "train.engine=deepspeed and train.compile=true run as they are"
+        if self.state.buffers.buffers:
+            return "forward passes change buffers"
+        return ""
 
     # ---------------------------------------------------------------------------------------------- an update
 
     def update(self, update: Update, step: Step, halted: torch.Tensor | None) -> Made:
         """Start one optimizer step, which the device does not make if the loss or a gradient is not finite, or if
-        `halted` is not 0."""
-        state, side = self.state, update.trains
-        optimizer, short = state.optimizers[side], True
-        state.train_only(side)
-        while short:
+        `halted` is not 0. What is between the sums over the ranks may be replayed."""
+        state, optimizer = self.state, self.state.optimizers[update.trains]
+        losses = ((loss.name, loss.factor) for loss in update.losses)
+        key = (update.trains, update.name, update.limit, *losses, self.constants)
+        parameters = list(optimizer.named.values())
+        self.idle.look()
+        state.train_only(update.trains)
+        total, short, stats = self.replay.run(("passes", *key), step, lambda: self.all_passes(update, step), parameters)
+        self.idle.look()
+        reports = self.replay.hold(("reports", *key), optimizer.exchange(total, short, halted))
+        verdict = self.replay.run(("step", *key), step, lambda: self.optimizer_step(update, reports), [])
+        state.train_only(None)
+        return Made(update, verdict, stats)
+
+    def all_passes(self, update: Update, step: Step) -> tuple[torch.Tensor, bool, StepStats]:
+        """Add up the gradients of an update -> (the sum of the losses over this rank's images, whether this rank ran
+        out of memory and others must hear of it, statistics)."""
+        state, optimizer = self.state, self.state.optimizers[update.trains]
+        while True:
             self.stats = StepStats()
             state.buffers.begin()
             optimizer.begin(update.name, sum(len(state.micro_batches.of(loss)[1]) for loss in update.losses))
             total, short = self.gradients(update, step)
-            if short and dist.world() > 1:
-                break  # the other ranks hear of it with the verdict
-            if short:
-                self.halve(update)
-        verdict = optimizer.step(total, short, halted)
-        state.train_only(None)
-        state.buffers.finish(verdict.held, counts=not all(loss.twice for loss in update.losses))
+            if not short or dist.world() > 1:
+                return total, short, self.stats
+            self.halve(update)
+
+    def optimizer_step(self, update: Update, reports: torch.Tensor) -> Verdict:
+        """Adam's step, and what follows from it."""
+        optimizer = self.state.optimizers[update.trains]
+        verdict = optimizer.step(reports)
+        self.state.buffers.finish(verdict.held, counts=not all(loss.twice for loss in update.losses))
         if update.limit:
             optimizer.clip(update.limit, verdict.held)
-        return Made(update, verdict, self.stats)
+        return verdict
 
     def gradients(self, update: Update, step: Step) -> tuple[torch.Tensor, bool]:
         """Add up the gradients of all losses of an update -> (the sum of the losses over this rank's images, whether
@@ -233,6 +287,7 @@ class Engine:
     def halve(self, update: Update) -> None:
         """Halve the micro-batch after an update for which a rank had too little memory."""
         pool.clear()
+        self.replay.forget()  # other operations follow
         self.outcome.notes.append(self.state.halve(f"{update.trains}, {update.name}"))
 
     def leave_out(self, update: Update, fault: str) -> None:

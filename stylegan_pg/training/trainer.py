@@ -43,6 +43,7 @@ from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine, Outcome
 from stylegan_pg.training.nonfinite import SkippedSteps
 from stylegan_pg.training.outputs import Outputs
+from stylegan_pg.training.replay import graphs_of
 from stylegan_pg.training.resume import environment, running_state
 from stylegan_pg.training.train_state import TrainState
 
@@ -60,7 +61,7 @@ class Trainer:
         self.config, self.index = config, index
         trackers.check(config.output.trackers)
         self.state = TrainState(config, index, parallel, system)
-        self.engine = Engine(self.state)
+        self.engine = Engine(self.state, graphs_of(config.train.graphs, self.state.device))
         self.plan = phases(config)
         self.end = self.plan[-1].end
         for r in sorted({p.resolution for p in self.plan}):
@@ -77,7 +78,7 @@ class Trainer:
         self.other_model = ""  # how the model of the run they come from differs
         self.skipped = SkippedSteps(self.checkpoints.folder, config.train.max_skipped)
         self.reporter: RunLogger | None = None  # rank 0 has one
-        self.clock, self.shortage = StepClock(str(parallel.device)), Shortage()
+        self.clock, self.shortage = StepClock(str(parallel.device), self.engine.idle), Shortage()
         self.metrics = Periodic(config, index)
         if self.metrics.enabled and self.state.system.inputs():
             raise UsageError(

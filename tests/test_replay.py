@@ -1,0 +1,180 @@
+"""Steps that are captured and replayed have the same bits as steps whose operations are started one by one. CUDA's
+graphs are emulated on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+from emulated_graphs import EmulatedGraphs
+from test_steady_steps import TINY
+
+from stylegan_pg.augment import geometry
+from stylegan_pg.config.loading import load_config
+from stylegan_pg.config.schedule import phases
+from stylegan_pg.data.datasets.mixture import load_dataset
+from stylegan_pg.data.loader.loader import batches
+from stylegan_pg.errors import UsageError
+from stylegan_pg.systems.gan import GAN
+from stylegan_pg.training.devices import Devices
+from stylegan_pg.training.engine import Engine
+from stylegan_pg.training.replay import graphs_of
+from stylegan_pg.training.train_state import TrainState
+
+COUNT = 14  # steps: every part of a step is captured, and replayed several times
+
+
+def trained(data, graphs: EmulatedGraphs | None, *overrides: str, system: Any = None, phase: int = 0) -> Any:
+    """The state after some steps, their statistics, and the engine."""
+    (name,) = [text.split("=")[1] for text in overrides if text.startswith("model.name=")] or ["stylegan2"]
+    given = [f"{key}={value}" for key, value in harness.own_keys(TINY, name).items()]
+    long = ["growth.stable_kimg=0.128", "growth.fade_kimg=0.128"]
+    config = load_config(None, [*given, *long, f"data.url={data}", "run=unused", *overrides])
+    state = TrainState(config, load_dataset(config), Devices(config), system and system(config))
+    p = phases(config)[phase]
+    state.enter(p)
+    state.nimg = p.start
+    engine = Engine(state, graphs)
+    how: dict[str, Any] = {"share": state.micro_batches.share, "fields": state.fields, "workers": 0}
+    data_ = batches(state.table, state.index.order(seed=0), start=p.start, end=p.end, batch=8, **how)
+    stats = [engine.step(batch).stats for _, batch in zip(range(COUNT), data_, strict=False)]
+    return (
+        {name: t.clone() for name, t in state.tensors().items()},
+        [stats, state.running, state.system.state()],
+        engine,
+    )
+
+
+def assert_same(data, *overrides: str, **how: Any) -> EmulatedGraphs:
+    graphs = EmulatedGraphs()
+    plain, plain_numbers, _ = trained(data, None, *overrides, **how)
+    ours, numbers, _ = trained(data, graphs, *overrides, **how)
+    assert {name for name, t in plain.items() if not torch.equal(t, ours[name])} == set()
+    assert numbers == plain_numbers
+    return graphs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.name=stylegan", "loss.pl_weight=0"],
+        ["model.name=progan", "loss.pl_weight=0", "loss.terms=[{name: gradient_penalty}, {name: drift}]"],
+        ["data.conditional=true", "train.micro_batch=4"],
+        ["loss.terms=[{name: r2, weight: 1, every: 2}]", "loss.objective=relativistic"],
+        ["optim.d_steps=2", "loss.d_clip=0.1"],
+        ["model.low_precision=bf16", "model.low_precision_at=[8]"],
+        ["augment={mode: ada, pipeline: bgcfno, p: 0.4, interval: 2}"],
+    ],
+    ids=" ".join,
+)
+def test_the_same_bits(tiny_data, monkeypatch, overrides):
+    monkeypatch.setattr(geometry, "STEADY", True)
+    graphs = assert_same(tiny_data, *overrides)
+    assert graphs.captures >= 4  # the passes and the optimizer step of both sides
+    assert graphs.replays > 0
+
+
+def test_nothing_runs_in_python_while_steps_are_replayed(tiny_data, monkeypatch):
+    calls, whole = [], GAN.discriminator_loss
+    monkeypatch.setattr(GAN, "discriminator_loss", lambda *given, **how: calls.append(1) or whole(*given, **how))
+    trained(tiny_data, EmulatedGraphs(), "loss.r1_gamma=0", "loss.pl_weight=0")
+    assert len(calls) == 4  # three times as it is, and once to capture it
+
+
+def test_a_step_that_is_not_finite_is_left_out(tiny_data, monkeypatch):
+    """The verdict is the device's, also in a replay."""
+    graphs, skipped = EmulatedGraphs(), []
+    begin = Engine.begin
+
+    def spoilt(self: Engine, batch: Any) -> Any:
+        step = begin(self, batch)
+        if step.number in (2, 9):
+            step.real[0] = float("nan")
+        return step
+
+    monkeypatch.setattr(Engine, "begin", spoilt)
+    settle = Engine.settle
+
+    def watched(self: Engine, step: Any, *rest: Any) -> None:
+        settle(self, step, *rest)
+        skipped.extend([step.number] * bool(self.outcome.faults))
+
+    monkeypatch.setattr(Engine, "settle", watched)
+    tensors, _, _ = trained(tiny_data, graphs, "loss.r1_gamma=0", "loss.pl_weight=0")
+    assert skipped == [2, 9]
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+    assert graphs.replays > 0
+
+
+class Derived(GAN):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("overrides", "how", "reason"),
+    [
+        ([], {"phase": 1}, "alpha changes at every step of a fade"),
+        ([], {"system": Derived}, "the system does not say which numbers its losses contain"),
+    ],
+)
+def test_what_cannot_be_replayed_runs_as_it_is(tiny_data, caplog, overrides, how, reason):
+    graphs = assert_same(tiny_data, *overrides, **how)
+    assert (graphs.captures, graphs.replays) == (0, 0)
+    assert [message for message in caplog.messages if "not replayed" in message] == [
+        f"train.graphs: steps of this phase are not replayed: {reason}"
+    ]
+
+
+def test_a_capture_that_fails_is_told_once(tiny_data, monkeypatch, caplog):
+    def fails(self: Any, function: Any, streams: Any) -> Any:
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    plain, _, _ = trained(tiny_data, None)
+    monkeypatch.setattr(EmulatedGraphs, "capture", fails)
+    ours, _, _ = trained(tiny_data, EmulatedGraphs())
+    (told,) = [message for message in caplog.messages if "not replayed" in message]
+    assert told.endswith("RuntimeError: operation not permitted when stream is capturing")
+    assert plain.keys() == ours.keys()
+
+
+def test_train_graphs_on_needs_a_gpu():
+    with pytest.raises(UsageError, match=r"train\.graphs=on needs a CUDA device"):
+        graphs_of("on", torch.device("cpu"))
+    assert graphs_of("auto", torch.device("cpu")) is None
+    assert graphs_of("off", torch.device("cuda")) is None
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, TESTS)
+from emulated_graphs import EmulatedGraphs
+from stylegan_pg import __main__
+from stylegan_pg.training.engine import Engine
+begin, graphs = Engine.__init__, EmulatedGraphs()
+Engine.__init__ = lambda self, state, _=None: begin(self, state, graphs)
+try:
+    __main__.main()
+finally:
+    print(f"replays: {graphs.replays}")
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_whole_run(tiny_data, tmp_path, ranks):
+    """Growth, checkpoints, and on two ranks sums between the parts."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("TESTS", repr(str(Path(__file__).parent))))
+    long = {"growth__stable_kimg": 0.064, "growth__fade_kimg": 0.032, "train__batch": 8, "train__total_kimg": 0.25}
+    plain = harness.arguments(tmp_path / "plain", tiny_data, **long)
+    harness.finish(harness.start(plain, ranks=ranks))
+    args = harness.arguments(tmp_path / "replayed", tiny_data, **long)
+    output = harness.finish(harness.start(args, ranks=ranks, script=script))
+    assert int(output.rpartition("replays: ")[2].split()[0]) > 20
+    assert "alpha changes at every step of a fade" in output
+    harness.assert_same_run(tmp_path / "plain", tmp_path / "replayed")
