@@ -121,7 +121,7 @@ def table(steps: Sequence[StepTimes], phase: Phase, link: Link) -> list[str]:
     """Lines of text. Efficiency is relative to devices with equal shares and without communication."""
     ideal = steps[0].share / steps[0].computing  # images per second of one device
     head = "devices,images/device,computing,host,summing,step,bound by,images/s,efficiency,replayed"
-    rows = [head.split(",")]
+    rows: list[list[str]] = [[*head.split(",")]]
     for s in steps:
         times = [f"{1000 * t:.4g} ms" for t in (s.computing, s.host, s.summing - s.hidden, s.seconds, s.replayed)]
         rate, share = s.images_per_second, s.images_per_second / (ideal * s.world)

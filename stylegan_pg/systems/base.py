@@ -224,7 +224,8 @@ class System:
         raise NotImplementedError
 
     def updates(self, step: Step) -> Iterable[Update]:
-        """The optimizer steps of a training step, in order."""
+        """The optimizer steps of a training step, in order. It is also asked about the next step while this one is
+        computed, to draw its inputs, and therefore changes nothing."""
         raise NotImplementedError
 
     def after_step(self, step: Step, sums: Sums, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -67,7 +67,7 @@ class Engine:
         self.outcome = Outcome()
         self.graphs = graphs
         self.idle = IdleDevice(state.device)
-        self.phase: Phase | None = None
+        self.entered: Any = None
 
     def step(self, batch: Batch, *, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Train on this rank's share of a global batch of real images, and advance nimg by the global batch.
@@ -163,7 +163,7 @@ class Engine:
     def begin(self, batch: Batch) -> Step:
         """Collect what the losses of this step share."""
         state, phase = self.state, self.state.current
-        if self.phase is not phase:
+        if self.entered is not state.optimizers:  # which each entry into a phase makes
             self.enter(phase)
         fields = on_device(batch, state)
         conditions = state.conditions
@@ -190,8 +190,8 @@ class Engine:
         )
 
     def enter(self, phase: Phase) -> None:
-        """Begin a phase, or one with another division into micro-batches."""
-        state, self.phase = self.state, phase
+        """Begin a phase with its networks."""
+        state, self.entered = self.state, self.state.optimizers
         self.draws, self.numbers = Draws(state.device, state.dtype), Numbers()
         self.replay = Replay(self.graphs)
         if self.graphs and (reason := self._cannot_replay(phase)):
