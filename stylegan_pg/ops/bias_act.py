@@ -117,17 +117,19 @@ def _is_z(act, gain, clamp):
     return act == "linear" and gain == 1 and clamp is None
 
 
-def _gradients(dz, x, bias, scale, noise, dim):
+def _gradients(dz, x, bias, scale, noise, dim, wanted=(True, True, True)):
     """Return dx, dbias, dscale and dnoise, given the gradient of z. Their shapes and dtypes are those of x, bias, scale
-    and noise."""
+    and noise. `wanted` selects which of the last three are computed; the others are None, as those of missing tensors
+    are."""
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     dx, dbias, dscale, dnoise = dz, None, None, None
-    if bias is not None:
+    if bias is not None and wanted[0]:
         dbias = _summed(dz, [i for i in range(dz.ndim) if i != dim], acc).to(bias.dtype)
     if scale is not None:
         dx = dz * scale.to(dz.dtype).reshape([*scale.shape, *[1] * (dz.ndim - 2)])
+    if scale is not None and wanted[1]:
         dscale = _summed(dz * x, list(range(2, dz.ndim)), acc).sum_to_size(scale.shape).to(scale.dtype)
-    if noise is not None:
+    if noise is not None and wanted[2]:
         dnoise = dz.sum(dim=1, keepdim=True, dtype=acc).sum_to_size(noise.shape).to(noise.dtype)
     return dx, dbias, dscale, dnoise
 
@@ -146,7 +148,7 @@ def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
         # An operator's output must not be its input. Without a scale, dx would be dy if dz were.
         same = scale is not None and _is_z(act, gain, clamp)
         dz = dy if same else _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
-        dx, *rest = _gradients(dz, x, bias, scale, noise, dim)
+        dx, *rest = _gradients(dz, x, bias, scale, noise, dim, wanted)
         dx = reference.in_layout_of(x, dx)
     else:
         tail = calls.BiasAct(kernels, x, bias, scale, noise, act, gain, clamp, dim)
@@ -202,7 +204,7 @@ def _backward_value(ctx, dy):
             dz = reference.in_layout_of(x, dy)
         else:
             dz = _slope_op(dy, x, bias, scale, noise, act, gain, clamp, dim)
-        return *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
+        return *_gradients(dz, x, bias, scale, noise, dim, needs[1:4]), None, None, None, None
     wanted = [t is not None and need for t, need in zip((bias, scale, noise), needs[1:4], strict=True)]
     dx, *rest = _backward_op(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted)
     return dx, *(t if want else None for t, want in zip(rest, wanted, strict=True)), None, None, None, None
@@ -220,7 +222,7 @@ def _backward_slope(ctx, gg):
     if act in _PIECEWISE_LINEAR:
         return dg, *[None] * 8
     dz = _curvature_op(gg, g, x, bias, scale, noise, act, gain, clamp, dim)
-    return dg, *_gradients(dz, x, bias, scale, noise, dim), None, None, None, None
+    return dg, *_gradients(dz, x, bias, scale, noise, dim, ctx.needs_input_grad[2:5]), None, None, None, None
 
 
 def _backward_curvature(ctx, ggg):
