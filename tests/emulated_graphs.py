@@ -32,6 +32,9 @@ class EmulatedGraphs:
     def __init__(self) -> None:
         self.captures = self.replays = 0
 
+    def begin(self) -> None:
+        pass
+
     def capture(
         self, function: Callable[[], Any], streams: Iterable[torch.Generator]
     ) -> tuple[Callable[[], None], Any]:

@@ -328,3 +328,39 @@ def test_out_of_memory_in_the_optimiser(tiny_data, tmp_path):
     assert "lost the other ranks" in output
     assert harness.newest(tmp_path / "run")[1]["nimg"] == 16
     assert output.count("Traceback") <= 1  # torchrun's own, about its processes
+
+
+EARLY = """
+import sys
+import torch
+from stylegan_pg import __main__
+from stylegan_pg.distributed import process_group as dist
+from stylegan_pg.systems.gan import GAN
+
+score, once = GAN.score_both, []
+def short(self, x, batches, **how):
+    if x.step.nimg == 16 and dist.rank() == dist.world() - 1 and not once:
+        once.append(True)
+        raise torch.OutOfMemoryError("injected")
+    return score(self, x, batches, **how)
+GAN.score_both = short
+sys.argv = ["stylegan-pg", *sys.argv[1:]]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_out_of_memory_before_what_later_losses_need(tiny_data, tmp_path, every):
+    """A rank is short in D's main loss, before it has kept the generated images for R2, which is a loss of the same
+    update or of the next one. The statistics that it announces are those of the other rank."""
+    script = tmp_path / "early.py"
+    script.write_text(EARLY)
+    terms = f"[{{name: r2, weight: 1, every: {every}}}]"
+    changes = QUIET | ROOMY | DOUBLE | {"loss__terms": terms}
+    output = harness.finish(
+        harness.start(harness.arguments(tmp_path / "run", tiny_data, **changes), ranks=2, script=script)
+    )
+    assert output.count("the micro-batch is now 4 instead of 8, the batch still 16") == 1
+    harness.finish(harness.start(harness.arguments(tmp_path / "straight", tiny_data, **changes), ranks=2))
+    straight, ours = (harness.newest(tmp_path / name)[0] for name in ("straight", "run"))
+    assert harness.largest_difference(straight, ours) < 1e-9

@@ -18,6 +18,7 @@ from stylegan_pg.config.schedule import phases
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.loader.loader import batches
 from stylegan_pg.errors import UsageError
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine
@@ -178,3 +179,37 @@ def test_a_whole_run(tiny_data, tmp_path, ranks):
     assert int(output.rpartition("replays: ")[2].split()[0]) > 20
     assert "alpha changes at every step of a fade" in output
     harness.assert_same_run(tmp_path / "plain", tmp_path / "replayed")
+
+
+@pytest.mark.distributed
+def test_a_rank_without_images(tiny_data, tmp_path):
+    """A batch of one minibatch-stddev group: the second rank only takes part in the sums."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("TESTS", repr(str(Path(__file__).parent))))
+    short = {"growth__start": 16, "train__batch": 4, "train__total_kimg": 0.08, "model__mbstd_group": 4}
+    for name, how in (("plain", None), ("replayed", script)):
+        args = harness.arguments(tmp_path / name, tiny_data, **short)
+        output = harness.finish(harness.start(args, ranks=2, **({"script": how} if how else {})))
+    assert int(output.rpartition("replays: ")[2].split()[0]) > 10
+    harness.assert_same_run(tmp_path / "plain", tmp_path / "replayed")
+
+
+def test_gradients_survive_a_capture_that_fails_late(tiny_data, monkeypatch):
+    plain, _, _ = trained(tiny_data, None, "model.noise=false")
+
+    def fails(self: Any, function: Any, streams: Any) -> Any:
+        function()  # clears the gradients
+        raise RuntimeError("out of memory")
+
+    apply = NetworkOptimizer._apply
+    monkeypatch.setattr(EmulatedGraphs, "capture", fails)
+    calls: list[float] = []
+
+    def watched(self: NetworkOptimizer, held: torch.Tensor) -> None:
+        calls.append(sum(float(p.grad.abs().sum()) for p in self.named.values() if p.grad is not None))
+        apply(self, held)
+
+    monkeypatch.setattr(NetworkOptimizer, "_apply", watched)
+    trained(tiny_data, EmulatedGraphs(), "model.noise=false")
+    assert min(calls) > 0
+    assert plain

@@ -136,7 +136,7 @@ def add_noise(images: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> 
 def _noisy(x: torch.Tensor, sigma: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     size = [colours(x), *x.shape[2:]]
     if x.is_cuda or geometry.STEADY:
-        noise = hashed_normal(seed, size)
+        noise = torch.cat([hashed_normal(one, size) for one in seed.split(1)])  # one by one, to save memory
     else:
         noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(int(s))) for s in seed])
     noise = (noise * sigma[:, None, None, None]).to(x.dtype)

@@ -70,6 +70,7 @@ class ModulatedConv2d(nn.Module):
             per_output = weight.norm(float("inf"), dim=[1, 2, 3], keepdim=True) * math.sqrt(weight[0].numel())
             weight = weight / per_output
             s = s / s.norm(float("inf"), dim=1, keepdim=True)
+        if self.demodulate and (d is None or x.dtype == torch.float16):
             d = (s.square() @ weight.square().sum([2, 3]).t() + EPS).rsqrt()
         return resampling_conv2d(bias_act(x, scale=s), weight, self.filter, up=self.up), d
 
@@ -144,7 +145,9 @@ def styles_of(layers: Sequence[ModulatedConv2d], ws: torch.Tensor, places: Seque
     if divided:
         weights = [layers[i].weight for i in divided]
         scales = s.split([len(divided), len(order) - len(divided)])[0] if len(divided) < len(order) else s
-        d = (scales.square() @ squared_norms(weights).transpose(1, 2) + EPS).rsqrt()
+        norms = squared_norms(weights)
+        scales = scales[..., : norms.shape[2]] if norms.shape[2] < scales.shape[2] else scales
+        d = (scales.square() @ norms.transpose(1, 2) + EPS).rsqrt()
         factors = [*unstacked(d, [(len(ws), len(weight)) for weight in weights]), *factors[len(divided) :]]
     each = unstacked(s, [(len(ws), layers[i].weight.shape[1]) for i in order])
     each = scaled(each, [layers[i].style_gain for i in order])

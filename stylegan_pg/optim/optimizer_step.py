@@ -120,7 +120,7 @@ class NetworkOptimizer:
         """A number as a tensor on the device of another, made once."""
         key = (value, like.dtype, like.device)
         if key not in self.constants:
-            if len(self.constants) >= CONSTANTS:
+            if len(self.constants) >= CONSTANTS and self.overlaps:  # captured steps may need them
                 self.constants.clear()
             self.constants[key] = torch.full([], value, dtype=like.dtype, device=like.device)
         return self.constants[key]
@@ -180,6 +180,10 @@ class NetworkOptimizer:
             ) from None
         self._clear()
         return Verdict(named, values, held)
+
+    def fill(self) -> None:
+        """Give parameters that no pass reached the gradient zero."""
+        self._trained()
 
     def _trained(self) -> tuple[list[str], list[torch.Tensor]]:
         """Names and gradients of the parameters that are not frozen now; zeros for those that no pass reached."""

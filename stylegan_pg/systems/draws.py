@@ -7,6 +7,7 @@ which a trainer does while the device still computes the step before. Tensors of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 
 from stylegan_pg.rng import generator
 
+ALIGNED = 64  # numbers
 Streams = Callable[..., torch.Generator]  # streams(purpose, *key): a random stream of this step
 Kind = Hashable  # of steps whose losses draw the same
 
@@ -134,12 +136,14 @@ def moved(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
     arrived: dict[torch.dtype, list[torch.Tensor]] = {}
     for kind in dict.fromkeys(kinds):
         mine = [t for t, one in zip(given, kinds, strict=True) if one == kind]
-        flat = torch.empty([sum(t.numel() for t in mine)], dtype=kind, pin_memory=device.type == "cuda")
-        parts = flat.split([t.numel() for t in mine])
-        for part, t in zip(parts, mine, strict=True):
-            part.copy_(t.reshape(-1))
-        there = flat.to(device, non_blocking=True).split([t.numel() for t in mine])
-        arrived[kind] = [part.view(t.shape) for part, t in zip(there, mine, strict=True)]
+        # All begin at places where kernels can read them as fast as tensors of their own, so that they choose the same.
+        ends = list(itertools.accumulate(-(-t.numel() // ALIGNED) * ALIGNED for t in mine))
+        begins = [0, *ends[:-1]]
+        flat = torch.zeros([ends[-1]], dtype=kind, pin_memory=device.type == "cuda")
+        for begin, t in zip(begins, mine, strict=True):
+            flat[begin : begin + t.numel()] = t.reshape(-1)
+        there = flat.to(device, non_blocking=True)
+        arrived[kind] = [there[b : b + t.numel()].view(t.shape) for b, t in zip(begins, mine, strict=True)]
     turn = {kind: iter(tensors) for kind, tensors in arrived.items()}
     order = iter(kinds)
     return mapped(tree, lambda _: next(turn[next(order)]))

@@ -56,6 +56,7 @@ class Made(NamedTuple):
     update: Update
     verdict: Verdict
     stats: StepStats
+    memory: dict[Any, Any]  # of the step before this update
 
 
 class Engine:
@@ -88,8 +89,11 @@ class Engine:
             stats, values, faults = self.read(made, stop())
             if OUT_OF_MEMORY not in faults:
                 break
-            made = made[: faults.index(OUT_OF_MEMORY)]  # the later ones were held, on all ranks
-            self.halve(updates[len(made)])
+            short = faults.index(OUT_OF_MEMORY)  # the later ones were held, on all ranks
+            step.memory.clear()
+            step.memory.update(made[short].memory)
+            made = made[:short]
+            self.halve(updates[short])
         self.settle(step, made, faults, stats, values)
         return self.outcome
 
@@ -109,7 +113,7 @@ class Engine:
 
     def start(self, step: Step, updates: Sequence[Update]) -> list[Made]:
         """Start the operations of updates, without waiting for any of them."""
-        made, halted = list[Made](), None
+        made, halted, self.short = list[Made](), None, False
         for update in updates:
             made.append(self.update(update, step, halted))
             short = made[-1].verdict.short
@@ -196,8 +200,6 @@ class Engine:
         self.replay = Replay(self.graphs)
         if self.graphs and (reason := self._cannot_replay(phase)):
             self.replay.refuse(reason)
-        for optimizer in state.optimizers.values():  # sums over the ranks are not captured, but made between parts
-            optimizer.overlaps = self.graphs is None
 
     def _cannot_replay(self, phase: Phase) -> str:
         """The reason why steps of a phase cannot be replayed, or ""."""
@@ -219,14 +221,18 @@ class Engine:
         losses = ((loss.name, loss.factor) for loss in update.losses)
         key = (update.trains, update.name, update.limit, *losses, self.constants)
         parameters = list(optimizer.named.values())
-        self.idle.look()
+        memory = dict(step.memory)
+        if halted is not None:  # before the first update, the host has just waited for the device
+            self.idle.look()
+        optimizer.overlaps = self.replay.graphs is None  # sums over the ranks are not captured, but made between parts
         state.train_only(update.trains)
         total, short, stats = self.replay.run(("passes", *key), step, lambda: self.all_passes(update, step), parameters)
         self.idle.look()
         reports = self.replay.hold(("reports", *key), optimizer.exchange(total, short, halted))
-        verdict = self.replay.run(("step", *key), step, lambda: self.optimizer_step(update, reports), [])
+        verdict = self.replay.run(("step", *key), step, lambda: self.optimizer_step(update, reports), parameters)
         state.train_only(None)
-        return Made(update, verdict, stats)
+        self.short = self.short or short
+        return Made(update, verdict, stats, memory)
 
     def all_passes(self, update: Update, step: Step) -> tuple[torch.Tensor, bool, StepStats]:
         """Add up the gradients of an update -> (the sum of the losses over this rank's images, whether this rank ran
@@ -234,9 +240,16 @@ class Engine:
         state, optimizer = self.state, self.state.optimizers[update.trains]
         while True:
             self.stats = StepStats()
+            for loss in update.losses:
+                self.stats.expect(loss.count, *loss.reports)
+                self.stats.expect_tensors(loss.sums)
             state.buffers.begin()
             optimizer.begin(update.name, sum(len(state.micro_batches.of(loss)[1]) for loss in update.losses))
+            if self.short:  # it misses what an update before should have left, and will be made again
+                return torch.zeros([], device=state.device), True, self.stats
             total, short = self.gradients(update, step)
+            if self.replay.graphs is not None:
+                optimizer.fill()  # so that no gradient is made outside of captured memory
             if not short or dist.world() > 1:
                 return total, short, self.stats
             self.halve(update)
@@ -267,8 +280,6 @@ class Engine:
 
     def passes(self, loss: Loss, update: Update, step: Step, total: torch.Tensor | None) -> torch.Tensor | None:
         """The forward and backward passes of a loss; adds its sum over this rank's images to `total`."""
-        self.stats.expect(loss.count, *loss.reports)
-        self.stats.expect_tensors(loss.sums)
         share, parts = self.state.micro_batches.of(loss)
         buffers = self.state.buffers
         for k, part in enumerate(parts):
@@ -285,9 +296,13 @@ class Engine:
         return total
 
     def halve(self, update: Update) -> None:
-        """Halve the micro-batch after an update for which a rank had too little memory."""
+        """Halve the micro-batch after an update for which a rank had too little memory; but first, where steps are
+        replayed, do without that, as captured steps keep much memory."""
         pool.clear()
-        self.replay.forget()  # other operations follow
+        if self.graphs is not None:
+            self.graphs = None
+            self.replay.refuse(f"a rank ran out of memory in {update.trains}, {update.name}")
+            return
         self.outcome.notes.append(self.state.halve(f"{update.trains}, {update.name}"))
 
     def leave_out(self, update: Update, fault: str) -> None:

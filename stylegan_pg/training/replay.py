@@ -30,24 +30,36 @@ T = TypeVar("T")
 class Graphs(Protocol):
     """A way to capture operations."""
 
+    def begin(self) -> None:
+        """Start with new memory, when nothing that was captured is needed any more."""
+        ...
+
     def capture(self, function: Callable[[], T], streams: Iterable[torch.Generator]) -> tuple[Callable[[], None], T]:
         """Run a function, whose operations use these random streams, and return what replays them, and its result."""
         ...
 
 
 class CudaGraphs:
-    """CUDA's graphs, which share one pool of memory."""
+    """CUDA's graphs. Those of one phase share a pool of memory."""
 
     def __init__(self, device: torch.device):
-        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.device = device
+        self.begin()
+
+    def begin(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable[[], T], streams: Iterable[torch.Generator]) -> tuple[Callable[[], None], T]:
         graph = torch.cuda.CUDAGraph()
         for stream in streams:
             graph.register_generator_state(stream)
         torch.cuda.synchronize(self.device)
-        # Other threads copy batches to the device at the same time.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        # Other threads copy batches to the device at the same time. If a capture fails, the outer
+        # context returns to the present stream.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
+        ):
             result = function()
         graph.replay()  # a capture computes nothing
         return graph.replay, result
@@ -78,6 +90,8 @@ class Replay:
 
     def __init__(self, graphs: Graphs | None = None):
         self.graphs = graphs
+        if graphs is not None:
+            graphs.begin()
         self.parts: dict[Hashable, Part | int] = {}  # or how often it ran
         self.held: dict[Hashable, torch.Tensor] = {}
         self.streams: dict[tuple[str, tuple[int, ...]], torch.Generator] = {}
@@ -120,7 +134,7 @@ class Replay:
 
         Args:
             key: everything that decides on its operations, and all numbers that they contain.
-            parameters: those whose gradients it may set.
+            parameters: those whose gradients it may set or use.
         """
         part = self.parts.get(key, 0)
         if self.graphs is None:
@@ -134,19 +148,24 @@ class Replay:
             step.memory.update(part.memory)
             return part.result
         self.parts[key] = part + 1
+        parameters = list(parameters)
+        grads = [(p, p.grad) for p in parameters]
         with self._observed(key, step, capturing=part >= WARMUP):
             if part < WARMUP:
                 return function()
             try:
-                return self._captured(key, step, function, list(parameters))
+                return self._captured(key, step, function, parameters)
             except RuntimeError as error:
+                for p, grad in grads:  # which the function may have cleared
+                    p.grad = grad
                 self.refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         with self._observed(key, step, capturing=False):
             return function()
 
-    def forget(self) -> None:
-        """Capture everything anew, because other operations follow."""
-        self.parts.clear()
+    @property
+    def captured(self) -> int:
+        """How many parts are replayed."""
+        return sum(isinstance(part, Part) for part in self.parts.values())
 
     def refuse(self, reason: str) -> None:
         """Replay nothing from now on, and say why, once."""
@@ -163,7 +182,7 @@ class Replay:
         replay, result = self.graphs.capture(function, streams)
         grads = [(p, p.grad) for p in parameters if p.grad is not None]
         memory = {name: value for name, value in step.memory.items() if before.get(name) is not value}
-        if not any(isinstance(part, Part) for part in self.parts.values()):
+        if not self.captured:
             log.info("train.graphs: steps are captured, and replayed from now on")
         self.parts[key] = Part(replay, result, grads, memory)
         return result

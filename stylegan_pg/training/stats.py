@@ -26,7 +26,7 @@ class StepStats:
 
     def expect_tensors(self, zeros: Mapping[str, torch.Tensor]) -> None:
         """Announce tensors to be summed. All ranks must do so."""
-        self.tensors |= zeros
+        self.tensors |= {name: torch.zeros_like(t) for name, t in zeros.items()}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Add values [n] of images of this rank; names that were not announced are ignored."""
