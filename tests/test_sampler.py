@@ -221,7 +221,8 @@ def test_mixture_proportions_hold_everywhere(sources, seed, block):
         source, before = mixed.source_at(i)
         following.setdefault(source, before)
     for source, before in following.items():
-        assert abs(before - n * sources[source][1] / total) <= 1
+        # Each of the splits between a source and those before it is rounded by up to a half.
+        assert abs(before - n * sources[source][1] / total) <= max(len(sources) / 2, 1)
 
 
 @few
