@@ -37,8 +37,8 @@ def test_everything_arrives_in_its_form_and_dtype():
     there = moved(tree, CPU, torch.float64)
     assert type(there["a"]) is Pair
     assert (there["a"].more, there["c"]) == (None, None)
-    assert torch.equal(there["a"].z, tree["a"].z.double())  # type: ignore[union-attr]
-    assert torch.equal(there["b"][0], tree["b"][0])  # type: ignore[index]
+    assert torch.equal(there["a"].z, tree["a"].z.double())  # type: ignore[union-attr]  # a Pair
+    assert torch.equal(there["b"][0], tree["b"][0])  # type: ignore[index]  # a list
     assert there["b"][1][0].dtype == torch.bool
     assert mapped(tree, lambda t: t.shape[0])["b"] == [4, (2,)]
 

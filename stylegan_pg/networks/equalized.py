@@ -51,7 +51,7 @@ def stacked(tensors: Sequence[torch.Tensor], gains: Sequence[float]) -> torch.Te
     if torch.compiler.is_compiling():
         size = _largest([t.shape for t in tensors])
         return torch.stack([F.pad(t, _after(t.shape, size)) for t in tensors])
-    return _Stacked.apply(*tensors)  # type: ignore[return-value]
+    return _Stacked.apply(*tensors)  # type: ignore[return-value]  # apply is untyped
 
 
 def unstacked(t: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -60,7 +60,7 @@ def unstacked(t: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Te
         return [one[tuple(map(slice, shape))].contiguous() for one, shape in zip(t.unbind(), shapes, strict=True)]
     if all(tuple(shape) == t.shape[1:] for shape in shapes):
         return list(t.unbind())
-    return list(_Unstacked.apply(shapes, t))  # type: ignore[arg-type]
+    return list(_Unstacked.apply(shapes, t))  # type: ignore[arg-type]  # apply is untyped
 
 
 def _largest(shapes: Sequence[Sequence[int]]) -> list[int]:
@@ -87,7 +87,7 @@ class _Stacked(torch.autograd.Function):
         if all(list(shape) == size for shape in ctx.shapes):
             return torch.stack(tensors)
         found = tensors[0].new_zeros([len(tensors), *size])
-        torch._foreach_copy_(_parts(found, ctx.shapes), tensors)  # type: ignore[attr-defined]
+        torch._foreach_copy_(_parts(found, ctx.shapes), tensors)  # type: ignore[attr-defined]  # not in stubs
         return found
 
     @staticmethod
@@ -100,7 +100,7 @@ class _Unstacked(torch.autograd.Function):
     def forward(ctx: Any, shapes: Sequence[Sequence[int]], t: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.size = t.shape[1:]
         found = [t.new_empty(shape) for shape in shapes]
-        torch._foreach_copy_(found, _parts(t, shapes))  # type: ignore[attr-defined]
+        torch._foreach_copy_(found, _parts(t, shapes))  # type: ignore[attr-defined]  # not in stubs
         return tuple(found)
 
     @staticmethod
@@ -117,7 +117,7 @@ class _Scaled(torch.autograd.Function):
     def forward(ctx: Any, gains: list[float], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.gains = gains
         ctx.set_materialize_grads(False)
-        return tuple(torch._foreach_mul(tensors, gains))  # type: ignore[attr-defined]
+        return tuple(torch._foreach_mul(tensors, gains))  # type: ignore[attr-defined]  # not in stubs
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:

@@ -159,7 +159,7 @@ def squared_norms(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """The squared norms of the kernels of L weights [out, in, k, k]: [L, out, in], padded with zeros."""
     if torch.compiler.is_compiling():
         return stacked([weight.square().sum([2, 3]) for weight in weights], [1.0] * len(weights))
-    return _SquaredNorms.apply(*weights)  # type: ignore[return-value]
+    return _SquaredNorms.apply(*weights)  # type: ignore[return-value]  # apply is untyped
 
 
 class _SquaredNorms(torch.autograd.Function):
@@ -170,7 +170,7 @@ class _SquaredNorms(torch.autograd.Function):
         ctx.save_for_backward(*weights)
         size = [max(weight.shape[i] for weight in weights) for i in (0, 1)]
         norms = weights[0].new_zeros([len(weights), *size])
-        squares = torch._foreach_mul(weights, weights)  # type: ignore[attr-defined]
+        squares = torch._foreach_mul(weights, weights)  # type: ignore[attr-defined]  # not in stubs
         for square, norm in zip(squares, norms.unbind(), strict=True):
             torch.sum(square, dim=(2, 3), out=norm[: square.shape[0], : square.shape[1]])
         return norms

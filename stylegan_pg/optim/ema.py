@@ -12,4 +12,4 @@ def update(G_ema: nn.Module, G: nn.Module, beta: float) -> None:
     lerp = torch._foreach_lerp_  # type: ignore[attr-defined]  # as torch's own optimisers do
     lerp(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
     if buffers := list(G_ema.buffers()):
-        torch._foreach_copy_(buffers, list(G.buffers()))  # type: ignore[attr-defined]
+        torch._foreach_copy_(buffers, list(G.buffers()))  # type: ignore[attr-defined]  # not in stubs
