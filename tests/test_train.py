@@ -274,8 +274,9 @@ def test_metrics_and_conditional_labels(tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_passes_train_like_eager_ones(tiny_data, tmp_path):
-    """If compilation is impossible, one message says so and training continues."""
-    small = {"resolution": 8, "growth__start": "null", "train__total_kimg": 0.032, "loss__r1_gamma": 1}
+    """In a fade as well. If compilation is impossible, one message says so and training continues."""
+    short = {"growth__start": 4, "growth__stable_kimg": 0, "growth__fade_kimg": 0.064, "train__total_kimg": 0.032}
+    small = {"resolution": 8, "loss__r1_gamma": 1, **short}
     runs = {}
     for name, compile_ in (("eager", "false"), ("compiled", "true"), ("broken", "true")):
         run = tmp_path / name
@@ -284,7 +285,7 @@ def test_compiled_passes_train_like_eager_ones(tiny_data, tmp_path):
         output = harness.finish(harness.start(args, env=env), timeout=400)
         runs[name] = harness.stats(run)
         twice = output.count("note: train.compile: what differentiates twice cannot be compiled and runs eagerly: r1")
-        cannot = output.count("note: train.compile: 8x8 stable cannot be compiled here and runs eagerly")
+        cannot = output.count("note: train.compile: 8x8 fade cannot be compiled here and runs eagerly")
         assert (twice, cannot) == {"eager": (0, 0), "compiled": (1, 0), "broken": (0, 1)}[name], output
         assert "recompile_limit" not in output
     for other in (runs["compiled"], runs["broken"]):

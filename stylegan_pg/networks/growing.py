@@ -60,7 +60,7 @@ class SynthesisNetwork(nn.Module):
         self,
         ws: torch.Tensor,
         *,
-        alpha: float = 1.0,
+        alpha: float | torch.Tensor = 1.0,
         noise: str = "const",
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
@@ -81,9 +81,14 @@ class SynthesisNetwork(nn.Module):
         return img
 
 
-def blended(new: torch.Tensor, old: torch.Tensor, alpha: float, skips: bool) -> torch.Tensor:
-    """A fade from the picture or features `old` to `new`; with `skips`, `new` is added to it."""
-    return old + alpha * new if skips else (1 - alpha) * old + alpha * new
+def blended(new: torch.Tensor, old: torch.Tensor, alpha: float | torch.Tensor, skips: bool) -> torch.Tensor:
+    """A fade from the picture or features `old` to `new`; with `skips`, `new` is added to it. Both have the same dtype.
+    Where alpha is a tensor of shape [], it is not rounded to their dtype if that is less precise."""
+    dtype = new.dtype
+    if isinstance(alpha, torch.Tensor):
+        wide = torch.promote_types(dtype, alpha.dtype)
+        new, old, alpha = new.to(wide), old.to(wide), alpha.to(wide)
+    return (old + alpha * new if skips else torch.lerp(old, new, alpha)).to(dtype)
 
 
 class Generator(nn.Module):
@@ -123,7 +128,7 @@ class Generator(nn.Module):
         *,
         psi: float = 1.0,
         cutoff: int | None = None,
-        alpha: float = 1.0,
+        alpha: float | torch.Tensor = 1.0,
         noise: str = "const",
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
@@ -238,7 +243,7 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(0, form.c_dim, self.cmap_dim, mapping_layers, w_avg=False)
 
     def forward(
-        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0, batches: int = 1
+        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:
         """`alpha` is used in a fading network only; 0 uses the down-sampled image alone. `img` may consist of several
         `batches` of equal size, one after another, which are scored as if each came alone."""

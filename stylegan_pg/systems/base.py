@@ -32,16 +32,16 @@ class Numbers:
     """Numbers on the device that change from step to step, in memory that stays the same."""
 
     def __init__(self) -> None:
-        self.known: dict[str, tuple[torch.Tensor, Callable[[], float]]] = {}
+        self.known: dict[str, tuple[torch.Tensor, Callable[[Step], float]]] = {}
 
-    def renew(self) -> None:
-        """Give them the values that they have now."""
+    def renew(self, step: Step) -> None:
+        """Give them the values that they have at a step."""
         for t, get in self.known.values():
-            t.fill_(get())
+            t.fill_(get(step))
 
-    def of(self, name: str, get: Callable[[], float], step: Step) -> torch.Tensor:
+    def of(self, name: str, get: Callable[[Step], float], step: Step) -> torch.Tensor:
         if name not in self.known:
-            self.known[name] = torch.full([], get(), dtype=step.dtype, device=step.device), get
+            self.known[name] = torch.full([], get(step), dtype=step.dtype, device=step.device), get
         return self.known[name][0]
 
 
@@ -127,13 +127,18 @@ class Context:
             return self.step.stream(self.step, purpose, *key)
         return generator(self.step.seed, purpose, self.step.nimg, *key, device=device)
 
-    def number(self, name: str, get: Callable[[], float]) -> torch.Tensor:
+    def number(self, name: str, get: Callable[[Step], float]) -> torch.Tensor:
         """A number that changes from step to step as a tensor of shape [] on the device.
 
         Args:
-            name: names it. get: gives it, also at later steps.
+            name: names it. get: gives it for a step, also for later ones.
         """
         return self.step.numbers.of(name, get, self.step)
+
+    @property
+    def alpha(self) -> float | torch.Tensor:
+        """The fade's alpha, as networks take it: a tensor of shape [] within a fade, 1 outside."""
+        return self.number("alpha", lambda step: step.alpha) if self.step.alpha < 1 else 1.0
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, computed once a step; `key` names it."""

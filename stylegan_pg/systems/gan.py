@@ -178,13 +178,13 @@ class GAN(OnePair):
     def weight(self, term: TermConfig, step: Step) -> float:
         return term_weight(term, step.resolution, step.nimg)
 
-    def running_mean(self, name: str) -> float:
+    def running_mean(self, name: str, _: Step) -> float:
         return self.running.means.get(name, 0.0)
 
     def constants(self, step: Step) -> Hashable:
         """Those of GAN's own losses; a system derived from it may have others."""
         weights = tuple(self.weight(t, step) for t in self.terms)
-        return (step.alpha, step.resolution, *weights) if type(self) is GAN else None
+        return (step.resolution, *weights) if type(self) is GAN else None
 
     def meets(self, due: list[TermConfig]) -> bool:
         """Whether a real and a generated image meet in a D step, and therefore have the same condition."""

@@ -73,13 +73,13 @@ class OnePair(System):
     def how(self, x: Context, purpose: str) -> dict[str, Any]:
         """The fade's alpha, and per-pixel noise, the one thing that depends on how a batch is dealt out."""
         noise = x.rng(f"noise-{purpose}", x.step.rank, x.index, device=x.step.device)
-        return {"alpha": x.step.alpha, "noise": "random", "generator": noise}
+        return {"alpha": x.alpha, "noise": "random", "generator": noise}
 
     def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
         """What D makes of images [n, C, H, W] with conditions c, augmented as is drawn for this purpose."""
         images = self.augmented(x, purpose, images)
         given = [images] if c is None else [images, c]
-        return self.D(*given, **accepted(self.D, alpha=x.step.alpha))
+        return self.D(*given, **accepted(self.D, alpha=x.alpha))
 
     def score_both(
         self, x: Context, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]], *, apart: bool = False
@@ -91,7 +91,7 @@ class OnePair(System):
         images = torch.cat([self.augmented(x, purpose, images) for purpose, (images, _) in batches.items()])
         c = [c for _, c in batches.values() if c is not None]
         given = [images, torch.cat(c)] if c else [images]
-        return list(self.D(*given, **accepted(self.D, alpha=x.step.alpha, batches=2)).chunk(2))
+        return list(self.D(*given, **accepted(self.D, alpha=x.alpha, batches=2)).chunk(2))
 
     def augmented(self, x: Context, purpose: str, images: torch.Tensor) -> torch.Tensor:
         """Images as they are augmented for this purpose."""
@@ -155,12 +155,13 @@ class OnePair(System):
     def trial(self, count: int, device: torch.device, dtype: torch.dtype) -> None:
         new = {"device": device, "dtype": dtype}
         c = [torch.zeros([count, self.form.c_dim], **new)] if self.form.c_dim else []
-        how = {"alpha": 1.0, "noise": "random", "generator": generator(self.config.seed, "compile", device=device)}
+        alpha = torch.ones([], **new) if self.form.fade else 1.0
+        how = {"alpha": alpha, "noise": "random", "generator": generator(self.config.seed, "compile", device=device)}
         if self.has_ws:
             images = self.G.synthesis(torch.zeros([count, self.G.num_ws, self.G.w_dim], **new), **how)
         else:
             images = self.G(torch.zeros([count, self.G.z_dim], **new), *c, **accepted(self.G, **how))
-        per_image(torch.clone, self.D(images, *c, **accepted(self.D, alpha=1.0))).sum().backward()
+        per_image(torch.clone, self.D(images, *c, **accepted(self.D, alpha=alpha))).sum().backward()
 
     def statistics(self) -> dict[str, float]:
         p = self.running.augment_p

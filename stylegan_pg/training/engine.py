@@ -103,7 +103,7 @@ class Engine:
         kind, draws = _kind(updates), step.draws
         draws.begin(kind, step.seed, step.nimg)
         draws.values = self.replay.hold(("draws", kind), draws.values)
-        step.numbers.renew()
+        step.numbers.renew(step)
         constants = self.state.system.constants(step)
         if constants is None:
             self.replay.refuse("the system does not say which numbers its losses contain")
@@ -204,8 +204,6 @@ class Engine:
     def _cannot_replay(self, phase: Phase) -> str:
         """The reason why steps of a phase cannot be replayed, or ""."""
         train = self.state.config.train
-        if phase.fade:
-            return "alpha changes at every step of a fade"
         if train.engine != "accelerate" or train.compile:
             return "train.engine=deepspeed and train.compile=true run as they are"
         if self.state.buffers.buffers:

@@ -121,7 +121,7 @@ class TrainState:
         self.check_ranks(f"the networks at the start of {phase}")
         self.buffers = BufferMeans(self.system.net.values())
         self.micro_batches = MicroBatches(phase, self.running.micro_batches.get(self.phase_key, 0))
-        if self.config.train.compile and not phase.fade:  # in a fade alpha changes at every step
+        if self.config.train.compile:
             self._compile()
         return new
 
