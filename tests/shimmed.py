@@ -15,7 +15,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 MARGIN = 256  # poisoned elements on both sides of every buffer
 
-UNITS = ("bias_act", "upfirdn2d")  # translation units
+UNITS = ("bias_act", "bias_act_backward", "upfirdn2d")  # translation units
 
 
 def compile_library(source: Path, out: Path, optimise: str = "-O1") -> ctypes.CDLL:
