@@ -78,7 +78,7 @@ template <int order, class F, class A>
 __device__ __forceinline__ A derivative(const F& f, A z, A g, A h, A gain, A clamp) {
   const A value = f.value(z), y = value * gain;
   const A dz = g * ((order == kSlope ? f.slope(z, value) : h * f.curvature(z, value)) * gain);
-  return y > clamp || y < -clamp ? A(0) : dz;
+  return fabs(y) > clamp ? A(0) : dz;
 }
 
 template <class T, template <class> class F, int order, int N, bool channels_last>

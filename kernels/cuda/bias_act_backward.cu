@@ -47,7 +47,8 @@ Tiling tiling(const Problem& q, int N) {
   t.x = power_of_two_from(blocks(q.columns(), N), kBiasActThreads), t.y = kBiasActThreads / t.x;
   t.across = blocks(q.columns(), int64_t(t.x) * N), t.down = blocks(q.rows(), t.y);
   int64_t& divided = q.channels_last || q.every() ? t.down : t.across;  // as `along_row` in the kernel
-  const int64_t steps = std::clamp<int64_t>(t.across * t.down * q.n / kEnoughTiles, 1, kMostSteps);
+  const int most = q.every() ? std::min(kMostSteps, kRowSums / (t.y * std::max(1, t.x / kWarp))) : kMostSteps;
+  const int64_t steps = std::clamp<int64_t>(t.across * t.down * q.n / kEnoughTiles, 1, most);
   t.steps = int(blocks(divided, blocks(divided, steps)));  // tiles of nearly equal size
   divided = blocks(divided, t.steps);
   const int64_t over_pixels = q.channels_last ? t.down : t.across, over_channels = q.channels_last ? t.across : t.down;

@@ -11,18 +11,19 @@
 
 namespace spg {
 
-// The number of steps in which a block processes its tile, at most.
+// The largest number of steps in which a block processes its tile.
 #ifdef SPG_SHIM
 constexpr int kMostSteps = 3;  // small, so that tests execute several tiles
 #else
 constexpr int kMostSteps = 64;
 #endif
 
-constexpr int kWarp = 32, kWarps = kBiasActThreads / kWarp;
-// Blocks per multiprocessor. Threads with packs hold sums of up to eight columns, and use half of a multiprocessor's
-// threads, each of which waits for two packs at once.
-template <class T, int N>
-constexpr int kBackwardBlocks = N == 1 && sizeof(T) <= 4 ? kBiasActBlocks : 4;
+constexpr int kWarp = 32;
+constexpr int kRowSums = 512;  // the most sums of rows, one for each of their warps, that a block keeps
+// Blocks per multiprocessor: fewer where threads hold the sums of many columns. Each of their threads waits for two
+// packs at once, so that half of a multiprocessor's threads keep its memory busy.
+template <class T, int N, bool column_products>
+constexpr int kBackwardBlocks = N == 8 && column_products ? 3 : N > 1 || sizeof(T) == 8 ? 4 : kBiasActBlocks;
 
 struct BiasActBackwardParams {
   BiasActParams p;  // g is dy, out is dx
@@ -32,29 +33,28 @@ struct BiasActBackwardParams {
   int steps;
 };
 
-// Adds a value over the threads that have the same row. If they belong to one warp, the sum is written to `out`, unless
-// that is null; otherwise the sum of each warp is kept in `stage` for write_row_sums. The width of a block is a power of
-// two, and all its threads call this together.
+__device__ __forceinline__ int warps_of_row() { return blockDim.x > kWarp ? blockDim.x / kWarp : 1; }
+
+// Adds a value over the threads of a warp that have the same row, and keeps the sum in `stage`. The width of a block is a
+// power of two, and all its threads call this together.
 template <class A, class Stage>
-__device__ __forceinline__ void add_over_row(Stage& stage, int row_of_tile, A value, A* out) {
+__device__ __forceinline__ void add_over_row(Stage& stage, int row_of_tile, A value) {
 #pragma unroll
-  for (unsigned lanes = kWarp / 2; lanes; lanes /= 2)
-    if (lanes < blockDim.x) value += __shfl_xor_sync(0xffffffff, value, lanes);
-  if (threadIdx.x % kWarp) return;
-  if (blockDim.x > kWarp) {
-    Pack<A, 1> pack{{value}};
-    SPG_STORE_PACK(stage, row_of_tile * int(blockDim.x / kWarp) + int(threadIdx.x / kWarp), pack, 1);
-  } else if (out) {
-    *out = value;
+  for (unsigned lanes = kWarp / 2; lanes; lanes /= 2) {
+    const A other = __shfl_xor_sync(0xffffffff, value, lanes);
+    if (lanes < blockDim.x) value += other;  // without a branch, as the shuffle is not conditional
   }
+  if (threadIdx.x % kWarp) return;
+  Pack<A, 1> pack{{value}};
+  SPG_STORE_PACK(stage, row_of_tile * warps_of_row() + int(threadIdx.x) / kWarp, pack, 1);
 }
 
-// Writes the sums of `rows` rows of a tile, which several warps have left in `stage`.
+// Adds the sums of the warps of each row, and writes those of the tile's rows.
 template <class A, class Stage>
 __device__ __forceinline__ void write_row_sums(Stage& stage, int rows, A* out) {
-  if (blockDim.x <= kWarp) return;
   __syncthreads();
-  const int warps = blockDim.x / kWarp;
+  const int warps = warps_of_row();
+#pragma unroll 1
   for (int row = threadIdx.y * blockDim.x + threadIdx.x; row < rows; row += kBiasActThreads) {
     A sum = 0;
     for (int warp = 0; warp < warps; warp++) sum += stage[row * warps + warp];
@@ -75,6 +75,7 @@ __device__ __forceinline__ void write_column_sums(Stage& stage, const A* values,
     SPG_STORE_PACK(stage, thread * N + i, pack, V);
   }
   __syncthreads();
+#pragma unroll 1
   for (int column = thread; column < width && column < columns; column += kBiasActThreads) {
     A sum = 0;
     for (int y = 0; y < int(blockDim.y); y++) sum += stage[y * width + column];
@@ -86,12 +87,11 @@ __device__ __forceinline__ void write_column_sums(Stage& stage, const A* values,
 // A thread has N neighbouring columns and, in each step, one row. Sums other than those for the bias are computed only if
 // `every`. In NCHW without `every`, the steps of a thread are parts of the same row, so that a tile has few sums.
 template <class T, template <class> class F, int N, bool channels_last, bool every>
-__global__ void __launch_bounds__(kBiasActThreads, kBackwardBlocks<T, N>)
+__global__ void __launch_bounds__(kBiasActThreads, (kBackwardBlocks<T, N, channels_last && every>))
     bias_act_backward_kernel(BiasActBackwardParams b) {
   using A = typename Accumulator<T>::type;
   constexpr bool along_row = !channels_last && !every;
-  constexpr int kRowSums = kMostSteps * kWarps;  // the most of a block that need a stage
-  SPG_SHARED(A, row_sums, kRowSums, 1);
+  SPG_SHARED(A, row_sums, channels_last && !every ? 1 : kRowSums, 1);
   SPG_SHARED(A, row_products, channels_last || !every ? 1 : kRowSums, 1);
   SPG_SHARED(A, column_stage, kBiasActThreads * N, kFull<A>);
   const BiasActParams& p = b.p;
@@ -106,9 +106,7 @@ __global__ void __launch_bounds__(kBiasActThreads, kBackwardBlocks<T, N>)
   const int tile_rows = int(blockDim.y) * (along_row ? 1 : b.steps), first_row = tile_row * tile_rows;
   const int first_column = tile_column * int(blockDim.x) * N * (along_row ? b.steps : 1);
   int column = first_column + threadIdx.x * N;
-  const int64_t row_at = (tile_column * int64_t(p.n) + n) * p.rows + first_row;  // the place of the sums of rows
-  A* along = channels_last ? pixels : channels;
-  const int rows = p.rows - first_row < tile_rows ? p.rows - first_row : tile_rows;
+  A *along = channels_last ? pixels : channels, *down = channels_last ? channels : pixels;
 
   // What does not change in the steps, as far as there are registers for it.
   A factor[N], shift[N];
@@ -155,17 +153,16 @@ __global__ void __launch_bounds__(kBiasActThreads, kBackwardBlocks<T, N>)
       column += blockDim.x * N;
       continue;
     }
-    if (along) add_over_row(row_sums, row_of_tile, sum, row_of_tile < rows ? along + row_at + row_of_tile : nullptr);
-    if (!channels_last && products)
-      add_over_row(row_products, row_of_tile, product, row_of_tile < rows ? products + row_at + row_of_tile : nullptr);
+    if (along) add_over_row(row_sums, row_of_tile, sum);
+    if (!channels_last && products) add_over_row(row_products, row_of_tile, product);
     sum = product = 0;
   }
-  if (along_row && along)
-    add_over_row(row_sums, threadIdx.y, sum, int(threadIdx.y) < rows ? along + row_at + threadIdx.y : nullptr);
+  const int64_t row_at = (tile_column * int64_t(p.n) + n) * p.rows + first_row;
+  const int rows = p.rows - first_row < tile_rows ? p.rows - first_row : tile_rows;
+  if (along_row && along) add_over_row(row_sums, threadIdx.y, sum);
   if (along) write_row_sums(row_sums, rows, along + row_at);
   if (!channels_last && products) write_row_sums(row_products, rows, products + row_at);
   const int64_t column_at = (tile_row * int64_t(p.n) + n) * p.columns + first_column;
-  A* down = channels_last ? channels : pixels;
   if (down) write_column_sums<N>(column_stage, column_sums, down + column_at, p.columns - first_column);
   if (channels_last && products)
     write_column_sums<N>(column_stage, column_products, products + column_at, p.columns - first_column);

@@ -140,8 +140,8 @@ def _summed(t, dims, dtype):
 
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
-    """Compute `_gradients` of `_slope`, with a compiled kernel in one pass over memory. `wanted` selects which of dbias,
-    dscale and dnoise are computed; the others are empty tensors."""
+    """Compute `_gradients` of `_slope`, in one pass over memory if there is a compiled kernel. `wanted` selects which
+    of dbias, dscale and dnoise are computed; the others are empty tensors."""
     _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy)
     kernels, tail = native.compiled(x), (x, bias, scale, noise, act, gain, clamp, dim)
     found = None if kernels is None else calls.BiasAct(kernels, *tail).backward(dy, wanted)

@@ -221,7 +221,7 @@ class BiasAct:
         return out if done else None
 
     def backward(self, dy: torch.Tensor, wanted: Sequence[bool]) -> list[torch.Tensor | None] | None:
-        """Compute dx, and those gradients of bias, scale and noise that are wanted, in one pass over memory.
+        """Compute dx and those gradients of bias, scale and noise that are wanted, in one pass over memory.
 
         Args:
             dy: The gradient of the result, with x's shape.
@@ -229,8 +229,8 @@ class BiasAct:
 
         Returns:
             dx in x's dtype, and dbias [c], dscale [n, c] and dnoise [n, inner] in the accumulating dtype, or None for
-            those that are not wanted. If the samples share a scale or noise, the CUDA kernels add over the samples, too,
-            so that its gradient has one row. None if there is no kernel for this size.
+            those that are not wanted. If all samples share a scale or noise, the CUDA kernels also add over the
+            samples, so that its gradient has one row. None if there is no kernel for this size.
 
         Raises:
             RuntimeError: if the host has no memory for the sums, or CUDA cannot launch the kernels.
