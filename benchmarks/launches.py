@@ -1,7 +1,8 @@
 """The operations of one training step, each of which a GPU's host has to launch: `python benchmarks/launches.py`.
 
 They are counted on the CPU (stylegan_pg/planning/operations.py), where the same ones are made; their number does not
-depend on the numbers of channels and images. `plain`: a step of G and one of D of StyleGAN2, with Adam and the moving
+depend on the numbers of channels and images. The backward pass of bias_act counts once; on a GPU it is two launches if
+sums over several parts of a tensor are to be added. `plain`: a step of G and one of D of StyleGAN2, with Adam and the moving
 average, at a resolution. `lazy`: the same with R1 and path length regularisation. `progan` and `stylegan`: those
 networks, with the terms that their configurations make at every step. `transfers`: copies from the host to the device,
 one of the pictures and one for each dtype of what is drawn, all made while the device computes the step before.

@@ -1,5 +1,5 @@
-// The entry points of the backward pass of bias_act for stylegan_pg/ops/calls.py. They divide the tensor into tiles, and
-// launch the kernel and, if several tiles contribute to a gradient, the one that adds their sums.
+// The entry points of the backward pass of bias_act for stylegan_pg/ops/calls.py. They divide the tensor into tiles,
+// and launch the kernel and, if several tiles contribute to a gradient, the one that adds their sums.
 
 #include "bias_act_backward.cuh"
 
@@ -54,7 +54,8 @@ Tiling tiling(const Problem& q, int N) {
   const int64_t over_pixels = q.channels_last ? t.down : t.across, over_channels = q.channels_last ? t.across : t.down;
   t.channels = sum_of(q.with_bias, over_pixels * q.n, q.c);
   t.products = sum_of(q.with_scale, q.one_scale ? over_pixels * q.n : over_pixels, q.one_scale ? q.c : q.n * q.c);
-  t.pixels = sum_of(q.with_noise, q.one_noise ? over_channels * q.n : over_channels, q.one_noise ? q.inner : q.n * q.inner);
+  t.pixels = sum_of(q.with_noise, q.one_noise ? over_channels * q.n : over_channels,
+                    q.one_noise ? q.inner : q.n * q.inner);
   return t;
 }
 
@@ -85,11 +86,11 @@ int launch_backward(const Problem& q, BiasActBackwardParams b, void* room, strea
   if (most_blocks > kMostOfADimension) return -1;
   b.steps = t.steps;
   const dim3 block(t.x, t.y);
-  int code;
-  if (q.channels_last && q.every()) code = SPG_LAUNCH((bias_act_backward_kernel<T, F, N, true, true>), grid, block, stream, b);
-  else if (q.channels_last) code = SPG_LAUNCH((bias_act_backward_kernel<T, F, N, true, false>), grid, block, stream, b);
-  else if (q.every()) code = SPG_LAUNCH((bias_act_backward_kernel<T, F, N, false, true>), grid, block, stream, b);
-  else code = SPG_LAUNCH((bias_act_backward_kernel<T, F, N, false, false>), grid, block, stream, b);
+  const auto kernel = q.channels_last ? q.every() ? bias_act_backward_kernel<T, F, N, true, true>
+                                                  : bias_act_backward_kernel<T, F, N, true, false>
+                      : q.every()     ? bias_act_backward_kernel<T, F, N, false, true>
+                                      : bias_act_backward_kernel<T, F, N, false, false>;
+  const int code = SPG_LAUNCH(kernel, grid, block, stream, b);
   if (code || !jobs) return code;
   return SPG_LAUNCH((bias_act_sums<A>), dim3(unsigned(most_blocks), jobs), dim3(kBiasActThreads), stream, added);
 }
@@ -113,8 +114,8 @@ SPG_API int spg_bias_act_backward_workspace_cuda(int dtype, int with_bias, int w
                                                  int64_t c, int64_t inner, int channels_last, int64_t scale_stride,
                                                  int64_t noise_stride, int64_t* values) {
   using namespace spg;
-  const Problem q{n, c, inner, channels_last != 0, scale_stride == 0, noise_stride == 0, with_bias != 0, with_scale != 0,
-                  with_noise != 0};
+  const Problem q{n, c, inner, channels_last != 0, scale_stride == 0, noise_stride == 0,
+                  with_bias != 0, with_scale != 0, with_noise != 0};
   if (n * c * inner == 0) return -1;
   return with_dtype(dtype, [&](auto zero) {
     // Whether packs can be used also depends on the tensors' addresses.

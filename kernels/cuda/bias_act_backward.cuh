@@ -4,7 +4,7 @@
 //
 // Rows and columns are those of bias_act.cuh. A block processes a tile of one sample's matrix and writes one number for
 // each row or column of its tile and each sum. If several tiles contribute to a gradient, a second kernel adds their
-// numbers. The order of all additions follows from the shapes alone, so that the bits are the same in every run.
+// numbers. The order of all additions is fixed, so that the bits are the same in every run.
 #pragma once
 
 #include "bias_act.cuh"
@@ -35,8 +35,8 @@ struct BiasActBackwardParams {
 
 __device__ __forceinline__ int warps_of_row() { return blockDim.x > kWarp ? blockDim.x / kWarp : 1; }
 
-// Adds a value over the threads of a warp that have the same row, and keeps the sum in `stage`. The width of a block is a
-// power of two, and all its threads call this together.
+// Adds a value over the threads of a warp that have the same row, and keeps the sum in `stage`. The width of a block is
+// a power of two, and all its threads call this together.
 template <class A, class Stage>
 __device__ __forceinline__ void add_over_row(Stage& stage, int row_of_tile, A value) {
 #pragma unroll
@@ -84,8 +84,8 @@ __device__ __forceinline__ void write_column_sums(Stage& stage, const A* values,
   __syncthreads();  // all threads must be done before the next sums overwrite these
 }
 
-// A thread has N neighbouring columns and, in each step, one row. Sums other than those for the bias are computed only if
-// `every`. In NCHW without `every`, the steps of a thread are parts of the same row, so that a tile has few sums.
+// A thread has N neighbouring columns and, in each step, one row. Sums other than those for the bias are computed only
+// if `every`. In NCHW without `every`, the steps of a thread are parts of the same row, so that a tile has few sums.
 template <class T, template <class> class F, int N, bool channels_last, bool every>
 __global__ void __launch_bounds__(kBiasActThreads, (kBackwardBlocks<T, N, channels_last && every>))
     bias_act_backward_kernel(BiasActBackwardParams b) {
@@ -182,7 +182,8 @@ struct BiasActSums {
 template <class A>
 __global__ void __launch_bounds__(kBiasActThreads, kBiasActBlocks) bias_act_sums(BiasActSums p) {
   SPG_SHARED(A, stage, kBiasActThreads, 1);
-  const BiasActSum job = blockIdx.y == 0 ? p.sums[0] : blockIdx.y == 1 ? p.sums[1] : p.sums[2];  // an index would need local memory
+  // With an index, the compiler would copy the parameters to local memory.
+  const BiasActSum job = blockIdx.y == 0 ? p.sums[0] : blockIdx.y == 1 ? p.sums[1] : p.sums[2];
   const int width = kBiasActThreads / job.lanes, thread = threadIdx.x, lane = thread / width;
   const int64_t begin = int64_t(blockIdx.x) * width, i = begin + thread % width;
   if (begin >= job.count) return;
