@@ -1,8 +1,9 @@
 """The fused kernels on this CPU, compared with plain PyTorch and with copying: `python benchmarks/kernels.py`.
 
-The rows are up2, down2 and filter (with 4 taps, as in the networks), bias (leaky ReLU, gain, clamp), and forward +
-backward of bias, in fp32 and bf16, NCHW and channels_last (nhwc), at [8, 128, 64, 64], [4, 64, 256, 256] and
-[1, 32, 512, 512]. stylegan_pg/ops/bench.py explains the columns.
+The rows are up2, down2 and filter (with 4 taps, as in the networks), bias (leaky ReLU, gain, clamp), forward +
+backward of bias, its backward pass alone, and the backward pass of a layer with scale and noise as well. They are
+measured in fp32 and bf16, NCHW and channels_last (nhwc), at [8, 128, 64, 64], [4, 64, 256, 256] and [1, 32, 512, 512].
+stylegan_pg/ops/bench.py explains the columns.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 on guarded memory, and finding their faults."""
 
 import ctypes
+import itertools
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import kernel_cases
 import torch
 
 from stylegan_pg.ops import calls, recipes, reference
@@ -15,11 +18,12 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 MARGIN = 256  # poisoned elements on both sides of every buffer
 
-UNITS = ("bias_act", "upfirdn2d")  # translation units
+UNITS = ("bias_act", "bias_act_backward", "upfirdn2d")  # translation units
 
 
 def compile_library(source: Path, out: Path, optimise: str = "-O1") -> ctypes.CDLL:
-    link(out, [compile_unit(source, name, out.parent, optimise) for name in UNITS])
+    with ThreadPoolExecutor() as compilers:
+        link(out, list(compilers.map(lambda name: compile_unit(source, name, out.parent, optimise), UNITS)))
     return load_library(out)
 
 
@@ -163,12 +167,88 @@ def check_bias_act(shim, act, dtype, layout):
     assert text == "", text.splitlines()[0]
 
 
+def run_backward(lib, act, x, dy, given, wanted, clamp, order=0, offset=0):
+    """Run the backward pass of bias_act with gain 1.3. `given` holds bias, scale and noise. Return dx and the gradients
+    that are wanted, in the accumulating format."""
+    lib.spg_shim_order(order, 5)
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    n, c, h, w = x.shape
+    _, scale, noise = given
+    strides = [0 if t is None or len(t) == 1 else t[0].numel() for t in (scale, noise)]
+    inputs = [Guarded(t, offset=offset) for t in (dy, x)]
+    inputs += [None if t is None else Guarded(t) for t in given]
+    addresses = [None if t is None else t.address for t in inputs]
+    dx = Guarded(x, poison=77, offset=offset)
+    sums = [Guarded(t.to(acc), poison=77) if want else None for t, want in zip(given, wanted, strict=True)]
+    count, how = ctypes.c_int64(), (n, c, h * w, reference.is_channels_last(x))
+    dtype = calls.DTYPES[x.dtype]
+    code = lib.spg_bias_act_backward_workspace_cuda(dtype, *wanted, *how, *strides, ctypes.addressof(count))
+    assert code == 0
+    room = Guarded(torch.full([count.value], float("nan"), dtype=acc), poison=77)
+    code = lib.spg_bias_act_backward_cuda(
+        0, None, dtype, calls.ACTS[act], *addresses[:2], dx.address, *(t and t.address for t in sums), room.address,
+        *how, addresses[2], addresses[3], strides[0], addresses[4], strides[1], 1.3, -1.0 if clamp is None else clamp,
+    )  # fmt: skip
+    assert code == 0
+    room.value()
+    return [dx.value(), *(t.value() for t in sums if t is not None)]
+
+
+BACKWARD = {  # which of bias, scale and noise there are, and of which a gradient is wanted
+    "bias": ("bias", [True, False, False]),
+    "all": ("bias scale noise", [True, True, True]),
+    "shared": ("bias scale noise shared", [True, True, True]),
+    "scale": ("scale", [False, True, False]),
+    "noise": ("noise", [False, False, True]),
+    "bias of all": ("bias scale noise", [True, False, False]),
+    "none": ("bias scale noise", [False, False, False]),
+    "two": ("bias scale noise", [True, False, True]),
+}
+# In both layouts: rows within a warp, of several warps, and of several tiles; numbers of columns that are not whole
+# packs; several steps.
+BACKWARD_SHAPES = [
+    (2, 8, 4, 6),
+    (1, 3, 5, 7),
+    (2, 16, 1, 1),
+    (3, 7, 16, 33),
+    (1, 4, 37, 40),
+    (2, 7, 36, 64),
+    (1, 264, 3, 5),
+    (1, 1032, 1, 3),
+]
+
+
+def check_backward(lib, act, dtype, layout, shapes=tuple(BACKWARD_SHAPES), kinds=tuple(BACKWARD)):
+    """Compare the backward pass with the reference's in double precision, in the three orders of threads."""
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    for number, (shape, kind) in enumerate(itertools.product(shapes, kinds)):
+        names, wanted = BACKWARD[kind]
+        how = kernel_cases.tail(names, shape)
+        x = how.pop("x").to(dtype).contiguous(memory_format=layout)
+        dy = random(*shape, dtype=dtype, seed=4).contiguous(memory_format=layout)
+        given = [None if t is None else t.to(acc) for t in how.values()]
+        clamp = None if number % 2 else 0.9
+        exact = [t if t is None else t.detach().double().requires_grad_() for t in (x, *given)]
+        y = reference.bias_act(*exact, act, 1.3, clamp, 1)
+        if clamp is not None:  # rounding may change the derivative where the clamp begins
+            dy.masked_fill_((y.detach().abs() - clamp).abs() < 1e-4, 0)
+        found = run_backward(lib, act, x, dy, given, wanted, clamp, number % 3, number // 2 % 2)
+        needed = [t for t, want in zip(exact, [True, *wanted], strict=True) if t is not None and want]
+        for i, (a, b) in enumerate(zip(found, torch.autograd.grad(y, needed, dy.double()), strict=True)):
+            check(a, b, 4 * DTYPES[dtype] if i == 0 else 3e-6 if acc == torch.float32 else 1e-13)
+    text = report(lib)
+    assert text == "", text.splitlines()[0]
+
+
 def find_fault(lib, units: tuple[str, ...] = UNITS) -> str:
     """Describe the faults of a library's units, or return "" if none is found."""
     try:
         if "bias_act" in units:
             for layout in LAYOUTS:
                 check_bias_act(lib, "lrelu", torch.float32, layout)
+        if "bias_act_backward" in units:
+            for layout in LAYOUTS:
+                check_backward(lib, "lrelu", torch.float32, layout, kinds=("bias", "all", "shared"))
         if "upfirdn2d" not in units:
             return ""
         for up, down, padding in (CASES[0], CASES[3], CASES[5], *CASES[-3:-1]):

@@ -11,6 +11,8 @@ from stylegan_pg.ops import recipes
 
 pytestmark = pytest.mark.slow
 
+BACKWARD = "bias_act_backward.cuh"
+
 # name -> (file, the replaced line or expression, its replacement)
 MUTANTS = {
     "no barrier after the tile is filled": (
@@ -97,7 +99,7 @@ MUTANTS = {
         "row >= p.rows || column >= p.columns + N",
     ),
     "bias_act: rows not bounded": ("bias_act.cuh", "row >= p.rows || column", "row > p.rows || column"),
-    "bias_act: clamp ignored in the slope": ("bias_act.cuh", "y > clamp || y < -clamp ? A(0) : dz", "dz"),
+    "bias_act: clamp ignored in the slope": ("bias_act.cuh", "fabs(y) > clamp ? A(0) : dz", "dz"),
     "bias_act: scale of another sample": (
         "bias_act.cuh",
         "load_values<N>(factor, scale + n * p.scale_stride + column)",
@@ -107,6 +109,60 @@ MUTANTS = {
         "bias_act.cu",
         "if (p.columns % V == 0 && aligned(p.x)",
         "if (p.columns % V == 0 && aligned(p.out)",
+    ),
+    "backward: sums over two rows": (BACKWARD, "if (lanes < blockDim.x) value", "if (lanes <= blockDim.x) value"),
+    "backward: a warp is left out": (BACKWARD, "warp < warps; warp++", "warp + 1 < warps; warp++"),
+    "backward: no barrier before sums of rows": (
+        BACKWARD,
+        "  __syncthreads();\n  const int warps",
+        "  const int warps",
+    ),
+    "backward: no barrier before sums of columns": (
+        BACKWARD,
+        "  __syncthreads();\n#pragma unroll 1\n  for (int column",
+        "  for (int column",
+    ),
+    "backward: no barrier after sums of columns": (BACKWARD, "  __syncthreads();  // all threads must be done", "  //"),
+    "backward: a shuffle that some threads miss": (
+        BACKWARD,
+        "if (along) add_over_row(row_sums, row_of_tile",
+        "if (along && row < p.rows) add_over_row(row_sums, row_of_tile",
+    ),
+    "backward: columns not bounded": (BACKWARD, "column < width && column < columns", "column < width"),
+    "backward: rows of a tile not bounded": (
+        BACKWARD,
+        "const int rows = p.rows - first_row < tile_rows ? p.rows - first_row : tile_rows;",
+        "const int rows = tile_rows;",
+    ),
+    "backward: no bound": (BACKWARD, "if (row < p.rows && column < p.columns) {", "if (column < p.columns) {"),
+    "backward: dx not scaled": (BACKWARD, "store(&dx.v[i], dz * by)", "store(&dx.v[i], dz)"),
+    "backward: products of the wrong values": (
+        BACKWARD,
+        "product += dz * value;\n        column_s",
+        "product += dz * by;\n        column_s",
+    ),
+    "backward: products of columns": (BACKWARD, "column_products[i] += dz * value", "column_products[i] += dz"),
+    "backward: noise of another sample": (BACKWARD, "noise ? noise + n * p.noise_stride : nullptr", "noise"),
+    "backward: a step of one thread": (BACKWARD, "column += blockDim.x * N;", "column += N;"),
+    "backward: sums not reset": (BACKWARD, "    sum = product = 0;\n", ""),
+    "sums of tiles: no barrier": (BACKWARD, "    __syncthreads();\n    if (lane >= half)", "    if (lane >= half)"),
+    "sums of tiles: no bound": (BACKWARD, "if (lane == 0 && i < job.count)", "if (lane == 0)"),
+    "sums of tiles: a tile twice": (BACKWARD, "int64_t part = lane; part", "int64_t part = lane / 2; part"),
+    "sums of tiles: samples left out": ("bias_act_backward.cu", "over_pixels * q.n, q.c)", "over_pixels, q.c)"),
+    "backward: the last tile is missing": (
+        "bias_act_backward.cu",
+        "divided = blocks(divided, t.steps);",
+        "divided = std::max<int64_t>(1, divided / t.steps);",
+    ),
+    "backward: more rows than places": (
+        "bias_act_backward.cu",
+        "std::min(kMostSteps, kRowSums / (t.y * std::max(1, t.x / kWarp)))",
+        "kMostSteps",
+    ),
+    "backward: packs that are not aligned": (
+        "bias_act_backward.cu",
+        "if (p.columns % V == 0 && aligned(p.x) && aligned(p.g) && aligned(p.out) &&",
+        "if (p.columns % V == 0 &&",
     ),
 }
 

@@ -79,17 +79,27 @@ def cases(x: torch.Tensor, f: torch.Tensor, b: torch.Tensor):
         return reference.bias_act(x, b, None, None, "lrelu", 2**0.5, 256.0, 1)
 
     yield "bias", lambda: bias_act(x, b, **how), plain
-    dy = torch.randn_like(x)
-    x_, b_ = x.clone().requires_grad_(True), b.clone().requires_grad_(True)
+    n, c, *size = x.shape
+    dy, s, z = torch.randn_like(x), torch.rand(n, c, device=x.device) + 0.5, torch.randn(n, 1, *size, device=x.device)
+    x_, b_, s_, z_ = (t.clone().requires_grad_(True) for t in (x, b, s, z))
 
-    def ours_both():
-        return torch.autograd.grad(bias_act(x_, b_, **how), [x_, b_], dy)[0]
+    def ours_forward(b, s=None, z=None):
+        return bias_act(x_, b, scale=s, noise=z, **how)
 
-    def plain_both():
-        y = reference.bias_act(x_, b_, None, None, "lrelu", 2**0.5, 256.0, 1)
-        return torch.autograd.grad(y, [x_, b_], dy)[0]
+    def plain_forward(b, s=None, z=None):
+        return reference.bias_act(x_, b, s, z, "lrelu", 2**0.5, 256.0, 1)
 
-    yield "bias forward+backward", ours_both, plain_both
+    def both(forward, *given):
+        return lambda: torch.autograd.grad(forward(*given), [x_, *given], dy)[0]
+
+    def backward(forward, *given):
+        y = forward(*given)
+        return lambda: torch.autograd.grad(y, [x_, *given], dy, retain_graph=True)[0]
+
+    yield "bias forward+backward", both(ours_forward, b_), both(plain_forward, b_)
+    yield "bias backward", backward(ours_forward, b_), backward(plain_forward, b_)
+    # The end of a layer of StyleGAN2's generator: demodulation, noise, bias.
+    yield "layer backward", backward(ours_forward, b_, s_, z_), backward(plain_forward, b_, s_, z_)
 
 
 def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]]:
@@ -109,7 +119,7 @@ def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]
                     out = ours().clone()
                     t = median_times({"ours": ours, "plain": plain, "copy": out.clone}, seconds, device=device)
                     # The forward pass reads x and writes y; the backward pass reads x and dy and writes dx.
-                    moved = 5 * x.nbytes if "backward" in op else x.nbytes + out.nbytes
+                    moved = x.nbytes * (5 if "forward" in op else 3) if "backward" in op else x.nbytes + out.nbytes
                     copy = t["copy"] / t["ours"]
                     yield {
                         "case": name,

@@ -1,9 +1,9 @@
 """Calls of the compiled kernels, which are plain C functions, with PyTorch tensors.
 
-Both libraries implement upfirdn2d and bias_act. The functions of the CUDA library also take the device and the stream.
-The CPU library also implements the backward pass of bias_act in one call, and convolutions. A C function returns 0, or
--1 if it does not support the dtype or size. In the latter case the functions below return None and the caller uses the
-reference. Convolutions are called only if a kernel exists.
+Both libraries implement upfirdn2d, bias_act and the backward pass of bias_act. The functions of the CUDA library that
+launch kernels also take the device and the stream. The CPU library also implements convolutions. A C function returns
+0, or -1 if it does not support the dtype or size. In the latter case the functions below return None and the caller
+uses the reference. Convolutions are called only if a kernel exists.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ SIGNATURES = {
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [*_WHERE, _INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
+        "bias_act_backward": [*_WHERE, _INT, _INT, *[_PTR] * 7, *_BIAS_ACT],
+        "bias_act_backward_workspace": [*[_INT] * 4, *[_I64] * 3, _INT, _I64, _I64, _PTR],
     },
 }
 
@@ -218,19 +220,49 @@ class BiasAct:
         )
         return out if done else None
 
-    def backward(self, dy: torch.Tensor, with_bias: bool, with_scale: bool, with_noise: bool):
-        """Compute dx and the gradients of bias [c], scale [n, c] and noise [n, inner] on the CPU."""
-        dy = self.like_x(dy)
+    def backward(self, dy: torch.Tensor, wanted: Sequence[bool]) -> list[torch.Tensor | None] | None:
+        """Compute dx and those gradients of bias, scale and noise that are wanted, in one pass over memory.
+
+        Args:
+            dy: The gradient of the result, with x's shape.
+            wanted: Whether the gradients of bias, scale and noise are computed. The tensors must exist.
+
+        Returns:
+            dx in x's dtype, and dbias [c], dscale [n, c] and dnoise [n, inner] in the accumulating dtype, or None for
+            those that are not wanted. If all samples share a scale or noise, the CUDA kernels also add over the
+            samples, so that its gradient has one row. None if there is no kernel for this size.
+
+        Raises:
+            RuntimeError: if the host has no memory for the sums, or CUDA cannot launch the kernels.
+        """
+        dy, cuda = self.like_x(dy), self.kernels.kind == "cuda"
+        if cuda and self.scale is None and not any(wanted):  # dx is g f'(z)
+            dx = self.elementwise(1, dy)
+            return None if dx is None else [dx, None, None, None]
+        scale_stride, noise_stride = self.args[6], self.args[8]
+        empty = functools.partial(torch.empty, dtype=self.acc, device=dy.device)
+        room: list[torch.Tensor | None] = []  # for sums over parts of the tensor
+        if cuda:
+            count = _partial_sums(self.kernels, DTYPES[dy.dtype], *wanted, *self.args[:4], scale_stride, noise_stride)
+            if count is None:
+                return None
+            room = [empty([count]) if count else None]
+        rows = [1 if cuda and not stride else self.n for stride in (scale_stride, noise_stride)]
+        sizes = ([self.c], [rows[0], self.c], [rows[1], self.inner])
+        sums = [empty(size) if want else None for size, want in zip(sizes, wanted, strict=True)]
         dx = pool.empty(self.x.shape, self.x, self.layout)
-        empty = functools.partial(torch.empty, dtype=self.acc)
-        dbias, dscale = empty([self.c]) if with_bias else None, empty([self.n, self.c]) if with_scale else None
-        dnoise = empty([self.n, self.inner]) if with_noise else None
-        outputs = [dx.data_ptr(), *map(_address, (dbias, dscale, dnoise))]
-        code = DTYPES[dx.dtype]
-        self.kernels.call(
-            "bias_act_backward", dx, code, self.act, dy.data_ptr(), self.x.data_ptr(), *outputs, *self.args
-        )
-        return dx, dbias, dscale, dnoise
+        addresses = [dy.data_ptr(), self.x.data_ptr(), dx.data_ptr(), *map(_address, [*sums, *room])]
+        done = self.kernels.call("bias_act_backward", dx, DTYPES[dx.dtype], self.act, *addresses, *self.args)
+        return [dx, *sums] if done else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _partial_sums(kernels: Kernels, *how: int) -> int | None:
+    """Return the number of values for which the backward pass of bias_act on a GPU needs memory, or None if there is no
+    kernel for this size."""
+    count = ctypes.c_int64()
+    code = kernels.functions["bias_act_backward_workspace"](*how, ctypes.addressof(count))
+    return count.value if code == 0 else None
 
 
 def _conv3x3_workspace(kernels: Kernels, x: torch.Tensor, gradient: bool, transposed: bool, stride: int, *sizes: int):
