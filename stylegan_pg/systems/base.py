@@ -32,16 +32,16 @@ class Numbers:
     """Numbers on the device that change from step to step, in memory that stays the same."""
 
     def __init__(self) -> None:
-        self.known: dict[str, tuple[torch.Tensor, Callable[[], float]]] = {}
+        self.known: dict[str, tuple[torch.Tensor, Callable[[Step], float]]] = {}
 
-    def renew(self) -> None:
-        """Give them the values that they have now."""
+    def renew(self, step: Step) -> None:
+        """Give them the values that they have in a step."""
         for t, get in self.known.values():
-            t.fill_(get())
+            t.fill_(get(step))
 
-    def of(self, name: str, get: Callable[[], float], step: Step) -> torch.Tensor:
+    def of(self, name: str, get: Callable[[Step], float], step: Step) -> torch.Tensor:
         if name not in self.known:
-            self.known[name] = torch.full([], get(), dtype=step.dtype, device=step.device), get
+            self.known[name] = torch.full([], get(step), dtype=step.dtype, device=step.device), get
         return self.known[name][0]
 
 
@@ -133,6 +133,10 @@ class Context:
         Args:
             name: names it. get: gives it, also at later steps.
         """
+        return self.step.numbers.of(name, lambda _: get(), self.step)
+
+    def number_of_step(self, name: str, get: Callable[[Step], float]) -> torch.Tensor:
+        """The same for a number that follows from the step, such as one that the configuration schedules."""
         return self.step.numbers.of(name, get, self.step)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -241,6 +245,11 @@ class System:
         """The numbers that the losses of a step contain besides tensors; a captured step is replayed only where these
         are equal. None: the steps of this system cannot be replayed."""
         return None
+
+    def moving(self, step: Step) -> str:
+        """The key of a number of the configuration that changes with this step and cannot be on the device, so that the
+        step is not replayed; "" if there is none."""
+        return ""
 
     def optimizer_steps(self, side: Side) -> list[int]:
         """k for each update of a side that is made at every k-th step besides its main one (schedule.lazy_ratio)."""

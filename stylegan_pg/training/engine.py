@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stylegan_pg.config.schedule import Phase, ema_beta
+from stylegan_pg.config.schedule import Phase, ema_beta, ema_half_life
 from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.monitoring.step_clock import IdleDevice
@@ -101,9 +101,10 @@ class Engine:
         """The updates of a step, whose draws begin with this."""
         updates = list(self.state.system.updates(step))
         kind, draws = _kind(updates), step.draws
+        self.replay.pause(self.state.system.moving(step))
         draws.begin(kind, step.seed, step.nimg)
         draws.values = self.replay.hold(("draws", kind), draws.values)
-        step.numbers.renew()
+        step.numbers.renew(step)
         constants = self.state.system.constants(step)
         if constants is None:
             self.replay.refuse("the system does not say which numbers its losses contain")
@@ -161,14 +162,16 @@ class Engine:
 
     def average(self, step: Step) -> None:
         """Move G_ema towards G."""
-        config = self.state.config.ema
-        ema.update(self.state.G_ema, self.state.G, ema_beta(step.batch, step.nimg, config.kimg, config.rampup))
+        config = self.state.config
+        half_life = ema_half_life(config, step.resolution, step.nimg)
+        ema.update(self.state.G_ema, self.state.G, ema_beta(step.batch, step.nimg, half_life, config.ema.rampup))
 
     def begin(self, batch: Batch) -> Step:
         """Collect what the losses of this step share."""
         state, phase = self.state, self.state.current
         if self.entered is not state.optimizers:  # which each entry into a phase makes
             self.enter(phase)
+        state.use_rates()
         fields = on_device(batch, state)
         conditions = state.conditions
         condition = None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype)
@@ -229,7 +232,12 @@ class Engine:
         total, short, stats = self.replay.run(("passes", *key), step, lambda: self.all_passes(update, step), parameters)
         self.idle.look()
         reports = self.replay.hold(("reports", *key), optimizer.exchange(total, short, halted))
-        verdict = self.replay.run(("step", *key), step, lambda: self.optimizer_step(update, reports), parameters)
+        if state.rates_move(update.trains):
+            self.replay.note(f"Adam's steps of {update.trains} run as they are while its learning rate or beta2 changes")
+            verdict = self.optimizer_step(update, reports)
+        else:
+            key = ("step", state.rates(update.trains), *key)
+            verdict = self.replay.run(key, step, lambda: self.optimizer_step(update, reports), parameters)
         state.train_only(None)
         self.short = self.short or short
         return Made(update, verdict, stats, memory)
