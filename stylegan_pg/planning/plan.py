@@ -23,7 +23,7 @@ from stylegan_pg.config.schedule import Phase, deal, phases, shortfall, size_at
 from stylegan_pg.data.conditions import CLASS, condition_field, condition_size
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.planning import scaling
+from stylegan_pg.planning import scaling, schedules
 from stylegan_pg.planning.advice import of_configuration, of_data
 from stylegan_pg.planning.cost import Cost, Meter, cost_of
 from stylegan_pg.urls import runs_command
@@ -201,7 +201,14 @@ def describe(config: Config, machine: Machine | None = None) -> str:
     """The resolved configuration, the dataset, the table of phases, and notes, as text."""
     channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine or Machine(), channels, classes)
-    return "\n".join([to_yaml(config), f"dataset: {about}", "", table(plan), *_as_lines(notes)])
+    text = [to_yaml(config), f"dataset: {about}", "", table(plan), *changes(config), *_as_lines(notes)]
+    return "\n".join(text)
+
+
+def changes(config: Config) -> list[str]:
+    """The table of the numbers that change during the run, as lines behind an empty one; none if there are none."""
+    rows = schedules.rows(config)
+    return ["", *_aligned(rows)] if rows else []
 
 
 def _as_lines(notes: Sequence[str]) -> list[str]:
@@ -222,33 +229,42 @@ def report(
     out: Path | None = None,
     link: scaling.Link | None = None,
     host: float = scaling.HOST,
+    figure: Path | None = None,
 ) -> str:
-    """The table of phases, the times of a step by number of devices, and notes, as text. With `out` a figure is
-    written, too, as a PNG. `host`: seconds in which a host starts one operation.
+    """The table of phases, that of the numbers that change, the times of a step by number of devices, and notes, as
+    text. With `out` a figure of the phases is written, too, and with `figure` one of these numbers, as PNGs. `host`:
+    seconds in which a host starts one operation.
 
     Raises:
         UsageError: if the figure cannot be written, or a number is not possible.
     """
     if not 0 <= host < 1:
         raise UsageError(f"--host-us {1e6 * host:g} is not possible: it must be at least 0 and below a million")
-    if out is not None:
-        _check_writable(out)  # before the slow part
+    for path, option in ((out, "--out"), (figure, "--figure")):
+        if path is not None:
+            _check_writable(path, option)  # before the slow part
     channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine, channels, classes)
     if out is not None:
         draw(plan, out, Path(config.run).name)
+    if figure is not None:
+        try:
+            schedules.draw(config, figure)
+        except OSError as error:
+            raise UsageError(f"--figure {figure}: cannot be written: {error.strerror or error}") from None
     steps = across(config, plan, link or scaling.Link(), host)
-    picture = [f"picture: {out}"] if out else []
-    return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *picture, *_as_lines(notes)])
+    pictures = [f"picture: {path}" for path in (out, figure) if path]
+    text = [f"dataset: {about}", "", table(plan), *changes(config), "", steps, *pictures, *_as_lines(notes)]
+    return "\n".join(text)
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path, option: str) -> None:
     if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: the picture is a PNG: give a name that ends in .png")
+        raise UsageError(f"{option} {out}: the picture is a PNG: give a name that ends in .png")
     if not os.path.isdir(out.parent):
-        raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
+        raise UsageError(f"{option} {out}: there is no folder {out.parent}: make it first")
     if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
-        raise UsageError(f"--out {out}: cannot be written: give another name")
+        raise UsageError(f"{option} {out}: cannot be written: give another name")
 
 
 def draw(plan: Plan, out: Path, title: str = "") -> None:
