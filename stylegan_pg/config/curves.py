@@ -121,9 +121,12 @@ def _read_one(table: Any, named: str, before: Curve | None) -> Curve:
     end = before.start + before.kimg if before else 0.0
     if start < end - 1e-9 * max(end, 1.0):
         raise _impossible(
-            named, "start", start, f"{end:.10g} or more, because the curve before ends there and curves must not overlap"
+            named,
+            "start",
+            start,
+            f"{end:.10g} or more, because the curve before ends there and curves must not overlap",
         )
-    return Curve(*(float(numbers[name]) for name in ("from", "to", "kimg")), shape, float(start))
+    return Curve(float(table["from"]), float(table["to"]), float(table["kimg"]), shape, float(start))
 
 
 def _impossible(named: str, name: str, value: Any, wanted: str) -> UsageError:
@@ -192,9 +195,7 @@ def as_text(value: Scheduled) -> str:
     """A number or curves in the form of an override's value, as short as possible."""
     if not is_curve(value):
         return f"{value:.6g}"
-    tables = [
-        ", ".join(f"{k}: {v if isinstance(v, str) else f'{v:.6g}'}" for k, v in table.items()) for table in value
-    ]
+    tables = [", ".join(f"{k}: {v if isinstance(v, str) else f'{v:.6g}'}" for k, v in table.items()) for table in value]
     one = [f"{{{table}}}" for table in tables]
     return one[0] if len(one) == 1 else f"[{', '.join(one)}]"
 

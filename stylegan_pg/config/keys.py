@@ -151,7 +151,9 @@ def describe(key: str = "") -> list[str]:
         lines.append(f"  possible names: {', '.join(FAMILIES[TermConfig].classes)}")
     if len(chosen) == 1 and values_at(chosen[0]).curve is not None:
         lines.append(f"  a curve: {chosen[0]}={curves.EXAMPLE}; or a list of curves, one after another")
-        lines.append(f"  shape: {' or '.join(curves.SHAPES)} (the default is {curves.SHAPES[0]}); start: kimg at which ")
+        lines.append(
+            f"  shape: {' or '.join(curves.SHAPES)} (the default is {curves.SHAPES[0]}); start: kimg at which "
+        )
         lines[-1] += "it begins (where the one before ends, the first one at 0)"
     return lines
 

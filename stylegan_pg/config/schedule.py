@@ -60,8 +60,8 @@ def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
 
 
 def in_tables(section: Any, key: str, resolution: int, nimg: float) -> float | None:
-    """The number that the tables of a key give after nimg images: the entry of the last kimg in `key_from` that has been
-    reached, otherwise the resolution's entry in `key_at`, otherwise None.
+    """The number that the tables of a key give after nimg images: the entry of the last kimg in `key_from` that has
+    been reached, otherwise the resolution's entry in `key_at`, otherwise None.
 
     section: the section of the configuration that has the key, such as config.ema, or a term. A table that it lacks
     counts as empty.

@@ -16,7 +16,6 @@ from omegaconf import MISSING
 from stylegan_pg.config.curves import Scheduled, numbers_in
 from stylegan_pg.config.fields import at_least_0, by_kimg, by_resolution, choice, positive, scheduled, share
 
-
 MOST_SIGMA = 170.0  # a filter has at most 1024 taps (ops/upfirdn2d.py)
 
 

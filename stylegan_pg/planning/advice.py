@@ -40,7 +40,11 @@ CLASSES_SHOWN = 5
 # Keys that have no effect with certain values of others: (keys, condition, reason).
 SWITCHES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("loss.r1_every", lambda c: not r1_is_on(c), "R1 is off (loss.r1_gamma=0)"),
-    ("loss.pl_every", lambda c: not c.loss.path_length().is_used, "path length regularisation is off (loss.pl_weight=0)"),
+    (
+        "loss.pl_every",
+        lambda c: not c.loss.path_length().is_used,
+        "path length regularisation is off (loss.pl_weight=0)",
+    ),
     ("loss.pl_decay loss.pl_batch_shrink", lambda c: not _has(c, "path_length"), "there is no path_length term"),
     ("loss.style_mixing", lambda c: not isinstance(c.model, StyleConfig), "the networks have no styles to mix"),
     ("train.zero_stage", lambda c: c.train.engine != "deepspeed", "it is for train.engine=deepspeed"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stylegan_pg.config import Config, FixedConfig, curves
 from stylegan_pg.config.schedule import (
@@ -69,9 +70,10 @@ def _corners(config: Config, plan: Sequence[Phase]) -> list[float]:
     return sorted(n for corner in found for n in (corner - 1, corner) if 0 <= n <= end)
 
 
-def _curves(value: object) -> Sequence[curves.Curve]:
-    is_curve = curves.is_curve(value) and all(isinstance(one, dict) for one in value)  # and not another list
-    return curves.curves_of(value) if is_curve and value else ()
+def _curves(value: Any) -> Sequence[curves.Curve]:
+    """The curves that a key holds, none if it holds anything else."""
+    is_curve = isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    return curves.curves_of(value) if is_curve else ()
 
 
 def _values(get: Callable[[Phase, float], float], plan: list[Phase], places: Sequence[float]) -> list[float]:

@@ -84,7 +84,7 @@ class OnePair(System):
         return {"alpha": x.step.alpha, "noise": "random", "generator": noise}
 
     def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
-        """What D makes of images [n, C, H, W] with conditions c, blurred, and augmented as is drawn for this purpose."""
+        """What D makes of images [n, C, H, W] with conditions c, blurred and augmented as is drawn for this purpose."""
         images = self.shown(x, purpose, images)
         given = [images] if c is None else [images, c]
         return self.D(*given, **accepted(self.D, alpha=x.step.alpha))

@@ -231,9 +231,11 @@ class Engine:
         state.train_only(update.trains)
         total, short, stats = self.replay.run(("passes", *key), step, lambda: self.all_passes(update, step), parameters)
         self.idle.look()
-        reports = self.replay.hold(("reports", *key), optimizer.exchange(total, short, halted))
+        reports = self.replay.hold(("reports", update.trains, update.name), optimizer.exchange(total, short, halted))
         if state.rates_move(update.trains):
-            self.replay.note(f"Adam's steps of {update.trains} run as they are while its learning rate or beta2 changes")
+            self.replay.note(
+                f"Adam's steps of {update.trains} run as they are while its learning rate or beta2 changes"
+            )
             verdict = self.optimizer_step(update, reports)
         else:
             key = ("step", state.rates(update.trains), *key)
