@@ -110,6 +110,7 @@ class Engine:
             self.replay.refuse("the system does not say which numbers its losses contain")
         parts = tuple(map(tuple, self.state.micro_batches.parts))
         self.constants = (kind, constants, self.state.parallel.scale, parts)
+        self.places = {id(update): place for place, update in enumerate(updates)}  # several may have the same losses
         return updates
 
     def start(self, step: Step, updates: Sequence[Update]) -> list[Made]:
@@ -222,7 +223,7 @@ class Engine:
         `halted` is not 0. What is between the sums over the ranks may be replayed."""
         state, optimizer = self.state, self.state.optimizers[update.trains]
         losses = ((loss.name, loss.factor) for loss in update.losses)
-        key = (update.trains, update.name, update.limit, *losses, self.constants)
+        key = (self.places[id(update)], update.trains, update.name, update.limit, *losses, self.constants)
         parameters = list(optimizer.named.values())
         memory = dict(step.memory)
         if halted is not None:  # before the first update, the host has just waited for the device
