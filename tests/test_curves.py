@@ -37,7 +37,7 @@ from stylegan_pg.config.schedule import (
 )
 from stylegan_pg.errors import UsageError
 from stylegan_pg.planning import schedules
-from stylegan_pg.planning.advice import without_effect
+from stylegan_pg.planning.advice import of_configuration, without_effect
 from stylegan_pg.training.nonfinite import remedies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "parity-systems"
@@ -340,6 +340,10 @@ def test_notes_about_curves_without_effect():
     (line,) = without_effect(None, [*given, *tables, "ema.kimg={from: 0, to: 500, kimg: 20000}"])
     assert "ema.kimg_from goes before it" in line
     assert without_effect(None, [*given, "ema.kimg={from: 0, to: 500, kimg: 20000}"]) == []
+    (line,) = of_configuration(config_of("train.total_kimg=64", "ema.kimg={from: 0, to: 500, kimg: 128}"))
+    assert line == "ema.kimg: its curve ends at 128 kimg, the run at 64, where it has come to 250"
+    (line,) = of_configuration(config_of("loss.terms=[{name: r2, weight: {from: 1, to: 2, kimg: 2}}]"))
+    assert "the weight of r2: its curve ends at 2 kimg, the run at 1.024" in line
 
 
 @pytest.mark.parametrize(

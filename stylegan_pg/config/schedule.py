@@ -88,6 +88,12 @@ def term_weight(term: TermConfig, resolution: int, nimg: float) -> float:
     return number(term, "weight", resolution, nimg)
 
 
+def weighs(term: TermConfig, phase: Phase) -> bool:
+    """Whether a term has a weight at the end of a phase or, if it follows a curve, at its begin."""
+    places = (phase.start, phase.end - 1) if curves.is_curve(term.weight) else (phase.end - 1,)
+    return any(term_weight(term, phase.resolution, nimg) > 0 for nimg in places)
+
+
 @dataclass(frozen=True)
 class _Rates:
     """The learning rate of a side and its tables, with the table that both sides share."""

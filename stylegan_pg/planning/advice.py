@@ -220,7 +220,7 @@ def _listed(numbers: Iterable[int]) -> str:
 def of_configuration(config: Config) -> list[str]:
     """Notes about settings that are possible, but probably not intended."""
     model, objective = config.model, config.loss.objective
-    found = []
+    found = _of_curves(config)
     if isinstance(config.augment, ADAConfig) and objective in ("wgan", "lsgan", "relativistic"):
         found.append(
             f"augment.mode=ada follows the signs of D's scores, which say little under loss.objective={objective}: "
@@ -233,6 +233,22 @@ def of_configuration(config: Config) -> list[str]:
             found.append(
                 f"minibatch stddev does nothing: no group of 2 to model.mbstd_group={model.mbstd_group} images divides "
                 f"the batch of {batches}; give an even train.batch, or model.mbstd_channels=0 to leave it out"
+            )
+    return found
+
+
+def _of_curves(config: Config) -> list[str]:
+    """Notes about curves that the run ends before."""
+    end, found = phases(config)[-1].end, []
+    values = [(key, value(config, key)) for key in TABLES if key != "augment.p"]
+    values += [("augment.p", getattr(config.augment, "p", 0.0))]
+    values += [(f"loss.terms: the weight of {term.name}", term.weight) for term in config.loss.terms]
+    for key, given in values:
+        own = curves.curves_of(given)
+        if own and own[-1].end > end:
+            found.append(
+                f"{key}: its curve ends at {own[-1].end / 1000:.10g} kimg, the run at {end / 1000:.10g}, where it has "
+                f"come to {curves.at(given, end):.6g}"
             )
     return found
 
