@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from stylegan_pg.__main__ import main
-from stylegan_pg.config import Config, curves
+from stylegan_pg.config import Config, OptimConfig, curves
 from stylegan_pg.config.checks import check
 from stylegan_pg.config.keys import describe
 from stylegan_pg.config.loading import load_config
@@ -36,15 +37,17 @@ from stylegan_pg.config.schedule import (
     term_weight,
 )
 from stylegan_pg.errors import UsageError
-from stylegan_pg.planning import schedules
+from stylegan_pg.planning import plan, schedules
 from stylegan_pg.planning.advice import of_configuration, without_effect
+from stylegan_pg.planning.cost import Cost
 from stylegan_pg.training.nonfinite import remedies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "parity-systems"
 WARM_UP = "[{from: 1e-5, to: 1e-3, kimg: 10}, {from: 1e-3, to: 1e-4, kimg: 20, start: 50, shape: cosine}]"
 
 
-def curve(a: float, b: float, mimg: float) -> str:
+def curve(ends: tuple[float, float], mimg: float) -> str:
+    a, b = ends
     return f"{{from: {a}, to: {b}, kimg: {1000 * mimg}, shape: cosine}}"
 
 
@@ -65,14 +68,14 @@ def published(name: str, batch: int) -> Config:
         f"train.batch={batch}",
         f"train.total_kimg={mimg * 1200}",
         "loss.objective=relativistic",
-        f"loss.r1_gamma={curve(*gamma, mimg)}",
-        f"loss.terms=[{{name: r2, weight: {curve(*gamma, mimg)}}}]",
+        f"loss.r1_gamma={curve(gamma, mimg)}",
+        f"loss.terms=[{{name: r2, weight: {curve(gamma, mimg)}}}]",
         "loss.r1_every=1",
         "loss.pl_weight=0",
-        *(f"optim.{side}_lr={curve(2e-4, 5e-5, mimg)}" for side in "gd"),
-        f"optim.beta2={curve(0.9, 0.99, mimg)}",
-        f"ema.kimg={curve(0, half_life, mimg)}",
-        f"augment={{mode: fixed, p: {curve(0, p, mimg)}}}",
+        *(f"optim.{side}_lr={curve((2e-4, 5e-5), mimg)}" for side in "gd"),
+        f"optim.beta2={curve((0.9, 0.99), mimg)}",
+        f"ema.kimg={curve((0, half_life), mimg)}",
+        f"augment={{mode: fixed, p: {curve((0, p), mimg)}}}",
     )
 
 
@@ -197,8 +200,8 @@ def test_the_automatic_schedule_scales_curves_like_constants():
     curved = config_of(*given, "optim.g_lr={from: 0.001, to: 0.0005, kimg: 12000}")
     assert automatic(curved) == curved
     assert not constant.optim.lr_scale_at
-    plan = phases(curved)
-    for a, b in zip(phases(constant), plan, strict=True):
+    phases_ = phases(curved)
+    for a, b in zip(phases(constant), phases_, strict=True):
         assert (a.start, a.end, a.batch, a.d_lr) == (b.start, b.end, b.batch, b.d_lr)
         assert b.g_lr == pytest.approx(a.g_lr * (1 - a.start / 24e6))
     assert learning_rate(curved, "G", 1024, 12e6) == pytest.approx(0.0015)
@@ -314,7 +317,7 @@ def test_curves_made_in_python_are_checked():
         ([{"from": 1}], r"g_lr\.to is not set"),
         (None, "g_lr=None is not possible"),
     ):
-        wrong = Config(**vars(config) | {"optim": type(config.optim)(g_lr=value)})
+        wrong = dataclasses.replace(config, optim=OptimConfig(g_lr=value))
         with pytest.raises(UsageError, match=words):
             check(wrong)
 
@@ -387,6 +390,14 @@ def test_the_table_of_a_plan():
     assert schedules.rows(config_of()) == []
     grown = schedules.rows(config_of("resolution=16", "growth.start=8", "ema.rampup=0.05", "train.total_kimg=1300"))
     assert {row[0] for row in grown[2:]} == {"resolution", "ema.kimg", "EMA's beta"}
+
+
+def test_learning_rates_in_the_table_of_phases(monkeypatch):
+    monkeypatch.setattr(plan, "cost_of", lambda *_: Cost(1, 1, 1.0, 1, 1.0))
+    made = plan.make_plan(config_of(*CHANGING, "optim.d_lr=0.01"), plan.Machine())
+    (row,) = [line.split() for line in plan.table(made).splitlines() if line.startswith("64x64")]
+    assert "1e-05>0.0001/0.01" in row
+    assert [g for _, g, _ in made.rates(made.rows[0].phase, parts=4)][0::4] == [1e-5, 1e-4]
 
 
 def test_the_figure_of_a_plan(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from stylegan_pg import files
 from stylegan_pg.config import Config
 from stylegan_pg.config.plain import to_yaml
-from stylegan_pg.config.schedule import Phase, deal, phases, shortfall, size_at
+from stylegan_pg.config.schedule import Phase, deal, learning_rate, phases, shortfall, size_at
 from stylegan_pg.data.conditions import CLASS, condition_field, condition_size
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
@@ -77,6 +77,15 @@ class Plan:
     rows: list[PlanRow]
     full: Cost  # cost of a stable phase at full resolution
     machine: Machine
+    config: Config
+
+    def rates(self, phase: Phase, parts: int = 1) -> list[tuple[float, float, float]]:
+        """(images, learning rate of G, that of D) at the begin of a phase, at its last step, and between them, so that
+        there are `parts` parts of it."""
+        last = phase.end - phase.batch
+        places = [phase.start + (last - phase.start) * i / parts for i in range(parts + 1)]
+        r = phase.resolution
+        return [(n, learning_rate(self.config, "G", r, n), learning_rate(self.config, "D", r, n)) for n in places]
 
     @property
     def images(self) -> int:
@@ -122,10 +131,10 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
         rows.append(PlanRow(phase, cost, share, micro, hours))
     last = rows[-1].phase
     if last.resolution == config.resolution and not last.fade:
-        return Plan(rows, rows[-1].cost, machine)
+        return Plan(rows, rows[-1].cost, machine, config)
     size = size_at(config.resolution, config.model.base)
     last = dataclasses.replace(last, resolution=config.resolution, size=size, fade=False)
-    return Plan(rows, cost_of(config, last, channels, classes, meter), machine)
+    return Plan(rows, cost_of(config, last, channels, classes, meter), machine, config)
 
 
 def _dataset(config: Config) -> tuple[int, int, str, list[str]]:
@@ -158,6 +167,7 @@ def table(plan: Plan) -> str:
     until = 0.0
     for row in plan.rows:
         p, cost = row.phase, row.cost
+        ends = [rates for _, *rates in plan.rates(p)]
         until += row.hours
         lines.append(
             [
@@ -165,7 +175,7 @@ def table(plan: Plan) -> str:
                 f"{p.start / 1000:.9g}-{p.end / 1000:.9g}",
                 str(p.batch),
                 str(row.micro),
-                f"{p.g_lr:g}/{p.d_lr:g}",
+                "/".join(f"{a:g}" if a == b else f"{a:g}>{b:g}" for a, b in zip(*ends, strict=True)),
                 f"{cost.g_parameters:,}",
                 f"{cost.d_parameters:,}",
                 f"{cost.flops_per_image / 1e9:.2f}",
@@ -297,9 +307,11 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
     steps.yaxis.set_major_formatter("{x:g}")
     steps.set_ylabel("images per step", color="tab:blue")
     rates = steps.twinx()
-    rates.stairs([p.g_lr for p in phases_], edges, color="tab:green", baseline=None, label="G")
-    rates.stairs([p.d_lr for p in phases_], edges, color="tab:red", ls="--", baseline=None, label="D")
-    rates.set_ylim(0, 1.15 * max(max(p.g_lr, p.d_lr) for p in phases_))
+    lines = [point for p in phases_ for point in plan.rates(p, parts=64)]
+    kimg = [n / 1000 for n, _, _ in lines]
+    rates.plot(kimg, [g for _, g, _ in lines], color="tab:green", label="G")
+    rates.plot(kimg, [d for _, _, d in lines], color="tab:red", ls="--", label="D")
+    rates.set_ylim(0, 1.15 * max(max(g, d) for _, g, d in lines))
     rates.set_ylabel("learning rate")
     rates.legend(loc="center right")
 
