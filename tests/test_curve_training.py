@@ -163,9 +163,8 @@ def test_deepspeed_takes_the_same_numbers(tiny_data, tmp_path, deepspeed, straig
     plain, ours = (
         [checkpoint.read(path)[0] for path in reversed(checkpoint.found(r / "checkpoints"))] for r in (straight, run)
     )
-    assert max(harness.largest_difference(a, b) for a, b in zip(plain[:4], ours[:4], strict=True)) < 1e-3
-    # The exponents and rates of the last step are those that a constant would have needed: moments agree, too.
-    assert harness.largest_difference(plain[3], ours[3], "opt_D/exp_avg_sq/") < 1e-3
+    # Biases begin at 0, so that their relative difference shows rates and decays that were not taken.
+    assert max(harness.largest_difference(a, b) for a, b in zip(plain[:4], ours[:4], strict=True)) < 1e-4
 
 
 @pytest.mark.distributed
