@@ -34,6 +34,7 @@ TINY = {
     "loss.r1_gamma": 1,
     "loss.pl_every": 2,
 }
+RATES = ["optim.g_lr={from: 1e-4, to: 1e-2, kimg: 1}", "optim.beta2={from: 0.5, to: 0.9, kimg: 1}"]
 LAZY = "loss.terms=[{name: %s, weight: 1, every: 2}]"
 
 
@@ -77,6 +78,7 @@ def steps_of(data, monkeypatch, *overrides: str, phase: int = 0, count: int = 6)
         *([LAZY % name] for name in ("r2", "gradient_penalty", "dragan")),
         ["loss.terms=[{name: drift, weight: 1}, {name: gradient_penalty, weight: 1}, {name: r2, weight: 1}]"],
         *([f"loss.objective={name}"] for name in ("saturating", "wgan", "lsgan", "hinge")),
+        ["loss.r1_gamma={from: 5, to: 1, kimg: 1}", "loss.pl_weight={from: 1, to: 2, kimg: 1}", *RATES],
     ],
     ids=" ".join,
 )

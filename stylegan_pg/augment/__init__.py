@@ -58,14 +58,6 @@ def make(config: AugmentConfig) -> Augment | None:
     return Augment(config) if isinstance(config, PipelineConfig | DiffAugmentConfig) else None
 
 
-def initial_p(config: AugmentConfig) -> float | None:
-    """The probability of each operation at the start of a run, None without augmentation; 0 for DiffAugment, which has
-    none."""
-    if isinstance(config, PipelineConfig):
-        return config.p
-    return 0.0 if isinstance(config, DiffAugmentConfig) else None
-
-
 def pick(params: Params, indices: list[int]) -> Params:
     """The rows of some images of the batch, for `apply`."""
     return {k: v[indices] for k, v in params.items()}

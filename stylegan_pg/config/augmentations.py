@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stylegan_pg.config.fields import between, positive, share, some_of
+from stylegan_pg.config.curves import Scheduled
+from stylegan_pg.config.fields import between, by_kimg, by_resolution, positive, scheduled, share, some_of
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class AugmentConfig:
 class PipelineConfig(AugmentConfig):
     """What the modes with ADA's pipeline read."""
 
-    p: float = share(0.0)  # probability of each operation: at the start (ada), or always (fixed)
+    p: Scheduled = scheduled(share(0.0))  # probability of each operation: at the start (ada), or always (fixed)
     pipeline: str = some_of("bgc", "bgcfno")  # b: blit, g: geometry, c: colour, f: filter, n: noise, o: cutout
 
 
 @dataclass(frozen=True)
 class FixedConfig(PipelineConfig):
     mode: str = "fixed"
+    p_at: dict[int, float] = by_resolution(of=share(0.0))  # probabilities by resolution, instead of p
+    p_from: dict[int, float] = by_kimg(of=share(0.0))  # {kimg: probability} from there on
 
 
 @dataclass(frozen=True)

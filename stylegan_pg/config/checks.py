@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from stylegan_pg.config import Config, FixedConfig, GrowingConfig, TermConfig
+from stylegan_pg.config import ADAConfig, Config, FixedConfig, GrowingConfig, TermConfig, curves
 from stylegan_pg.config.families import FAMILIES, base_of
-from stylegan_pg.config.fields import values_of
+from stylegan_pg.config.fields import Demand, values_of
 from stylegan_pg.config.plain import publishable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
@@ -59,8 +60,20 @@ def _check_fields(config: Config, node: Any, prefix: str = "") -> None:
         value, key = getattr(node, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
             _check_fields(config, value, f"{key}.")
+        if values_of(field).curve is not None and (curves.is_curve(value) or not isinstance(value, int | float)):
+            _check_curves(value, values_of(field).curve or (), key)
+            continue
         for demand in values_of(field).demands if value is not None else ():
             _demand(config, demand.fits(value), key, demand.wanted)
+
+
+def _check_curves(value: Any, demands: Sequence[Demand], key: str) -> None:
+    """What a key demands of the ends of its curves."""
+    curves.read(value, key)
+    for named, number in curves.numbers_in(value, key):
+        for demand in demands:
+            if not demand.fits(number):
+                raise UsageError(f"{named}={number:g} is not possible: it must be {demand.wanted}")
 
 
 def _check_class(config: Config, node: Any, prefix: str) -> None:
@@ -99,8 +112,18 @@ def _check_model(config: Config) -> None:
 def _check_augment(config: Config) -> None:
     augment = config.augment
     smallest = min(config.model.base) * (config.growth.start or config.resolution) // 4
-    fits = not isinstance(augment, FixedConfig) or augment.p > 0
-    _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
+    if isinstance(augment, ADAConfig) and curves.is_curve(augment.p):
+        raise UsageError(
+            "augment.p is a curve, but augment.mode=ada chooses the probability itself: give the number that it starts "
+            "with, or take augment.mode=fixed"
+        )
+    if isinstance(augment, FixedConfig):
+        numbers = [number for _, number in curves.numbers_in(augment.p, "")]
+        fits = any([*numbers, *augment.p_at.values(), *augment.p_from.values()])
+        _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
+    blurs = any([*(n for _, n in curves.numbers_in(config.loss.blur_sigma, "")), *config.loss.blur_sigma_at.values()])
+    fits = isinstance(config.model, GrowingConfig) or not (blurs or any(config.loss.blur_sigma_from.values()))
+    _demand(config, fits, "loss.blur_sigma", f"0 with {config.model.name} networks, whose images are points")
     fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, GrowingConfig))
     _demand(config, fits, "augment.mode", "none for pictures with a side of one pixel")
 
@@ -130,6 +153,10 @@ def _check_term(term: TermConfig) -> None:
     if term.name not in FAMILIES[TermConfig].classes:
         raise UsageError(_of_term(term, "name", " or ".join(FAMILIES[TermConfig].classes)))
     for field in dataclasses.fields(term):
+        if curves.is_curve(value := getattr(term, field.name)):
+            named = f"loss.terms: {printable(term.name, 80)}: {field.name}"
+            _check_curves(value, values_of(field).curve or (), named)
+            continue
         for demand in values_of(field).demands:
             if not demand.fits(getattr(term, field.name)):
                 raise UsageError(_of_term(term, field.name, demand.wanted))

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
-from stylegan_pg.config.schedule import Phase, term_weight
+from stylegan_pg.config.schedule import Phase, weighs
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
 from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
 from stylegan_pg.planning.operations import NO_LAUNCH
@@ -162,7 +162,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
     for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
-        if not spec.of_scores and term_weight(term, phase.resolution, phase.end - 1) > 0:
+        if not spec.of_scores and weighs(term, phase):
             often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
             passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
     sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]

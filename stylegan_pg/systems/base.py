@@ -247,6 +247,11 @@ class System:
         are equal. None: the steps of this system cannot be replayed."""
         return None
 
+    def moving(self, step: Step) -> str:
+        """The key of a number of the configuration that changes with this step and cannot be on the device, so that the
+        step is not replayed; "" if there is none."""
+        return ""
+
     def optimizer_steps(self, side: Side) -> list[int]:
         """k for each update of a side that is made at every k-th step besides its main one (schedule.lazy_ratio)."""
         return []

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from stylegan_pg.config import Config, TermConfig
-from stylegan_pg.config.schedule import term_weight
+from stylegan_pg.config import Config, TermConfig, curves
+from stylegan_pg.config.schedule import blur_sigma, moves, term_weight
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image
@@ -82,7 +82,7 @@ class GAN(OnePair):
         }
         for term in (t for t in due if TERMS[t.name].of_scores):
             found = TERMS[term.name].compute(real, fake, **term.options())
-            loss = loss + found["loss"] * (self.weight(term, x.step) * term.every)
+            loss = loss + found["loss"] * (self.factor(term, x) * term.every)
             values |= found
         if any("fake" in TERMS[term.name].needs for term in due):
             put_rows(x.once("fake", lambda: torch.empty_like(x.step.real)), x.part, images)
@@ -164,8 +164,10 @@ class GAN(OnePair):
         limit = self.config.loss.d_clip if side == "D" else 0.0
         every, lazy = [main], []
         for t in due:
-            weight, reports = self.weight(t, step) * t.every, TERMS[t.name].reports
-            loss = Loss(t.name, values[t.name], weight=weight, reports=reports, twice=True, **how)
+            term, reports, weight = values[t.name], TERMS[t.name].reports, self.weight(t, step)
+            if curves.is_curve(t.weight):
+                term, weight = partial(self.weighted, term=t, values=term), 1.0
+            loss = Loss(t.name, term, weight=weight * t.every, reports=reports, twice=True, **how)
             (lazy if t.every > 1 else every).append(loss)
         yield Update(side, every, limit)
         yield from (Update(side, [loss], limit) for loss in lazy)
@@ -178,13 +180,28 @@ class GAN(OnePair):
     def weight(self, term: TermConfig, step: Step) -> float:
         return term_weight(term, step.resolution, step.nimg)
 
+    def factor(self, term: TermConfig, x: Context) -> float | torch.Tensor:
+        """The weight of a term; where it follows a curve, on the device, so that steps with it can be replayed."""
+        if not curves.is_curve(term.weight):
+            return self.weight(term, x.step)
+        return x.number(f"weight of term {self.terms.index(term)}", partial(self.weight, term))
+
+    def weighted(self, x: Context, term: TermConfig, values: Callable[[Context], Values]) -> Values:
+        """The values of a term whose weight follows a curve, with the loss multiplied by it."""
+        found = values(x)
+        return {**found, "loss": found["loss"] * self.factor(term, x)}
+
     def running_mean(self, name: str, _: Step) -> float:
         return self.running.means.get(name, 0.0)
 
     def constants(self, step: Step) -> Hashable:
         """Those of GAN's own losses; a system derived from it may have others."""
-        weights = tuple(self.weight(t, step) for t in self.terms)
-        return (step.resolution, *weights) if type(self) is GAN else None
+        weights = tuple(self.weight(t, step) for t in self.terms if not curves.is_curve(t.weight))
+        sigma = blur_sigma(self.config, step.resolution, step.nimg)
+        return (step.resolution, sigma, *weights) if type(self) is GAN else None
+
+    def moving(self, step: Step) -> str:
+        return "loss.blur_sigma" if moves(self.config.loss, "blur_sigma", step.resolution, step.nimg) else ""
 
     def meets(self, due: list[TermConfig]) -> bool:
         """Whether a real and a generated image meet in a D step, and therefore have the same condition."""
