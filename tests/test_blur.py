@@ -69,6 +69,7 @@ class Fixed:
 
     def __init__(self, nimg: int):
         self.step: Any = type("Step", (), {"nimg": nimg, "resolution": 16, "alpha": 1.0, "device": torch.device("cpu")})
+        self.alpha = 1.0
 
     def once(self, key: Any, make: Any) -> Any:
         return make()
