@@ -71,6 +71,21 @@ def _conv3x3_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) ->
     return 2 * math.prod(out_shape) * dy_shape[0] * math.prod(dy_shape[2:])
 
 
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv)
+def _grouped_conv_flops(x_shape, w_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(out_shape) * math.prod(w_shape[1:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv_images)
+def _grouped_conv_images_flops(dy_shape, w_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(dy_shape) * math.prod(w_shape[1:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv_weight)
+def _grouped_conv_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(dy_shape) * math.prod(out_shape[1:])
+
+
 def _form(value: Any) -> Any:
     """The properties of an operator's argument that determine the form of its result, hashable."""
     if isinstance(value, torch.Tensor):
