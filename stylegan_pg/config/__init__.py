@@ -14,9 +14,11 @@ from stylegan_pg.config.models import (
     MLPConfig,
     ModelConfig,
     ProGANConfig,
+    R3GANConfig,
     StyleConfig,
     StyleGAN2Config,
     StyleGANConfig,
+    r3gan_stages,
 )
 from stylegan_pg.config.schema import (
     CheckpointConfig,
@@ -71,9 +73,11 @@ __all__ = [
     "ProGANConfig",
     "R1Config",
     "R2Config",
+    "R3GANConfig",
     "StyleConfig",
     "StyleGAN2Config",
     "StyleGANConfig",
     "TermConfig",
     "TrainConfig",
+    "r3gan_stages",
 ]
