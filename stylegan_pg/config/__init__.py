@@ -2,6 +2,7 @@
 
 from stylegan_pg.config.augmentations import (
     AUGMENTATIONS,
+    OPERATIONS,
     ADAConfig,
     AugmentConfig,
     DiffAugmentConfig,
@@ -47,6 +48,7 @@ from stylegan_pg.config.terms import (
 __all__ = [
     "AUGMENTATIONS",
     "MODELS",
+    "OPERATIONS",
     "TERMS",
     "ADAConfig",
     "AugmentConfig",

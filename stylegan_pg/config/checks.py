@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from stylegan_pg.config import Config, FixedConfig, GrowingConfig, R3GANConfig, TermConfig, r3gan_stages
+from stylegan_pg.config import (
+    OPERATIONS,
+    Config,
+    FixedConfig,
+    GrowingConfig,
+    PipelineConfig,
+    R3GANConfig,
+    TermConfig,
+    r3gan_stages,
+)
 from stylegan_pg.config.families import FAMILIES, base_of
 from stylegan_pg.config.fields import values_of
 from stylegan_pg.config.plain import publishable
@@ -122,6 +131,13 @@ def _check_stages(model: R3GANConfig, resolution: int) -> None:
 def _check_augment(config: Config) -> None:
     augment = config.augment
     smallest = min(config.model.base) * (config.growth.start or config.resolution) // 4
+    for name in augment.multipliers if isinstance(augment, PipelineConfig) else ():
+        letter = next(letter for letter, names in OPERATIONS.items() if name in names)
+        if letter not in augment.pipeline:
+            raise UsageError(
+                f"augment.multipliers={{{name}: {augment.multipliers[name]:g}}} has no effect: augment.pipeline="
+                f"{augment.pipeline} lacks {letter}, which {name} belongs to; add it, or leave {name} away"
+            )
     fits = not isinstance(augment, FixedConfig) or augment.p > 0
     _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
     fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, GrowingConfig))

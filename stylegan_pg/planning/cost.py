@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, term_weight
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
 from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
 from stylegan_pg.planning.operations import NO_LAUNCH
 
@@ -154,6 +154,9 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         real, fake, noise = (torch.randn(n, channels, *G.img_size) for _ in range(3))
         u = torch.rand(n)
 
+    weighted = [t for t in config.loss.all_terms() if term_weight(t, phase.resolution, phase.end - 1) > 0]
+    joint = [t for t in weighted if t.every == 1 and TERMS[t.name].at]  # as in systems/gan.py
+
     def g_main() -> torch.Tensor:
         scores_real = None
         if objective.paired:
@@ -164,8 +167,19 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     def d_main() -> torch.Tensor:
         with torch.no_grad():
             fake = G(z, c)
-        both = [torch.cat([real, fake]), *([] if c is None else [torch.cat([c, c])])]
-        return objective.d(*D(*both, batches=2).chunk(2)).sum()
+        images, places = {"real": real, "fake": fake}, [TERMS[t.name].at for t in joint]
+        images |= {place: images[place].detach().requires_grad_(True) for place in places}
+        if objective.paired or len(places) == 1:
+            scores = {place: D(one, c) for place, one in images.items()}
+        else:
+            both = [torch.cat([*images.values()]), *([] if c is None else [torch.cat([c, c])])]
+            scores = dict(zip(images, D(*both, batches=2).chunk(2), strict=True))
+        loss = objective.d(scores["real"], scores["fake"]).sum()
+        if joint:
+            norms = squared_norms([scores[place] for place in places], [images[place] for place in places])
+            inputs = DInputs(D, real, c, norms=dict(zip(places, norms, strict=True)))
+            loss = loss + sum(TERMS[t.name].compute(inputs)["loss"].sum() for t in joint)
+        return loss
 
     def term_loss(term: Term) -> torch.Tensor:
         on_g = term.on == "G"
@@ -176,8 +190,8 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     g_share = config.optim.g_steps / config.optim.d_steps  # steps of G per step of D, which nimg counts
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
-    for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
-        if not spec.of_scores and term_weight(term, phase.resolution, phase.end - 1) > 0:
+    for term, spec in ((t, TERMS[t.name]) for t in weighted if t not in joint):
+        if not spec.of_scores:
             often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
             passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
     sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
