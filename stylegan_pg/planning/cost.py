@@ -7,8 +7,9 @@ included, and neither is augmentation.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,13 +41,16 @@ class Cost:
 
 
 class _Saved:
-    """Counts the bytes that autograd saves, each storage once."""
+    """Counts the bytes that autograd saves, each storage once, except for weights, whose size does not depend on the
+    batch: tensors of their shapes, which may be scaled or of another dtype."""
 
-    def __init__(self):
+    def __init__(self, weights: Iterable[torch.Tensor]):
         self.seen: dict[int, torch.Tensor] = {}
+        self.weights = {t.shape for t in weights}
 
     def pack(self, t: torch.Tensor) -> torch.Tensor:
-        self.seen[id(t.untyped_storage())] = t
+        if t.shape not in self.weights:
+            self.seen[id(t.untyped_storage())] = t
         return t
 
     def bytes(self) -> int:
@@ -198,11 +202,11 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     for player, forward, often, images in passes:
         G.requires_grad_(player == "G")
         D.requires_grad_(player == "D")
-        saved, before, made = _Saved(), meter.flops, meter.launches
+        weights = itertools.chain(G.parameters(), D.parameters())
+        saved, before, made = _Saved(weights), meter.flops, meter.launches
         with meter, torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
             loss = forward()
-        # Layers save their scaled weights, whose size does not depend on the batch.
-        peak = max(peak, images / n * (saved.bytes() - 4 * sum(sizes)))
+        peak = max(peak, images / n * saved.bytes())
         with meter:
             loss.backward()
         flops += often * images / n * (meter.flops - before)
