@@ -35,7 +35,7 @@ def sample(
     ] = None,
     psi: Annotated[
         Optional[float],
-        typer.Option(help="Truncation: 1 for none, 0 for the mean image; by default 0.7, or 1 for generators without w."),
+        typer.Option(help="Truncation: 1 for none, 0 for the mean image; by default 0.7, or 1 where there is no w."),
     ] = None,
     cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,
     labels: Annotated[

@@ -19,7 +19,7 @@ from stylegan_pg.config.schedule import phases
 from stylegan_pg.errors import UsageError
 from stylegan_pg.inference.generate import between, latents
 from stylegan_pg.losses import terms
-from stylegan_pg.metrics.path_length import PathLength
+from stylegan_pg.metrics.registry import parse
 from stylegan_pg.networks import NETWORKS, NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.networks.public_names import from_public, to_public
 from stylegan_pg.networks.r3gan import Discriminator, Generator
@@ -104,7 +104,9 @@ def test_the_initial_weights_have_the_published_deviations():
         for name, t in net.named_parameters():
             (deviation,) = [f(t) for ending, f in expected.items() if name.endswith(ending)]
             deviation /= 10 if net is D and name.startswith("embed") else 1
-            assert float(t.detach().square().mean().sqrt()) == pytest.approx(deviation, rel=5 / math.sqrt(t.numel())), name
+            assert float(t.detach().square().mean().sqrt()) == pytest.approx(deviation, rel=5 / math.sqrt(t.numel())), (
+                name
+            )
 
 
 def test_every_parameter_is_used():
@@ -156,7 +158,7 @@ def test_low_precision_of_the_highest_resolutions(low):
     seen = {}
     for net, r in itertools.product((half_G, half_D), (4, 8, 16, 32)):
         block = getattr(net, f"b{r}")
-        block.register_forward_hook(lambda _, __, out, key=(type(net).__name__, r): seen.update({key: out.dtype}))
+        block.register_forward_hook(lambda _, __, out, side=net, r=r: seen.update({(side, r): out.dtype}))
     image = half_G(normal(4, 8).float())
     scores = half_D(image)
     assert (image.dtype, scores.dtype) == (torch.float32, torch.float32)
@@ -188,7 +190,8 @@ def test_a_limit_of_activations():
 def test_the_networks_grow_without_a_jump(low, base):
     model = {"base": list(base)}
     (old_G, old_D), (G, D), (stable_G, stable_D) = (
-        pair(r, i, model=model, fade=fade) for i, (r, fade) in enumerate(((low, False), (2 * low, True), (2 * low, False)))
+        pair(r, i, model=model, fade=fade)
+        for i, (r, fade) in enumerate(((low, False), (2 * low, True), (2 * low, False)))
     )
     for fading, old, stable in ((G, old_G, stable_G), (D, old_D, stable_D)):
         fresh = copy_same_names(fading, old)
@@ -232,7 +235,10 @@ NOT_STYLED = ("model=r3gan", "loss.pl_weight=0", "resolution=32")
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.channels_at={8: 25}"], "model.group_width=16 at resolution 8: the 50 channels there (25 times model.exp"),
+        (
+            ["model.channels_at={8: 25}"],
+            "model.group_width=16 at resolution 8: the 50 channels there (25 tim",
+        ),
         (["model.groups_at={16: 7}"], "model.groups_at={16: 7} at resolution 16: the 1024 channels there"),
         (["model.channel_base=16"], "model.channel_base=16 leaves no channels at resolution 32: give"),
         (["model.channels_at={7: 20}"], "model.channels_at={7: 20} is not possible"),
@@ -241,7 +247,10 @@ NOT_STYLED = ("model=r3gan", "loss.pl_weight=0", "resolution=32")
         (["model.mbstd_channels=1"], "it must be 0: R3GAN has no minibatch stddev"),
         (["loss.pl_weight=2"], "loss.pl_weight=2 is not possible with model.name=r3gan: its generator has no ws"),
         (["model.noise=false"], "model.noise is no key of model.name=r3gan"),
-        (["augment={mode: fixed, p: 1, multipliers: {cutout: 1}}"], "augment.pipeline=bgc lacks o, which cutout belongs"),
+        (
+            ["augment={mode: fixed, p: 1, multipliers: {cutout: 1}}"],
+            "augment.pipeline=bgc lacks o, which cutout",
+        ),
         (["augment={mode: fixed, p: 1, multipliers: {hues: 1}}"], "the operations are b: flip, turns, shift; g: scale"),
         (["augment={mode: fixed, p: 1, multipliers: {hue: -1}}"], "a table from operations to numbers of 0 or more"),
     ],
@@ -308,14 +317,14 @@ def test_snapshots(tmp_path):
     with pytest.raises(UsageError, match="no ws"):
         loaded(z, c, psi=0.7)
     with pytest.raises(UsageError, match="needs a generator with a latent space w"):
-        PathLength.from_name("ppl2_wend").check_generator(loaded)
+        parse("ppl2_wend").check_generator(loaded)
     fading, path = saved(tmp_path / "fade.safetensors", {"alpha": 0.25}, name="r3gan", fade=True, **SMALL)
     assert torch.equal(load_snapshot(path)(z), fading(z, alpha=0.25))
 
 
 def test_samples(tmp_path, capsys, monkeypatch):
     """By default without truncation, which there is no w for; and interpolated in z."""
-    G, path = saved(tmp_path / "G.safetensors", name="r3gan", **SMALL)
+    _, path = saved(tmp_path / "G.safetensors", name="r3gan", **SMALL)
 
     def run(*words: str) -> tuple[int, str, str]:
         return command(capsys, monkeypatch, "sample", path, "--out", tmp_path / "out", *words)
@@ -382,7 +391,10 @@ def test_plans():
     assert extra < 2 * (lazy.flops_per_image - plain.flops_per_image)
     assert joint.launches < lazy.launches * 1.5
     assert joint.bytes_per_image > plain.bytes_per_image
-    assert planned("model.group_width=4").flops_per_image < planned("model.groups_at={4: 1, 8: 1, 16: 1, 32: 1}").flops_per_image
+    assert (
+        planned("model.group_width=4").flops_per_image
+        < planned("model.groups_at={4: 1, 8: 1, 16: 1, 32: 1}").flops_per_image
+    )
     config = config_of(*NOT_STYLED, "model.channel_max=32", "model.channel_base=512")
     shape = NetworkShape(32, 32, False, 3, 0, 1)
     numbers = sum(p.numel() for p in PAIR.G(**PAIR.g_kwargs(config.model, shape)).parameters())

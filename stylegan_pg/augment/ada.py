@@ -38,10 +38,10 @@ def draw(
     """Draw the parameters of `count` images of `size` (height, width), for the operations in `pipeline`: letters of
     blit, geometry, colour, filter, noise and cutout, which are applied in this order.
 
-    Every operation is enabled independently with probability p, or min(p * factor, 1) if `multipliers` has a factor for it
-    (config.OPERATIONS has the names); otherwise its parameter has the neutral value. The same numbers are drawn for every
-    p, so with the same generator, an operation that is enabled at one p is enabled with the same parameters at every
-    higher p.
+    Every operation is enabled independently with probability p, or min(p * factor, 1) if `multipliers` has a factor for
+    it (config.OPERATIONS has the names); otherwise its parameter has the neutral value. The same numbers are drawn for
+    every p, so with the same generator, an operation that is enabled at one p is enabled with the same parameters at
+    every higher p.
 
     Returns CPU tensors of `count` rows, float32 but for noise_seed (int64):
         b: flip [0 or 1]; turns [0..3], by 90 degrees counter-clockwise; shift [2], (x, y) in whole pixels.

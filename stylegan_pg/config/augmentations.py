@@ -48,7 +48,7 @@ class PipelineConfig(AugmentConfig):
     """What the modes with ADA's pipeline read."""
 
     p: float = share(0.0)  # probability of each operation: at the start (ada), or always (fixed)
-    pipeline: str = some_of("bgc", "".join(OPERATIONS))  # b: blit, g: geometry, c: colour, f: filter, n: noise, o: cutout
+    pipeline: str = some_of("bgc", "bgcfno")  # b: blit, g: geometry, c: colour, f: filter, n: noise, o: cutout
     multipliers: dict[str, float] = table("operation", MULTIPLIERS)  # factors of p for single operations, instead of 1
 
 

@@ -162,8 +162,9 @@ def _check_terms(config: Config) -> None:
     names = [term.name for term in config.loss.all_terms()]
     if "path_length" in names and isinstance(config.model, R3GANConfig):
         raise UsageError(
-            f"loss.pl_weight={config.loss.pl_weight:g} is not possible with model.name={config.model.name}: its generator "
-            "has no ws, whose path lengths could be regularised; take loss.pl_weight=0 (and loss.terms without path_length)"
+            f"loss.pl_weight={config.loss.pl_weight:g} is not possible with model.name={config.model.name}: its "
+            "generator has no ws, whose path lengths could be regularised; take loss.pl_weight=0 (and loss.terms "
+            "without path_length)"
         )
     for name in names:
         if names.count(name) > 1:

@@ -75,14 +75,16 @@ class ProGANConfig(GrowingConfig):
 class R3GANConfig(GrowingConfig):
     name: str = "r3gan"
     mbstd_channels: int = such_that(0, lambda n: n == 0, "0: R3GAN has no minibatch stddev")
-    channels_at: dict[int, int] = by_resolution(above_0=True)  # channels by resolution, instead of channel_base and _max
+    channels_at: dict[int, int] = by_resolution(
+        above_0=True
+    )  # channels by resolution, instead of those of channel_base
     expansion: int = positive(2, most=64)  # channels within a residual block: this factor times those between blocks
     group_width: int = positive(16, most=1 << 16)  # channels of each group of the grouped convolutions
     groups_at: dict[int, int] = by_resolution(above_0=True)  # number of groups by resolution, instead of group_width
     blocks: int = positive(2, most=64)  # residual blocks of each resolution, in G and in D
     blocks_at: dict[int, int] = by_resolution(above_0=True)  # blocks by resolution, instead of blocks
     g_embedding: int = positive(64, most=1 << 16)  # numbers that G makes of a condition, beside the latent
-    d_embedding: int | None = positive(None, most=1 << 16)  # numbers that D compares with a condition; null: its channels
+    d_embedding: int | None = positive(None, most=1 << 16)  # and numbers that D compares with it; null: its channels
 
 
 class Stage(NamedTuple):

@@ -77,8 +77,8 @@ class DInputs:
 
     real, fake [N, C, H, W]: this step's images, detached; c, c_fake [N, c_dim]: their conditions, None without any;
     u [N], uniform in [0, 1), and noise [N, C, H, W], N(0, 1), drawn for each image by itself; norms: the squared norms
-    [N] of D's gradients at the images "real" or "fake", if they are known. Inputs that are not in the term's `needs` may
-    be None.
+    [N] of D's gradients at the images "real" or "fake", if they are known. Inputs that are not in the term's `needs`
+    may be None.
     """
 
     D: Callable[[torch.Tensor, torch.Tensor | None], Any]
@@ -91,8 +91,8 @@ class DInputs:
     norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def squared_norm(self, at: str) -> torch.Tensor:
-        """The squared norm [N] of D's gradient at the images "real" or "fake", from a pass of its own if it is not known;
-        see `squared_norms`."""
+        """The squared norm [N] of D's gradient at the images "real" or "fake", from a pass of its own if it is not
+        known; see `squared_norms`."""
         if at in self.norms:
             return self.norms[at]
         images, c = (self.real, self.c) if at == "real" else (self.fake, self.c_fake)

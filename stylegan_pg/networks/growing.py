@@ -202,9 +202,7 @@ class ImageReader(nn.Module):
 
     filter: torch.Tensor
 
-    def __init__(
-        self, form: Form, blocks: Mapping[int, nn.Module], image_filter: Sequence[float], skips: bool = False
-    ):
+    def __init__(self, form: Form, blocks: Mapping[int, nn.Module], image_filter: Sequence[float], skips: bool = False):
         super().__init__()
         self.resolution, self.img_channels, self.c_dim = form.resolution, form.img_channels, form.c_dim
         self.img_size, self.fade, self.skips = form.size(form.resolution), form.fade, skips

@@ -55,8 +55,8 @@ def noise_image(
 
 
 def convolve_groups(x: torch.Tensor, weight: torch.Tensor, groups: int, padding: int) -> torch.Tensor:
-    """Correlate x [N, I, H, W] with the weight [O, I / groups, kh, kw], each group of channels by itself. The result has
-    x's dtype, as that of `convolve`."""
+    """Correlate x [N, I, H, W] with the weight [O, I / groups, kh, kw], each group of channels by itself. The result
+    has x's dtype, as that of `convolve`."""
     if x.dtype != torch.bfloat16 or x.device.type != "cpu" or MULTIPLIES_BF16:
         return grouped_conv(x, weight.to(x.dtype), groups=groups, padding=padding)
     return converted(grouped_conv(converted(x, torch.float32), weight.float(), groups=groups, padding=padding), x.dtype)

@@ -1,9 +1,9 @@
-"""The mapping between our parameter names and those of the public checkpoints of StyleGAN2 and R3GAN, for import, export
-and tests.
+"""The mapping between our parameter names and those of the public checkpoints of StyleGAN2 and R3GAN, for import,
+export and tests.
 
 The names of StyleGAN2 differ in two places only (layers.py and stylegan2.py say why). R3GAN's number the resolutions
-from the input on, and the layers of each. Public state dicts also contain the resampling filters, which here are derived
-from the configuration.
+from the input on, and the layers of each. Public state dicts also contain the resampling filters, which here are
+derived from the configuration.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def to_public(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _layer_name(module: Any, name: str) -> str:
     """The public name of a parameter or filter of one of R3GAN's networks."""
     of_g = isinstance(module, r3gan.Generator)
-    if name in ("embed.weight", f"b{module.resolution}.torgb.weight", f"b{module.resolution}.fromrgb.weight"):
-        kind = "EmbeddingLayer" if name == "embed.weight" else "AggregationLayer.Layer" if of_g else "ExtractionLayer.Layer"
-        return f"Model.{kind}.weight"
+    if name == "embed.weight":
+        return "Model.EmbeddingLayer.weight"
+    if name.endswith("rgb.weight"):
+        return f"Model.{'Aggregation' if of_g else 'Extraction'}Layer.Layer.weight"
     block, rest = name.split(".", 1)
     stage, r = getattr(module, block), int(block[1:])
     number = module.resolutions.index(r)

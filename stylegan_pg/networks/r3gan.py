@@ -4,10 +4,11 @@ Both are residual networks of the same kind (ResNeXt; Xie et al. 2017), without 
 styles, noise or minibatch stddev. The generator has no w.
 
 Weights are drawn from N(0, gain^2 / inputs). The gain of the first two convolutions of a residual block is
-sqrt(2 / (1 + 0.2^2)) L^(-1/4), where L is the number of residual blocks of the whole network, that of the third one is 0
-(Zhang et al. 2019, Fixup), and that of all others is 1. The paper's networks do not grow. Here they may: L then counts
-the blocks of the network of a phase, when it is built, and blocks that come from the phase before keep the weights that
-were drawn for its L. In a fade there are layers to and from RGB of two resolutions, as in networks/growing.py.
+sqrt(2 / (1 + 0.2^2)) L^(-1/4), where L is the number of residual blocks of the whole network, that of the third one is
+0 (Zhang et al. 2019, Fixup), and that of all others is 1. The paper's networks do not grow. Here they may: L then
+counts the blocks of the network of a phase, when it is built, and blocks that come from the phase before keep the
+weights that were drawn for its L. In a fade there are layers to and from RGB of two resolutions, as in
+networks/growing.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import nn
 from stylegan_pg.config import R3GANConfig, r3gan_stages
 from stylegan_pg.networks.form import Form, NetworkShape, form_kwargs
 from stylegan_pg.networks.growing import ImageReader, blended
-from stylegan_pg.networks.layers import convolve, convolve_groups, given, low_pass
+from stylegan_pg.networks.layers import convolve_groups, given, low_pass
 from stylegan_pg.networks.ranges import checked
 from stylegan_pg.ops import bias_act, downsample2d, upsample2d
 
@@ -50,7 +51,9 @@ class R3GANForm(Form):
         for name in ("widths", "groups", "blocks"):
             if len(getattr(self, name)) != len(self.resolutions):
                 count = len(self.resolutions)
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, where {count} resolutions need one each")
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries, where {count} resolutions need one each"
+                )
         for width, groups in zip(self.widths, self.groups, strict=True):
             if self.expansion * width % groups:
                 raise ValueError(f"{self.expansion} times {width} channels do not divide into {groups} groups")
@@ -97,10 +100,7 @@ class Convolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if biased else None
 
     def forward(self, x: torch.Tensor, clamp: float | None = None) -> torch.Tensor:
-        if self.groups > 1:
-            x = convolve_groups(x, self.weight, self.groups, self.padding)
-        else:
-            x = convolve(x, self.weight)
+        x = convolve_groups(x, self.weight, self.groups, self.padding)
         return x if self.bias is None else bias_act(x, self.bias, act="lrelu", gain=1.0, clamp=clamp)
 
 
@@ -133,8 +133,8 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, and the layer between it and the next lower one, if that has another number
-    of channels."""
+    """The residual blocks of one resolution, and the layer between it and the next lower one, if that has another
+    number of channels."""
 
     def __init__(self, form: R3GANForm, resolution: int):
         super().__init__()
@@ -269,8 +269,8 @@ class DiscriminatorEnd(Stage):
 class Discriminator(ImageReader):
     """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1]; for the further arguments see R3GANForm.
 
-    A conditional network makes `embedding` numbers of an image, and multiplies them by as many that a linear layer makes
-    of the condition (projection; Miyato and Koyama 2018).
+    A conditional network makes `embedding` numbers of an image, and multiplies them by as many that a linear layer
+    makes of the condition (projection; Miyato and Koyama 2018).
     """
 
     @checked

@@ -1,5 +1,5 @@
-"""The operators upfirdn2d and bias_act, with several implementations that give the same result, bfloat16 3x3 convolutions
-for CPUs without bfloat16 instructions, and grouped convolutions."""
+"""The operators upfirdn2d and bias_act, with several implementations that give the same result, bfloat16 3x3
+convolutions for CPUs without bfloat16 instructions, and convolutions in groups."""
 
 from stylegan_pg.ops.bias_act import bias_act
 from stylegan_pg.ops.conv3x3 import conv3x3, conv3x3_is_faster

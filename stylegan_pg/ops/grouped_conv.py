@@ -1,8 +1,8 @@
-"""Grouped convolutions whose derivatives of every order are grouped convolutions.
+"""Grouped convolutions whose second derivatives take as many operations for any number of groups.
 
-PyTorch computes the second derivative of a grouped convolution group by group, which on a CPU takes many times as long
-as the first. A convolution is linear in the images and in the weights. Its derivatives are two operators, which give the
-gradients of the images and of the weights, and the derivatives of each of the three operators are the two others.
+PyTorch computes them group by group, which is a hundred launches for a hundred groups. A convolution is linear in the
+images and in the weights. Its derivatives are two operators, which give the gradients of the images and of the weights,
+and the derivatives of each of the three operators are the two others.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ def _layout(t: torch.Tensor) -> torch.memory_format:
     """The layout of a tensor; one that fits both, such as an image of one pixel, counts as contiguous."""
     last = t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
+
+
+def _laid_out(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A gradient in the layout of the images, which those that are computed from it then have, too."""
+    return t.contiguous(memory_format=_layout(like))
 
 
 def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
@@ -56,8 +61,11 @@ def _derivative(dy, x, weight, groups, padding, *wanted: bool):
 
 
 def _compute_images(dy, weight, groups, padding, size):
-    like = dy.new_empty([1]).expand(dy.shape[0], weight.shape[1] * groups, *size)  # only its form is used
-    dx = _derivative(dy, like, weight, groups, padding, True, False)[0]
+    if dy.device.type == "cpu":  # of `like`, which takes no time, only the form and layout are used
+        like = _fake_images(dy, weight, groups, padding, size)
+        dx = _derivative(dy, like, weight, groups, padding, True, False)[0]
+    else:
+        dx = F.conv_transpose2d(dy, weight, padding=padding, groups=groups)
     return dx.contiguous(memory_format=_layout(dy))
 
 
@@ -74,6 +82,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, dy):
     x, weight = ctx.saved_tensors
+    dy = _laid_out(dy, x)
     of_x, of_weight = ctx.needs_input_grad[:2]
     dx = _images(dy, weight, *ctx.args, x.shape[2:]) if of_x else None
     dw = _weight(x, dy, *ctx.args, weight.shape[2:]) if of_weight else None
@@ -87,6 +96,7 @@ def _setup_images(ctx, inputs, output):
 
 def _backward_images(ctx, g):
     dy, weight = ctx.saved_tensors
+    g = _laid_out(g, dy)
     of_dy, of_weight = ctx.needs_input_grad[:2]
     ddy = _conv(g, weight, *ctx.args) if of_dy else None
     dw = _weight(g, dy, *ctx.args, weight.shape[2:]) if of_weight else None
@@ -107,12 +117,8 @@ def _backward_weight(ctx, g):
 
 
 _conv: Any = operator(_op, "grouped_conv", _compute, _fake, _setup, _backward)
-_images: Any = operator(
-    _op, "grouped_conv_images", _compute_images, _fake_images, _setup_images, _backward_images
-)
-_weight: Any = operator(
-    _op, "grouped_conv_weight", _compute_weight, _fake_weight, _setup_weight, _backward_weight
-)
+_images: Any = operator(_op, "grouped_conv_images", _compute_images, _fake_images, _setup_images, _backward_images)
+_weight: Any = operator(_op, "grouped_conv_weight", _compute_weight, _fake_weight, _setup_weight, _backward_weight)
 
 
 def grouped_conv(x: torch.Tensor, weight: torch.Tensor, *, groups: int, padding: int = 0) -> torch.Tensor:

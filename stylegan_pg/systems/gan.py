@@ -2,8 +2,8 @@
 
 G maps latents (and conditions) to images, D maps images (and conditions) to scores; `generator_loss` and
 `discriminator_loss` say what each of them minimises. A term that is made at every step joins its side's main loss; one
-that is made lazily, at every k-th step, has an optimizer step of its own behind it (Karras et al. 2020, appendix B). R1 and
-R2 of every step take D's gradients from the passes of its main loss.
+that is made lazily, at every k-th step, has an optimizer step of its own behind it (Karras et al. 2020, appendix B).
+R1 and R2 of every step take D's gradients from the passes of its main loss.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ class GAN(OnePair):
         return [t for t in mine if number % t.every == 0 and self.weight(t, step) > 0]
 
     def joint(self, due: list[TermConfig]) -> list[TermConfig]:
-        """The terms on D's gradients that are computed in its main pass: those of every step, unless a derived system has
-        another main loss."""
+        """The terms on D's gradients that are computed in its main pass: those of every step, unless a derived system
+        has another main loss."""
         inherited = type(self).discriminator_loss is GAN.discriminator_loss
         return [t for t in due if inherited and t.every == 1 and TERMS[t.name].at]
 

@@ -189,14 +189,15 @@ def _passes(config: Config, device: torch.device, r: int, layout: str, precision
         g_block, d_block = to_channels_last(g_block), to_channels_last(d_block)
         x = x.contiguous(memory_format=torch.channels_last)
     g_block, d_block, x = g_block.to(device), d_block.to(device), x.requires_grad_(True)
-    how: Callable[[], tuple[list[Any], dict[str, Any]]] = lambda: ([], {})  # further arguments of the block
-    if synthesis is not None:
-        ws = torch.randn(n, 3, G.w_dim, device=device)
-        how = lambda: (list(synthesis.block_styles([g_block], ws)), {"noise": "random", "generator": None})
+    ws = torch.randn(n, 3, getattr(G, "w_dim", 0), device=device)
 
     def run() -> None:
-        styles, noise = how()
-        d_block(g_block(x, *styles, **noise)).float().sum().backward()
+        if synthesis is None:
+            y = g_block(x)
+        else:
+            (styles,) = synthesis.block_styles([g_block], ws)
+            y = g_block(x, styles, noise="random", generator=None)
+        d_block(y).float().sum().backward()
 
     return run
 
