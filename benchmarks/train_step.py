@@ -44,6 +44,8 @@ class Networks:
     def __init__(self, size: Size, low: str, at: list[int], layout: str, device: str):
         torch.manual_seed(0)
         nets = [net.to(device) for net in self.pair(size, low, at)]
+        self.G: Any
+        self.D: Any
         self.G, self.D = [to_channels_last(net) if layout == "nhwc" else net for net in nets]
         self.layout = layout
         self.z = torch.randn(size.batch, self.G.z_dim, device=device)

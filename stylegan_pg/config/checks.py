@@ -128,16 +128,22 @@ def _check_stages(model: R3GANConfig, resolution: int) -> None:
             )
 
 
-def _check_augment(config: Config) -> None:
-    augment = config.augment
-    smallest = min(config.model.base) * (config.growth.start or config.resolution) // 4
-    for name in augment.multipliers if isinstance(augment, PipelineConfig) else ():
+def _check_multipliers(augment: PipelineConfig) -> None:
+    """Only operations that are in the pipeline have a multiplier."""
+    for name, factor in augment.multipliers.items():
         letter = next(letter for letter, names in OPERATIONS.items() if name in names)
         if letter not in augment.pipeline:
             raise UsageError(
-                f"augment.multipliers={{{name}: {augment.multipliers[name]:g}}} has no effect: augment.pipeline="
-                f"{augment.pipeline} lacks {letter}, which {name} belongs to; add it, or leave {name} away"
+                f"augment.multipliers={{{name}: {factor:g}}} has no effect: augment.pipeline={augment.pipeline} lacks "
+                f"{letter}, which {name} belongs to; add it, or leave {name} away"
             )
+
+
+def _check_augment(config: Config) -> None:
+    augment = config.augment
+    smallest = min(config.model.base) * (config.growth.start or config.resolution) // 4
+    if isinstance(augment, PipelineConfig):
+        _check_multipliers(augment)
     fits = not isinstance(augment, FixedConfig) or augment.p > 0
     _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
     fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, GrowingConfig))

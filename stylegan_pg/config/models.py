@@ -103,9 +103,10 @@ def r3gan_stages(model: R3GANConfig, resolution: int) -> dict[int, Stage]:
     """
     found = {}
     for r in (2**i for i in range(2, resolution.bit_length())):
-        channels = model.channels_at.get(r, min(model.channel_base // r, model.channel_max))
-        groups = model.groups_at.get(r, max(model.expansion * channels // model.group_width, 1))
-        found[r] = Stage(channels, groups, model.blocks_at.get(r, model.blocks))
+        general = min(model.channel_base // r, model.channel_max)
+        channels: int = model.channels_at.get(r) or general
+        groups: int = model.groups_at.get(r) or max(model.expansion * channels // model.group_width, 1)
+        found[r] = Stage(channels, groups, model.blocks_at.get(r) or model.blocks)
     return found
 
 

@@ -136,6 +136,8 @@ class Stage(nn.Module):
     """The residual blocks of one resolution, and the layer between it and the next lower one, if that has another
     number of channels."""
 
+    block0: ResidualBlock
+
     def __init__(self, form: R3GANForm, resolution: int):
         super().__init__()
         self.dtype = form.dtype(resolution)
@@ -143,9 +145,13 @@ class Stage(nn.Module):
         for i in range(self.count):
             setattr(self, f"block{i}", ResidualBlock(form, resolution))
 
-    def between(self, *channels: int) -> Convolution | None:
+    def between(self, before: int, after: int) -> Convolution | None:
         """A convolution from one number of channels to another, None if they are equal."""
-        return Convolution(*channels, 1) if channels[0] != channels[1] else None
+        return Convolution(before, after, 1) if before != after else None
+
+    def converted(self, x: torch.Tensor) -> torch.Tensor:
+        """x in the dtype of the stage."""
+        return x.to(self.dtype or self.block0.conv0.weight.dtype)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         for i in range(self.count):
@@ -188,7 +194,7 @@ class GeneratorStage(Stage):
         """x: of the first stage, w [N, w_dim]."""
         if hasattr(self, "first"):
             return self.residual(self.first(x))
-        x = x.to(self.dtype or self.block0.conv0.weight.dtype)
+        x = self.converted(x)
         if self.transition is not None:
             x = self.transition(x)
         return self.residual(upsample2d(x, self.filter))
@@ -199,6 +205,7 @@ class Generator(nn.Module):
     R3GANForm. Conditions go through a linear layer with `embedding` outputs, which are concatenated with z."""
 
     filter: torch.Tensor
+    b4: GeneratorStage
 
     @checked
     def __init__(self, *, z_dim: int = 64, embedding: int = 64, **form: Any):
@@ -244,7 +251,7 @@ class DiscriminatorStage(Stage):
         self.register_buffer("filter", low_pass(TAPS), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = downsample2d(self.residual(x.to(self.dtype or self.block0.conv0.weight.dtype)), self.filter)
+        x = downsample2d(self.residual(self.converted(x)), self.filter)
         return x if self.transition is None else self.transition(x)
 
 
