@@ -40,7 +40,10 @@ class Case:
 
 @pytest.fixture(scope="module", params=FILES)
 def case(request, parity_dir):
-    return Case(parity_dir.parent / "parity-systems" / f"{request.param}.safetensors")
+    path = parity_dir.parent / "parity-systems" / f"{request.param}.safetensors"
+    if not path.is_file():
+        pytest.skip("no reference numbers: ../shared/parity-systems does not exist beside this checkout")
+    return Case(path)
 
 
 def close(actual, expected, tolerance=1e-5):
