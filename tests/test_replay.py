@@ -65,6 +65,7 @@ def assert_same(data, *overrides: str, **how: Any) -> EmulatedGraphs:
         ["model.name=stylegan", "loss.pl_weight=0"],
         ["model.name=progan", "loss.pl_weight=0", "loss.terms=[{name: gradient_penalty}, {name: drift}]"],
         ["data.conditional=true", "train.micro_batch=4"],
+        ["model.name=r3gan", "loss.pl_weight=0", "loss.r1_every=1", "loss.terms=[r2]", "loss.objective=relativistic"],
         ["loss.terms=[{name: r2, weight: 1, every: 2}]", "loss.objective=relativistic"],
         ["optim.d_steps=2", "loss.d_clip=0.1"],
         ["model.low_precision=bf16", "model.low_precision_at=[8]"],

@@ -28,7 +28,7 @@ class Augment:
         ignores p."""
         if isinstance(self.config, DiffAugmentConfig):
             return diffaugment.draw(self.config.policy, count, generator, size)
-        return ada.draw(self.config.pipeline, count, p, generator, size)
+        return ada.draw(self.config.pipeline, count, p, generator, size, self.config.multipliers)
 
     def instructions(self, params: Params, size: tuple[int, int], channels: int) -> Params:
         """What `perform` needs of drawn parameters, for images of this size and number of channels; on the CPU, with a

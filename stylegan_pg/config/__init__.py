@@ -2,6 +2,7 @@
 
 from stylegan_pg.config.augmentations import (
     AUGMENTATIONS,
+    OPERATIONS,
     ADAConfig,
     AugmentConfig,
     DiffAugmentConfig,
@@ -14,9 +15,11 @@ from stylegan_pg.config.models import (
     MLPConfig,
     ModelConfig,
     ProGANConfig,
+    R3GANConfig,
     StyleConfig,
     StyleGAN2Config,
     StyleGANConfig,
+    r3gan_stages,
 )
 from stylegan_pg.config.schema import (
     CheckpointConfig,
@@ -45,6 +48,7 @@ from stylegan_pg.config.terms import (
 __all__ = [
     "AUGMENTATIONS",
     "MODELS",
+    "OPERATIONS",
     "TERMS",
     "ADAConfig",
     "AugmentConfig",
@@ -71,9 +75,11 @@ __all__ = [
     "ProGANConfig",
     "R1Config",
     "R2Config",
+    "R3GANConfig",
     "StyleConfig",
     "StyleGAN2Config",
     "StyleGANConfig",
     "TermConfig",
     "TrainConfig",
+    "r3gan_stages",
 ]

@@ -6,7 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from stylegan_pg.config import ADAConfig, Config, FixedConfig, GrowingConfig, TermConfig, curves
+from stylegan_pg.config import (
+    OPERATIONS,
+    ADAConfig,
+    Config,
+    FixedConfig,
+    GrowingConfig,
+    PipelineConfig,
+    R3GANConfig,
+    TermConfig,
+    curves,
+    r3gan_stages,
+)
 from stylegan_pg.config.families import FAMILIES, base_of
 from stylegan_pg.config.fields import Demand, values_of
 from stylegan_pg.config.plain import publishable
@@ -101,12 +112,46 @@ def _check_model(config: Config) -> None:
     model = config.model
     fits = not model.low_precision_at or model.low_precision != "fp32"
     _demand(config, fits, "model.low_precision", "bf16, fp16 or auto if model.low_precision_at is given")
-    if isinstance(model, GrowingConfig):
+    if isinstance(model, R3GANConfig):
+        _check_stages(model, config.resolution)
+    elif isinstance(model, GrowingConfig):
         fits = model.channel_base >= config.resolution
         _demand(config, fits, "model.channel_base", f"at least {config.resolution}")
         width = min(model.channel_base // 4, model.channel_max)
         fits = not model.mbstd_channels or width % model.mbstd_channels == 0
         _demand(config, fits, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
+
+
+def _check_stages(model: R3GANConfig, resolution: int) -> None:
+    """Channels and groups of each resolution of R3GAN."""
+    for r, stage in r3gan_stages(model, resolution).items():
+        if stage.channels < 1:
+            raise UsageError(
+                f"model.channel_base={model.channel_base} leaves no channels at resolution {r}: give "
+                f"model.channel_base={r} or more, or model.channels_at={{{r}: CHANNELS}}"
+            )
+        if stage.channels > 1 << 16:
+            raise UsageError(f"model.channels_at={{{r}: {stage.channels}}} is not possible: at most 65536 channels")
+        inner = model.expansion * stage.channels
+        if inner % stage.groups:
+            given = f"model.groups_at={{{r}: {stage.groups}}}"
+            how = given if r in model.groups_at else f"groups of model.group_width={model.group_width}"
+            raise UsageError(
+                f"{how} at resolution {r}: the {inner} channels there ({stage.channels} times model.expansion="
+                f"{model.expansion}) do not divide into {stage.groups} groups; give a divisor of {inner} as "
+                f"model.groups_at={{{r}: GROUPS}}, or other channels as model.channels_at={{{r}: CHANNELS}}"
+            )
+
+
+def _check_multipliers(augment: PipelineConfig) -> None:
+    """Only operations that are in the pipeline have a multiplier."""
+    for name, factor in augment.multipliers.items():
+        letter = next(letter for letter, names in OPERATIONS.items() if name in names)
+        if letter not in augment.pipeline:
+            raise UsageError(
+                f"augment.multipliers={{{name}: {factor:g}}} has no effect: augment.pipeline={augment.pipeline} lacks "
+                f"{letter}, which {name} belongs to; add it, or leave {name} away"
+            )
 
 
 def _check_augment(config: Config) -> None:
@@ -117,6 +162,8 @@ def _check_augment(config: Config) -> None:
             "augment.p is a curve, but augment.mode=ada chooses the probability itself: give the number that it starts "
             "with, or take augment.mode=fixed"
         )
+    if isinstance(augment, PipelineConfig):
+        _check_multipliers(augment)
     if isinstance(augment, FixedConfig):
         numbers = [number for _, number in curves.numbers_in(augment.p, "")]
         fits = any([*numbers, *augment.p_at.values(), *augment.p_from.values()])
@@ -144,6 +191,12 @@ def _check_terms(config: Config) -> None:
     for term in config.loss.terms:
         _check_term(term)
     names = [term.name for term in config.loss.all_terms()]
+    if "path_length" in names and isinstance(config.model, R3GANConfig):
+        raise UsageError(
+            f"loss.pl_weight={config.loss.pl_weight:g} is not possible with model.name={config.model.name}: its "
+            "generator has no ws, whose path lengths could be regularised; take loss.pl_weight=0 (and loss.terms "
+            "without path_length)"
+        )
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"loss.terms: {name} is there twice: leave one of them away{TWICE.get(name, '')}")

@@ -7,10 +7,11 @@ generators and discriminators.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from omegaconf import MISSING
 
-from stylegan_pg.config.fields import at_least_0, choice, is_power_of_two, positive, share, such_that
+from stylegan_pg.config.fields import at_least_0, by_resolution, choice, is_power_of_two, positive, share, such_that
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,50 @@ class ProGANConfig(GrowingConfig):
 
 
 @dataclass(frozen=True)
+class R3GANConfig(GrowingConfig):
+    name: str = "r3gan"
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: R3GAN has no minibatch stddev")
+    channels_at: dict[int, int] = by_resolution(
+        above_0=True
+    )  # channels by resolution, instead of those of channel_base
+    expansion: int = positive(2, most=64)  # channels within a residual block: this factor times those between blocks
+    group_width: int = positive(16, most=1 << 16)  # channels of each group of the grouped convolutions
+    groups_at: dict[int, int] = by_resolution(above_0=True)  # number of groups by resolution, instead of group_width
+    blocks: int = positive(2, most=64)  # residual blocks of each resolution, in G and in D
+    blocks_at: dict[int, int] = by_resolution(above_0=True)  # blocks by resolution, instead of blocks
+    g_embedding: int = positive(64, most=1 << 16)  # numbers that G makes of a condition, beside the latent
+    d_embedding: int | None = positive(None, most=1 << 16)  # and numbers that D compares with it; null: its channels
+
+
+class Stage(NamedTuple):
+    """The residual blocks of one resolution of R3GAN."""
+
+    channels: int
+    groups: int
+    blocks: int
+
+
+def r3gan_stages(model: R3GANConfig, resolution: int) -> dict[int, Stage]:
+    """The stages of R3GAN's networks by resolution, from 4 up to the given one.
+
+    The published networks have groups of 16 channels (32 for ImageNet), which is what `group_width` gives; a resolution
+    of fewer channels is one group.
+    """
+    found = {}
+    for r in (2**i for i in range(2, resolution.bit_length())):
+        general = min(model.channel_base // r, model.channel_max)
+        channels: int = model.channels_at.get(r) or general
+        groups: int = model.groups_at.get(r) or max(model.expansion * channels // model.group_width, 1)
+        found[r] = Stage(channels, groups, model.blocks_at.get(r) or model.blocks)
+    return found
+
+
+@dataclass(frozen=True)
 class MLPConfig(ModelConfig):
     name: str = "mlp"
     mapping_layers: int = positive(8, most=256)  # hidden layers of each network
 
 
 MODELS: dict[str, type[ModelConfig]] = {
-    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, MLPConfig)
+    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, R3GANConfig, MLPConfig)
 }

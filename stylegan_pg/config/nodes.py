@@ -185,9 +185,8 @@ class Reader:
         elif isinstance(node, yaml.ScalarNode) and ":" in node.value and not _is_path(key):
             pairs = [(text_node(text.strip()), text_node("")) for text in node.value.split(",")]
         elif not is_null(node):
-            raise self.unfit(
-                node, key, "a table, such as {8: 16, 16: 8}" if of is int else "a table {URL: WEIGHT, ...}"
-            )
+            of_names = f"a table {{{values_at(key).by}: {'NUMBER' if to is float else 'TEXT'}, ...}}"
+            raise self.unfit(node, key, "a table, such as {8: 16, 16: 8}" if of is int else of_names)
         found = {}
         for name, child in map(_split, pairs):
             place = self.scalar(name, of, key)

@@ -21,6 +21,7 @@ from stylegan_pg.ops import (
     conv3x3_is_faster,
     converted,
     downsample2d,
+    grouped_conv,
     setup_filter,
     upfirdn2d,
     upsample2d,
@@ -51,6 +52,14 @@ def noise_image(
     if noise == "random":
         return torch.randn([len(x), 1, *x.shape[2:]], device=x.device, generator=generator).to(const.dtype)
     return None if noise == "none" else const[None, None]
+
+
+def convolve_groups(x: torch.Tensor, weight: torch.Tensor, groups: int, padding: int) -> torch.Tensor:
+    """Correlate x [N, I, H, W] with the weight [O, I / groups, kh, kw], each group of channels by itself. The result
+    has x's dtype, as that of `convolve`."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or MULTIPLIES_BF16:
+        return grouped_conv(x, weight.to(x.dtype), groups=groups, padding=padding)
+    return converted(grouped_conv(converted(x, torch.float32), weight.float(), groups=groups, padding=padding), x.dtype)
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:

@@ -7,8 +7,9 @@ included, and neither is augmentation.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, weighs
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
 from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
 from stylegan_pg.planning.operations import NO_LAUNCH
 
@@ -40,13 +41,16 @@ class Cost:
 
 
 class _Saved:
-    """Counts the bytes that autograd saves, each storage once."""
+    """Counts the bytes that autograd saves, each storage once, except for weights, whose size does not depend on the
+    batch: tensors of their shapes, which may be scaled or of another dtype."""
 
-    def __init__(self):
+    def __init__(self, weights: Iterable[torch.Tensor]):
         self.seen: dict[int, torch.Tensor] = {}
+        self.weights = {t.shape for t in weights}
 
     def pack(self, t: torch.Tensor) -> torch.Tensor:
-        self.seen[id(t.untyped_storage())] = t
+        if t.shape not in self.weights:
+            self.seen[id(t.untyped_storage())] = t
         return t
 
     def bytes(self) -> int:
@@ -69,6 +73,21 @@ def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = N
 @register_flop_formula(torch.ops.stylegan_pg.conv3x3_weight)
 def _conv3x3_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) -> int:
     return 2 * math.prod(out_shape) * dy_shape[0] * math.prod(dy_shape[2:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv)
+def _grouped_conv_flops(x_shape, w_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(out_shape) * math.prod(w_shape[1:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv_images)
+def _grouped_conv_images_flops(dy_shape, w_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(dy_shape) * math.prod(w_shape[1:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv_weight)
+def _grouped_conv_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(dy_shape) * math.prod(out_shape[1:])
 
 
 def _form(value: Any) -> Any:
@@ -139,6 +158,9 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         real, fake, noise = (torch.randn(n, channels, *G.img_size) for _ in range(3))
         u = torch.rand(n)
 
+    weighted = [t for t in config.loss.all_terms() if weighs(t, phase)]
+    joint = [t for t in weighted if t.every == 1 and TERMS[t.name].at]  # as in systems/gan.py
+
     def g_main() -> torch.Tensor:
         scores_real = None
         if objective.paired:
@@ -149,8 +171,19 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     def d_main() -> torch.Tensor:
         with torch.no_grad():
             fake = G(z, c)
-        both = [torch.cat([real, fake]), *([] if c is None else [torch.cat([c, c])])]
-        return objective.d(*D(*both, batches=2).chunk(2)).sum()
+        images, places = {"real": real, "fake": fake}, [TERMS[t.name].at for t in joint]
+        images |= {place: images[place].detach().requires_grad_(True) for place in places}
+        if objective.paired or len(places) == 1:
+            scores = {place: D(one, c) for place, one in images.items()}
+        else:
+            both = [torch.cat([*images.values()]), *([] if c is None else [torch.cat([c, c])])]
+            scores = dict(zip(images, D(*both, batches=2).chunk(2), strict=True))
+        loss = objective.d(scores["real"], scores["fake"]).sum()
+        if joint:
+            norms = squared_norms([scores[place] for place in places], [images[place] for place in places])
+            inputs = DInputs(D, real, c, norms=dict(zip(places, norms, strict=True)))
+            loss = loss + sum(TERMS[t.name].compute(inputs)["loss"].sum() for t in joint)
+        return loss
 
     def term_loss(term: Term) -> torch.Tensor:
         on_g = term.on == "G"
@@ -161,19 +194,19 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     g_share = config.optim.g_steps / config.optim.d_steps  # steps of G per step of D, which nimg counts
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
-    for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
-        if not spec.of_scores and weighs(term, phase):
+    for term, spec in ((t, TERMS[t.name]) for t in weighted if t not in joint):
+        if not spec.of_scores:
             often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
             passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
     sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
     for player, forward, often, images in passes:
         G.requires_grad_(player == "G")
         D.requires_grad_(player == "D")
-        saved, before, made = _Saved(), meter.flops, meter.launches
+        weights = itertools.chain(G.parameters(), D.parameters())
+        saved, before, made = _Saved(weights), meter.flops, meter.launches
         with meter, torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
             loss = forward()
-        # Layers save their scaled weights, whose size does not depend on the batch.
-        peak = max(peak, images / n * (saved.bytes() - 4 * sum(sizes)))
+        peak = max(peak, images / n * saved.bytes())
         with meter:
             loss.backward()
         flops += often * images / n * (meter.flops - before)

@@ -170,6 +170,7 @@ class Loss:
         default_factory=dict
     )  # name -> zeros: tensors to be summed up, see Context
     twice: bool = False  # differentiates a gradient, which torch.compile cannot do
+    counts: bool = True  # its passes change running statistics and other buffers
 
     @property
     def factor(self) -> float:

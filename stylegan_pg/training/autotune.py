@@ -25,7 +25,6 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.files import cache_folder
 from stylegan_pg.networks import NETWORKS, NetworkShape, to_channels_last
-from stylegan_pg.networks.form import Form, form_kwargs
 from stylegan_pg.ops import native
 from stylegan_pg.ops.recipes import has_bf16_instructions, processor
 from stylegan_pg.untrusted import read_json
@@ -182,18 +181,23 @@ def _passes(config: Config, device: torch.device, r: int, layout: str, precision
     with torch.device("meta"):
         G: Any = pair.G(**pair.g_kwargs(model, shape))
         D: Any = pair.D(**pair.d_kwargs(model, shape))
-    g_block, d_block = (_alone(getattr(net, f"b{r}")) for net in (G.synthesis, D))
-    form = Form(**form_kwargs(model, shape))
+    synthesis = getattr(G, "synthesis", None)  # which R3GAN does not have
+    g_block, d_block = (_alone(getattr(net, f"b{r}")) for net in (synthesis or G, D))
+    form = G.form
     x = torch.randn(n, form.channels(r // 2), *form.size(r // 2), device=device)
     if layout == "nhwc":
         g_block, d_block = to_channels_last(g_block), to_channels_last(d_block)
         x = x.contiguous(memory_format=torch.channels_last)
     g_block, d_block, x = g_block.to(device), d_block.to(device), x.requires_grad_(True)
-    ws = torch.randn(n, 3, G.w_dim, device=device)
+    ws = torch.randn(n, 3, getattr(G, "w_dim", 0), device=device)
 
     def run() -> None:
-        (styles,) = G.synthesis.block_styles([g_block], ws)
-        d_block(g_block(x, styles, noise="random", generator=None)).float().sum().backward()
+        if synthesis is None:
+            y = g_block(x)
+        else:
+            (styles,) = synthesis.block_styles([g_block], ws)
+            y = g_block(x, styles, noise="random", generator=None)
+        d_block(y).float().sum().backward()
 
     return run
 
