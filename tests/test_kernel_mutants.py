@@ -138,11 +138,6 @@ MUTANTS = {
         "row_inside && ix + j >= 0 && ix + j < p.w;",
         "row_inside && ix + j >= -1 && ix + j < p.w;",
     ),
-    "filtered: pack bound off by one": (
-        "filtered_lrelu.cuh",
-        "p.packed_in && ix >= 0 && ix < p.w;",
-        "p.packed_in && ix >= 0 && ix <= p.w;",
-    ),
     "filtered: pixels not bounded": (
         "filtered_lrelu.cuh",
         "const bool inside = iy >= 0 && iy < p.h && ix >= 0 && ix < p.w;",
@@ -190,16 +185,6 @@ MUTANTS = {
         "inside ? p.f2[p.correlate ? k :",
         "inside ? p.f2[!p.correlate ? k :",
     ),
-    "filtered: values behind the temporary image": (
-        "filtered_lrelu.cuh",
-        "inside && m + r >= 0 && m + r < p.mid_h;",
-        "inside && m + r >= 0;",
-    ),
-    "filtered: values before the temporary image": (
-        "filtered_lrelu.cuh",
-        "inside && m + r >= 0 && m + r < p.mid_h;",
-        "inside && m + r < p.mid_h;",
-    ),
     "filtered: slopes of rows that are no multiple of 4": (
         "filtered_lrelu.cuh",
         "codes >>= 2 * (m - group * 4);",
@@ -223,8 +208,8 @@ MUTANTS = {
     ),
     "filtered: slopes recorded behind the end": (
         "filtered_lrelu.cuh",
-        "p.mode == kRecord && inside && m >= 0 && m < p.mid_h",
-        "p.mode == kRecord && inside && m >= 0",
+        "? p.mid_h : (oy0 + S::kOutH) * DOWN;",
+        "? p.mid_h + 4 : (oy0 + S::kOutH) * DOWN;",
     ),
     "filtered: second row of a pair": (
         "filtered_lrelu.cuh",

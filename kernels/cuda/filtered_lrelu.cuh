@@ -48,7 +48,7 @@ __device__ __forceinline__ A activated(A z, bool masked, int& code, A gain, A sl
 }
 
 // Activates the values z of the rows m to m + 3 in a column. Values outside of [0, mid_h) x [0, mid_w) become zero. If
-// `own`, the slopes are recorded; then m is a multiple of 4.
+// `own`, the slopes are recorded; then m is a multiple of 4 in [0, mid_h).
 template <class A>
 __device__ __forceinline__ void activate(A (&z)[4], int m, int column, int64_t plane, bool own, const FilteredParams& p) {
   const bool inside = column >= 0 && column < p.mid_w, masked = p.mode == kMasked;
@@ -69,7 +69,7 @@ __device__ __forceinline__ void activate(A (&z)[4], int m, int column, int64_t p
     z[r] = here ? y : A(0);
     packed |= here ? code << (2 * r) : 0;
   }
-  if (own && p.mode == kRecord && inside && m >= 0 && m < p.mid_h) at[0] = uint8_t(packed);
+  if (own && p.mode == kRecord && inside) at[0] = uint8_t(packed);
 }
 
 // The shape of a tile of the tiled kernel.
