@@ -24,6 +24,8 @@ BLOCK = {
     "bias_act_kernel": 256,
     "bias_act_backward_kernel": 256,
     "bias_act_sums": 256,
+    "filtered_lrelu_tiles": 256,
+    "filtered_lrelu_any": 256,
 }
 
 
@@ -102,7 +104,7 @@ def test_all_instantiations_exist(kernels):
     # any: 4 formats. planes: 3 formats, 3 operations, with packs and without. pixels: 3 formats, 3 operations.
     # bias_act: 4 formats and 2 layouts, each straight (value and slope, with packs and without) and curved (3 orders).
     # backward: 4 formats and 2 layouts, for the bias alone or all gradients, each straight (with packs and without) and
-    # curved. sums: 2 formats.
+    # curved. sums: 2 formats. filtered_lrelu: tiles in 3 formats, 3 pairs of factors and 2 layouts; any in 4 formats.
     assert counts == {
         "upfirdn2d_any": 4,
         "upfirdn2d_planes": 18,
@@ -110,6 +112,8 @@ def test_all_instantiations_exist(kernels):
         "bias_act_kernel": 56,
         "bias_act_backward_kernel": 48,
         "bias_act_sums": 2,
+        "filtered_lrelu_tiles": 18,
+        "filtered_lrelu_any": 4,
     }
 
 
@@ -126,6 +130,10 @@ def test_there_are_no_atomic_operations(kernels):
 
 def share_of_threads(kernel: Kernel) -> float:
     """Return the share of a multiprocessor's threads for which there must be registers and shared memory."""
+    if kernel.name.startswith("filtered_lrelu"):
+        # It keeps whole tiles in shared memory, and several values of each thread in registers, so that arithmetic
+        # limits its speed. For it, fewer threads suffice to hide the latency of memory.
+        return 0.375
     if kernel.name != "bias_act_backward_kernel":
         return 0.75
     number, _, columns, *all_sums_in_channels_last = kernel.arguments
@@ -173,6 +181,30 @@ def test_fast_paths_use_128_bit_accesses(kernels):
             shared_by_pack = 0 if kernel.name != "bias_act_kernel" else 1 if kernel.arguments[4] == "true" else 2
         assert wide > 0, str(kernel)
         assert loads - wide == shared_by_pack, f"{kernel}: {loads - wide} narrow loads"
+
+
+def test_filtered_lrelu_reads_and_writes_packs(kernels):
+    """Whole packs of images are loaded and stored with 128 bits. Other accesses are to biases, 2-D filters, slopes, and
+    rows that are not whole packs."""
+    tiles = [k for k in kernels[1] if k.name == "filtered_lrelu_tiles"]
+    assert len(tiles) == 18
+    for kernel in tiles:
+        last = kernel.arguments[3] == "true"
+        assert kernel.count("LDG", "128") >= 1, str(kernel)
+        assert kernel.count("STG", "128") >= 1, str(kernel)
+        narrow = [op for _, _, op, _ in kernel.code if op.split(".")[0] == "STG" and "128" not in op.split(".")]
+        assert not last or all("U8" in op.split(".") for op in narrow), f"{kernel}: {narrow}"
+
+
+def test_the_filters_of_filtered_lrelu_are_constants(kernels):
+    """The taps of separable filters are operands of multiplications, at known places in constant memory, and need no
+    loads."""
+    for kernel in kernels[1]:
+        if kernel.name == "filtered_lrelu_tiles":
+            up, down = int(kernel.arguments[1]), int(kernel.arguments[2])
+            products = [rest for _, _, op, rest in kernel.code if op.split(".")[0] in ("FFMA", "FMUL")]
+            separable = 2 * 4 * 7 + 2 * 6 * down + 6 * down  # in both directions of both stages
+            assert len(products) >= separable, f"{kernel} ({up}): {len(products)} products"
 
 
 def instructions(kernel: Kernel, trips: int = 1) -> int:

@@ -63,6 +63,34 @@ def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__
     return 2 * math.prod(out_shape) * math.ceil(f_shape[0] / up[1]) * math.ceil(f_shape[1] / up[0])
 
 
+def _filtered_lrelu_flops(shape, first, second, up: int, down: int, mid, out) -> int:
+    """FLOPs of two filters [k] or [kh, kw], or None, around the temporary rate `mid`, as of `_upfirdn2d_flops`. Filters
+    [k] are applied along x and along y."""
+    n, c, h, _ = shape
+    products = 0
+    for f, factor, (rows, columns), size in ((first, up, (h, mid[1]), mid), (second, 1, (out[0], mid[1]), out)):
+        if f is not None and len(f) == 1:
+            products += math.ceil(f[0] / factor) * (rows * columns + math.prod(size))
+        elif f is not None:
+            products += math.ceil(f[0] / factor) * math.ceil(f[1] / factor) * math.prod(size)
+    return 2 * n * c * products
+
+
+@register_flop_formula(torch.ops.stylegan_pg.filtered_lrelu)
+def _filtered_lrelu_forward_flops(
+    x_shape, up_filter, down_filter, _, up, down, padding, *__, out_shape: Any = None, **___
+):
+    taps = [(1, 1) if f is None else (f[0], f[-1]) for f in (up_filter, down_filter)]
+    left, right, top, bottom = padding
+    mid = x_shape[2] * up + top + bottom - taps[0][0] + 1, x_shape[3] * up + left + right - taps[0][1] + 1
+    return _filtered_lrelu_flops(x_shape, up_filter, down_filter, up, down, mid, out_shape[0][2:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.filtered_lrelu_gradient)
+def _filtered_lrelu_gradient_flops(g_shape, _, first, second, up, down, offsets, mid, out, *__, **___):
+    return _filtered_lrelu_flops(g_shape, first, second, up, down, mid, out)
+
+
 @register_flop_formula(torch.ops.stylegan_pg.conv3x3)
 def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = None, **__) -> int:
     """FLOPs of the definition, as for all convolutions, even if a kernel needs fewer."""
