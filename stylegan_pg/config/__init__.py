@@ -10,12 +10,14 @@ from stylegan_pg.config.augmentations import (
 )
 from stylegan_pg.config.models import (
     MODELS,
+    ConvolutionalConfig,
     GrowingConfig,
     MLPConfig,
     ModelConfig,
     ProGANConfig,
     StyleConfig,
     StyleGAN2Config,
+    StyleGAN3Config,
     StyleGANConfig,
 )
 from stylegan_pg.config.schema import (
@@ -50,6 +52,7 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
+    "ConvolutionalConfig",
     "DataConfig",
     "DiffAugmentConfig",
     "DraganConfig",
@@ -73,6 +76,7 @@ __all__ = [
     "R2Config",
     "StyleConfig",
     "StyleGAN2Config",
+    "StyleGAN3Config",
     "StyleGANConfig",
     "TermConfig",
     "TrainConfig",

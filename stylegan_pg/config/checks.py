@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from stylegan_pg.config import Config, FixedConfig, GrowingConfig, TermConfig
+from stylegan_pg.config import Config, ConvolutionalConfig, FixedConfig, GrowingConfig, StyleGAN3Config, TermConfig
 from stylegan_pg.config.families import FAMILIES, base_of
 from stylegan_pg.config.fields import values_of
 from stylegan_pg.config.plain import publishable
@@ -88,10 +88,14 @@ def _check_model(config: Config) -> None:
     model = config.model
     fits = not model.low_precision_at or model.low_precision != "fp32"
     _demand(config, fits, "model.low_precision", "bf16, fp16 or auto if model.low_precision_at is given")
-    if isinstance(model, GrowingConfig):
-        fits = model.channel_base >= config.resolution
-        _demand(config, fits, "model.channel_base", f"at least {config.resolution}")
-        width = min(model.channel_base // 4, model.channel_max)
+    if isinstance(model, ConvolutionalConfig):
+        bases, width = ["channel_base"], min(model.channel_base // 4, model.channel_max)
+        if isinstance(model, StyleGAN3Config):
+            bases += ["d_channel_base"] if model.d_channel_base else []
+            width = min((model.d_channel_base or model.channel_base) // 4, model.d_channel_max or model.channel_max)
+        for key in bases:
+            fits = getattr(model, key) >= config.resolution
+            _demand(config, fits, f"model.{key}", f"at least {config.resolution}")
         fits = not model.mbstd_channels or width % model.mbstd_channels == 0
         _demand(config, fits, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
 
@@ -101,14 +105,14 @@ def _check_augment(config: Config) -> None:
     smallest = min(config.model.base) * (config.growth.start or config.resolution) // 4
     fits = not isinstance(augment, FixedConfig) or augment.p > 0
     _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
-    fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, GrowingConfig))
+    fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, ConvolutionalConfig))
     _demand(config, fits, "augment.mode", "none for pictures with a side of one pixel")
 
 
 def _check_train(config: Config) -> None:
     train, start = config.train, config.growth.start
     grows = start not in (None, config.resolution)
-    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, GrowingConfig))
+    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, ConvolutionalConfig))
     wanted = "0, unless the networks do not grow and begin with init=CHECKPOINT"
     _demand(config, possible, "train.freeze_d", wanted)
     if train.zero_offload and not train.zero_stage:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stylegan_pg.config import MLPConfig, ProGANConfig, StyleGAN2Config, StyleGANConfig
-from stylegan_pg.networks import mlp, progan, stylegan, stylegan2
+from stylegan_pg.config import MLPConfig, ProGANConfig, StyleGAN2Config, StyleGAN3Config, StyleGANConfig
+from stylegan_pg.networks import mlp, progan, stylegan, stylegan2, stylegan3
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -28,6 +28,7 @@ __all__ = [
 MODULES = {
     StyleGAN2Config.name: stylegan2,
     StyleGANConfig.name: stylegan,
+    StyleGAN3Config.name: stylegan3,
     ProGANConfig.name: progan,
     MLPConfig.name: mlp,
 }

@@ -1,4 +1,5 @@
-"""The mapping between our parameter names and those of the public StyleGAN2 checkpoints, for import, export and tests.
+"""The mapping between our parameter names and those of the public StyleGAN2 and StyleGAN3 checkpoints, for import,
+export and tests.
 
 The names differ in two places only (layers.py and stylegan2.py say why). The public state dicts also contain the
 resampling filters, which here are derived from the configuration.
@@ -12,14 +13,16 @@ from typing import Any
 import torch
 
 from stylegan_pg.errors import UsageError
-from stylegan_pg.networks import stylegan2
+from stylegan_pg.networks import stylegan2, stylegan3
+
+FILTERS = ("resample_filter", "up_filter", "down_filter")
 
 
 def from_public(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename a public generator's or discriminator's state dict to our names; filters are left out."""
     ours = {}
     for name, tensor in state.items():
-        if name.endswith("resample_filter"):
+        if name.endswith(FILTERS):
             continue
         if name.endswith(".const"):
             name = name.removesuffix("const") + "learned_input"
@@ -34,13 +37,16 @@ def to_public(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         UsageError: the public layout cannot express the network: it is of another kind, within a fade, or for
             non-square pictures.
     """
-    if not isinstance(module, (stylegan2.Generator, stylegan2.Discriminator)):
+    if not isinstance(module, (stylegan2.Generator, stylegan2.Discriminator, stylegan3.Generator)):
         kind = type(module).__module__.rsplit(".", 1)[-1]
-        raise UsageError(f"only StyleGAN2 networks have a public form, not {kind}: use its snapshot as it is")
+        raise UsageError(f"only StyleGAN2 and StyleGAN3 have a public form, not {kind}: use its snapshot as it is")
     if module.img_size != (module.resolution, module.resolution):
         raise UsageError("only square networks on a 4x4 base have a public form: use the snapshot as it is")
     if getattr(module, "fade", False) or getattr(getattr(module, "synthesis", None), "fade", False):
         raise UsageError("a network within a fade has no public form: export a snapshot from a stable phase")
+    if isinstance(module, stylegan3.Generator):
+        filters = {name: f for name, f in module.named_buffers() if name.endswith(FILTERS)}
+        return {name: tensor.detach() for name, tensor in {**module.state_dict(), **filters}.items()}
     public = {}
     for name, tensor in module.state_dict().items():
         tensor = tensor.detach()
