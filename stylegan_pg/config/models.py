@@ -97,5 +97,5 @@ class MLPConfig(ModelConfig):
 
 
 MODELS: dict[str, type[ModelConfig]] = {
-    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, StyleGAN3Config, ProGANConfig, MLPConfig)
+    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, MLPConfig, StyleGAN3Config)
 }

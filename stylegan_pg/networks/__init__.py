@@ -28,9 +28,9 @@ __all__ = [
 MODULES = {
     StyleGAN2Config.name: stylegan2,
     StyleGANConfig.name: stylegan,
-    StyleGAN3Config.name: stylegan3,
     ProGANConfig.name: progan,
     MLPConfig.name: mlp,
+    StyleGAN3Config.name: stylegan3,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class
 

@@ -48,7 +48,7 @@ def radial_low_pass_taps(taps: int, cutoff: float, width: float, rate: float) ->
     function, multiplied by the outer product of a Kaiser window."""
     x = _distances(taps, rate)
     r = np.hypot(*np.meshgrid(x, x))
-    at_0 = math.pi * cutoff**2  # the limit, which an odd number of taps takes in the centre
+    at_0 = cutoff  # the limit, which an odd number of taps takes in the centre
     with torch.device("cpu"):
         bessel = torch.special.bessel_j1(torch.from_numpy(2 * math.pi * cutoff * r)).numpy()
     f = np.where(r == 0, at_0, bessel / (math.pi * np.where(r == 0, 1, r)))

@@ -40,7 +40,14 @@ class Modulated(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, w_dim: int, kernel: int, *, demodulate: bool = True, fp16: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        kernel: int,
+        *,
+        demodulate: bool = True,
+        fp16: bool = False,
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
