@@ -237,7 +237,7 @@ def test_base_grids_and_channels(kind, resolution, base, channels):
 
 @torch.no_grad()
 def test_a_wider_grid_shows_more_of_the_same_picture():
-    """Pixels are square at any base: the middle of a wide picture is the narrow one, apart from what its borders see."""
+    """Pixels are square at any base: the middle of a wide picture is the narrow one, but for what borders change."""
     wide, narrow = generator(64, base=(4, 8)), generator(64, base=(4, 4))
     names = dict(zip(wide.synthesis.names, narrow.synthesis.names, strict=True))
     parts = ((name.split("."), t) for name, t in wide.state_dict().items())

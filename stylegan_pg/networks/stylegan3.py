@@ -68,7 +68,8 @@ class SynthesisInput(nn.Module):
     Attributes:
         transform: [3, 3], a buffer: the transformation of the picture's plane that is applied on top of the learned
             one, the identity unless a user sets it. It takes coordinates [x, y, 1] of the result to those of the
-            waves; the origin is the picture's centre, and a picture of 4 x 4 base pixels is one unit wide and high.
+            waves; the origin is the picture's centre, and a picture of 4 x 4 base pixels is one unit wide and high. A
+            tensor [N, 3, 3] in its place transforms each image by itself.
         freqs, phases: [C, 2] in cycles per unit, and [C] in cycles.
     """
 
@@ -96,7 +97,7 @@ class SynthesisInput(nn.Module):
         t = self.affine(w)
         t = t / t[:, :2].norm(dim=1, keepdim=True)
         turn = torch.stack([t[:, 0], -t[:, 1], t[:, 1], t[:, 0]], dim=1).reshape(-1, 2, 2)
-        moved = self.transform[:2] - t[:, 2:, None] * self.transform[2]
+        moved = self.transform[..., :2, :] - t[:, 2:, None] * self.transform[..., 2:, :]
         matrix = turn @ moved  # [N, 2, 3]
         freqs = self.freqs @ matrix[:, :, :2]  # [N, C, 2]
         phases = self.phases + (self.freqs @ matrix[:, :, 2:])[:, :, 0]
