@@ -4,7 +4,8 @@
 reference is the same computation (matrix-product demodulation, fused Adam) with plain PyTorch operations, NCHW and
 fp32, and with two passes of D for real and generated images, where training makes one. It is compared with
 channels_last and the kernels, in fp32, with all blocks in bf16, and with the blocks in bf16 that
-model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `ratio` is the
+model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `stylegan3 64`: the
+same steps of StyleGAN3's config T, batch 4, 128 channels; the reference composes the filtered leaky ReLU. `ratio` is the
 time of the reference divided by that of the kernels. With --device cuda, batches are 32 at 256, 4 and 8 at 1024, there
 is `train 1024`, and `fp16` replaces auto.
 """
@@ -31,6 +32,7 @@ class Size(NamedTuple):
     batch: int
     base: int
     most: int
+    pair: str = "stylegan2"
 
 
 class Networks:
@@ -40,8 +42,8 @@ class Networks:
         torch.manual_seed(0)
         how: dict[str, Any] = {"resolution": size.resolution, "channel_base": size.base, "channel_max": size.most}
         how |= {"low_precision": low, "low_precision_at": at, "conv_clamp": 256.0}
-        pair = NETWORKS["stylegan2"]
-        nets = [pair.G(mapping_layers=8, **how).to(device), pair.D(**how).to(device)]
+        pair, mapping = NETWORKS[size.pair], 2 if size.pair == "stylegan3" else 8
+        nets = [pair.G(mapping_layers=mapping, **how).to(device), pair.D(**how).to(device)]
         self.G, self.D = [to_channels_last(net) if layout == "nhwc" else net for net in nets]
         self.layout = layout
         self.z = torch.randn(size.batch, 512, device=device)
@@ -99,11 +101,13 @@ GROUPS: dict[str, dict[str, tuple[Any, Size]]] = {
     "cpu": {
         "train 32": (Step, Size(32, 8, 4096, 128)),
         "train 256": (Step, Size(256, 2, 16384, 512)),
+        "stylegan3 64": (Step, Size(64, 4, 4096, 128, "stylegan3")),
         "generate 1024": (Generation, Size(1024, 1, 32768, 512)),
     },
     "cuda": {
         "train 256": (Step, Size(256, 32, 16384, 512)),
         "train 1024": (Step, Size(1024, 4, 32768, 512)),
+        "stylegan3 64": (Step, Size(64, 32, 16384, 512, "stylegan3")),
         "generate 1024": (Generation, Size(1024, 8, 32768, 512)),
     },
 }
@@ -128,7 +132,13 @@ def main() -> None:
         if args.device == "cuda":
             variants["fp16"] = ("fp16", every)
         else:
-            overrides = [f"resolution={size.resolution}", f"train.batch={size.batch}", "run=none", "data.url=none"]
+            overrides = [
+                f"model.name={size.pair}",
+                f"resolution={size.resolution}",
+                f"train.batch={size.batch}",
+                "run=none",
+                "data.url=none",
+            ]
             overrides += [f"model.channel_base={size.base}", f"model.channel_max={size.most}", "train.total_kimg=1"]
             chosen, why = autotune.choose_precision(load_config(None, overrides), torch.device("cpu"))
             print(f"{name}: {why}")

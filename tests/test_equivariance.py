@@ -1,4 +1,4 @@
-"""The equivariance metrics: of an ideal picture, of known errors, of StyleGAN3, and of generators that cannot be moved."""
+"""The equivariance metrics: of ideal pictures, of known errors, of StyleGAN3, and of generators that cannot move."""
 
 import math
 from types import SimpleNamespace

@@ -20,7 +20,7 @@ from stylegan_pg.config import StyleGAN3Config
 from stylegan_pg.config.schedule import phases
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import terms
-from stylegan_pg.networks import NETWORKS, NetworkShape, accepted, to_channels_last
+from stylegan_pg.networks import NETWORKS, NetworkShape, declares, to_channels_last
 from stylegan_pg.networks.filters import low_pass_taps, radial_low_pass_taps, resampling, signals
 from stylegan_pg.networks.public_names import from_public, to_public
 from stylegan_pg.networks.stylegan3 import HALF_LIFE, Generator
@@ -380,8 +380,8 @@ def test_running_mean_squares_follow_the_inputs():
     for layer, start, now in zip(G.synthesis.layers, before, inputs, strict=True):
         torch.testing.assert_close(layer.magnitude_ema, beta * start + (1 - beta) * now)
     differ(G.synthesis(ws), image * (1 + 1e-2))
-    assert "followed_batch" in accepted(G.synthesis, followed_batch=1)
-    assert "followed_batch" not in accepted(NETWORKS["stylegan2"].G(resolution=4).synthesis, followed_batch=1)
+    assert declares(G.synthesis, "followed_batch")
+    assert not declares(NETWORKS["stylegan2"].G(resolution=4).synthesis, "followed_batch")
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------

@@ -114,7 +114,9 @@ def test_engines_agree(tiny_data, tmp_path):
     for engine in ("accelerate", "deepspeed"):
         run = tmp_path / engine
         how = {**TINY, "train__engine": engine, "train__total_kimg": 0.008, "optim__beta1": 0.9, "optim__eps": 0.1}
-        harness.finish(harness.start(harness.arguments(run, tiny_data, **how), ranks=2, env=os.environ | {"OMP_NUM_THREADS": "1"}))
+        harness.finish(
+            harness.start(harness.arguments(run, tiny_data, **how), ranks=2, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        )
         found[engine] = harness.newest(run)[0]
     torch.testing.assert_close(magnitudes(found["deepspeed"]), magnitudes(found["accelerate"]), rtol=1e-6, atol=0)
     assert harness.largest_difference(found["accelerate"], found["deepspeed"], "G/") < 1e-5

@@ -59,6 +59,32 @@ def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__
     return 2 * math.prod(out_shape) * math.ceil(f_shape[0] / up[1]) * math.ceil(f_shape[1] / up[0])
 
 
+def _between_filters_flops(images: int, size, mid, out, first, second, up: int) -> int:
+    """FLOPs of `images` single-channel images that the filter of shape `first` up-samples to `mid` and that of shape
+    `second` down-samples to `out`. A filter [k] is applied to columns and rows in turn; None is no filter."""
+    taps = [(1,) if f is None else tuple(f) for f in (first, second)]
+    each = [math.ceil(k / up) for k in taps[0]]
+    made = math.prod(mid) * math.prod(each) + (mid[0] * size[1] * each[0] if len(each) == 1 else 0)
+    made += math.prod(out) * math.prod(taps[1]) + (out[0] * mid[1] * taps[1][0] if len(taps[1]) == 1 else 0)
+    return 2 * images * made
+
+
+@register_flop_formula(torch.ops.stylegan_pg.filtered_lrelu)
+def _filtered_lrelu_flops(
+    x_shape, up_shape, down_shape, _, up, __, padding, *___, out_shape: Any = None, **____
+) -> int:
+    (n, c, *size), (left, right, top, bottom) = x_shape, padding
+    rows, columns = (1, 1) if up_shape is None else (up_shape[0], up_shape[-1])
+    mid = size[0] * up + top + bottom - rows + 1, size[1] * up + left + right - columns + 1
+    return _between_filters_flops(n * c, size, mid, out_shape[0][2:], up_shape, down_shape, up)
+
+
+@register_flop_formula(torch.ops.stylegan_pg.filtered_lrelu_gradient)
+def _filtered_lrelu_gradient_flops(g_shape, _, first, second, up, __, ___, mid, out, *____, **_____) -> int:
+    n, c, *size = g_shape
+    return _between_filters_flops(n * c, size, mid, out, first, second, up)
+
+
 @register_flop_formula(torch.ops.stylegan_pg.conv3x3)
 def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = None, **__) -> int:
     """FLOPs of the definition, as for all convolutions, even if a kernel needs fewer."""

@@ -68,14 +68,17 @@ class OnePair(System):
 
     def synthesize(self, x: Context, ws: torch.Tensor, purpose: str) -> torch.Tensor:
         """Images [n, C, H, W] of ws [n, num_ws, w_dim]."""
-        return self.G.synthesis(ws, **accepted(self.G.synthesis, **self.how(x, purpose)))
+        return self.G.synthesis(ws, **self.how(x, purpose))
 
     def how(self, x: Context, purpose: str) -> dict[str, Any]:
-        """The fade's alpha; per-pixel noise, the one thing that depends on how a batch is dealt out; and for images of
-        the purpose "d", which every step makes once, that statistics of activations follow this batch."""
+        """The fade's alpha, and per-pixel noise, the one thing that depends on how a batch is dealt out. A generator
+        that follows statistics of its activations does so in the images of the purpose "d", which every step makes
+        once, of the whole batch."""
         noise = x.rng(f"noise-{purpose}", x.step.rank, x.index, device=x.step.device)
-        followed = x.count if purpose == "d" else 0
-        return {"alpha": x.step.alpha, "noise": "random", "generator": noise, "followed_batch": followed}
+        how = {"alpha": x.step.alpha, "noise": "random", "generator": noise}
+        if purpose == "d" and declares(self.G.synthesis if self.has_ws else self.G, "followed_batch"):
+            how["followed_batch"] = x.count
+        return how
 
     def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
         """What D makes of images [n, C, H, W] with conditions c, augmented as is drawn for this purpose."""
