@@ -4,10 +4,10 @@
 reference is the same computation (matrix-product demodulation, fused Adam) with plain PyTorch operations, NCHW and
 fp32, and with two passes of D for real and generated images, where training makes one. It is compared with
 channels_last and the kernels, in fp32, with all blocks in bf16, and with the blocks in bf16 that
-model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `stylegan3 64`: the
-same steps of StyleGAN3's config T, batch 4, 128 channels; the reference composes the filtered leaky ReLU. `ratio` is the
-time of the reference divided by that of the kernels. With --device cuda, batches are 32 at 256, 4 and 8 at 1024, there
-is `train 1024`, and `fp16` replaces auto.
+model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `stylegan3 64`:
+the same steps of StyleGAN3's config T, batch 4, 128 channels; the reference composes the filtered leaky ReLU of
+separate operations. `ratio` is the time of the reference divided by that of the kernels. With --device cuda, batches
+are 32 at 256 and for StyleGAN3, 4 and 8 at 1024, there is `train 1024`, and `fp16` replaces auto.
 """
 
 from __future__ import annotations

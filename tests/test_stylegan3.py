@@ -183,14 +183,15 @@ def test_properties_of_layers(kind, resolution):
         assert before.rate * change.up == after.rate * change.down
         assert (change.up, change.down) == (1, 1) if to_rgb else change.down == 2
         for f in (change.up_filter, change.down_filter):
-            if to_rgb:
-                assert f is None
+            assert (f is None) == to_rgb
+            if f is None:
                 continue
             assert abs(float(f.sum()) - 1) < 1e-12
             for other in (f.flip(0), f.flip(-1), f.t()):
                 torch.testing.assert_close(f, other, rtol=0, atol=1e-15)
         critical = after.cutoff * 2 == after.rate
-        assert to_rgb or change.down_filter.ndim == (2 if kind == "R" and not critical else 1)
+        dimensions = 2 if kind == "R" and not critical else 1
+        assert change.down_filter is None or change.down_filter.ndim == dimensions
         taps = [1 if f is None else len(f) for f in (change.up_filter, change.down_filter)]
         left, right, top, bottom = change.padding
         grown = (before.size[0] + kernel - 1) * change.up + top + bottom - taps[0] + 1
@@ -340,7 +341,8 @@ def test_half_precision_does_not_overflow():
 @torch.no_grad()
 def test_channels_last_gives_the_same_results(kind):
     G = generator(kind=kind, base=(4, 6)).float()
-    other, layouts = to_channels_last(copy.deepcopy(G)), []
+    other: Any = to_channels_last(copy.deepcopy(G))
+    layouts: list[bool] = []
     for layer in other.synthesis.children():
         layer.register_forward_hook(
             lambda _, __, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
@@ -381,7 +383,8 @@ def test_running_mean_squares_follow_the_inputs():
         torch.testing.assert_close(layer.magnitude_ema, beta * start + (1 - beta) * now)
     differ(G.synthesis(ws), image * (1 + 1e-2))
     assert declares(G.synthesis, "followed_batch")
-    assert not declares(NETWORKS["stylegan2"].G(resolution=4).synthesis, "followed_batch")
+    other: Any = NETWORKS["stylegan2"].G(resolution=4)
+    assert not declares(other.synthesis, "followed_batch")
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------

@@ -79,10 +79,10 @@ class StyleGANConfig(NoiseConfig):
 @dataclass(frozen=True)
 class StyleGAN3Config(StyleConfig):
     name: str = "stylegan3"
-    equivariance: str = choice("translation", "rotation")  # what pictures follow the input under: config T, or config R
+    equivariance: str = choice("translation", "rotation")  # pictures follow it: config T; or rotation, too: config R
     d_architecture: str = choice("resnet", "skip", "orig")  # how the discriminator's resolutions are connected
-    d_channel_base: int | None = positive(None, most=1 << 24)  # the discriminator's channel_base; null: as that
-    d_channel_max: int | None = positive(None, most=1 << 16)  # the discriminator's channel_max; null: as that
+    d_channel_base: int | None = positive(None, most=1 << 24)  # channel_base of the discriminator; null: that of G
+    d_channel_max: int | None = positive(None, most=1 << 16)  # channel_max of the discriminator; null: that of G
 
 
 @dataclass(frozen=True)

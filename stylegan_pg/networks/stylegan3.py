@@ -125,6 +125,8 @@ class SynthesisLayer(Modulated):
     """
 
     magnitude_ema: torch.Tensor
+    up_filter: torch.Tensor | None
+    down_filter: torch.Tensor | None
     changing_buffers = ("magnitude_ema",)
 
     def __init__(
@@ -244,8 +246,8 @@ def _mean_square(x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _follow(means: Sequence[torch.Tensor], squares: Sequence[torch.Tensor], weight: float) -> None:
     """Move running means towards new values by a share of the way."""
-    for mean, square in zip(means, squares, strict=True):
-        mean.lerp_(square.to(mean.dtype), weight)
+    values = [square.to(mean.dtype) for mean, square in zip(means, squares, strict=True)]
+    torch._foreach_lerp_(means, values, weight)  # type: ignore[attr-defined]  # not in stubs
 
 
 class Generator(growing.Generator):
