@@ -223,6 +223,7 @@ int launch(K kernel, dim3 grid, dim3 block, const P& params) {
 #define SPG_SHARED(T, name, count, V) auto& name = shim::shared<T>(__LINE__, count)
 #define SPG_STORE_PACK(array, index, pack, V) \
   for (int pack_i = 0; pack_i < V; pack_i++) (array).put((index) + pack_i, (pack).v[pack_i])
+#define SPG_STORE_SHARED(array, index, value) (array).put(index, value)
 #define SPG_CHECK_ALIGNED(p, bytes) shim::check_aligned(p, bytes)
 #define SPG_LAUNCH(kernel, grid, block, stream, params) ((void)(stream), shim::launch(kernel, grid, block, params))
 #define SPG_SET_DEVICE(device) ((void)(device), 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,14 +30,14 @@ ROUNDING = 4e-7
 
 _PTR, _I64, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
 _BIAS_ACT = [_I64, _I64, _I64, _INT, _PTR, _PTR, _I64, _PTR, _I64, _DOUBLE, _DOUBLE]
-_FILTERED = [_INT, _INT, *[_PTR] * 7, *[_I64] * 12, *[_INT] * 10, *[_DOUBLE] * 5]
+_FILTERED = [*[_I64] * 12, *[_INT] * 10, *[_DOUBLE] * 5]
 _WHERE = [_INT, _PTR]  # device, stream
 SIGNATURES = {
     "cpu": {
         "upfirdn2d": [_INT, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [_INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
         "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
-        "filtered_lrelu": _FILTERED,
+        "filtered_lrelu": [_INT, _INT, *[_PTR] * 7, *_FILTERED],
         "conv3x3": [*[_INT] * 3, *[_PTR] * 4, *[_I64] * 12],
         "conv3x3_weight": [*[_INT] * 2, *[_PTR] * 4, *[_I64] * 11],
         "conv3x3_workspace": [*[_INT] * 4, *[_I64] * 6, _PTR],
@@ -45,7 +45,7 @@ SIGNATURES = {
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [*_WHERE, _INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
-        "filtered_lrelu": [*_WHERE, *_FILTERED],
+        "filtered_lrelu": [*_WHERE, _INT, _INT, *[_PTR] * 8, *_FILTERED],
     },
 }
 
@@ -122,18 +122,27 @@ def separable_factors(f: torch.Tensor, correlate: bool, gain: float) -> list[flo
     return [*fx.tolist(), *fy.tolist()]
 
 
-_factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(version, correlate, gain): 8 floats}
+_on_host: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(version, ...): floats}
+
+
+def _cached_on_host(f: torch.Tensor, key: tuple[Any, ...], compute: Callable[[], Sequence[float] | None]):
+    """Return what `compute` makes of a filter, as C floats or None. It is cached for each filter, because reading a
+    filter's values makes the CPU wait for the GPU."""
+    known: dict = _on_host.setdefault(f, {})  # type: ignore[assignment]  # setdefault returns the dictionary itself
+    key = (0 if f.is_inference() else f._version, *key)
+    if key not in known:
+        found = compute()
+        known[key] = None if found is None else (ctypes.c_float * len(found))(*found)
+    return known[key]
 
 
 def _cached_factors(f: torch.Tensor, correlate: bool, gain: float):
-    """Return `separable_factors` as C floats. They are cached for each filter, because reading a filter's values makes
-    the CPU wait for the GPU."""
-    known: dict = _factors.setdefault(f, {})  # type: ignore[assignment]  # setdefault returns the dictionary itself
-    key = (0 if f.is_inference() else f._version, correlate, gain)
-    if key not in known:
-        found = separable_factors(f.cpu(), correlate, gain)
-        known[key] = None if found is None else (ctypes.c_float * 8)(*found)
-    return known[key]
+    return _cached_on_host(f, (correlate, gain), lambda: separable_factors(f.cpu(), correlate, gain))
+
+
+def _host_taps(f: torch.Tensor):
+    """Return the taps of a filter [k], and None for a filter [kh, kw]."""
+    return None if f.ndim == 2 else _cached_on_host(f, ("taps",), lambda: f.cpu().tolist())
 
 
 def upfirdn2d(
@@ -332,9 +341,10 @@ def filtered_lrelu(
     sums = torch.empty([c], dtype=acc) if with_sums else None
     sizes = [number for f in filters for number in (*taps(f), f.ndim == 1)]
     gain, slope, clamp = activation
+    only_here = (_address(sums),) if kernels.kind == "cpu" else tuple(map(_host_taps, filters))
     done = kernels.call(
         "filtered_lrelu", x, DTYPES[x.dtype], ("plain", "record", "masked").index(mode), x.data_ptr(), y.data_ptr(),
-        _address(slopes), _address(bias), _address(sums), *(f.data_ptr() for f in filters), n, c, h, w, *s.mid,
+        _address(slopes), _address(bias), *only_here, *(f.data_ptr() for f in filters), n, c, h, w, *s.mid,
         *s.out, *s.offsets, s.up, s.down, *sizes, layout == torch.channels_last, s.correlate, *s.gains,
         gain, slope, -1.0 if clamp is None else clamp,
     )  # fmt: skip
