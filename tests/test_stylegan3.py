@@ -337,6 +337,26 @@ def test_half_precision_does_not_overflow():
     assert float((found - whole(z)).std() / whole(z).std()) < 0.02
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_precision_on_a_gpu(kind, precision):
+    """Images and gradients are close to those of float32 on the CPU."""
+    whole, low = (
+        generator(32, kind=kind, low_precision=name, low_precision_at=[16, 32]).float() for name in ("fp32", precision)
+    )
+    low, z, found = to_channels_last(low.cuda()), normal(4, 8).float(), []
+    for net in (whole, low):
+        image = net(z.to(next(net.parameters()).device))
+        image.square().sum().backward()
+        grads = torch.cat([p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])
+        found.append((image.detach().cpu(), grads))
+    (image, grads), (other, other_grads) = found
+    assert other.dtype == torch.float32
+    assert float((other - image).std() / image.std()) < 0.05
+    assert float(torch.cosine_similarity(other_grads, grads, dim=0)) > 0.95
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_channels_last_gives_the_same_results(kind):
