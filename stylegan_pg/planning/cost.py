@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, term_weight
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
-from stylegan_pg.networks import NETWORKS, NetworkShape, declares  # which registers the operators, too
+from stylegan_pg.networks import NETWORKS, NetworkShape, declares  # it registers the operators, too
 from stylegan_pg.planning.operations import NO_LAUNCH
 
 # Operations of a step that are not made here: latents, statistics and the moving average; and of an optimizer step.
@@ -173,9 +173,11 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         return objective.g(D(G(z, c), c), scores_real).sum()
 
     def d_main() -> torch.Tensor:
-        followed = {"followed_batch": n} if declares(G.synthesis, "followed_batch") else {}
         with torch.no_grad():
-            fake = G.synthesis(G.styles(z, c), **followed)
+            if declares(getattr(G, "synthesis", G), "followed_batch"):
+                fake = G.synthesis(G.styles(z, c), followed_batch=n)
+            else:
+                fake = G(z, c)
         both = [torch.cat([real, fake]), *([] if c is None else [torch.cat([c, c])])]
         return objective.d(*D(*both, batches=2).chunk(2)).sum()
 
