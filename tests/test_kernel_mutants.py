@@ -103,6 +103,162 @@ MUTANTS = {
         "load_values<N>(factor, scale + n * p.scale_stride + column)",
         "load_values<N>(factor, scale + column)",
     ),
+    "filtered: no barrier after the inputs": (
+        "filtered_lrelu.cuh",
+        "    __syncthreads();\n\n#pragma unroll 1\n    for (int channel",
+        "#pragma unroll 1\n    for (int channel",
+    ),
+    "filtered: no barrier before the next channel": (
+        "filtered_lrelu.cuh",
+        "      __syncthreads();  // before the next channel",
+        "      //",
+    ),
+    "filtered: no barrier before the next tile": (
+        "filtered_lrelu.cuh",
+        "    __syncthreads();  // all threads must be done before the next tile overwrites the outputs",
+        "    //",
+    ),
+    "filtered: no barrier between the directions": (
+        "filtered_lrelu.cuh",
+        "        __syncthreads();\n        for (int i = thread; i < S::kOutH * S::kOutW;",
+        "        for (int i = thread; i < S::kOutH * S::kOutW;",
+    ),
+    "filtered: a barrier that some threads miss": (
+        "filtered_lrelu.cuh",
+        "        if (oy >= p.out_h || ox >= p.out_w) continue;\n        T* at",
+        "        if (oy >= p.out_h || ox >= p.out_w) continue;\n        __syncthreads();\n        T* at",
+    ),
+    "filtered: row bound off by one": (
+        "filtered_lrelu.cuh",
+        "const bool row_inside = iy >= 0 && iy < p.h;",
+        "const bool row_inside = iy >= 0 && iy <= p.h;",
+    ),
+    "filtered: column bound off by one": (
+        "filtered_lrelu.cuh",
+        "row_inside && ix + j >= 0 && ix + j < p.w;",
+        "row_inside && ix + j >= -1 && ix + j < p.w;",
+    ),
+    "filtered: pack bound off by one": (
+        "filtered_lrelu.cuh",
+        "p.packed_in && ix >= 0 && ix < p.w;",
+        "p.packed_in && ix >= 0 && ix <= p.w;",
+    ),
+    "filtered: pixels not bounded": (
+        "filtered_lrelu.cuh",
+        "const bool inside = iy >= 0 && iy < p.h && ix >= 0 && ix < p.w;",
+        "const bool inside = iy >= 0 && iy < p.h && ix >= 0;",
+    ),
+    "filtered: a bias in the padding": (
+        "filtered_lrelu.cuh",
+        "inside ? load(values.v[j]) + shift : 0.0f);",
+        "inside ? load(values.v[j]) + shift : shift);",
+    ),
+    "filtered: bias of another channel": ("filtered_lrelu.cuh", "bias[chunk * V + j]", "bias[j]"),
+    "filtered: wrong phase along x": (
+        "filtered_lrelu.cuh",
+        "if ((r + k) % UP == 0) sums.v[r]",
+        "if ((r + k) % UP == UP - 1) sums.v[r]",
+    ),
+    "filtered: wrong phase along y": (
+        "filtered_lrelu.cuh",
+        "if ((r + k) % UP == 0) z[r]",
+        "if ((r + k) % UP == UP - 1) z[r]",
+    ),
+    "filtered: wrong phase of a 2-D filter": (
+        "filtered_lrelu.cuh",
+        "const int kx = (UP - column % UP) % UP;",
+        "const int kx = column % UP;",
+    ),
+    "filtered: the shift of the taps is ignored": ("filtered_lrelu.cu", "p.x1[k + p.shift_x]", "p.x1[k]"),
+    "filtered: the shift of 2-D taps is ignored": (
+        "filtered_lrelu.cuh",
+        "const int ky = i / S::kTaps1 - p.shift_y,",
+        "const int ky = i / S::kTaps1,",
+    ),
+    "filtered: orientation of stage 1": (
+        "filtered_lrelu.cu",
+        "taps1[p.correlate ? k : p.kw1 - 1 - k]",
+        "taps1[!p.correlate ? k : p.kw1 - 1 - k]",
+    ),
+    "filtered: orientation of stage 2": (
+        "filtered_lrelu.cu",
+        "taps2[p.correlate ? k : p.kw2 - 1 - k]",
+        "taps2[!p.correlate ? k : p.kw2 - 1 - k]",
+    ),
+    "filtered: orientation of a 2-D filter": (
+        "filtered_lrelu.cuh",
+        "inside ? p.f2[p.correlate ? k :",
+        "inside ? p.f2[!p.correlate ? k :",
+    ),
+    "filtered: values behind the temporary image": (
+        "filtered_lrelu.cuh",
+        "inside && m + r >= 0 && m + r < p.mid_h;",
+        "inside && m + r >= 0;",
+    ),
+    "filtered: values before the temporary image": (
+        "filtered_lrelu.cuh",
+        "inside && m + r >= 0 && m + r < p.mid_h;",
+        "inside && m + r < p.mid_h;",
+    ),
+    "filtered: slopes of rows that are no multiple of 4": (
+        "filtered_lrelu.cuh",
+        "codes >>= 2 * (m - group * 4);",
+        "codes >>= 0;",
+    ),
+    "filtered: slopes of the next rows are not read": (
+        "filtered_lrelu.cuh",
+        "if (m != group * 4 && group + 1 >= 0",
+        "if (m == group * 4 && group + 1 >= 0",
+    ),
+    "filtered: clamp ignored in the slopes": ("filtered_lrelu.cuh", "y > clamp || y < -clamp ? 2 :", "y > clamp ? 2 :"),
+    "filtered: slopes of another plane": (
+        "filtered_lrelu.cuh",
+        "LAST ? image * p.c + chunk * V + channel : image;",
+        "LAST ? image * p.c + channel : image;",
+    ),
+    "filtered: the last slopes are not recorded": (
+        "filtered_lrelu.cuh",
+        "const int own_y = tile_y + 1 == p.tiles_y ? p.mid_h : (oy0 + S::kOutH) * DOWN;",
+        "const int own_y = (oy0 + S::kOutH - 1) * DOWN;",
+    ),
+    "filtered: slopes recorded behind the end": (
+        "filtered_lrelu.cuh",
+        "p.mode == kRecord && inside && m >= 0 && m < p.mid_h",
+        "p.mode == kRecord && inside && m >= 0",
+    ),
+    "filtered: second row of a pair": (
+        "filtered_lrelu.cuh",
+        "second += p.y2[q >= DOWN ? q - DOWN : 0] * v",
+        "second += p.y2[q] * v",
+    ),
+    "filtered: tile one input short": (
+        "filtered_lrelu.cuh",
+        "kInW = (kMidW + kTaps1 - 2) / UP + 1,",
+        "kInW = (kMidW + kTaps1 - 2) / UP - 1,",
+    ),
+    "filtered: outputs not bounded": ("filtered_lrelu.cuh", "if (ox + j < p.out_w) at[j]", "at[j]"),
+    "filtered: packs where rows do not fit": (
+        "filtered_lrelu.cu",
+        "p.packed_out = p.out_w % V == 0 &&",
+        "p.packed_out =",
+    ),
+    "filtered: channels that are not whole packs": ("filtered_lrelu.cu", "(p.c % kFull<T> == 0 && aligned", "(aligned"),
+    "filtered: general kernel, no bound": ("filtered_lrelu.cuh", "kx < p.kw1 && ix < p.w;", "kx < p.kw1;"),
+    "filtered: general kernel, orientation": (
+        "filtered_lrelu.cuh",
+        "sum += p.separable2 ? A(p.f2[p.correlate ? ky",
+        "sum += p.separable2 ? A(p.f2[!p.correlate ? ky",
+    ),
+    "filtered: general kernel, no barrier": (
+        "filtered_lrelu.cuh",
+        "    __syncthreads();\n    for (int i = threadIdx.x; i < p.tile * p.tile;",
+        "    for (int i = threadIdx.x; i < p.tile * p.tile;",
+    ),
+    "filtered: general kernel, tiles too large": (
+        "filtered_lrelu.cu",
+        "while (p.tile < 32 && (2",
+        "while (p.tile < 32 || (2",
+    ),
     "bias_act: values in packs that are not aligned": (
         "bias_act.cu",
         "if (p.columns % V == 0 && aligned(p.x)",

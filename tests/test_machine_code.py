@@ -17,7 +17,17 @@ from stylegan_pg.ops import recipes
 ARCHITECTURES = ("80", "90", "100")
 REGISTERS, THREADS = 65536, 2048  # of a multiprocessor, on all three architectures
 SHARED = {"80": 164 << 10, "90": 228 << 10, "100": 228 << 10}
-BLOCK = {"upfirdn2d_any": 256, "upfirdn2d_planes": 128, "upfirdn2d_pixels": 128, "bias_act_kernel": 256}
+BLOCK = {
+    "upfirdn2d_any": 256,
+    "upfirdn2d_planes": 128,
+    "upfirdn2d_pixels": 128,
+    "bias_act_kernel": 256,
+    "filtered_lrelu_tiles": 256,
+    "filtered_lrelu_any": 256,
+}
+# filtered_lrelu keeps whole tiles in shared memory, and several values of each thread in registers, so that arithmetic
+# limits its speed. For it, fewer threads suffice to hide the latency of memory.
+OCCUPANCY = dict.fromkeys(BLOCK, 0.75) | {"filtered_lrelu_tiles": 0.375, "filtered_lrelu_any": 0.375}
 
 
 def tool(name: str) -> str | None:
@@ -89,12 +99,14 @@ def kernels(request, tmp_path_factory) -> tuple[str, list[Kernel]]:
 
 
 def test_all_instantiations_exist(kernels):
-    """There are 3 kernels in several formats, so the following tests cannot miss one."""
+    """There are 6 kernels in several formats, so the following tests cannot miss one."""
     _, found = kernels
     counts = {name: sum(k.name == name for k in found) for name in BLOCK}
     # any: 4 formats. planes: 3 formats, 3 operations, with packs and without. pixels: 3 formats, 3 operations.
     # bias_act: 4 formats and 2 layouts, each straight (value and slope, with packs and without) and curved (3 orders).
-    assert counts == {"upfirdn2d_any": 4, "upfirdn2d_planes": 18, "upfirdn2d_pixels": 9, "bias_act_kernel": 56}
+    # filtered_lrelu: tiles in 3 formats, 3 pairs of factors and 2 layouts; any in 4 formats.
+    expected = {"upfirdn2d_any": 4, "upfirdn2d_planes": 18, "upfirdn2d_pixels": 9, "bias_act_kernel": 56}
+    assert counts == expected | {"filtered_lrelu_tiles": 18, "filtered_lrelu_any": 4}
 
 
 def test_no_local_memory_and_no_spills(kernels):
@@ -103,7 +115,7 @@ def test_no_local_memory_and_no_spills(kernels):
         assert used == (0, 0, 0, 0), f"{kernel}: stack, local, loads, stores {used}"
 
 
-def test_three_quarters_of_all_threads_fit(kernels):
+def test_enough_threads_fit(kernels):
     architecture, found = kernels
     for kernel in found:
         threads = BLOCK[kernel.name]
@@ -111,7 +123,9 @@ def test_three_quarters_of_all_threads_fit(kernels):
         by_shared = SHARED[architecture] // (kernel.shared + 1024) if kernel.shared else 32
         blocks = min(by_registers, by_shared, THREADS // threads)
         occupancy = blocks * threads / THREADS
-        assert occupancy >= 0.75, f"{kernel}: {kernel.registers} registers, {kernel.shared} bytes shared: {occupancy}"
+        assert occupancy >= OCCUPANCY[kernel.name], (
+            f"{kernel}: {kernel.registers} registers, {kernel.shared} bytes shared: {occupancy}"
+        )
 
 
 def fast(found: list[Kernel]) -> list[Kernel]:
@@ -133,6 +147,30 @@ def test_fast_paths_use_128_bit_accesses(kernels):
         shared_by_pack = 0 if kernel.name != "bias_act_kernel" else 1 if kernel.arguments[4] == "true" else 2
         assert wide > 0, str(kernel)
         assert loads - wide == shared_by_pack, f"{kernel}: {loads - wide} narrow loads"
+
+
+def test_filtered_lrelu_reads_and_writes_packs(kernels):
+    """Whole packs of images are loaded and stored with 128 bits. Other accesses are to biases, 2-D filters, slopes, and
+    rows that are not whole packs."""
+    tiles = [k for k in kernels[1] if k.name == "filtered_lrelu_tiles"]
+    assert len(tiles) == 18
+    for kernel in tiles:
+        last = kernel.arguments[3] == "true"
+        assert kernel.count("LDG", "128") >= 1, str(kernel)
+        assert kernel.count("STG", "128") >= 1, str(kernel)
+        narrow = [op for _, _, op, _ in kernel.code if op.split(".")[0] == "STG" and "128" not in op.split(".")]
+        assert not last or all("U8" in op.split(".") for op in narrow), f"{kernel}: {narrow}"
+
+
+def test_the_filters_of_filtered_lrelu_are_constants(kernels):
+    """The taps of separable filters are operands of multiplications, at known places in constant memory, and need no
+    loads."""
+    for kernel in kernels[1]:
+        if kernel.name == "filtered_lrelu_tiles":
+            up, down = int(kernel.arguments[1]), int(kernel.arguments[2])
+            products = [rest for _, _, op, rest in kernel.code if op.split(".")[0] in ("FFMA", "FMUL")]
+            separable = 2 * 4 * 7 + 2 * 6 * down + 6 * down  # in both directions of both stages
+            assert len(products) >= separable, f"{kernel} ({up}): {len(products)} products"
 
 
 def instructions(kernel: Kernel, trips: int = 1) -> int:

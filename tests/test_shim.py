@@ -12,17 +12,31 @@ import torch
 from shimmed import (
     CASES,
     DTYPES,
+    FILTERED,
     LAYOUTS,
     LOPSIDED,
+    SMOOTH,
+    UNEVEN,
     check,
     check_bias_act,
+    check_filtered,
     random,
     report,
     run_upfirdn2d,
 )
 
 from stylegan_pg.errors import RunError
-from stylegan_pg.ops import ACTIVATIONS, bias_act, build, calls, native, reference, setup_filter, upfirdn2d
+from stylegan_pg.ops import (
+    ACTIVATIONS,
+    bias_act,
+    build,
+    calls,
+    filtered_lrelu,
+    native,
+    reference,
+    setup_filter,
+    upfirdn2d,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +79,14 @@ def test_bias_act_on_the_shim(shim, act, dtype, layout):
     check_bias_act(shim, act, dtype, layout)
 
 
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("name", FILTERED)
+def test_filtered_lrelu_on_the_shim(shim, name, order):
+    """Values and gradients, of the tiled kernel in both layouts and of the general one, in all orders of threads, with
+    more tiles than blocks of the grid."""
+    check_filtered(shim, name, order)
+
+
 @pytest.fixture
 def on_device_code(shim, monkeypatch):
     """Use the operators as on a GPU, with the shim instead of CUDA."""
@@ -95,6 +117,35 @@ def test_operators_and_their_derivatives_on_device_code(on_device_code, layout):
         assert torch.autograd.gradgradcheck(tail_of, inputs)
     bare = bias_act(random(7, 5), random(5), act="relu")
     check(bare, (random(7, 5) + random(5)).relu() * 2**0.5, 1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("up", "down", "second"), [(2, 2, UNEVEN), (4, 1, SMOOTH)])
+def test_derivatives_of_filtered_lrelu_on_device_code(on_device_code, layout, up, down, second):
+    """In float64, by the general kernel."""
+    x = random(1, 2, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_(True)
+    bias = random(2, dtype=torch.float64, seed=1).requires_grad_(True)
+
+    def run(x, bias):
+        return filtered_lrelu(x, SMOOTH, second, bias, up=up, down=down, padding=(9, 10, 8, 11), clamp=0.6)
+
+    assert torch.autograd.gradcheck(run, (x, bias))
+    assert torch.autograd.gradgradcheck(lambda x, bias: run(x, bias).square(), (x, bias), fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_second_derivatives_of_filtered_lrelu_by_the_tiled_kernel(on_device_code, layout):
+    """The gradient of a gradient penalty, in float32."""
+    x, bias, results = random(1, 4, 9, 12).contiguous(memory_format=layout), random(4, seed=1), []
+    for t, function in (
+        (x, lambda x, b: filtered_lrelu(x, SMOOTH, UNEVEN, b, up=2, down=2, padding=9, clamp=0.9)),
+        (x.double(), lambda x, b: reference.filtered_lrelu(x, SMOOTH, UNEVEN, b, 2, 2, (9,) * 4, 2**0.5, 0.2, 0.9)),
+    ):
+        inputs = [t.clone().requires_grad_(True), bias.to(t.dtype).requires_grad_(True)]
+        first = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs, create_graph=True)
+        results.append([*first, *torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), inputs)])
+    for actual, expected in zip(*results, strict=True):
+        check(actual, expected, 1e-4)
 
 
 def test_the_factors_of_a_filter_are_computed_once(on_device_code, monkeypatch):
@@ -168,6 +219,12 @@ def test_indices_beyond_31_bits(on_device_code, shim, layout):
             fh, fw = f.shape
             y = upfirdn2d(x, f, padding=(fw - 1, 0, fh - 1, 0))
             plain = reference.upfirdn2d(corner.double(), f, (1, 1), (1, 1), (fw - 1, 0, fh - 1, 0), False, 1.0)
+            check(y[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
+        del y
+        for up, down, u, d in ((2, 2, SMOOTH, SMOOTH), (1, 1, SMOOTH, None)):  # the tiled kernel and the general one
+            pad = (11, 10, 11, 10) if up == 2 else (11, 0, 11, 0)
+            plain = reference.filtered_lrelu(corner.double(), u, d, bias.double(), up, down, pad, 1.0, 0.2, None)
+            y = filtered_lrelu(x, u, d, bias, up=up, down=down, padding=pad, gain=1.0)
             check(y[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
     finally:
         shim.spg_shim_last_blocks(ctypes.c_int64(0))

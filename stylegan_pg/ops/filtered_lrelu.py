@@ -167,11 +167,9 @@ def _backward(ctx, dy, _):
     how = Stages(
         up_filter, down_filter, up, down, [padding[0], padding[2], 0, 0], mid, out, (float(up * up), 1.0), False
     )
-    fused = with_bias and not torch.is_grad_enabled()
-    dx, sums = _gradient(dy, slopes, how.transposed(ctx.size[2:]), last, gain, slope, fused)
+    dx, sums = _gradient(dy, slopes, how.transposed(ctx.size[2:]), last, gain, slope, with_bias)
     if with_bias:
-        acc = calls.sums_of(dx.dtype)
-        nothing[3] = (sums if fused else dx.sum(dim=(0, 2, 3), dtype=acc)).to(ctx.bias)
+        nothing[3] = sums.to(ctx.bias)
     return dx, *nothing[1:]
 
 
@@ -235,14 +233,15 @@ def _setup_linear(ctx, inputs, output):
     g, slopes, first, second, *ctx.how = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(slopes, first, second)
-    ctx.size = g.shape
+    ctx.size, ctx.dtype = g.shape, g.dtype
 
 
 def _backward_linear(ctx, dy, d_sums):
     slopes, first, second = ctx.saved_tensors
-    up, down, offsets, mid, out, gains, correlate, last, gain, slope, _ = ctx.how
-    if d_sums is not None:
-        raise RuntimeError("filtered_lrelu: the fused sums of the gradient cannot be differentiated")
+    up, down, offsets, mid, out, gains, correlate, last, gain, slope, sums = ctx.how
+    if d_sums is not None and sums:  # all values of a channel have the same share in its sum
+        shared = d_sums.to(ctx.dtype).reshape(1, -1, 1, 1)
+        dy = shared.expand(*ctx.size[:2], *out) if dy is None else dy + shared
     if dy is None:
         return (None,) * 15
     s = Stages(first, second, up, down, offsets, mid, out, (gains[0], gains[1]), correlate)
@@ -315,8 +314,5 @@ def filtered_lrelu(
     if not torch.compiler.is_compiling() and not x.is_meta and native.compiled(x) is None:
         _check(*args)
         return reference.filtered_lrelu(*args)
-    given = [t for t in (x, bias) if t is not None]
-    needed = any(t.requires_grad for t in given) or operators.watched(
-        given
-    )  # torch.func hides what requires a gradient
-    return _value_op(*args, torch.is_grad_enabled() and needed)[0]
+    record = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias))
+    return _value_op(*args, record)[0]
