@@ -146,7 +146,7 @@ def test_images_and_gradients_of_a_plain_definition(kind, resolution, base):
     G.synthesis.input.transform.copy_(torch.tensor([[0.9, 0.3, 0.2], [-0.2, 1.1, -0.1], [0, 0, 1]]))
     ws, y = normal(2, G.num_ws, 10, seed=1), normal(2, 3, *G.img_size, seed=2)
     found, wanted = G.synthesis(ws), plain_image(G, ws)
-    close(found, wanted, 1e-8)
+    close(found.detach(), wanted.detach(), 1e-8)
     parameters = [p for name, p in G.named_parameters() if name.startswith("synthesis")]
     mine, plain = (torch.autograd.grad((image * y).sum(), parameters) for image in (found, wanted))
     largest = max(float(g.abs().max()) for g in plain)
