@@ -6,9 +6,10 @@ fp32, and with two passes of D for real and generated images, where training mak
 channels_last and the kernels, in fp32, with all blocks in bf16, and with the blocks in bf16 that
 model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `r3gan 64`: steps
 of R3GAN with R1 and R2, batch 8, 128 channels; its reference computes the penalties in passes of their own, and grouped
-convolutions by F.conv2d. `ratio` is the time of the reference divided by that of the kernels. With --device cuda,
-batches are 32 at 256, 4 and 8 at 1024, 64 with 768 channels in `r3gan 64`, there is `train 1024`, and `fp16` replaces
-auto.
+convolutions by F.conv2d. `stylegan3 64`: steps of StyleGAN3's config T, batch 4, 128 channels; the reference composes
+the filtered leaky ReLU of separate operations. `ratio` is the time of the reference divided by that of the kernels.
+With --device cuda, batches are 32 at 256 and for StyleGAN3, 4 and 8 at 1024, 64 with 768 channels in `r3gan 64`, there
+is `train 1024`, and `fp16` replaces auto.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ class Size(NamedTuple):
     batch: int
     base: int
     most: int
+    pair: str = "stylegan2"
 
 
 class Networks:
     """Build G, D and a batch. `low` is the precision at the resolutions `at`; `channels` are (base, maximum)."""
+
+    family, mapping_layers = "stylegan2", 8
 
     def __init__(self, size: Size, low: str, at: list[int], layout: str, device: str):
         torch.manual_seed(0)
@@ -56,13 +60,12 @@ class Networks:
     def pair(self, size: Size, low: str, at: list[int]) -> list[Any]:
         how: dict[str, Any] = {"resolution": size.resolution, "channel_base": size.base, "channel_max": size.most}
         how |= {"low_precision": low, "low_precision_at": at, "conv_clamp": 256.0}
-        return [NETWORKS["stylegan2"].G(mapping_layers=8, **how), NETWORKS["stylegan2"].D(**how)]
+        pair = NETWORKS[self.family]
+        return [pair.G(mapping_layers=self.mapping_layers, **how), pair.D(**how)]
 
 
 class Step(Networks):
     """One training step."""
-
-    family = "stylegan2"
 
     def __init__(self, *how: Any):
         super().__init__(*how)
@@ -120,9 +123,11 @@ class R3GANStep(Step):
         self.finish(1)
 
 
-class Generation(Networks):
-    family = "stylegan2"
+class StyleGAN3Step(Step):
+    family, mapping_layers = "stylegan3", 2
 
+
+class Generation(Networks):
     @torch.inference_mode()
     def __call__(self) -> None:
         self.G.eval()(self.z)
@@ -146,12 +151,14 @@ GROUPS: dict[str, dict[str, tuple[Any, Size]]] = {
         "train 32": (Step, Size(32, 8, 4096, 128)),
         "train 256": (Step, Size(256, 2, 16384, 512)),
         "r3gan 64": (R3GANStep, Size(64, 8, 4096, 128)),
+        "stylegan3 64": (StyleGAN3Step, Size(64, 4, 4096, 128)),
         "generate 1024": (Generation, Size(1024, 1, 32768, 512)),
     },
     "cuda": {
         "train 256": (Step, Size(256, 32, 16384, 512)),
         "train 1024": (Step, Size(1024, 4, 32768, 512)),
         "r3gan 64": (R3GANStep, Size(64, 64, 24576, 768)),
+        "stylegan3 64": (StyleGAN3Step, Size(64, 32, 16384, 512)),
         "generate 1024": (Generation, Size(1024, 8, 32768, 512)),
     },
 }

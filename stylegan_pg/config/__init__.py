@@ -11,6 +11,7 @@ from stylegan_pg.config.augmentations import (
 )
 from stylegan_pg.config.models import (
     MODELS,
+    ConvolutionalConfig,
     GrowingConfig,
     MLPConfig,
     ModelConfig,
@@ -18,6 +19,7 @@ from stylegan_pg.config.models import (
     R3GANConfig,
     StyleConfig,
     StyleGAN2Config,
+    StyleGAN3Config,
     StyleGANConfig,
     r3gan_stages,
 )
@@ -54,6 +56,7 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
+    "ConvolutionalConfig",
     "DataConfig",
     "DiffAugmentConfig",
     "DraganConfig",
@@ -78,6 +81,7 @@ __all__ = [
     "R3GANConfig",
     "StyleConfig",
     "StyleGAN2Config",
+    "StyleGAN3Config",
     "StyleGANConfig",
     "TermConfig",
     "TrainConfig",

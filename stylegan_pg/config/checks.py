@@ -10,10 +10,12 @@ from stylegan_pg.config import (
     OPERATIONS,
     ADAConfig,
     Config,
+    ConvolutionalConfig,
     FixedConfig,
     GrowingConfig,
     PipelineConfig,
     R3GANConfig,
+    StyleGAN3Config,
     TermConfig,
     curves,
     r3gan_stages,
@@ -114,10 +116,14 @@ def _check_model(config: Config) -> None:
     _demand(config, fits, "model.low_precision", "bf16, fp16 or auto if model.low_precision_at is given")
     if isinstance(model, R3GANConfig):
         _check_stages(model, config.resolution)
-    elif isinstance(model, GrowingConfig):
-        fits = model.channel_base >= config.resolution
-        _demand(config, fits, "model.channel_base", f"at least {config.resolution}")
-        width = min(model.channel_base // 4, model.channel_max)
+    elif isinstance(model, ConvolutionalConfig):
+        bases, width = ["channel_base"], min(model.channel_base // 4, model.channel_max)
+        if isinstance(model, StyleGAN3Config):
+            bases += ["d_channel_base"] if model.d_channel_base else []
+            width = min((model.d_channel_base or model.channel_base) // 4, model.d_channel_max or model.channel_max)
+        for key in bases:
+            fits = getattr(model, key) >= config.resolution
+            _demand(config, fits, f"model.{key}", f"at least {config.resolution}")
         fits = not model.mbstd_channels or width % model.mbstd_channels == 0
         _demand(config, fits, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
 
@@ -169,16 +175,16 @@ def _check_augment(config: Config) -> None:
         fits = any([*numbers, *augment.p_at.values(), *augment.p_from.values()])
         _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
     blurs = any([*(n for _, n in curves.numbers_in(config.loss.blur_sigma, "")), *config.loss.blur_sigma_at.values()])
-    fits = isinstance(config.model, GrowingConfig) or not (blurs or any(config.loss.blur_sigma_from.values()))
+    fits = isinstance(config.model, ConvolutionalConfig) or not (blurs or any(config.loss.blur_sigma_from.values()))
     _demand(config, fits, "loss.blur_sigma", f"0 with {config.model.name} networks, whose images are points")
-    fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, GrowingConfig))
+    fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, ConvolutionalConfig))
     _demand(config, fits, "augment.mode", "none for pictures with a side of one pixel")
 
 
 def _check_train(config: Config) -> None:
     train, start = config.train, config.growth.start
     grows = start not in (None, config.resolution)
-    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, GrowingConfig))
+    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, ConvolutionalConfig))
     wanted = "0, unless the networks do not grow and begin with init=CHECKPOINT"
     _demand(config, possible, "train.freeze_d", wanted)
     if train.zero_offload and not train.zero_stage:

@@ -33,37 +33,57 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class GrowingConfig(ModelConfig):
-    """What the families read whose networks grow from resolution to resolution."""
+class ConvolutionalConfig(ModelConfig):
+    """What the families read whose networks are made of convolutions."""
 
     channel_base: int = positive(32768, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     conv_clamp: float | None = positive(None)  # limit of activations; 256 in the published networks
 
 
 @dataclass(frozen=True)
-class StyleConfig(GrowingConfig):
-    """What StyleGAN and StyleGAN2 read, whose generators have a mapping network and styles."""
+class GrowingConfig(ConvolutionalConfig):
+    """The families whose networks grow from resolution to resolution."""
+
+
+@dataclass(frozen=True)
+class StyleConfig(ConvolutionalConfig):
+    """What StyleGAN, StyleGAN2 and StyleGAN3 read, whose generators have a mapping network and styles."""
 
     w_dim: int = positive(512, most=1 << 16)  # length of w, which the mapping network computes from a latent
     mapping_layers: int = positive(8, most=256)  # layers of the mapping network
-    noise: bool = True  # per-pixel noise inputs of the generator
     resample_filter: list[float] = such_that(
         [1.0, 3.0, 3.0, 1.0],
         lambda taps: len(taps) >= 2 and sum(taps) != 0,
         "at least two taps with a sum other than 0",
-    )  # taps of the filter of up- and down-sampling
+    )  # taps of the filter of up- and down-sampling; in stylegan3, of the discriminator
 
 
 @dataclass(frozen=True)
-class StyleGAN2Config(StyleConfig):
+class NoiseConfig(StyleConfig, GrowingConfig):
+    """What StyleGAN and StyleGAN2 read."""
+
+    noise: bool = True  # per-pixel noise inputs of the generator
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config(NoiseConfig):
     name: str = "stylegan2"
     g_architecture: str = choice("skip", "resnet", "orig")  # how the generator's resolutions are connected
     d_architecture: str = choice("resnet", "skip", "orig")  # how the discriminator's resolutions are connected
 
 
 @dataclass(frozen=True)
-class StyleGANConfig(StyleConfig):
+class StyleGANConfig(NoiseConfig):
     name: str = "stylegan"
+
+
+@dataclass(frozen=True)
+class StyleGAN3Config(StyleConfig):
+    name: str = "stylegan3"
+    equivariance: str = choice("translation", "rotation")  # pictures follow it: config T; or rotation, too: config R
+    d_architecture: str = choice("resnet", "skip", "orig")  # how the discriminator's resolutions are connected
+    d_channel_base: int | None = positive(None, most=1 << 24)  # channel_base of the discriminator; null: that of G
+    d_channel_max: int | None = positive(None, most=1 << 16)  # channel_max of the discriminator; null: that of G
 
 
 @dataclass(frozen=True)
@@ -117,5 +137,5 @@ class MLPConfig(ModelConfig):
 
 
 MODELS: dict[str, type[ModelConfig]] = {
-    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, R3GANConfig, MLPConfig)
+    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, StyleGAN3Config, R3GANConfig, MLPConfig)
 }

@@ -1,5 +1,5 @@
-"""The mapping between our parameter names and those of the public checkpoints of StyleGAN2 and R3GAN, for import,
-export and tests.
+"""The mapping between our parameter names and those of public checkpoints of StyleGAN2, StyleGAN3 and R3GAN, for
+import, export and tests.
 
 The names of StyleGAN2 differ in two places only (layers.py and stylegan2.py say why). R3GAN's number the resolutions
 from the input on, and the layers of each. Public state dicts also contain the resampling filters, which here are
@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from stylegan_pg.errors import UsageError
-from stylegan_pg.networks import r3gan, stylegan2
+from stylegan_pg.networks import r3gan, stylegan2, stylegan3
+
+FILTERS = ("resample_filter", "up_filter", "down_filter")
 
 # Parts of R3GAN's names: (ours, public), for the layers of a residual block and for all others.
 RESIDUAL = {
@@ -36,7 +38,7 @@ def from_public(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return _from_public_r3gan(state)
     ours = {}
     for name, tensor in state.items():
-        if name.endswith("resample_filter"):
+        if name.endswith(FILTERS):
             continue
         if name.endswith(".const"):
             name = name.removesuffix("const") + "learned_input"
@@ -52,15 +54,21 @@ def to_public(module: torch.nn.Module) -> dict[str, torch.Tensor]:
             non-square pictures.
     """
     of_r3gan = isinstance(module, (r3gan.Generator, r3gan.Discriminator))
-    if not of_r3gan and not isinstance(module, (stylegan2.Generator, stylegan2.Discriminator)):
+    known = (stylegan2.Generator, stylegan2.Discriminator, stylegan3.Generator)
+    if not of_r3gan and not isinstance(module, known):
         kind = type(module).__module__.rsplit(".", 1)[-1]
-        raise UsageError(f"only StyleGAN2 and R3GAN networks have a public form, not {kind}: use its snapshot as it is")
+        raise UsageError(
+            f"only StyleGAN2, StyleGAN3 and R3GAN networks have a public form, not {kind}: use its snapshot as it is"
+        )
     if module.img_size != (module.resolution, module.resolution):
         raise UsageError("only square networks on a 4x4 base have a public form: use the snapshot as it is")
     if getattr(module, "fade", False) or getattr(getattr(module, "synthesis", None), "fade", False):
         raise UsageError("a network within a fade has no public form: export a snapshot from a stable phase")
     if of_r3gan:
         return _to_public_r3gan(module)
+    if isinstance(module, stylegan3.Generator):
+        filters = {name: f for name, f in module.named_buffers() if name.endswith(FILTERS)}
+        return {name: tensor.detach() for name, tensor in {**module.state_dict(), **filters}.items()}
     public = {}
     for name, tensor in module.state_dict().items():
         tensor = tensor.detach()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.config import ADAConfig, Config, GrowingConfig, StyleConfig, curves, renamed
+from stylegan_pg.config import ADAConfig, Config, ConvolutionalConfig, StyleConfig, curves, renamed
 from stylegan_pg.config.keys import SHORT
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.renamed import RENAMED
@@ -226,7 +226,7 @@ def of_configuration(config: Config) -> list[str]:
             f"augment.mode=ada follows the signs of D's scores, which say little under loss.objective={objective}: "
             "watch augment_p in stats.jsonl, or take augment.mode=fixed"
         )
-    if model.mbstd_channels and model.mbstd_group > 1 and isinstance(model, GrowingConfig):
+    if model.mbstd_channels and model.mbstd_group > 1 and isinstance(model, ConvolutionalConfig):
         alone = {p.resolution: p.batch for p in phases(config) if p.mbstd_group == 1}
         if alone:
             batches = ", ".join(f"{batch} at {r}x{r}" for r, batch in alone.items())

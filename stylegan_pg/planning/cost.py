@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, weighs
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
-from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
+from stylegan_pg.networks import NETWORKS, NetworkShape, declares  # it registers the operators, too
 from stylegan_pg.planning.operations import NO_LAUNCH
 
 # Operations of a step that are not made here: latents, statistics and the moving average; and of an optimizer step.
@@ -198,7 +198,10 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
 
     def d_main() -> torch.Tensor:
         with torch.no_grad():
-            fake = G(z, c)
+            if declares(getattr(G, "synthesis", G), "followed_batch"):
+                fake = G.synthesis(G.styles(z, c), followed_batch=n)
+            else:
+                fake = G(z, c)
         images, places = {"real": real, "fake": fake}, [TERMS[t.name].at for t in joint]
         images |= {place: images[place].detach().requires_grad_(True) for place in places}
         if objective.paired or len(places) == 1:

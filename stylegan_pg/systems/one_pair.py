@@ -79,9 +79,14 @@ class OnePair(System):
         return self.G.synthesis(ws, **self.how(x, purpose))
 
     def how(self, x: Context, purpose: str) -> dict[str, Any]:
-        """The fade's alpha, and per-pixel noise, the one thing that depends on how a batch is dealt out."""
+        """The fade's alpha, and per-pixel noise, the one thing that depends on how a batch is dealt out. A generator
+        that follows statistics of its activations does so in the images of the purpose "d", which every step makes
+        once, of the whole batch."""
         noise = x.rng(f"noise-{purpose}", x.step.rank, x.index, device=x.step.device)
-        return {"alpha": x.alpha, "noise": "random", "generator": noise}
+        how = {"alpha": x.alpha, "noise": "random", "generator": noise}
+        if purpose == "d" and declares(self.G.synthesis if self.has_ws else self.G, "followed_batch"):
+            how["followed_batch"] = x.count
+        return how
 
     def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
         """What D makes of images [n, C, H, W] with conditions c, blurred and augmented as is drawn for this purpose."""
