@@ -276,7 +276,7 @@ class Stages:
             offsets=[kw2 - 1 - left2, kh2 - 1 - top2, kw1 - 1 - left1, kh1 - 1 - top1],
             mid=self.mid,
             out=in_size,
-            gains=self.gains[::-1],
+            gains=(self.gains[1], self.gains[0]),
             correlate=not self.correlate,
         )
 
