@@ -248,6 +248,7 @@ FILTERED = {  # up, down, up filter, down filter, padding, shape, dtype, channel
     "2 2 odd, cropped": (2, 2, SMOOTH[:7], SMOOTH[:5], (-3, 12, 11, -2), (2, 3, 17, 37), torch.float16, False, 0.7, 1),
     "2 2 packs": (2, 2, SMOOTH, UNEVEN, (10, 11, 8, 9), (1, 2, 18, 40), torch.bfloat16, False, 0.9, 0),
     "2 2 pixels": (2, 2, SMOOTH, UNEVEN, (9, 10, 11, 9), (1, 16, 17, 19), torch.float16, True, 0.8, 0),
+    "2 2 six channels": (2, 2, SMOOTH, SMOOTH, (9, 10, 11, 9), (1, 6, 9, 10), torch.float16, True, 0.8, 0),
     "4 2": (4, 2, LONG, SMOOTH, (18, 16, 15, 17), (1, 3, 11, 20), torch.float32, False, 1.1, 0),
     "4 2 uneven": (4, 2, UNEVEN, SMOOTH, (9, 11, 8, 10), (1, 2, 9, 21), torch.float16, False, 0.9, 0),
     "4 2 pixels": (4, 2, LONG, UNEVEN, (16, 17, 18, 15), (2, 8, 9, 11), torch.float32, True, None, 0),

@@ -88,7 +88,7 @@ struct FilteredTile {
 // The kernel for up and down in (2, 2), (4, 2) and (2, 4), and at most six taps for each phase. In channels_last, c must
 // be a multiple of V, and a tile has V channels. A block processes the tiles blockIdx.x, blockIdx.x + gridDim.x, ...
 template <class T, int UP, int DOWN, bool LAST>
-__global__ void __launch_bounds__(kFilteredThreads, 4) filtered_lrelu_tiles(FilteredParams p) {
+__global__ void __launch_bounds__(kFilteredThreads, DOWN == 4 ? 3 : 4) filtered_lrelu_tiles(FilteredParams p) {
   using S = FilteredTile<T, UP, DOWN, LAST>;
   constexpr int V = S::V, kMidW = S::kMidW;
   SPG_SHARED(float, in, S::kIn * S::kChannels, 4);       // inputs, later outputs

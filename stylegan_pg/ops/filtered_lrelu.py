@@ -191,6 +191,8 @@ def _check_gradient(g, slopes, s, last):
     """
     if g.ndim != 4 or len(s.offsets) != 4 or len(s.mid) != 2 or len(s.out) != 2:
         raise ValueError(f"filtered_lrelu: a gradient must be [N, C, H, W], not {list(g.shape)}")
+    if slopes.device != g.device:
+        raise ValueError(f"filtered_lrelu: the gradient is on {g.device}, the slopes on {slopes.device}")
     shape = calls.slopes_shape(g.shape, s.mid, last)
     if list(slopes.shape) != shape or slopes.dtype != torch.uint8 or not slopes.is_contiguous():
         raise ValueError(f"filtered_lrelu: the slopes must be uint8 {shape}, not {slopes.dtype} {list(slopes.shape)}")
