@@ -10,7 +10,7 @@ SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Otherwise pyright's wrapper looks for a newer version on the network at every call.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: setup test test-quick lint types imports demo demo-long gpu-check clean
+.PHONY: setup test test-quick lint types imports demo demo-long r3gan-demo gpu-check clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -45,6 +45,9 @@ demo: setup
 
 demo-long: setup
 	$(BIN)/python demo/run.py configs/demo-long.yaml
+
+r3gan-demo: setup
+	$(BIN)/python demo/run.py configs/r3gan-demo.yaml
 
 # Everything that a GPU should be asked, as a table, in less than eight minutes.
 gpu-check: setup

@@ -1,9 +1,11 @@
 """The operations of one training step, each of which a GPU's host has to launch: `python benchmarks/launches.py`.
 
 They are counted on the CPU (stylegan_pg/planning/operations.py), where the same ones are made; their number does not
-depend on the numbers of channels and images. `plain`: a step of G and one of D of StyleGAN2, with Adam and the moving
-average, at a resolution. `lazy`: the same with R1 and path length regularisation. `progan` and `stylegan`: those
-networks, with the terms that their configurations make at every step. `transfers`: copies from the host to the device,
+depend on the numbers of channels and images. The backward pass of bias_act counts once; on a GPU it is two launches if
+the sums of several parts of a tensor have to be added. `plain`: a step of G and one of D of StyleGAN2, with Adam and
+the moving average, at a resolution. `lazy`: the same with R1 and path length regularisation. `progan` and `stylegan`:
+those networks, with the terms that their configurations make at every step.
+`transfers`: copies from the host to the device,
 one of the pictures and one for each dtype of what is drawn, all made while the device computes the step before.
 `host reads`: operations whose results the host waits for before it has started all of them; it reads losses and
 gradients once, at the end of the step. `us/operation`: microseconds of this CPU's step for each of its operations; at

@@ -4,8 +4,11 @@
 reference is the same computation (matrix-product demodulation, fused Adam) with plain PyTorch operations, NCHW and
 fp32, and with two passes of D for real and generated images, where training makes one. It is compared with
 channels_last and the kernels, in fp32, with all blocks in bf16, and with the blocks in bf16 that
-model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `ratio` is the
-time of the reference divided by that of the kernels. With --device cuda, batches are 32 at 256, 4 and 8 at 1024, there
+model.low_precision=auto selects on this machine. `train 32`: a small network, batch 8, 128 channels. `r3gan 64`: steps
+of R3GAN with R1 and R2, batch 8, 128 channels; its reference computes the penalties in passes of their own, and grouped
+convolutions by F.conv2d. `stylegan3 64`: steps of StyleGAN3's config T, batch 4, 128 channels; the reference composes
+the filtered leaky ReLU of separate operations. `ratio` is the time of the reference divided by that of the kernels.
+With --device cuda, batches are 32 at 256 and for StyleGAN3, 4 and 8 at 1024, 64 with 768 channels in `r3gan 64`, there
 is `train 1024`, and `fp16` replaces auto.
 """
 
@@ -16,14 +19,17 @@ import json
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
+from stylegan_pg.config import R3GANConfig
 from stylegan_pg.config.loading import load_config
-from stylegan_pg.losses.objectives import logistic_d, logistic_g
-from stylegan_pg.networks import NETWORKS, to_channels_last
+from stylegan_pg.losses.objectives import logistic_d, logistic_g, relativistic_d, relativistic_g
+from stylegan_pg.losses.terms import r1, squared_norms
+from stylegan_pg.networks import NETWORKS, NetworkShape, layers, to_channels_last
 from stylegan_pg.ops import bench, native
 from stylegan_pg.training import autotune
 
-kernels = native.compiled
+kernels, grouped = native.compiled, layers.grouped_conv
 
 
 class Size(NamedTuple):
@@ -31,23 +37,31 @@ class Size(NamedTuple):
     batch: int
     base: int
     most: int
+    pair: str = "stylegan2"
 
 
 class Networks:
     """Build G, D and a batch. `low` is the precision at the resolutions `at`; `channels` are (base, maximum)."""
 
+    family, mapping_layers = "stylegan2", 8
+
     def __init__(self, size: Size, low: str, at: list[int], layout: str, device: str):
         torch.manual_seed(0)
-        how: dict[str, Any] = {"resolution": size.resolution, "channel_base": size.base, "channel_max": size.most}
-        how |= {"low_precision": low, "low_precision_at": at, "conv_clamp": 256.0}
-        pair = NETWORKS["stylegan2"]
-        nets = [pair.G(mapping_layers=8, **how).to(device), pair.D(**how).to(device)]
+        nets = [net.to(device) for net in self.pair(size, low, at)]
+        self.G: Any
+        self.D: Any
         self.G, self.D = [to_channels_last(net) if layout == "nhwc" else net for net in nets]
         self.layout = layout
-        self.z = torch.randn(size.batch, 512, device=device)
+        self.z = torch.randn(size.batch, self.G.z_dim, device=device)
         self.real = torch.randn(size.batch, 3, size.resolution, size.resolution, device=device)
         if layout == "nhwc":
             self.real = self.real.contiguous(memory_format=torch.channels_last)
+
+    def pair(self, size: Size, low: str, at: list[int]) -> list[Any]:
+        how: dict[str, Any] = {"resolution": size.resolution, "channel_base": size.base, "channel_max": size.most}
+        how |= {"low_precision": low, "low_precision_at": at, "conv_clamp": 256.0}
+        pair = NETWORKS[self.family]
+        return [pair.G(mapping_layers=self.mapping_layers, **how), pair.D(**how)]
 
 
 class Step(Networks):
@@ -76,6 +90,43 @@ class Step(Networks):
         self.opts[player].zero_grad()
 
 
+class R3GANStep(Step):
+    """One training step of R3GAN."""
+
+    family = "r3gan"
+
+    def pair(self, size: Size, low: str, at: list[int]) -> list[Any]:
+        model = R3GANConfig(z_dim=64, channel_base=size.base, channel_max=size.most)
+        shape, pair = NetworkShape(size.resolution, size.resolution, False, 3, 0, 1), NETWORKS["r3gan"]
+        how = {"low_precision": low, "low_precision_at": at}
+        return [pair.G(**pair.g_kwargs(model, shape) | how), pair.D(**pair.d_kwargs(model, shape) | how)]
+
+    def __call__(self) -> None:
+        self.D.requires_grad_(False)
+        fake = self.D(self.G(self.z))
+        with torch.no_grad():
+            real = self.D(self.real)
+        relativistic_g(fake, real).mean().backward()
+        self.finish(0)
+        self.D.requires_grad_(True)
+        with torch.no_grad():
+            generated = self.G(self.z)
+        images = [t.detach().requires_grad_(True) for t in (self.real, generated)]
+        if self.layout == "nhwc":  # as in training
+            scores = [self.D(t) for t in images]
+            penalties = squared_norms(scores, images)
+            (relativistic_d(*scores)[:, 0] + sum(penalties)).mean().backward()
+        else:
+            relativistic_d(self.D(self.real), self.D(generated)).mean().backward()
+            for t in images:
+                r1(self.D(t), t).mean().backward()
+        self.finish(1)
+
+
+class StyleGAN3Step(Step):
+    family, mapping_layers = "stylegan3", 2
+
+
 class Generation(Networks):
     @torch.inference_mode()
     def __call__(self) -> None:
@@ -86,11 +137,11 @@ def plainly(function):
     """Return the same function with the reference operations."""
 
     def call() -> None:
-        native.compiled = lambda x: None
+        native.compiled, layers.grouped_conv = lambda x: None, F.conv2d
         try:
             function()
         finally:
-            native.compiled = kernels
+            native.compiled, layers.grouped_conv = kernels, grouped
 
     return call
 
@@ -99,11 +150,15 @@ GROUPS: dict[str, dict[str, tuple[Any, Size]]] = {
     "cpu": {
         "train 32": (Step, Size(32, 8, 4096, 128)),
         "train 256": (Step, Size(256, 2, 16384, 512)),
+        "r3gan 64": (R3GANStep, Size(64, 8, 4096, 128)),
+        "stylegan3 64": (StyleGAN3Step, Size(64, 4, 4096, 128)),
         "generate 1024": (Generation, Size(1024, 1, 32768, 512)),
     },
     "cuda": {
         "train 256": (Step, Size(256, 32, 16384, 512)),
         "train 1024": (Step, Size(1024, 4, 32768, 512)),
+        "r3gan 64": (R3GANStep, Size(64, 64, 24576, 768)),
+        "stylegan3 64": (StyleGAN3Step, Size(64, 32, 16384, 512)),
         "generate 1024": (Generation, Size(1024, 8, 32768, 512)),
     },
 }
@@ -129,6 +184,7 @@ def main() -> None:
             variants["fp16"] = ("fp16", every)
         else:
             overrides = [f"resolution={size.resolution}", f"train.batch={size.batch}", "run=none", "data.url=none"]
+            overrides += [f"model.name={make.family}", "loss.pl_weight=0"]
             overrides += [f"model.channel_base={size.base}", f"model.channel_max={size.most}", "train.total_kimg=1"]
             chosen, why = autotune.choose_precision(load_config(None, overrides), torch.device("cpu"))
             print(f"{name}: {why}")

@@ -95,7 +95,7 @@ def main() -> None:
 
     snapshot = in_order((run / "snapshots").glob("*.safetensors"))[-1]
     out = run / "pictures"
-    common = ("--out", str(out), "--psi", "0.7")
+    common = ("--out", str(out))
     call("-m", "stylegan_pg", "sample", str(snapshot), "--seeds", "0-63", "--grid", *common)
     call("-m", "stylegan_pg", "sample", str(snapshot), "--seeds", "1,5,9,12,1", "--interpolate", "8", *common)
     progress_figure(run / "samples", out / "progress.png")
@@ -107,7 +107,7 @@ def main() -> None:
     print(f"training took {minutes:.1f} minutes, {run}")
     print("sliced Wasserstein distance x1000: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items() if "swd" in k))
     print(f"snapshot            {snapshot}")
-    print(f"64 faces, psi 0.7   {out / 'grid.png'}")
+    print(f"64 faces            {out / 'grid.png'}")
     print(f"interpolation       {out / 'interpolation.png'}")
     print(f"over the training   {out / 'progress.png'}")
     print((faces / "CREDITS.txt").read_text("utf-8").strip())

@@ -232,9 +232,12 @@ def plan(
         float, typer.Option(help="Microseconds in which the host starts one operation of a step; 0 leaves it out.")
     ] = 56.0,
     out: Annotated[Optional[Path], typer.Option(help="Draw the plan into this PNG.")] = None,
+    figure: Annotated[
+        Optional[Path], typer.Option(help="Draw the numbers that change during the run into this PNG.")
+    ] = None,
 ) -> None:
-    """Print the phases of a training run with their FLOPs, memory and hours, what growing saves, and what a step takes
-    on 8 to 1,024 devices."""
+    """Print the phases of a training run with their FLOPs, memory and hours, the numbers that change during the run,
+    what growing saves, and what a step takes on 8 to 1,024 devices."""
     from stylegan_pg.config.loading import load_config
     from stylegan_pg.config.schedule import phases
     from stylegan_pg.planning.plan import Machine, report
@@ -248,7 +251,7 @@ def plan(
         if phases(made) != phases(settings):
             was, settings = settings.growth.devices, made
             print(f"growth.schedule=auto for {devices} devices: train with growth.devices={devices} instead of {was}")
-    print(report(settings, machine, out, Link(1e9 * link_gbit), 1e-6 * host_us))
+    print(report(settings, machine, out, Link(1e9 * link_gbit), 1e-6 * host_us, figure))
 
 
 app.command()(cli_snapshots.sample)

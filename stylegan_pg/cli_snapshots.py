@@ -33,7 +33,10 @@ def sample(
         Optional[str],
         typer.Option("--seeds", "--seed", help="For example 5 or 1,5,9; 0-63 by default, 0-7 for a class grid."),
     ] = None,
-    psi: Annotated[float, typer.Option(help="Truncation: 1 for none, 0 for the mean image.")] = 0.7,
+    psi: Annotated[
+        Optional[float],
+        typer.Option(help="Truncation: 1 for none, 0 for the mean image; by default 0.7, or 1 where there is no w."),
+    ] = None,
     cutoff: Annotated[Optional[int], typer.Option(min=0, help="Truncate only this many first layers.")] = None,
     labels: Annotated[
         Optional[str],

@@ -33,7 +33,7 @@ SLOWEST = """
 launch engines faults metrics_fidelity build build_cuda shim kernel_mutants streaming_training orphans shapes recipes
 gpu leftovers ranks golden old_versions engine_steps conv3x3 train readme transfer metrics_training restart step
 hostile console foreign_training start_notes small_sets environment servers metrics_ranks metrics_classifiers bias_act
-kernels_command metric_shapes
+filtered_lrelu kernels_command metric_shapes
 """
 
 

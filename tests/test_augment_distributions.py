@@ -59,6 +59,23 @@ def test_rotations_together_have_probability_p():
     assert both.double().mean().item() == pytest.approx(0.36, abs=0.013)
 
 
+def test_multipliers_change_the_probability_of_their_operation_only():
+    factors = {"hue": 0.5, "rotation": 0.25, "cutout": 0.0, "flip": 4.0, "bands": 0.5}
+    params, plain = (ada.draw(ALL, N, 0.4, generator(0, "m"), (8, 8), given) for given in (factors, None))
+    changed = ("hue", "pre_rotation", "post_rotation", "cutout", "flip", "bands")
+    assert [name for name, t in plain.items() if not torch.equal(t, params[name])] == [
+        *("flip", "pre_rotation", "post_rotation", "hue", "bands", "cutout")
+    ]
+    neutral = off(ALL, 1)
+    on = {name: (params[name] != neutral[name]).reshape(N, -1).any(dim=1).double() for name in changed[:3]}
+    assert on["hue"].mean().item() == pytest.approx(0.2, abs=0.013)
+    both = (on["pre_rotation"] + on["post_rotation"]) > 0
+    assert both.double().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert (params["cutout"][:, 2] == 0).all()
+    assert params["flip"].mean().item() == pytest.approx(0.5, abs=0.013)  # always made, and a flip in half of the cases
+    assert (params["bands"] != 1).any(dim=1).double().mean().item() == pytest.approx(1 - 0.8**4, abs=0.013)
+
+
 def test_bands_and_cutout_follow_the_published_distributions():
     params = ada.draw("fo", N, 0.3, generator(0, "f"), (256, 256))
     on = params["bands"] != 1

@@ -46,7 +46,12 @@ def test_every_key_is_listed_with_its_default_and_a_comment():
 
 
 def test_sections_single_names_and_terms():
-    assert [line.split("=")[0] for line in keys.describe("ema")] == ["ema.kimg", "ema.rampup"]
+    assert [line.split("=")[0] for line in keys.describe("ema")] == [
+        "ema.kimg",
+        "ema.kimg_at",
+        "ema.kimg_from",
+        "ema.rampup",
+    ]
     assert [line.split("=")[0] for line in keys.describe("kimg")] == ["augment.kimg", "ema.kimg"]
     terms = keys.describe("loss.terms")
     assert [line.split("=")[0].strip() for line in terms[1:4]] == ["name", "weight", "every"]

@@ -136,6 +136,15 @@ def test_deepspeed_equals_the_plain_sum(tiny_data, tmp_path, deepspeed, plain, s
 
 
 @pytest.mark.slow
+def test_deepspeed_with_penalties_of_every_step(tiny_data, tmp_path, deepspeed):
+    """R3GAN, whose penalties are computed in D's main pass."""
+    r3gan = {"model__name": "r3gan", "model__group_width": 4, "loss__pl_weight": 0, "loss__r1_every": 1}
+    r3gan |= {"loss__objective": "relativistic", "loss__terms": "[r2]", "train__total_kimg": 0.016}
+    one, other = (trained(tmp_path / f"run{i}", tiny_data, 2, **r3gan, **how) for i, how in enumerate(({}, ZERO)))
+    assert len(one) == len(other) == 2
+    assert harness.largest_difference(one[0], other[0]) < 1e-5
+
+
 def test_four_ranks(tiny_data, tmp_path, deepspeed):
     """Both engines support R1, path length, growth and half of a fade, although two of the four ranks have no share of
     a batch of two groups."""

@@ -15,7 +15,7 @@ from kernel_cases import FACTORS, FILTERS, KINDS, LAYOUTS, OPS, PADDINGS, Layers
 
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.networks.stylegan2 import Discriminator, Generator
-from stylegan_pg.ops import ACTIVATIONS, bench, bias_act, native, reference, setup_filter, upfirdn2d
+from stylegan_pg.ops import ACTIVATIONS, bench, bias_act, filtered_lrelu, native, reference, setup_filter, upfirdn2d
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICE = "cuda"
@@ -79,6 +79,63 @@ def test_bias_act_and_its_gradients_equal_the_reference(act, dtype, layout):
             close(a.double().cpu(), b, 30 * TOLERANCES[dtype])
 
 
+# Rows of one warp and of several, several tiles along rows and columns, and columns that are not whole packs.
+BACKWARD_SHAPES = [(2, 16, 4, 6), (16, 512, 4, 4), (3, 7, 33, 65), (4, 40, 128, 128), (2, 3, 260, 255), (2, 1032, 5, 5)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("act", ["linear", "lrelu", "swish"])
+def test_backward_pass_of_bias_act(act, dtype, layout):
+    """Each combination of gradients, with a clamp, against the reference in double precision; the same bits again."""
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    every = [[bool(k >> i & 1) for i in range(3)] for k in range(8)]
+    for shape, kind in itertools.product(BACKWARD_SHAPES, ("bias scale noise", "bias scale noise shared")):
+        x, *given = (t for t in tail(kind, shape).values() if t is not None)
+        x, dy = (t.to(dtype).contiguous(memory_format=layout) for t in (x, numbers(*shape, seed=4)))
+        exact = [t.to(DEVICE).double().requires_grad_(True) for t in (x, *(t.to(acc) for t in given))]
+        y = reference.bias_act(*exact, act, 1.3, 0.9, 1)  # type: ignore[arg-type]  # act follows four tensors
+        dy = dy.to(DEVICE).masked_fill((y.detach().abs() - 0.9).abs() < 1e-4, 0)  # rounding may change the derivative
+        expected = torch.autograd.grad(y, exact, dy.double())
+        ours = [x.to(DEVICE), *(t.to(DEVICE, acc) for t in given)]
+        for wanted in every:
+            got = OPS.bias_act_backward(dy, *ours, act, 1.3, 0.9, 1, wanted)
+            again = OPS.bias_act_backward(dy, *ours, act, 1.3, 0.9, 1, wanted)
+            assert got[0].is_contiguous(memory_format=layout)
+            close(got[0].double(), expected[0], TOLERANCES[dtype])
+            for a, b, repeated, want in zip(got[1:], expected[1:], again[1:], wanted, strict=True):
+                assert torch.equal(a, repeated)
+                assert a.numel() == (b.numel() if want else 0)
+                if want:
+                    close(a.double(), b, 1e-11 if acc == torch.float64 else 1e-5)
+
+
+def test_a_backward_pass_of_bias_act_starts_at_most_two_kernels():
+    x, *given = (t.float().to(DEVICE) for t in tail("bias scale noise", (4, 64, 32, 32)).values() if t is not None)
+    dense = numbers(8, 64, dtype=torch.float32).to(DEVICE)
+    cases: list[tuple[int, Any]] = [
+        (
+            1,
+            lambda: OPS.bias_act_backward(
+                dense, dense, given[0], None, None, "lrelu", 1.3, None, 1, [True, False, False]
+            ),
+        ),
+        (2, lambda: OPS.bias_act_backward(x, x, *given, "lrelu", 1.3, 0.9, 1, [True] * 3)),
+        (1, lambda: OPS.bias_act_backward(x, x, *given, "lrelu", 1.3, 0.9, 1, [False] * 3)),
+    ]
+    for most, run in cases:
+        run()
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            run()
+            torch.cuda.synchronize()
+        kernels = [e.name for e in profile.events() or () if e.device_type.name == "CUDA"]
+        if not kernels:
+            pytest.skip("the profiler sees no kernels here")
+        assert len(kernels) == most, kernels
+        assert all("bias_act" in name for name in kernels), kernels
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_first_and_second_derivatives(act, layout):
@@ -110,6 +167,65 @@ def test_opcheck(act):
     torch.library.opcheck(OPS.upfirdn2d, (x, f, [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_filtered_lrelu_equals_the_reference(dtype, layout):
+    """Values and gradients by the tiled kernel and by the general one. Slopes may differ at values next to zero."""
+    smooth, uneven = torch.tensor(bench.SMOOTH), numbers(12, 12, seed=4).float() / 12
+    long, checked = smooth.repeat_interleave(2) / 2, 0
+    for (up, down), u, d, (c, size), clamp in itertools.product(
+        ((2, 2), (4, 2), (2, 4), (1, 2), (4, 4)),
+        (smooth, long, None),
+        (smooth, uneven),
+        ((3, (19, 36)), (16, (35, 40)), (8, (1, 1))),
+        (None, 1.1),
+    ):
+        x = numbers(2, c, *size, dtype=dtype).contiguous(memory_format=layout)
+        bias = numbers(c, seed=1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        exact = [t.double().requires_grad_(True) for t in (x, bias)]
+        ours = [t.to(DEVICE).requires_grad_(True) for t in (x, bias)]
+        how = {"up": up, "down": down, "padding": (20, 19, 18, 21), "clamp": clamp}
+        y = filtered_lrelu(ours[0], on(u), on(d), ours[1], **how)
+        expected = reference.filtered_lrelu(exact[0], u, d, exact[1], up, down, (20, 19, 18, 21), 2**0.5, 0.2, clamp)
+        close(y.double().cpu(), expected, 4 * TOLERANCES[dtype])
+        dy = numbers(*y.shape, seed=4).to(dtype)
+        got = torch.autograd.grad(y, ours, dy.to(DEVICE))
+        wanted = torch.autograd.grad(expected, exact, dy.double())
+        for a, b in zip(got, wanted, strict=True):
+            assert float((a.double().cpu() - b).norm() / b.norm()) < 30 * TOLERANCES[dtype]
+        checked += 1
+    assert checked == 5 * 3 * 2 * 3 * 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_derivatives_of_filtered_lrelu(layout):
+    smooth = torch.tensor(bench.SMOOTH, device=DEVICE)
+    x = numbers(1, 2, 5, 6).contiguous(memory_format=layout).to(DEVICE).requires_grad_(True)
+    bias = numbers(2, seed=1).to(DEVICE).requires_grad_(True)
+    for up, down, second in ((2, 2, smooth), (4, 2, torch.outer(smooth, smooth))):
+
+        def run(x, bias, up=up, down=down, second=second):
+            return filtered_lrelu(x, smooth, second, bias, up=up, down=down, padding=12, clamp=0.9)
+
+        assert torch.autograd.gradcheck(run, (x, bias))
+        assert torch.autograd.gradgradcheck(lambda x, b, run=run: run(x, b).square(), (x, bias), fast_mode=True)
+    rest = (2, 2, [9, 10, 11, 9], 1.3, 0.2, 0.9, False)
+    torch.library.opcheck(OPS.filtered_lrelu, (x.detach(), smooth, smooth, bias.detach(), *rest))
+
+
+def test_filtered_lrelu_of_more_than_two_to_the_31_elements():
+    free, _ = torch.cuda.mem_get_info()
+    if free < 16e9:
+        pytest.skip(f"{free / 1e9:.0f} GB of GPU memory are free, 16 are needed")
+    smooth = torch.tensor(bench.SMOOTH)
+    x = torch.zeros(3, 24, 5488, 5488, dtype=torch.float16, device=DEVICE)  # 2.17e9 elements, 4.3 GB
+    x[-1, :, -24:, -24:] = numbers(24, 24, 24, dtype=torch.float16).to(DEVICE)
+    corner = x[-1:, :, -24:, -24:].double().cpu()
+    y = filtered_lrelu(x.requires_grad_(True), on(smooth), on(smooth), up=2, down=2, padding=(11, 10, 11, 10))
+    expected = reference.filtered_lrelu(corner, smooth, smooth, None, 2, 2, (11, 10, 11, 10), 2**0.5, 0.2, None)
+    close(y[-1:, :, -8:, -8:].double().cpu(), expected[..., -8:, -8:], 4e-3)
+
+
 def test_export_and_compile_of_inference():
     net, x = Layers().eval().to(DEVICE), numbers(3, 4, 8, 8, dtype=torch.float32).to(DEVICE)
     with torch.no_grad():
@@ -138,6 +254,17 @@ def test_more_than_two_to_the_31_elements(layout):
     y = bias_act(x, bias.to(DEVICE), act="lrelu", gain=1.0)
     expected = reference.bias_act(corner, bias.double(), None, None, "lrelu", 1.0, None, 1)
     close(y[-1:, :, -16:, -16:].double().cpu(), expected, 2e-3)
+    scale = (numbers(3, 24, seed=2).abs() + 0.5).float()
+    tail_ = (x, bias.to(DEVICE), scale.to(DEVICE), None, "lrelu", 1.0, None, 1)
+    del y
+    dx, dbias, dscale, _ = OPS.bias_act_backward(x, *tail_, [True, True, False])
+    given = [corner.requires_grad_(True), *(t.double().requires_grad_(True) for t in (bias, scale[-1:]))]
+    expected = reference.bias_act(*given, None, "lrelu", 1.0, None, 1)  # type: ignore[arg-type]
+    wanted = torch.autograd.grad(expected, given, corner.detach())
+    close(dx[-1:, :, -16:, -16:].double().cpu(), wanted[0], 2e-3)
+    close(dbias.double().cpu(), wanted[1], 1e-4)  # only the corner of dy is not zero
+    close(dscale[-1:].double().cpu(), wanted[2], 1e-4)
+    assert not dscale[:-1].any()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -193,7 +320,7 @@ def test_bandwidth_is_printed():
     rows = list(bench.rows(DEVICE, 0.05))
     for row in rows:
         print(bench.line(row))
-    assert len(rows) == 3 * 3 * 2 * 5
+    assert len(rows) == 3 * 3 * 2 * 10
     assert all(row["gb_per_sec"] > 0 for row in rows)
 
 

@@ -50,7 +50,7 @@ def test_an_unknown_mode_is_a_usage_error():
 
 def test_status_names_every_device():
     done = harness.command("kernels", expected=0)
-    for line in ("cpu upfirdn2d: ", "cpu bias_act: ", "cuda"):
+    for line in ("cpu upfirdn2d: ", "cpu bias_act: ", "cpu filtered_lrelu: ", "cuda"):
         assert line in done.stdout
 
 

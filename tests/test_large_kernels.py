@@ -77,7 +77,7 @@ def test_lack_of_memory_for_sums_is_a_known_error():
             size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + (mib << 20), resource.RLIM_INFINITY))
             try:
-                tail.backward(x, True, True, False)
+                tail.backward(x, (True, True, False))
                 told.add("done")
             except RuntimeError as error:
                 assert out_of_memory(error), error
@@ -145,7 +145,7 @@ def test_all_loops_are_vectorised(act):
                 passes = {
                     "value": lambda t=tail_: t.elementwise(0),
                     "slope": lambda t=tail_, x=x: t.elementwise(1, x),
-                    "backward": lambda t=tail_, x=x, n=noise is not None: t.backward(x, True, False, n),
+                    "backward": lambda t=tail_, x=x, n=noise is not None: t.backward(x, (True, False, n)),
                 }
                 for name, function in passes.items():
                     assert best(function) < 12 * copying, (name, layout, dtype)

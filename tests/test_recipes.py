@@ -42,6 +42,19 @@ GENERATIONS = {
         "growth__optimizer": "carry",
         "augment__mode": "diffaugment",
     },
+    "r3gan": {
+        "model__name": "r3gan",
+        "model__group_width": 4,
+        "data__conditional": "true",
+        "loss__objective": "relativistic",
+        "loss__pl_weight": 0,
+        "loss__r1_every": 1,
+        "loss__terms": "[{name: r2, weight: 1}]",
+        "augment__mode": "fixed",
+        "augment__p": 0.5,
+        "augment__pipeline": "bgco",
+        "augment__multipliers": "{hue: 0.5, saturation: 0.5, cutout: 0.8}",
+    },
     "stylegan2": {
         "data__conditional": "true",
         "loss__objective": "relativistic",
@@ -94,6 +107,7 @@ def test_files_of_a_run(straight):
     expected = {
         "progan": {"gp_norm", "augment_p", "sign_real"},
         "stylegan": {"dragan_norm", "r1_penalty"},
+        "r3gan": {"r1_penalty", "r2_penalty"},
         "stylegan2": {"r1_penalty", "r2_penalty", "pl_length"},
     }
     assert expected[name] <= set().union(*lines)

@@ -65,10 +65,18 @@ def assert_same(data, *overrides: str, **how: Any) -> EmulatedGraphs:
         ["model.name=stylegan", "loss.pl_weight=0"],
         ["model.name=progan", "loss.pl_weight=0", "loss.terms=[{name: gradient_penalty}, {name: drift}]"],
         ["data.conditional=true", "train.micro_batch=4"],
+        ["model.name=r3gan", "loss.pl_weight=0", "loss.r1_every=1", "loss.terms=[r2]", "loss.objective=relativistic"],
         ["loss.terms=[{name: r2, weight: 1, every: 2}]", "loss.objective=relativistic"],
         ["optim.d_steps=2", "loss.d_clip=0.1"],
         ["model.low_precision=bf16", "model.low_precision_at=[8]"],
         ["augment={mode: ada, pipeline: bgcfno, p: 0.4, interval: 2}"],
+        [
+            "loss.r1_gamma={from: 5, to: 0.5, kimg: 0.2}",
+            "loss.terms=[{name: drift, weight: {from: 1, to: 2, kimg: 1}}]",
+        ],
+        ["loss.pl_weight={from: 0, to: 3, kimg: 0.2, shape: cosine}", "ema.kimg={from: 0, to: 1, kimg: 0.1}"],
+        ["augment={mode: fixed, pipeline: b, p: {from: 0, to: 1, kimg: 0.112}}"],
+        ["loss.blur_sigma=1.5"],
     ],
     ids=" ".join,
 )
@@ -92,6 +100,28 @@ def test_the_same_bits_in_a_fade(tiny_data, overrides):
     """Alpha, which changes at every step, is read from the device."""
     graphs = assert_same(tiny_data, *overrides, phase=1)
     assert graphs.captures >= 4
+    assert graphs.replays > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["optim.g_lr={from: 1e-4, to: 1e-2, kimg: 0.1}"], "Adam's steps of G run as they are"),
+        (["optim.beta2={from: 0.5, to: 0.9, kimg: 0.05, start: 0.04}"], "Adam's steps of D run as they are"),
+        (["loss.blur_sigma={from: 1, to: 2, kimg: 0.03, start: 0.04}"], "steps run as they are while loss.blur_sigma"),
+    ],
+)
+def test_numbers_that_cannot_be_on_the_device(tiny_data, caplog, overrides, note):
+    """A curve begins after steps were captured, and what was captured is replayed again behind it."""
+    caplog.set_level("INFO")
+    graphs = assert_same(tiny_data, "loss.r1_gamma=0", "loss.pl_weight=0", *overrides)
+    assert len([message for message in caplog.messages if f"note: train.graphs: {note}" in message]) == 1
+    assert graphs.captures >= 3
+    assert graphs.replays >= 3
+
+
+def test_several_steps_of_g(tiny_data):
+    graphs = assert_same(tiny_data, "optim.g_steps=2", "loss.r1_gamma=0", "loss.pl_weight=0")
     assert graphs.replays > 0
 
 

@@ -9,20 +9,39 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_cases import OPS, tail
 from shimmed import (
+    BACKWARD_SHAPES,
     CASES,
     DTYPES,
+    FILTERED,
     LAYOUTS,
     LOPSIDED,
+    SMOOTH,
+    UNEVEN,
     check,
+    check_backward,
     check_bias_act,
+    check_filtered,
     random,
     report,
+    run_backward,
     run_upfirdn2d,
 )
 
 from stylegan_pg.errors import RunError
-from stylegan_pg.ops import ACTIVATIONS, bias_act, build, calls, native, reference, setup_filter, upfirdn2d
+from stylegan_pg.ops import (
+    ACTIVATIONS,
+    bias_act,
+    build,
+    calls,
+    filtered_lrelu,
+    native,
+    reference,
+    setup_filter,
+    upfirdn2d,
+)
+from stylegan_pg.planning.operations import NO_LAUNCH
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +84,39 @@ def test_bias_act_on_the_shim(shim, act, dtype, layout):
     check_bias_act(shim, act, dtype, layout)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_pass_of_bias_act_on_the_shim(shim, dtype, layout):
+    """Every combination of wanted gradients, tiles of every form, and a curved activation without packs."""
+    check_backward(shim, "lrelu", dtype, layout)
+    check_backward(shim, "swish", dtype, layout, BACKWARD_SHAPES[:4], ("all",))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_backward_pass_of_every_activation_on_the_shim(shim, act, layout):
+    check_backward(shim, act, torch.float32, layout, BACKWARD_SHAPES[:3], ("bias", "shared"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums_of_the_backward_pass_do_not_depend_on_the_order_of_threads(shim, layout):
+    x, dy = (random(2, 24, 36, 65, dtype=torch.bfloat16, seed=s).contiguous(memory_format=layout) for s in (0, 1))
+    given = random(24), random(2, 24, seed=2), random(2, 1, 36, 65, seed=3)
+    runs = [run_backward(shim, "lrelu", x, dy, given, [True] * 3, 0.9, order) for order in (0, 1, 2)]
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            assert torch.equal(a, b)
+    assert report(shim) == ""
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("name", FILTERED)
+def test_filtered_lrelu_on_the_shim(shim, name, order):
+    """Values and gradients, of the tiled kernel in both layouts and of the general one, in all orders of threads, with
+    more tiles than blocks of the grid."""
+    check_filtered(shim, name, order)
+
+
 @pytest.fixture
 def on_device_code(shim, monkeypatch):
     """Use the operators as on a GPU, with the shim instead of CUDA."""
@@ -86,15 +138,98 @@ def test_operators_and_their_derivatives_on_device_code(on_device_code, layout):
     bias, scale, noise = (random(*s, dtype=torch.float64) for s in ((3,), (2, 3), (2, 1, 5, 6)))
     inputs = [x, *(t.requires_grad_(True) for t in (bias, scale, noise))]
 
-    def tail(x, bias, scale, noise, act):
+    def layer(x, bias, scale, noise, act):
         return bias_act(x, bias, scale=scale, noise=noise, act=act, clamp=1.1)
 
     for act in ("lrelu", "swish"):
-        tail_of = functools.partial(tail, act=act)
-        assert torch.autograd.gradcheck(tail_of, inputs)
-        assert torch.autograd.gradgradcheck(tail_of, inputs)
+        layer_of = functools.partial(layer, act=act)
+        assert torch.autograd.gradcheck(layer_of, inputs)
+        assert torch.autograd.gradgradcheck(layer_of, inputs)
     bare = bias_act(random(7, 5), random(5), act="relu")
     check(bare, (random(7, 5) + random(5)).relu() * 2**0.5, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "wanted", "launches"),
+    [
+        ("bias", (8, 12), [True, False, False], 1),  # one tile
+        ("bias", (4, 12, 16, 16), [True, False, False], 2),
+        ("bias scale noise", (4, 12, 16, 16), [True, True, True], 2),
+        ("bias scale noise shared", (4, 12, 16, 16), [True, True, True], 2),
+        ("bias scale noise", (4, 12, 16, 16), [False, False, False], 1),
+        ("bias", (4, 12, 16, 16), [False, False, False], 1),
+    ],
+)
+def test_a_backward_pass_starts_at_most_two_kernels(on_device_code, shim, kind, shape, wanted, launches):
+    """And no operations of PyTorch beside them that would compute anything."""
+    x, *given = tail(kind, shape, torch.float32).values()
+    dy, before = torch.ones_like(x), shim.spg_shim_launches()
+    with torch.profiler.profile() as profile:
+        OPS.bias_act_backward(dy, x, *given, "lrelu", 1.0, 2.0, 1, wanted)
+    assert shim.spg_shim_launches() - before == launches
+    names = {event.name.removeprefix("aten::") for event in profile.events() or ()}
+    assert "stylegan_pg::bias_act_backward" in names
+    assert names - NO_LAUNCH - {"to", "sum_to_size"} == {"stylegan_pg::bias_act_backward"}  # these change nothing
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("needed", [("x",), ("bias",), ("scale", "noise"), ("x", "noise"), ("bias", "scale", "noise")])
+def test_gradients_that_are_needed_on_device_code(on_device_code, needed, layout):
+    """A gradient has the format of its tensor. Tensors that need none get none."""
+    how = tail("bias scale noise shared", (3, 5, 6, 7), torch.float32)
+    how["x"] = how["x"].contiguous(memory_format=layout)
+    how["bias"], how["scale"] = how["bias"].double(), how["scale"].bfloat16()
+    plain = functools.partial(reference.bias_act, act="lrelu", gain=2**0.5, clamp=None, dim=1)
+    results = []
+    for call, double in ((functools.partial(bias_act, act="lrelu"), False), (plain, True)):
+        leaves = {k: t.detach().clone().requires_grad_(k in needed) for k, t in how.items()}
+        y = call(**{k: t.double() if double else t for k, t in leaves.items()})
+        (y * random(*y.shape, seed=5)).sum().backward()
+        assert {k for k, t in leaves.items() if t.grad is not None} == set(needed)
+        results.append({k: leaves[k].grad for k in needed})
+    for k in needed:
+        assert results[0][k].dtype == how[k].dtype
+        check(results[0][k], results[1][k], 1e-2 if k == "scale" else 1e-5)
+
+
+def test_empty_tensors_on_device_code(on_device_code):
+    for shape in ((3, 0), (0, 4), (2, 0, 3, 3), (2, 3, 0, 3)):
+        x, b = torch.ones(shape, requires_grad=True), torch.ones(shape[1], requires_grad=True)
+        scale = torch.ones(shape[:2], requires_grad=True)
+        bias_act(x, b, scale=scale, act="lrelu").sum().backward()
+        for t in (x, b, scale):
+            assert t.grad is not None
+            assert t.grad.shape == t.shape
+            assert not t.grad.any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("up", "down", "second"), [(2, 2, UNEVEN), (4, 1, SMOOTH)])
+def test_derivatives_of_filtered_lrelu_on_device_code(on_device_code, layout, up, down, second):
+    """In float64, by the general kernel."""
+    x = random(1, 2, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_(True)
+    bias = random(2, dtype=torch.float64, seed=1).requires_grad_(True)
+
+    def run(x, bias):
+        return filtered_lrelu(x, SMOOTH, second, bias, up=up, down=down, padding=(9, 10, 8, 11), clamp=0.6)
+
+    assert torch.autograd.gradcheck(run, (x, bias))
+    assert torch.autograd.gradgradcheck(lambda x, bias: run(x, bias).square(), (x, bias), fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_second_derivatives_of_filtered_lrelu_by_the_tiled_kernel(on_device_code, layout):
+    """The gradient of a gradient penalty, in float32."""
+    x, bias, results = random(1, 4, 9, 12).contiguous(memory_format=layout), random(4, seed=1), []
+    for t, function in (
+        (x, lambda x, b: filtered_lrelu(x, SMOOTH, UNEVEN, b, up=2, down=2, padding=9, clamp=0.9)),
+        (x.double(), lambda x, b: reference.filtered_lrelu(x, SMOOTH, UNEVEN, b, 2, 2, (9,) * 4, 2**0.5, 0.2, 0.9)),
+    ):
+        inputs = [t.clone().requires_grad_(True), bias.to(t.dtype).requires_grad_(True)]
+        first = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs, create_graph=True)
+        results.append([*first, *torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), inputs)])
+    for actual, expected in zip(*results, strict=True):
+        check(actual, expected, 1e-4)
 
 
 def test_the_factors_of_a_filter_are_computed_once(on_device_code, monkeypatch):
@@ -164,10 +299,22 @@ def test_indices_beyond_31_bits(on_device_code, shim, layout):
         y = bias_act(x, bias, act="lrelu", gain=1.0)
         plain = reference.bias_act(corner.double(), bias.double(), None, None, "lrelu", 1.0, None, 1)
         check(y[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
+        for wanted in ([True, False, False], [True, True, False]):
+            scale = random(1, channels, seed=2)
+            given = [corner.double(), bias.double(), scale.double(), None]
+            dx = OPS.bias_act_backward(x, x, bias, scale, None, "lrelu", 1.0, None, 1, wanted)[0]
+            plain = OPS.bias_act_slope(given[0], *given, "lrelu", 1.0, None, 1) * scale.double()[:, :, None, None]
+            check(dx[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
         for f in (setup_filter([1, 3, 3, 1]), random(3, 4, seed=2)):  # the fast kernel and the general one
             fh, fw = f.shape
             y = upfirdn2d(x, f, padding=(fw - 1, 0, fh - 1, 0))
             plain = reference.upfirdn2d(corner.double(), f, (1, 1), (1, 1), (fw - 1, 0, fh - 1, 0), False, 1.0)
+            check(y[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
+        del y
+        for up, down, u, d in ((2, 2, SMOOTH, SMOOTH), (1, 1, SMOOTH, None)):  # the tiled kernel and the general one
+            pad = (11, 10, 11, 10) if up == 2 else (11, 0, 11, 0)
+            plain = reference.filtered_lrelu(corner.double(), u, d, bias.double(), up, down, pad, 1.0, 0.2, None)
+            y = filtered_lrelu(x, u, d, bias, up=up, down=down, padding=pad, gain=1.0)
             check(y[:, -1:, -1:, -8:], plain[:, -1:, -1:, -8:], 1e-2)
     finally:
         shim.spg_shim_last_blocks(ctypes.c_int64(0))

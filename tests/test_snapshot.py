@@ -33,6 +33,8 @@ from stylegan_pg.inference.generate import latents
         {"name": "progan", "c_dim": 3},
         {"name": "stylegan", "c_dim": 3},
         {"name": "stylegan", "noise": False, "base": [3, 5], "resample_filter": [1.0, 2.0, 1.0]},
+        {"name": "stylegan3", "c_dim": 3, "conv_clamp": 256.0},
+        {"name": "stylegan3", "equivariance": "rotation", "base": [3, 5]},
     ],
 )
 @torch.no_grad()
@@ -67,7 +69,7 @@ def test_snapshots_from_before_base_grids_load(tmp_path):
     assert torch.equal(load_snapshot(tmp_path / "G.safetensors")(z), G(z))
 
 
-@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan"])
+@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan", "stylegan3"])
 @torch.no_grad()
 def test_snapshots_of_double_precision_are_used_in_single(tmp_path, name):
     G, description = built(name=name)

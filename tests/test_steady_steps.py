@@ -34,6 +34,7 @@ TINY = {
     "loss.r1_gamma": 1,
     "loss.pl_every": 2,
 }
+RATES = ["optim.g_lr={from: 1e-4, to: 1e-2, kimg: 1}", "optim.beta2={from: 0.5, to: 0.9, kimg: 1}"]
 LAZY = "loss.terms=[{name: %s, weight: 1, every: 2}]"
 
 
@@ -64,6 +65,9 @@ def steps_of(data, monkeypatch, *overrides: str, phase: int = 0, count: int = 6)
         [],
         ["model.name=stylegan", "loss.pl_weight=0"],
         ["model.name=progan", "loss.pl_weight=0"],
+        ["model.name=r3gan", "loss.pl_weight=0"],
+        ["model.name=r3gan", "loss.pl_weight=0", "loss.objective=relativistic", "loss.r1_every=1", "loss.terms=[r2]"],
+        ["data.conditional=true", "loss.r1_every=1", "loss.terms=[{name: r2, weight: 1}]", "train.micro_batch=4"],
         ["data.conditional=true"],
         ["data.conditional=true", "loss.objective=relativistic"],
         ["train.micro_batch=4"],
@@ -77,6 +81,7 @@ def steps_of(data, monkeypatch, *overrides: str, phase: int = 0, count: int = 6)
         *([LAZY % name] for name in ("r2", "gradient_penalty", "dragan")),
         ["loss.terms=[{name: drift, weight: 1}, {name: gradient_penalty, weight: 1}, {name: r2, weight: 1}]"],
         *([f"loss.objective={name}"] for name in ("saturating", "wgan", "lsgan", "hinge")),
+        ["loss.r1_gamma={from: 5, to: 1, kimg: 1}", "loss.pl_weight={from: 1, to: 2, kimg: 1}", *RATES],
     ],
     ids=" ".join,
 )
@@ -84,15 +89,22 @@ def test_steps_of_a_kind_are_alike(tiny_data, monkeypatch, overrides):
     assert steady.problems(steps_of(tiny_data, monkeypatch, *overrides)) == []
 
 
-@pytest.mark.parametrize("augmentation", ["ada, pipeline: bgcfno, p: 0.4, interval: 2", "diffaugment"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        "ada, pipeline: bgcfno, p: 0.4, interval: 2",
+        "fixed, pipeline: bgco, p: 0.4, multipliers: {hue: 0.5, cutout: 2}",
+        "diffaugment",
+    ],
+)
 def test_with_augmentation(tiny_data, monkeypatch, augmentation):
     """As it is made on a GPU."""
     monkeypatch.setattr(geometry, "STEADY", True)
-    overrides = [f"augment={{mode: {augmentation}}}", "growth.stable_kimg=0.128"]
+    overrides = [f"augment={{mode: {augmentation}}}", "growth.stable_kimg=0.128", "loss.terms=[r2]"]
     assert steady.problems(steps_of(tiny_data, monkeypatch, *overrides, count=12)) == []
 
 
-@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan"])
+@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan", "r3gan"])
 def test_in_a_fade(tiny_data, monkeypatch, name):
     overrides = [f"model.name={name}", *(["loss.pl_weight=0"] if name != "stylegan2" else [])]
     assert steady.problems(steps_of(tiny_data, monkeypatch, *overrides, phase=1)) == []

@@ -13,8 +13,10 @@ from stylegan_pg.training import autotune
 CPU = torch.device("cpu")
 
 
-def config_with(**model) -> Config:
-    config = load_config(None, ["run=none", "data.url=none", "resolution=64", "growth.start=8", "train.batch=4"])
+def config_with(name: str = "stylegan2", **model) -> Config:
+    length = ["growth.start=null", "train.total_kimg=1"] if name == "stylegan3" else ["growth.start=8"]
+    given = ["run=none", "data.url=none", "resolution=64", "train.batch=4", f"model.name={name}", *length]
+    config = load_config(None, given)
     small = {"channel_base": 256, "channel_max": 16, "low_precision": "auto"}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **(small | model)))
 
@@ -100,10 +102,12 @@ def test_a_damaged_table_is_measured_again(monkeypatch, tmp_path, damage):
     assert autotune.choose_precision(config, CPU)[0] == [64]
 
 
-@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "progan"])
+@pytest.mark.parametrize("name", ["stylegan2", "stylegan", "stylegan3", "progan"])
 def test_a_real_measurement(name):
     """On any machine, the choice follows from the printed ratios."""
-    config = config_with(name=name, channel_base=4096, channel_max=128, low_precision_resolutions=2, base=[4, 6])
+    width = {"channel_base": 1024, "channel_max": 32} if name == "stylegan3" else {}  # it has more layers
+    how = {"channel_base": 4096, "channel_max": 128, "low_precision_resolutions": 2, "base": [4, 6], **width}
+    config = config_with(name=name, **how)
     chosen, why = autotune.choose_precision(config, CPU)
     ratios = dict(part.split(": ") for part in why.split("fp32: ")[1].split(", "))
     assert list(ratios) == ["64", "32"]

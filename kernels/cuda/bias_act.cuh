@@ -73,6 +73,14 @@ struct Curved {
   }
 };
 
+// g f'(z) or g h f''(z), which are zero where the clamp limits the value.
+template <int order, class F, class A>
+__device__ __forceinline__ A derivative(const F& f, A z, A g, A h, A gain, A clamp) {
+  const A value = f.value(z), y = value * gain;
+  const A dz = g * ((order == kSlope ? f.slope(z, value) : h * f.curvature(z, value)) * gain);
+  return fabs(y) > clamp ? A(0) : dz;
+}
+
 template <class T, template <class> class F, int order, int N, bool channels_last>
 __global__ void __launch_bounds__(kBiasActThreads, kBiasActBlocks) bias_act_kernel(BiasActParams p) {
   using A = typename Accumulator<T>::type;
@@ -114,16 +122,13 @@ __global__ void __launch_bounds__(kBiasActThreads, kBiasActBlocks) bias_act_kern
   }
 #pragma unroll
   for (int i = 0; i < N; i++) {
-    const A value = f.value(z[i]);
-    A y = value * gain;
     if (order == kValue) {
+      A y = f.value(z[i]) * gain;
       y = y < -clamp ? -clamp : y;  // with this comparison NaN stays NaN
       y = y > clamp ? clamp : y;
       store(&out.v[i], y);
     } else {
-      const A d = (order == kSlope ? f.slope(z[i], value) : load(h.v[i]) * f.curvature(z[i], value)) * gain;
-      const A dz = load(g.v[i]) * d;
-      store(&out.v[i], y > clamp || y < -clamp ? A(0) : dz);
+      store(&out.v[i], derivative<order>(f, z[i], load(g.v[i]), order == kCurvature ? load(h.v[i]) : A(0), gain, clamp));
     }
   }
   store_pack<T, N>(static_cast<T*>(p.out) + at, out);

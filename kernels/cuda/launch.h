@@ -1,4 +1,4 @@
-// Common code of upfirdn2d.cu and bias_act.cu: numbers of blocks, number formats, the C interface.
+// Common code of upfirdn2d.cu, bias_act.cu and filtered_lrelu.cu: numbers of blocks, number formats, the C interface.
 #pragma once
 
 #include <algorithm>

@@ -14,6 +14,7 @@ using bfloat16_t = __nv_bfloat16;
 // An array in shared memory, aligned to packs of V values. The shim's version records which threads read and write it.
 #define SPG_SHARED(T, name, count, V) __shared__ alignas(16) T name[count]
 #define SPG_STORE_PACK(array, index, pack, V) *reinterpret_cast<decltype(pack)*>(&(array)[index]) = pack
+#define SPG_STORE_SHARED(array, index, value) (array)[index] = value
 #define SPG_CHECK_ALIGNED(p, bytes)
 using stream_t = cudaStream_t;
 #define SPG_LAUNCH(kernel, grid, block, stream, params) \

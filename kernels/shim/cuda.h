@@ -4,7 +4,8 @@
 // Each thread of a block is a fibre with its own stack, and __syncthreads() switches to the next fibre. Threads run in
 // forward, reverse or random order, to detect results that depend on the order. Shared memory records which threads
 // have accessed each element since the last barrier. The shim reports races, accesses outside of an array, barriers
-// that some threads do not reach, unaligned packs, and shared memory that is read before it is written.
+// and warp shuffles that some threads do not reach, unaligned packs, and shared memory that is read before it is
+// written.
 #pragma once
 
 #include <math.h>
@@ -62,8 +63,9 @@ struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   dim3 index;
-  int number = 0, line = 0;  // the source line of the barrier at which the fibre waits
-  bool done = false;
+  int number = 0, line = 0;  // the source line of the barrier or shuffle at which the fibre waits
+  bool done = false, shuffles = false;
+  double offered[2];  // what it gives to other threads in this shuffle and in the one before, which may still be read
 };
 
 struct Tracked {
@@ -78,6 +80,8 @@ struct Machine {
   std::function<void()> kernel;
   std::map<int, std::unique_ptr<Tracked>> shared;  // the shared arrays of the block, by source line
   int epoch = 0;                                   // the number of barriers that the block has passed
+  int shuffle = 0;                                 // the number of shuffles
+  int64_t launches = 0;                            // the number of launched kernels
   int order = 0;                                   // 0 forward, 1 reverse, 2 random
   int64_t last_blocks = 0;                         // run only this number of blocks, the last of the grid; 0 for all
   std::mt19937 dice;
@@ -140,7 +144,26 @@ Shared<T>& shared(int line, int64_t count) {
 
 inline void barrier(int line) {
   machine.current->line = line;
+  machine.current->shuffles = false;
   swapcontext(&machine.current->context, &machine.scheduler);
+}
+
+// All threads of the block must call this together, although CUDA requires it only of a warp. It is no barrier for
+// shared memory.
+template <class T>
+T shuffle_xor(int line, T value, unsigned lanes) {
+  Machine& m = machine;
+  const int slot = m.shuffle % 2, me = m.current->number;
+  m.current->offered[slot] = double(value);
+  m.current->line = line;
+  m.current->shuffles = true;
+  swapcontext(&m.current->context, &m.scheduler);
+  const unsigned other = me ^ lanes;
+  if (lanes >= 32 || other >= m.block.x * m.block.y * m.block.z) {
+    m.complain("line " + std::to_string(line) + ": a shuffle with a thread that does not exist");
+    return value;
+  }
+  return T(m.fibres[other]->offered[slot]);
 }
 
 inline void check_aligned(const void* p, size_t bytes) {
@@ -184,20 +207,23 @@ inline void run_block(int threads) {
     }
     waiting = 0;
     int line = 0;
+    bool shuffles = false;
     for (int i = 0; i < threads; i++) {
       if (m.fibres[i]->done) continue;
       if (waiting++ && m.fibres[i]->line != line) m.complain("threads wait at different barriers");
       line = m.fibres[i]->line;
+      shuffles = m.fibres[i]->shuffles;
     }
     if (waiting && waiting < threads)
       m.complain("line " + std::to_string(line) + ": a barrier that not all threads of the block reach");
-    m.epoch++;
+    (shuffles ? m.shuffle : m.epoch)++;
   }
 }
 
 template <class K, class P>
 int launch(K kernel, dim3 grid, dim3 block, const P& params) {
   Machine& m = machine;
+  m.launches++;
   m.grid = grid;
   m.block = block;
   m.kernel = [=] { kernel(params); };
@@ -219,15 +245,18 @@ int launch(K kernel, dim3 grid, dim3 block, const P& params) {
 #define blockDim (shim::machine.block)
 #define gridDim (shim::machine.grid)
 #define __syncthreads() shim::barrier(__LINE__)
+#define __shfl_xor_sync(mask, value, lanes) shim::shuffle_xor(__LINE__, value, lanes)
 
 #define SPG_SHARED(T, name, count, V) auto& name = shim::shared<T>(__LINE__, count)
 #define SPG_STORE_PACK(array, index, pack, V) \
   for (int pack_i = 0; pack_i < V; pack_i++) (array).put((index) + pack_i, (pack).v[pack_i])
+#define SPG_STORE_SHARED(array, index, value) (array).put(index, value)
 #define SPG_CHECK_ALIGNED(p, bytes) shim::check_aligned(p, bytes)
 #define SPG_LAUNCH(kernel, grid, block, stream, params) ((void)(stream), shim::launch(kernel, grid, block, params))
 #define SPG_SET_DEVICE(device) ((void)(device), 0)
 
-// Sets the order of threads and blocks for the following launches. The function below returns and clears the reports.
+// Sets the order of threads and blocks for the following launches. The functions below return the number of launches so
+// far, and return and clear the reports.
 extern "C" __attribute__((visibility("default"))) inline void spg_shim_order(int order, unsigned seed) {
   shim::machine.order = order;
   shim::machine.dice.seed(seed);
@@ -235,6 +264,7 @@ extern "C" __attribute__((visibility("default"))) inline void spg_shim_order(int
 extern "C" __attribute__((visibility("default"))) inline void spg_shim_last_blocks(int64_t count) {
   shim::machine.last_blocks = count;
 }
+extern "C" __attribute__((visibility("default"))) inline int64_t spg_shim_launches() { return shim::machine.launches; }
 extern "C" __attribute__((visibility("default"))) inline int spg_shim_report(char* text, int size) {
   const int length = int(shim::machine.report.size());
   snprintf(text, size, "%s", shim::machine.report.c_str());
@@ -243,4 +273,4 @@ extern "C" __attribute__((visibility("default"))) inline int spg_shim_report(cha
 }
 // Inline functions without a call are not emitted unless their addresses are taken.
 __attribute__((used)) static void* const spg_shim_entries[] = {(void*)spg_shim_order, (void*)spg_shim_last_blocks,
-                                                                (void*)spg_shim_report};
+                                                                (void*)spg_shim_launches, (void*)spg_shim_report};

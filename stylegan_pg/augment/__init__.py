@@ -28,7 +28,7 @@ class Augment:
         ignores p."""
         if isinstance(self.config, DiffAugmentConfig):
             return diffaugment.draw(self.config.policy, count, generator, size)
-        return ada.draw(self.config.pipeline, count, p, generator, size)
+        return ada.draw(self.config.pipeline, count, p, generator, size, self.config.multipliers)
 
     def instructions(self, params: Params, size: tuple[int, int], channels: int) -> Params:
         """What `perform` needs of drawn parameters, for images of this size and number of channels; on the CPU, with a
@@ -56,14 +56,6 @@ class Augment:
 def make(config: AugmentConfig) -> Augment | None:
     """The augmentation of a configuration, None if its mode is "none"."""
     return Augment(config) if isinstance(config, PipelineConfig | DiffAugmentConfig) else None
-
-
-def initial_p(config: AugmentConfig) -> float | None:
-    """The probability of each operation at the start of a run, None without augmentation; 0 for DiffAugment, which has
-    none."""
-    if isinstance(config, PipelineConfig):
-        return config.p
-    return 0.0 if isinstance(config, DiffAugmentConfig) else None
 
 
 def pick(params: Params, indices: list[int]) -> Params:

@@ -7,6 +7,7 @@ Lognormal(0, (s ln 2)^2) is written as 2 to the power of N(0, s^2).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -26,13 +27,21 @@ NOISE = 0.1  # scale of the half-normal distribution of the noise's standard dev
 CUTOUT = 0.5  # side
 
 
-def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: tuple[int, int]) -> dict:
+def draw(
+    pipeline: str,
+    count: int,
+    p: float,
+    generator: torch.Generator,
+    size: tuple[int, int],
+    multipliers: Mapping[str, float] | None = None,
+) -> dict:
     """Draw the parameters of `count` images of `size` (height, width), for the operations in `pipeline`: letters of
     blit, geometry, colour, filter, noise and cutout, which are applied in this order.
 
-    Every operation is enabled independently with probability p; otherwise its parameter has the neutral value. The same
-    numbers are drawn for every p, so with the same generator, an operation that is enabled at one p is enabled with the
-    same parameters at every higher p.
+    Every operation is enabled independently with probability p, or min(p * factor, 1) if `multipliers` has a factor for
+    it (config.OPERATIONS has the names); otherwise its parameter has the neutral value. The same numbers are drawn for
+    every p, so with the same generator, an operation that is enabled at one p is enabled with the same parameters at
+    every higher p.
 
     Returns CPU tensors of `count` rows, float32 but for noise_seed (int64):
         b: flip [0 or 1]; turns [0..3], by 90 degrees counter-clockwise; shift [2], (x, y) in whole pixels.
@@ -42,8 +51,11 @@ def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: 
         f: bands [4], factors.   n: noise, standard deviation; noise_seed.   o: cutout [3], (x, y, side), see cut_out.
     """
 
-    def some(value: torch.Tensor, otherwise: float | torch.Tensor, probability: float = p) -> torch.Tensor:
-        on = torch.rand([count], generator=generator) < probability
+    def some(name: str, value: torch.Tensor, otherwise: float | torch.Tensor) -> torch.Tensor:
+        chance = min(p * (multipliers or {}).get(name, 1.0), 1.0)
+        if name == "rotation":  # of each of the two, so that `chance` is the probability of at least one
+            chance = 1 - math.sqrt(1 - chance)
+        on = torch.rand([count], generator=generator) < chance
         return torch.where(on.reshape(-1, *[1] * (value.ndim - 1)), value, otherwise)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -58,36 +70,35 @@ def draw(pipeline: str, count: int, p: float, generator: torch.Generator, size: 
     sides = torch.tensor([size[1], size[0]], dtype=torch.float32)
     params = {}
     if "b" in pipeline:
-        params["flip"] = some(whole(2), 0)
-        params["turns"] = some(whole(4), 0)
-        params["shift"] = some((uniform(-SHIFT, SHIFT, 2) * sides).round(), 0)
+        params["flip"] = some("flip", whole(2), 0)
+        params["turns"] = some("turns", whole(4), 0)
+        params["shift"] = some("shift", (uniform(-SHIFT, SHIFT, 2) * sides).round(), 0)
     if "g" in pipeline:
-        p_rot = 1 - math.sqrt(1 - p)  # for each of the two rotations, so that p is the probability of at least one
-        params["scale"] = some((normal() * SCALE).exp2(), 1)
-        params["pre_rotation"] = some(uniform(-math.pi, math.pi), 0, p_rot)
-        params["stretch"] = some((normal() * STRETCH).exp2(), 1)
-        params["post_rotation"] = some(uniform(-math.pi, math.pi), 0, p_rot)
-        params["move"] = some(normal(2) * MOVE * sides, 0)
+        params["scale"] = some("scale", (normal() * SCALE).exp2(), 1)
+        params["pre_rotation"] = some("rotation", uniform(-math.pi, math.pi), 0)
+        params["stretch"] = some("stretch", (normal() * STRETCH).exp2(), 1)
+        params["post_rotation"] = some("rotation", uniform(-math.pi, math.pi), 0)
+        params["move"] = some("move", normal(2) * MOVE * sides, 0)
     if "c" in pipeline:
-        params["brightness"] = some(normal() * BRIGHTNESS, 0)
-        params["contrast"] = some((normal() * CONTRAST).exp2(), 1)
-        params["luma_flip"] = some(whole(2), 0)
-        params["hue"] = some(uniform(-math.pi, math.pi), 0)
-        params["saturation"] = some((normal() * SATURATION).exp2(), 1)
+        params["brightness"] = some("brightness", normal() * BRIGHTNESS, 0)
+        params["contrast"] = some("contrast", (normal() * CONTRAST).exp2(), 1)
+        params["luma_flip"] = some("luma_flip", whole(2), 0)
+        params["hue"] = some("hue", uniform(-math.pi, math.pi), 0)
+        params["saturation"] = some("saturation", (normal() * SATURATION).exp2(), 1)
     if "f" in pipeline:
         power, bands = torch.tensor(POWER), torch.ones([count, 4])
         for i in range(4):
             gains = torch.ones([count, 4])
             gains[:, i] = (normal() * BAND).exp2()
             gains /= (power * gains.square()).sum(dim=1, keepdim=True).sqrt()  # so that power stays as expected
-            bands = bands * some(gains, 1)
+            bands = bands * some("bands", gains, 1)
         params["bands"] = bands
     if "n" in pipeline:
-        params["noise"] = some(normal().abs() * NOISE, 0)
+        params["noise"] = some("noise", normal().abs() * NOISE, 0)
         params["noise_seed"] = torch.randint(2**63 - 1, [count], generator=generator)
     if "o" in pipeline:
         centre = uniform(0, 1, 2)
-        params["cutout"] = torch.cat([centre, some(torch.full([count, 1], CUTOUT), 0)], dim=1)
+        params["cutout"] = torch.cat([centre, some("cutout", torch.full([count, 1], CUTOUT), 0)], dim=1)
     return params
 
 

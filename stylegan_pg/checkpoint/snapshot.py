@@ -18,7 +18,7 @@ from stylegan_pg import files
 from stylegan_pg.checkpoint import tensor_file
 from stylegan_pg.data.classes import class_names, condition, vector_condition
 from stylegan_pg.errors import UsageError
-from stylegan_pg.networks import NETWORKS
+from stylegan_pg.networks import NETWORKS, accepted
 from stylegan_pg.untrusted import finite_number, is_number, parse_json, printable, whole_number
 
 FORMAT = 1
@@ -106,9 +106,12 @@ def load_snapshot(
         if not tensor_file.is_finite(t):
             raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
     G.description = description
-    if hasattr(G, "mapping"):
+    if hasattr(G, "mapping") or network is None:
         names = None if "condition" in description else class_names(G)
-        G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, G.c_dim, names))
+        if hasattr(G, "mapping"):
+            G.mapping.register_forward_pre_hook(partial(_fitting, G.z_dim, G.c_dim, names))
+        else:  # of this package, without ws
+            G.register_forward_pre_hook(partial(_fitting_itself, G.z_dim, G.c_dim, names), with_kwargs=True)
     if description["kwargs"].get("fade"):
         G.register_forward_pre_hook(partial(_at_alpha, float(description["alpha"])), with_kwargs=True)
     return G.eval().requires_grad_(False)
@@ -185,11 +188,12 @@ def _class_of(name: Any, network: type[torch.nn.Module] | None) -> type[torch.nn
     return NETWORKS[name].G
 
 
-def _fitting(z_dim: int, c_dim: int, names: list[str] | None, mapping: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+def _fitting(z_dim: int, c_dim: int, names: list[str] | None, module: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
     """A hook that checks latents and conditions and moves them to the generator's device and dtype. `names` are those
     of the classes, None where conditions are vectors."""
     z, c = (*inputs, None)[:2]
-    like = {"device": mapping.w_avg.device, "dtype": mapping.w_avg.dtype}
+    place = next(iter(module.state_dict().values()))
+    like = {"device": place.device, "dtype": place.dtype}
     try:
         z = torch.as_tensor(z).to(**like)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -198,6 +202,18 @@ def _fitting(z_dim: int, c_dim: int, names: list[str] | None, mapping: Any, inpu
         raise UsageError(f"z has shape {list(z.shape)}: this generator takes latents [N, {z_dim}]")
     c = vector_condition(c, len(z), c_dim) if names is None else condition(c, len(z), names)
     return z, None if c is None else c.to(**like)
+
+
+def _fitting_itself(
+    z_dim: int, c_dim: int, names: list[str] | None, G: Any, inputs: tuple[Any, ...], given: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """`_fitting` for a generator without ws, whose inputs may be given by name. What other generators take besides is
+    left out."""
+    if given.get("psi", 1.0) != 1.0:
+        raise UsageError(f"psi={given['psi']}: this generator has no ws, so there is nothing to truncate; take psi=1")
+    inputs = (*inputs, *(given[name] for name in ("z", "c")[len(inputs) :] if name in given))
+    how = {name: value for name, value in given.items() if name not in ("z", "c")}
+    return _fitting(z_dim, c_dim, names, G, inputs), accepted(G, **how)
 
 
 def _at_alpha(alpha: float, _: torch.nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

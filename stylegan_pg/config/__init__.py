@@ -2,6 +2,7 @@
 
 from stylegan_pg.config.augmentations import (
     AUGMENTATIONS,
+    OPERATIONS,
     ADAConfig,
     AugmentConfig,
     DiffAugmentConfig,
@@ -10,13 +11,17 @@ from stylegan_pg.config.augmentations import (
 )
 from stylegan_pg.config.models import (
     MODELS,
+    ConvolutionalConfig,
     GrowingConfig,
     MLPConfig,
     ModelConfig,
     ProGANConfig,
+    R3GANConfig,
     StyleConfig,
     StyleGAN2Config,
+    StyleGAN3Config,
     StyleGANConfig,
+    r3gan_stages,
 )
 from stylegan_pg.config.schema import (
     CheckpointConfig,
@@ -45,11 +50,13 @@ from stylegan_pg.config.terms import (
 __all__ = [
     "AUGMENTATIONS",
     "MODELS",
+    "OPERATIONS",
     "TERMS",
     "ADAConfig",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
+    "ConvolutionalConfig",
     "DataConfig",
     "DiffAugmentConfig",
     "DraganConfig",
@@ -71,9 +78,12 @@ __all__ = [
     "ProGANConfig",
     "R1Config",
     "R2Config",
+    "R3GANConfig",
     "StyleConfig",
     "StyleGAN2Config",
+    "StyleGAN3Config",
     "StyleGANConfig",
     "TermConfig",
     "TrainConfig",
+    "r3gan_stages",
 ]

@@ -6,9 +6,44 @@ at their fields.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stylegan_pg.config.fields import between, positive, share, some_of
+from stylegan_pg.config.curves import Scheduled
+from stylegan_pg.config.fields import (
+    Demand,
+    between,
+    by_kimg,
+    by_resolution,
+    positive,
+    scheduled,
+    share,
+    some_of,
+    table,
+)
+
+# The operations of ADA's pipeline by letter, in their order.
+OPERATIONS = {
+    "b": ("flip", "turns", "shift"),
+    "g": ("scale", "rotation", "stretch", "move"),
+    "c": ("brightness", "contrast", "luma_flip", "hue", "saturation"),
+    "f": ("bands",),
+    "n": ("noise",),
+    "o": ("cutout",),
+}
+
+
+def _are_multipliers(given: Mapping[str, float]) -> bool:
+    known = [name for names in OPERATIONS.values() for name in names]
+    return given.keys() <= set(known) and all(0 <= factor < math.inf for factor in given.values())
+
+
+MULTIPLIERS = Demand(
+    _are_multipliers,
+    "a table from operations to numbers of 0 or more; the operations are "
+    + "; ".join(f"{letter}: {', '.join(names)}" for letter, names in OPERATIONS.items()),
+)
 
 
 @dataclass(frozen=True)
@@ -23,13 +58,16 @@ class AugmentConfig:
 class PipelineConfig(AugmentConfig):
     """What the modes with ADA's pipeline read."""
 
-    p: float = share(0.0)  # probability of each operation: at the start (ada), or always (fixed)
+    p: Scheduled = scheduled(share(0.0))  # probability of each operation: at the start (ada), or always (fixed)
     pipeline: str = some_of("bgc", "bgcfno")  # b: blit, g: geometry, c: colour, f: filter, n: noise, o: cutout
+    multipliers: dict[str, float] = table("operation", MULTIPLIERS)  # factors of p for single operations, instead of 1
 
 
 @dataclass(frozen=True)
 class FixedConfig(PipelineConfig):
     mode: str = "fixed"
+    p_at: dict[int, float] = by_resolution(of=share(0.0))  # probabilities by resolution, instead of p
+    p_from: dict[int, float] = by_kimg(of=share(0.0))  # {kimg: probability} from there on
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from stylegan_pg.config import Config, FixedConfig, GrowingConfig, TermConfig
+from stylegan_pg.config import (
+    OPERATIONS,
+    ADAConfig,
+    Config,
+    ConvolutionalConfig,
+    FixedConfig,
+    GrowingConfig,
+    PipelineConfig,
+    R3GANConfig,
+    StyleGAN3Config,
+    TermConfig,
+    curves,
+    r3gan_stages,
+)
 from stylegan_pg.config.families import FAMILIES, base_of
-from stylegan_pg.config.fields import values_of
+from stylegan_pg.config.fields import Demand, values_of
 from stylegan_pg.config.plain import publishable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
@@ -59,8 +73,20 @@ def _check_fields(config: Config, node: Any, prefix: str = "") -> None:
         value, key = getattr(node, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
             _check_fields(config, value, f"{key}.")
+        if values_of(field).curve is not None and (curves.is_curve(value) or not isinstance(value, int | float)):
+            _check_curves(value, values_of(field).curve or (), key)
+            continue
         for demand in values_of(field).demands if value is not None else ():
             _demand(config, demand.fits(value), key, demand.wanted)
+
+
+def _check_curves(value: Any, demands: Sequence[Demand], key: str) -> None:
+    """What a key demands of the ends of its curves."""
+    curves.read(value, key)
+    for named, number in curves.numbers_in(value, key):
+        for demand in demands:
+            if not demand.fits(number):
+                raise UsageError(f"{named}={number:g} is not possible: it must be {demand.wanted}")
 
 
 def _check_class(config: Config, node: Any, prefix: str) -> None:
@@ -88,27 +114,77 @@ def _check_model(config: Config) -> None:
     model = config.model
     fits = not model.low_precision_at or model.low_precision != "fp32"
     _demand(config, fits, "model.low_precision", "bf16, fp16 or auto if model.low_precision_at is given")
-    if isinstance(model, GrowingConfig):
-        fits = model.channel_base >= config.resolution
-        _demand(config, fits, "model.channel_base", f"at least {config.resolution}")
-        width = min(model.channel_base // 4, model.channel_max)
+    if isinstance(model, R3GANConfig):
+        _check_stages(model, config.resolution)
+    elif isinstance(model, ConvolutionalConfig):
+        bases, width = ["channel_base"], min(model.channel_base // 4, model.channel_max)
+        if isinstance(model, StyleGAN3Config):
+            bases += ["d_channel_base"] if model.d_channel_base else []
+            width = min((model.d_channel_base or model.channel_base) // 4, model.d_channel_max or model.channel_max)
+        for key in bases:
+            fits = getattr(model, key) >= config.resolution
+            _demand(config, fits, f"model.{key}", f"at least {config.resolution}")
         fits = not model.mbstd_channels or width % model.mbstd_channels == 0
         _demand(config, fits, "model.mbstd_channels", f"a divisor of {width}, the channels at 4x4, or 0")
+
+
+def _check_stages(model: R3GANConfig, resolution: int) -> None:
+    """Channels and groups of each resolution of R3GAN."""
+    for r, stage in r3gan_stages(model, resolution).items():
+        if stage.channels < 1:
+            raise UsageError(
+                f"model.channel_base={model.channel_base} leaves no channels at resolution {r}: give "
+                f"model.channel_base={r} or more, or model.channels_at={{{r}: CHANNELS}}"
+            )
+        if stage.channels > 1 << 16:
+            raise UsageError(f"model.channels_at={{{r}: {stage.channels}}} is not possible: at most 65536 channels")
+        inner = model.expansion * stage.channels
+        if inner % stage.groups:
+            given = f"model.groups_at={{{r}: {stage.groups}}}"
+            how = given if r in model.groups_at else f"groups of model.group_width={model.group_width}"
+            raise UsageError(
+                f"{how} at resolution {r}: the {inner} channels there ({stage.channels} times model.expansion="
+                f"{model.expansion}) do not divide into {stage.groups} groups; give a divisor of {inner} as "
+                f"model.groups_at={{{r}: GROUPS}}, or other channels as model.channels_at={{{r}: CHANNELS}}"
+            )
+
+
+def _check_multipliers(augment: PipelineConfig) -> None:
+    """Only operations that are in the pipeline have a multiplier."""
+    for name, factor in augment.multipliers.items():
+        letter = next(letter for letter, names in OPERATIONS.items() if name in names)
+        if letter not in augment.pipeline:
+            raise UsageError(
+                f"augment.multipliers={{{name}: {factor:g}}} has no effect: augment.pipeline={augment.pipeline} lacks "
+                f"{letter}, which {name} belongs to; add it, or leave {name} away"
+            )
 
 
 def _check_augment(config: Config) -> None:
     augment = config.augment
     smallest = min(config.model.base) * (config.growth.start or config.resolution) // 4
-    fits = not isinstance(augment, FixedConfig) or augment.p > 0
-    _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
-    fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, GrowingConfig))
+    if isinstance(augment, ADAConfig) and curves.is_curve(augment.p):
+        raise UsageError(
+            "augment.p is a curve, but augment.mode=ada chooses the probability itself: give the number that it starts "
+            "with, or take augment.mode=fixed"
+        )
+    if isinstance(augment, PipelineConfig):
+        _check_multipliers(augment)
+    if isinstance(augment, FixedConfig):
+        numbers = [number for _, number in curves.numbers_in(augment.p, "")]
+        fits = any([*numbers, *augment.p_at.values(), *augment.p_from.values()])
+        _demand(config, fits, "augment.p", "above 0 with augment.mode=fixed")
+    blurs = any([*(n for _, n in curves.numbers_in(config.loss.blur_sigma, "")), *config.loss.blur_sigma_at.values()])
+    fits = isinstance(config.model, ConvolutionalConfig) or not (blurs or any(config.loss.blur_sigma_from.values()))
+    _demand(config, fits, "loss.blur_sigma", f"0 with {config.model.name} networks, whose images are points")
+    fits = augment.mode == "none" or (smallest >= 2 and isinstance(config.model, ConvolutionalConfig))
     _demand(config, fits, "augment.mode", "none for pictures with a side of one pixel")
 
 
 def _check_train(config: Config) -> None:
     train, start = config.train, config.growth.start
     grows = start not in (None, config.resolution)
-    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, GrowingConfig))
+    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, ConvolutionalConfig))
     wanted = "0, unless the networks do not grow and begin with init=CHECKPOINT"
     _demand(config, possible, "train.freeze_d", wanted)
     if train.zero_offload and not train.zero_stage:
@@ -121,6 +197,12 @@ def _check_terms(config: Config) -> None:
     for term in config.loss.terms:
         _check_term(term)
     names = [term.name for term in config.loss.all_terms()]
+    if "path_length" in names and isinstance(config.model, R3GANConfig):
+        raise UsageError(
+            f"loss.pl_weight={config.loss.pl_weight:g} is not possible with model.name={config.model.name}: its "
+            "generator has no ws, whose path lengths could be regularised; take loss.pl_weight=0 (and loss.terms "
+            "without path_length)"
+        )
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"loss.terms: {name} is there twice: leave one of them away{TWICE.get(name, '')}")
@@ -130,6 +212,10 @@ def _check_term(term: TermConfig) -> None:
     if term.name not in FAMILIES[TermConfig].classes:
         raise UsageError(_of_term(term, "name", " or ".join(FAMILIES[TermConfig].classes)))
     for field in dataclasses.fields(term):
+        if curves.is_curve(value := getattr(term, field.name)):
+            named = f"loss.terms: {printable(term.name, 80)}: {field.name}"
+            _check_curves(value, values_of(field).curve or (), named)
+            continue
         for demand in values_of(field).demands:
             if not demand.fits(getattr(term, field.name)):
                 raise UsageError(_of_term(term, field.name, demand.wanted))

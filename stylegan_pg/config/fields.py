@@ -31,6 +31,7 @@ class Values(NamedTuple):
     several: bool = False  # the value is made of several of the choices
     is_path: bool = False  # of a file or folder: a leading ~ is the home folder
     by: str = ""  # of a table: what its keys are
+    curve: tuple[Demand, ...] | None = None  # on the ends of curves; None: the value cannot be a curve
 
 
 def _key(default: Any, values: Values) -> Any:
@@ -76,6 +77,13 @@ def between(default: float, low: float, high: float) -> Any:
     return _key(default, Values((Demand(lambda value: low <= value <= high, words),), f" {words}"))
 
 
+def scheduled(number: Any, ends: Any = None) -> Any:
+    """A number that may be a curve instead (curves.py). `number` is what one of the functions above gives for it; the
+    ends of curves must fit this, too, or what `ends` was declared with."""
+    values = values_of(number)
+    return _key(number.default, values._replace(curve=values_of(ends or number).demands))
+
+
 def choice(default: Any, *others: Any) -> Any:
     """One of several values, of which the first is the default."""
     values = (default, *others)
@@ -112,8 +120,9 @@ def is_resolution(n: int) -> bool:
 RESOLUTIONS = "a table from resolutions (powers of two, 4 or more) to"
 
 
-def by_resolution(*, above_0: bool = False, choices: Sequence[str] = ()) -> Any:
-    """A table from resolutions to numbers of 0 or more, or to one of several words; empty by default."""
+def by_resolution(*, above_0: bool = False, choices: Sequence[str] = (), of: Any = None) -> Any:
+    """A table from resolutions to numbers of 0 or more, or to one of several words; empty by default. `of` is what one
+    of the functions above gives for such a number, if there are further demands on it."""
 
     def fits(table: Mapping[int, Any]) -> bool:
         return all(map(is_resolution, table)) and all(
@@ -123,16 +132,28 @@ def by_resolution(*, above_0: bool = False, choices: Sequence[str] = ()) -> Any:
     demands = [Demand(fits, f"{RESOLUTIONS} {' or '.join(choices) or 'numbers of 0 or more'}")]
     if above_0:
         demands.append(Demand(lambda table: all(value > 0 for value in table.values()), "above 0"))
-    return _key({}, Values(tuple(demands), by="resolution"))
+    return _key({}, Values((*demands, *_of_each(of)), by="resolution"))
 
 
-def by_kimg() -> Any:
-    """A table from kimg to numbers of 0 or more, which hold from there on; empty by default."""
+def _of_each(number: Any) -> list[Demand]:
+    """The demands of a number on all numbers of a table."""
+
+    def of_table(demand: Demand) -> Demand:
+        fits = demand.fits
+        return Demand(lambda table: all(map(fits, table.values())), f"a table of numbers {demand.wanted}")
+
+    return [of_table(demand) for demand in values_of(number).demands] if number else []
+
+
+def by_kimg(of: Any = None) -> Any:
+    """A table from kimg to numbers of 0 or more, which hold from there on; empty by default. `of` as in
+    by_resolution."""
 
     def fits(table: Mapping[float, float]) -> bool:
         return all(kimg >= 0 and 0 <= value < math.inf for kimg, value in table.items())
 
-    return _key({}, Values((Demand(fits, "a table from kimg (0 or more) to numbers of 0 or more"),), by="kimg"))
+    demand = Demand(fits, "a table from kimg (0 or more) to numbers of 0 or more")
+    return _key({}, Values((demand, *_of_each(of)), by="kimg"))
 
 
 def table(by: str, *demands: Demand, is_path: bool = False) -> Any:

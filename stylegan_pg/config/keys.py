@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 
 from omegaconf import MISSING
 
-from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.config import Config, TermConfig, curves
 from stylegan_pg.config.families import FAMILIES, default_of, fields_of, owners, types_of, unwrap
 from stylegan_pg.config.fields import Values, values_of
 from stylegan_pg.config.renamed import RENAMED
@@ -110,7 +110,9 @@ def _kind(hint: Any, values: Values) -> str:
     """The kind of a value, in words."""
     hint, optional = unwrap(hint)
     words = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    if get_origin(hint) is list:
+    if hint is Any:
+        text = words[float]
+    elif get_origin(hint) is list:
         (of,) = get_args(hint)
         text = "list of terms" if dataclasses.is_dataclass(of) else f"list of {words[of]}s".replace("texts", "names")
     elif get_origin(hint) is dict:
@@ -119,7 +121,7 @@ def _kind(hint: Any, values: Values) -> str:
         text = words[hint]
     if values.choices:
         text = ("some of " if values.several else "one of ") + ", ".join(map(str, values.choices))
-    return text + values.words + (", or null" if optional else "")
+    return text + values.words + (", or a curve" if hint is Any else "") + (", or null" if optional else "")
 
 
 def _shown(value: Any) -> str:
@@ -147,6 +149,12 @@ def describe(key: str = "") -> list[str]:
     if chosen == ["loss.terms"]:
         lines += [line for name in types_of(TermConfig) for line in _lines(TermConfig, name, f"  {name}")]
         lines.append(f"  possible names: {', '.join(FAMILIES[TermConfig].classes)}")
+    if len(chosen) == 1 and values_at(chosen[0]).curve is not None:
+        lines.append(f"  a curve: {chosen[0]}={curves.EXAMPLE}; or a list of curves, one after another")
+        lines.append(
+            f"  shape: {' or '.join(curves.SHAPES)} (the default is {curves.SHAPES[0]}); start: kimg at which "
+        )
+        lines[-1] += "it begins (where the one before ends, the first one at 0)"
     return lines
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, TermConfig, curves
 from stylegan_pg.config.checks import check
 from stylegan_pg.config.families import Resolved, Source, resolve, types_of
 from stylegan_pg.config.nodes import home
@@ -103,9 +104,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, fill_
     tree, given = copy.deepcopy(written), set()
     for item in overrides:
         for parts, value in read_override(item):
-            _put(tree, parts, value)
+            try:
+                _put(tree, parts, value)
+            except UsageError as error:
+                raise UsageError(f"{printable(item, 120)}: {error}") from None
             given |= {(parts[0], key) for key in (value if len(parts) == 1 and isinstance(value, dict) else parts[1:2])}
-    config = _built(resolve(tree, Source(written, given, named, quiet=in_run)), named)
+    config = _built(resolve(_completed(tree), Source(written, given, named, quiet=in_run)), named)
     check(config)
     if fill_in and config.growth.schedule == "auto":
         config = automatic(config)
@@ -125,11 +129,44 @@ def _built(resolved: Resolved, named: str) -> Config:
     return dataclasses.replace(config, loss=dataclasses.replace(config.loss, terms=resolved.terms))
 
 
+def _completed(tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree whose curves have what they leave out.
+
+    Raises:
+        UsageError: naming a number of a curve that is missing or not possible.
+    """
+    hints, whole = types_of(Config), dict(tree)
+    for section, table in tree.items():
+        if dataclasses.is_dataclass(hints.get(section)):
+            scheduled = types_of(hints[section])
+            whole[section] = {
+                key: curves.completed(value, f"{section}.{key}") if scheduled.get(key) is Any else value
+                for key, value in table.items()
+            }
+    if isinstance(terms := tree.get("loss", {}).get("terms"), list):
+        whole["loss"]["terms"] = [_term_completed(term) for term in terms]
+    return whole
+
+
+def _term_completed(term: dict[str, Any]) -> dict[str, Any]:
+    named = f"loss.terms: {printable(term.get('name'), 80)}"
+    return {
+        key: curves.completed(value, f"{named}: {key}") if types_of(TermConfig).get(key) is Any else value
+        for key, value in term.items()
+    }
+
+
 def _put(tree: dict[Any, Any], parts: Sequence[Any], value: Any) -> None:
     """Set one value. Sections are merged; a list, or a table of values, replaces the previous one."""
-    for part in parts[:-1]:
-        tree = tree.setdefault(part, {})
-    last = parts[-1]
+    *sections, last = parts
+    if isinstance(last, curves.Part):
+        key = ".".join(sections)
+        last, sections = sections[-1], sections[:-1]
+        part = parts[-1]
+        before = functools.reduce(lambda inner, section: inner.get(section, {}), sections, tree).get(last)
+        value = curves.changed(before, part, value, key)
+    for section in sections:
+        tree = tree.setdefault(section, {})
     if isinstance(value, dict) and dataclasses.is_dataclass(types_of(Config).get(last)):
         for name, inner in value.items():
             _put(tree.setdefault(last, {}), [name], inner)

@@ -7,10 +7,11 @@ generators and discriminators.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from omegaconf import MISSING
 
-from stylegan_pg.config.fields import at_least_0, choice, is_power_of_two, positive, share, such_that
+from stylegan_pg.config.fields import at_least_0, by_resolution, choice, is_power_of_two, positive, share, such_that
 
 
 @dataclass(frozen=True)
@@ -32,42 +33,101 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class GrowingConfig(ModelConfig):
-    """What the families read whose networks grow from resolution to resolution."""
+class ConvolutionalConfig(ModelConfig):
+    """What the families read whose networks are made of convolutions."""
 
     channel_base: int = positive(32768, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     conv_clamp: float | None = positive(None)  # limit of activations; 256 in the published networks
 
 
 @dataclass(frozen=True)
-class StyleConfig(GrowingConfig):
-    """What StyleGAN and StyleGAN2 read, whose generators have a mapping network and styles."""
+class GrowingConfig(ConvolutionalConfig):
+    """The families whose networks grow from resolution to resolution."""
+
+
+@dataclass(frozen=True)
+class StyleConfig(ConvolutionalConfig):
+    """What StyleGAN, StyleGAN2 and StyleGAN3 read, whose generators have a mapping network and styles."""
 
     w_dim: int = positive(512, most=1 << 16)  # length of w, which the mapping network computes from a latent
     mapping_layers: int = positive(8, most=256)  # layers of the mapping network
-    noise: bool = True  # per-pixel noise inputs of the generator
     resample_filter: list[float] = such_that(
         [1.0, 3.0, 3.0, 1.0],
         lambda taps: len(taps) >= 2 and sum(taps) != 0,
         "at least two taps with a sum other than 0",
-    )  # taps of the filter of up- and down-sampling
+    )  # taps of the filter of up- and down-sampling; in stylegan3, of the discriminator
 
 
 @dataclass(frozen=True)
-class StyleGAN2Config(StyleConfig):
+class NoiseConfig(StyleConfig, GrowingConfig):
+    """What StyleGAN and StyleGAN2 read."""
+
+    noise: bool = True  # per-pixel noise inputs of the generator
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config(NoiseConfig):
     name: str = "stylegan2"
     g_architecture: str = choice("skip", "resnet", "orig")  # how the generator's resolutions are connected
     d_architecture: str = choice("resnet", "skip", "orig")  # how the discriminator's resolutions are connected
 
 
 @dataclass(frozen=True)
-class StyleGANConfig(StyleConfig):
+class StyleGANConfig(NoiseConfig):
     name: str = "stylegan"
+
+
+@dataclass(frozen=True)
+class StyleGAN3Config(StyleConfig):
+    name: str = "stylegan3"
+    equivariance: str = choice("translation", "rotation")  # pictures follow it: config T; or rotation, too: config R
+    d_architecture: str = choice("resnet", "skip", "orig")  # how the discriminator's resolutions are connected
+    d_channel_base: int | None = positive(None, most=1 << 24)  # channel_base of the discriminator; null: that of G
+    d_channel_max: int | None = positive(None, most=1 << 16)  # channel_max of the discriminator; null: that of G
 
 
 @dataclass(frozen=True)
 class ProGANConfig(GrowingConfig):
     name: str = "progan"
+
+
+@dataclass(frozen=True)
+class R3GANConfig(GrowingConfig):
+    name: str = "r3gan"
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: R3GAN has no minibatch stddev")
+    channels_at: dict[int, int] = by_resolution(
+        above_0=True
+    )  # channels by resolution, instead of those of channel_base
+    expansion: int = positive(2, most=64)  # channels within a residual block: this factor times those between blocks
+    group_width: int = positive(16, most=1 << 16)  # channels of each group of the grouped convolutions
+    groups_at: dict[int, int] = by_resolution(above_0=True)  # number of groups by resolution, instead of group_width
+    blocks: int = positive(2, most=64)  # residual blocks of each resolution, in G and in D
+    blocks_at: dict[int, int] = by_resolution(above_0=True)  # blocks by resolution, instead of blocks
+    g_embedding: int = positive(64, most=1 << 16)  # numbers that G makes of a condition, beside the latent
+    d_embedding: int | None = positive(None, most=1 << 16)  # and numbers that D compares with it; null: its channels
+
+
+class Stage(NamedTuple):
+    """The residual blocks of one resolution of R3GAN."""
+
+    channels: int
+    groups: int
+    blocks: int
+
+
+def r3gan_stages(model: R3GANConfig, resolution: int) -> dict[int, Stage]:
+    """The stages of R3GAN's networks by resolution, from 4 up to the given one.
+
+    The published networks have groups of 16 channels (32 for ImageNet), which is what `group_width` gives; a resolution
+    of fewer channels is one group.
+    """
+    found = {}
+    for r in (2**i for i in range(2, resolution.bit_length())):
+        general = min(model.channel_base // r, model.channel_max)
+        channels: int = model.channels_at.get(r) or general
+        groups: int = model.groups_at.get(r) or max(model.expansion * channels // model.group_width, 1)
+        found[r] = Stage(channels, groups, model.blocks_at.get(r) or model.blocks)
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,5 +137,5 @@ class MLPConfig(ModelConfig):
 
 
 MODELS: dict[str, type[ModelConfig]] = {
-    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, MLPConfig)
+    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, StyleGAN3Config, R3GANConfig, MLPConfig)
 }

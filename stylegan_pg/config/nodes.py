@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from stylegan_pg.config import Config, TermConfig, renamed
+from stylegan_pg.config import Config, TermConfig, curves, renamed
 from stylegan_pg.config.families import FAMILIES, types_of, unwrap
 from stylegan_pg.config.keys import SHORT, did_you_mean, values_at
 from stylegan_pg.config.renamed import RENAMED
@@ -113,6 +113,8 @@ class Reader:
             return None
         if dataclasses.is_dataclass(hint):
             return self.section(node, hint, key, depth)
+        if hint is Any:
+            return self.scheduled(node, key, depth)
         if get_origin(hint) is list:
             return self.sequence(node, get_args(hint)[0], key, depth)
         if get_origin(hint) is dict:
@@ -183,9 +185,8 @@ class Reader:
         elif isinstance(node, yaml.ScalarNode) and ":" in node.value and not _is_path(key):
             pairs = [(text_node(text.strip()), text_node("")) for text in node.value.split(",")]
         elif not is_null(node):
-            raise self.unfit(
-                node, key, "a table, such as {8: 16, 16: 8}" if of is int else "a table {URL: WEIGHT, ...}"
-            )
+            of_names = f"a table {{{values_at(key).by}: {'NUMBER' if to is float else 'TEXT'}, ...}}"
+            raise self.unfit(node, key, "a table, such as {8: 16, 16: 8}" if of is int else of_names)
         found = {}
         for name, child in map(_split, pairs):
             place = self.scalar(name, of, key)
@@ -193,6 +194,33 @@ class Reader:
                 raise self.fault(f"{key}: {printable(place)} is there twice", name)
             found[place] = self.value(child, to, f"{key}.{printable(place)}", depth + 1)
         return found
+
+    def scheduled(self, node: yaml.Node, key: str, depth: int) -> Any:
+        """A number, or curves: a list of tables with the keys that are given. A single table is a list of one."""
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, float, key)
+        if not isinstance(node, yaml.SequenceNode):
+            return [self.curve(node, key, depth + 1)]
+        count = len(node.value)
+        return [self.curve(one, curves.place(key, i, count), depth + 1) for i, one in enumerate(node.value)]
+
+    def curve(self, node: yaml.Node, named: str, depth: int) -> dict[str, Any]:
+        """One curve, whose numbers are not checked yet."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.unfit(node, named, f"a curve, such as {curves.EXAMPLE}")
+        self.count(node, depth)
+        found: dict[str, Any] = {}
+        for name_node, child in map(_split, self.pairs(node, depth)):
+            name = self.scalar(name_node, str, named)
+            if name not in curves.KEYS:
+                raise self.fault(curves.unknown(named, name), name_node)
+            self.count(child, depth)
+            found[name] = self.of_curve(child, name, f"{named}.{name}")
+        return found
+
+    def of_curve(self, node: yaml.Node, name: str, key: str) -> Any:
+        """A number of a curve, or its shape."""
+        return self.scalar(node, float if name in curves.NUMBERS else str, key)
 
     def pairs(self, node: yaml.MappingNode, depth: int) -> list[tuple[yaml.Node, yaml.Node]]:
         """The entries of a mapping: its own, followed by those of mappings that `<<` merges, without its own keys."""

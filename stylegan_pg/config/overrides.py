@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from stylegan_pg.config import Config, renamed
+from stylegan_pg.config import Config, curves, renamed
 from stylegan_pg.config.families import types_of, unwrap
 from stylegan_pg.config.keys import did_you_mean
 from stylegan_pg.config.nodes import Reader, compose, text_node
@@ -58,8 +58,8 @@ def _add(tree: dict[str, Any], old: str, parts: Sequence[str], value: Any, named
 
 
 def read_override(item: str) -> list[tuple[list[Any], Any]]:
-    """[(the parts of the key, the value)] of one `a.b=value`. The last part may be a resolution or a URL. There are
-    several pairs if the value is a table for a section and contains renamed keys.
+    """[(the parts of the key, the value)] of one `a.b=value`. The last part may be a resolution, a URL, or a
+    curves.Part. There are several pairs if the value is a table for a section and contains renamed keys.
 
     Raises:
         UsageError: the form is wrong, the key is unknown, or the value is of a wrong type.
@@ -78,12 +78,15 @@ def read_override(item: str) -> list[tuple[list[Any], Any]]:
         renamed.announce(old)
         names = [*new, *filter(None, [rest])]
     parts, hint = _place(names, key, reader)
+    if isinstance(parts[-1], curves.Part):
+        return [(parts, reader.of_curve(_node(text, hint, named), parts[-1].name, key))]
     value = reader.value(_node(text, hint, named), hint, key)
     return [(parts, value), *((new, moved) for _, new, moved in reader.moved)]
 
 
 def _place(names: Sequence[str], key: str, reader: Reader) -> tuple[list[Any], Any]:
-    """(the parts of a key, the type of its value), for a key, a section, or an entry of a table."""
+    """(the parts of a key, the type of its value), for a key, a section, an entry of a table, or a number of a curve,
+    whose last part is a curves.Part."""
     hint: Any = Config
     parts, rest = [], list(names)
     while rest and dataclasses.is_dataclass(hint):
@@ -92,6 +95,12 @@ def _place(names: Sequence[str], key: str, reader: Reader) -> tuple[list[Any], A
     if rest and get_origin(hint) is dict:
         of, hint = get_args(hint)
         parts.append(reader.scalar(text_node(".".join(rest)), of, key))
+    elif rest and hint is Any:
+        try:
+            parts.append(curves.part_of(rest, ".".join(parts)))
+        except UsageError as error:
+            raise reader.fault(str(error)) from None
+        hint = str
     elif rest or hint is None:
         raise reader.fault(f"unknown key {printable(repr(key))}{did_you_mean(key)}")
     return parts, hint
@@ -101,7 +110,8 @@ def _node(text: str, hint: Any, named: str) -> yaml.Node:
     """The value of an override as a YAML node: parsed if it is in quotes or begins with a bracket, otherwise text."""
     kind = unwrap(hint)[0]
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    is_flow = text[:1] in ("{", "[") and (get_origin(kind) is not None or dataclasses.is_dataclass(kind))
+    holds_more = get_origin(kind) is not None or dataclasses.is_dataclass(kind) or kind is Any
+    is_flow = text[:1] in ("{", "[") and holds_more
     if is_flow or quoted:
         try:
             node = compose(text, named)

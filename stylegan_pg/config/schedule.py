@@ -10,9 +10,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from stylegan_pg.config import Config, GrowingConfig, ProGANConfig, TermConfig
+from stylegan_pg.config import Config, FixedConfig, GrowingConfig, PipelineConfig, ProGANConfig, TermConfig, curves
 from stylegan_pg.errors import UsageError
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class Phase:
     batch: int
     mbstd_group: int  # divides the batch
     micro_batch: int  # images per pass of a device, a multiple of mbstd_group; 0: the device's whole share
-    g_lr: float
+    g_lr: float  # at its start; learning_rate gives it at every nimg
     d_lr: float
     fade_length: int  # images over which alpha rises from 0 to 1, also if total_kimg ends the phase earlier
     size: tuple[int, int]  # rows and columns of a picture
@@ -59,11 +59,77 @@ def size_at(resolution: int, base: Sequence[int]) -> tuple[int, int]:
     return base[0] * resolution // 4, base[1] * resolution // 4
 
 
-def term_weight(term: TermConfig, resolution: int, nimg: int) -> float:
-    """Weight of a regularisation term: the entry of the last kimg in `weight_from` that has been reached, otherwise the
-    resolution's entry in `weight_at`, otherwise `weight`."""
-    reached = [kimg for kimg in term.weight_from if nimg >= kimg * 1000]
-    return term.weight_from[max(reached)] if reached else at(resolution, term.weight_at, term.weight)
+def in_tables(section: Any, key: str, resolution: int, nimg: float) -> float | None:
+    """The number that the tables of a key give after nimg images: the entry of the last kimg in `key_from` that has
+    been reached, otherwise the resolution's entry in `key_at`, otherwise None.
+
+    section: the section of the configuration that has the key, such as config.ema, or a term. A table that it lacks
+    counts as empty.
+    """
+    since: Mapping[int, float] = getattr(section, f"{key}_from", {})
+    reached = [kimg for kimg in since if nimg >= kimg * 1000]
+    return since[max(reached)] if reached else getattr(section, f"{key}_at", {}).get(resolution)
+
+
+def number(section: Any, key: str, resolution: int, nimg: float) -> float:
+    """The number that a key stands for after nimg images: that of its tables, otherwise its value, or that of its
+    curves."""
+    found = in_tables(section, key, resolution, nimg)
+    return curves.at(getattr(section, key), nimg) if found is None else found
+
+
+def moves(section: Any, key: str, resolution: int, nimg: float) -> bool:
+    """Whether that number lies on a curve, so that it changes from step to step."""
+    return in_tables(section, key, resolution, nimg) is None and curves.moves(getattr(section, key), nimg)
+
+
+def term_weight(term: TermConfig, resolution: int, nimg: float) -> float:
+    """Weight of a regularisation term."""
+    return number(term, "weight", resolution, nimg)
+
+
+def weighs(term: TermConfig, phase: Phase) -> bool:
+    """Whether a term has a weight at the end of a phase or, if it follows a curve, at its begin."""
+    places = (phase.start, phase.end - 1) if curves.is_curve(term.weight) else (phase.end - 1,)
+    return any(term_weight(term, phase.resolution, nimg) > 0 for nimg in places)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """The learning rate of a side and its tables, with the table that both sides share."""
+
+    lr: curves.Scheduled
+    lr_at: Mapping[int, float]
+    lr_from: Mapping[int, float]
+
+
+def _rates(config: Config, side: str) -> _Rates:
+    o = config.optim
+    if side == "G":
+        return _Rates(o.g_lr, {**o.lr_at, **o.g_lr_at}, o.g_lr_from)
+    return _Rates(o.d_lr, {**o.lr_at, **o.d_lr_at}, o.d_lr_from)
+
+
+def learning_rate(config: Config, side: str, resolution: int, nimg: float) -> float:
+    """Learning rate of a side ("G" or "D"), without the factor of lazy terms. `optim.lr_scale_at` multiplies what is
+    neither in a table by kimg nor in one by resolution."""
+    rates = _rates(config, side)
+    found = in_tables(rates, "lr", resolution, nimg)
+    return curves.at(rates.lr, nimg) * at(resolution, config.optim.lr_scale_at, 1.0) if found is None else found
+
+
+def rate_moves(config: Config, side: str, resolution: int, nimg: float) -> bool:
+    """Whether the learning rate or beta2 of a side changes from step to step."""
+    optim = config.optim
+    return moves(_rates(config, side), "lr", resolution, nimg) or moves(optim, "beta2", resolution, nimg)
+
+
+def augment_p(config: Config, resolution: int, nimg: float) -> float | None:
+    """Probability of augmentation for augment.mode=fixed, at the start of a run for ada; None for other modes."""
+    given = config.augment
+    if isinstance(given, FixedConfig):
+        return number(given, "p", resolution, nimg)
+    return given.p if isinstance(given, PipelineConfig) else None
 
 
 def largest_divisor(n: int, limit: int) -> int:
@@ -109,7 +175,6 @@ def phases(config: Config) -> list[Phase]:
                 f"{group} images: raise it, or lower model.mbstd_group"
             )
         end = start + math.ceil(length / batch) * batch
-        optim = config.optim
         result.append(
             Phase(
                 index=len(result),
@@ -120,8 +185,8 @@ def phases(config: Config) -> list[Phase]:
                 batch=batch,
                 mbstd_group=group,
                 micro_batch=micro // group * group,
-                g_lr=at(resolution, {**optim.lr_at, **optim.g_lr_at}, optim.g_lr),
-                d_lr=at(resolution, {**optim.lr_at, **optim.d_lr_at}, optim.d_lr),
+                g_lr=learning_rate(config, "G", resolution, start),
+                d_lr=learning_rate(config, "D", resolution, start),
                 fade_length=math.ceil(whole / batch) * batch,
                 size=size_at(resolution, config.model.base),
                 optimizer=at(resolution, growth.optimizer_at, growth.optimizer),
@@ -165,7 +230,9 @@ def automatic(config: Config) -> Config:
       most 128 images per device and 512 in all, and at least one minibatch-stddev group (without minibatch stddev, 4
       images) per device, because it is divided in whole groups. For eight devices: 512, 256, 128, 64, 32, 32, ...
     - `optim.g_lr` and `d_lr` belong to these 2048 / resolution images. With a batch that is k times as large, the rate
-      is sqrt(k) times as high, rounded up to halves, but not above the published maximum of 0.003.
+      is sqrt(k) times as high, rounded up to halves, but not above the published maximum of 0.003. Curves are
+      multiplied by the same factors, which are written into `optim.lr_scale_at`; their largest value is what is not
+      raised above the maximum.
     - A micro-batch needs the memory of four images at 1024x1024 with channel_base 32768, which is published for devices
       of 16 GB. The number of channels halves when the side doubles, so memory grows with the side, not with the area.
 
@@ -190,10 +257,14 @@ def automatic(config: Config) -> Config:
                 f"phase at resolution {r}, less than eight batches of {batches[r]}: raise train.total_kimg or "
                 "growth.start, or lower growth.devices"
             )
-    limit = max(0.003 / max(optim.g_lr, optim.d_lr), 1.0)
+    limit = max(0.003 / max(curves.largest(optim.g_lr), curves.largest(optim.d_lr)), 1.0)
     factor = {r: min(max(math.ceil(2 * math.sqrt(batches[r] * r / 2048)) / 2, 1.0), limit) for r in resolutions}
+    factor |= optim.lr_scale_at
+    are_curves = curves.is_curve(optim.g_lr) or curves.is_curve(optim.d_lr)
 
-    def rates(rate: float, table: Mapping[int, float]) -> dict[int, float]:
+    def rates(rate: Any, table: Mapping[int, float]) -> dict[int, float]:
+        if curves.is_curve(rate):
+            return dict(table)
         return {r: float(f"{rate * factor[r]:.6g}") for r in resolutions if r not in optim.lr_at} | dict(table)
 
     micro = {r: max(min(2**27 // (model.channel_base * r), batches[r] // growth.devices), share) for r in resolutions}
@@ -208,7 +279,10 @@ def automatic(config: Config) -> Config:
         ),
         train=dataclasses.replace(train, batch_at=batches, micro_batch_at=micro | train.micro_batch_at),
         optim=dataclasses.replace(
-            optim, g_lr_at=rates(optim.g_lr, optim.g_lr_at), d_lr_at=rates(optim.d_lr, optim.d_lr_at)
+            optim,
+            g_lr_at=rates(optim.g_lr, optim.g_lr_at),
+            d_lr_at=rates(optim.d_lr, optim.d_lr_at),
+            lr_scale_at=factor if are_curves else optim.lr_scale_at,
         ),
     )
 
@@ -216,6 +290,16 @@ def automatic(config: Config) -> Config:
 def phase_at(plan: list[Phase], nimg: int) -> Phase:
     """The phase that contains nimg; at the end of the run and after it, the last phase."""
     return next((p for p in plan if nimg < p.end), plan[-1])
+
+
+def ema_half_life(config: Config, resolution: int, nimg: float) -> float:
+    """Half-life of the weights' moving average in thousand images, without `ema.rampup`."""
+    return number(config.ema, "kimg", resolution, nimg)
+
+
+def blur_sigma(config: Config, resolution: int, nimg: float) -> float:
+    """Width in pixels of the blur of what D sees, 0 for none."""
+    return number(config.loss, "blur_sigma", resolution, nimg)
 
 
 def ema_beta(batch: int, nimg: int, kimg: float, rampup: float | None) -> float:

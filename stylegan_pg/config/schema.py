@@ -1,8 +1,10 @@
 """The configuration: a tree of frozen dataclasses, which loading.py fills from files and the command line.
 
 Numbers of images are in kimg (thousands of real images shown to D), as in the papers. Keys that end in `_at` give
-values by resolution, and the plain key holds for all others: `batch: 32, batch_at: {4: 512, 8: 256}`. The sections
-`model`, `loss` and `augment` are in models.py, terms.py and augmentations.py.
+values by resolution, and the plain key holds for all others: `batch: 32, batch_at: {4: 512, 8: 256}`. Keys that end in
+`_from` give values by kimg, which hold from there on and go before the others. A key of the type Scheduled holds a
+number or curves (curves.py). The sections `model`, `loss` and `augment` are in models.py, terms.py and
+augmentations.py.
 
 The comment behind a field is what `stylegan-pg config` prints about it.
 """
@@ -15,15 +17,18 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from stylegan_pg.config.augmentations import AugmentConfig
+from stylegan_pg.config.curves import Scheduled
 from stylegan_pg.config.fields import (
     Demand,
     at_least_0,
+    by_kimg,
     by_resolution,
     choice,
     decay,
     is_resolution,
     path,
     positive,
+    scheduled,
     share,
     such_that,
     table,
@@ -74,13 +79,18 @@ class GrowthConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    g_lr: float = positive(0.002)  # learning rate of the generator, if no table gives another
-    d_lr: float = positive(0.002)  # learning rate of the discriminator, if no table gives another
+    g_lr: Scheduled = scheduled(positive(0.002))  # learning rate of the generator, if no table gives another
+    d_lr: Scheduled = scheduled(positive(0.002))  # learning rate of the discriminator, if no table gives another
     lr_at: dict[int, float] = by_resolution()  # learning rates of both sides by resolution
     g_lr_at: dict[int, float] = by_resolution()  # learning rates of the generator, instead of lr_at
     d_lr_at: dict[int, float] = by_resolution()  # learning rates of the discriminator, instead of lr_at
+    g_lr_from: dict[int, float] = by_kimg()  # {kimg: learning rate of the generator} from there on
+    d_lr_from: dict[int, float] = by_kimg()  # {kimg: learning rate of the discriminator} from there on
+    lr_scale_at: dict[int, float] = by_resolution(above_0=True)  # factors of g_lr and d_lr themselves by resolution
     beta1: float = decay(0.0)  # Adam's decay of the mean of gradients
-    beta2: float = decay(0.99)  # Adam's decay of the mean of squared gradients
+    beta2: Scheduled = scheduled(decay(0.99))  # Adam's decay of the mean of squared gradients
+    beta2_at: dict[int, float] = by_resolution(of=decay(0.99))  # the same by resolution, instead of beta2
+    beta2_from: dict[int, float] = by_kimg(of=decay(0.99))  # {kimg: beta2} from there on
     eps: float = positive(1e-8)  # Adam's epsilon
     d_steps: int = positive(1, most=1 << 20)  # steps of D per round: G is trained at every d_steps-th step
     g_steps: int = positive(1, most=1 << 20)  # steps of G per round
@@ -88,7 +98,11 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    kimg: float = positive(10.0)  # half-life of the mean of G's weights that snapshots hold
+    kimg: Scheduled = scheduled(
+        positive(10.0), ends=at_least_0(10.0)
+    )  # half-life of the mean of G's weights that snapshots hold
+    kimg_at: dict[int, float] = by_resolution()  # half-lives by resolution, instead of kimg
+    kimg_from: dict[int, float] = by_kimg()  # {kimg: half-life} from there on
     rampup: float | None = positive(None)  # limits the half-life to this share of the images seen; null: no limit
 
 

@@ -13,7 +13,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from stylegan_pg.config.fields import at_least_0, by_kimg, by_resolution, choice, positive, share
+from stylegan_pg.config.curves import Scheduled, numbers_in
+from stylegan_pg.config.fields import at_least_0, by_kimg, by_resolution, choice, positive, scheduled, share
+
+MOST_SIGMA = 170.0  # a filter has at most 1024 taps (ops/upfirdn2d.py)
 
 
 class ObjectiveName(str, Enum):
@@ -32,10 +35,16 @@ class TermConfig:
     """A regularisation term: `weight` times its value is added to the loss of its side at every `every`-th step."""
 
     name: str = MISSING  # which term
-    weight: float = at_least_0(1.0)  # factor of its value in the loss
+    weight: Scheduled = scheduled(at_least_0(1.0))  # factor of its value in the loss
     every: int = positive(1)  # steps from one to the next; the value is multiplied by as much
     weight_at: dict[int, float] = by_resolution()  # weights by resolution, instead of `weight`
     weight_from: dict[int, float] = by_kimg()  # {kimg: weight} from there on, instead of the others
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any of its weights is above 0."""
+        ends = (number for _, number in numbers_in(self.weight, ""))
+        return any(ends) or any(self.weight_at.values()) or any(self.weight_from.values())
 
     def options(self) -> dict[str, Any]:
         """The keys that only this term has: arguments of its function."""
@@ -84,14 +93,23 @@ TERMS: dict[str, type[TermConfig]] = {
 class LossConfig:
     objective: str = choice(*(name.value for name in ObjectiveName))  # what G and D minimise
     d_clip: float = at_least_0(0.0)  # limit of the magnitude of D's weights after each of its steps (WGAN); 0: none
-    r1_gamma: float = at_least_0(10.0)  # weight of R1, the penalty on D's gradients at real images; 0: no R1
+    r1_gamma: Scheduled = scheduled(
+        at_least_0(10.0)
+    )  # weight of R1, the penalty on D's gradients at real images; 0: no R1
     r1_gamma_at: dict[int, float] = by_resolution()  # R1's weights by resolution, instead of r1_gamma
     r1_gamma_from: dict[int, float] = by_kimg()  # {kimg: gamma} from there on, at every resolution
     r1_every: int = positive(16)  # steps of D from one R1 to the next
-    pl_weight: float = at_least_0(2.0)  # weight of path length regularisation; 0: none
+    pl_weight: Scheduled = scheduled(at_least_0(2.0))  # weight of path length regularisation; 0: none
+    pl_weight_at: dict[int, float] = by_resolution()  # its weights by resolution, instead of pl_weight
+    pl_weight_from: dict[int, float] = by_kimg()  # {kimg: weight} from there on, at every resolution
     pl_every: int = positive(4)  # steps of G from one path length regularisation to the next
     pl_decay: float = share(0.01)  # share of a new path length in the running mean
     pl_batch_shrink: int = positive(2)  # path lengths are computed of the batch divided by this
+    blur_sigma: Scheduled = scheduled(
+        at_least_0(0.0, most=MOST_SIGMA)
+    )  # width sigma in pixels of the blur 2^-(x/sigma)^2 of all images that D sees; 0: none
+    blur_sigma_at: dict[int, float] = by_resolution(of=at_least_0(0.0, most=MOST_SIGMA))  # the same by resolution
+    blur_sigma_from: dict[int, float] = by_kimg(of=at_least_0(0.0, most=MOST_SIGMA))  # {kimg: width} from there on
     style_mixing: float = share(0.9)  # probability of mixing the styles of two latents in an image
     terms: list[TermConfig] = field(default_factory=list)  # further terms; see `stylegan-pg config loss.terms`
 
@@ -100,11 +118,12 @@ class LossConfig:
         at, since = self.r1_gamma_at, self.r1_gamma_from
         return R1Config(weight=self.r1_gamma, every=self.r1_every, weight_at=at, weight_from=since)
 
+    def path_length(self) -> PathLengthConfig:
+        """Path length with its weights, also if they are 0."""
+        at, since = self.pl_weight_at, self.pl_weight_from
+        return PathLengthConfig(weight=self.pl_weight, every=self.pl_every, weight_at=at, weight_from=since)
+
     def all_terms(self) -> list[TermConfig]:
         """R1 and path length, if they have a weight, and the further terms."""
-        terms: list[TermConfig] = []
-        if self.r1_gamma or any(self.r1_gamma_at.values()) or any(self.r1_gamma_from.values()):
-            terms.append(self.r1())
-        if self.pl_weight:
-            terms.append(PathLengthConfig(weight=self.pl_weight, every=self.pl_every))
-        return terms + list(self.terms)
+        own: list[TermConfig] = [self.r1(), self.path_length()]
+        return [term for term in own if term.is_used] + list(self.terms)

@@ -92,14 +92,37 @@ def interpolation(
     batch: int = 32,
 ) -> torch.Tensor:
     """Interpolate linearly in w: `steps` images from each seed towards the next, and the last seed; uint8 [N, C, H,
-    W]."""
+    W]. A generator without w is interpolated in z, on the great circles between directions of latents.
+
+    Raises:
+        UsageError: psi is not 1, and the generator has no ws.
+    """
     device, dtype = next(G.parameters()).device, next(G.parameters()).dtype
     z = latents(seeds, G.z_dim).to(device, dtype)
+    if not hasattr(G, "styles"):
+        t = torch.arange(steps, device=device, dtype=dtype)[:, None] / steps
+        path = [between(a, b, t) for a, b in itertools.pairwise(z)]
+        rows = None
+        if c is not None:
+            mixed = [torch.lerp(a, b, t) for a, b in itertools.pairwise(c.to(device, dtype))]
+            rows = torch.cat([*mixed, c[-1:].to(device, dtype)])
+        return torch.cat(list(images_of(G, torch.cat([*path, z[-1:]]), rows, batch=batch, psi=psi)))
     ws = G.styles(z, None if c is None else c.to(device, dtype), psi=psi, cutoff=cutoff)
     path = [torch.lerp(a, b, t / steps) for a, b in itertools.pairwise(ws) for t in range(steps)]
     alpha = getattr(G, "description", {}).get("alpha", 1.0)
     frames = torch.stack([*path, ws[-1]]).split(batch)
     return torch.cat([to_uint8(finite(G.synthesis(f, alpha=alpha, noise=noise))).cpu() for f in frames])
+
+
+def between(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Latents [n, d] between a and b [d], at t [n, 1] in [0, 1]: on the great circle between their directions, with
+    lengths in between. Components of linear mixtures would have a smaller variance than those of latents."""
+    lengths = [v.norm().clamp(min=1e-12) for v in (a, b)]
+    u, v = a / lengths[0], b / lengths[1]
+    across = v - (u * v).sum() * u
+    angle = t * (u * v).sum().clamp(-1, 1).acos()
+    direction = u * angle.cos() + across / across.norm().clamp(min=1e-12) * angle.sin()
+    return direction * torch.lerp(lengths[0], lengths[1], t)
 
 
 def class_rows(classes: Sequence[int], rows: int) -> list[int]:

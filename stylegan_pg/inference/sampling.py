@@ -20,13 +20,14 @@ from stylegan_pg.untrusted import printable
 MOST_ROWS = 100  # classes in one picture
 MAX_PIXELS = 1 << 28  # of one picture
 NOISE = ("const", "random", "none")
+PSI = 0.7
 
 
 class Asked(NamedTuple):
     """The options of the command."""
 
     seeds: str | None  # None: 0-63, of a class grid 0-7
-    psi: float
+    psi: float | None  # None: PSI, or 1 for a generator without ws, which has nothing to truncate
     cutoff: int | None
     labels: str | None
     grid: bool
@@ -58,6 +59,8 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
     G = load_snapshot(snapshot, chosen)
     if G.img_channels not in (1, 3, 4):
         raise UsageError(f"{snapshot} makes points, not pictures: use it from Python, stylegan_pg.load_snapshot")
+    if wanted.cutoff is not None and not hasattr(G, "num_ws"):
+        raise UsageError(f"--cutoff {wanted.cutoff}: the generator of {printable(snapshot)} has no ws to truncate")
     if wanted.cutoff is not None and wanted.cutoff > G.num_ws:
         raise UsageError(f"--cutoff {wanted.cutoff} goes beyond the {G.num_ws} layers of {printable(snapshot)}")
     folder = snapshot.parent / f"{snapshot.stem}-pictures" if out is None else out
@@ -71,7 +74,7 @@ def _checked(wanted: Asked) -> list[int]:
     chosen = [name for name, given in modes.items() if given]
     if wanted.noise not in NOISE:
         raise UsageError(f"noise {printable(repr(wanted.noise))} is not possible: {', '.join(NOISE)}")
-    if not abs(wanted.psi) <= LARGEST_PSI:
+    if wanted.psi is not None and not abs(wanted.psi) <= LARGEST_PSI:
         raise UsageError(f"psi={wanted.psi} is not possible: give a number near 0 to 1, 0.7 for example")
     if wanted.class_grid and (wanted.interpolate or wanted.columns):
         raise UsageError("--class-grid has a row per class and a column per seed: no --interpolate or --columns")
@@ -89,7 +92,8 @@ def _checked(wanted: Asked) -> list[int]:
 
 
 def _write(G: Any, snapshot: Path, out: Path, numbers: list[int], wanted: Asked) -> Iterator[str]:
-    how = {"psi": wanted.psi, "cutoff": wanted.cutoff, "noise": wanted.noise}
+    psi = (PSI if hasattr(G, "styles") else 1.0) if wanted.psi is None else wanted.psi
+    how = {"psi": psi, "cutoff": wanted.cutoff, "noise": wanted.noise}
     batch, names = wanted.batch, class_names(G)
     classes = parse_classes(G, wanted.labels)
     if wanted.class_grid:

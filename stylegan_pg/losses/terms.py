@@ -7,7 +7,7 @@ divided among ranks and micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,11 +37,21 @@ def _same(scores: torch.Tensor) -> torch.Tensor:
     return scores
 
 
+def squared_norms(outputs: Sequence[Any], images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """For each of several batches of images, the squared norm [N] of the gradient of D's scores with respect to them,
+    differentiable (Mescheder et al. 2018, equations 9 and 10; without their gamma/2).
+
+    Args:
+        outputs: what D returned for each batch; it must not depend on another one.
+        images: the batches [N, C, H, W], which must require grad.
+    """
+    gradients = torch.autograd.grad(sum(map(total, outputs[1:]), total(outputs[0])), images, create_graph=True)
+    return [gradient.square().sum(dim=[1, 2, 3]) for gradient in gradients]
+
+
 def r1(logits: Any, real: torch.Tensor) -> torch.Tensor:
-    """Squared norm [N] of the gradient of D's scores with respect to the real images, differentiable
-    (Mescheder et al. 2018, equation 9; without its gamma/2). `real` must require grad."""
-    (gradient,) = torch.autograd.grad(total(logits), real, create_graph=True)
-    return gradient.square().sum(dim=[1, 2, 3])
+    """`squared_norms` of one batch."""
+    return squared_norms([logits], [real])[0]
 
 
 def gradient_norm(logits: Any, images: torch.Tensor) -> torch.Tensor:
@@ -66,8 +76,9 @@ class DInputs:
     """The inputs of a term on D for one micro-batch. `D(images, c)` applies augmentation and the fade's alpha.
 
     real, fake [N, C, H, W]: this step's images, detached; c, c_fake [N, c_dim]: their conditions, None without any;
-    u [N], uniform in [0, 1), and noise [N, C, H, W], N(0, 1), drawn for each image by itself. Inputs that are not in
-    the term's `needs` may be None.
+    u [N], uniform in [0, 1), and noise [N, C, H, W], N(0, 1), drawn for each image by itself; norms: the squared norms
+    [N] of D's gradients at the images "real" or "fake", if they are known. Inputs that are not in the term's `needs`
+    may be None.
     """
 
     D: Callable[[torch.Tensor, torch.Tensor | None], Any]
@@ -77,6 +88,17 @@ class DInputs:
     c_fake: torch.Tensor | None = None
     u: torch.Tensor | None = None
     noise: torch.Tensor | None = None
+    norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def squared_norm(self, at: str) -> torch.Tensor:
+        """The squared norm [N] of D's gradient at the images "real" or "fake", from a pass of its own if it is not
+        known; see `squared_norms`."""
+        if at in self.norms:
+            return self.norms[at]
+        images, c = (self.real, self.c) if at == "real" else (self.fake, self.c_fake)
+        assert images is not None
+        images = images.detach().requires_grad_(True)
+        return r1(self.D(images, c), images)
 
 
 @dataclass
@@ -94,18 +116,15 @@ class GInputs:
 
 
 def r1_term(x: DInputs) -> dict[str, torch.Tensor]:
-    """|grad D(x)|^2 / 2, to be weighted by gamma."""
-    real = x.real.detach().requires_grad_(True)
-    penalty = r1(x.D(real, x.c), real)
+    """|grad D(x)|^2 / 2, to be weighted by gamma (Mescheder et al. 2018, equation 9)."""
+    penalty = x.squared_norm("real")
     return {"loss": penalty / 2, "r1_penalty": penalty}
 
 
 def r2_term(x: DInputs) -> dict[str, torch.Tensor]:
     """|grad D(G(z))|^2 / 2 with respect to the generated images, to be weighted by gamma (Mescheder et al. 2018,
     equation 10)."""
-    assert x.fake is not None
-    fake = x.fake.detach().requires_grad_(True)
-    penalty = r1(x.D(fake, x.c_fake), fake)
+    penalty = x.squared_norm("fake")
     return {"loss": penalty / 2, "r2_penalty": penalty}
 
 
@@ -161,7 +180,8 @@ class Term(NamedTuple):
     `on` is the side that is trained. `keep` maps some of the values to the names of their running means, which are part
     of the state (GANState.means) and are updated with loss.pl_decay. `needs` lists which of the inputs "fake" (with its
     labels), "u" and "noise" are used. A term `of_scores` has no pass of its own, but is added in D's main pass:
-    compute(scores_real, scores_fake, **options).
+    compute(scores_real, scores_fake, **options). A term that uses nothing but DInputs.squared_norm(at) is computed in
+    that pass, too, where it is made at every step; its inputs then hold the norm.
     """
 
     on: str
@@ -170,11 +190,12 @@ class Term(NamedTuple):
     keep: dict[str, str] = {}
     needs: tuple[str, ...] = ()
     of_scores: bool = False
+    at: str = ""
 
 
 TERMS: dict[str, Term] = {
-    R1Config.name: Term("D", r1_term, ("r1_penalty",)),
-    R2Config.name: Term("D", r2_term, ("r2_penalty",), needs=("fake",)),
+    R1Config.name: Term("D", r1_term, ("r1_penalty",), at="real"),
+    R2Config.name: Term("D", r2_term, ("r2_penalty",), needs=("fake",), at="fake"),
     GradientPenaltyConfig.name: Term("D", gradient_penalty_term, ("gp_norm",), needs=("fake", "u")),
     DriftConfig.name: Term("D", drift_term, of_scores=True),
     DraganConfig.name: Term("D", dragan_term, ("dragan_norm",), needs=("noise",)),

@@ -9,6 +9,8 @@
 | is50k | Inception score |
 | ppl2_wend, ppl2_zend | perceptual path length of 50,000 pairs in w or z, at the ends of paths |
 | ppl2_wfull, ppl2_zfull | the same at random positions of the paths |
+| eqt_int50k, eqt_frac50k | equivariance to translation by whole pixels, or by any distance, in dB |
+| eqr50k | equivariance to rotation, in dB |
 | swd, ms_ssim | sliced Wasserstein distance, multi-scale structural similarity; they need no network |
 
 Other counts are possible: fid2048_full, swd4096, ppl2_wend10k, and pr2563 (256 images, 3 neighbours). The suffix
@@ -25,6 +27,7 @@ import re
 
 from stylegan_pg.errors import UsageError
 from stylegan_pg.metrics.base import Metric
+from stylegan_pg.metrics.equivariance import Equivariance
 from stylegan_pg.metrics.fid import FrechetDistance
 from stylegan_pg.metrics.inception_score import InceptionScore
 from stylegan_pg.metrics.kid import KernelDistance
@@ -40,6 +43,7 @@ METRICS: dict[str, type[Metric]] = {
     "pr": PrecisionRecall,
     "is": InceptionScore,
     "ppl2": PathLength,
+    "eq": Equivariance,
     "swd": SlicedWasserstein,
     "ms_ssim": StructuralSimilarity,
 }

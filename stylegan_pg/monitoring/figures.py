@@ -1,4 +1,4 @@
-"""Figures of metrics: curves over training, and over truncation."""
+"""Figures of numbers: metrics over training and over truncation, and what a configuration schedules."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MOST_AXES = 64
 NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds")
 
 
-def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
+def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[str], marker: str = ".") -> Figure:
     """A figure with axes for each name, in which the rows that contain it are drawn over `x`."""
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3 * lines), layout="constrained")
     for axes, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names, strict=False):
         points = [(row[x], row[name]) for row in rows if is_number(row.get(name))]
-        axes.plot(*zip(*points, strict=True), marker=".")
+        axes.plot(*zip(*points, strict=True), marker=marker)
         axes.set_title(printable(name, 60), fontsize=10, parse_math=False)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
@@ -64,6 +64,15 @@ def draw_curves(log: Path, path: Path) -> None:
     """
     if figure := curves(log):
         _save(figure, path)
+
+
+def draw_lines(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Draw numbers over "kimg" into a PNG file, each in axes of its own.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    _save(_figure("kimg", "images shown (thousands)", rows, names, marker=""), path)
 
 
 def draw_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:

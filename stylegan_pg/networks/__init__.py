@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stylegan_pg.config import MLPConfig, ProGANConfig, StyleGAN2Config, StyleGANConfig
-from stylegan_pg.networks import mlp, progan, stylegan, stylegan2
+from stylegan_pg.config import (
+    MLPConfig,
+    ProGANConfig,
+    R3GANConfig,
+    StyleGAN2Config,
+    StyleGAN3Config,
+    StyleGANConfig,
+)
+from stylegan_pg.networks import mlp, progan, r3gan, stylegan, stylegan2, stylegan3
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -29,7 +36,9 @@ MODULES = {
     StyleGAN2Config.name: stylegan2,
     StyleGANConfig.name: stylegan,
     ProGANConfig.name: progan,
+    R3GANConfig.name: r3gan,
     MLPConfig.name: mlp,
+    StyleGAN3Config.name: stylegan3,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg.config import GrowingConfig
+from stylegan_pg.config import ConvolutionalConfig
 
 LOW_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,8 +25,8 @@ class NetworkShape:
     mbstd_group: int
 
 
-def form_kwargs(model: GrowingConfig, shape: NetworkShape) -> dict[str, Any]:
-    """The arguments of Form, which every growing network takes; all of them are plain JSON values."""
+def form_kwargs(model: ConvolutionalConfig, shape: NetworkShape) -> dict[str, Any]:
+    """The arguments of Form, which every network of convolutions takes; all of them are plain JSON values."""
     low = model.low_precision_at
     if low is None:  # "auto" before it has measured
         count = 0 if model.low_precision == "auto" else model.low_precision_resolutions
@@ -45,8 +45,8 @@ def form_kwargs(model: GrowingConfig, shape: NetworkShape) -> dict[str, Any]:
     }
 
 
-def discriminator_form_kwargs(model: GrowingConfig, shape: NetworkShape) -> dict[str, Any]:
-    """The arguments that every growing discriminator's class takes."""
+def discriminator_form_kwargs(model: ConvolutionalConfig, shape: NetworkShape) -> dict[str, Any]:
+    """The arguments that every discriminator of convolutions takes."""
     return dict(**form_kwargs(model, shape), mbstd_group=shape.mbstd_group, mbstd_channels=model.mbstd_channels)
 
 

@@ -4,7 +4,8 @@ Each instance has exactly the resolution of its phase. With `fade=True` the laye
 resolution exist as well, and `alpha` in [0, 1] blends them with the newest block (Karras et al. 2018, figure 2).
 Growing means building the next size and copying the tensors of the same names; no parameter is masked or unused.
 
-The three pairs differ in their blocks, which they build themselves; module `b{r}` is that of resolution r.
+The pairs differ in their blocks, which they build themselves; module `b{r}` is that of resolution r. R3GAN shares the
+fades and the discriminator's way through the blocks only (networks/r3gan.py).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Generator(nn.Module):
 
     def __init__(self, form: Form, z_dim: int, w_dim: int, mapping: nn.Module, synthesis: nn.Module):
         super().__init__()
-        self.z_dim, self.c_dim, self.w_dim = z_dim, form.c_dim, w_dim
+        self.form, self.z_dim, self.c_dim, self.w_dim = form, z_dim, form.c_dim, w_dim
         self.resolution, self.img_channels = form.resolution, form.img_channels
         self.img_size = form.size(form.resolution)
         self.mapping: Any = mapping
@@ -196,57 +197,27 @@ class DiscriminatorEpilogue(nn.Module):
         return self.out(self.fc(self.conv(x, ready=conv).flatten(1), fc), out)
 
 
-class Discriminator(nn.Module):
-    """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1].
+class ImageReader(nn.Module):
+    """What growing discriminators have in common: images go through the blocks from the highest resolution down.
 
-    Conditional networks use projection (Miyato & Koyama 2018) on an embedding of the labels, which consists of
-    `mapping_layers` dense layers. `mbstd_group` must divide the batch; a smaller batch forms one group. With `skips`
-    every resolution receives the picture. `image_filter` down-samples pictures.
+    A block halves the size of its input, except for the last one, which takes x and `batches` (see Discriminator). The
+    first one, and those that receive the picture in a fade or with `skips`, have a layer `fromrgb`. `image_filter`
+    down-samples pictures.
     """
 
     filter: torch.Tensor
 
-    def __init__(
-        self,
-        form: Form,
-        *,
-        block: Callable[..., nn.Module],
-        layer: Mapping[str, Any],
-        mbstd_group: int,
-        mbstd_channels: int,
-        image_filter: Sequence[float],
-        mapping_layers: int = 0,
-        skips: bool = False,
-    ):
+    def __init__(self, form: Form, blocks: Mapping[int, nn.Module], image_filter: Sequence[float], skips: bool = False):
         super().__init__()
         self.resolution, self.img_channels, self.c_dim = form.resolution, form.img_channels, form.c_dim
         self.img_size, self.fade, self.skips = form.size(form.resolution), form.fade, skips
         self.resolutions, self.columns = form.resolutions[::-1], {r: form.size(r)[1] for r in form.resolutions}
         self.register_buffer("filter", low_pass(image_filter), persistent=False)
-        for r in self.resolutions[:-1]:
-            channels = form.channels(r), form.channels(r // 2), form.img_channels
-            how = {"fromrgb": skips or form.has_rgb(r), "dtype": form.dtype(r), "layer": layer}
-            setattr(self, f"b{r}", block(*channels, **how))
-        width = form.channels(4)
-        self.cmap_dim = width if form.c_dim else 0
-        self.b4 = DiscriminatorEpilogue(
-            width,
-            self.cmap_dim or 1,
-            form.img_channels,
-            form.size(4),
-            fromrgb=skips or form.has_rgb(4),
-            mbstd_group=mbstd_group,
-            mbstd_channels=mbstd_channels,
-            layer=layer,
-        )
-        if form.c_dim:
-            self.mapping = MappingNetwork(0, form.c_dim, self.cmap_dim, mapping_layers, w_avg=False)
+        for r, block in blocks.items():
+            setattr(self, f"b{r}", block)
 
-    def forward(
-        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
-    ) -> torch.Tensor:
-        """`alpha` is used in a fading network only; 0 uses the down-sampled image alone. `img` may consist of several
-        `batches` of equal size, one after another, which are scored as if each came alone."""
+    def read(self, img: torch.Tensor, alpha: float | torch.Tensor, batches: int) -> torch.Tensor:
+        """The result of the last block for images [N, img_channels, H, W]."""
         x: Any = None
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
@@ -262,6 +233,56 @@ class Discriminator(nn.Module):
                 else:
                     x = x.to(dtype) + y
             x = block(x) if r > 4 else block(x, batches)
+        return x
+
+
+class Discriminator(ImageReader):
+    """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1].
+
+    Conditional networks use projection (Miyato & Koyama 2018) on an embedding of the labels, which consists of
+    `mapping_layers` dense layers. `mbstd_group` must divide the batch; a smaller batch forms one group. With `skips`
+    every resolution receives the picture.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        *,
+        block: Callable[..., nn.Module],
+        layer: Mapping[str, Any],
+        mbstd_group: int,
+        mbstd_channels: int,
+        image_filter: Sequence[float],
+        mapping_layers: int = 0,
+        skips: bool = False,
+    ):
+        blocks = {}
+        for r in form.resolutions[:0:-1]:
+            channels = form.channels(r), form.channels(r // 2), form.img_channels
+            blocks[r] = block(*channels, fromrgb=skips or form.has_rgb(r), dtype=form.dtype(r), layer=layer)
+        width = form.channels(4)
+        cmap_dim = width if form.c_dim else 0
+        blocks[4] = DiscriminatorEpilogue(
+            width,
+            cmap_dim or 1,
+            form.img_channels,
+            form.size(4),
+            fromrgb=skips or form.has_rgb(4),
+            mbstd_group=mbstd_group,
+            mbstd_channels=mbstd_channels,
+            layer=layer,
+        )
+        super().__init__(form, blocks, image_filter, skips)
+        self.cmap_dim = cmap_dim
+        if form.c_dim:
+            self.mapping = MappingNetwork(0, form.c_dim, cmap_dim, mapping_layers, w_avg=False)
+
+    def forward(
+        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0, batches: int = 1
+    ) -> torch.Tensor:
+        """`alpha` is used in a fading network only; 0 uses the down-sampled image alone. `img` may consist of several
+        `batches` of equal size, one after another, which are scored as if each came alone."""
+        x = self.read(img, alpha, batches)
         if self.c_dim:
             x = (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x

@@ -21,6 +21,7 @@ from stylegan_pg.ops import (
     conv3x3_is_faster,
     converted,
     downsample2d,
+    grouped_conv,
     setup_filter,
     upfirdn2d,
     upsample2d,
@@ -53,22 +54,33 @@ def noise_image(
     return None if noise == "none" else const[None, None]
 
 
-def convolve(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> torch.Tensor:
-    """Correlate x with the weight [O, I, k, k], at stride 1 without changing the size; or the transposed convolution.
+def convolve_groups(x: torch.Tensor, weight: torch.Tensor, groups: int, padding: int) -> torch.Tensor:
+    """Correlate x [N, I, H, W] with the weight [O, I / groups, kh, kw], each group of channels by itself. The result
+    has x's dtype, as that of `convolve`."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or MULTIPLIES_BF16:
+        return grouped_conv(x, weight.to(x.dtype), groups=groups, padding=padding)
+    return converted(grouped_conv(converted(x, torch.float32), weight.float(), groups=groups, padding=padding), x.dtype)
+
+
+def convolve(
+    x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1, full: bool = False
+) -> torch.Tensor:
+    """Correlate x with the weight [O, I, k, k], at stride 1 without changing the size, or with `full` increasing it by
+    k - 1; or the transposed convolution.
 
     The result has x's dtype, whatever the weight's is. A CPU without instructions for bfloat16 computes it from float32
     numbers, by conv3x3 if that is faster, and rounds the result.
     """
     how: dict[str, Any] = {"transposed": transposed, "stride": stride}
     if x.dtype != torch.bfloat16 or x.device.type != "cpu" or MULTIPLIES_BF16:
-        return _convolve(x, weight.to(x.dtype), **how)
+        return _convolve(x, weight.to(x.dtype), full=full, **how)
     if conv3x3_is_faster(x, weight, **how):
-        return conv3x3(x, weight, **how)
-    return converted(_convolve(converted(x, torch.float32), weight.float(), **how), x.dtype)
+        return conv3x3(F.pad(x, [weight.shape[-1] // 2] * 4) if full else x, weight, **how)
+    return converted(_convolve(converted(x, torch.float32), weight.float(), full=full, **how), x.dtype)
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor, transposed: bool, stride: int) -> torch.Tensor:
-    padding = weight.shape[-1] // 2 if stride == 1 else 0
+def _convolve(x: torch.Tensor, weight: torch.Tensor, transposed: bool, stride: int, full: bool) -> torch.Tensor:
+    padding = weight.shape[-1] - 1 if full else weight.shape[-1] // 2 if stride == 1 else 0
     if transposed:
         return F.conv_transpose2d(x, weight.transpose(0, 1), stride=stride, padding=padding)
     return F.conv2d(x, weight, stride=stride, padding=padding)

@@ -32,14 +32,12 @@ class Style(NamedTuple):
     d: torch.Tensor | None
 
 
-class ModulatedConv2d(nn.Module):
-    """The convolution of x [N, in, H, W] with a style, which may double the size (Karras et al. 2020, eq. 1 to 3).
+class Modulated(nn.Module):
+    """A convolution of x [N, in, H, W] whose input channels a style scales (Karras et al. 2020, eq. 1 to 3).
 
     A layer is called with its Style, or with the w [N, w_dim] from which that is computed. `fp16` says that x will have
     16 bits with a small range (float16), for which weights and styles are normalised before they are used.
     """
-
-    filter: torch.Tensor
 
     def __init__(
         self,
@@ -48,17 +46,18 @@ class ModulatedConv2d(nn.Module):
         w_dim: int,
         kernel: int,
         *,
-        up: int = 1,
         demodulate: bool = True,
         fp16: bool = False,
-        resample_filter: Sequence[float] = (1, 3, 3, 1),
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
-        self.register_buffer("filter", low_pass(resample_filter), persistent=False)
-        self.up, self.demodulate, self.fp16 = up, demodulate, fp16
+        self.demodulate, self.fp16 = demodulate, fp16
         self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel**2)
+
+    def convolved(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The convolution itself, which gives [N, out, H', W']."""
+        raise NotImplementedError
 
     def modulated(self, x: torch.Tensor, style: Style | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The convolution of the scaled input, [N, out, H', W'], and the factors d [N, out] that are still to be
@@ -72,7 +71,31 @@ class ModulatedConv2d(nn.Module):
             s = s / s.norm(float("inf"), dim=1, keepdim=True)
         if self.demodulate and (d is None or x.dtype == torch.float16):
             d = (s.square() @ weight.square().sum([2, 3]).t() + EPS).rsqrt()
-        return resampling_conv2d(bias_act(x, scale=s), weight, self.filter, up=self.up), d
+        return self.convolved(bias_act(x, scale=s), weight), d
+
+
+class ModulatedConv2d(Modulated):
+    """The modulated convolution that keeps the size, or doubles it with up=2."""
+
+    filter: torch.Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        kernel: int,
+        *,
+        up: int = 1,
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        **how: bool,
+    ):
+        super().__init__(in_channels, out_channels, w_dim, kernel, **how)
+        self.register_buffer("filter", low_pass(resample_filter), persistent=False)
+        self.up = up
+
+    def convolved(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return resampling_conv2d(x, weight, self.filter, up=self.up)
 
 
 class SynthesisLayer(ModulatedConv2d):
@@ -132,7 +155,7 @@ class ToRGB(ModulatedConv2d):
 # ------------------------------------------------------------------------------------------------ styles of many layers
 
 
-def styles_of(layers: Sequence[ModulatedConv2d], ws: torch.Tensor, places: Sequence[int]) -> list[Style]:
+def styles_of(layers: Sequence[Modulated], ws: torch.Tensor, places: Sequence[int]) -> list[Style]:
     """The styles of layers.
 
     Args:

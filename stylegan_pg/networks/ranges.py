@@ -53,6 +53,13 @@ def _are_resolutions(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) <= 16 and all(map(_is_resolution, value))
 
 
+def _list_of(high: int) -> Range:
+    def fits(value: Any) -> bool:
+        return isinstance(value, list | tuple) and len(value) <= 16 and all(_is_whole(v, 1, high) for v in value)
+
+    return fits, f"a list of whole numbers from 1 to {high}"
+
+
 MOST_TAPS = 64
 _FLAG: Range = (lambda v: isinstance(v, bool), "true or false")
 RANGES: dict[str, Range] = {
@@ -72,7 +79,16 @@ RANGES: dict[str, Range] = {
     "mbstd_channels": _whole(0, 1 << 16),
     "fade": _FLAG,
     "use_noise": _FLAG,
+    "widths": _list_of(1 << 16),
+    "groups": _list_of(1 << 22),
+    "blocks": _list_of(64),
+    "expansion": _whole(1, 64),
+    "embedding": _whole(1, 1 << 16),
     "conv_clamp": (lambda v: v is None or (is_number(v, 0, 1e30) and v > 0), "a number above 0, or null"),
+    "layers": _whole(2, 256),
+    "critical": _whole(1, 255),
+    "kernel": (lambda v: _is_whole(v, 1, 3) and v != 2, "1 or 3"),
+    "radial": _FLAG,
     "architecture": _one_of(*choices_of(StyleGAN2Config, "g_architecture")),
     "low_precision": _one_of(*LOW_PRECISION),
     "low_precision_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylegan_pg.config import StyleGAN2Config
+from stylegan_pg.config import StyleGAN2Config, StyleGAN3Config
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.equalized import scaled_parameters
 from stylegan_pg.networks.form import Form, NetworkShape, discriminator_form_kwargs, form_kwargs
@@ -32,7 +32,7 @@ def generator_kwargs(model: StyleGAN2Config, shape: NetworkShape) -> dict[str, A
     )
 
 
-def discriminator_kwargs(model: StyleGAN2Config, shape: NetworkShape) -> dict[str, Any]:
+def discriminator_kwargs(model: StyleGAN2Config | StyleGAN3Config, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator."""
     return dict(
         **discriminator_form_kwargs(model, shape),

@@ -7,6 +7,7 @@ copy, both computed from the bytes that must be read and written at least; 1 mea
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
@@ -17,6 +18,7 @@ import torch
 
 from stylegan_pg.ops import native, reference
 from stylegan_pg.ops.bias_act import bias_act
+from stylegan_pg.ops.filtered_lrelu import filtered_lrelu
 from stylegan_pg.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
 
 # {device: {resolution: (batch, channels)}}. On GPUs the tensors are as large as in networks for 1024x1024, so that they
@@ -79,17 +81,58 @@ def cases(x: torch.Tensor, f: torch.Tensor, b: torch.Tensor):
         return reference.bias_act(x, b, None, None, "lrelu", 2**0.5, 256.0, 1)
 
     yield "bias", lambda: bias_act(x, b, **how), plain
-    dy = torch.randn_like(x)
+    n, c, *size = x.shape
+    dy, s, z = torch.randn_like(x), torch.rand(n, c, device=x.device) + 0.5, torch.randn(n, 1, *size, device=x.device)
+    x_, b_, s_, z_ = (t.clone().requires_grad_(True) for t in (x, b, s, z))
+
+    def ours_forward(b, s=None, z=None):
+        return bias_act(x_, b, scale=s, noise=z, **how)
+
+    def plain_forward(b, s=None, z=None):
+        return reference.bias_act(x_, b, s, z, "lrelu", 2**0.5, 256.0, 1)
+
+    def both(forward, *given):
+        return lambda: torch.autograd.grad(forward(*given), [x_, *given], dy)[0]
+
+    def backward(forward, *given):
+        y = forward(*given)
+        return lambda: torch.autograd.grad(y, [x_, *given], dy, retain_graph=True)[0]
+
+    yield "bias forward+backward", both(ours_forward, b_), both(plain_forward, b_)
+    yield "bias backward", backward(ours_forward, b_), backward(plain_forward, b_)
+    # The end of a layer of StyleGAN2's generator: demodulation, noise, bias.
+    yield "layer backward", backward(ours_forward, b_, s_, z_), backward(plain_forward, b_, s_, z_)
+
+
+SMOOTH = [-0.002, -0.012, -0.01, 0.05, 0.18, 0.29, 0.29, 0.18, 0.05, -0.01, -0.012, -0.002]  # a low-pass filter
+
+
+def filtered_cases(x: torch.Tensor, b: torch.Tensor):
+    """Yield the same for filtered_lrelu, forward and backward, at the rates and with the numbers of taps of StyleGAN3.
+    The reference applies separable filters along one axis after the other, too, which is its fastest form."""
+    taps = torch.tensor(SMOOTH, device=x.device)
     x_, b_ = x.clone().requires_grad_(True), b.clone().requires_grad_(True)
+    for name, up, u, d in (
+        ("filtered up2 down2", 2, taps, taps),
+        ("filtered radial", 2, taps, torch.outer(taps, taps)),
+        ("filtered up4 down2", 4, taps.repeat_interleave(2) / 2, taps),
+    ):
+        small = x_ if up == 2 else x_[:, :, : x.shape[2] // 2, : x.shape[3] // 2].detach()
+        small = reference.in_layout_of(x, small).requires_grad_(True)
+        pad = (6 * up + 11) // 2  # which keeps the size for up 2, about
+        mid = small.shape[2] * up + 2 * pad - 6 * up + 1
+        dy = torch.randn_like(x[:, :, :1, :1]).expand(*x.shape[:2], *[(mid - 12) // 2 + 1] * 2)
+        dy = reference.in_layout_of(x, dy)
 
-    def ours_both():
-        return torch.autograd.grad(bias_act(x_, b_, **how), [x_, b_], dy)[0]
+        def ours(small=small, u=u, d=d, up=up, pad=pad, dy=dy):
+            y = filtered_lrelu(small, u, d, b_, up=up, down=2, padding=pad, clamp=256.0)
+            return torch.autograd.grad(y, [small, b_], dy)[0]
 
-    def plain_both():
-        y = reference.bias_act(x_, b_, None, None, "lrelu", 2**0.5, 256.0, 1)
-        return torch.autograd.grad(y, [x_, b_], dy)[0]
+        def plain(small=small, u=u, d=d, up=up, pad=pad, dy=dy):
+            y = reference.filtered_lrelu(small, u, d, b_, up, 2, (pad,) * 4, 2**0.5, 0.2, 256.0)
+            return torch.autograd.grad(y, [small, b_], dy)[0]
 
-    yield "bias forward+backward", ours_both, plain_both
+        yield name, ours, plain
 
 
 def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]]:
@@ -102,14 +145,17 @@ def rows(device: str, seconds: float, only: str = "") -> Iterator[dict[str, Any]
                 x = torch.randn(n, c, resolution, resolution, device=device).to(DTYPES[dtype])
                 x = x.contiguous(memory_format=memory_format)
                 b = torch.randn(c, device=device)
-                for op, ours, plain in cases(x, f, b):
+                for op, ours, plain in itertools.chain(cases(x, f, b), filtered_cases(x, b)):
                     name = f"{op} {dtype} {layout} {resolution}"
                     if only not in name:
                         continue
                     out = ours().clone()
                     t = median_times({"ours": ours, "plain": plain, "copy": out.clone}, seconds, device=device)
                     # The forward pass reads x and writes y; the backward pass reads x and dy and writes dx.
-                    moved = 5 * x.nbytes if "backward" in op else x.nbytes + out.nbytes
+                    # filtered_lrelu also writes and reads the slopes, but not x in the backward pass.
+                    moved = x.nbytes * (5 if "forward" in op else 3) if "backward" in op else x.nbytes + out.nbytes
+                    if "filtered" in op:
+                        moved = 4 * out.nbytes + 2 * out.numel() * (4 if "up4" in op else 1)
                     copy = t["copy"] / t["ours"]
                     yield {
                         "case": name,

@@ -140,24 +140,25 @@ def _summed(t, dims, dtype):
 
 
 def _fused_backward(dy, x, bias, scale, noise, act, gain, clamp, dim, wanted):
-    """Compute `_gradients` of `_slope` in one pass. `wanted` selects which of dbias, dscale and dnoise are computed;
-    the others are empty tensors."""
+    """Compute `_gradients` of `_slope`, in one pass over memory if there is a compiled kernel. `wanted` selects which
+    of dbias, dscale and dnoise are computed; the others are empty tensors."""
     _check_wanted(x, bias, scale, noise, act, gain, clamp, dim, wanted, dy)
-    kernels = native.compiled(x)
-    if kernels is None or kernels.kind != "cpu":  # on a GPU, PyTorch's reductions are as fast
+    kernels, tail = native.compiled(x), (x, bias, scale, noise, act, gain, clamp, dim)
+    found = None if kernels is None else calls.BiasAct(kernels, *tail).backward(dy, wanted)
+    if found is None:
         # An operator's output must not be its input. Without a scale, dx would be dy if dz were.
         same = scale is not None and _is_z(act, gain, clamp)
-        dz = dy if same else _slope(dy, x, bias, scale, noise, act, gain, clamp, dim)
-        dx, *rest = _gradients(dz, x, bias, scale, noise, dim, wanted)
+        dx, *rest = _gradients(dy if same else _slope(dy, *tail), x, bias, scale, noise, dim, wanted)
         dx = reference.in_layout_of(x, dx)
     else:
-        tail = calls.BiasAct(kernels, x, bias, scale, noise, act, gain, clamp, dim)
-        dx, dbias, dscale, dnoise = tail.backward(dy, *wanted)
+        dx, dbias, dscale, dnoise = found
+        if dbias is not None:
+            dbias = dbias.to(bias.dtype)
         if dscale is not None:
             dscale = dscale.sum_to_size(scale.shape).to(scale.dtype)
         if dnoise is not None:
-            dnoise = dnoise.reshape(x.shape[0], *noise.shape[1:]).sum_to_size(noise.shape).to(noise.dtype)
-        rest = [None if dbias is None else dbias.to(bias.dtype), dscale, dnoise]
+            dnoise = dnoise.reshape(len(dnoise), *noise.shape[1:]).sum_to_size(noise.shape).to(noise.dtype)
+        rest = [dbias, dscale, dnoise]
     return dx, *(t if want and t is not None else x.new_empty([0]) for t, want in zip(rest, wanted, strict=True))
 
 

@@ -1,9 +1,9 @@
 """Calls of the compiled kernels, which are plain C functions, with PyTorch tensors.
 
-Both libraries implement upfirdn2d and bias_act. The functions of the CUDA library also take the device and the stream.
-The CPU library also implements the backward pass of bias_act in one call, and convolutions. A C function returns 0, or
--1 if it does not support the dtype or size. In the latter case the functions below return None and the caller uses the
-reference. Convolutions are called only if a kernel exists.
+Both libraries implement upfirdn2d, bias_act, the backward pass of bias_act, and filtered_lrelu. The functions of the
+CUDA library that launch kernels also take the device and the stream. The CPU library also implements convolutions. A C
+function returns 0, or -1 if it does not support the dtype or size. In the latter case the functions below return None
+and the caller uses the reference. Convolutions and filtered_lrelu are called only if a kernel exists.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,14 @@ ROUNDING = 4e-7
 
 _PTR, _I64, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
 _BIAS_ACT = [_I64, _I64, _I64, _INT, _PTR, _PTR, _I64, _PTR, _I64, _DOUBLE, _DOUBLE]
+_FILTERED = [*[_I64] * 12, *[_INT] * 10, *[_DOUBLE] * 5]
 _WHERE = [_INT, _PTR]  # device, stream
 SIGNATURES = {
     "cpu": {
         "upfirdn2d": [_INT, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [_INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
         "bias_act_backward": [_INT, _INT, *[_PTR] * 6, *_BIAS_ACT],
+        "filtered_lrelu": [_INT, _INT, *[_PTR] * 7, *_FILTERED],
         "conv3x3": [*[_INT] * 3, *[_PTR] * 4, *[_I64] * 12],
         "conv3x3_weight": [*[_INT] * 2, *[_PTR] * 4, *[_I64] * 11],
         "conv3x3_workspace": [*[_INT] * 4, *[_I64] * 6, _PTR],
@@ -43,6 +45,9 @@ SIGNATURES = {
     "cuda": {
         "upfirdn2d": [*_WHERE, _INT, _PTR, _PTR, _PTR, _PTR, *[_I64] * 6, *[_INT] * 10, _DOUBLE],
         "bias_act": [*_WHERE, _INT, _INT, _INT, _PTR, _PTR, _PTR, _PTR, *_BIAS_ACT],
+        "bias_act_backward": [*_WHERE, _INT, _INT, *[_PTR] * 7, *_BIAS_ACT],
+        "bias_act_backward_workspace": [*[_INT] * 4, *[_I64] * 3, _INT, _I64, _I64, _PTR],
+        "filtered_lrelu": [*_WHERE, _INT, _INT, *[_PTR] * 8, *_FILTERED],
     },
 }
 
@@ -119,18 +124,27 @@ def separable_factors(f: torch.Tensor, correlate: bool, gain: float) -> list[flo
     return [*fx.tolist(), *fy.tolist()]
 
 
-_factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(version, correlate, gain): 8 floats}
+_on_host: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> {(version, ...): floats}
+
+
+def _cached_on_host(f: torch.Tensor, key: tuple[Any, ...], compute: Callable[[], Sequence[float] | None]):
+    """Return what `compute` makes of a filter, as C floats or None. It is cached for each filter, because reading a
+    filter's values makes the CPU wait for the GPU."""
+    known: dict = _on_host.setdefault(f, {})  # type: ignore[assignment]  # setdefault returns the dictionary itself
+    key = (0 if f.is_inference() else f._version, *key)
+    if key not in known:
+        found = compute()
+        known[key] = None if found is None else (ctypes.c_float * len(found))(*found)
+    return known[key]
 
 
 def _cached_factors(f: torch.Tensor, correlate: bool, gain: float):
-    """Return `separable_factors` as C floats. They are cached for each filter, because reading a filter's values makes
-    the CPU wait for the GPU."""
-    known: dict = _factors.setdefault(f, {})  # type: ignore[assignment]  # setdefault returns the dictionary itself
-    key = (0 if f.is_inference() else f._version, correlate, gain)
-    if key not in known:
-        found = separable_factors(f.cpu(), correlate, gain)
-        known[key] = None if found is None else (ctypes.c_float * 8)(*found)
-    return known[key]
+    return _cached_on_host(f, (correlate, gain), lambda: separable_factors(f.cpu(), correlate, gain))
+
+
+def _host_taps(f: torch.Tensor):
+    """Return the taps of a filter [k], and None for a filter [kh, kw]."""
+    return None if f.ndim == 2 else _cached_on_host(f, ("taps",), lambda: f.cpu().tolist())
 
 
 def upfirdn2d(
@@ -218,19 +232,163 @@ class BiasAct:
         )
         return out if done else None
 
-    def backward(self, dy: torch.Tensor, with_bias: bool, with_scale: bool, with_noise: bool):
-        """Compute dx and the gradients of bias [c], scale [n, c] and noise [n, inner] on the CPU."""
-        dy = self.like_x(dy)
+    def backward(self, dy: torch.Tensor, wanted: Sequence[bool]) -> list[torch.Tensor | None] | None:
+        """Compute dx and those gradients of bias, scale and noise that are wanted, in one pass over memory.
+
+        Args:
+            dy: The gradient of the result, with x's shape.
+            wanted: Whether the gradients of bias, scale and noise are computed. The tensors must exist.
+
+        Returns:
+            dx in x's dtype, and dbias [c], dscale [n, c] and dnoise [n, inner] in the accumulating dtype, or None for
+            those that are not wanted. If all samples share a scale or noise, the CUDA kernels also add over the
+            samples, so that its gradient has one row. None if there is no kernel for this size.
+
+        Raises:
+            RuntimeError: if the host has no memory for the sums, or CUDA cannot launch the kernels.
+        """
+        dy, cuda = self.like_x(dy), self.kernels.kind == "cuda"
+        if cuda and self.scale is None and not any(wanted):  # dx is g f'(z)
+            dx = self.elementwise(1, dy)
+            return None if dx is None else [dx, None, None, None]
+        scale_stride, noise_stride = self.args[6], self.args[8]
+        empty = functools.partial(torch.empty, dtype=self.acc, device=dy.device)
+        room: list[torch.Tensor | None] = []  # for sums over parts of the tensor
+        if cuda:
+            count = _partial_sums(self.kernels, DTYPES[dy.dtype], *wanted, *self.args[:4], scale_stride, noise_stride)
+            if count is None:
+                return None
+            room = [empty([count]) if count else None]
+        rows = [1 if cuda and not stride else self.n for stride in (scale_stride, noise_stride)]
+        sizes = ([self.c], [rows[0], self.c], [rows[1], self.inner])
+        sums = [empty(size) if want else None for size, want in zip(sizes, wanted, strict=True)]
         dx = pool.empty(self.x.shape, self.x, self.layout)
-        empty = functools.partial(torch.empty, dtype=self.acc)
-        dbias, dscale = empty([self.c]) if with_bias else None, empty([self.n, self.c]) if with_scale else None
-        dnoise = empty([self.n, self.inner]) if with_noise else None
-        outputs = [dx.data_ptr(), *map(_address, (dbias, dscale, dnoise))]
-        code = DTYPES[dx.dtype]
-        self.kernels.call(
-            "bias_act_backward", dx, code, self.act, dy.data_ptr(), self.x.data_ptr(), *outputs, *self.args
+        addresses = [dy.data_ptr(), self.x.data_ptr(), dx.data_ptr(), *map(_address, [*sums, *room])]
+        done = self.kernels.call("bias_act_backward", dx, DTYPES[dx.dtype], self.act, *addresses, *self.args)
+        return [dx, *sums] if done else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _partial_sums(kernels: Kernels, *how: int) -> int | None:
+    """Return the number of values for which the backward pass of bias_act on a GPU needs memory, or None if there is no
+    kernel for this size."""
+    count = ctypes.c_int64()
+    code = kernels.functions["bias_act_backward_workspace"](*how, ctypes.addressof(count))
+    return count.value if code == 0 else None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The linear part of filtered_lrelu or of one of its derivatives: two filters around the temporary rate.
+
+    Stage 1 inserts `up` - 1 zeros after each value, pads and filters; stage 2 pads, filters and keeps every `down`-th
+    value. `offsets` are the zeros at the left and the top, before stage 1 and before stage 2: (left1, top1, left2,
+    top2). `mid` is the (height, width) at the temporary rate, `out` that of the result. `first` and `second` are the
+    filters (None for one tap of 1), `gains` their factors. They are used as correlations if `correlate`.
+    """
+
+    first: torch.Tensor | None
+    second: torch.Tensor | None
+    up: int
+    down: int
+    offsets: Sequence[int]
+    mid: Sequence[int]
+    out: Sequence[int]
+    gains: tuple[float, float]
+    correlate: bool
+
+    def transposed(self, in_size: Sequence[int]) -> Stages:
+        """Return the stages of the gradient, given the (height, width) of the input."""
+        (kh1, kw1), (kh2, kw2), (left1, top1, left2, top2) = taps(self.first), taps(self.second), self.offsets
+        return Stages(
+            first=self.second,
+            second=self.first,
+            up=self.down,
+            down=self.up,
+            offsets=[kw2 - 1 - left2, kh2 - 1 - top2, kw1 - 1 - left1, kh1 - 1 - top1],
+            mid=self.mid,
+            out=in_size,
+            gains=(self.gains[1], self.gains[0]),
+            correlate=not self.correlate,
         )
-        return dx, dbias, dscale, dnoise
+
+
+def taps(f: torch.Tensor | None) -> tuple[int, int]:
+    """Return the numbers of rows and columns of a filter [kh, kw], [k] or None."""
+    return (1, 1) if f is None else (f.shape[0], f.shape[-1])
+
+
+def has_filtered_lrelu(s: Stages) -> bool:
+    """Return whether the kernels support these stages, and therefore also the transposed ones."""
+    return {s.up, s.down} <= {1, 2, 4} and max(*taps(s.first), *taps(s.second)) <= MOST_TAPS
+
+
+MOST_TAPS = 48  # of filtered_lrelu's kernels, per axis
+
+
+def slopes_shape(shape: Sequence[int], mid: Sequence[int], channels_last: bool) -> list[int]:
+    """Return the shape of the recorded slopes, two bits for each value of [N, C, *mid]. Only the kernel knows how they
+    are arranged; the shape is the smallest that suffices for all kernels, so that it can be known without them."""
+    n, c, (h, w) = shape[0], shape[1], mid
+    return [n, (c + 15) // 16 * 16 if channels_last else c, (h + 3) // 4 * 4, (w + 63) // 64 * 16]
+
+
+def filtered_lrelu(
+    kernels: Kernels,
+    mode: str,
+    x: torch.Tensor,
+    slopes: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    s: Stages,
+    layout: torch.memory_format,
+    activation: tuple[float, float, float | None],
+    with_sums: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Compute ops.filtered_lrelu or a derivative with a compiled kernel.
+
+    Args:
+        kernels: The library.
+        mode: "plain", "record" (which also returns the activation's slopes), or "masked" (which multiplies by recorded
+            slopes instead of an activation).
+        x, bias: The input, of the layout that the result gets, and what is added to it.
+        slopes: The recorded slopes, if the mode is "masked".
+        s: What is computed before and after the activation.
+        layout: The layout of x and of the result, which is also that of the slopes.
+        activation: gain, slope and clamp.
+        with_sums: Whether the sums of the result over all but the channels are computed (on the CPU only).
+
+    Raises:
+        RuntimeError: if there is no kernel, although `has_filtered_lrelu`.
+    """
+    x = x.contiguous(memory_format=layout)
+    acc, (n, c, h, w) = sums_of(x.dtype), x.shape
+    y = pool.empty([n, c, *s.out], x, layout)
+    if mode == "record":
+        shape = slopes_shape(x.shape, s.mid, layout == torch.channels_last)
+        slopes = pool.empty(shape, x, torch.contiguous_format, torch.uint8)
+    filters = [_ones(x.device) if f is None else _packed(f.to(x.device), torch.float32) for f in (s.first, s.second)]
+    bias = None if bias is None else _packed(bias, acc)
+    if bias is not None and bias.device != x.device:
+        raise ValueError(f"filtered_lrelu: x is on {x.device}, bias on {bias.device}")
+    sums = torch.empty([c], dtype=acc) if with_sums else None
+    sizes = [number for f in filters for number in (*taps(f), f.ndim == 1)]
+    gain, slope, clamp = activation
+    only_here = (_address(sums),) if kernels.kind == "cpu" else tuple(map(_host_taps, filters))
+    done = kernels.call(
+        "filtered_lrelu", x, DTYPES[x.dtype], ("plain", "record", "masked").index(mode), x.data_ptr(), y.data_ptr(),
+        _address(slopes), _address(bias), *only_here, *(f.data_ptr() for f in filters), n, c, h, w, *s.mid,
+        *s.out, *s.offsets, s.up, s.down, *sizes, layout == torch.channels_last, s.correlate, *s.gains,
+        gain, slope, -1.0 if clamp is None else clamp,
+    )  # fmt: skip
+    if not done:
+        raise RuntimeError(f"filtered_lrelu has no kernel for {x.dtype} {list(x.shape)} on {x.device.type}")
+    return y, x.new_empty([0], dtype=torch.uint8) if slopes is None else slopes, sums
+
+
+@functools.lru_cache(maxsize=16)
+def _ones(device: torch.device) -> torch.Tensor:
+    """Return the filter of a single tap of 1."""
+    return torch.ones([1], device=device)
 
 
 def _conv3x3_workspace(kernels: Kernels, x: torch.Tensor, gradient: bool, transposed: bool, stride: int, *sizes: int):

@@ -182,7 +182,7 @@ def status() -> str:
             lines.append(f"{device}: none. {error}")
             continue
         formats = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED.get(device, ()))
-        for op in ("upfirdn2d", "bias_act"):
+        for op in ("upfirdn2d", "bias_act", "filtered_lrelu"):
             what = f"{device} kernels for {formats}; plain PyTorch for the rest" if choice.built else "plain PyTorch"
             lines.append(f"{device} {op}: {what}")
         if device == "cpu" and choice.built and not has_bf16_instructions():

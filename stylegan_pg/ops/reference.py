@@ -94,6 +94,50 @@ def bias_act(
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
+def filtered_lrelu(
+    x: torch.Tensor,
+    up_filter: torch.Tensor | None,
+    down_filter: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    up: int,
+    down: int,
+    padding: Sequence[int],
+    gain: float,
+    slope: float,
+    clamp: float | None,
+) -> torch.Tensor:
+    """Compute ops.filtered_lrelu by separate operations. `padding` is (left, right, top, bottom)."""
+    if bias is not None:
+        x = x + bias.to(x.dtype).reshape(1, -1, 1, 1)
+    y = filtered(x, up_filter, up, 1, padding, float(up * up))
+    y = F.leaky_relu(y, slope)
+    if gain != 1:
+        y = y * gain
+    if clamp is not None:
+        y = y.clamp(-clamp, clamp)
+    return in_layout_of(x, filtered(y, down_filter, 1, down, (0, 0, 0, 0), 1.0))
+
+
+def filtered(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int,
+    down: int,
+    padding: Sequence[int],
+    gain: float,
+    flip_filter: bool = False,
+) -> torch.Tensor:
+    """Compute upfirdn2d with one factor for both directions. A filter [k] is applied to columns and rows in turn, and
+    None is a single tap of 1."""
+    left, right, top, bottom = padding
+    if f is None:
+        f = x.new_ones([1], dtype=torch.float32)
+    if f.ndim == 2:
+        return upfirdn2d(x, f, (up, up), (down, down), padding, flip_filter, gain)
+    x = upfirdn2d(x, f[:, None], (1, up), (1, down), (0, 0, top, bottom), flip_filter, gain)
+    return upfirdn2d(x, f[None, :], (up, 1), (down, 1), (left, right, 0, 0), flip_filter, 1.0)
+
+
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 

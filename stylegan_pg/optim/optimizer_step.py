@@ -64,6 +64,18 @@ class Verdict(NamedTuple):
         return next((name for name, size in zip(self.names, sizes, strict=True) if not math.isfinite(size)), "")
 
 
+class Rates(NamedTuple):
+    """Adam's numbers that may change from step to step."""
+
+    lr: float
+    beta1: float
+    beta2: float
+
+    def of_adam(self) -> dict[str, Any]:
+        """The same under the names that torch has for them."""
+        return {"lr": float(self.lr), "betas": (float(self.beta1), float(self.beta2))}
+
+
 class EagerAdam(torch.optim.Adam):
     """PyTorch's Adam without the decorators for torch.compile, which is not used for optimisers here. At the first call
     they would import the compiler, which takes about as long as importing PyTorch."""
@@ -98,6 +110,15 @@ class NetworkOptimizer:
     def close(self) -> None:
         """Release the network, so that another optimizer can be made for it or its successor."""
         self.sums.close()
+
+    def use(self, rates: Rates) -> None:
+        """Take Adam's numbers for the next steps."""
+        new = rates.of_adam()
+        if all(self.adam[name] == value for name, value in new.items()):
+            return
+        self.adam = self.adam | new
+        for group in self.optimizer.param_groups:
+            group.update(new)
 
     def begin(self, kind: str, passes: int) -> None:
         """Start a step of a kind, which is the same on all ranks, with this number of backward passes on this rank."""

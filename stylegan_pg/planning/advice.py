@@ -5,11 +5,11 @@ None of them is an error. Each note names the key, its effect, and what to write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_pg.config import ADAConfig, Config, GrowingConfig, StyleConfig, renamed
+from stylegan_pg.config import ADAConfig, Config, ConvolutionalConfig, StyleConfig, curves, renamed
 from stylegan_pg.config.keys import SHORT
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.renamed import RENAMED
@@ -22,7 +22,12 @@ from stylegan_pg.urls import without_secrets
 TABLES = {
     "optim.g_lr": ("optim.g_lr_at", "optim.lr_at"),
     "optim.d_lr": ("optim.d_lr_at", "optim.lr_at"),
+    "optim.beta2": ("optim.beta2_at",),
     "loss.r1_gamma": ("loss.r1_gamma_at",),
+    "loss.pl_weight": ("loss.pl_weight_at",),
+    "loss.blur_sigma": ("loss.blur_sigma_at",),
+    "augment.p": ("augment.p_at",),
+    "ema.kimg": ("ema.kimg_at",),
     "train.batch": ("train.batch_at",),
     "train.micro_batch": ("train.micro_batch_at",),
     "growth.stable_kimg": ("growth.stable_kimg_at",),
@@ -35,7 +40,11 @@ CLASSES_SHOWN = 5
 # Keys that have no effect with certain values of others: (keys, condition, reason).
 SWITCHES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("loss.r1_every", lambda c: not r1_is_on(c), "R1 is off (loss.r1_gamma=0)"),
-    ("loss.pl_every", lambda c: not c.loss.pl_weight, "path length regularisation is off (loss.pl_weight=0)"),
+    (
+        "loss.pl_every",
+        lambda c: not c.loss.path_length().is_used,
+        "path length regularisation is off (loss.pl_weight=0)",
+    ),
     ("loss.pl_decay loss.pl_batch_shrink", lambda c: not _has(c, "path_length"), "there is no path_length term"),
     ("loss.style_mixing", lambda c: not isinstance(c.model, StyleConfig), "the networks have no styles to mix"),
     ("train.zero_stage", lambda c: c.train.engine != "deepspeed", "it is for train.engine=deepspeed"),
@@ -70,7 +79,7 @@ def _has(config: Config, term: str) -> bool:
 
 def r1_is_on(config: Config) -> bool:
     """Whether loss.r1_gamma, or a table of it, asks for R1."""
-    return len(config.loss.all_terms()) > len(config.loss.terms) + bool(config.loss.pl_weight)
+    return config.loss.r1().is_used
 
 
 def value(config: Config, key: str) -> Any:
@@ -83,7 +92,33 @@ def value(config: Config, key: str) -> Any:
 
 def decider(config: Config, plain: str, resolution: int) -> str:
     """The key whose value holds at a resolution: the plain key, or a table that has an entry for the resolution."""
-    return next((table for table in TABLES[plain] if resolution in value(config, table)), plain)
+    return next((table for table in TABLES[plain] if resolution in entries(config, table)), plain)
+
+
+def entries(config: Config, table: str) -> Mapping[int, Any]:
+    """The entries of a table, none if the configuration's classes do not have it."""
+    section, _, name = table.partition(".")
+    return getattr(getattr(config, section), name, {})
+
+
+def decides(config: Config, plain: str, resolution: int, nimg: float) -> str:
+    """The key whose value holds after nimg images: one of the tables by kimg or resolution, or the plain key."""
+    reached = any(nimg >= kimg * 1000 for kimg in entries(config, f"{plain}_from"))
+    return f"{plain}_from" if reached else decider(config, plain, resolution)
+
+
+def multiplied(config: Config, plain: str, factor: float, resolution: int, nimg: float) -> str:
+    """The override that multiplies a number as it is after nimg images by a factor; of curves, all their values."""
+    key = decides(config, plain, resolution, nimg)
+    if key == plain:
+        text = curves.as_text(curves.scaled(value(config, plain), factor))
+        return f"{key}={text}" if not text.startswith(("{", "[")) else f"'{key}={text}'"
+    table = entries(config, key)
+    if not key.endswith("_from"):
+        return f"{key}.{resolution}={table[resolution] * factor:.6g}"
+    reached = max(kimg for kimg in table if nimg >= kimg * 1000)
+    new = dict(table) | {reached: table[reached] * factor}
+    return f"'{key}={{{', '.join(f'{kimg:g}: {number:.6g}' for kimg, number in new.items())}}}'"
 
 
 def deciders(config: Config, plan: Sequence[Phase], plain: str) -> dict[int, str]:
@@ -94,9 +129,9 @@ def deciders(config: Config, plan: Sequence[Phase], plain: str) -> dict[int, str
     found = {}
     for r in sorted(looked_at):
         found[r] = decider(config, plain, r)
-        since = min(config.loss.r1_gamma_from, default=None) if plain == "loss.r1_gamma" else None
+        since = min(entries(config, f"{plain}_from"), default=None)
         if since is not None and all(p.start >= since * 1000 for p in plan if p.resolution == r):
-            found[r] = "loss.r1_gamma_from"
+            found[r] = f"{plain}_from"
     return found
 
 
@@ -156,7 +191,7 @@ def _overruled(key: str, given: str, written: Config, config: Config) -> str:
     `written` and `config` are the configuration before and after an automatic schedule was filled in.
     """
     name, at, entry = key.partition("_at")
-    own = name + at
+    own = next((plain for plain in TABLES if key.startswith(f"{plain}.")), name + at)  # a number of a curve
     served = [plain for plain, tables in TABLES.items() if own == plain or own in tables]
     if not served:
         return ""
@@ -185,19 +220,35 @@ def _listed(numbers: Iterable[int]) -> str:
 def of_configuration(config: Config) -> list[str]:
     """Notes about settings that are possible, but probably not intended."""
     model, objective = config.model, config.loss.objective
-    found = []
+    found = _of_curves(config)
     if isinstance(config.augment, ADAConfig) and objective in ("wgan", "lsgan", "relativistic"):
         found.append(
             f"augment.mode=ada follows the signs of D's scores, which say little under loss.objective={objective}: "
             "watch augment_p in stats.jsonl, or take augment.mode=fixed"
         )
-    if model.mbstd_channels and model.mbstd_group > 1 and isinstance(model, GrowingConfig):
+    if model.mbstd_channels and model.mbstd_group > 1 and isinstance(model, ConvolutionalConfig):
         alone = {p.resolution: p.batch for p in phases(config) if p.mbstd_group == 1}
         if alone:
             batches = ", ".join(f"{batch} at {r}x{r}" for r, batch in alone.items())
             found.append(
                 f"minibatch stddev does nothing: no group of 2 to model.mbstd_group={model.mbstd_group} images divides "
                 f"the batch of {batches}; give an even train.batch, or model.mbstd_channels=0 to leave it out"
+            )
+    return found
+
+
+def _of_curves(config: Config) -> list[str]:
+    """Notes about curves that the run ends before."""
+    end, found = phases(config)[-1].end, []
+    values = [(key, value(config, key)) for key in TABLES if key != "augment.p"]
+    values += [("augment.p", getattr(config.augment, "p", 0.0))]
+    values += [(f"loss.terms: the weight of {term.name}", term.weight) for term in config.loss.terms]
+    for key, given in values:
+        own = curves.curves_of(given)
+        if own and own[-1].end > end:
+            found.append(
+                f"{key}: its curve ends at {own[-1].end / 1000:.10g} kimg, the run at {end / 1000:.10g}, where it has "
+                f"come to {curves.at(given, end):.6g}"
             )
     return found
 

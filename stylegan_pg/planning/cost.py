@@ -7,8 +7,9 @@ included, and neither is augmentation.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
-from stylegan_pg.config.schedule import Phase, term_weight
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term
-from stylegan_pg.networks import NETWORKS, NetworkShape  # which registers the operators, too
+from stylegan_pg.config.schedule import Phase, weighs
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
+from stylegan_pg.networks import NETWORKS, NetworkShape, declares  # it registers the operators, too
 from stylegan_pg.planning.operations import NO_LAUNCH
 
 # Operations of a step that are not made here: latents, statistics and the moving average; and of an optimizer step.
@@ -40,13 +41,16 @@ class Cost:
 
 
 class _Saved:
-    """Counts the bytes that autograd saves, each storage once."""
+    """Counts the bytes that autograd saves, each storage once, except for weights, whose size does not depend on the
+    batch: tensors of their shapes, which may be scaled or of another dtype."""
 
-    def __init__(self):
+    def __init__(self, weights: Iterable[torch.Tensor]):
         self.seen: dict[int, torch.Tensor] = {}
+        self.weights = {t.shape for t in weights}
 
     def pack(self, t: torch.Tensor) -> torch.Tensor:
-        self.seen[id(t.untyped_storage())] = t
+        if t.shape not in self.weights:
+            self.seen[id(t.untyped_storage())] = t
         return t
 
     def bytes(self) -> int:
@@ -59,6 +63,34 @@ def _upfirdn2d_flops(x_shape, f_shape, up, down, *_, out_shape: Any = None, **__
     return 2 * math.prod(out_shape) * math.ceil(f_shape[0] / up[1]) * math.ceil(f_shape[1] / up[0])
 
 
+def _filtered_lrelu_flops(shape, first, second, up: int, down: int, mid, out) -> int:
+    """FLOPs of two filters [k] or [kh, kw], or None, around the temporary rate `mid`, as of `_upfirdn2d_flops`. Filters
+    [k] are applied along x and along y."""
+    n, c, h, _ = shape
+    products = 0
+    for f, factor, (rows, columns), size in ((first, up, (h, mid[1]), mid), (second, 1, (out[0], mid[1]), out)):
+        if f is not None and len(f) == 1:
+            products += math.ceil(f[0] / factor) * (rows * columns + math.prod(size))
+        elif f is not None:
+            products += math.ceil(f[0] / factor) * math.ceil(f[1] / factor) * math.prod(size)
+    return 2 * n * c * products
+
+
+@register_flop_formula(torch.ops.stylegan_pg.filtered_lrelu)
+def _filtered_lrelu_forward_flops(
+    x_shape, up_filter, down_filter, _, up, down, padding, *__, out_shape: Any = None, **___
+):
+    taps = [(1, 1) if f is None else (f[0], f[-1]) for f in (up_filter, down_filter)]
+    left, right, top, bottom = padding
+    mid = x_shape[2] * up + top + bottom - taps[0][0] + 1, x_shape[3] * up + left + right - taps[0][1] + 1
+    return _filtered_lrelu_flops(x_shape, up_filter, down_filter, up, down, mid, out_shape[0][2:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.filtered_lrelu_gradient)
+def _filtered_lrelu_gradient_flops(g_shape, _, first, second, up, down, offsets, mid, out, *__, **___):
+    return _filtered_lrelu_flops(g_shape, first, second, up, down, mid, out)
+
+
 @register_flop_formula(torch.ops.stylegan_pg.conv3x3)
 def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = None, **__) -> int:
     """FLOPs of the definition, as for all convolutions, even if a kernel needs fewer."""
@@ -69,6 +101,21 @@ def _conv3x3_flops(x_shape, w_shape, swapped, transposed, *_, out_shape: Any = N
 @register_flop_formula(torch.ops.stylegan_pg.conv3x3_weight)
 def _conv3x3_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) -> int:
     return 2 * math.prod(out_shape) * dy_shape[0] * math.prod(dy_shape[2:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv)
+def _grouped_conv_flops(x_shape, w_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(out_shape) * math.prod(w_shape[1:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv_images)
+def _grouped_conv_images_flops(dy_shape, w_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(dy_shape) * math.prod(w_shape[1:])
+
+
+@register_flop_formula(torch.ops.stylegan_pg.grouped_conv_weight)
+def _grouped_conv_weight_flops(x_shape, dy_shape, *_, out_shape: Any = None, **__) -> int:
+    return 2 * math.prod(dy_shape) * math.prod(out_shape[1:])
 
 
 def _form(value: Any) -> Any:
@@ -139,6 +186,9 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         real, fake, noise = (torch.randn(n, channels, *G.img_size) for _ in range(3))
         u = torch.rand(n)
 
+    weighted = [t for t in config.loss.all_terms() if weighs(t, phase)]
+    joint = [t for t in weighted if t.every == 1 and TERMS[t.name].at]  # as in systems/gan.py
+
     def g_main() -> torch.Tensor:
         scores_real = None
         if objective.paired:
@@ -148,9 +198,23 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
 
     def d_main() -> torch.Tensor:
         with torch.no_grad():
-            fake = G(z, c)
-        both = [torch.cat([real, fake]), *([] if c is None else [torch.cat([c, c])])]
-        return objective.d(*D(*both, batches=2).chunk(2)).sum()
+            if declares(getattr(G, "synthesis", G), "followed_batch"):
+                fake = G.synthesis(G.styles(z, c), followed_batch=n)
+            else:
+                fake = G(z, c)
+        images, places = {"real": real, "fake": fake}, [TERMS[t.name].at for t in joint]
+        images |= {place: images[place].detach().requires_grad_(True) for place in places}
+        if objective.paired or len(places) == 1:
+            scores = {place: D(one, c) for place, one in images.items()}
+        else:
+            both = [torch.cat([*images.values()]), *([] if c is None else [torch.cat([c, c])])]
+            scores = dict(zip(images, D(*both, batches=2).chunk(2), strict=True))
+        loss = objective.d(scores["real"], scores["fake"]).sum()
+        if joint:
+            norms = squared_norms([scores[place] for place in places], [images[place] for place in places])
+            inputs = DInputs(D, real, c, norms=dict(zip(places, norms, strict=True)))
+            loss = loss + sum(TERMS[t.name].compute(inputs)["loss"].sum() for t in joint)
+        return loss
 
     def term_loss(term: Term) -> torch.Tensor:
         on_g = term.on == "G"
@@ -161,19 +225,19 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     g_share = config.optim.g_steps / config.optim.d_steps  # steps of G per step of D, which nimg counts
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
-    for term, spec in ((t, TERMS[t.name]) for t in config.loss.all_terms()):
-        if not spec.of_scores and term_weight(term, phase.resolution, phase.end - 1) > 0:
+    for term, spec in ((t, TERMS[t.name]) for t in weighted if t not in joint):
+        if not spec.of_scores:
             often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
             passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
     sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
     for player, forward, often, images in passes:
         G.requires_grad_(player == "G")
         D.requires_grad_(player == "D")
-        saved, before, made = _Saved(), meter.flops, meter.launches
+        weights = itertools.chain(G.parameters(), D.parameters())
+        saved, before, made = _Saved(weights), meter.flops, meter.launches
         with meter, torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
             loss = forward()
-        # Layers save their scaled weights, whose size does not depend on the batch.
-        peak = max(peak, images / n * (saved.bytes() - 4 * sum(sizes)))
+        peak = max(peak, images / n * saved.bytes())
         with meter:
             loss.backward()
         flops += often * images / n * (meter.flops - before)

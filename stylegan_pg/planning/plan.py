@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from stylegan_pg import files
 from stylegan_pg.config import Config
 from stylegan_pg.config.plain import to_yaml
-from stylegan_pg.config.schedule import Phase, deal, phases, shortfall, size_at
+from stylegan_pg.config.schedule import Phase, deal, learning_rate, phases, shortfall, size_at
 from stylegan_pg.data.conditions import CLASS, condition_field, condition_size
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.planning import scaling
+from stylegan_pg.planning import scaling, schedules
 from stylegan_pg.planning.advice import of_configuration, of_data
 from stylegan_pg.planning.cost import Cost, Meter, cost_of
 from stylegan_pg.urls import runs_command
@@ -77,6 +77,15 @@ class Plan:
     rows: list[PlanRow]
     full: Cost  # cost of a stable phase at full resolution
     machine: Machine
+    config: Config
+
+    def rates(self, phase: Phase, parts: int = 1) -> list[tuple[float, float, float]]:
+        """(images, learning rate of G, that of D) at the begin of a phase, at its last step, and between them, so that
+        there are `parts` parts of it."""
+        last = phase.end - phase.batch
+        places = [phase.start + (last - phase.start) * i / parts for i in range(parts + 1)]
+        r = phase.resolution
+        return [(n, learning_rate(self.config, "G", r, n), learning_rate(self.config, "D", r, n)) for n in places]
 
     @property
     def images(self) -> int:
@@ -122,10 +131,10 @@ def make_plan(config: Config, machine: Machine, channels: int = 3, classes: int 
         rows.append(PlanRow(phase, cost, share, micro, hours))
     last = rows[-1].phase
     if last.resolution == config.resolution and not last.fade:
-        return Plan(rows, rows[-1].cost, machine)
+        return Plan(rows, rows[-1].cost, machine, config)
     size = size_at(config.resolution, config.model.base)
     last = dataclasses.replace(last, resolution=config.resolution, size=size, fade=False)
-    return Plan(rows, cost_of(config, last, channels, classes, meter), machine)
+    return Plan(rows, cost_of(config, last, channels, classes, meter), machine, config)
 
 
 def _dataset(config: Config) -> tuple[int, int, str, list[str]]:
@@ -158,6 +167,7 @@ def table(plan: Plan) -> str:
     until = 0.0
     for row in plan.rows:
         p, cost = row.phase, row.cost
+        ends = [rates for _, *rates in plan.rates(p)]
         until += row.hours
         lines.append(
             [
@@ -165,7 +175,7 @@ def table(plan: Plan) -> str:
                 f"{p.start / 1000:.9g}-{p.end / 1000:.9g}",
                 str(p.batch),
                 str(row.micro),
-                f"{p.g_lr:g}/{p.d_lr:g}",
+                "/".join(f"{a:g}" if a == b else f"{a:g}>{b:g}" for a, b in zip(*ends, strict=True)),
                 f"{cost.g_parameters:,}",
                 f"{cost.d_parameters:,}",
                 f"{cost.flops_per_image / 1e9:.2f}",
@@ -201,7 +211,14 @@ def describe(config: Config, machine: Machine | None = None) -> str:
     """The resolved configuration, the dataset, the table of phases, and notes, as text."""
     channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine or Machine(), channels, classes)
-    return "\n".join([to_yaml(config), f"dataset: {about}", "", table(plan), *_as_lines(notes)])
+    text = [to_yaml(config), f"dataset: {about}", "", table(plan), *changes(config), *_as_lines(notes)]
+    return "\n".join(text)
+
+
+def changes(config: Config) -> list[str]:
+    """The table of the numbers that change during the run, as lines behind an empty one; none if there are none."""
+    rows = schedules.rows(config)
+    return ["", *_aligned(rows)] if rows else []
 
 
 def _as_lines(notes: Sequence[str]) -> list[str]:
@@ -222,33 +239,42 @@ def report(
     out: Path | None = None,
     link: scaling.Link | None = None,
     host: float = scaling.HOST,
+    figure: Path | None = None,
 ) -> str:
-    """The table of phases, the times of a step by number of devices, and notes, as text. With `out` a figure is
-    written, too, as a PNG. `host`: seconds in which a host starts one operation.
+    """The table of phases, that of the numbers that change, the times of a step by number of devices, and notes, as
+    text. With `out` a figure of the phases is written, too, and with `figure` one of these numbers, as PNGs. `host`:
+    seconds in which a host starts one operation.
 
     Raises:
         UsageError: if the figure cannot be written, or a number is not possible.
     """
     if not 0 <= host < 1:
         raise UsageError(f"--host-us {1e6 * host:g} is not possible: it must be at least 0 and below a million")
-    if out is not None:
-        _check_writable(out)  # before the slow part
+    for path, option in ((out, "--out"), (figure, "--figure")):
+        if path is not None:
+            _check_writable(path, option)  # before the slow part
     channels, classes, about, notes = _dataset(config)
     plan = make_plan(config, machine, channels, classes)
     if out is not None:
         draw(plan, out, Path(config.run).name)
+    if figure is not None:
+        try:
+            schedules.draw(config, figure)
+        except OSError as error:
+            raise UsageError(f"--figure {figure}: cannot be written: {error.strerror or error}") from None
     steps = across(config, plan, link or scaling.Link(), host)
-    picture = [f"picture: {out}"] if out else []
-    return "\n".join([f"dataset: {about}", "", table(plan), "", steps, *picture, *_as_lines(notes)])
+    pictures = [f"picture: {path}" for path in (out, figure) if path]
+    text = [f"dataset: {about}", "", table(plan), *changes(config), "", steps, *pictures, *_as_lines(notes)]
+    return "\n".join(text)
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path, option: str) -> None:
     if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: the picture is a PNG: give a name that ends in .png")
+        raise UsageError(f"{option} {out}: the picture is a PNG: give a name that ends in .png")
     if not os.path.isdir(out.parent):
-        raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
+        raise UsageError(f"{option} {out}: there is no folder {out.parent}: make it first")
     if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
-        raise UsageError(f"--out {out}: cannot be written: give another name")
+        raise UsageError(f"{option} {out}: cannot be written: give another name")
 
 
 def draw(plan: Plan, out: Path, title: str = "") -> None:
@@ -281,9 +307,11 @@ def draw(plan: Plan, out: Path, title: str = "") -> None:
     steps.yaxis.set_major_formatter("{x:g}")
     steps.set_ylabel("images per step", color="tab:blue")
     rates = steps.twinx()
-    rates.stairs([p.g_lr for p in phases_], edges, color="tab:green", baseline=None, label="G")
-    rates.stairs([p.d_lr for p in phases_], edges, color="tab:red", ls="--", baseline=None, label="D")
-    rates.set_ylim(0, 1.15 * max(max(p.g_lr, p.d_lr) for p in phases_))
+    lines = [point for p in phases_ for point in plan.rates(p, parts=64)]
+    kimg = [n / 1000 for n, _, _ in lines]
+    rates.plot(kimg, [g for _, g, _ in lines], color="tab:green", label="G")
+    rates.plot(kimg, [d for _, _, d in lines], color="tab:red", ls="--", label="D")
+    rates.set_ylim(0, 1.15 * max(max(g, d) for _, g, d in lines))
     rates.set_ylabel("learning rate")
     rates.legend(loc="center right")
 

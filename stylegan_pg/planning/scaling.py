@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stylegan_pg.config import Config
-from stylegan_pg.config.schedule import Phase, deal, term_weight
+from stylegan_pg.config.schedule import Phase, deal, weighs
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS
 from stylegan_pg.planning.cost import Cost
@@ -80,7 +80,7 @@ def sums(config: Config, phase: Phase, cost: Cost) -> list[tuple[float, float]]:
     o, width = config.optim, 8 if config.train.dtype == "float64" else 4
     often = {"D": 1.0, "G": o.g_steps / o.d_steps}
     size = {"D": float(width * cost.d_parameters), "G": float(width * cost.g_parameters)}
-    due = [t for t in config.loss.all_terms() if term_weight(t, phase.resolution, phase.end - 1) > 0]
+    due = [t for t in config.loss.all_terms() if weighs(t, phase)]
     lazy = [(TERMS[t.name], t.every) for t in due]
     steps = [(often[player], size[player]) for player in ("D", "G")]
     return steps + [(often[s.on] / every, size[s.on]) for s, every in lazy if every > 1 and not s.of_scores]

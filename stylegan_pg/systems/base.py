@@ -170,6 +170,7 @@ class Loss:
         default_factory=dict
     )  # name -> zeros: tensors to be summed up, see Context
     twice: bool = False  # differentiates a gradient, which torch.compile cannot do
+    counts: bool = True  # its passes change running statistics and other buffers
 
     @property
     def factor(self) -> float:
@@ -246,6 +247,11 @@ class System:
         """The numbers that the losses of a step contain besides tensors; a captured step is replayed only where these
         are equal. None: the steps of this system cannot be replayed."""
         return None
+
+    def moving(self, step: Step) -> str:
+        """The key of a number of the configuration that changes with this step and cannot be on the device, so that the
+        step is not replayed; "" if there is none."""
+        return ""
 
     def optimizer_steps(self, side: Side) -> list[int]:
         """k for each update of a side that is made at every k-th step besides its main one (schedule.lazy_ratio)."""

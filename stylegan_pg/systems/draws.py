@@ -17,7 +17,18 @@ import torch
 from stylegan_pg.rng import generator
 
 ALIGNED = 64  # numbers
-Streams = Callable[..., torch.Generator]  # streams(purpose, *key): a random stream of this step
+
+
+class Streams:
+    """The random streams of a step: streams(purpose, *key) is one of them."""
+
+    def __init__(self, seed: int, nimg: int):
+        self.seed, self.nimg = seed, nimg
+
+    def __call__(self, purpose: str, *key: int) -> torch.Generator:
+        return generator(self.seed, purpose, self.nimg, *key)
+
+
 Kind = Hashable  # of steps whose losses draw the same
 
 
@@ -74,9 +85,7 @@ class Draws:
         return self.values[key]
 
     def _drawn(self, requests: Mapping[Any, Request], seed: int, nimg: int) -> dict[Any, Any]:
-        def streams(purpose: str, *key: int) -> torch.Generator:
-            return generator(seed, purpose, nimg, *key)
-
+        streams = Streams(seed, nimg)
         drawn = {
             key: mapped(request.make(streams), partial(rows_of, rows=request.share))
             for key, request in requests.items()

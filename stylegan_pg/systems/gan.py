@@ -3,6 +3,7 @@
 G maps latents (and conditions) to images, D maps images (and conditions) to scores; `generator_loss` and
 `discriminator_loss` say what each of them minimises. A term that is made at every step joins its side's main loss; one
 that is made lazily, at every k-th step, has an optimizer step of its own behind it (Karras et al. 2020, appendix B).
+R1 and R2 of every step take D's gradients from the passes of its main loss.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 import torch
 
-from stylegan_pg.config import Config, TermConfig
-from stylegan_pg.config.schedule import term_weight
+from stylegan_pg.config import Config, TermConfig, curves
+from stylegan_pg.config.schedule import blur_sigma, moves, term_weight
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image, squared_norms
 from stylegan_pg.networks import NetworkShape, Pair
 from stylegan_pg.systems.base import Context, Loss, Side, Step, Sums, Update, Values
 from stylegan_pg.systems.draws import put_rows, rows_of
@@ -70,8 +71,14 @@ class GAN(OnePair):
             latents = latents._replace(c=x.condition)
         with torch.no_grad():
             images, _ = self.generate(x, latents, "d")
-        # In two passes, the gradients that a difference of scores gives D's last bias cancel exactly.
-        both, apart = {"d-real": (x.real, x.condition), "d-fake": (images, latents.c)}, self.objective.paired
+        joint = self.joint(due)
+        places = [TERMS[t.name].at for t in joint]
+        given = {"real": x.real, "fake": images}
+        given |= {place: given[place].detach().requires_grad_(True) for place in places}
+        # In two passes, the gradients that a difference of scores gives D's last bias cancel exactly; and a gradient at
+        # the images of one batch does not go through the other one.
+        apart = self.objective.paired or len(places) == 1
+        both = {"d-real": (given["real"], x.condition), "d-fake": (given["fake"], latents.c)}
         real, fake = self.score_both(x, both, apart=apart)
         loss = per_image(self.objective.d, real, fake)
         values = {
@@ -82,9 +89,17 @@ class GAN(OnePair):
         }
         for term in (t for t in due if TERMS[t.name].of_scores):
             found = TERMS[term.name].compute(real, fake, **term.options())
-            loss = loss + found["loss"] * (self.weight(term, x.step) * term.every)
+            loss = loss + found["loss"] * (self.factor(term, x) * term.every)
             values |= found
-        if any("fake" in TERMS[term.name].needs for term in due):
+        if joint:  # the scores are differentiated at the images that they were computed of
+            scores = {"real": real, "fake": fake}
+            norms = squared_norms([scores[place] for place in places], [given[place] for place in places])
+            inputs = self.discriminator_inputs(x, "d", norms=dict(zip(places, norms, strict=True)))
+            for term in joint:
+                found = TERMS[term.name].compute(inputs, **term.options())
+                loss = loss + found["loss"] * self.factor(term, x)
+                values |= found
+        if any("fake" in TERMS[term.name].needs for term in due if term not in joint):
             put_rows(x.once("fake", lambda: torch.empty_like(x.step.real)), x.part, images)
         further = self.discriminator_heads(x, latents, real, fake)
         return {**values, **further, "loss": loss + further["loss"] if further else loss}
@@ -107,10 +122,14 @@ class GAN(OnePair):
         inputs = GInputs(synthesis=synthesis, ws=ws, noise=self.noise(x, "pl" + turn), state=state)
         return TERMS[term.name].compute(inputs, **term.options())
 
+    def discriminator_inputs(self, x: Context, purpose: str, **known: Any) -> DInputs:
+        """The inputs of a regularisation term on D that every term has, and what is known besides."""
+        return DInputs(D=partial(self.score, x, purpose), real=x.real, c=x.condition, **known)
+
     def discriminator_term(self, x: Context, term: TermConfig, due: list[TermConfig]) -> Values:
         """A regularisation term on D, of this step's real and generated images."""
         needs = TERMS[term.name].needs
-        inputs = DInputs(D=partial(self.score, x, term.name), real=x.real, c=x.condition)
+        inputs = self.discriminator_inputs(x, term.name)
         if "fake" in needs:
             inputs.fake = rows_of(x.step.memory["fake"], x.part)
             inputs.c_fake = x.condition if self.meets(due) else self.latents(x, "d").c
@@ -144,10 +163,13 @@ class GAN(OnePair):
     def discriminator_updates(self, step: Step) -> Iterator[Update]:
         """Step of D, as many as there are training steps."""
         due = self.due("D", step.number, step)
-        reports = tuple(name for t in due if TERMS[t.name].of_scores for name in TERMS[t.name].reports)
+        joint = self.joint(due)
+        within = [t for t in due if TERMS[t.name].of_scores or t in joint]
+        reports = tuple(name for t in within for name in TERMS[t.name].reports)
         main, group = partial(self.discriminator_loss, due=due), self.form.mbstd_group
-        loss = Loss("main loss", main, step.batch, group, reports=self.d_reports + reports)
-        own = [t for t in due if not TERMS[t.name].of_scores]
+        name = " + ".join(["main loss", *(t.name for t in joint)])
+        loss = Loss(name, main, step.batch, group, reports=self.d_reports + reports, twice=bool(joint))
+        own = [t for t in due if t not in within]
         terms = {t.name: partial(self.discriminator_term, term=t, due=due) for t in own}
         yield from self.side("D", step, loss, own, terms, count=step.batch, group=group)
 
@@ -164,8 +186,10 @@ class GAN(OnePair):
         limit = self.config.loss.d_clip if side == "D" else 0.0
         every, lazy = [main], []
         for t in due:
-            weight, reports = self.weight(t, step) * t.every, TERMS[t.name].reports
-            loss = Loss(t.name, values[t.name], weight=weight, reports=reports, twice=True, **how)
+            term, reports, weight = values[t.name], TERMS[t.name].reports, self.weight(t, step)
+            if curves.is_curve(t.weight):
+                term, weight = partial(self.weighted, term=t, values=term), 1.0
+            loss = Loss(t.name, term, weight=weight * t.every, reports=reports, twice=True, counts=False, **how)
             (lazy if t.every > 1 else every).append(loss)
         yield Update(side, every, limit)
         yield from (Update(side, [loss], limit) for loss in lazy)
@@ -175,16 +199,37 @@ class GAN(OnePair):
         mine = [t for t in self.terms if TERMS[t.name].on == side]
         return [t for t in mine if number % t.every == 0 and self.weight(t, step) > 0]
 
+    def joint(self, due: list[TermConfig]) -> list[TermConfig]:
+        """The terms on D's gradients that are computed in its main pass: those of every step, unless a derived system
+        has another main loss."""
+        inherited = type(self).discriminator_loss is GAN.discriminator_loss
+        return [t for t in due if inherited and t.every == 1 and TERMS[t.name].at]
+
     def weight(self, term: TermConfig, step: Step) -> float:
         return term_weight(term, step.resolution, step.nimg)
+
+    def factor(self, term: TermConfig, x: Context) -> float | torch.Tensor:
+        """The weight of a term; where it follows a curve, on the device, so that steps with it can be replayed."""
+        if not curves.is_curve(term.weight):
+            return self.weight(term, x.step)
+        return x.number(f"weight of term {self.terms.index(term)}", partial(self.weight, term))
+
+    def weighted(self, x: Context, term: TermConfig, values: Callable[[Context], Values]) -> Values:
+        """The values of a term whose weight follows a curve, with the loss multiplied by it."""
+        found = values(x)
+        return {**found, "loss": found["loss"] * self.factor(term, x)}
 
     def running_mean(self, name: str, _: Step) -> float:
         return self.running.means.get(name, 0.0)
 
     def constants(self, step: Step) -> Hashable:
         """Those of GAN's own losses; a system derived from it may have others."""
-        weights = tuple(self.weight(t, step) for t in self.terms)
-        return (step.resolution, *weights) if type(self) is GAN else None
+        weights = tuple(self.weight(t, step) for t in self.terms if not curves.is_curve(t.weight))
+        sigma = blur_sigma(self.config, step.resolution, step.nimg)
+        return (step.resolution, sigma, *weights) if type(self) is GAN else None
+
+    def moving(self, step: Step) -> str:
+        return "loss.blur_sigma" if moves(self.config.loss, "blur_sigma", step.resolution, step.nimg) else ""
 
     def meets(self, due: list[TermConfig]) -> bool:
         """Whether a real and a generated image meet in a D step, and therefore have the same condition."""
@@ -195,7 +240,7 @@ class GAN(OnePair):
         return [t.every for t in mine if t.every > 1]
 
     def not_compiled(self) -> list[str]:
-        return [t.name for t in self.terms]
+        return [*(["D's main loss"] if self.joint(self.terms) else []), *(t.name for t in self.terms)]
 
     def after_step(self, step: Step, sums: Sums, tensors: Mapping[str, torch.Tensor]) -> None:
         """w_avg, the running means of terms, and ADA's p."""

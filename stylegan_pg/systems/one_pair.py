@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from stylegan_pg import augment
-from stylegan_pg.config import ADAConfig, Config
-from stylegan_pg.config.schedule import size_at
+from stylegan_pg.augment import blur
+from stylegan_pg.config import ADAConfig, Config, FixedConfig
+from stylegan_pg.config.schedule import augment_p, blur_sigma, size_at
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS, per_image
@@ -30,10 +31,17 @@ class OnePair(System):
         self.given = pair
         self.use(config)
         self.augment = augment.make(config.augment)
-        self.running = GANState(augment_p=augment.initial_p(config.augment))
+        self.running = GANState(augment_p=self.first_p())
 
     def use(self, config: Config) -> None:
         self.config, self.pair = config, self.given or NETWORKS[config.model.name]
+
+    def first_p(self) -> float | None:
+        """The probability of augmentation at the start of a run, None without augmentation; 0 for DiffAugment, which
+        has none."""
+        if self.augment is None:
+            return None
+        return augment_p(self.config, self.config.growth.start or self.config.resolution, 0) or 0.0
 
     def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
         self.form, self.conditions, model = form, conditions, self.config.model
@@ -71,13 +79,18 @@ class OnePair(System):
         return self.G.synthesis(ws, **self.how(x, purpose))
 
     def how(self, x: Context, purpose: str) -> dict[str, Any]:
-        """The fade's alpha, and per-pixel noise, the one thing that depends on how a batch is dealt out."""
+        """The fade's alpha, and per-pixel noise, the one thing that depends on how a batch is dealt out. A generator
+        that follows statistics of its activations does so in the images of the purpose "d", which every step makes
+        once, of the whole batch."""
         noise = x.rng(f"noise-{purpose}", x.step.rank, x.index, device=x.step.device)
-        return {"alpha": x.alpha, "noise": "random", "generator": noise}
+        how = {"alpha": x.alpha, "noise": "random", "generator": noise}
+        if purpose == "d" and declares(self.G.synthesis if self.has_ws else self.G, "followed_batch"):
+            how["followed_batch"] = x.count
+        return how
 
     def score(self, x: Context, purpose: str, images: torch.Tensor, c: torch.Tensor | None = None) -> Any:
-        """What D makes of images [n, C, H, W] with conditions c, augmented as is drawn for this purpose."""
-        images = self.augmented(x, purpose, images)
+        """What D makes of images [n, C, H, W] with conditions c, blurred and augmented as is drawn for this purpose."""
+        images = self.shown(x, purpose, images)
         given = [images] if c is None else [images, c]
         return self.D(*given, **accepted(self.D, alpha=x.alpha))
 
@@ -88,10 +101,22 @@ class OnePair(System):
         `apart` asks for two."""
         if apart or not declares(self.D, "batches"):
             return [self.score(x, purpose, *batch) for purpose, batch in batches.items()]
-        images = torch.cat([self.augmented(x, purpose, images) for purpose, (images, _) in batches.items()])
+        images = torch.cat([self.shown(x, purpose, images) for purpose, (images, _) in batches.items()])
         c = [c for _, c in batches.values() if c is not None]
         given = [images, torch.cat(c)] if c else [images]
         return list(self.D(*given, **accepted(self.D, alpha=x.alpha, batches=2)).chunk(2))
+
+    def shown(self, x: Context, purpose: str, images: torch.Tensor) -> torch.Tensor:
+        """Images as D sees them: blurred by loss.blur_sigma, then augmented."""
+        return self.augmented(x, purpose, self.blurred(x, images))
+
+    def blurred(self, x: Context, images: torch.Tensor) -> torch.Tensor:
+        """Images blurred as loss.blur_sigma asks for at this step (Karras et al. 2021, configuration R)."""
+        sigma = blur_sigma(self.config, x.step.resolution, x.step.nimg)
+        if blur.radius(sigma) == 0:
+            return images
+        taps = x.once("taps of the blur", lambda: blur.taps(sigma, x.step.device))
+        return blur.blur(images, taps)
 
     def augmented(self, x: Context, purpose: str, images: torch.Tensor) -> torch.Tensor:
         """Images as they are augmented for this purpose."""
@@ -99,11 +124,22 @@ class OnePair(System):
             return images
         maker, count, size, channels = self.augment, x.count, (images.shape[2], images.shape[3]), images.shape[1]
 
+        resolution = x.step.resolution
+
         def make(streams: Streams) -> augment.Params:
-            params = maker.draw(count, self.running.augment_p or 0.0, streams(f"augment-{purpose}"), size)
+            p = self.probability(resolution, streams.nimg) or 0.0
+            params = maker.draw(count, p, streams(f"augment-{purpose}"), size)
             return maker.instructions(params, size, channels)
 
         return maker.perform(images, x.draw(("augment", purpose), make))
+
+    def probability(self, resolution: int, nimg: int) -> float | None:
+        """The probability of augmentation: a function of nimg for augment.mode=fixed, otherwise the present one."""
+        return (
+            augment_p(self.config, resolution, nimg)
+            if isinstance(self.config.augment, FixedConfig)
+            else self.running.augment_p
+        )
 
     def noise(self, x: Context, purpose: str) -> torch.Tensor:
         """N(0, 1) of the images' shape, drawn on the device for each image by itself."""
@@ -115,8 +151,10 @@ class OnePair(System):
 
     def adapt(self, step: Step, signs: float, count: int) -> None:
         """For augment.mode=ada, add up the signs of D's scores of real images, and every few steps move p by them
-        (Karras et al. 2020, ADA, section 3.1)."""
+        (Karras et al. 2020, ADA, section 3.1). For fixed, keep the p of this step for the statistics."""
         a, now = self.config.augment, self.running
+        if isinstance(a, FixedConfig):
+            now.augment_p = augment_p(self.config, step.resolution, step.nimg)
         if not isinstance(a, ADAConfig):
             return
         now.signs, now.signed = now.signs + signs, now.signed + count
@@ -126,8 +164,8 @@ class OnePair(System):
             now.signs, now.signed = 0.0, 0
 
     def draws_depend_on(self) -> float | None:
-        """The probability of augmentation."""
-        return self.running.augment_p
+        """The probability of augmentation, unless it follows from nimg."""
+        return None if isinstance(self.config.augment, FixedConfig) else self.running.augment_p
 
     def frozen(self) -> dict[str, torch.nn.Parameter]:
         """The highest resolutions of D (train.freeze_d), but for what `init` lacked."""

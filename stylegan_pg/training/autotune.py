@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from stylegan_pg import files
-from stylegan_pg.config import Config, GrowingConfig
-from stylegan_pg.config.schedule import at
+from stylegan_pg.config import Config, ConvolutionalConfig, GrowingConfig
+from stylegan_pg.config.schedule import at, size_at
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.files import cache_folder
 from stylegan_pg.networks import NETWORKS, NetworkShape, to_channels_last
-from stylegan_pg.networks.form import Form, form_kwargs
+from stylegan_pg.networks.modulation import styles_of
 from stylegan_pg.ops import native
 from stylegan_pg.ops.recipes import has_bf16_instructions, processor
 from stylegan_pg.untrusted import read_json
@@ -50,7 +50,7 @@ def resolve(config: Config, device: torch.device, stored: dict[str, Any] | None)
         The configuration, and a line about the choices, "" if there were none.
     """
     notes = []
-    if not isinstance(config.model, GrowingConfig):  # the layout and the precision do not matter to it
+    if not isinstance(config.model, ConvolutionalConfig):  # the layout and the precision do not matter to it
         train = dataclasses.replace(config.train, channels_last=bool(config.train.channels_last))
         model = dataclasses.replace(config.model, low_precision="fp32")
         return dataclasses.replace(config, train=train, model=model), ""
@@ -173,27 +173,53 @@ def _measure(config: Config, device: torch.device, cases: list[Case]) -> dict[Ca
 
 
 def _passes(config: Config, device: torch.device, r: int, layout: str, precision: str) -> Callable[[], None]:
-    """Forward and backward of a generator's block and the discriminator's behind it."""
+    """Forward and backward of the generator's layers of a resolution and the discriminator's block behind them."""
     n, fp32 = _batch(config, r), precision == "fp32"
     low: dict[str, Any] = {"low_precision": precision, "low_precision_at": [] if fp32 else [r]}
-    assert isinstance(config.model, GrowingConfig)
-    model, shape = dataclasses.replace(config.model, **low), NetworkShape(r, r, False, 3, 0, 1)
-    pair = NETWORKS[model.name]
+    assert isinstance(config.model, ConvolutionalConfig)
+    model, pair = dataclasses.replace(config.model, **low), NETWORKS[config.model.name]
+    grows = isinstance(model, GrowingConfig)
+    full = r if grows else config.resolution  # the layers of other networks depend on it
+    shape = NetworkShape(full, full, False, 3, 0, 1)
     with torch.device("meta"):
         G: Any = pair.G(**pair.g_kwargs(model, shape))
         D: Any = pair.D(**pair.d_kwargs(model, shape))
-    g_block, d_block = (_alone(getattr(net, f"b{r}")) for net in (G.synthesis, D))
-    form = Form(**form_kwargs(model, shape))
-    x = torch.randn(n, form.channels(r // 2), *form.size(r // 2), device=device)
-    if layout == "nhwc":
-        g_block, d_block = to_channels_last(g_block), to_channels_last(d_block)
-        x = x.contiguous(memory_format=torch.channels_last)
-    g_block, d_block, x = g_block.to(device), d_block.to(device), x.requires_grad_(True)
-    ws = torch.randn(n, 3, G.w_dim, device=device)
+
+    def placed(part: torch.nn.Module) -> Any:
+        part = _alone(part)
+        return (to_channels_last(part) if layout == "nhwc" else part).to(device)
+
+    def noise(channels: int, size: tuple[int, int]) -> torch.Tensor:
+        x = torch.randn(n, channels, *size, device=device)
+        x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
+        return x.requires_grad_(True)
+
+    d_block = placed(getattr(D, f"b{r}"))
+    if not grows:
+        layers = [placed(layer) for layer in G.synthesis.layers if layer.rate == r]
+        inputs = [noise(layer.weight.shape[1], layer.in_size) for layer in layers]
+        shown, w = noise(d_block.conv0.weight.shape[1], size_at(r, model.base)), torch.randn(n, G.w_dim, device=device)
+        gain = torch.ones([], device=device)
+
+        def run_layers() -> None:
+            total = d_block(shown).float().sum()
+            for layer, x in zip(layers, inputs, strict=True):
+                (style,) = styles_of([layer], w[:, None], [0])
+                total = total + layer(x, style, gain).float().sum()
+            total.backward()
+
+        return run_layers
+    synthesis, form = getattr(G, "synthesis", None), G.form  # R3GAN has no synthesis
+    g_block, x = placed(getattr(synthesis or G, f"b{r}")), noise(form.channels(r // 2), form.size(r // 2))
+    ws = torch.randn(n, 3, getattr(G, "w_dim", 0), device=device)
 
     def run() -> None:
-        (styles,) = G.synthesis.block_styles([g_block], ws)
-        d_block(g_block(x, styles, noise="random", generator=None)).float().sum().backward()
+        if synthesis is None:
+            y = g_block(x)
+        else:
+            (styles,) = synthesis.block_styles([g_block], ws)
+            y = g_block(x, styles, noise="random", generator=None)
+        d_block(y).float().sum().backward()
 
     return run
 

@@ -18,7 +18,7 @@ from stylegan_pg.distributed import environment, launcher
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.optim.deepspeed import DeepSpeedOptimizer, import_deepspeed
-from stylegan_pg.optim.optimizer_step import NetworkOptimizer
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer, Rates
 
 
 class Devices:
@@ -70,12 +70,10 @@ class Devices:
                 t.record_stream(torch.cuda.current_stream(self.device))  # where it will be used
         return dataclasses.replace(batch, fields=sent, ready=ready)
 
-    def prepare(
-        self, net: nn.Module, frozen: set[str], lr: float, beta1: float, beta2: float, eps: float
-    ) -> NetworkOptimizer:
+    def prepare(self, net: nn.Module, frozen: set[str], rates: Rates, eps: float) -> NetworkOptimizer:
         """What trains a network with Adam, except for the parameters whose names are in `frozen`. A collective call,
         on equal networks."""
-        adam = {"lr": lr, "betas": (float(beta1), float(beta2)), "eps": eps, "fused": True}
+        adam = rates.of_adam() | {"eps": eps, "fused": True}
         adam["capturable"] = self.device.type == "cuda" and self.train.graphs != "off"
         kind = DeepSpeedOptimizer if self.train.engine == "deepspeed" else NetworkOptimizer
         return kind(self, net, {name: p for name, p in net.named_parameters() if name not in frozen}, adam)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stylegan_pg.config.schedule import Phase, ema_beta
+from stylegan_pg.config.schedule import Phase, ema_beta, ema_half_life
 from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.monitoring.step_clock import IdleDevice
@@ -101,6 +101,7 @@ class Engine:
         """The updates of a step, whose draws begin with this."""
         updates = list(self.state.system.updates(step))
         kind, draws = _kind(updates), step.draws
+        self.replay.pause(self.state.system.moving(step))
         draws.begin(kind, step.seed, step.nimg)
         draws.values = self.replay.hold(("draws", kind), draws.values)
         step.numbers.renew(step)
@@ -109,6 +110,7 @@ class Engine:
             self.replay.refuse("the system does not say which numbers its losses contain")
         parts = tuple(map(tuple, self.state.micro_batches.parts))
         self.constants = (kind, constants, self.state.parallel.scale, parts)
+        self.places = {id(update): place for place, update in enumerate(updates)}  # several may have the same losses
         return updates
 
     def start(self, step: Step, updates: Sequence[Update]) -> list[Made]:
@@ -161,14 +163,16 @@ class Engine:
 
     def average(self, step: Step) -> None:
         """Move G_ema towards G."""
-        config = self.state.config.ema
-        ema.update(self.state.G_ema, self.state.G, ema_beta(step.batch, step.nimg, config.kimg, config.rampup))
+        config = self.state.config
+        half_life = ema_half_life(config, step.resolution, step.nimg)
+        ema.update(self.state.G_ema, self.state.G, ema_beta(step.batch, step.nimg, half_life, config.ema.rampup))
 
     def begin(self, batch: Batch) -> Step:
         """Collect what the losses of this step share."""
         state, phase = self.state, self.state.current
         if self.entered is not state.optimizers:  # which each entry into a phase makes
             self.enter(phase)
+        state.use_rates()
         fields = on_device(batch, state)
         conditions = state.conditions
         condition = None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype)
@@ -217,7 +221,7 @@ class Engine:
         `halted` is not 0. What is between the sums over the ranks may be replayed."""
         state, optimizer = self.state, self.state.optimizers[update.trains]
         losses = ((loss.name, loss.factor) for loss in update.losses)
-        key = (update.trains, update.name, update.limit, *losses, self.constants)
+        key = (self.places[id(update)], update.trains, update.name, update.limit, *losses, self.constants)
         parameters = list(optimizer.named.values())
         memory = dict(step.memory)
         if halted is not None:  # before the first update, the host has just waited for the device
@@ -226,8 +230,15 @@ class Engine:
         state.train_only(update.trains)
         total, short, stats = self.replay.run(("passes", *key), step, lambda: self.all_passes(update, step), parameters)
         self.idle.look()
-        reports = self.replay.hold(("reports", *key), optimizer.exchange(total, short, halted))
-        verdict = self.replay.run(("step", *key), step, lambda: self.optimizer_step(update, reports), parameters)
+        reports = self.replay.hold(("reports", update.trains, update.name), optimizer.exchange(total, short, halted))
+        if state.rates_move(update.trains):
+            self.replay.note(
+                f"Adam's steps of {update.trains} run as they are while its learning rate or beta2 changes"
+            )
+            verdict = self.optimizer_step(update, reports)
+        else:
+            key = ("step", state.rates(update.trains), *key)
+            verdict = self.replay.run(key, step, lambda: self.optimizer_step(update, reports), parameters)
         state.train_only(None)
         self.short = self.short or short
         return Made(update, verdict, stats, memory)
@@ -256,7 +267,7 @@ class Engine:
         """Adam's step, and what follows from it."""
         optimizer = self.state.optimizers[update.trains]
         verdict = optimizer.step(reports)
-        self.state.buffers.finish(verdict.held, counts=not all(loss.twice for loss in update.losses))
+        self.state.buffers.finish(verdict.held, counts=any(loss.counts for loss in update.losses))
         if update.limit:
             optimizer.clip(update.limit, verdict.held)
         return verdict
@@ -289,7 +300,7 @@ class Engine:
                 mine = values["loss"].sum()
                 total = mine.detach() if total is None else total + mine.detach()
                 self.state.optimizers[update.trains].backward(mine, loss.factor)
-            if not loss.twice:
+            if loss.counts:
                 buffers.add(len(part), loss.count)
         return total
 

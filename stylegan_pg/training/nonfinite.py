@@ -14,11 +14,11 @@ from pathlib import Path
 
 from stylegan_pg.checkpoint import checkpoint
 from stylegan_pg.config import Config, LossConfig
-from stylegan_pg.config.schedule import Phase, term_weight
+from stylegan_pg.config.schedule import Phase, learning_rate, term_weight
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
 from stylegan_pg.losses import TERMS
-from stylegan_pg.planning.advice import decider, r1_is_on
+from stylegan_pg.planning.advice import decides, multiplied, r1_is_on
 from stylegan_pg.training.engine import Outcome
 from stylegan_pg.training.train_state import TrainState
 
@@ -89,10 +89,7 @@ class SkippedSteps:
 def remedies(config: Config, phase: Phase, nimg: int) -> list[str]:
     """Changes that may help a run that diverged in this phase, in the form of overrides."""
     resolution, found = phase.resolution, []
-    rates = [
-        f"{key if decider(config, key, resolution) == key else f'{key}_at.{resolution}'}={rate / 2:.6g}"
-        for key, rate in (("optim.g_lr", phase.g_lr), ("optim.d_lr", phase.d_lr))
-    ]
+    rates = [_half_rate(config, side, resolution, nimg) for side in ("G", "D")]
     own = [t.name for t in config.loss.terms if TERMS[t.name].on == "D" and not TERMS[t.name].of_scores]
     if own and not r1_is_on(config):
         found.append(f"a larger weight of {' or '.join(own)} in loss.terms")
@@ -107,14 +104,25 @@ def remedies(config: Config, phase: Phase, nimg: int) -> list[str]:
 
 def _more_r1(config: Config, resolution: int, nimg: int) -> str:
     """An override that doubles loss.r1_gamma, or the key that decides about it here."""
-    loss = config.loss
-    more = 2 * term_weight(loss.r1(), resolution, nimg) or LossConfig().r1_gamma
-    reached = [kimg for kimg in loss.r1_gamma_from if nimg >= kimg * 1000]
-    if reached:
-        table = ", ".join(f"{k:g}: {v:g}" for k, v in (loss.r1_gamma_from | {max(reached): more}).items())
-        return f"'loss.r1_gamma_from={{{table}}}'"
-    key = decider(config, "loss.r1_gamma", resolution)
-    return f"{key}={more:g}" if key == "loss.r1_gamma" else f"{key}.{resolution}={more:g}"
+    loss, plain = config.loss, "loss.r1_gamma"
+    if term_weight(loss.r1(), resolution, nimg):
+        return multiplied(config, plain, 2, resolution, nimg)
+    key, default = decides(config, plain, resolution, nimg), LossConfig().r1_gamma
+    if key == plain:
+        return f"{key}={default:g}"
+    if key != f"{plain}_from":
+        return f"{key}.{resolution}={default:g}"
+    reached = max(kimg for kimg in loss.r1_gamma_from if nimg >= kimg * 1000)
+    table = ", ".join(f"{k:g}: {v:g}" for k, v in (loss.r1_gamma_from | {reached: default}).items())
+    return f"'{key}={{{table}}}'"
+
+
+def _half_rate(config: Config, side: str, resolution: int, nimg: int) -> str:
+    """An override that halves a learning rate."""
+    key = f"optim.{side.lower()}_lr"
+    if decides(config, key, resolution, nimg) == "optim.lr_at":  # which both sides share
+        return f"{key}_at.{resolution}={learning_rate(config, side, resolution, nimg) / 2:.6g}"
+    return multiplied(config, key, 0.5, resolution, nimg)
 
 
 def put_aside(folder: Path, since: int) -> Path | None:

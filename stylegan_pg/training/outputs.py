@@ -15,7 +15,7 @@ from stylegan_pg.checkpoint import names
 from stylegan_pg.checkpoint.snapshot import save_snapshot
 from stylegan_pg.config import Config
 from stylegan_pg.config.plain import to_plain
-from stylegan_pg.config.schedule import crossed
+from stylegan_pg.config.schedule import crossed, learning_rate
 from stylegan_pg.data.conditions import names_of
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.images.decode import MODES
@@ -66,8 +66,8 @@ class Outputs:
             "phase": str(p.phase),
             "resolution": p.current.resolution,
             "alpha": p.current.alpha(before),
-            "lr_g": p.current.g_lr,
-            "lr_d": p.current.d_lr,
+            "lr_g": learning_rate(self.config, "G", p.current.resolution, before),
+            "lr_d": learning_rate(self.config, "D", p.current.resolution, before),
             "batch": p.current.batch,
             **{name: v for name, v in p.statistics().items() if (name, v) != ("loss_scale", 1)},
         }

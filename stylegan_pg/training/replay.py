@@ -97,7 +97,8 @@ class Replay:
         self.streams: dict[tuple[str, tuple[int, ...]], torch.Generator] = {}
         self.asked: dict[Hashable, list[tuple[str, tuple[int, ...]]]] = {}  # the streams of each part
         self.running: Hashable = None
-        self.capturing = False
+        self.capturing = self.paused = False
+        self.noted: set[str] = set()
 
     def hold(self, key: Hashable, tree: Any) -> Any:
         """Nested tensors with the same values, in memory that stays the same for a key."""
@@ -116,7 +117,7 @@ class Replay:
 
     def stream(self, step: Step, purpose: str, *key: int) -> torch.Generator:
         """A random stream on the device, seeded by (seed, purpose, nimg, key), for the part that runs."""
-        if self.graphs is None:
+        if self.graphs is None or self.paused:
             return generator(step.seed, purpose, step.nimg, *key, device=step.device)
         name = (purpose, key)
         stream = self.streams.setdefault(name, torch.Generator(step.device))
@@ -137,7 +138,7 @@ class Replay:
             parameters: those whose gradients it may set or use.
         """
         part = self.parts.get(key, 0)
-        if self.graphs is None:
+        if self.graphs is None or self.paused:
             return function()
         if isinstance(part, Part):
             for name in self.asked.get(key, []):
@@ -161,6 +162,19 @@ class Replay:
                 self.refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         with self._observed(key, step, capturing=False):
             return function()
+
+    def pause(self, key: str) -> None:
+        """Replay and capture nothing in this step, because the number of a key of the configuration changes with it; ""
+        if there is none."""
+        self.paused = bool(key)
+        if key:
+            self.note(f"steps run as they are while {key} changes")
+
+    def note(self, reason: str) -> None:
+        """Say, once, what is not replayed for a while."""
+        if self.graphs is not None and reason not in self.noted:
+            log.info(f"note: train.graphs: {reason}")
+            self.noted.add(reason)
 
     @property
     def captured(self) -> int:

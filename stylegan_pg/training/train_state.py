@@ -12,7 +12,7 @@ import torch
 
 from stylegan_pg.checkpoint import checkpoint, tensor_file
 from stylegan_pg.config import Config
-from stylegan_pg.config.schedule import Phase, lazy_ratio
+from stylegan_pg.config.schedule import Phase, lazy_ratio, learning_rate, number, rate_moves
 from stylegan_pg.data.conditions import Conditions, condition_field, condition_size, conditions_of
 from stylegan_pg.data.datasets.index import DatasetIndex, check_base
 from stylegan_pg.data.datasets.table import SampleTable
@@ -21,7 +21,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.ops import pool
 from stylegan_pg.optim import moments
-from stylegan_pg.optim.optimizer_step import NetworkOptimizer
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer, Rates
 from stylegan_pg.rng import derive
 from stylegan_pg.systems.base import Side, System
 from stylegan_pg.systems.gan import GAN
@@ -168,12 +168,25 @@ class TrainState:
         return to_channels_last(net) if self.config.train.channels_last else net
 
     def _optimizer(self, side: Side) -> NetworkOptimizer:
-        """Make Adam for a side; with lazy updates, its rates are those of Karras et al. 2020, appendix B."""
-        ratio, optim = lazy_ratio(self.system.optimizer_steps(side)), self.config.optim
-        lr = self.current.g_lr if side == "G" else self.current.d_lr
+        """Make Adam for a side."""
         frozen = set(self.system.frozen()) if side == "D" else set()
-        net = self.system.net[side]
-        return self.parallel.prepare(net, frozen, lr * ratio, optim.beta1**ratio, optim.beta2**ratio, optim.eps)
+        return self.parallel.prepare(self.system.net[side], frozen, self.rates(side), self.config.optim.eps)
+
+    def rates(self, side: Side) -> Rates:
+        """Adam's numbers for a side at this nimg; with lazy updates, those of Karras et al. 2020, appendix B."""
+        ratio, optim = lazy_ratio(self.system.optimizer_steps(side)), self.config.optim
+        lr = learning_rate(self.config, side, self.current.resolution, self.nimg)
+        beta2 = number(optim, "beta2", self.current.resolution, self.nimg)
+        return Rates(lr * ratio, optim.beta1**ratio, beta2**ratio)
+
+    def use_rates(self) -> None:
+        """Give the optimizers Adam's numbers for the step that begins at this nimg."""
+        for side in SIDES:
+            self.optimizers[side].use(self.rates(side))
+
+    def rates_move(self, side: Side) -> bool:
+        """Whether Adam's numbers for a side change with this step."""
+        return rate_moves(self.config, side, self.current.resolution, self.nimg)
 
     def check_ranks(self, what: str) -> None:
         """Raise RunError if the ranks hold different parameters or buffers. A collective call."""

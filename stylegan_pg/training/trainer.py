@@ -20,7 +20,7 @@ from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.checkpoint.run_folder import RunFolder
 from stylegan_pg.config import Config
 from stylegan_pg.config.plain import flat, to_plain
-from stylegan_pg.config.schedule import Phase, crossed, phases, shortfall
+from stylegan_pg.config.schedule import Phase, crossed, learning_rate, phases, shortfall
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.data.loader.workers import give_up_waiting
@@ -45,7 +45,7 @@ from stylegan_pg.training.nonfinite import SkippedSteps
 from stylegan_pg.training.outputs import Outputs
 from stylegan_pg.training.replay import graphs_of
 from stylegan_pg.training.resume import environment, running_state
-from stylegan_pg.training.train_state import TrainState
+from stylegan_pg.training.train_state import SIDES, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,8 @@ class Trainer:
         """Begin a phase, before its first step."""
         p = self.state
         fresh = p.enter(phase, self.init)
-        log.info(f"{kimg(p.nimg)} kimg: {phase}, batch {phase.batch}, lr {phase.g_lr:g} / {phase.d_lr:g}")
+        lr = " / ".join(f"{learning_rate(self.config, side, phase.resolution, p.nimg):g}" for side in SIDES)
+        log.info(f"{kimg(p.nimg)} kimg: {phase}, batch {phase.batch}, lr {lr}")
         if self.init:
             later = phase.resolution < self.config.resolution
             transfer.log_account({"G": p.G, "D": p.D}, fresh, self.init, self.config.init, self.other_model, later)

@@ -140,7 +140,8 @@ def log_account(
 
 # Layers that take the label beside other inputs, and the dimension of their inputs: for networks that embed the label
 # first, and for those that do not (ProGAN, MLP).
-EMBEDDED = {"mapping.fc0.weight": 1}
+EMBEDDINGS = ("mapping.embed.weight", "embed.weight")  # [numbers, c_dim]: of StyleGANs, of R3GAN
+EMBEDDED = {"mapping.fc0.weight": 1, "b4.first.linear.weight": 1}
 PLAIN = {"synthesis.b4.first.weight": 0, "synthesis.layers.0.weight": 1, "layers.0.weight": 1, "mapping.w_avg": 0}
 
 
@@ -150,12 +151,12 @@ def adopt(net: Any, state: dict[str, torch.Tensor]) -> list[str]:
     A generator that becomes conditional computes the same images as before, because the label's inputs get zeros.
     """
     new, ours = [], net.state_dict()
-    embedding = ours.get("mapping.embed.bias")
+    embedding = next((ours[name] for name in EMBEDDINGS if name in ours), None)
     labels, layers = (net.c_dim, PLAIN) if embedding is None else (len(embedding), EMBEDDED)
     for name, tensor in ours.items():
         old = state.get(name)
         wider = old is not None and old.ndim == tensor.ndim and old.shape != tensor.shape and name in layers
-        if old is not None and wider and "mapping.embed.weight" not in state:
+        if old is not None and wider and not any(name in state for name in EMBEDDINGS):
             old = _with_labels(name, old, layers[name], labels)
         if old is not None and old.shape == tensor.shape:
             tensor.copy_(old)
@@ -180,5 +181,6 @@ def _with_labels(name: str, old: torch.Tensor, dim: int, labels: int) -> torch.T
 
 def unused(G: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     """The resolutions of a generator that are in `state` and not in `G`, such as "b128", smallest first."""
-    found = {name.split(".")[1] for name in state.keys() - G.state_dict().keys() if name.startswith("synthesis.b")}
+    new = (name.removeprefix("synthesis.") for name in state.keys() - G.state_dict().keys())
+    found = {name.split(".")[0] for name in new if name.startswith("b")}
     return sorted((name for name in found if name[1:].isdigit()), key=lambda name: int(name[1:]))

@@ -140,7 +140,7 @@ def checkpoints(base: Path) -> Reader:
 def snapshot(base: Path) -> Reader:
     how: dict[str, Any] = {"z_dim": 4, "w_dim": 4, "mapping_layers": 2, "channel_base": 32, "channel_max": 4}
     made = []
-    for name in ("stylegan2", "stylegan", "progan"):
+    for name in ("stylegan2", "stylegan", "progan", "stylegan3"):
         pair = NETWORKS[name]
         model = MODELS[name](**{key: value for key, value in how.items() if key in fields_of(MODELS[name])})
         kwargs = pair.g_kwargs(model, NetworkShape(8, 8, name == "progan", 3, 2, 4))
