@@ -376,7 +376,7 @@ CHANGING += ["train.total_kimg=100", "train.batch=20", "resolution=64", "loss.te
 
 def test_the_table_of_a_plan():
     head, kimg, *rows = schedules.rows(config_of(*CHANGING))
-    assert head == ["changes", "0%", "25%", "50%", "75%", "100%"]
+    assert head == ["numbers that change", "0%", "25%", "50%", "75%", "100%"]
     assert kimg == ["kimg", "0", "25", "50", "75", "100"]
     found = {row[0]: row[1:] for row in rows}
     assert found["optim.g_lr"] == ["1e-05", "0.001", "0.001", "0.0001", "0.0001"]
@@ -410,7 +410,8 @@ def test_the_figure_of_a_plan(tmp_path, monkeypatch, capsys):
         main()
     text = capsys.readouterr().out
     assert end.value.code == 0
-    assert "changes " in text
+    assert "numbers that change " in text
+    assert "numbers that do not change: optim.d_lr 0.002, loss.pl_weight 2\n" in text
     assert f"picture: {out}" in text
     picture = np.asarray(Image.open(out).convert("RGB")).astype(int)
     blue = (abs(picture - [31, 119, 180]).max(axis=2) < 40).astype(int)

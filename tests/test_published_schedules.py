@@ -1,5 +1,8 @@
 """The published schedules, and automatic schedules for any number of devices."""
 
+import math
+import re
+
 import pytest
 
 from stylegan_pg.config import ADAConfig, Config
@@ -12,6 +15,7 @@ from stylegan_pg.config.schedule import (
     phases,
 )
 from stylegan_pg.errors import UsageError
+from stylegan_pg.planning.plan import changes
 
 # Eight devices (Karras et al. 2018 and 2019): the end of each phase in images, batch and learning rate; 4x4 has only a
 # stable phase, 600 kimg rounded up to whole batches.
@@ -87,6 +91,68 @@ def test_other_published_settings():
             assert config.model.w_avg_beta == 0.995
     ada = load_config("ada-small-data256").augment
     assert ada == ADAConfig(target=0.6, interval=4, kimg=500, pipeline="bgc")
+
+
+R3GAN = {  # gamma, p of augmentation, half-life and length of the schedules in kimg, batch
+    "r3gan-cifar10": ((0.05, 0.005), 0.55, 5_000, 20_000, 512),
+    "r3gan-ffhq64": ((2, 0.2), 0.3, 500, 20_000, 256),
+    "r3gan-ffhq256": ((150, 15), 0.3, 500, 20_000, 256),
+    "r3gan-imagenet32": ((0.5, 0.05), 0.5, 50_000, 200_000, 4096),
+    "r3gan-imagenet64": ((1, 0.1), 0.4, 50_000, 200_000, 4096),
+}
+
+
+def table_of_plan(name: str) -> dict[str, list[float]]:
+    """Every number at 0, 25, 50, 75 and 100 % of the run."""
+    found, same = {}, "numbers that do not change: "
+    for line in changes(load_config(name))[2:]:
+        if line.startswith(same):
+            parts = (part.rsplit(" ", 1) for part in line.removeprefix(same).split(", "))
+            found |= {key: [float(value)] * 5 for key, value in parts}
+        else:
+            key, *values = re.split(r"\s{2,}", line)
+            found[key] = list(map(float, values))
+    return found
+
+
+@pytest.mark.parametrize("name", R3GAN)
+def test_the_plan_of_r3gan(name):
+    """Cosines from one number to another (Huang et al. 2024), at 0, 25, 50, 75 and 100 % of the run."""
+    gamma, p, half_life, kimg, batch = R3GAN[name]
+    shares = [0, (1 - math.sqrt(0.5)) / 2, 0.5, (1 + math.sqrt(0.5)) / 2, 1]
+    ours = table_of_plan(name)
+    for key, (a, b) in {
+        "optim.g_lr": (2e-4, 5e-5),
+        "optim.d_lr": (2e-4, 5e-5),
+        "optim.beta2": (0.9, 0.99),
+        "loss.r1_gamma": gamma,
+        "weight of r2": gamma,
+        "ema.kimg": (0, half_life),
+        "augment.p": (0, p),
+    }.items():
+        assert ours[key] == pytest.approx([a + share * (b - a) for share in shares], rel=1e-4, abs=1e-9), key
+    halves = ours["ema.kimg"][1:]
+    assert ours["EMA's beta"] == pytest.approx([0, *(0.5 ** (batch / 1000 / half) for half in halves)], abs=1e-5)
+    config = load_config(name)
+    assert config.train.total_kimg == kimg
+    assert (config.optim.beta1, config.optim.eps, config.ema.rampup) == (0, 1e-8, None)
+    assert {(t.name, t.every) for t in config.loss.all_terms()} == {("r1", 1), ("r2", 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "gamma", "sigma"),
+    [("stylegan3-t-ffhq1024", 32, 0), ("stylegan3-r-ffhq1024", 32, 10), ("stylegan3-t-256", 2, 0)],
+)
+def test_the_plan_of_stylegan3(name, gamma, sigma):
+    ours, config = table_of_plan(name), load_config(name)
+    for key, value in {"optim.g_lr": 0.0025, "optim.d_lr": 0.002, "optim.beta2": 0.99, "loss.r1_gamma": gamma}.items():
+        assert ours[key] == [value] * 5
+    assert ours["ema.kimg"] == [0, 10, 10, 10, 10]
+    assert ours["EMA's beta"][1:] == pytest.approx([0.5 ** (32 / 10_000)] * 4, abs=1e-6)
+    assert ours.get("loss.blur_sigma", [0] * 5) == [sigma, 0, 0, 0, 0]
+    assert (config.loss.r1_every, config.loss.pl_weight, config.loss.style_mixing) == (16, 0, 0)
+    assert (config.train.batch, config.model.mbstd_group, config.train.total_kimg) == (32, 4, 25_000)
+    assert config.augment == ADAConfig(target=0.6, interval=4, kimg=500, pipeline="bgc")
 
 
 def auto_of(*overrides: str) -> Config:

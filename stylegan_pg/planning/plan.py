@@ -216,9 +216,9 @@ def describe(config: Config, machine: Machine | None = None) -> str:
 
 
 def changes(config: Config) -> list[str]:
-    """The table of the numbers that change during the run, as lines behind an empty one; none if there are none."""
-    rows = schedules.rows(config)
-    return ["", *_aligned(rows)] if rows else []
+    """The table of the numbers that change during the run, and a line of those that do not, behind an empty line."""
+    same = schedules.constant(config)
+    return ["", *_aligned(schedules.rows(config)), *([f"numbers that do not change: {same}"] if same else [])]
 
 
 def _as_lines(notes: Sequence[str]) -> list[str]:

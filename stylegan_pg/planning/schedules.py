@@ -91,8 +91,16 @@ def rows(config: Config) -> list[list[str]]:
     plan = phases(config)
     places = [share * plan[-1].end for share in SHARES]
     table = [[name, *(f"{v:.6g}" for v in _values(get, plan, places))] for name, get in varying(config, plan).items()]
-    head = ["changes", *(f"{share:.0%}" for share in SHARES)]
+    head = ["numbers that change", *(f"{share:.0%}" for share in SHARES)]
     return [head, ["kimg", *(f"{n / 1000:.9g}" for n in places)], *table] if table else []
+
+
+def constant(config: Config) -> str:
+    """The numbers that do not change, as one line; without those that are 0 and those of the table of phases."""
+    plan = phases(config)
+    kept = numbers(config).keys() - varying(config, plan).keys() - {"resolution", "batch"}
+    found = {name: get(plan[0], 0.0) for name, get in numbers(config).items() if name in kept}
+    return ", ".join(f"{name} {value:.6g}" for name, value in found.items() if value)
 
 
 def draw(config: Config, out: Path) -> None:
