@@ -1,8 +1,9 @@
-"""Three network families grow from 4x4 to 32x32 on the demo's faces: `python benchmarks/generations.py`.
+"""Five network families on the demo's faces at 32x32, for the same minutes: `python benchmarks/generations.py`.
 
-ProGAN (WGAN-GP), StyleGAN and StyleGAN2 are trained on two processes each. A short trial determines the number of
-images that two cores process in at most seven minutes (--scale sets it). StyleGAN2 is then trained at 32x32 from the
-beginning, for as many FLOPs as its growing run. A figure shows samples, losses and the critics' scores of all runs
+ProGAN (WGAN-GP), StyleGAN, StyleGAN2 and R3GAN grow from 4x4, on two processes each. A short trial determines the
+number of images that two cores process in at most seven minutes (--scale sets it). StyleGAN3, which does not grow, is
+trained at 32x32 for as many minutes as StyleGAN2 took. StyleGAN2 is then trained at 32x32 from the beginning, for as
+many FLOPs as its growing run. A figure shows samples, losses and the critics' scores of all runs
 (runs/generations/figure.png). `ratio` is the sliced Wasserstein distance at the first measurement at 32x32 divided by
 the distance at the end. For the row `progressive` it is the distance of the fixed run divided by that of the growing
 run; growing is better if it is above 1.
@@ -63,8 +64,28 @@ GENERATIONS: dict[str, dict[str, object]] = {
         "growth.stable_kimg_at": "{4: 2, 8: 4, 16: 4, 32: 4}",
     },
     "stylegan2": STYLED | {"loss.r1_gamma_at": "{4: 1, 8: 2, 16: 5, 32: 5}"},
+    "r3gan": {
+        "model.name": "r3gan",
+        "model.z_dim": 64,
+        "model.blocks": 1,
+        "model.channels_at": "{4: 128, 8: 128, 16: 96, 32: 48}",
+        "loss.objective": "relativistic",
+        "loss.r1_every": 1,
+        "loss.r1_gamma_at": "{4: 1, 8: 1, 16: 4, 32: 10}",
+        "loss.terms": "[{name: r2, weight_at: {4: 1, 8: 1, 16: 4, 32: 10}, every: 1}]",
+        "optim.g_lr": 0.001,
+        "optim.d_lr": 0.001,
+        "optim.beta2": 0.95,
+        "growth.stable_kimg_at": "{4: 2, 8: 3, 16: 3, 32: 3}",  # its penalties are computed at every step
+    },
 }
 FIXED: dict[str, object] = {"growth.start": "null", "train.batch_at": "{}"}
+STYLEGAN3 = FIXED | {
+    "model.name": "stylegan3",
+    "model.channel_base": 2048,
+    "loss.r1_gamma_at": "{}",
+    "loss.r1_gamma": 1,
+}
 TRIAL: dict[str, object] = {
     "train.total_kimg": 0.48,
     "output.tick_kimg": 0.08,
@@ -72,6 +93,7 @@ TRIAL: dict[str, object] = {
     "metrics.every_kimg": 0,
 }
 RATE = 45.0  # with so many images per second in the trial, the longest schedule above (ProGAN's) takes seven minutes
+MINUTES = 7  # of StyleGAN3's run, if StyleGAN2 is not trained
 SCALES = (0.5, 2.5)
 
 
@@ -104,11 +126,16 @@ def lines(run: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (ROOT / run / name).read_text("utf-8").splitlines()]
 
 
+def rate_of(changes: dict[str, object]) -> float:
+    """Return the images per second of a short trial."""
+    shutil.rmtree(ROOT / "runs" / "generations" / "trial", ignore_errors=True)
+    train("trial", overrides("trial", changes | TRIAL, 1.0))
+    return statistics.median(line["img_per_sec"] for line in lines("runs/generations/trial", "stats.jsonl")[-4:])
+
+
 def fitting_scale() -> float:
     """Return the factor by which the schedules are lengthened on this machine."""
-    shutil.rmtree(ROOT / "runs" / "generations" / "trial", ignore_errors=True)
-    train("trial", overrides("trial", GENERATIONS["stylegan2"] | FIXED | TRIAL, 1.0))
-    rate = statistics.median(line["img_per_sec"] for line in lines("runs/generations/trial", "stats.jsonl")[-4:])
+    rate = rate_of(GENERATIONS["stylegan2"] | FIXED)
     scale = round(min(max(rate / RATE, SCALES[0]), SCALES[1]), 2)
     print(f"{rate:.0f} images a second in a trial: phases of {scale:g} times their length", flush=True)
     return scale
@@ -160,7 +187,8 @@ def figure(rows: list[dict[str, Any]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=None, help="of all phases' lengths; default: what fits")
-    parser.add_argument("--only", nargs="+", default=[*GENERATIONS, "fixed"], choices=[*GENERATIONS, "fixed"])
+    names = [*GENERATIONS, "stylegan3", "fixed"]
+    parser.add_argument("--only", nargs="+", default=names, choices=names)
     args = parser.parse_args()
     folder = ROOT / "runs" / "generations"
     if there := [name for name in args.only if (folder / name).exists()]:
@@ -176,6 +204,9 @@ def main() -> None:
             changes = GENERATIONS["stylegan2"] | FIXED | {"train.total_kimg": 1}
             _, per_image = flops(overrides("fixed", changes, scale))
             changes["train.total_kimg"] = round(total / per_image / 1000, 3)
+        elif name == "stylegan3":
+            minutes = next((row["minutes"] for row in rows if row["name"] == "stylegan2"), MINUTES)
+            changes = STYLEGAN3 | {"train.total_kimg": round(rate_of(STYLEGAN3) * 60 * minutes / 1000, 3)}
         else:
             changes = GENERATIONS[name]
         seconds = train(name, overrides(name, changes, scale))
