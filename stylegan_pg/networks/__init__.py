@@ -36,9 +36,9 @@ MODULES = {
     StyleGAN2Config.name: stylegan2,
     StyleGANConfig.name: stylegan,
     ProGANConfig.name: progan,
+    StyleGAN3Config.name: stylegan3,
     R3GANConfig.name: r3gan,
     MLPConfig.name: mlp,
-    StyleGAN3Config.name: stylegan3,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class
 
