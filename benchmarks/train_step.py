@@ -9,15 +9,19 @@ of R3GAN with R1 and R2, batch 8, 128 channels; its reference computes the penal
 convolutions by F.conv2d. `stylegan3 64`: steps of StyleGAN3's config T, batch 4, 128 channels; the reference composes
 the filtered leaky ReLU of separate operations. `ratio` is the time of the reference divided by that of the kernels.
 With --device cuda, batches are 32 at 256 and for StyleGAN3, 4 and 8 at 1024, 64 with 768 channels in `r3gan 64`, there
-is `train 1024`, and `fp16` replaces auto.
+is `train 1024`, and `fp16` replaces auto. `stylegan3 256 memory` compares the memory that a step of batch 2 needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.nn.functional as F
 
@@ -164,13 +168,44 @@ GROUPS: dict[str, dict[str, tuple[Any, Size]]] = {
 }
 
 
+MEMORY = Size(256, 2, 16384, 512)  # of `stylegan3 256 memory`
+
+
+def peak(kernels_used: bool) -> float:
+    """MiB that a training step of StyleGAN3 on the CPU needs beside the networks, Adam's moments included."""
+    step = StyleGAN3Step(MEMORY, "bf16", [], "nhwc" if kernels_used else "nchw", "cpu")
+    native.choose("cpu")
+    before = psutil.Process().memory_info().rss
+    (step if kernels_used else plainly(step))()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20
+
+
+def memory_row() -> dict[str, Any]:
+    """The memory of a step with the reference operations divided by that with the kernels, each in a new process."""
+    found = []
+    for which in ("ours", "reference"):
+        given = [sys.executable, __file__, "--peak", which]
+        found.append(float(subprocess.run(given, check=True, capture_output=True, text=True).stdout))
+    ours, plain = found
+    return {
+        "case": "stylegan3 256 memory fp32",
+        "ratio": round(plain / ours, 3),
+        "ours_mib": ours,
+        "reference_mib": plain,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=[*GROUPS], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each group of rows")
     parser.add_argument("--only", default="", help="groups whose name contains this")
+    parser.add_argument("--peak", choices=["ours", "reference"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.peak:
+        print(peak(args.peak == "ours"))
+        return
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True  # as in training
     print(f"torch {torch.__version__}, {args.threads} threads, {native.choose(args.device).reason}")
@@ -198,6 +233,9 @@ def main() -> None:
             row["img_per_sec"] = round(size.batch / t[precision], 1)
             rows.append(row)
             print(f"{row['case']:24} {row['ours_sec']:9.4f} s  {row['reference_sec']:9.4f} s  {row['ratio']:6.2f}")
+    if args.device == "cpu" and args.only in "stylegan3 256 memory":
+        rows.append(row := memory_row())
+        print(f"{row['case']:24} {row['ours_mib']:7.0f} MiB {row['reference_mib']:9.0f} MiB  {row['ratio']:6.2f}")
     for row in rows:
         print(json.dumps(row))
 

@@ -88,6 +88,33 @@ def test_lack_of_memory_for_sums_is_a_known_error():
     assert {"done", "sums"} <= set(told.stdout.split()), told.stderr
 
 
+def test_lack_of_memory_within_a_task_is_a_known_error():
+    """The fused leaky ReLU allocates rows on each thread."""
+    code = """if True:
+        import resource, torch
+        from stylegan_pg.optim.optimizer_step import out_of_memory
+        from stylegan_pg.ops import filtered_lrelu
+        torch.set_num_threads(1)
+        x, taps = torch.randn(1, 1, 8, 900), torch.rand(48, 48)
+        def run():
+            return filtered_lrelu(x, taps, taps, up=4, down=4, padding=50)
+        expected, told = run(), set()
+        for kib in range(0, 6000, 50):
+            size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + (kib << 10), resource.RLIM_INFINITY))
+            try:
+                told.add("done" if torch.equal(run(), expected) else "wrong")
+            except RuntimeError as error:
+                assert out_of_memory(error), error
+                told.add("known")
+        print(*sorted(told))
+    """
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "0"}  # memory that is freed is given back
+    env = os.environ | at_once
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=env)
+    assert told.stdout.split() == ["done", "known"], told.stdout + told.stderr
+
+
 def test_sums_of_many_numbers_are_exact():
     """The gradient of a bias is a sum over a whole batch. Only the final result may be rounded to float32."""
     x = torch.ones(4, 8, 512, 512)

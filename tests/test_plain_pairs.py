@@ -21,7 +21,8 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.inference.generate import images_of
 from stylegan_pg.losses import OBJECTIVES, per_image
 from stylegan_pg.networks.normalization import GroupedBatchNorm, group_batch_norms
-from stylegan_pg.training.buffers import changing_buffers
+from stylegan_pg.systems.base import Loss
+from stylegan_pg.training.buffers import BufferMeans, changing_buffers
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine
 from stylegan_pg.training.train_state import TrainState
@@ -173,3 +174,18 @@ def test_missing_features_of_a_plain_generator_are_reported(tiny_data):
         list(images_of(PlainGenerator(), torch.zeros(1, 8), psi=0.7))
     assert len(next(images_of(PlainGenerator(), torch.zeros(3, 8), psi=1.0, alpha=1.0))) == 3
     assert PlainDiscriminator()(torch.zeros(2, 3, 8, 8)).shape == (2, 1)
+
+
+def test_two_losses_of_one_update_move_buffers_once():
+    """Each begins with the values from before, and their mean is what remains."""
+    norm = torch.nn.BatchNorm1d(3)
+    means, x = BufferMeans([norm]), torch.randn(8, 3)
+    means.begin()
+    for images in (x, x + 1):
+        means.restore()
+        norm(images)
+        means.add(8, 8)
+    means.finish(torch.zeros([]), counts=True)
+    torch.testing.assert_close(norm.running_mean, 0.1 * (x.mean(dim=0) + 0.5))
+    for twice, given, expected in ((True, None, False), (False, None, True), (True, True, True), (False, False, False)):
+        assert Loss("any", lambda x: {}, 1, twice=twice, counts=given).changes_buffers is expected

@@ -25,6 +25,7 @@ from stylegan_pg.training.engine import Engine
 from stylegan_pg.training.replay import graphs_of
 from stylegan_pg.training.train_state import TrainState
 
+RISING = "{from: 0, to: 50, kimg: 0.04, start: 0.05}"  # above 0 after steps were captured
 COUNT = 14  # steps: every part of a step is captured, and replayed several times
 
 
@@ -68,6 +69,8 @@ def assert_same(data, *overrides: str, **how: Any) -> EmulatedGraphs:
         ["model.name=r3gan", "loss.pl_weight=0", "loss.r1_every=1", "loss.terms=[r2]", "loss.objective=relativistic"],
         ["loss.terms=[{name: r2, weight: 1, every: 2}]", "loss.objective=relativistic"],
         ["optim.d_steps=2", "loss.d_clip=0.1"],
+        ["loss.r1_gamma=0", "loss.pl_weight=0", "loss.terms=[{name: drift, weight: 50, every: 4}]"],
+        ["loss.r1_gamma=0", "loss.pl_weight=0", f"loss.terms=[{{name: drift, weight: {RISING}}}]"],
         ["model.low_precision=bf16", "model.low_precision_at=[8]"],
         ["augment={mode: ada, pipeline: bgcfno, p: 0.4, interval: 2}"],
         [

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 
 #include "memory.h"
 
@@ -15,7 +16,7 @@ extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain,
 namespace spg {
 
 // Calls f(task) for every task in [0, tasks), at least `grain` tasks on each thread. Tasks must be independent of each
-// other, so that results do not depend on the number of threads.
+// other, so that results do not depend on the number of threads. Throws std::bad_alloc if a task did.
 template <class F>
 void parallel_for(int64_t tasks, int64_t grain, const F& f) {
 #ifdef SPG_ATEN_PARALLEL
@@ -28,7 +29,8 @@ void parallel_for(int64_t tasks, int64_t grain, const F& f) {
     for (int64_t i = begin; i < end; i++) (*static_cast<const F*>(context))(i);
     written();
   };
-  torch_parallel_for(0, tasks, grain, range, const_cast<F*>(&f));
+  // Exceptions do not pass through this function, which returns an error instead; tasks throw nothing else.
+  if (torch_parallel_for(0, tasks, grain, range, const_cast<F*>(&f))) throw std::bad_alloc();
 #endif
 }
 

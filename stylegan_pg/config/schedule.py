@@ -89,8 +89,11 @@ def term_weight(term: TermConfig, resolution: int, nimg: float) -> float:
 
 
 def weighs(term: TermConfig, phase: Phase) -> bool:
-    """Whether a term has a weight at the end of a phase or, if it follows a curve, at its begin."""
-    places = (phase.start, phase.end - 1) if curves.is_curve(term.weight) else (phase.end - 1,)
+    """Whether a term has a weight at the end of a phase or, if it follows curves, at its begin or an end of theirs."""
+    places = [phase.end - 1.0]
+    if curves.is_curve(term.weight):
+        ends = (n for curve in curves.curves_of(term.weight) for n in (curve.begin, curve.end))
+        places += [phase.start, *(n for n in ends if phase.start <= n < phase.end)]
     return any(term_weight(term, phase.resolution, nimg) > 0 for nimg in places)
 
 

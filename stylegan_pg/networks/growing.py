@@ -278,7 +278,7 @@ class Discriminator(ImageReader):
             self.mapping = MappingNetwork(0, form.c_dim, cmap_dim, mapping_layers, w_avg=False)
 
     def forward(
-        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0, batches: int = 1
+        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:
         """`alpha` is used in a fading network only; 0 uses the down-sampled image alone. `img` may consist of several
         `batches` of equal size, one after another, which are scored as if each came alone."""

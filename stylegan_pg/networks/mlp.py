@@ -52,7 +52,7 @@ class Synthesis(nn.Module):
         self,
         ws: torch.Tensor,
         *,
-        alpha: float = 1.0,
+        alpha: float | torch.Tensor = 1.0,
         noise: str = "const",
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
@@ -103,7 +103,7 @@ class Discriminator(nn.Module):
         self.layers = layers(sizes, nn.LeakyReLU(SLOPE))
 
     def forward(
-        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0, batches: int = 1
+        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:
         """Images do not meet, whether they are of one batch or of several."""
         x = img.flatten(1)

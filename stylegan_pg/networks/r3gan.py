@@ -220,7 +220,9 @@ class Generator(nn.Module):
         if f.c_dim:
             self.embed = Linear(f.c_dim, embedding)
 
-    def forward(self, z: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0) -> torch.Tensor:
+    def forward(
+        self, z: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0
+    ) -> torch.Tensor:
         """`alpha` is used in a fading network only."""
         dtype = self.b4.first.basis.dtype
         x = z.to(dtype)
@@ -289,7 +291,7 @@ class Discriminator(ImageReader):
             self.embed = Linear(f.c_dim, embedding, gain=embedding**-0.5)
 
     def forward(
-        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float = 1.0, batches: int = 1
+        self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:
         """`alpha` is used in a fading network only; 0 uses the down-sampled image alone."""
         x = self.read(img, alpha, batches)

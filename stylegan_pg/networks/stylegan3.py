@@ -212,7 +212,7 @@ class SynthesisNetwork(nn.Module):
         self,
         ws: torch.Tensor,
         *,
-        alpha: float = 1.0,
+        alpha: float | torch.Tensor = 1.0,
         noise: str = "const",
         generator: torch.Generator | None = None,
         followed_batch: int = 0,

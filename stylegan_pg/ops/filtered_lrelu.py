@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from stylegan_pg.ops import calls, native, operators, reference
 from stylegan_pg.ops.calls import Stages, taps
@@ -263,8 +264,19 @@ def _four(padding: int | Sequence[int]) -> list[int]:
     return [padding[0], padding[0], padding[1], padding[1]] if len(padding) == 2 else list(padding)
 
 
+_narrow: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # filter -> (version, the filter in float32)
+
+
 def _float32(f: torch.Tensor | None) -> torch.Tensor | None:
-    return f if f is None or f.dtype == torch.float32 else f.float()
+    """A filter in float32, which is the same tensor at every call, so that its taps are read from a GPU once."""
+    if f is None or f.dtype == torch.float32:
+        return f
+    if torch.compiler.is_compiling() or f.is_inference():
+        return f.float()
+    known = _narrow.get(f)
+    if known is None or known[0] != f._version:
+        known = _narrow[f] = f._version, f.float()
+    return known[1]
 
 
 def filtered_lrelu(

@@ -170,7 +170,11 @@ class Loss:
         default_factory=dict
     )  # name -> zeros: tensors to be summed up, see Context
     twice: bool = False  # differentiates a gradient, which torch.compile cannot do
-    counts: bool = True  # its passes change running statistics and other buffers
+    counts: bool | None = None  # its passes change running statistics and other buffers; None: unless it is `twice`
+
+    @property
+    def changes_buffers(self) -> bool:
+        return not self.twice if self.counts is None else self.counts
 
     @property
     def factor(self) -> float:

@@ -167,8 +167,8 @@ class GAN(OnePair):
         within = [t for t in due if TERMS[t.name].of_scores or t in joint]
         reports = tuple(name for t in within for name in TERMS[t.name].reports)
         main, group = partial(self.discriminator_loss, due=due), self.form.mbstd_group
-        name = " + ".join(["main loss", *(t.name for t in joint)])
-        loss = Loss(name, main, step.batch, group, reports=self.d_reports + reports, twice=bool(joint))
+        name = " + ".join(["main loss", *(t.name for t in within)])
+        loss = Loss(name, main, step.batch, group, reports=self.d_reports + reports, twice=bool(joint), counts=True)
         own = [t for t in due if t not in within]
         terms = {t.name: partial(self.discriminator_term, term=t, due=due) for t in own}
         yield from self.side("D", step, loss, own, terms, count=step.batch, group=group)
@@ -189,7 +189,7 @@ class GAN(OnePair):
             term, reports, weight = values[t.name], TERMS[t.name].reports, self.weight(t, step)
             if curves.is_curve(t.weight):
                 term, weight = partial(self.weighted, term=t, values=term), 1.0
-            loss = Loss(t.name, term, weight=weight * t.every, reports=reports, twice=True, counts=False, **how)
+            loss = Loss(t.name, term, weight=weight * t.every, reports=reports, twice=True, **how)
             (lazy if t.every > 1 else every).append(loss)
         yield Update(side, every, limit)
         yield from (Update(side, [loss], limit) for loss in lazy)
@@ -201,8 +201,12 @@ class GAN(OnePair):
 
     def joint(self, due: list[TermConfig]) -> list[TermConfig]:
         """The terms on D's gradients that are computed in its main pass: those of every step, unless a derived system
-        has another main loss."""
-        inherited = type(self).discriminator_loss is GAN.discriminator_loss
+        has another main loss, or another way to compute terms."""
+        mine = type(self)
+        inherited = (mine.discriminator_loss, mine.discriminator_term) == (
+            GAN.discriminator_loss,
+            GAN.discriminator_term,
+        )
         return [t for t in due if inherited and t.every == 1 and TERMS[t.name].at]
 
     def weight(self, term: TermConfig, step: Step) -> float:

@@ -42,7 +42,7 @@ class BufferMeans:
     def __init__(self, nets: Iterable[nn.Module]):
         self.buffers = changing_buffers(nets)
         self.start: list[torch.Tensor] = []
-        self.totals: list[torch.Tensor] = []
+        self.totals: list[torch.Tensor] = []  # of the values, and last of their weights
 
     def begin(self) -> None:
         """Store the values before the first micro-batch of an update."""
@@ -51,6 +51,7 @@ class BufferMeans:
                 self.restore()
             self.start = [t.detach().clone() for t in self.buffers]
         self.totals = [torch.zeros_like(t, dtype=torch.float64) for t in self.buffers]
+        self.totals += [total.new_zeros([1]) for total in self.totals[:1]]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -61,8 +62,10 @@ class BufferMeans:
     @torch.no_grad()
     def add(self, images: int, count: int) -> None:
         """After a micro-batch of `images` of the `count` images of the global batch."""
-        for total, buffer in zip(self.totals, self.buffers, strict=True):
+        for total, buffer in zip(self.totals, self.buffers, strict=False):
             total.add_(buffer.double(), alpha=images / count)
+        for total in self.totals[-1:]:
+            total.add_(images / count)
 
     @torch.no_grad()
     def finish(self, held: torch.Tensor, *, counts: bool) -> None:
@@ -72,7 +75,7 @@ class BufferMeans:
             self.restore()
             return
         made = dist.all_reduce(torch.cat([t.reshape(-1) for t in self.totals]))
-        means = made.split([t.numel() for t in self.buffers])
+        means = (made[:-1] / made[-1:]).split([t.numel() for t in self.buffers])
         for buffer, mean, start in zip(self.buffers, means, self.start, strict=True):
             mean = mean if buffer.is_floating_point() else mean.round()
             buffer.copy_(torch.where(held == 0, mean.reshape(buffer.shape).to(buffer.dtype), start))

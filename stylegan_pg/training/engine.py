@@ -267,7 +267,7 @@ class Engine:
         """Adam's step, and what follows from it."""
         optimizer = self.state.optimizers[update.trains]
         verdict = optimizer.step(reports)
-        self.state.buffers.finish(verdict.held, counts=any(loss.counts for loss in update.losses))
+        self.state.buffers.finish(verdict.held, counts=any(loss.changes_buffers for loss in update.losses))
         if update.limit:
             optimizer.clip(update.limit, verdict.held)
         return verdict
@@ -300,7 +300,7 @@ class Engine:
                 mine = values["loss"].sum()
                 total = mine.detach() if total is None else total + mine.detach()
                 self.state.optimizers[update.trains].backward(mine, loss.factor)
-            if loss.counts:
+            if loss.changes_buffers:
                 buffers.add(len(part), loss.count)
         return total
 
