@@ -3,9 +3,8 @@
 Every recipe is a set of changes of a configuration (default: configs/demo.yaml). It is trained until its end or until
 the last of `--marks` (minutes of training), whatever comes first. The sliced Wasserstein distance (SWD) of G_ema to all
 faces is measured afterwards, of the last snapshots before each of the marks, and the faces of the last one are drawn.
-The runs and the pictures of each recipe are in runs/demo-search/NAME. `ratio` is the SWD of the recipe `before`, the
-demo's configuration until 2026, divided by that of the recipe, both at the last mark. Run it on a quiet machine: the
-recipes are compared by minutes.
+The runs and the pictures of each recipe are in runs/demo-search. `ratio` is the SWD of the recipe `before` divided by
+that of the recipe, both at the last mark. Run it on a quiet machine: the recipes are compared by minutes.
 """
 
 from __future__ import annotations
@@ -31,9 +30,40 @@ QUIET = {
     "metrics.every_kimg": 0,
     "checkpoint.every_kimg": 1000,
 }
-RECIPES: dict[str, dict[str, Any]] = {
-    "before": {},
+BEFORE = {  # the demo until the end of 2026
+    "model.low_precision": "fp32",
+    "growth.stable_kimg_at": "{8: 6, 16: 5, 32: 7, 64: 6}",
+    "growth.fade_kimg_at": "{16: 3, 32: 3, 64: 2}",
+    "optim.g_lr": 0.003,
+    "optim.d_lr": 0.003,
+    "loss.r1_gamma_at": "{8: 2, 16: 5, 32: 5, 64: 5}",
+    "train.batch": 16,
+    "train.batch_at": "{8: 32}",
 }
+SHORT = {  # a short way to 64x64 with small batches
+    **BEFORE,
+    "growth.stable_kimg_at": "{8: 4, 16: 5, 32: 8, 64: 24}",
+    "growth.fade_kimg_at": "{16: 3, 32: 3, 64: 3}",
+    "optim.g_lr": "{from: 0.003, to: 0.0003, kimg: 16, start: 34}",
+    "optim.d_lr": "{from: 0.003, to: 0.0003, kimg: 16, start: 34}",
+    "train.batch_at": "{8: 32, 16: 32}",
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "demo": {},
+    "before": BEFORE,
+    "before, gamma 0.5": BEFORE | {"loss.r1_gamma_at": "{8: 0.5, 16: 0.5, 32: 0.5, 64: 0.5}"},
+    "short, gamma 0.5": SHORT | {"loss.r1_gamma_at": "{8: 0.5, 16: 0.5, 32: 0.5, 64: 0.5}"},
+    "short, gamma 0.2": SHORT | {"loss.r1_gamma_at": "{8: 0.2, 16: 0.2, 32: 0.2, 64: 0.2}"},
+    "gamma 1": {"loss.r1_gamma_at": "{8: 1, 16: 1, 32: 1, 64: 1}"},
+    "from 16x16": {"growth.start": 16, "growth.stable_kimg_at": "{16: 10, 32: 12, 64: 50}"},
+    "not growing": {"growth.start": 64},
+    "two ranks": {"ranks": 2},
+    "r3gan": {"config": "configs/r3gan-demo.yaml"},
+}
+
+
+def folder_of(name: str) -> Path:
+    return ROOT / "runs" / "demo-search" / name.replace(", ", "-").replace(" ", "-")
 
 
 def command(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -42,7 +72,7 @@ def command(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
 
 def train(name: str, recipe: dict[str, Any], most: float) -> list[tuple[float, Path]]:
     """Train a recipe for at most so many minutes -> (minutes of training, file) of its snapshots, in order."""
-    run, recipe = ROOT / "runs" / "demo-search" / name, dict(recipe)
+    run, recipe = folder_of(name), dict(recipe)
     shutil.rmtree(run, ignore_errors=True)
     config, ranks = recipe.pop("config", "configs/demo.yaml"), recipe.pop("ranks", 1)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
@@ -52,7 +82,7 @@ def train(name: str, recipe: dict[str, Any], most: float) -> list[tuple[float, P
         [sys.executable, *launcher, "-m", "stylegan_pg", "train", config, *values],
         cwd=ROOT,
         env=env,
-        stdout=(run.parent / f"{name}.txt").open("w"),
+        stdout=run.with_suffix(".txt").open("w"),
         stderr=subprocess.STDOUT,
     )
     began = None
@@ -64,7 +94,7 @@ def train(name: str, recipe: dict[str, Any], most: float) -> list[tuple[float, P
             process.wait()
         time.sleep(0.2)
     if process.returncode not in (0, 75) or began is None:
-        sys.exit(f"{name} failed: see {run.parent / name}.txt")
+        sys.exit(f"{name} failed: see {run.with_suffix('.txt')}")
     found = sorted((run / "snapshots").glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
     return [((path.stat().st_mtime - began) / 60, path) for path in found]
 
@@ -91,7 +121,7 @@ def main() -> None:
         reached = [[path for minutes, path in snapshots if minutes <= mark][-1:] for mark in args.marks]
         values = [swd(found[0]) if found else None for found in reached]
         last = (reached[-1] or [snapshots[0][1]])[0]
-        out = ["--out", str(ROOT / "runs" / "demo-search" / name / "pictures")]
+        out = ["--out", str(folder_of(name) / "pictures")]
         command("-m", "stylegan_pg", "sample", str(last), "--seeds", "0-63", "--grid", "--psi", "0.7", *out)
         nimg = json.loads((last.parent.parent / "stats.jsonl").read_text("utf-8").splitlines()[-1])["nimg"]
         rows.append({"case": name, "swd": dict(zip(map(str, args.marks), values, strict=True)), "kimg": nimg / 1000})
