@@ -26,13 +26,17 @@ class Pictures:
         return load_points("points:ring").table(4)
 
 
-def engine_of(resolution: int, batch: int, device: str, keys: Sequence[str]) -> tuple[Engine, Callable[[], None]]:
+def engine_of(
+    resolution: int, batch: int, device: str, keys: Sequence[str], recipe: str | None = None
+) -> tuple[Engine, Callable[[], None]]:
     """An engine at full resolution, and a function that makes a training step on pictures of noise.
 
-    keys: overrides of the configuration, such as "model=progan".
+    Args:
+        keys: overrides of the configuration, such as "model=progan".
+        recipe: the name of one in configs/; None: the default configuration.
     """
     given = f"run=none data.url=none resolution={resolution} train.batch={batch} train.device={device}"
-    config = load_config(None, [*given.split(), "train.total_kimg=1000", *keys])
+    config = load_config(recipe, [*given.split(), "train.total_kimg=1000", *keys])
     state = TrainState(config, Pictures(), Devices(config), GAN(config))  # type: ignore[arg-type]  # see Pictures
     state.enter(phases(config)[-1])
     engine = Engine(state, graphs_of(config.train.graphs, state.device))

@@ -5,6 +5,7 @@
 - `train`: steps of StyleGAN2 at 256x256 and 1024x1024, batch 4, 8 and 32, with lazy terms at their intervals: time,
   images per second, the time that the device is busy, the host's share (in which the device waits), and memory; then
   with replayed steps (train.graphs).
+- `recipes`: steps of stylegan3-t-256 and r3gan-ffhq256 with batch 32.
 - `replay`: whether replayed steps have the same bits.
 - `resume`: under train.deterministic, a run that is interrupted and continued has the same weights, bit for bit, as one
   that is not.
@@ -99,6 +100,29 @@ def check_train(device: str, tiny: bool, resolution: int, batch: int) -> Iterato
         del engine, step
 
 
+def check_recipes(device: str, tiny: bool) -> Iterator[Row]:
+    """Images per second of recipes with the whole batch in one pass; the ratio is the busy share of the time."""
+    from engines import engine_of
+
+    for recipe, more in (("stylegan3-t-256", []), ("r3gan-ffhq256", ["augment.p=0.3"])):
+        small = ["model.channel_base=64", "model.channel_max=16", "model.low_precision=fp32"] if tiny else []
+        resolution, batch, count = (16, 4, 2) if tiny else (256, 32, STEPS)
+        engine, step = engine_of(resolution, batch, device, [*more, *small, "train.micro_batch=0"], recipe)
+        step()
+        wait(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            step()
+        wait(device)
+        seconds = (time.perf_counter() - started) / count
+        busy = busy_seconds(step, count) if device == "cuda" else seconds
+        row: Row = {"case": f"recipe {recipe} batch {batch}", "ratio": round(busy / seconds, 3), "ms": 1000 * seconds}
+        row |= {"img_per_sec": batch / seconds, "micro_batch": engine.state.micro_batches.size}
+        about = f"{row['ms']:.1f} ms a step, {row['img_per_sec']:.1f} img/s, micro-batch {row['micro_batch']}"
+        yield row | {"about": f"{about}, host's share {1 - row['ratio']:.0%}"}
+        del engine, step
+
+
 def check_replay(device: str, tiny: bool) -> Iterator[Row]:
     """Whether replayed steps have the bits of others, under deterministic algorithms."""
     from engines import engine_of
@@ -179,10 +203,11 @@ def _trained(run: Path, data: Path, device: str, kimg: float) -> None:
 
 CHECKS: dict[str, tuple[Callable[..., Iterator[Row]], int]] = {  # with seconds that each may take
     "tests": (check_tests, 200),
-    "kernels": (check_kernels, 60),
+    "kernels": (check_kernels, 90),
     "resume": (check_resume, 90),
     "replay": (check_replay, 60),
     "train": (check_train, 100),
+    "recipes": (check_recipes, 90),
 }
 
 

@@ -26,6 +26,7 @@ def checked(*options: str) -> tuple[int, list[dict], str]:
         ("resume", ["resume deterministic"]),
         ("train", ["train 16 batch 4", "train 16 batch 4 replayed"]),
         ("replay", ["replay bits"]),
+        ("recipes", ["recipe stylegan3-t-256 batch 4", "recipe r3gan-ffhq256 batch 4"]),
         ("tests", ["tests gpu"]),
     ],
 )
