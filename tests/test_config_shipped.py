@@ -11,7 +11,7 @@ from configuring import SHIPPED, config_of, file_of
 from stylegan_pg.config import Config
 from stylegan_pg.config.loading import configs_folder, load_config
 from stylegan_pg.config.plain import to_yaml
-from stylegan_pg.config.schedule import phases
+from stylegan_pg.config.schedule import Phase, learning_rate, phases
 from stylegan_pg.networks import NETWORKS, NetworkShape
 from stylegan_pg.planning.advice import of_configuration
 from stylegan_pg.planning.plan import Machine, report
@@ -29,12 +29,19 @@ def test_shipped_configurations_load_by_name_and_by_path(name):
     assert all(before.end == after.start for before, after in itertools.pairwise(plan))
 
 
+def learning_rates(config: Config, side: str, phase: Phase) -> str:
+    """The learning rate of a phase, or those of its first and last step."""
+    ends = (learning_rate(config, side, phase.resolution, nimg) for nimg in (phase.start, phase.end - phase.batch))
+    return ">".join(dict.fromkeys(f"{rate:g}" for rate in ends))
+
+
 def rows_of(text: str, config: Config) -> list[tuple[float, ...]]:
     """Of the table in a plan, for each phase: parameters of G and of D, GFLOPs per image, GiB."""
     number, rows = r"([\d,.]+)", []
     for phase in phases(config):
         row = rf"^{phase}\s+{phase.start / 1000:.9g}-{phase.end / 1000:.9g}\s+{phase.batch}\s+\d+"
-        row += rf"\s+{phase.g_lr:g}/{phase.d_lr:g}\s+{number}\s+{number}\s+{number}\s+\S+\s+{number} GiB\s"
+        rates = [learning_rates(config, side, phase) for side in ("G", "D")]
+        row += rf"\s+{'/'.join(rates)}\s+{number}\s+{number}\s+{number}\s+\S+\s+{number} GiB\s"
         match = re.search(row, text, re.MULTILINE)
         assert match, f"{row!r} is not in:\n{text}"
         rows.append(tuple(float(group.replace(",", "")) for group in match.groups()))
