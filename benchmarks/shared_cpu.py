@@ -49,7 +49,7 @@ def child(seconds: float) -> None:
         def table(self, resolution: int):
             return load_points("points:ring").table(4)
 
-    state = TrainState(config, Pictures(), Devices(config), GAN(config))  # type: ignore[arg-type]
+    state = TrainState(config, Pictures(), Devices(config), GAN(config))  # type: ignore[arg-type]  # see Pictures
     state.enter(phases(config)[0])
     engine = Engine(state)
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, [8, 3, 32, 32], dtype=np.uint8))

@@ -298,7 +298,7 @@ class _Http(urllib.request.HTTPHandler):
 
 class _Https(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_DeadlineTLSConnection, req, context=self._context)  # type: ignore[attr-defined]
+        return self.do_open(_DeadlineTLSConnection, req, context=self._context)  # type: ignore[attr-defined]  # not in stubs
 
 
 @functools.lru_cache(maxsize=1)
