@@ -48,6 +48,21 @@ SHORT = {  # a short way to 64x64 with small batches
     "optim.d_lr": "{from: 0.003, to: 0.0003, kimg: 16, start: 34}",
     "train.batch_at": "{8: 32, 16: 32}",
 }
+R3GAN = {  # ten minutes of R3GAN, with falling learning rates
+    "config": "configs/r3gan-demo.yaml",
+    "growth.stable_kimg_at": "{8: 5, 16: 6, 32: 9, 64: 22}",
+    "growth.fade_kimg_at": "{16: 2, 32: 2, 64: 2}",
+    "optim.g_lr": "{from: 0.001, to: 0.0001, kimg: 14, start: 34, shape: cosine}",
+    "optim.d_lr": "{from: 0.001, to: 0.0001, kimg: 14, start: 34, shape: cosine}",
+    "train.batch": 32,
+}
+
+
+def gamma(values: str) -> dict[str, str]:
+    """Both penalties of R3GAN with these weights by resolution."""
+    return {"loss.r1_gamma_at": values, "loss.terms": f"[{{name: r2, weight_at: {values}, every: 1}}]"}
+
+
 RECIPES: dict[str, dict[str, Any]] = {
     "demo": {},
     "before": BEFORE,
@@ -59,6 +74,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "not growing": {"growth.start": 64},
     "two ranks": {"ranks": 2},
     "r3gan": {"config": "configs/r3gan-demo.yaml"},
+    "r3gan, small gamma": R3GAN | gamma("{8: 0.5, 16: 1, 32: 1, 64: 2}"),
+    "r3gan, large gamma": R3GAN | gamma("{8: 1, 16: 4, 32: 10, 64: 20}"),
+    "r3gan, not growing": R3GAN | gamma("{64: 2}") | {"growth.start": 64, "growth.stable_kimg_at": "{64: 48}"},
 }
 
 
@@ -122,7 +140,7 @@ def main() -> None:
         values = [swd(found[0]) if found else None for found in reached]
         last = (reached[-1] or [snapshots[0][1]])[0]
         out = ["--out", str(folder_of(name) / "pictures")]
-        command("-m", "stylegan_pg", "sample", str(last), "--seeds", "0-63", "--grid", "--psi", "0.7", *out)
+        command("-m", "stylegan_pg", "sample", str(last), "--seeds", "0-63", "--grid", *out)
         nimg = json.loads((last.parent.parent / "stats.jsonl").read_text("utf-8").splitlines()[-1])["nimg"]
         rows.append({"case": name, "swd": dict(zip(map(str, args.marks), values, strict=True)), "kimg": nimg / 1000})
         shown = " ".join(f"{'-' if value is None else f'{value:.1f}':>8}" for value in values)

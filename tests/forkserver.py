@@ -35,7 +35,7 @@ from stylegan_pg.errors import UsageError
 
 IMPORTED = (
     "stylegan_pg.__main__",
-    "stylegan_pg.cli",
+    "stylegan_pg.cli.app",
     "stylegan_pg.training.trainer",
     "stylegan_pg.planning.advice",
     "stylegan_pg.data.loader.loader",
@@ -212,7 +212,7 @@ def serve() -> None:
     for name in OF_DEEPSPEED if "DS_ACCELERATOR" in os.environ else ():
         importlib.import_module(name)
     with contextlib.suppress(SystemExit, UsageError):  # typer imports modules at its first use
-        sys.modules["stylegan_pg.cli"].app(["train", "nowhere.yaml"])
+        sys.modules["stylegan_pg.cli.app"].app(["train", "nowhere.yaml"])
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as messages:

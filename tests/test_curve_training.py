@@ -64,11 +64,11 @@ def test_what_each_step_is_given(tiny_data, monkeypatch):
 
     def watched(self: NetworkOptimizer, reports: torch.Tensor) -> Any:
         (group,) = self.optimizer.param_groups
-        given["adam"].append((group["lr"], *group["betas"]))
+        given["adam"].append((group["lr"].item(), *group["betas"]))
         return step(self, reports)
 
     monkeypatch.setattr(NetworkOptimizer, "step", watched)
-    monkeypatch.setattr(ema, "update", lambda a, b, beta: given["ema"].append(beta) or update(a, b, beta))
+    monkeypatch.setattr(ema, "update", lambda a, b, share: given["ema"].append(1 - share.item()) or update(a, b, share))
     monkeypatch.setattr(
         ada, "draw", lambda pipeline, count, p, *rest: given["p"].append(p) or draw(pipeline, count, p, *rest)
     )
@@ -90,7 +90,7 @@ def test_what_each_step_is_given(tiny_data, monkeypatch):
             expected += [pytest.approx(adam, rel=1e-12)] * (2 if i % k == 0 else 1)
         p.append(t)
     assert given["adam"] == expected
-    assert given["ema"] == pytest.approx([0.5 ** (8 / max(1000 * value, 1e-8)) for value in p])
+    assert given["ema"] == pytest.approx([0.5 ** (8 / max(1000 * value, 1e-8)) for value in p], abs=1e-7)
     # Draws of a step are made for its own nimg, also those that are prepared while the step before computes.
     assert sorted(set(given["p"])) == pytest.approx([*p, 48 / 64])
 

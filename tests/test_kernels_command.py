@@ -31,7 +31,7 @@ def test_output_and_exit_codes(built, tmp_path):
     profile = ["-m", "cProfile", "-o", str(tmp_path / "profile")]
     assert subprocess.check_output([sys.executable, *profile, *command], env=environment(built), text=True) == output
     stats: Any = pstats.Stats(str(tmp_path / "profile"))
-    assert any("cli.py" in place[0] for place in stats.stats)
+    assert any("tools.py" in place[0] for place in stats.stats)
 
 
 def test_status_reports_a_missing_cache_folder(monkeypatch):

@@ -105,7 +105,7 @@ def test_ema():
     G, G_ema = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     torch.nn.init.constant_(G.weight, 3.0)
     G.get_buffer("running_mean").fill_(5.0)
-    ema.update(G_ema, G, 0.75)
+    ema.update(G_ema, G, torch.tensor(0.25))
     assert torch.allclose(G_ema.weight, torch.full([2], 0.75 * 1 + 0.25 * 3))
     assert torch.equal(G_ema.get_buffer("running_mean"), torch.full([2], 5.0))
 

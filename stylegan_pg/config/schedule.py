@@ -121,12 +121,6 @@ def learning_rate(config: Config, side: str, resolution: int, nimg: float) -> fl
     return curves.at(rates.lr, nimg) * at(resolution, config.optim.lr_scale_at, 1.0) if found is None else found
 
 
-def rate_moves(config: Config, side: str, resolution: int, nimg: float) -> bool:
-    """Whether the learning rate or beta2 of a side changes from step to step."""
-    optim = config.optim
-    return moves(_rates(config, side), "lr", resolution, nimg) or moves(optim, "beta2", resolution, nimg)
-
-
 def augment_p(config: Config, resolution: int, nimg: float) -> float | None:
     """Probability of augmentation for augment.mode=fixed, at the start of a run for ada; None for other modes."""
     given = config.augment

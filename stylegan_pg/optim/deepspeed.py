@@ -72,7 +72,8 @@ class DeepSpeedOptimizer(NetworkOptimizer):
         # has added) are therefore in different groups, each of which has its own shards.
         steps = {name: float((state or {}).get(f"step/{name}", 0)) for name in self.named}
         groups = [[n for n in self.named if steps[n] == count] for count in sorted(set(steps.values()), reverse=True)]
-        optimizer = torch.optim.Adam([{"params": [self.vectors[n] for n in group]} for group in groups], **self.adam)
+        adam = self.rates.of_adam() | {"eps": self.parallel.eps, "fused": True}
+        optimizer = torch.optim.Adam([{"params": [self.vectors[n] for n in group]} for group in groups], **adam)
         zero: dict = {"stage": train.zero_stage}
         if train.zero_offload:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -92,6 +93,10 @@ class DeepSpeedOptimizer(NetworkOptimizer):
             p.data = _shaped(self.vectors[name].detach(), p)
         if state:
             self._fill(state, {id(shard): steps[group[0]] for shard, group in zip(self.shards, groups, strict=False)})
+
+    def _use(self) -> None:
+        for group in self.optimizer.param_groups:
+            group.update(self.rates.of_adam())
 
     def close(self) -> None:
         for p in self.named.values():

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 
 @torch.no_grad()
-def update(G_ema: nn.Module, G: nn.Module, beta: float) -> None:
-    """G_ema <- beta G_ema + (1 - beta) G for parameters; buffers are copied. Both have the same structure."""
-    lerp = torch._foreach_lerp_  # type: ignore[attr-defined]  # as torch's own optimisers do
-    lerp(list(G_ema.parameters()), list(G.parameters()), 1 - beta)
+def update(G_ema: nn.Module, G: nn.Module, weight: torch.Tensor) -> None:
+    """G_ema <- G_ema + weight (G - G_ema) for parameters; buffers are copied. Both have the same structure.
+
+    Args:
+        weight: of shape [] on their device, 1 - beta.
+    """
+    foreach: Any = torch  # whose _foreach_ functions, which torch's own optimisers use, are missing in stubs
+    averages = list(G_ema.parameters())
+    steps = foreach._foreach_sub(list(G.parameters()), averages)
+    foreach._foreach_mul_(steps, weight)
+    foreach._foreach_add_(averages, steps)
     if buffers := list(G_ema.buffers()):
-        torch._foreach_copy_(buffers, list(G.buffers()))  # type: ignore[attr-defined]  # not in stubs
+        foreach._foreach_copy_(buffers, list(G.buffers()))

@@ -9,7 +9,6 @@ later. deepspeed.py does the same with DeepSpeed, whose step the host has to dec
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from torch import nn
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError
 from stylegan_pg.optim import moments
+from stylegan_pg.optim.adam import DeviceAdam, Rates
 from stylegan_pg.optim.grad_allreduce import GradientAllReduce
 
 OUT_OF_MEMORY = "out of memory"  # the reason if any rank ran out of memory
@@ -64,29 +64,6 @@ class Verdict(NamedTuple):
         return next((name for name, size in zip(self.names, sizes, strict=True) if not math.isfinite(size)), "")
 
 
-class Rates(NamedTuple):
-    """Adam's numbers that may change from step to step."""
-
-    lr: float
-    beta1: float
-    beta2: float
-
-    def of_adam(self) -> dict[str, Any]:
-        """The same under the names that torch has for them."""
-        return {"lr": float(self.lr), "betas": (float(self.beta1), float(self.beta2))}
-
-
-class EagerAdam(torch.optim.Adam):
-    """PyTorch's Adam without the decorators for torch.compile, which is not used for optimisers here. At the first call
-    they would import the compiler, which takes about as long as importing PyTorch."""
-
-    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
-    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-
-
 class NetworkOptimizer:
     """A network and its optimiser; each rank has all of Adam's moments.
 
@@ -96,15 +73,20 @@ class NetworkOptimizer:
     RELIEF = "divide the moments among the ranks (train.engine=deepspeed, train.zero_stage=1)"  # to save memory
     optimizer: Any
 
-    def __init__(self, parallel: Any, net: nn.Module, named: dict[str, nn.Parameter], adam: dict):
-        self.parallel, self.net, self.named, self.adam = parallel, net, named, adam
+    def __init__(
+        self, parallel: Any, net: nn.Module, named: dict[str, nn.Parameter], rates: Rates, beta2_moves: bool = False
+    ):
+        """`named`: the parameters that are trained. `beta2_moves`: whether `rates.beta2` will change often."""
+        self.parallel, self.net, self.named = parallel, net, named
+        self.rates, self.beta2_moves = rates, beta2_moves
         self.kind, self.left = "", 0
         self.overlaps = True  # whether sums over the ranks start during the last backward pass
         self.constants: dict[Any, torch.Tensor] = {}
         self._build()
 
     def _build(self) -> None:
-        self.optimizer = EagerAdam(self.named.values(), **self.adam)
+        capturable = self.parallel.device.type == "cuda" and self.parallel.train.graphs != "off"
+        self.optimizer = DeviceAdam(self.named.values(), self.rates, self.parallel.eps, capturable, self.beta2_moves)
         self.sums = GradientAllReduce(list(self.named.values()), self.parallel.train.bucket_mib)
 
     def close(self) -> None:
@@ -113,12 +95,17 @@ class NetworkOptimizer:
 
     def use(self, rates: Rates) -> None:
         """Take Adam's numbers for the next steps."""
-        new = rates.of_adam()
-        if all(self.adam[name] == value for name, value in new.items()):
-            return
-        self.adam = self.adam | new
-        for group in self.optimizer.param_groups:
-            group.update(new)
+        if rates != self.rates:
+            self.rates = rates
+            self._use()
+
+    def _use(self) -> None:
+        self.optimizer.use(self.rates)
+
+    @property
+    def host_numbers(self) -> tuple[float, ...]:
+        """The numbers that a captured step contains."""
+        return (self.rates.beta1,) if self.beta2_moves else (self.rates.beta1, self.rates.beta2)
 
     def begin(self, kind: str, passes: int) -> None:
         """Start a step of a kind, which is the same on all ranks, with this number of backward passes on this rank."""
@@ -135,7 +122,8 @@ class NetworkOptimizer:
         self.left -= 1
         if self.left == 0:
             self._last()
-        loss.backward(self._constant(factor * self.parallel.scale, loss))
+        factor_, scale = self._constant(factor, loss), self.parallel.scale
+        loss.backward(factor_ if scale is None else factor_ * scale.to(loss.dtype))
 
     def _constant(self, value: float, like: torch.Tensor) -> torch.Tensor:
         """A number as a tensor on the device of another, made once."""
@@ -219,9 +207,8 @@ class NetworkOptimizer:
         return norms(grads)
 
     def _apply(self, held: torch.Tensor) -> None:
-        """Make Adam's step where `held` is 0; otherwise Adam's kernel changes neither weights nor moments."""
-        self.optimizer.found_inf = held
-        self.optimizer.step()
+        """Make Adam's step where `held` is 0."""
+        self.optimizer.make_step(held)
 
     def clip(self, limit: float, held: torch.Tensor) -> None:
         """Clamp the weights that are not frozen to [-limit, limit], if the step was made."""
@@ -242,11 +229,10 @@ class NetworkOptimizer:
         moments.restore_optimizer(self.net, self.optimizer, tensors)
 
 
-def unscale(grads: Sequence[torch.Tensor], scale: float) -> None:
-    """Divide gradients in place by the loss scale."""
-    if scale != 1:
-        for grad in grads:
-            grad.mul_(1 / scale)
+def unscale(grads: Sequence[torch.Tensor], scale: torch.Tensor | None) -> None:
+    """Divide gradients in place by the loss scale, of shape []; None: 1."""
+    if scale is not None and grads:
+        torch._foreach_mul_(grads, scale.reciprocal().to(grads[0].dtype))  # type: ignore[attr-defined]  # not in stubs
 
 
 def norms(grads: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -191,6 +191,10 @@ class Update:
     limit: float = 0.0  # of every weight of that side after the step, 0: none (Arjovsky et al. 2017, algorithm 1)
 
     @property
+    def changes_buffers(self) -> bool:
+        return any(loss.changes_buffers for loss in self.losses)
+
+    @property
     def name(self) -> str:
         return " + ".join(loss.name for loss in self.losses)
 

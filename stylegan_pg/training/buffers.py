@@ -9,7 +9,7 @@ Passes of regularisation terms change no buffers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -37,27 +37,25 @@ def _of(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 class BufferMeans:
-    """The changing buffers of the networks of one phase."""
+    """The changing buffers of the networks of one phase. Captured steps use its tensors, which stay the same."""
 
     def __init__(self, nets: Iterable[nn.Module]):
         self.buffers = changing_buffers(nets)
-        self.start: list[torch.Tensor] = []
-        self.totals: list[torch.Tensor] = []  # of the values, and last of their weights
+        self.start = [t.detach().clone() for t in self.buffers]
+        self.totals = [torch.zeros_like(t, dtype=torch.float64) for t in self.buffers]
+        self.totals += [total.new_zeros([1]) for total in self.totals[:1]]  # last, the sum of the weights
 
+    @torch.no_grad()
     def begin(self) -> None:
         """Store the values before the first micro-batch of an update."""
-        with torch.no_grad():
-            if self.start:
-                self.restore()
-            self.start = [t.detach().clone() for t in self.buffers]
-        self.totals = [torch.zeros_like(t, dtype=torch.float64) for t in self.buffers]
-        self.totals += [total.new_zeros([1]) for total in self.totals[:1]]
+        _copy(self.start, self.buffers)
+        for total in self.totals:
+            total.zero_()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Return to the values of `begin`, before each micro-batch."""
-        for buffer, value in zip(self.buffers, self.start, strict=True):
-            buffer.copy_(value)
+        _copy(self.buffers, self.start)
 
     @torch.no_grad()
     def add(self, images: int, count: int) -> None:
@@ -67,16 +65,22 @@ class BufferMeans:
         for total in self.totals[-1:]:
             total.add_(images / count)
 
+    def exchange(self, counts: bool) -> list[torch.Tensor]:
+        """The sums over the ranks after the last micro-batch of an update; `counts` says whether any of its passes do.
+        A collective call, where there are buffers that change."""
+        return [dist.all_reduce(torch.cat([t.reshape(-1) for t in self.totals]))] if self.buffers and counts else []
+
     @torch.no_grad()
-    def finish(self, held: torch.Tensor, *, counts: bool) -> None:
-        """After an update, which was made if `held`, of shape [], is 0; `counts` says whether any of its passes do. A
-        collective call, where there are buffers that change."""
-        if not self.buffers or not counts:
-            self.restore()
-            return
-        made = dist.all_reduce(torch.cat([t.reshape(-1) for t in self.totals]))
-        means = (made[:-1] / made[-1:]).split([t.numel() for t in self.buffers])
-        for buffer, mean, start in zip(self.buffers, means, self.start, strict=True):
-            mean = mean if buffer.is_floating_point() else mean.round()
-            buffer.copy_(torch.where(held == 0, mean.reshape(buffer.shape).to(buffer.dtype), start))
-        self.start = []
+    def finish(self, held: torch.Tensor, sums: Sequence[torch.Tensor]) -> None:
+        """After an update, which was made if `held`, of shape [], is 0; `sums` are those of `exchange`."""
+        self.restore()
+        for made in sums:
+            means = (made[:-1] / made[-1:]).split([t.numel() for t in self.buffers])
+            for buffer, mean, start in zip(self.buffers, means, self.start, strict=True):
+                mean = mean if buffer.is_floating_point() else mean.round()
+                buffer.copy_(torch.where(held == 0, mean.reshape(buffer.shape).to(buffer.dtype), start))
+
+
+def _copy(to: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    if to:
+        torch._foreach_copy_(to, values)  # type: ignore[attr-defined]  # not in stubs

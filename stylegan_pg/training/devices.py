@@ -17,8 +17,9 @@ from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import environment, launcher
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
+from stylegan_pg.optim.adam import Rates
 from stylegan_pg.optim.deepspeed import DeepSpeedOptimizer, import_deepspeed
-from stylegan_pg.optim.optimizer_step import NetworkOptimizer, Rates
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 
 
 class Devices:
@@ -50,7 +51,9 @@ class Devices:
         if config.train.engine == "deepspeed":
             dist.ensure_group()
         self.copies: torch.cuda.Stream | None = None  # where batches travel to the device
-        self.scale = 1.0  # of losses, so that small gradients survive fp16; a power of two
+        self.eps = config.optim.eps
+        self.scale: torch.Tensor | None = None  # of losses, see `use_scale`; None: 1
+        self.given_scale = 1.0
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
         torch.backends.cudnn.benchmark = not config.train.deterministic
         if config.train.deterministic:
@@ -70,10 +73,18 @@ class Devices:
                 t.record_stream(torch.cuda.current_stream(self.device))  # where it will be used
         return dataclasses.replace(batch, fields=sent, ready=ready)
 
-    def prepare(self, net: nn.Module, frozen: set[str], rates: Rates, eps: float) -> NetworkOptimizer:
-        """What trains a network with Adam, except for the parameters whose names are in `frozen`. A collective call,
-        on equal networks."""
-        adam = rates.of_adam() | {"eps": eps, "fused": True}
-        adam["capturable"] = self.device.type == "cuda" and self.train.graphs != "off"
+    def use_scale(self, scale: float) -> None:
+        """Multiply losses by a number, so that small gradients survive fp16. It is on the device, in memory that stays
+        the same, so that it may change between replays of a captured step."""
+        if self.scale is None and scale != 1:
+            self.scale = torch.full([], scale, dtype=getattr(torch, self.train.dtype), device=self.device)
+        elif self.scale is not None and scale != self.given_scale:
+            self.scale.fill_(scale)
+        self.given_scale = scale
+
+    def prepare(self, net: nn.Module, frozen: set[str], rates: Rates, beta2_moves: bool) -> NetworkOptimizer:
+        """What trains a network with Adam, except for the parameters whose names are in `frozen`. `beta2_moves`:
+        whether `rates.beta2` will change often. A collective call, on equal networks."""
         kind = DeepSpeedOptimizer if self.train.engine == "deepspeed" else NetworkOptimizer
-        return kind(self, net, {name: p for name, p in net.named_parameters() if name not in frozen}, adam)
+        named = {name: p for name, p in net.named_parameters() if name not in frozen}
+        return kind(self, net, named, rates, beta2_moves)

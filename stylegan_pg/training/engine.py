@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stylegan_pg.config.schedule import Phase, ema_beta, ema_half_life
+from stylegan_pg.config.schedule import ema_beta, ema_half_life
 from stylegan_pg.data.loader.loader import Batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.monitoring.step_clock import IdleDevice
@@ -80,7 +80,7 @@ class Engine:
             RunError: out of memory with the smallest possible micro-batch; PeersLost: another rank is gone.
         """
         state, self.outcome = self.state, Outcome()
-        state.parallel.scale = state.running.loss_scale
+        state.parallel.use_scale(state.running.loss_scale)
         step = self.begin(batch)
         updates, made = self.updates(step), list[Made]()
         while True:
@@ -109,7 +109,7 @@ class Engine:
         if constants is None:
             self.replay.refuse("the system does not say which numbers its losses contain")
         parts = tuple(map(tuple, self.state.micro_batches.parts))
-        self.constants = (kind, constants, self.state.parallel.scale, parts)
+        self.constants = (kind, constants, self.state.parallel.scale is None, parts)
         self.places = {id(update): place for place, update in enumerate(updates)}  # several may have the same losses
         return updates
 
@@ -163,15 +163,20 @@ class Engine:
 
     def average(self, step: Step) -> None:
         """Move G_ema towards G."""
-        config = self.state.config
-        half_life = ema_half_life(config, step.resolution, step.nimg)
-        ema.update(self.state.G_ema, self.state.G, ema_beta(step.batch, step.nimg, half_life, config.ema.rampup))
+        state, config = self.state, self.state.config
+
+        def weight_at(step: Step) -> float:
+            half_life = ema_half_life(config, step.resolution, step.nimg)
+            return 1 - ema_beta(step.batch, step.nimg, half_life, config.ema.rampup)
+
+        weight = step.numbers.of("weight of G in G_ema", weight_at, step)
+        self.replay.run("average", step, lambda: ema.update(state.G_ema, state.G, weight), [])
 
     def begin(self, batch: Batch) -> Step:
         """Collect what the losses of this step share."""
         state, phase = self.state, self.state.current
         if self.entered is not state.optimizers:  # which each entry into a phase makes
-            self.enter(phase)
+            self.enter()
         state.use_rates()
         fields = on_device(batch, state)
         conditions = state.conditions
@@ -197,22 +202,13 @@ class Engine:
             fields=fields,
         )
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self) -> None:
         """Begin a phase with its networks."""
         state, self.entered = self.state, self.state.optimizers
         self.draws, self.numbers = Draws(state.device, state.dtype), Numbers()
         self.replay = Replay(self.graphs)
-        if self.graphs and (reason := self._cannot_replay(phase)):
-            self.replay.refuse(reason)
-
-    def _cannot_replay(self, phase: Phase) -> str:
-        """The reason why steps of a phase cannot be replayed, or ""."""
-        train = self.state.config.train
-        if train.engine != "accelerate" or train.compile:
-            return "train.engine=deepspeed and train.compile=true run as they are"
-        if self.state.buffers.buffers:
-            return "forward passes change buffers"
-        return ""
+        if self.graphs and (state.config.train.engine != "accelerate" or state.config.train.compile):
+            self.replay.refuse("train.engine=deepspeed and train.compile=true run as they are")
 
     # ---------------------------------------------------------------------------------------------- an update
 
@@ -231,14 +227,9 @@ class Engine:
         total, short, stats = self.replay.run(("passes", *key), step, lambda: self.all_passes(update, step), parameters)
         self.idle.look()
         reports = self.replay.hold(("reports", update.trains, update.name), optimizer.exchange(total, short, halted))
-        if state.rates_move(update.trains):
-            self.replay.note(
-                f"Adam's steps of {update.trains} run as they are while its learning rate or beta2 changes"
-            )
-            verdict = self.optimizer_step(update, reports)
-        else:
-            key = ("step", state.rates(update.trains), *key)
-            verdict = self.replay.run(key, step, lambda: self.optimizer_step(update, reports), parameters)
+        sums = self.replay.hold(("buffers", update.trains, update.name), state.buffers.exchange(update.changes_buffers))
+        key = ("step", optimizer.host_numbers, *key)
+        verdict = self.replay.run(key, step, lambda: self.optimizer_step(update, reports, sums), parameters)
         state.train_only(None)
         self.short = self.short or short
         return Made(update, verdict, stats, memory)
@@ -261,13 +252,14 @@ class Engine:
                 optimizer.fill()  # so that no gradient is made outside of captured memory
             if not short or dist.world() > 1:
                 return total, short, self.stats
+            state.buffers.restore()
             self.halve(update)
 
-    def optimizer_step(self, update: Update, reports: torch.Tensor) -> Verdict:
+    def optimizer_step(self, update: Update, reports: torch.Tensor, sums: Sequence[torch.Tensor]) -> Verdict:
         """Adam's step, and what follows from it."""
         optimizer = self.state.optimizers[update.trains]
         verdict = optimizer.step(reports)
-        self.state.buffers.finish(verdict.held, counts=any(loss.changes_buffers for loss in update.losses))
+        self.state.buffers.finish(verdict.held, sums)
         if update.limit:
             optimizer.clip(update.limit, verdict.held)
         return verdict
@@ -317,7 +309,7 @@ class Engine:
     def leave_out(self, update: Update, fault: str) -> None:
         """Note that an update was not made. Losses are checked before they are scaled, so they are never overflows."""
         what = f"{update.trains}, {update.name}"
-        if fault != "the loss" and self.state.parallel.scale > 1:
+        if fault != "the loss" and self.state.running.loss_scale > 1:
             self.outcome.overflows.append(f"{what}: {fault}")
             return
         where = fault if fault == "the loss" else f"the gradient of {fault}"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from stylegan_pg.checkpoint import checkpoint, tensor_file
-from stylegan_pg.config import Config
-from stylegan_pg.config.schedule import Phase, lazy_ratio, learning_rate, number, rate_moves
+from stylegan_pg.config import Config, curves
+from stylegan_pg.config.schedule import Phase, lazy_ratio, learning_rate, number
 from stylegan_pg.data.conditions import Conditions, condition_field, condition_size, conditions_of
 from stylegan_pg.data.datasets.index import DatasetIndex, check_base
 from stylegan_pg.data.datasets.table import SampleTable
@@ -21,7 +21,8 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.ops import pool
 from stylegan_pg.optim import moments
-from stylegan_pg.optim.optimizer_step import NetworkOptimizer, Rates
+from stylegan_pg.optim.adam import Rates
+from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 from stylegan_pg.rng import derive
 from stylegan_pg.systems.base import Side, System
 from stylegan_pg.systems.gan import GAN
@@ -170,7 +171,8 @@ class TrainState:
     def _optimizer(self, side: Side) -> NetworkOptimizer:
         """Make Adam for a side."""
         frozen = set(self.system.frozen()) if side == "D" else set()
-        return self.parallel.prepare(self.system.net[side], frozen, self.rates(side), self.config.optim.eps)
+        moves = curves.is_curve(self.config.optim.beta2)
+        return self.parallel.prepare(self.system.net[side], frozen, self.rates(side), moves)
 
     def rates(self, side: Side) -> Rates:
         """Adam's numbers for a side at this nimg; with lazy updates, those of Karras et al. 2020, appendix B."""
@@ -183,10 +185,6 @@ class TrainState:
         """Give the optimizers Adam's numbers for the step that begins at this nimg."""
         for side in SIDES:
             self.optimizers[side].use(self.rates(side))
-
-    def rates_move(self, side: Side) -> bool:
-        """Whether Adam's numbers for a side change with this step."""
-        return rate_moves(self.config, side, self.current.resolution, self.nimg)
 
     def check_ranks(self, what: str) -> None:
         """Raise RunError if the ranks hold different parameters or buffers. A collective call."""

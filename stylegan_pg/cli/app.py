@@ -1,4 +1,4 @@
-"""The command line: its commands, except those in cli_snapshots.py and cli_tools.py.
+"""The command line: its commands, except those that the other modules of this room define.
 
 Each command imports what it needs inside its function, so that `--help` answers at once.
 """
@@ -11,7 +11,8 @@ from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
 
-from stylegan_pg import cli_snapshots, cli_tools, processors
+from stylegan_pg import processors
+from stylegan_pg.cli import snapshots, tools
 from stylegan_pg.version import __version__
 
 
@@ -254,7 +255,7 @@ def plan(
     print(report(settings, machine, out, Link(1e9 * link_gbit), 1e-6 * host_us, figure))
 
 
-app.command()(cli_snapshots.sample)
-app.command()(cli_snapshots.metrics)
-app.add_typer(cli_tools.data, name="data")
-app.add_typer(cli_tools.kernels, name="kernels")
+app.command()(snapshots.sample)
+app.command()(snapshots.metrics)
+app.add_typer(tools.data, name="data")
+app.add_typer(tools.kernels, name="kernels")

@@ -1,0 +1,1 @@
+"""What is done with a generator: mixing, interpolations and videos, projection of pictures, directions in w."""
