@@ -55,12 +55,12 @@ def gradients(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, Any], 
     names: list[str] = []
     made = engine.optimizer_step
 
-    def kept(update: Any, reports: Any) -> Any:
+    def kept(update: Any, *rest: Any) -> Any:
         optimizer = engine.state.optimizers[update.trains]
         if update.trains == "D":
             names.extend(loss.name for loss in update.losses)
             found.update({name: p.grad.clone() for name, p in optimizer.named.items() if p.grad is not None})
-        return made(update, reports)
+        return made(update, *rest)
 
     engine.optimizer_step = kept  # type: ignore[method-assign]
     state, p = engine.state, engine.state.current
