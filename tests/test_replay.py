@@ -10,6 +10,7 @@ import harness
 import pytest
 import torch
 from emulated_graphs import EmulatedGraphs
+from plain_pairs import pair_of
 from test_steady_steps import TINY
 
 from stylegan_pg.augment import geometry
@@ -83,7 +84,6 @@ def assert_same(data, *overrides: str, **how: Any) -> EmulatedGraphs:
         ["optim.g_lr={from: 1e-4, to: 1e-2, kimg: 0.1}", "optim.d_lr={from: 1e-2, to: 1e-4, kimg: 0.1}"],
         ["optim.beta2={from: 0.5, to: 0.9, kimg: 0.05, start: 0.04}", "optim.d_lr={from: 1e-4, to: 1e-2, kimg: 0.1}"],
         ["train.loss_scale=1024"],
-        ["model.name=stylegan3", "growth.start=null", "loss.pl_weight=0", "train.micro_batch=4"],
     ],
     ids=" ".join,
 )
@@ -91,6 +91,19 @@ def test_the_same_bits(tiny_data, monkeypatch, overrides):
     monkeypatch.setattr(geometry, "STEADY", True)
     graphs = assert_same(tiny_data, *overrides)
     assert graphs.captures >= 4  # the passes and the optimizer step of both sides
+    assert graphs.replays > 0
+
+
+NOT_GROWING = ["growth.start=null", "train.total_kimg=0.2", "loss.pl_weight=0", "train.micro_batch=4"]
+
+
+@pytest.mark.parametrize("kind", ["stylegan3", "batch", "spectral"])
+def test_buffers_that_forward_passes_change(tiny_data, kind):
+    if kind == "stylegan3":
+        graphs = assert_same(tiny_data, "model.name=stylegan3", *NOT_GROWING)
+    else:
+        graphs = assert_same(tiny_data, "resolution=8", *NOT_GROWING, system=lambda config: GAN(config, pair_of(kind)))
+    assert graphs.captures >= 4
     assert graphs.replays > 0
 
 
@@ -243,12 +256,21 @@ finally:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_a_whole_run(tiny_data, tmp_path, ranks):
+@pytest.mark.parametrize(
+    ("ranks", "given"),
+    [(0, {}), (2, {}), (2, {"model__name": "stylegan3", "growth__start": "null", "loss__pl_weight": 0})],
+)
+def test_a_whole_run(tiny_data, tmp_path, ranks, given):
     """Growth, checkpoints, and on two ranks sums between the parts."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("TESTS", repr(str(Path(__file__).parent))))
-    long = {"growth__stable_kimg": 0.064, "growth__fade_kimg": 0.032, "train__batch": 8, "train__total_kimg": 0.25}
+    long = {
+        "growth__stable_kimg": 0.064,
+        "growth__fade_kimg": 0.032,
+        "train__batch": 8,
+        "train__total_kimg": 0.25,
+        **given,
+    }
     plain = harness.arguments(tmp_path / "plain", tiny_data, **long)
     harness.finish(harness.start(plain, ranks=ranks))
     args = harness.arguments(tmp_path / "replayed", tiny_data, **long)

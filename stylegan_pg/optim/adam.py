@@ -92,8 +92,9 @@ class DeviceAdam(EagerAdam):
         dtype = params[0].dtype
         made = (1 - held).to(dtype)
         beta1, beta2 = torch.full_like(made, self.rates.beta1), self.beta2.to(dtype)
-        grads = [torch.where(held == 0, g, 0) for g in grads]  # as they may not be finite
-        _foreach._foreach_add_(counts, made.to(counts[0].dtype))
+        left_out = held != 0
+        grads = [g.masked_fill(left_out, 0) for g in grads]  # as they may not be finite
+        _foreach._foreach_add_(counts, [made.to(counts[0].dtype)] * len(counts))
         for moments, beta, values in ((means, beta1, grads), (squares, beta2, _foreach._foreach_mul(grads, grads))):
             share = (1 - beta) * made
             _foreach._foreach_mul_(moments, 1 - share)
