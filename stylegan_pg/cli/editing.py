@@ -99,7 +99,7 @@ def interpolate(
     ] = "linear",
     loop: Annotated[bool, typer.Option("--loop", help="Return to the first keyframe.")] = False,
     labels: Annotated[
-        Optional[str], typer.Option(help="Of conditional ones: the keyframes' classes, paired with seeds as in `sample`.")
+        Optional[str], typer.Option(help="Of conditional ones: the keyframes' classes, paired as in `sample`.")
     ] = None,
     format: _Format = None,
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 30.0,

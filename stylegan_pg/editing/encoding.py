@@ -68,9 +68,7 @@ class Target:
         return Fraction(self.fps).limit_denominator(1001)
 
 
-def target(
-    path: Path, format: str | None = None, *, fps: float = 30.0, columns: int = 0, scale: int = 1
-) -> Target:
+def target(path: Path, format: str | None = None, *, fps: float = 30.0, columns: int = 0, scale: int = 1) -> Target:
     """Check where and how frames are to be written. Nothing is written yet.
 
     Args:
@@ -118,7 +116,9 @@ def pyav() -> Any:
         ) from None
 
 
-def write(frames: Iterable[torch.Tensor], count: int, size: tuple[int, int], to: Target, *, progress: bool = False) -> Path:
+def write(
+    frames: Iterable[torch.Tensor], count: int, size: tuple[int, int], to: Target, *, progress: bool = False
+) -> Path:
     """Write frames as they come; returns the path.
 
     Args:

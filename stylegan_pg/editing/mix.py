@@ -125,9 +125,7 @@ def mixing_matrix(
         RunError: The images are not finite.
     """
     height, width = G.img_size
-    picture = torch.full(
-        [G.img_channels, (len(rows) + 1) * height, (len(columns) + 1) * width], 255, dtype=torch.uint8
-    )
+    picture = torch.full([G.img_channels, (len(rows) + 1) * height, (len(columns) + 1) * width], 255, dtype=torch.uint8)
     left = styles_of_seeds(G, rows, row_conditions, look)
     top = styles_of_seeds(G, columns, column_conditions, look)
     places = [(0, j + 1) for j in range(len(columns))] + [(i + 1, 0) for i in range(len(rows))]

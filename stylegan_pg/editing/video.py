@@ -40,7 +40,7 @@ def parse_grid(text: str) -> tuple[int, int]:
     """'3x2' -> (3, 2), columns and rows. Raises UsageError for anything else."""
     found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text.strip(), re.ASCII)
     if not found or int(found[1]) * int(found[2]) > MOST_CELLS:
-        raise UsageError(f"grid {printable(repr(text))}: give columns x rows, such as 3x2, of at most {MOST_CELLS} cells")
+        raise UsageError(f"grid {printable(repr(text))}: give columns x rows, such as 3x2, at most {MOST_CELLS} cells")
     return int(found[1]), int(found[2])
 
 
@@ -153,9 +153,7 @@ def walk_latents(seeds: Sequence[int], count: int, keyframes: int, z_dim: int) -
     return latents(chosen, z_dim).unflatten(0, (count, keyframes))
 
 
-def walk_conditions(
-    G: Any, labels: str | None, count: int, keyframes: int, by: str = "walk"
-) -> torch.Tensor | None:
+def walk_conditions(G: Any, labels: str | None, count: int, keyframes: int, by: str = "walk") -> torch.Tensor | None:
     """Conditions [count, keyframes, c_dim] of walks, None for an unconditional generator.
 
     Args:
@@ -211,9 +209,7 @@ def video_command(
     columns, rows = parse_grid(grid)
     numbers = parse_numbers(seeds)
     latents([max(numbers)], 1)  # refuses those that are too large
-    to = encoding.target(
-        default_path(snapshot, "video", format) if out is None else out, format, fps=fps, scale=scale
-    )
+    to = encoding.target(default_path(snapshot, "video", format) if out is None else out, format, fps=fps, scale=scale)
     if not 0 < seconds * fps < MOST_FRAMES:
         raise UsageError(f"seconds={seconds}: give a time above 0, of at most {MOST_FRAMES} frames")
     frames = max(1, round(seconds * fps))
@@ -234,7 +230,5 @@ def video_command(
     keys = walk_latents(numbers, count, keyframes, G.z_dim)
     c = walk_conditions(G, labels, count, keyframes, labels_by)
     with enough_memory(batch):
-        shown = video(
-            G, keys, c, columns=columns, rows=rows, frames=frames, walk=walk, layers=layers, look=look
-        )
+        shown = video(G, keys, c, columns=columns, rows=rows, frames=frames, walk=walk, layers=layers, look=look)
         return encoding.write(shown, frames, size, to, progress=progress)
