@@ -24,7 +24,7 @@ EASINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 CUBIC = "cubic"
 WAYS = (*EASINGS, CUBIC)
 MOST_KEYS = 2000  # of a spline, whose equations are solved together
-WIDTH = 0.6  # standard deviation of the filter of `filtered_weights`, in keyframes
+WIDTH = 0.7  # standard deviation of the filter of `filtered_weights`, in keyframes
 WRAPS = 4  # periods on each side whose tails are added
 
 
