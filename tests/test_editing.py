@@ -1,14 +1,18 @@
 """Style mixing, interpolations and videos: which pictures they consist of."""
 
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from snapshots import command, near, pixels, saved
+from test_readme import commands
 
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import MODELS
@@ -258,7 +262,8 @@ def test_defaults_and_errors_of_interpolate(generators, capsys, monkeypatch, tmp
 def test_shapes_and_colours(tmp_path):
     """Non-square grey and RGBA generators."""
     for name, channels, base in (("stylegan2", 1, (4, 6)), ("stylegan3", 4, (5, 4))):
-        config = MODELS[name](z_dim=8, w_dim=8, mapping_layers=1, channel_base=128, channel_max=8, base=base)
+        how: dict[str, Any] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 1, "channel_base": 128, "channel_max": 8}
+        config = MODELS[name](base=list(base), **how)
         kwargs = NETWORKS[name].g_kwargs(config, NetworkShape(16, 16, False, channels, 0, 4))
         path = tmp_path / f"{name}.safetensors"
         save_snapshot(path, NETWORKS[name].G(**kwargs), {"network": name, "kwargs": kwargs, "alpha": 1.0})
@@ -400,3 +405,31 @@ def test_video_from_the_command_line(generators, capsys, monkeypatch, tmp_path):
     assert code == 2
     assert "has no styles to mix" in told
     assert sorted(os.listdir()) == ["a.mp4", "b.webm"]
+
+
+# Documents
+
+
+def test_commands_and_lines_of_the_documents(capsys, monkeypatch, tmp_path):
+    """All of them are run, for shorter times and fewer images."""
+    pytest.importorskip("av")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/ffhq1024/snapshots")
+    folder.mkdir(parents=True)
+    saved(folder / "025000kimg.safetensors", resolution=64)
+    lines = [line for name in ("mix", "interpolate", "video") for line in commands(f"stylegan-pg {name}")]
+    shards = [line for line in [*commands("stylegan-pg sample"), *commands("torchrun")] if "--out-shards" in line]
+    assert (len(lines) >= 8, len(shards)) == (True, 2)
+    for line in [*lines, *(re.sub(r".*(stylegan.pg sample.*--count) \d+", r"\1 5", line) for line in shards)]:
+        words = shlex.split(line.replace("--seconds 20", "--seconds 0.2").replace("--frames 240", "--frames 5"))
+        more = ["--frames", 6] if words[1] == "interpolate" and "--frames" not in words else []
+        code, printed, told = command(capsys, monkeypatch, *words[1:], *more)
+        assert (code, bool(printed)) == (0, True), f"{line}\n{told}"
+        out = words[words.index("--out-shards" if "--out-shards" in words else "--out") + 1]
+        assert Path(out).exists()
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "editing.md").read_text("utf-8"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["picture"].shape == (3, 3 * 64, 4 * 64)
+    with Image.open("walk.gif") as gif:
+        assert gif.n_frames == 90  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import signal
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
@@ -53,7 +54,7 @@ def test_pictures_labels_and_seeds(conditional, tmp_path):
 
 
 def test_other_programs_read_the_tars(conditional, tmp_path, capsys, monkeypatch):
-    import webdataset
+    from webdataset.compat import WebDataset
 
     out = tmp_path / "out"
     code, printed, told = command(
@@ -62,7 +63,7 @@ def test_other_programs_read_the_tars(conditional, tmp_path, capsys, monkeypatch
     assert (code, printed) == (0, f"{out}: 7 images in 2 shards (r0016/*.tar)\n")
     assert "7/7" in told  # of the progress bar
     urls = [str(tar) for tar in sorted((out / "r0016").glob("*.tar"))]
-    data = webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("png", "cls", "json", "__key__")
+    data: Any = WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("png", "cls", "json", "__key__")
     found = list(data)
     assert [(image.size, k, facts["seed"], key) for image, k, facts, key in found] == [
         ((16, 16), i % 3, i, f"{i:08d}") for i in range(7)
@@ -76,7 +77,7 @@ def test_other_programs_read_the_tars(conditional, tmp_path, capsys, monkeypatch
 
 
 def test_a_seed_list_and_random_noise(unconditional, tmp_path):
-    how = {"seeds": "9,3,3", "noise": "random", "psi": 1.0}
+    how: dict[str, Any] = {"seeds": "9,3,3", "noise": "random", "psi": 1.0}
     for batch in (1, 8):
         shards.sample_shards(unconditional[1], tmp_path / str(batch), CPU, batch=batch, **how)
     assert contents(tmp_path / "1") == contents(tmp_path / "8")  # images are made one by one
@@ -102,7 +103,7 @@ class Stop(BaseException):
 
 
 def test_an_interrupted_call_continues_and_gives_the_same_bytes(conditional, tmp_path, monkeypatch, caplog):
-    request = {"count": 23, "per_shard": 5, "batch": 2}
+    request: dict[str, Any] = {"count": 23, "per_shard": 5, "batch": 2}
     shards.sample_shards(conditional[1], tmp_path / "whole", CPU, **request)
     whole, out = contents(tmp_path / "whole"), tmp_path / "out"
     make, made = shards._images, []
@@ -133,7 +134,7 @@ def test_an_interrupted_call_continues_and_gives_the_same_bytes(conditional, tmp
 
 
 def test_damage_is_repaired_when_it_continues(conditional, tmp_path, monkeypatch):
-    request = {"count": 12, "per_shard": 4}
+    request: dict[str, Any] = {"count": 12, "per_shard": 4}
     shards.sample_shards(conditional[1], tmp_path / "whole", CPU, **request)
     out = tmp_path / "out"
     monkeypatch.setattr(shards, "_finish", lambda *_: (_ for _ in ()).throw(Stop()))
@@ -151,7 +152,7 @@ def test_damage_is_repaired_when_it_continues(conditional, tmp_path, monkeypatch
 
 
 def test_another_request_is_refused(conditional, unconditional, tmp_path, monkeypatch, caplog):
-    out, request = tmp_path / "out", {"count": 6, "per_shard": 4}
+    out, request = tmp_path / "out", dict[str, Any](count=6, per_shard=4)
     make = shards._images
 
     def once(G, request, samples):
@@ -162,7 +163,7 @@ def test_another_request_is_refused(conditional, unconditional, tmp_path, monkey
     with pytest.raises(Stop):
         shards.sample_shards(conditional[1], out, CPU, batch=4, **request)
     monkeypatch.setattr(shards, "_images", make)
-    others = [
+    others: list[tuple[dict[str, Any], str]] = [
         ({"psi": 0.5}, "psi was 0.7, is 0.5"),
         ({"count": 7}, "count was 6, is 7"),
         ({"seeds": "3"}, "seeds was 0-5, is 3-8"),
