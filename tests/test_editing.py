@@ -387,15 +387,15 @@ def test_video_from_the_command_line(generators, capsys, monkeypatch, tmp_path):
             assert (sizes, float(stream.average_rate)) == ([(48, 32)] * count, fps)
     for wrong, message in (
         (["--grid", "3"], "grid '3': give columns x rows"),
-        (["--grid", "9999x9999"], "at most 4096 cells"),
+        (["--grid", "9999x9999"], "at most 1024 cells"),
         (["--seconds", 0], "seconds=0.0"),
         (["--seconds", "nan"], "seconds=nan"),
         (["--walk", "x"], "walk 'x' is not possible: spline, gaussian"),
         (["--mix", "x"], "'x' is none of"),
         (["--labels-by", "x"], "labels by 'x' is not possible"),
-        (["--keyframes", 10**6], "keyframes=1000000"),
+        (["--keyframes", 10**6], "1000000 keyframes of 1 walks: give at most 2000 of each, and 10000 of all"),
         (["--format", "strip"], "a strip shows single frames"),
-        (["--grid", "64x64", "--scale", 64], "are too large: give a smaller grid"),
+        (["--grid", "32x32", "--scale", 64], "32768x32768 pixels are too large: give a smaller grid"),
         (["--seed", 2**32 - 1], "they lie below"),
     ):
         code, printed, told = command(capsys, monkeypatch, "video", path, *wrong)

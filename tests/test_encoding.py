@@ -186,6 +186,16 @@ def test_what_is_not_possible(tmp_path, monkeypatch):
     assert encoding.write(frames(2), 2, (48, 64), encoding.target(tmp_path / "a.gif")).exists()  # needs no PyAV
 
 
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
+    left, used, other = (tmp_path / f".{name}.0123456{i}.tmp" for i, name in enumerate(("v", "v", "w")))
+    for folder in (left, used, other):
+        folder.mkdir()
+        (folder / "frame000000.png").write_text("")
+    with encoding._locked(used):
+        encoding.write(frames(2), 2, (48, 64), encoding.target(tmp_path / "v"))
+    assert sorted(os.listdir(tmp_path)) == sorted([used.name, other.name, "v"])
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

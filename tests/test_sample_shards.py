@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 from snapshots import NAMES, command, near, saved
 
-from stylegan_pg.checkpoint.snapshot import load_snapshot
+from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
+from stylegan_pg.config import StyleGAN2Config
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.inference import shards
 from stylegan_pg.inference.generate import images_of, latents
+from stylegan_pg.networks import NETWORKS, NetworkShape
 
 CPU = torch.device("cpu")
 
@@ -89,6 +91,17 @@ def test_a_seed_list_and_random_noise(unconditional, tmp_path):
     const = tmp_path / "const"
     shards.sample_shards(unconditional[1], const, CPU, seeds="9,3,3", psi=1.0)
     assert not np.array_equal(load_index(str(const)).table(16).image(1), table.image(1))
+
+
+def test_grey_pictures_that_are_not_square(tmp_path):
+    config = StyleGAN2Config(z_dim=8, w_dim=8, mapping_layers=1, channel_base=64, channel_max=8, base=[3, 5])
+    kwargs = NETWORKS["stylegan2"].g_kwargs(config, NetworkShape(16, 16, False, 1, 0, 4))
+    G = NETWORKS["stylegan2"].G(**kwargs)
+    save_snapshot(tmp_path / "G.safetensors", G, {"network": "stylegan2", "kwargs": kwargs, "alpha": 1.0})
+    shards.sample_shards(tmp_path / "G.safetensors", tmp_path / "out", CPU, count=2, psi=1.0)
+    index = load_index(str(tmp_path / "out"))
+    assert (index.base, index.channels, index.size_at(16)) == ((3, 5), 1, (12, 20))
+    near(index.table(16).image(1), next(images_of(G.eval(), latents([1], 8)))[0].numpy())
 
 
 def test_batches_change_images_by_rounding_only(conditional, tmp_path):

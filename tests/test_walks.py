@@ -102,4 +102,6 @@ def test_what_is_not_possible():
         walks.check_keys("bouncy", 3)
     with pytest.raises(UsageError, match="at most 2000"):
         walks.check_keys("cubic", 2001)
-    walks.check_keys("linear", 100_000)
+    with pytest.raises(UsageError, match="10001 keyframes are more than 10000"):
+        walks.check_keys("linear", 10_001)
+    walks.check_keys("linear", 10_000)

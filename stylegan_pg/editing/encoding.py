@@ -7,6 +7,8 @@ one picture). A file or folder gets its name when it is complete; an interruptio
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import importlib
 import math
 import os
@@ -147,7 +149,9 @@ def write(
     folder = to.path.parent
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(_enlarged(frames, to.scale), total=count, unit="frame", desc=to.path.name, disable=not progress)
+    bar = tqdm(
+        _enlarged(frames, to.scale), total=count, unit="frame", desc=printable(to.path.name, 40), disable=not progress
+    )
     with writing(to.path):
         if to.format == "frames":
             _write_folder(bar, to.path)
@@ -230,19 +234,42 @@ def _strip(frames: Iterable[torch.Tensor], count: int, columns: int, size: tuple
 
 
 def _write_folder(frames: Iterable[torch.Tensor], path: Path) -> None:
-    """Write frame000000.png, ... into a folder beside `path`, and rename it."""
+    """Write frame000000.png, ... into a temporary folder beside `path`, and rename it.
+
+    The temporary folder is locked. The operating system releases the lock when the process dies, so one without a lock
+    was left by a killed process, and is removed.
+    """
+    for other in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        if other.is_dir() and not other.is_symlink():
+            with _locked(other) as is_ours:
+                if is_ours:
+                    shutil.rmtree(other, ignore_errors=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     part.mkdir()
     try:
-        for number, frame in enumerate(frames):
-            save_image(frame, part / f"frame{number:06d}.png")
-        if path.is_dir():  # of an earlier call, see `target`
-            before = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-            path.rename(before)
-            part.rename(path)
-            shutil.rmtree(before)
-        else:
-            part.rename(path)
+        with _locked(part):
+            for number, frame in enumerate(frames):
+                save_image(frame, part / f"frame{number:06d}.png")
+            if path.is_dir():  # of an earlier call, see `target`
+                before = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+                path.rename(before)
+                part.rename(path)
+                shutil.rmtree(before)
+            else:
+                part.rename(path)
     except BaseException:  # KeyboardInterrupt is included; it is raised again
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder within the block; yields whether this was possible, which it is not if another process has."""
+    descriptor, is_locked = os.open(folder, os.O_RDONLY), False
+    try:
+        with contextlib.suppress(OSError):  # also on file systems without locks, where leftovers stay
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
+        yield is_locked
+    finally:
+        os.close(descriptor)

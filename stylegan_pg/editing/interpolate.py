@@ -95,13 +95,15 @@ def _frames(
     """Interpolate. Each batch's inputs are computed when it is due, so memory does not grow with the frames."""
     count = len(seeds)
     keys = styles_of_seeds(G, seeds, c, look).cpu() if space == "w" else latents(seeds, G.z_dim)
-    flat = keys.flatten(1).double()
+    flat = keys.flatten(1)
     for first in range(0, frames, look.batch):
         at = walks.positions(frames, count, loop, first, min(first + look.batch, frames))
         if space == "slerp":
             x = walks.on_sphere(flat, at, easing, loop)
         else:
-            x = walks.weights(at, count, easing, loop) @ flat
+            mixture = walks.weights(at, count, easing, loop)
+            used = mixture.any(dim=0)
+            x = mixture[:, used] @ flat[used].double()
         x = x.float().unflatten(1, keys.shape[1:])
         if space == "w":
             batches = images_of_styles(G, x, look, first)

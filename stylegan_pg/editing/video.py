@@ -32,7 +32,7 @@ from stylegan_pg.untrusted import printable
 WALKS = ("spline", "gaussian")
 KEYFRAME_SEC = 2.0  # from each keyframe to the next, by default
 FEWEST_KEYFRAMES = 3
-MOST_CELLS = 4096
+MOST_CELLS = 1024
 MOST_SEEDS = 1 << 32
 
 
@@ -219,14 +219,19 @@ def video_command(
     look = look_for(G, psi=psi, cutoff=cutoff, noise=noise, batch=batch)
     layers = None if mix is None else parse_layers(G, mix)
     count = number_of_walks(columns, rows, layers)
-    if keyframes is None:
-        enough = len(numbers) // count if len(numbers) > 1 else round(seconds / KEYFRAME_SEC)
-        keyframes = min(max(enough, FEWEST_KEYFRAMES), walks.MOST_KEYS)
-    if not 1 <= keyframes <= walks.MOST_KEYS:
-        raise UsageError(f"keyframes={keyframes}: give 1 to {walks.MOST_KEYS}")
     size = rows * G.img_size[0], columns * G.img_size[1]
     if size[0] * size[1] * scale**2 > MAX_PIXELS:
-        raise UsageError(f"frames of {size[1]}x{size[0]} pixels are too large: give a smaller grid")
+        raise UsageError(
+            f"frames of {size[1] * scale}x{size[0] * scale} pixels are too large: give a smaller grid or --scale"
+        )
+    if keyframes is None:
+        enough = len(numbers) // count if len(numbers) > 1 else round(seconds / KEYFRAME_SEC)
+        keyframes = max(min(enough, walks.MOST_CUBIC, walks.MOST_KEYS // count), FEWEST_KEYFRAMES)
+    if not 1 <= keyframes <= walks.MOST_CUBIC or keyframes * count > walks.MOST_KEYS:
+        raise UsageError(
+            f"{keyframes} keyframes of {count} walks: give at most {walks.MOST_CUBIC} of each, and {walks.MOST_KEYS} of "
+            "all"
+        )
     keys = walk_latents(numbers, count, keyframes, G.z_dim)
     c = walk_conditions(G, labels, count, keyframes, labels_by)
     with enough_memory(batch):

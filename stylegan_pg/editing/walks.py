@@ -23,7 +23,8 @@ EASINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 CUBIC = "cubic"
 WAYS = (*EASINGS, CUBIC)
-MOST_KEYS = 2000  # of a spline, whose equations are solved together
+MOST_KEYS = 10_000  # keyframes whose styles are in memory
+MOST_CUBIC = 2000  # of a spline, whose equations are solved together
 WIDTH = 0.7  # standard deviation of the filter of `filtered_weights`, in keyframes
 WRAPS = 4  # periods on each side whose tails are added
 
@@ -44,8 +45,10 @@ def check_keys(way: str, keys: int) -> None:
     """Raises UsageError if there is no such way through keyframes, or there are too many of them."""
     if way not in WAYS:
         raise UsageError(f"easing {way!r} is not possible: {', '.join(WAYS)}")
-    if way == CUBIC and keys > MOST_KEYS:
-        raise UsageError(f"a cubic path through {keys} keyframes: give at most {MOST_KEYS}, or another easing")
+    if keys > MOST_KEYS:
+        raise UsageError(f"{keys} keyframes are more than {MOST_KEYS}, whose styles fit into memory: give fewer")
+    if way == CUBIC and keys > MOST_CUBIC:
+        raise UsageError(f"a cubic path through {keys} keyframes: give at most {MOST_CUBIC}, or another easing")
 
 
 def weights(at: torch.Tensor, keys: int, way: str, loop: bool) -> torch.Tensor:
