@@ -229,8 +229,8 @@ def video_command(
         keyframes = max(min(enough, walks.MOST_CUBIC, walks.MOST_KEYS // count), FEWEST_KEYFRAMES)
     if not 1 <= keyframes <= walks.MOST_CUBIC or keyframes * count > walks.MOST_KEYS:
         raise UsageError(
-            f"{keyframes} keyframes of {count} walks: give at most {walks.MOST_CUBIC} of each, and {walks.MOST_KEYS} of "
-            "all"
+            f"{keyframes} keyframes of {count} walks: give at most {walks.MOST_CUBIC} of each, and {walks.MOST_KEYS} "
+            "of all"
         )
     keys = walk_latents(numbers, count, keyframes, G.z_dim)
     c = walk_conditions(G, labels, count, keyframes, labels_by)
