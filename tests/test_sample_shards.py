@@ -309,6 +309,10 @@ def test_kills_and_ranks_do_not_change_a_byte(conditional, tmp_path):
     done = harness.command(*args(out), ranks=2, expected=0)
     assert "27 shards are complete" in done.stderr
     assert contents(out) == whole
+    run = tmp_path / "run"  # a conditional generator is trained on it
+    short: dict[str, object] = {"growth__start": 16, "train__total_kimg": 0.016, "data__conditional": "true"}
+    harness.command(*harness.arguments(run, out, **short), expected=0)
+    assert harness.newest(run)[1]["nimg"] == 16
     with tarfile.open(out / "r0016" / "00026.tar") as file:
         names = file.getnames()
         assert names[:3] == ["00003900.png", "00003900.cls", "00003900.json"]

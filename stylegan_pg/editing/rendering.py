@@ -1,8 +1,8 @@
 """Pictures from a loaded generator for the functions of this room: options, styles of seeds, and batches of images.
 
 Options have the names and meanings that they have in `sample` (inference/sampling.py). Every image depends on its own
-inputs only, so results do not depend on the batch size, except for rounding (one grey
-level in float32, a few in 16 bits).
+inputs only, so results do not depend on the batch size, except for rounding (one grey level in float32, and a few in
+networks of low precision).
 """
 
 from __future__ import annotations
