@@ -17,7 +17,7 @@ from test_readme import commands
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import MODELS
 from stylegan_pg.editing import mix, rendering, video, walks
-from stylegan_pg.editing.interpolate import interpolate
+from stylegan_pg.editing.interpolate import interpolate, interpolate_styles
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import to_uint8
 from stylegan_pg.inference.generate import between, images_of, latents
@@ -334,6 +334,37 @@ def test_styles_are_mixed_over_time(generators):
                 mixture = ws[i].clone()
                 mixture[layers] = ws[2 + j][layers]
                 near(cells(frames[0], 2, 3)[3 * i + j], to_uint8(G.synthesis(mixture[None]))[0].numpy())
+
+
+def test_latents_of_walks_keep_their_variance(generators):
+    """In z, a frame between keyframes is that of a mixture whose weights are scaled, and of a mixture of classes."""
+    for name in ("r3gan", "progan"):
+        G = generators[name][0]
+        look = rendering.look_for(G)
+        keys, c = video.walk_latents([3], 1, 4, G.z_dim), video.walk_conditions(G, None, 1, 4, "keyframe")
+        assert c is not None
+        frames = stacked(video.video(G, keys, c, frames=12, look=look))
+        for frame in (1, 5, 10):
+            at = torch.tensor([frame / 3]).double()
+            mixture = walks.weights(at, 4, "cubic", True).float()
+            assert mixture.norm() < 0.95
+            z = mixture @ keys[0] / mixture.norm()
+            classes = walks.weights(at, 4, "smooth", True).float() @ c[0]
+            near(frames[frame], next(images_of(G, z, classes, psi=look.psi))[0].numpy())
+
+
+def test_styles_from_elsewhere_are_interpolated(generators):
+    G = generators["stylegan2"][0]
+    ws = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
+    frames = stacked(interpolate_styles(G, ws, frames=3))
+    near(frames, to_uint8(G.synthesis(torch.stack([ws[0], ws.mean(0), ws[1]]))).numpy())
+    for wrong in (ws[:, :5], ws[..., :4]):
+        with pytest.raises(UsageError, match="are not those of this generator"):
+            interpolate_styles(G, wrong, frames=3)
+    with pytest.raises(UsageError, match="are not those of this generator"):
+        interpolate_styles(generators["r3gan"][0], ws, frames=3)
+    with pytest.raises(UsageError, match="of 0 keyframes"):
+        interpolate_styles(G, ws[:0], frames=3)
 
 
 def test_gaussian_walks_and_batches(generators):

@@ -76,15 +76,39 @@ def interpolate(
     look = look or look_for(G)
     space = space or default_space(G)
     check_space(G, space)
-    walks.check_keys(easing, len(seeds))
-    if not 1 <= frames <= MOST_FRAMES:
-        raise UsageError(f"frames={frames}: give 1 to {MOST_FRAMES}")
-    return _frames(G, seeds, c, frames, space, easing, loop, look)
+    _check(easing, len(seeds), frames)
+    keys = styles_of_seeds(G, seeds, c, look) if space == "w" else latents(seeds, G.z_dim)
+    return _frames(G, keys.cpu(), c, frames, space, easing, loop, look)
+
+
+def interpolate_styles(
+    G: Any, ws: torch.Tensor, *, frames: int, easing: str = "linear", loop: bool = False, look: Look | None = None
+) -> Iterator[torch.Tensor]:
+    """Generate the frames of a path through styles, for example of projected pictures; yields uint8 images [C, H, W].
+
+    Args:
+        ws: Styles [K, num_ws, w_dim] of the keyframes, which are not truncated.
+        frames, easing, loop, look: As of `interpolate`.
+
+    Raises:
+        UsageError: The styles are not those of this generator, or an option is not possible. RunError: the images are
+            not finite.
+    """
+    if not has_layers(G) or ws.shape[1:] != (G.num_ws, G.w_dim):
+        raise UsageError(f"styles of shape {list(ws.shape)} are not those of this generator")
+    _check(easing, len(ws), frames)
+    return _frames(G, ws.detach().cpu(), None, frames, "w", easing, loop, look or look_for(G))
+
+
+def _check(easing: str, keys: int, frames: int) -> None:
+    walks.check_keys(easing, keys)
+    if keys < 1 or not 1 <= frames <= MOST_FRAMES:
+        raise UsageError(f"frames={frames} of {keys} keyframes: give 1 to {MOST_FRAMES}, and a keyframe or more")
 
 
 def _frames(
     G: Any,
-    seeds: Sequence[int],
+    keys: torch.Tensor,
     c: torch.Tensor | None,
     frames: int,
     space: str,
@@ -92,10 +116,9 @@ def _frames(
     loop: bool,
     look: Look,
 ) -> Iterator[torch.Tensor]:
-    """Interpolate. Each batch's inputs are computed when it is due, so memory does not grow with the frames."""
-    count = len(seeds)
-    keys = styles_of_seeds(G, seeds, c, look).cpu() if space == "w" else latents(seeds, G.z_dim)
-    flat = keys.flatten(1)
+    """Interpolate between keys, styles [K, num_ws, w_dim] or latents [K, z_dim] on the CPU. Each batch's inputs are
+    computed when it is due, so memory does not grow with the frames."""
+    count, flat = len(keys), keys.flatten(1)
     for first in range(0, frames, look.batch):
         at = walks.positions(frames, count, loop, first, min(first + look.batch, frames))
         if space == "slerp":
