@@ -1,6 +1,7 @@
 """Frames as MP4, WebM, GIF, a folder and a strip, read back."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -184,6 +185,21 @@ def test_what_is_not_possible(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"run `pip install 'stylegan-pg\[video\]'`, or write a GIF"):
         encoding.target(tmp_path / "a.webm")
     assert encoding.write(frames(2), 2, (48, 64), encoding.target(tmp_path / "a.gif")).exists()  # needs no PyAV
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.webm", "v.gif", "v"])
+def test_a_full_disk(tmp_path, name):
+    """Files are limited to few bytes, which the operating system reports in the middle of the writing."""
+    dice = torch.Generator().manual_seed(0)
+    noise = [torch.randint(0, 256, (3, 64, 64), generator=dice, dtype=torch.uint8) for _ in range(80)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(RunError, match=f"{name} cannot be written: .*File too large"):
+            encoding.write(noise, 80, (64, 64), encoding.target(tmp_path / name))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
