@@ -16,11 +16,12 @@ from test_readme import commands
 
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import MODELS
-from stylegan_pg.editing import mix, rendering, video, walks
+from stylegan_pg.editing import mix, video, walks
 from stylegan_pg.editing.interpolate import interpolate, interpolate_styles
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import to_uint8
 from stylegan_pg.inference.generate import between, images_of, latents
+from stylegan_pg.inference.look import look_for
 from stylegan_pg.networks import NETWORKS, NetworkShape
 
 # One snapshot of each kind: classes and a fade are spread over them.
@@ -101,7 +102,7 @@ def test_layers_by_name_and_number(tmp_path, generators):
 def test_the_matrix_mixes_layers_of_its_rows_and_columns(generators, name):
     G, rows, columns, layers = generators[name][0], [3, 4], [5, 6, 7], [0, 2, 3]
     (row_c, row_k), (column_c, column_k) = classes_of(G, 2), classes_of(G, 3)
-    look = rendering.look_for(G, psi=0.6, cutoff=4, batch=2)
+    look = look_for(G, psi=0.6, cutoff=4, batch=2)
     picture = mix.mixing_matrix(
         G, rows, columns, layers, row_conditions=row_c, column_conditions=column_c, look=look
     ).numpy()
@@ -162,7 +163,7 @@ def test_mix_from_the_command_line(generators, capsys, monkeypatch, tmp_path):
 def test_frames_lie_between_their_keyframes(generators, name, space):
     G = generators[name][0]
     c, classes = classes_of(G, 3)
-    how: dict[str, Any] = {"space": space, "look": rendering.look_for(G, psi=0.8 if hasattr(G, "styles") else None)}
+    how: dict[str, Any] = {"space": space, "look": look_for(G, psi=0.8 if hasattr(G, "styles") else None)}
     psi = {"psi": how["look"].psi}
     if space == "w" and name not in WITH_LAYERS:
         with pytest.raises(UsageError, match="space w: this generator has no ws"):
@@ -194,12 +195,12 @@ def test_frames_do_not_depend_on_the_batch(generators, name, noise):
     c = classes_of(G, 3)[0]
     runs = []
     for batch in (1, 4, 100):
-        look = rendering.look_for(G, batch=batch, noise=noise, seed=5)
+        look = look_for(G, batch=batch, noise=noise, seed=5)
         runs.append(stacked(interpolate(G, [0, 1, 2], c, frames=10, easing="cubic", loop=True, look=look)))
     near(runs[0], runs[1])
     near(runs[0], runs[2])
     if noise == "random":
-        plain = stacked(interpolate(G, [0, 1, 2], c, frames=10, easing="cubic", loop=True, look=rendering.look_for(G)))
+        plain = stacked(interpolate(G, [0, 1, 2], c, frames=10, easing="cubic", loop=True, look=look_for(G)))
         assert np.abs(plain.astype(int) - runs[0]).max() > 5  # there is noise, and it differs from frame to frame
         still = stacked(interpolate(G, [0, 0], None if c is None else c[:1].expand(2, -1), frames=3, look=look))
         assert np.abs(still[0].astype(int) - still[1]).max() > 5
@@ -270,7 +271,7 @@ def test_shapes_and_colours(tmp_path):
         G = load_snapshot(path)
         shape = (channels, 4 * base[0], 4 * base[1])
         assert [f.shape for f in interpolate(G, [0, 1], frames=2)] == [shape] * 2
-        picture = mix.mixing_matrix(G, [0], [1, 2], [0], look=rendering.look_for(G))
+        picture = mix.mixing_matrix(G, [0], [1, 2], [0], look=look_for(G))
         assert picture.shape == (channels, 2 * shape[1], 3 * shape[2])
         keys = video.walk_latents([0], 2, 3, G.z_dim)
         assert [f.shape[1:] for f in video.video(G, keys, columns=2, frames=2)] == [(shape[1], 2 * shape[2])] * 2
@@ -340,7 +341,7 @@ def test_latents_of_walks_keep_their_variance(generators):
     """In z, a frame between keyframes is that of a mixture whose weights are scaled, and of a mixture of classes."""
     for name in ("r3gan", "progan"):
         G = generators[name][0]
-        look = rendering.look_for(G)
+        look = look_for(G)
         keys, c = video.walk_latents([3], 1, 4, G.z_dim), video.walk_conditions(G, None, 1, 4, "keyframe")
         assert c is not None
         frames = stacked(video.video(G, keys, c, frames=12, look=look))
@@ -372,9 +373,7 @@ def test_gaussian_walks_and_batches(generators):
         G = generators[name][0]
         keys, c = video.walk_latents([0, 1, 2], 2, 3, G.z_dim), video.walk_conditions(G, "dog", 2, 3)
         runs = [
-            stacked(
-                video.video(G, keys, c, columns=2, frames=15, walk="gaussian", look=rendering.look_for(G, batch=batch))
-            )
+            stacked(video.video(G, keys, c, columns=2, frames=15, walk="gaussian", look=look_for(G, batch=batch)))
             for batch in (1, 5, 64)
         ]
         near(runs[0], runs[1])

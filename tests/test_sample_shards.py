@@ -20,8 +20,9 @@ from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.config import StyleGAN2Config
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.inference import shards
+from stylegan_pg.inference import shard_request, shards
 from stylegan_pg.inference.generate import images_of, latents
+from stylegan_pg.inference.look import look_for
 from stylegan_pg.networks import NETWORKS, NetworkShape
 
 CPU = torch.device("cpu")
@@ -190,7 +191,7 @@ def test_another_request_is_refused(conditional, unconditional, tmp_path, monkey
         for other, message in others:
             with pytest.raises(UsageError, match=f"belongs to another request: .*{message}"):
                 shards.sample_shards(conditional[1], out, CPU, **(request | other))
-        with pytest.raises(UsageError, match="belongs to another request: weights was"):
+        with pytest.raises(UsageError, match=r"belongs to another request: network was .*; weights was"):
             shards.sample_shards(unconditional[1], out, CPU, **request)
         assert contents(out) == before
         if state == "begun":
@@ -241,7 +242,7 @@ def test_two_processes_do_not_write_into_one_folder(conditional, tmp_path, monke
         (["--out-shards", "out", "--count", 5, "--seeds", 2**32 - 3], "--count 5: give 1 to 3 images"),
         (["--out-shards", "out", "--seeds", 2**32], "seeds lie between"),
         (["--out-shards", "out", "--psi", "inf"], "psi=inf is not possible"),
-        (["--out-shards", "out", "--cutoff", 9], "--cutoff 9 goes beyond the 6 layers"),
+        (["--out-shards", "out", "--cutoff", 9], "--cutoff 9 is not one of 0 to 6"),
         (["--out-shards", "out", "--noise", "x"], "noise 'x' is not possible"),
         (["--out-shards", "out", "--labels", "cow"], "'cow' is unknown"),
         (["--out-shards", "out", "--device", "gpu"], "device 'gpu'"),
@@ -276,13 +277,13 @@ def test_a_full_disk_and_a_diverged_generator(conditional, tmp_path, monkeypatch
 
 def test_a_request_takes_the_same_memory_for_any_count(conditional):
     G = load_snapshot(conditional[1])
-    seeds = shards._checked_seeds("5", 2**32 - 5)
+    seeds = shard_request.checked_seeds("5", 2**32 - 5)
     assert isinstance(seeds, range)
-    request = shards._request(G, conditional[1], seeds, len(seeds), None, None, None, "const", None)
+    request = shard_request.request_for(G, conditional[1], seeds, len(seeds), None, look_for(G), None)
     assert request.shards == -(-(2**32 - 5) // 1000)
     assert request.samples(request.shards - 1).stop == 2**32 - 5
     assert (request.seed(10**9), request.label(10**9)) == (10**9 + 5, 1)
-    assert shards._plan(G, request)["seeds"] == f"5-{2**32 - 1}"
+    assert shard_request.plan_of(G, request)["seeds"] == f"5-{2**32 - 1}"
 
 
 @pytest.mark.distributed

@@ -11,17 +11,16 @@ import torch
 from stylegan_pg.data.classes import parse_numbers
 from stylegan_pg.editing import encoding, walks
 from stylegan_pg.editing.rendering import (
-    Look,
     conditions_for_seeds,
     has_layers,
     images_of_latents,
     images_of_styles,
-    look_for,
     pictured,
     styles_of_seeds,
 )
 from stylegan_pg.errors import UsageError
 from stylegan_pg.inference.generate import latents
+from stylegan_pg.inference.look import Look, look_for
 from stylegan_pg.inference.sampling import enough_memory
 from stylegan_pg.untrusted import printable
 

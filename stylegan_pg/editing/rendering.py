@@ -1,6 +1,6 @@
-"""Pictures from a loaded generator for the functions of this room: options, styles of seeds, and batches of images.
+"""Pictures from a loaded generator for the functions of this room: styles of seeds, and batches of images.
 
-Options have the names and meanings that they have in `sample` (inference/sampling.py). Every image depends on its own
+Every image depends on its own
 inputs only, so results do not depend on the batch size, except for rounding (one grey level in float32, and a few in
 networks of low precision).
 """
@@ -8,7 +8,6 @@ networks of low precision).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +17,14 @@ from stylegan_pg.checkpoint.snapshot import choose_device, load_snapshot
 from stylegan_pg.data.classes import conditions_at, parse_classes
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import to_uint8
-from stylegan_pg.inference.generate import LARGEST_PSI, finite, latents
-from stylegan_pg.inference.sampling import NOISE, PSI, paired
+from stylegan_pg.inference.generate import finite, latents
+from stylegan_pg.inference.look import Look
+from stylegan_pg.inference.sampling import paired
 from stylegan_pg.networks import accepted
 from stylegan_pg.rng import generator
 from stylegan_pg.untrusted import printable
 
 KEYS_AT_A_TIME = 256  # latents that are mapped to w together
-
-
-@dataclass(frozen=True)
-class Look:
-    """How images are made.
-
-    psi, cutoff: Truncation, see Generator.styles; 1 and None for generators without ws.
-    noise: const, random or none. Random noise is a function of `seed` and the number of the image.
-    batch: Images that are generated together.
-    """
-
-    psi: float = 1.0
-    cutoff: int | None = None
-    noise: str = "const"
-    batch: int = 16
-    seed: int = 0
-
-
-def look_for(
-    G: Any,
-    *,
-    psi: float | None = None,
-    cutoff: int | None = None,
-    noise: str = "const",
-    batch: int = 16,
-    seed: int = 0,
-) -> Look:
-    """Check these options for a generator, and return them. psi=None is 0.7, or 1 for a generator without ws.
-
-    Raises:
-        UsageError: One of them is not possible, or not with this generator.
-    """
-    has_ws = hasattr(G, "styles")
-    psi = (PSI if has_ws else 1.0) if psi is None else psi
-    if noise not in NOISE:
-        raise UsageError(f"noise {printable(repr(noise))} is not possible: {', '.join(NOISE)}")
-    if not abs(psi) <= LARGEST_PSI:
-        raise UsageError(f"psi={psi} is not possible: give a number near 0 to 1, 0.7 for example")
-    if psi != 1 and not has_ws:
-        raise UsageError(f"psi={psi}: this generator has no ws, so there is nothing to truncate; take psi=1")
-    if cutoff is not None and not has_ws:
-        raise UsageError(f"--cutoff {cutoff}: this generator has no ws to truncate")
-    if cutoff is not None and not 0 <= cutoff <= G.num_ws:
-        raise UsageError(f"--cutoff {cutoff} is not one of 0 to {G.num_ws}, the number of this generator's layers")
-    if batch < 1:
-        raise UsageError(f"batch={batch}: give 1 or more images at a time")
-    return Look(psi, cutoff, noise, batch, seed)
 
 
 def pictured(snapshot: Path, device: str) -> Any:

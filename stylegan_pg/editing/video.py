@@ -15,17 +15,16 @@ from stylegan_pg.editing import encoding, walks
 from stylegan_pg.editing.interpolate import MOST_FRAMES, default_path
 from stylegan_pg.editing.mix import mixed, parse_layers
 from stylegan_pg.editing.rendering import (
-    Look,
     has_layers,
     images_of_latents,
     images_of_styles,
-    look_for,
     pictured,
     styles_of_latents,
 )
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import tile
 from stylegan_pg.inference.generate import latents
+from stylegan_pg.inference.look import Look, look_for
 from stylegan_pg.inference.sampling import MAX_PIXELS, enough_memory
 from stylegan_pg.untrusted import printable
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import logging
@@ -26,7 +25,6 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,53 +33,26 @@ from tqdm import tqdm
 
 from stylegan_pg import processors
 from stylegan_pg.checkpoint.snapshot import load_snapshot
-from stylegan_pg.data.classes import class_names, conditions_at, parse_classes, parse_numbers
+from stylegan_pg.data.classes import class_names, conditions_at
 from stylegan_pg.data.datasets.index import FORMAT, identity_of, resolution_folder
 from stylegan_pg.data.datasets.opening import load_index
-from stylegan_pg.data.images.decode import size_at
 from stylegan_pg.data.pack.shard_writer import ShardFile, clean, is_whole, write_whole
 from stylegan_pg.distributed import launcher
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import to_pil
-from stylegan_pg.inference.generate import LARGEST_PSI, images_of, latents, writing
-from stylegan_pg.inference.sampling import NOISE, PSI, enough_memory
+from stylegan_pg.inference.generate import images_of, latents, writing
+from stylegan_pg.inference.look import look_for
+from stylegan_pg.inference.sampling import enough_memory
+from stylegan_pg.inference.shard_request import Request, checked_seeds, plan_of, request_for
 from stylegan_pg.rng import generator
 from stylegan_pg.untrusted import MAX_JSON_BYTES, printable, read_json
 
 log = logging.getLogger(__name__)
 
 BOOKS = ".sample"
-MOST_SEEDS = 1 << 32
-MOST_IMAGES = 1000  # of a shard by default; fewer where they would have more bytes than this:
-SHARD_BYTES = 256_000_000  # of the uncompressed pixels of a shard
 WAIT_SEC = 7 * 86400.0  # for which a rank that has finished waits for the others
 MADE_WITH = ("batch", "device", "threads", "torch")  # what changes images by rounding only
-
-
-@dataclass(frozen=True)
-class Request:
-    """The samples to generate; `classes` is empty for an unconditional generator."""
-
-    seeds: Sequence[int]
-    classes: Sequence[int]
-    count: int
-    per_shard: int
-    how: dict[str, Any]  # psi, cutoff, noise
-
-    @property
-    def shards(self) -> int:
-        return -(-self.count // self.per_shard)
-
-    def samples(self, shard: int) -> range:
-        """The numbers of the samples of a shard."""
-        return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.count))
-
-    def seed(self, i: int) -> int:
-        return self.seeds[i % len(self.seeds)]
-
-    def label(self, i: int) -> int | None:
-        return self.classes[i % len(self.classes)] if self.classes else None
 
 
 def sample_shards(
@@ -119,11 +90,12 @@ def sample_shards(
         UsageError: An option is not possible, or `out` holds something else or the result of another request.
         RunError: The disk is full, memory is short, or the generator has diverged.
     """
-    numbers = _checked_seeds(seeds, count)
+    numbers = checked_seeds(seeds, count)
     G = load_snapshot(snapshot, device)
     dist.check_same(G.state_dict().values(), "the snapshots")
-    request = _request(G, snapshot, numbers, count, labels, psi, cutoff, noise, per_shard)
-    plan = _plan(G, request)
+    look = look_for(G, psi=psi, cutoff=cutoff, noise=noise, batch=batch)
+    request = request_for(G, snapshot, numbers, count, labels, look, per_shard)
+    plan = plan_of(G, request)
     made_with: dict[str, Any] = dict(
         zip(MADE_WITH, (batch, device.type, torch.get_num_threads(), torch.__version__), strict=True)
     )
@@ -142,83 +114,6 @@ def sample_shards(
                 if dist.is_main():
                     _finish(out, G, request, plan)
     return f"{out}: {request.count} images in {request.shards} shards ({folder.name}/*.tar)"
-
-
-def _checked_seeds(seeds: str | None, count: int | None) -> Sequence[int]:
-    """The seeds; of a request by count, the first one and those that follow it."""
-    numbers: Sequence[int] = parse_numbers(seeds) if seeds is not None else range(1 if count is not None else 64)
-    latents([max(numbers)], 1)  # refuses those that are too large
-    if count is None:
-        return numbers
-    if len(numbers) > 1:
-        raise UsageError(f"--count {count} and --seeds {printable(seeds)}: give one seed, the first, or omit --count")
-    if not 1 <= count <= MOST_SEEDS - numbers[0]:
-        raise UsageError(
-            f"--count {count}: give 1 to {MOST_SEEDS - numbers[0]} images, as seeds lie below {MOST_SEEDS}"
-        )
-    return range(numbers[0], numbers[0] + count)
-
-
-def _request(
-    G: Any,
-    snapshot: Path,
-    seeds: Sequence[int],
-    count: int | None,
-    labels: str | None,
-    psi: float | None,
-    cutoff: int | None,
-    noise: str,
-    per_shard: int | None,
-) -> Request:
-    """Check the options for a generator."""
-    if G.img_channels not in (1, 3, 4):
-        raise UsageError(f"{printable(snapshot)} makes points, not pictures: use it from Python")
-    rows, columns = (side * 4 // G.resolution for side in G.img_size)
-    if tuple(G.img_size) != size_at(G.resolution, (rows, columns)):
-        raise UsageError(f"{printable(snapshot)} makes pictures of a shape that packed datasets cannot have")
-    if noise not in NOISE:
-        raise UsageError(f"noise {printable(repr(noise))} is not possible: {', '.join(NOISE)}")
-    has_ws = hasattr(G, "styles")
-    psi = (PSI if has_ws else 1.0) if psi is None else psi
-    if not abs(psi) <= LARGEST_PSI or (psi != 1 and not has_ws):
-        raise UsageError(f"psi={psi} is not possible: give a number near 0 to 1, or 1 where the generator has no ws")
-    if cutoff is not None and (not has_ws or not 0 <= cutoff <= G.num_ws):
-        raise UsageError(
-            f"--cutoff {cutoff} goes beyond the {G.num_ws if has_ws else 0} layers of {printable(snapshot)}"
-        )
-    if per_shard is not None and per_shard < 1:
-        raise UsageError(f"--shard-images {per_shard}: give 1 or more")
-    classes = parse_classes(G, labels)
-    if count is None:
-        count = max(len(seeds), len(classes)) if labels is not None else len(seeds)
-    pixels = G.img_channels * G.img_size[0] * G.img_size[1]
-    fitting = max(1, min(MOST_IMAGES, SHARD_BYTES // pixels))
-    how = {"psi": float(psi), "cutoff": cutoff, "noise": noise}
-    return Request(seeds, classes, count, per_shard or fitting, how)
-
-
-def _plan(G: Any, request: Request) -> dict[str, Any]:
-    """What determines every image but for rounding, as JSON values."""
-    return {
-        "generated": True,
-        "weights": dist.parameters_hash(G.state_dict().values()),
-        "alpha": G.description.get("alpha", 1.0),
-        "seeds": _told(request.seeds),
-        "classes": _told(request.classes),
-        "count": request.count,
-        "images per shard": request.per_shard,
-        **request.how,
-    }
-
-
-def _told(numbers: Sequence[int]) -> str:
-    """Numbers as a short text that differs for different numbers."""
-    if not numbers:
-        return "none"
-    if isinstance(numbers, range) or list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
-        return f"{numbers[0]}-{numbers[-1]}"
-    text = ",".join(map(str, numbers))
-    return text if len(text) <= 60 else f"{text[:30]}... (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
 def _begin(
