@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import resource
 import secrets
@@ -61,13 +62,15 @@ def _locked(path: Path) -> BinaryIO:
         file.close()  # another process removed it before it was locked
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove the temporary files of killed processes from a folder, but not from its subfolders. Files in use remain.
+
+    With `name`, only those that would have become the file of that name are removed.
 
     This must not be called for a folder in which the same process is writing a file: POSIX locks belong to a process,
     so the process would mistake its own temporary file for a leftover.
     """
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp" if name else ".*.tmp"):
         with contextlib.suppress(OSError):  # there is no permission to remove it, or it no longer exists
             if path.is_symlink():
                 path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -53,10 +53,30 @@ def sample(
     columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,
     interpolate: Annotated[int, typer.Option(min=0, help="Frames from each seed to the next, as a strip.")] = 0,
     noise: Annotated[str, typer.Option(help="const, random or none.")] = "const",
+    out_shards: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder for a packed dataset instead of pictures (WebDataset tars with labels and seeds)."),
+    ] = None,
+    count: Annotated[
+        Optional[int], typer.Option(min=1, help="Images in the dataset, whose seeds follow --seed (0 by default).")
+    ] = None,
+    shard_images: Annotated[
+        Optional[int], typer.Option(min=1, help="Images per tar; 1000 by default, or fewer large ones.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Write images that a snapshot generates."""
+    """Write images that a snapshot generates.
+
+    With --out-shards, the same command continues after an interruption, and torchrun divides the work.
+    """
+    if out_shards is not None:
+        refused = {"--out": out, "--grid": grid, "--class-grid": class_grid, "--columns": columns}
+        _refuse("--out-shards writes a dataset, without any of these", refused | {"--interpolate": interpolate})
+        how = {"psi": psi, "cutoff": cutoff, "noise": noise, "labels": labels, "batch": batch}
+        _sample_shards(_chosen(snapshot), out_shards, device, count=count, seeds=seeds, per_shard=shard_images, **how)
+        return
+    _refuse("a dataset is written with --out-shards FOLDER", {"--count": count, "--shard-images": shard_images})
     from stylegan_pg.inference.sampling import sample as write_samples
 
     for line in write_samples(
@@ -75,6 +95,31 @@ def sample(
         device=device,
     ):
         print(line)
+
+
+def _refuse(why: str, options: dict[str, Any]) -> None:
+    """Raise UsageError if one of these options is given."""
+    from stylegan_pg.errors import UsageError
+
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(f"{' and '.join(given)}: {why}")
+
+
+def _sample_shards(snapshot: Path, out: Path, device: str, **asked: Any) -> None:
+    """Write a dataset of generated images, together with the other ranks if there are any."""
+    from stylegan_pg.checkpoint.snapshot import choose_device
+    from stylegan_pg.distributed import process_group as dist
+    from stylegan_pg.inference.shards import WAIT_SEC, sample_shards
+
+    target, failed = dist.init(choose_device(device).type, WAIT_SEC), True
+    try:
+        line = sample_shards(snapshot, out, target, progress=True, **asked)
+        if dist.is_main():
+            print(line)
+        failed = False
+    finally:
+        dist.shutdown(failed=failed)
 
 
 def metrics(

@@ -115,13 +115,15 @@ def interpolation(
 
 
 def between(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Latents [n, d] between a and b [d], at t [n, 1] in [0, 1]: on the great circle between their directions, with
-    lengths in between. Components of linear mixtures would have a smaller variance than those of latents."""
-    lengths = [v.norm().clamp(min=1e-12) for v in (a, b)]
+    """Latents [n, d] between a and b (each [d] or [n, d]), at t [n, 1] in [0, 1]: on the great circle between their
+    directions, with lengths in between. Components of linear mixtures would have a smaller variance than those of
+    latents."""
+    lengths = [v.norm(dim=-1, keepdim=True).clamp(min=1e-12) for v in (a, b)]
     u, v = a / lengths[0], b / lengths[1]
-    across = v - (u * v).sum() * u
-    angle = t * (u * v).sum().clamp(-1, 1).acos()
-    direction = u * angle.cos() + across / across.norm().clamp(min=1e-12) * angle.sin()
+    cosine = (u * v).sum(dim=-1, keepdim=True)
+    across = v - cosine * u
+    angle = t * cosine.clamp(-1, 1).acos()
+    direction = u * angle.cos() + across / across.norm(dim=-1, keepdim=True).clamp(min=1e-12) * angle.sin()
     return direction * torch.lerp(lengths[0], lengths[1], t)
 
 

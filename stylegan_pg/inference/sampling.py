@@ -64,7 +64,7 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
     if wanted.cutoff is not None and wanted.cutoff > G.num_ws:
         raise UsageError(f"--cutoff {wanted.cutoff} goes beyond the {G.num_ws} layers of {printable(snapshot)}")
     folder = snapshot.parent / f"{snapshot.stem}-pictures" if out is None else out
-    with _enough_memory(wanted.batch):
+    with enough_memory(wanted.batch):
         yield from _write(G, snapshot, folder, numbers, wanted)
 
 
@@ -101,7 +101,7 @@ def _write(G: Any, snapshot: Path, out: Path, numbers: list[int], wanted: Asked)
         pairs = [(seed, k) for k in classes for seed in numbers]
         columns, path = len(numbers), out / "classes.png"
     else:
-        pairs = _pairs(numbers, classes, wanted.labels is not None)
+        pairs = paired(numbers, classes, wanted.labels is not None)
         columns, path = wanted.columns or math.ceil(math.sqrt(len(pairs))), out / "grid.png"
     if not (wanted.grid or wanted.class_grid or wanted.interpolate):
         yield from _single_files(G, out, pairs, batch, how)
@@ -143,7 +143,7 @@ def _check_class_grid(snapshot: Path, classes: Sequence[int]) -> None:
         )
 
 
-def _pairs(seeds: Sequence[int], classes: Sequence[int], chosen: bool) -> list[tuple[int, int]]:
+def paired(seeds: Sequence[int], classes: Sequence[int], chosen: bool) -> list[tuple[int, int]]:
     """Pairs of seed and class (-1 without classes). The shorter list is repeated; if the classes were not chosen by the
     user, there are as many pairs as seeds."""
     if not classes:
@@ -182,7 +182,8 @@ def _single_files(
 
 
 @contextlib.contextmanager
-def _enough_memory(batch: int) -> Iterator[None]:
+def enough_memory(batch: int) -> Iterator[None]:
+    """Turn a lack of memory within the block into a RunError that says what to do."""
     try:
         yield
     except (MemoryError, torch.cuda.OutOfMemoryError, RuntimeError) as error:

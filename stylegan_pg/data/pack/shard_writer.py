@@ -63,7 +63,7 @@ class Manifest(NamedTuple):
         return json.dumps(self._asdict()).encode()
 
 
-class _Tar:
+class ShardFile:
     """A shard being written under a temporary name by webdataset's writer, with an owner, a mode and a time that are
     always the same, so that equal data is equal bytes."""
 
@@ -98,19 +98,19 @@ class _Tar:
     ) -> None:
         """Add a sample: its picture, its class (None: it has none), the members of its further fields (an empty one is
         left out), and the numbers of its vector."""
-        offset = self._member(key, suffix, image)
+        offset = self.member(key, suffix, image)
         if label is not None:
-            self._member(key, "cls", str(label).encode())
+            self.member(key, "cls", str(label).encode())
         self.samples.append([key, offset, len(image), label, zlib.crc32(image)])
         for name, field in self.fields.items():
             data = further[name]
-            place = self._member(key, member_suffix(name, field, suffix), data) if data else 0
+            place = self.member(key, member_suffix(name, field, suffix), data) if data else 0
             numbers = [shortest(value) for value in vector or ()]
             self.further[name].append(numbers if field.kind == "vector" else [place, len(data), zlib.crc32(data)])
 
-    def _member(self, key: str, suffix: str, data: bytes) -> int:
-        """Write one member and return the offset of its content. One at a time, because the writer sorts those of a
-        sample by their suffixes."""
+    def member(self, key: str, suffix: str, data: bytes) -> int:
+        """Write one member, of the sample that was added last, and return the offset of its content. One at a time,
+        because the writer sorts those of a sample by their suffixes."""
         self.writer.write({"__key__": key, suffix: data})
         return self.length - len(data) - -len(data) % tarfile.BLOCKSIZE
 
@@ -153,7 +153,7 @@ class Group:
 
     def __init__(self, out: Path, name: str, first: int, recipe: PackOptions, fields: Mapping[str, Field]):
         self.out, self.name, self.first, self.recipe, self.fields = out, name, first, recipe, fields
-        self.tars: dict[int, _Tar] = {}
+        self.tars: dict[int, ShardFile] = {}
         self.rows: list[Row] = []
         self.count = self.upscaled = 0
         self.numbers = sum(field.size or 3 for field in fields.values())  # of a sample's further fields, in an index
@@ -173,7 +173,7 @@ class Group:
         if not self.tars:
             folders = {r: self.out / resolution_folder(r) for r in self.recipe.resolutions}
             for resolution, folder in folders.items():
-                self.tars[resolution] = _Tar(folder / f"{self.name}.tar", self.fields)
+                self.tars[resolution] = ShardFile(folder / f"{self.name}.tar", self.fields)
         key = f"{self.first + self.count:08d}"
         for level, ((resolution, tar), image) in enumerate(zip(self.tars.items(), result.images, strict=True)):
             further = {name: result.further[name][level] for name in self.fields}
@@ -200,12 +200,13 @@ def committed_groups(out: Path, books: Path) -> list[Manifest]:
     for file in sorted(books.glob("[0-9]*.json"), key=lambda file: (len(file.name), file.name)):
         with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version: its group is made again
             manifest = Manifest.read(file.read_bytes())
-            if all(_is_whole(out, manifest.name, *shard) for shard in manifest.index_sha256.items()):
+            if all(is_whole(out, manifest.name, *shard) for shard in manifest.index_sha256.items()):
                 found.append(manifest)
     return found
 
 
-def _is_whole(out: Path, name: str, resolution: str, sha256: str) -> bool:
+def is_whole(out: Path, name: str, resolution: str, sha256: str) -> bool:
+    """Whether a shard's index has this SHA-256, and its tar the length that the index says."""
     tar = out / resolution_folder(int(resolution)) / f"{name}.tar"
     index = tar.with_suffix(".index.json")
     if not (tar.exists() and index.exists()):
