@@ -10,7 +10,8 @@ import typer
 
 def explore(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="SNAPSHOT|RUN...", help="Snapshots, and folders of runs, also while they train.")
+        list[Path],
+        typer.Argument(metavar="SNAPSHOT|RUN...", help="Snapshots, and folders of runs, also while they train."),
     ],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[

@@ -59,7 +59,9 @@ def _refusal(host: str, port: int, error: OSError) -> str:
         return f"port {port} of {printable(host)} is in use: give another --port, or none for the next free one"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} may not be opened by this user: give a --port from 1024 to 65535"
-    return f"--host {printable(host)} cannot be used ({printable(error)}): give 127.0.0.1, or an address of this machine"
+    return (
+        f"--host {printable(host)} cannot be used ({printable(error)}): give 127.0.0.1, or an address of this machine"
+    )
 
 
 def url_of(listening: socket.socket) -> str:

@@ -79,7 +79,7 @@ def style_weights(synthesis: Any, w_dim: int) -> torch.Tensor | None:
 def first_weight(G: Any) -> torch.Tensor | None:
     """The weight with which a generator without w reads its latent, [outputs, z_dim]. None if it is not known."""
     b4 = getattr(getattr(G, "synthesis", G), "b4", None)
-    first = getattr(b4, "first", None)
+    first: Any = getattr(b4, "first", None)
     if hasattr(first, "linear"):  # R3GAN, whose latent is followed by the embedding of the condition
         return first.linear.weight[:, : G.z_dim]
     if hasattr(first, "weight"):  # Progressive GAN
@@ -97,13 +97,19 @@ def read_directions(path: Path, num_layers: int, dim: int) -> list[Direction]:
         with tensor_file.opened(path) as file:
             tensors = file.read()
     except (tensor_file.BadFileError, OSError) as error:
-        raise UsageError(f"{printable(path)} holds no directions ({printable(error)}): give a safetensors file") from None
+        raise UsageError(
+            f"{printable(path)} holds no directions ({printable(error)}): give a safetensors file"
+        ) from None
     found = []
     for name, t in sorted(tensors.items()):
         if not t.is_floating_point() or not tensor_file.is_finite(t):
             continue  # such as eigenvalues' indices; what has a fitting shape must be finite
         rows = t.float()[None] if t.ndim == 1 else t.float()
-        if rows.ndim not in (2, 3) or rows.shape[-1] != dim or (rows.ndim == 3 and rows.shape[1] not in (1, num_layers)):
+        if (
+            rows.ndim not in (2, 3)
+            or rows.shape[-1] != dim
+            or (rows.ndim == 3 and rows.shape[1] not in (1, num_layers))
+        ):
             continue
         several = len(rows) > 1
         for i, row in enumerate(rows[:MOST_OF_A_FILE]):

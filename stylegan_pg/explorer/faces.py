@@ -35,6 +35,7 @@ from stylegan_pg.networks import accepted
 from stylegan_pg.ops import upsample2d
 
 CACHED = 4096  # latents of seeds that are kept
+KEPT = 8  # pictures
 PREVIEW_SEC = 0.12  # a preview may take so long; larger ones are not made
 SMALLEST_PREVIEW = 32  # pixels
 
@@ -75,6 +76,7 @@ class Faces:
         self.moves = hasattr(self.input, "transform")
         self.seconds: dict[int, float] = {}  # for one picture, by resolution
         self._latents: OrderedDict[Any, torch.Tensor] = OrderedDict()
+        self._pictures: OrderedDict[Any, torch.Tensor] = OrderedDict()
 
     # ------------------------------------------------------------------------------------------------ what it offers
 
@@ -96,7 +98,7 @@ class Faces:
             "noise": any(name.endswith("noise_const") for name, _ in G.named_buffers()),
             "moves": self.moves,
             "cutoff": getattr(G, "truncation_cutoff", None),
-            "previews": self._preview_sizes()[1:],
+            "previews": self.resolutions[1:],
             "parameters": sum(p.numel() for p in G.parameters()),
         }
 
@@ -225,10 +227,7 @@ class Faces:
         """Codes [n] between two codes of batch size 1, at each t in [0, 1]: linear in w, on great circles in z."""
         at = torch.tensor(t, dtype=torch.float64)[:, None]
         w = at.to(a.latent)
-        if self.has_w:
-            latent = torch.lerp(a.latent, b.latent, w[:, :, None])
-        else:
-            latent = between(a.latent[0], b.latent[0], w)
+        latent = torch.lerp(a.latent, b.latent, w[:, :, None]) if self.has_w else between(a.latent[0], b.latent[0], w)
         c = None if a.c is None or b.c is None else torch.lerp(a.c, b.c, w)
         turn = (b.move[:, 2] - a.move[:, 2] + 180) % 360 - 180  # the short way round
         move = torch.cat([torch.lerp(a.move[:, :2], b.move[:, :2], at), a.move[:, 2:] + at * turn[:, None]], dim=1)
@@ -261,18 +260,30 @@ class Faces:
         self.seconds[size] = took if size not in self.seconds else 0.5 * (took + self.seconds[size])
         return images
 
+    def picture(self, face: Face, resolution: int = 0) -> torch.Tensor:
+        """uint8 [C, H, W] on the CPU; see `images`. The last few are kept, because the page asks for a picture again
+        when it settles, and to save it."""
+        key = repr(face), resolution
+        if key not in self._pictures:
+            self._pictures[key] = self.images(self.code(face), face.noise, face.noise_seed, resolution)[0]
+            if len(self._pictures) > KEPT:
+                self._pictures.popitem(last=False)
+        self._pictures.move_to_end(key)
+        return self._pictures[key]
+
     def preview_resolution(self) -> int:
         """The largest resolution that is fast enough for a preview, 0 for the whole picture. One that has not been
         measured is taken, and measured thereby."""
-        sizes = self._preview_sizes()
+        sizes = self.resolutions
         fast = [size for size in sizes if self.seconds.get(size, 0.0) <= PREVIEW_SEC]
         chosen = fast[0] if fast else sizes[-1]
         return 0 if chosen == self.G.resolution else chosen
 
-    def _preview_sizes(self) -> list[int]:
+    @functools.cached_property
+    def resolutions(self) -> list[int]:
         """The resolutions at which pictures can be made, the highest first. A network of skip connections has a
         picture at each of its resolutions; others have that of the highest one only."""
-        synthesis = getattr(self.G, "synthesis", None)
+        synthesis: Any = getattr(self.G, "synthesis", None)
         if not self.has_w or not getattr(synthesis, "skips", False):
             return [self.G.resolution]
         smaller = [r for r in synthesis.resolutions if SMALLEST_PREVIEW <= r < self.G.resolution]

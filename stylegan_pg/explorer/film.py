@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -76,7 +77,7 @@ def face_frames(faces: Faces, film: Film, batch: int) -> Iterator[torch.Tensor]:
     codes = [faces.code(face) for face in film.faces]
     codes = [*codes, codes[0]] if film.loop else codes
     first, each = film.faces[0], max(1, round(film.seconds * film.fps))
-    for k, (a, b) in enumerate(zip(codes, codes[1:], strict=False)):
+    for k, (a, b) in enumerate(itertools.pairwise(codes)):
         steps = [eased(i / each) for i in range(each)]
         if not film.loop and k == len(codes) - 2:
             steps.append(1.0)
@@ -96,7 +97,7 @@ def training_frames(
         if shown is None or shown[0] != k:
             try:
                 faces = load(names[k])
-                picture = faces.images(faces.code(_fitting(face, faces)), face.noise, face.noise_seed)
+                picture = faces.picture(_fitting(face))[None]
             except Exception:
                 if shown is None and k == len(names) - 1:
                     raise
@@ -109,7 +110,7 @@ def training_frames(
         yield shown[1]
 
 
-def _fitting(face: Face, faces: Faces) -> Face:
+def _fitting(face: Face) -> Face:
     """The face without directions, which belong to another snapshot's generator."""
     return Face(**{**vars(face), "directions": {}}) if face.directions else face
 

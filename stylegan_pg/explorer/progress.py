@@ -18,7 +18,7 @@ POINTS = 400  # of a curve that is sent
 MOST_SERIES = 64  # curves of one file
 MOST_ROWS = 100_000  # lines that are kept; every other one is dropped beyond
 CHUNK = 1 << 24  # bytes that are read at once
-NO_CURVES = {"nimg", "resolution", "batch", "images"}
+NO_CURVES = {"nimg", "resolution", "batch", "images", "seconds"}
 LARGEST_GRID = 64 << 20  # bytes
 
 

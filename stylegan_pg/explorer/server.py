@@ -162,8 +162,8 @@ class Explorer:
                 for i, s in enumerate(self.library.sources)
             ]
         )
-        formats = {"mp4": film.has_mp4(), "webp": True}
-        return JSONResponse({"version": __version__, "device": str(self.library.device), "sources": found} | {"formats": formats})
+        about = {"version": __version__, "device": str(self.library.device)}
+        return JSONResponse({**about, "sources": found, "formats": {"mp4": film.has_mp4(), "webp": True}})
 
     async def run(self, request: Request) -> Response:
         number = request.path_params["source"]
@@ -210,11 +210,10 @@ class Explorer:
         def make() -> tuple[bytes, str, dict[str, str]]:
             faces = chosen()
             resolution = _fitting_resolution(faces, preview, size)
-            image = faces.images(faces.code(face), face.noise, face.noise_seed, resolution)[0]
-            whole = not resolution
+            image = faces.picture(face, resolution)
             height, width = image.shape[1:]
             content, kind = encoded(image, fast=preview, size=size)
-            return content, kind, {"x-picture": f"{width}x{height}", "x-whole": str(int(whole))}
+            return content, kind, {"x-picture": f"{width}x{height}", "x-whole": str(int(not resolution))}
 
         content, kind, headers = await self._ask(_key(wanted, "picture"), make)
         return Response(content, media_type=kind, headers=headers)
@@ -293,7 +292,7 @@ def _fitting_resolution(faces: Faces, preview: bool, size: int | None) -> int:
     """0 for the whole picture, or the resolution at which a picture is made: that of a fast preview; and for a
     thumbnail, the smallest that has at least `size` columns."""
     if preview and size is not None:
-        smaller = [r for r in faces.facts()["previews"] if r >= size]
+        smaller = [r for r in faces.resolutions[1:] if r >= size]
         return smaller[-1] if smaller else 0
     return faces.preview_resolution() if preview else 0
 
@@ -345,7 +344,7 @@ def _key(wanted: dict[str, Any], kind: str) -> str:
 
 
 def _page_file(name: str) -> bytes:
-    return importlib.resources.files("stylegan_pg.explorer").joinpath("page", name).read_bytes()
+    return (importlib.resources.files("stylegan_pg.explorer") / "page" / name).read_bytes()
 
 
 def _fault(request: Request, error: Exception) -> Response:

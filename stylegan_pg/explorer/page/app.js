@@ -7,6 +7,7 @@ const SEEDS = 2 ** 32;
 const ROW = 1000; // the seed above a seed is greater by this (explorer/face.py)
 const SETTLED_MS = 160; // without a change, after which the whole picture replaces a preview
 const SPEED = 0.9; // seeds per second while an arrow key is held down
+const MOST_ENLARGED = 7; // times; small pictures look blurred beyond
 const TAP = 0.06; // seeds, of a short press
 
 const fresh = () => ({
@@ -114,6 +115,7 @@ function caption() {
   const { seed, right, up } = state.place;
   const between = right || up ? ` + ${right.toFixed(2)} → ${up.toFixed(2)} ↑` : "";
   const name = facts.classes.length && state.place.c !== null ? `, ${facts.classes[state.place.c] ?? ""}` : "";
+  controls.otherFrame?.classList.toggle("off", !state.mixing);
   const mixed = state.mixing ? `, mixed with seed ${state.other.seed}` : "";
   const text = `Seed ${seed}${between}${name}${mixed}`;
   $("caption").textContent = text;
@@ -132,7 +134,7 @@ async function settle() {
   const plain = { place: { seed, right: 0, up: 0, c } };
   const around = [0, 1, ROW, ROW + 1].map((step) => ({ place: { ...plain.place, seed: wrap(seed + step) } }));
   const wanted = around.map((face, i) => [controls.plane.corners[i], face]);
-  if (state.mixing) wanted.unshift([controls.otherPicture, { place: { ...state.other, right: 0, up: 0 } }]);
+  wanted.unshift([controls.otherPicture, { place: { ...state.other, right: 0, up: 0 } }]);
   for (const [img, face] of wanted) {
     if (!img || changes !== change) return void (settledFor = changes === change ? settledFor : "");
     if (!(await thumbnail(img, { ...fresh(), psi: state.psi, cutoff: state.cutoff, ...face }))) return;
@@ -210,6 +212,7 @@ function describe() {
   const shownTo = nimg === null ? "" : ` · ${(nimg / 1000).toLocaleString("en")} kimg`;
   $("facts").textContent = `${network} · ${width}×${height} · ${millions} parameters${shownTo}`;
   $("frame").style.setProperty("--ratio", width / height);
+  $("frame").style.setProperty("--most", `${MOST_ENLARGED * width}px`);
   $("frame").classList.toggle("opaque", facts.channels !== 4);
 }
 
@@ -331,7 +334,7 @@ function buildDirections(directions) {
   for (const [kind, some] of groups) {
     body.append(element("p", { className: "note" }, kind[0].toUpperCase() + kind.slice(1)));
     some.forEach(({ name }, i) => {
-      const label = kind.startsWith("file") ? name.split("/").pop() : `${kind.startsWith("p") ? "Component" : "Direction"} ${i + 1}`;
+      const label = kind.startsWith("file") ? name.split("/").pop() : `${kind.startsWith("p") ? "PCA" : "Weights"} ${i + 1}`;
       const made = slider({ label, min: -4, max: 4, step: 0.05, initial: 0, limit: 20, id: `direction-${name.replaceAll(/\W/g, "-")}`, title: `${name}, in standard deviations`, input: (value) => {
         state.directions = { ...state.directions, [name]: value };
         changed();
@@ -430,8 +433,7 @@ function buildFace() {
   };
   const [condition, setCondition] = conditionInput(facts.classes.length ? "Class" : "Condition", () => state.place);
   controls.condition = setCondition;
-  const side = element("div", { className: "body", style: "" });
-  side.style.padding = "0";
+  const side = element("div", { className: "inner" });
   side.append(
     element("div", { className: "row" }, seed.root,
       element("button", { type: "button", onclick: step(-1), title: "The seed before", "aria-label": "The seed before" }, "‹"),
@@ -448,7 +450,7 @@ function buildFace() {
     body.append(controls.psi.root);
     const last = facts.layers.length;
     if (last > 1) {
-      controls.cutoff = slider({ label: "Truncated layers", min: 0, max: last, step: 1, initial: facts.cutoff ?? last, id: "cutoff", title: "How many layers, from the coarsest on, truncation changes", input: (value) => {
+      controls.cutoff = slider({ label: "Cutoff", min: 0, max: last, step: 1, initial: facts.cutoff ?? last, id: "cutoff", title: "How many layers, from the coarsest on, truncation changes", input: (value) => {
         state.cutoff = Math.round(value);
         changed();
       } });
@@ -523,15 +525,14 @@ function buildMix() {
   controls.otherPicture = element("img", { alt: "The other face" });
   const [condition, setCondition] = conditionInput(facts.classes.length ? "Class" : "Condition", () => state.other);
   controls.otherCondition = setCondition;
-  const side = element("div", { className: "body" });
-  side.style.padding = "0";
+  const side = element("div", { className: "inner" });
   side.append(
     element("div", { className: "row" }, controls.mixing.parentElement, other.root),
     element("div", { className: "row" },
       element("button", { type: "button", id: "other-random", onclick: () => mixWith(randomSeed()) }, "Random"),
       element("button", { type: "button", id: "swap", onclick: swap, title: "Exchange the two faces" }, "Swap")),
     ...(condition ? [condition] : []));
-  body.append(element("div", { className: "pair" }, element("div", { className: "other" }, controls.otherPicture), side));
+  body.append(element("div", { className: "pair" }, (controls.otherFrame = element("div", { className: "other" }, controls.otherPicture)), side));
   controls.amount = slider({ label: "Amount", min: 0, max: 1, step: 0.01, initial: 1, id: "amount", title: "How much of the other face the chosen layers take", input: (value) => {
     state.amount = value;
     if (!state.mixing) return mix(true);
@@ -663,8 +664,7 @@ function buildFilm() {
   const training = element("button", { type: "button", id: "film-training", title: "This face through all snapshots of the run", onclick: () => start("training") }, "Of the training");
   const progress = element("progress", { max: 1, value: 0, hidden: true, "aria-label": "Progress of the video" });
   const cancel = element("button", { type: "button", hidden: true }, "Cancel");
-  const result = element("div", { className: "body" });
-  result.style.padding = "0";
+  const result = element("div", { className: "inner" });
   const faces = () => (kept.length >= 2 ? kept.map((one) => one.state) : state.mixing ? [{ ...state, mixing: false }, state] : kept.length === 1 ? [kept[0].state, state] : []);
   const drawNote = () => {
     const count = faces().length;

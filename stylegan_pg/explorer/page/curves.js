@@ -41,7 +41,7 @@ class Chart {
     this.root.hidden = Object.keys(data).length === 0;
     for (const name of Object.keys(data)) {
       if (this.chosen.has(name)) continue;
-      this.chosen.set(name, this.shown(name));
+      this.chosen.set(name, this.shown(name, Object.keys(data)));
       const button = element("button", { type: "button", onclick: () => {
         this.chosen.set(name, !this.chosen.get(name));
         this.draw();
@@ -129,7 +129,7 @@ class Chart {
     }
     ink.textBaseline = "top";
     ink.textAlign = "center";
-    for (const x of ticks(x0, x1, Math.max(2, Math.floor((box.right - box.left) / 90)))) {
+    for (const x of ticks(x0, x1, Math.max(2, Math.floor((box.right - box.left) / 55)))) {
       const at = box.left + ((x - x0) / (x1 - x0)) * (box.right - box.left);
       if (at < box.right - 34) ink.fillText(short(x), at, box.bottom + 5);
     }
@@ -189,7 +189,7 @@ export class RunPanel {
     this.source = null;
     this.losses = new Chart("Losses", (name) => /^loss/.test(name));
     this.others = new Chart("Other statistics", (name) => name === "score_real" || name === "score_fake");
-    this.metrics = new Chart("Metrics", () => true);
+    this.metrics = new Chart("Metrics", (name, all) => !all.some((other) => name.startsWith(`${other}_`)));
     $("charts").append(this.losses.root, this.metrics.root, this.others.root);
     document.addEventListener("visibilitychange", () => this.poll());
   }
