@@ -104,7 +104,9 @@ def test_mixing_takes_the_chosen_layers_of_the_other_face(tmp_path):
     pair: dict[str, Any] = {"place": Place(1), "other": Place(2)}
     found = faces.code(Face(**pair, layers=(0, 3, 99))).latent
     torch.testing.assert_close(found, mixed)
-    torch.testing.assert_close(faces.code(Face(**pair, layers=(3,), amount=0.25)).latent[:, 3], torch.lerp(a, b, 0.25)[:, 3])
+    torch.testing.assert_close(
+        faces.code(Face(**pair, layers=(3,), amount=0.25)).latent[:, 3], torch.lerp(a, b, 0.25)[:, 3]
+    )
     assert torch.equal(picture(faces, **pair), picture(faces, place=Place(2)))
     assert torch.equal(picture(faces, **pair, layers=()), picture(faces, place=Place(1)))
 
@@ -179,7 +181,7 @@ def test_directions_of_a_file(tmp_path):
     found = {d.name: d.vector for d in read_directions(path, 6, 8)}
     assert sorted(found) == ["smile/layered", "smile/one", "smile/two1", "smile/two2"]
     assert torch.equal(found["smile/one"], rows["one"])
-    G, snapshot = saved(tmp_path / "G.safetensors")
+    _, snapshot = saved(tmp_path / "G.safetensors")
     faces = Faces(load_snapshot(snapshot), [path])
     moved = faces.code(Face(directions={"smile/layered": 0.5})).latent
     torch.testing.assert_close(moved, faces.code(Face()).latent + 0.5 * rows["layered"])
@@ -281,7 +283,7 @@ def test_grey_and_rgba_pictures_that_are_not_square(tmp_path, channels):
 
 def test_conditions_that_are_vectors(tmp_path):
     rows = [[0.5, -1.0, 2.0], [1.0, 1.0, 0.0]]
-    G, path = saved(tmp_path / "G", {"label_names": [], "condition": "age", "conditions": rows}, c_dim=3)
+    _, path = saved(tmp_path / "G", {"label_names": [], "condition": "age", "conditions": rows}, c_dim=3)
     faces = Faces(load_snapshot(path))
     assert faces.facts()["examples"] == rows
     assert faces.facts()["classes"] == []

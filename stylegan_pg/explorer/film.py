@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,11 +88,19 @@ def face_frames(faces: Faces, film: Film, batch: int) -> Iterator[torch.Tensor]:
             yield faces.images(faces.interpolated(a, b, steps[i : i + batch]), first.noise, first.noise_seed)
 
 
+def newest_of(load: Callable[[str], Faces], names: Sequence[str]) -> Faces:
+    """The last generator that can be loaded. Raises what loading the last one raises if there is none."""
+    for name in reversed(names[1:]):
+        with contextlib.suppress(Exception):
+            return load(name)
+    return load(names[0])
+
+
 def training_frames(
     load: Callable[[str], Faces], names: Sequence[str], film: Film, size: tuple[int, int], channels: int
 ) -> Iterator[torch.Tensor]:
     """The frames of a film of one face through the snapshots `names`, uint8 [1, C, *size]. Smaller pictures are
-    enlarged; those of a snapshot that has been deleted or cannot be used are left out."""
+    enlarged. A snapshot that has been deleted or cannot be used shows the picture before it, the first one black."""
     face, count = film.faces[0], frame_count(film)
     shown: tuple[int, torch.Tensor] | None = None
     for frame in range(count):
@@ -99,8 +110,6 @@ def training_frames(
                 faces = load(names[k])
                 picture = faces.picture(_fitting(face))[None]
             except Exception:
-                if shown is None and k == len(names) - 1:
-                    raise
                 picture = shown[1] if shown is not None else torch.zeros([1, channels, *size], dtype=torch.uint8)
             if picture.shape[1] != channels:
                 picture = picture[:, :1].expand(-1, channels, -1, -1)
@@ -122,6 +131,9 @@ class Encoder(Protocol):
 
     def finish(self) -> bytes: ...
 
+    def close(self) -> None:
+        """Free what is held, whether or not the file was finished."""
+
 
 class Mp4:
     """H.264 in an MP4 file, with PyAV. Sides are made even, as its colour format needs, and pictures smaller than 256
@@ -131,8 +143,9 @@ class Mp4:
         import av  # of the extra `video`
 
         self.scale = max(1, 256 // max(height, width))
-        self.buffer = io.BytesIO()
-        self.file: Any = av.open(self.buffer, mode="w", format="mp4", options={"movflags": "faststart"})
+        self.folder = tempfile.TemporaryDirectory(prefix="stylegan-pg-")
+        self.path = Path(self.folder.name) / "faces.mp4"  # a file, whose index is moved to its beginning at the end
+        self.file: Any = av.open(str(self.path), mode="w", options={"movflags": "faststart"})
         self.stream: Any = self.file.add_stream("libx264", rate=Fraction(fps))
         self.stream.height, self.stream.width = (-(-side * self.scale // 2) * 2 for side in (height, width))
         self.stream.pix_fmt = "yuv420p"
@@ -149,7 +162,11 @@ class Mp4:
     def finish(self) -> bytes:
         self.file.mux(self.stream.encode())
         self.file.close()
-        return self.buffer.getvalue()
+        return self.path.read_bytes()
+
+    def close(self) -> None:
+        self.file.close()
+        self.folder.cleanup()
 
 
 class WebP:
@@ -168,6 +185,9 @@ class WebP:
         duration = round(1000 / self.fps)
         first.save(buffer, "WEBP", save_all=True, append_images=others, duration=duration, loop=0, quality=85, method=2)
         return buffer.getvalue()
+
+    def close(self) -> None:
+        self.frames = []
 
 
 def has_mp4() -> bool:
@@ -209,14 +229,14 @@ class Job:
     def run(self) -> Iterator[None]:
         try:
             frames, height, width = self.frames()
-            target = encoder(self.film, height, width)
-            for some in frames:
-                if self.cancelled:
-                    return
-                target.add(over_white(some) if some.shape[1] != 1 else some.expand(-1, 3, -1, -1))
-                self.done += len(some)
-                yield
-            self.content = target.finish()
+            with contextlib.closing(encoder(self.film, height, width)) as target:
+                for some in frames:
+                    if self.cancelled:
+                        return
+                    target.add(over_white(some) if some.shape[1] != 1 else some.expand(-1, 3, -1, -1))
+                    self.done += len(some)
+                    yield
+                self.content = target.finish()
         except Exception as error:
             self.problem = message(error)
 

@@ -122,12 +122,13 @@ class Library:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """A short name for each path: the last part of it, and as many before it as make them different."""
-    parts = [[part for part in path.absolute().parts if part != "/"] or ["/"] for path in paths]
-    for count in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
-    else:
-        names = [f"{'/'.join(part)} ({i + 1})" for i, part in enumerate(parts)]
-    return [printable(re.sub(r"\.safetensors$", "", name), 120) for name in names]
+    """A short name for each path: the last part of it, and as many before it as no other path has."""
+    parts = [path.absolute().parts for path in paths]
+    names = []
+    for i, own in enumerate(parts):
+        others = parts[:i] + parts[i + 1 :]
+        lengths = range(1, len(own) + 1)
+        enough = next((n for n in lengths if all(other[-n:] != own[-n:] for other in others)), None)
+        name = "/".join(own[-enough:]) if enough else f"{'/'.join(own[-2:])} ({i + 1})"
+        names.append(printable(re.sub(r"\.safetensors(?= \(\d+\)$|$)", "", name), 120))
+    return names

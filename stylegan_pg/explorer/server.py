@@ -235,12 +235,12 @@ class Explorer:
             if asked.kind == "faces":
                 return film.face_frames(faces, asked, self.batch), height, width
             names = [s.name for s in self.library.source(number).snapshots()]
-            newest = self.library.faces(number, names[-1])
-            (height, width), channels = newest.G.img_size, newest.G.img_channels
 
             def load(name: str) -> Faces:
                 return self.library.faces(number, name)
 
+            newest = film.newest_of(load, names).G
+            (height, width), channels = newest.img_size, newest.img_channels
             return film.training_frames(load, names, asked, (height, width), channels), height, width
 
         job, name = film.Job(asked, frames), secrets.token_hex(8)

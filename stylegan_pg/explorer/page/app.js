@@ -1,6 +1,6 @@
 // The page: what is shown follows from `state`, and the newest picture is asked for whenever that has changed.
 
-import { $, Fault, ask, checkbox, choice, element, get, layerGroups, layerSwitches, picture, remove, show, slider } from "./controls.js";
+import { $, Fault, ask, checkbox, choice, element, file, get, layerGroups, layerSwitches, picture, remove, show, slider } from "./controls.js";
 import { RunPanel } from "./curves.js";
 
 const SEEDS = 2 ** 32;
@@ -705,7 +705,7 @@ function buildFilm() {
         progress.value = now.done / now.frames;
         if (now.problem) throw new Fault(422, now.problem);
         if (!now.ready) continue;
-        const path = `/api/films/${name}/file`;
+        const path = URL.createObjectURL(await file(`/api/films/${name}/file`));
         const view = film.format === "mp4"
           ? element("video", { src: path, controls: true, loop: film.loop, autoplay: true, muted: true, playsInline: true })
           : element("img", { src: path, alt: "The video", className: "film-picture" });

@@ -30,6 +30,10 @@ export async function get(path) {
   return (await checked(fetch(path))).json();
 }
 
+export async function file(path) {
+  return (await checked(fetch(path))).blob();
+}
+
 function post(path, body) {
   return checked(
     fetch(path, {
