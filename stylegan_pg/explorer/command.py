@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import socket
 import sys
 import threading
@@ -131,8 +132,11 @@ def explore(
         if open_browser and has_display():
             # In a thread: some browsers' commands do not return before the browser ends.
             threading.Thread(target=webbrowser.open, args=[url_of(listening)], daemon=True).start()
+        # uvicorn sends itself the signal that it has stopped for once more, and SIGTERM would end the process at once.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again after it has stopped
+            with contextlib.suppress(KeyboardInterrupt):
                 uvicorn.Server(settings).run(sockets=[listening])
         finally:
             explorer.worker.close()

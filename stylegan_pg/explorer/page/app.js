@@ -81,7 +81,7 @@ async function pump() {
       if (whole || made.whole) slow = (performance.now() - began) / 1000;
       show($("picture"), made.blob);
       shown = { change, whole };
-      document.body.dataset.change = whole ? String(change) : document.body.dataset.change ?? "";
+      if (whole) document.body.dataset.shown = change;
       $("badge").hidden = made.whole;
       $("badge").textContent = made.whole ? "" : `preview, ${made.size.replace("x", "×")}`;
       if (problem) notify((problem = ""));
@@ -100,6 +100,7 @@ async function pump() {
 function changed() {
   changes += 1;
   changedAt = performance.now();
+  document.body.dataset.wanted = changes;
   caption();
   remember();
   pump();

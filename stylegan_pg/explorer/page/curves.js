@@ -66,6 +66,7 @@ class Chart {
     }
     const last = names.map((name) => `${name} ${short(this.data[name].at(-1)[1])}`).join(", ");
     this.canvas.setAttribute("aria-label", `${this.title}: ${last || "no curve is chosen"}`);
+    this.canvas.dataset.points = names.reduce((sum, name) => sum + this.data[name].length, 0);
     const { clientWidth: width, clientHeight: height } = this.canvas;
     if (!width || !height) return;
     const scale = window.devicePixelRatio || 1;
