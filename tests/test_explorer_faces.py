@@ -16,6 +16,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.explorer.directions import COUNT, SAMPLES, factorised, principal_components, read_directions
 from stylegan_pg.explorer.face import ROW, SEEDS, Face, Place, parse_face
 from stylegan_pg.explorer.faces import PREVIEW_SEC, Faces
+from stylegan_pg.explorer.worker import SupersededError
 from stylegan_pg.inference.generate import images_of, latents
 from stylegan_pg.networks import NETWORKS, copy_same_names
 
@@ -210,15 +211,39 @@ def test_previews_are_pictures_of_the_smaller_network(tmp_path):
 def test_previews_are_as_large_as_the_device_allows(tmp_path):
     faces = Faces(load_snapshot(saved(tmp_path / "G", resolution=128, channel_base=256)[1]))
     assert faces.resolutions == [128, 64, 32]
-    assert faces.preview_resolution() == 0  # not yet measured
-    faces.seconds = {128: 2 * PREVIEW_SEC}
-    assert faces.preview_resolution() == 64
-    faces.seconds |= {64: 2 * PREVIEW_SEC, 32: 2 * PREVIEW_SEC}
-    assert faces.preview_resolution() == 32
-    faces.seconds |= {64: 0.5 * PREVIEW_SEC}
-    assert faces.preview_resolution() == 64
+    fast, slow = 0.2 * PREVIEW_SEC, 2 * PREVIEW_SEC
+    for measured, chosen in (
+        ({}, 32),  # is measured first
+        ({32: slow}, 32),
+        ({32: fast}, 64),
+        ({32: 0.9 * PREVIEW_SEC}, 32),  # twice the size will be too slow
+        ({32: fast, 64: slow}, 32),
+        ({32: fast, 64: fast}, 0),
+        ({32: fast, 64: fast, 128: slow}, 64),
+        ({128: fast}, 0),
+    ):
+        faces.seconds = dict(measured)
+        assert faces.preview_resolution() == chosen, measured
+    faces.seconds = {32: 100.0}
     faces.images(faces.code(Face()), resolution=32)
-    assert faces.seconds[32] < 2 * PREVIEW_SEC
+    assert faces.seconds[32] < 100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_outdated_picture_is_given_up_between_the_layers(tmp_path, kind):
+    faces, asked = faces_of(tmp_path, kind), []
+    code = faces.code(Face())
+
+    def after_some() -> bool:
+        asked.append(1)
+        return len(asked) > 4
+
+    expected = faces.images(code)
+    faces.outdated = after_some
+    with pytest.raises(SupersededError):
+        faces.images(code._replace(move=torch.tensor([[0.1, 0.0, 0.0]])))
+    faces.outdated = lambda: False
+    assert torch.equal(faces.images(code), expected)  # nothing of the other one is left
 
 
 def turning(kernel: int) -> Faces:

@@ -84,7 +84,8 @@ class Visit:
                 [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
                 const ink = canvas.getContext('2d');
                 ink.drawImage(img, 0, 0);
-                return [canvas.height, canvas.width, Array.from(ink.getImageData(0, 0, canvas.width, canvas.height).data)];
+                const { data } = ink.getImageData(0, 0, canvas.width, canvas.height);
+                return [canvas.height, canvas.width, Array.from(data)];
             }""",
             image,
         )

@@ -50,6 +50,19 @@ def test_the_newest_request_of_a_key_wins():
     held.worker.close()
 
 
+def test_a_request_learns_that_a_newer_one_waits():
+    held = Held()
+    assert not held.worker.outdated()
+    held.worker.ask("other", lambda: 1)
+    assert not held.worker.outdated()
+    newer = held.worker.ask("busy", lambda: held.worker.outdated())
+    assert held.worker.outdated()
+    held.may_end.set()
+    assert newer.result(10) is False
+    held.worker.close()
+    assert held.worker.outdated()
+
+
 def test_a_fault_is_the_answer_and_the_worker_goes_on():
     worker = Worker()
     with pytest.raises(ZeroDivisionError):

@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from stylegan_pg.explorer.directions import (
     style_weights,
 )
 from stylegan_pg.explorer.face import Face, Place
+from stylegan_pg.explorer.worker import SupersededError
 from stylegan_pg.images import to_uint8
 from stylegan_pg.inference.generate import between, finite, latents
 from stylegan_pg.networks import accepted
@@ -37,6 +38,7 @@ from stylegan_pg.ops import upsample2d
 CACHED = 4096  # latents of seeds that are kept
 KEPT = 8  # pictures
 PREVIEW_SEC = 0.12  # a preview may take so long; larger ones are not made
+GROWTH = 3  # how many times as long twice the resolution takes, about
 SMALLEST_PREVIEW = 32  # pixels
 
 
@@ -52,11 +54,12 @@ class Code(NamedTuple):
 class Faces:
     """One generator, and what is kept of it. It is used by one thread at a time."""
 
-    def __init__(self, G: Any, direction_files: Sequence[Path] = ()):
+    def __init__(self, G: Any, direction_files: Sequence[Path] = (), outdated: Callable[[], bool] = lambda: False):
         """
         Args:
             G: as load_snapshot returns it.
             direction_files: safetensors files with further directions.
+            outdated: asked between the layers; if it is true, a picture is given up with SupersededError.
 
         Raises:
             UsageError: the generator makes points, not pictures.
@@ -75,8 +78,15 @@ class Faces:
         self.input = getattr(getattr(G, "synthesis", None), "input", None)
         self.moves = hasattr(self.input, "transform")
         self.seconds: dict[int, float] = {}  # for one picture, by resolution
+        self.outdated = outdated
+        for module in G.modules():
+            module.register_forward_pre_hook(self._go_on)
         self._latents: OrderedDict[Any, torch.Tensor] = OrderedDict()
         self._pictures: OrderedDict[Any, torch.Tensor] = OrderedDict()
+
+    def _go_on(self, *_: Any) -> None:
+        if self.outdated():
+            raise SupersededError
 
     # ------------------------------------------------------------------------------------------------ what it offers
 
@@ -108,7 +118,7 @@ class Faces:
             return []
         synthesis = self.G.synthesis
         if hasattr(synthesis, "layers") and hasattr(synthesis, "names"):  # StyleGAN3: the input, then the layers
-            return ["input", *(name.split("_")[1] for name in synthesis.names)][: self.num_layers]
+            return ["in", *(name.split("_")[1] for name in synthesis.names)][: self.num_layers]
         sizes = getattr(synthesis, "resolutions", None)
         if not sizes:
             return [str(i) for i in range(self.num_layers)]
@@ -257,7 +267,8 @@ class Faces:
                 made = self.G.synthesis(code.latent, **accepted(self.G.synthesis, alpha=self.alpha, **how))
         images = to_uint8(finite(made)).cpu()
         took, size = (time.perf_counter() - started) / len(images), resolution or self.G.resolution
-        self.seconds[size] = took if size not in self.seconds else 0.5 * (took + self.seconds[size])
+        before = self.seconds.get(size, took)
+        self.seconds[size] = min(took, 0.5 * (took + before))  # something else may have delayed the slower one
         return images
 
     def picture(self, face: Face, resolution: int = 0) -> torch.Tensor:
@@ -272,12 +283,14 @@ class Faces:
         return self._pictures[key]
 
     def preview_resolution(self) -> int:
-        """The largest resolution that is fast enough for a preview, 0 for the whole picture. One that has not been
-        measured is taken, and measured thereby."""
-        sizes = self.resolutions
-        fast = [size for size in sizes if self.seconds.get(size, 0.0) <= PREVIEW_SEC]
-        chosen = fast[0] if fast else sizes[-1]
-        return 0 if chosen == self.G.resolution else chosen
+        """The resolution for a preview, 0 for the whole picture: the largest one that has been fast enough, or the next
+        one, if that has not been measured and will probably be so. At first, the lowest one is measured."""
+        sizes = self.resolutions[::-1]
+        fast = [i for i, size in enumerate(sizes) if self.seconds.get(size, PREVIEW_SEC + 1) <= PREVIEW_SEC]
+        chosen = fast[-1] if fast else 0
+        if fast and chosen + 1 < len(sizes) and sizes[chosen + 1] not in self.seconds:
+            chosen += GROWTH * self.seconds[sizes[chosen]] <= PREVIEW_SEC
+        return 0 if sizes[chosen] == self.G.resolution else sizes[chosen]
 
     @functools.cached_property
     def resolutions(self) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class Library:
                 raise UsageError(f"{printable(path)}: no such file or folder; give a snapshot or a run's folder")
             if path.is_dir() and not is_run(path):
                 raise UsageError(f"{printable(path)} is neither a snapshot nor a run: give RUN, or RUN/snapshots/FILE")
+        self.outdated: Callable[[], bool] = lambda: False  # see Faces
         self._loaded: OrderedDict[Any, tuple[Faces, int]] = OrderedDict()
 
     def source(self, number: Any) -> Source:
@@ -113,7 +114,7 @@ class Library:
             raise NotFoundError(f"{chosen.name} has been deleted") from None
         key = (str(chosen.path.resolve()), status.st_mtime_ns, status.st_size)
         if key not in self._loaded:
-            faces = Faces(load_snapshot(chosen.path, self.device), self.direction_files)
+            faces = Faces(load_snapshot(chosen.path, self.device), self.direction_files, self.outdated)
             self._loaded[key] = faces, sum(t.numel() * t.element_size() for t in faces.G.state_dict().values())
             while len(self._loaded) > 1 and sum(size for _, size in self._loaded.values()) > MOST_BYTES:
                 self._loaded.popitem(last=False)

@@ -140,6 +140,7 @@ class Explorer:
 
     def __init__(self, library: Library, batch: int = 8):
         self.library, self.batch, self.worker = library, batch, Worker()
+        library.outdated = self.worker.outdated
         self.progress = {i: Progress(s) for i, s in enumerate(library.sources) if s.is_run}
         self.reading = {i: asyncio.Lock() for i in self.progress}
         self.films: OrderedDict[str, film.Job] = OrderedDict()
@@ -351,8 +352,9 @@ def _fault(request: Request, error: Exception) -> Response:
     """The answer to a request that fails: a status and a sentence."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
+    if isinstance(error, SupersededError):
+        return Response(status_code=204)  # no fault: a browser would report one on its console
     for kind, status, text in (
-        (SupersededError, 409, "a newer request took the place of this one"),
         (BusyError, 503, "too much is waiting: try again in a moment"),
         (NotFoundError, 404, ""),
         (UsageError, 400, ""),

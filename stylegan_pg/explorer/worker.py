@@ -32,6 +32,7 @@ class Worker:
         self._waiting: OrderedDict[str, tuple[Callable[[], Any], Future[Any]]] = OrderedDict()
         self._long: deque[Iterator[Any]] = deque()
         self._closed = False
+        self._current: str | None = None  # key of the request that is being executed
         self._thread = threading.Thread(target=self._run, name="explorer-worker", daemon=True)
         self._thread.start()
 
@@ -51,6 +52,11 @@ class Worker:
         if older is not None and older[1].set_running_or_notify_cancel():
             older[1].set_exception(SupersededError())
         return future
+
+    def outdated(self) -> bool:
+        """Whether a newer request with the same key waits for the one that is executed, or the worker is closed. A
+        function that takes long may ask this, and raise SupersededError."""
+        return self._closed or (self._current is not None and self._current in self._waiting)
 
     def steps(self, work: Iterator[Any]) -> None:
         """Exhaust an iterator, one element at a time, while no request waits (but at least one each second)."""
@@ -74,7 +80,8 @@ class Worker:
                     break
                 starved = time.monotonic() - last_step > STARVED_SEC
                 work = self._long[0] if self._long and (starved or not self._waiting) else None
-                one = None if work is not None else self._waiting.popitem(last=False)[1]
+                key, one = (None, None) if work is not None else self._waiting.popitem(last=False)
+                self._current = key
             if work is not None:
                 self._step(work)
                 last_step = time.monotonic()

@@ -6,6 +6,7 @@ import { RunPanel } from "./curves.js";
 const SEEDS = 2 ** 32;
 const ROW = 1000; // the seed above a seed is greater by this (explorer/face.py)
 const SETTLED_MS = 160; // without a change, after which the whole picture replaces a preview
+const BUSY_MS = 500; // after which the page says that it is at work
 const SPEED = 0.9; // seeds per second while an arrow key is held down
 const MOST_ENLARGED = 7; // times; small pictures look blurred beyond
 const TAP = 0.06; // seeds, of a short press
@@ -60,12 +61,15 @@ let pumping = false;
 let changedAt = 0;
 let slow = 0; // seconds that the last whole picture took
 let problem = "";
+let wholeRequest = null; // an AbortController, while the whole picture is made
 
 // Ask for pictures until the newest state is shown: a fast one at once, the whole one when nothing has changed for a
 // moment. There is one request at a time, so that the pictures follow the controls as fast as they can be made.
 async function pump() {
   if (pumping) return;
   pumping = true;
+  let busy = null;
+  let preview = "";
   while (facts) {
     const change = changes;
     const settled = performance.now() - changedAt >= SETTLED_MS;
@@ -77,30 +81,41 @@ async function pump() {
     const whole = shown.change === change;
     try {
       const began = performance.now();
-      const made = await picture({ ...target(), face: faceOf(state), preview: !whole, channel: "main" });
+      if (whole) wholeRequest = new AbortController();
+      busy = setTimeout(() => badge("working …"), BUSY_MS);
+      const made = await picture({ ...target(), face: faceOf(state), preview: !whole, channel: "main" }, wholeRequest?.signal);
       if (whole || made.whole) slow = (performance.now() - began) / 1000;
       show($("picture"), made.blob);
       shown = { change, whole };
       if (whole) document.body.dataset.shown = change;
-      $("badge").hidden = made.whole;
-      $("badge").textContent = made.whole ? "" : `preview, ${made.size.replace("x", "×")}`;
+      preview = made.whole ? "" : `preview, ${made.size.replace("x", "×")}`;
       if (problem) notify((problem = ""));
     } catch (fault) {
-      if (fault.status === 409) continue;
+      if (fault.status === 204) continue;
       problem = fault.message;
       notify(problem);
       shown = { change, whole: true }; // the same would fail again
       if (fault.status === 404) refresh();
+    } finally {
+      clearTimeout(busy);
+      wholeRequest = null;
+      badge(preview);
     }
   }
   pumping = false;
   settle();
 }
 
+function badge(text) {
+  $("badge").hidden = !text;
+  $("badge").textContent = text;
+}
+
 function changed() {
   changes += 1;
   changedAt = performance.now();
   document.body.dataset.wanted = changes;
+  wholeRequest?.abort();
   caption();
   remember();
   pump();
@@ -183,6 +198,7 @@ async function loadMoment() {
     return;
   }
   const asked = target();
+  badge("loading …");
   try {
     const found = await ask("/api/generator", { ...asked, channel: "facts" });
     if (JSON.stringify(asked) !== JSON.stringify(target())) return;
@@ -199,7 +215,8 @@ async function loadMoment() {
     await loadDirections();
     changed();
   } catch (fault) {
-    if (fault.status !== 409) notify(fault.message);
+    badge("");
+    if (fault.status !== 204) notify(fault.message);
     if (fault.status === 404) refresh();
   }
 }
@@ -398,7 +415,7 @@ function conditionInput(label, place) {
     return [root, (c) => (select.value = c ?? 0)];
   }
   const text = element("input", { type: "text", spellcheck: false, title: `${facts.c_dim} numbers, separated by commas` });
-  const { root, select } = choice(label, facts.examples.map((_, i) => [i, `example ${i + 1}`]), Array.isArray(place().c) ? "" : place().c ?? 0, (value) => {
+  const { root, select } = choice(label, facts.examples.map((_, i) => [i, `#${i + 1}`]), Array.isArray(place().c) ? "" : place().c ?? 0, (value) => {
     place().c = +value;
     text.value = facts.examples[+value].map((v) => +v.toPrecision(4)).join(", ");
     changed();
@@ -417,8 +434,10 @@ function conditionInput(label, place) {
     changed();
   });
   set(place().c);
-  return [element("div", { className: "row" }, root, element("label", { className: "grow" }, "as vector", text)), set];
+  return [element("div", { className: "row grow" }, root, element("label", { className: "grow" }, "Vector", text)), set];
 }
+
+const rowOf = (control) => (control ? [element("div", { className: "row" }, control)] : []);
 
 function buildFace() {
   const body = $("face-body");
@@ -439,9 +458,8 @@ function buildFace() {
     element("div", { className: "row" }, seed.root,
       element("button", { type: "button", onclick: step(-1), title: "The seed before", "aria-label": "The seed before" }, "‹"),
       element("button", { type: "button", onclick: step(1), title: "The next seed", "aria-label": "The next seed" }, "›")),
-    ...(condition ? [condition] : []),
     element("p", { className: "note" }, "The square shows where you are between four seeds. Drag the dot, the large picture, or use the arrow keys."));
-  body.append(element("div", { className: "pair" }, buildPlane(), side));
+  body.append(element("div", { className: "pair" }, buildPlane(), side), ...rowOf(condition));
   if (facts.has_w) {
     controls.psi = slider({ label: "Truncation ψ", min: -0.5, max: 1.5, step: 0.01, initial: 0.7, limit: 2, id: "psi", title: "0 is the mean face, 1 is no truncation; lower is more typical, higher more varied", input: (value) => {
       state.psi = value;
@@ -531,9 +549,8 @@ function buildMix() {
     element("div", { className: "row" }, controls.mixing.parentElement, other.root),
     element("div", { className: "row" },
       element("button", { type: "button", id: "other-random", onclick: () => mixWith(randomSeed()) }, "Random"),
-      element("button", { type: "button", id: "swap", onclick: swap, title: "Exchange the two faces" }, "Swap")),
-    ...(condition ? [condition] : []));
-  body.append(element("div", { className: "pair" }, (controls.otherFrame = element("div", { className: "other" }, controls.otherPicture)), side));
+      element("button", { type: "button", id: "swap", onclick: swap, title: "Exchange the two faces" }, "Swap")));
+  body.append(element("div", { className: "pair" }, (controls.otherFrame = element("div", { className: "other" }, controls.otherPicture)), side), ...rowOf(condition));
   controls.amount = slider({ label: "Amount", min: 0, max: 1, step: 0.01, initial: 1, id: "amount", title: "How much of the other face the chosen layers take", input: (value) => {
     state.amount = value;
     if (!state.mixing) return mix(true);

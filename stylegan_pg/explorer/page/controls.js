@@ -13,9 +13,11 @@ async function checked(promise) {
   let answer;
   try {
     answer = await promise;
-  } catch {
+  } catch (fault) {
+    if (fault.name === "AbortError") throw new Fault(204, "This request was given up.");
     throw new Fault(0, "The explorer does not answer: its command may have ended.");
   }
+  if (answer.status === 204) throw new Fault(204, "A newer request took the place of this one.");
   if (answer.ok) return answer;
   let message = `The explorer answers with ${answer.status}.`;
   try {
@@ -34,9 +36,10 @@ export async function file(path) {
   return (await checked(fetch(path))).blob();
 }
 
-function post(path, body) {
+function post(path, body, signal) {
   return checked(
     fetch(path, {
+      signal,
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ client, ...body }),
@@ -52,9 +55,10 @@ export async function remove(path) {
   await checked(fetch(path, { method: "DELETE" }));
 }
 
-// A picture as {blob, size, whole}. Requests of one channel replace each other; the older ones fail with status 409.
-export async function picture(body) {
-  const answer = await post("/api/picture", body);
+// A picture as {blob, size, whole}. Requests of one channel replace each other; the older ones fail with status 204, as
+// do those that `signal` gives up.
+export async function picture(body, signal) {
+  const answer = await post("/api/picture", body, signal);
   const blob = await answer.blob();
   return { blob, size: answer.headers.get("x-picture"), whole: answer.headers.get("x-whole") === "1" };
 }
