@@ -217,6 +217,7 @@ def test_directions_have_sliders(browser, site):
         v.slide("Weights 1", -3)
         face = {"psi": 0.7, "directions": {"pca2": 2.5, "weights1": -3}, "direction_layers": [0, 1]}
         assert np.array_equal(v.pixels(), expected(site, NEWEST, **face))
+        v.state()
         v.page.reload()  # the address knows the face
         v.settled()
         assert np.array_equal(v.pixels(), expected(site, NEWEST, **face))

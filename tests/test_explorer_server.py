@@ -91,7 +91,7 @@ def test_a_run_is_described(site: Site):
     assert found["status"]["nimg"] == 19500
     assert found["curves"]["loss_g"][0] == [0.0, 1.0]
     assert found["metrics"] == {"swd": [[4.0, 30.5]]}
-    assert found["grid"] == "fakes-000012kimg.png"
+    assert found["grid"] == {"name": "fakes-000012kimg.png", "nimg": 12000}
     grid = site.get("/api/runs/0/grids/fakes-000012kimg.png")
     assert pixels(grid)[0, 0].tolist() == [255, 0, 0]
     again = site.get(f"/api/runs/0?version={found['version']}").json

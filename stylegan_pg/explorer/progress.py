@@ -10,7 +10,7 @@ from typing import Any
 
 from stylegan_pg.checkpoint.names import in_order
 from stylegan_pg.errors import UsageError
-from stylegan_pg.explorer.library import NotFoundError, Source
+from stylegan_pg.explorer.library import NotFoundError, Source, nimg_of
 from stylegan_pg.monitoring import status
 from stylegan_pg.untrusted import open_regular, printable
 
@@ -110,7 +110,7 @@ class Progress:
 
     def read(self, version: str = "") -> dict[str, Any]:
         """The run's state as JSON values: `status` (see monitoring.status.collect, without paths), `snapshots`, `grid`
-        (a name for `grid_file`, or None), and `curves`, `metrics` unless they are those of `version`."""
+        (its name for `grid_file` and its nimg, or None), and `curves`, `metrics` unless they are those of `version`."""
         self.stats.read()
         self.metrics.read()
         now = f"{self.stats.version}/{self.metrics.version}"
@@ -119,7 +119,7 @@ class Progress:
             "version": now,
             "status": self._status(),
             "snapshots": listed(self.source),
-            "grid": newest[-1].name if newest else None,
+            "grid": {"name": newest[-1].name, "nimg": nimg_of(newest[-1])} if newest else None,
         }
         if now != version:
             found |= {"curves": self.stats.curves(), "metrics": self.metrics.curves()}

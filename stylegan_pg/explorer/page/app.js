@@ -212,7 +212,9 @@ async function loadMoment() {
       build();
     }
     describe();
-    await loadDirections();
+    const ready = loadDirections();
+    if (Object.values(state.directions).some(Boolean)) await ready;
+    else ready.catch((fault) => fault.status === 204 || notify(fault.message));
     changed();
   } catch (fault) {
     badge("");
@@ -323,9 +325,9 @@ async function play() {
 let knownDirections = new Set();
 let directionsOf = "";
 
-async function loadDirections(force = false) {
+async function loadDirections() {
   const now = JSON.stringify(target());
-  const needed = force || $("directions-card").open || Object.values(state.directions).some(Boolean);
+  const needed = $("directions-card").open || Object.values(state.directions).some(Boolean);
   if (!needed || directionsOf === now) return;
   const { directions } = await ask("/api/directions", { ...target(), channel: "directions" });
   directionsOf = now;
@@ -639,7 +641,7 @@ function sync() {
   controls.layers?.set(state.layers ?? facts.layers.keys());
   controls.move?.forEach((one, i) => one.set(state.move[i]));
   directionsOf = "";
-  loadDirections();
+  loadDirections().then(changed, (fault) => fault.status === 204 || notify(fault.message));
   drawDot();
 }
 
@@ -850,11 +852,15 @@ function reset() {
 let remembering = null;
 function remember() {
   clearTimeout(remembering);
-  remembering = setTimeout(() => {
-    const text = JSON.stringify({ at: sources[source]?.name, ...state });
-    history.replaceState(null, "", `#${encodeURIComponent(text)}`);
-  }, 300);
+  remembering = setTimeout(writeAddress, 300); // browsers limit how often it may be changed
 }
+
+function writeAddress() {
+  if (!facts) return;
+  const text = JSON.stringify({ at: sources[source].name, ...state });
+  history.replaceState(null, "", `#${encodeURIComponent(text)}`);
+}
+window.addEventListener("pagehide", writeAddress);
 
 function recalled() {
   try {
@@ -912,7 +918,7 @@ async function start() {
     goTo($("moment").valueAsNumber);
   });
   $("play").addEventListener("click", play);
-  $("directions-card").addEventListener("toggle", () => facts && loadDirections().catch((fault) => notify(fault.message)));
+  $("directions-card").addEventListener("toggle", () => facts && loadDirections().catch((fault) => fault.status === 204 || notify(fault.message)));
   dragging();
   try {
     const found = await get("/api/sources");

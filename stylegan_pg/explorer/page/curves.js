@@ -253,12 +253,13 @@ export class RunPanel {
       this.others.set(pick(false));
       this.metrics.set(metrics);
     }
-    if (grid !== this.grid) {
-      this.grid = grid;
-      $("grid").hidden = grid === null;
-      if (grid !== null) {
-        $("grid-picture").src = `/api/runs/${this.source}/grids/${encodeURIComponent(grid)}`;
-        $("grid-text").textContent = `Newest grid, ${grid.replace(/^fakes-0*(?=\d)|\.png$/g, "").replace(/(\d)(kimg|img)/, "$1 $2")}`;
+    const name = grid && grid.name;
+    if (name !== this.grid) {
+      this.grid = name;
+      $("grid").hidden = name === null;
+      if (name !== null) {
+        $("grid-picture").src = `/api/runs/${this.source}/grids/${encodeURIComponent(name)}`;
+        $("grid-text").textContent = `The newest grid, ${(grid.nimg / 1000).toLocaleString("en")} kimg`;
       }
     }
     this.snapshots(snapshots);
