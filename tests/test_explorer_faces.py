@@ -251,8 +251,8 @@ def turning(kernel: int) -> Faces:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         how: dict[str, Any] = {"z_dim": 8, "w_dim": 8, "channel_base": 1024, "channel_max": 16}
-        G = NETWORKS["stylegan3"].G(resolution=64, kernel=kernel, radial=kernel == 1, **how).eval()
-    G.requires_grad_(False)
+        G: Any = NETWORKS["stylegan3"].G(resolution=64, kernel=kernel, radial=kernel == 1, **how)
+    G.eval().requires_grad_(False)
     last = G.synthesis.layers[-1]
     last.weight *= 0.4 / float(G(latents([0], 8)).std())
     assert float(G(latents([0], 8)).std()) == pytest.approx(0.4, rel=0.01)
