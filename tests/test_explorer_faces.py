@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from snapshots import built, saved
 
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.errors import UsageError
-from stylegan_pg.explorer.directions import COUNT, SAMPLES, factorised, principal_components, read_directions
+from stylegan_pg.explorer.directions import (
+    COUNT,
+    DESCRIPTION,
+    SAMPLES,
+    factorised,
+    principal_components,
+    read_directions,
+)
 from stylegan_pg.explorer.face import ROW, SEEDS, Face, Place, parse_face
 from stylegan_pg.explorer.faces import PREVIEW_SEC, Faces
 from stylegan_pg.explorer.worker import SupersededError
@@ -193,6 +201,22 @@ def test_directions_of_a_file(tmp_path):
     path.write_bytes(b"not this")
     with pytest.raises(UsageError, match="holds no directions"):
         read_directions(path, 6, 8)
+
+
+def test_directions_of_a_described_file(tmp_path):
+    path = tmp_path / "found.safetensors"
+    rows = torch.nn.functional.normalize(torch.randn(2, 1, 8), dim=2)
+    about = {"kind": "directions", "names": ["smile", "age"], "scales": [2.0, 0.5], "layers": [[0, 6], [1, 3]]}
+    save_file({"directions": rows}, path, {DESCRIPTION: json.dumps(about)})
+    found = {d.name: d.vector for d in read_directions(path, 6, 8)}
+    assert list(found) == ["found/smile", "found/age"]
+    torch.testing.assert_close(found["found/smile"], 2 * rows[0].expand(6, 8))
+    assert found["found/age"].norm(dim=1).tolist() == pytest.approx([0, 0.5, 0.5, 0, 0, 0])
+    changes: list[Any] = [{"kind": "latents"}, {"names": 3}, {"scales": ["a", 1]}, {"layers": [[0], [1]]}]
+    for change in [*changes, {"scales": [float("inf"), float("inf")]}]:
+        save_file({"directions": rows}, path, {DESCRIPTION: json.dumps({**about, **change})})
+        with pytest.raises(UsageError, match=r"found\.safetensors"):
+            read_directions(path, 6, 8)
 
 
 def test_previews_are_pictures_of_the_smaller_network(tmp_path):

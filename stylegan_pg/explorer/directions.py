@@ -5,6 +5,7 @@ They come from the weights or from samples of w, without labels; or from a file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 
 from stylegan_pg.checkpoint import tensor_file
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import printable
+from stylegan_pg.untrusted import parse_json, printable
 
 COUNT = 8  # directions of each kind
 SAMPLES = 4096  # of w, whose principal components are taken
 MOST_OF_A_FILE = 64
+DESCRIPTION = "stylegan_pg_latents"  # in the header of a file that `stylegan-pg directions` writes
 
 
 @dataclass(frozen=True)
@@ -88,35 +90,55 @@ def first_weight(G: Any) -> torch.Tensor | None:
 
 
 def read_directions(path: Path, num_layers: int, dim: int) -> list[Direction]:
-    """The directions of a safetensors file: tensors [dim], [count, dim] or [count, layers, dim] by name.
+    """The directions of a safetensors file: those that `stylegan-pg directions` writes, which have names, lengths and
+    ranges of layers; or any tensors [dim], [count, dim] or [count, layers, dim] by name.
 
     Raises:
-        UsageError: the file cannot be read, or a tensor is not made for a generator of these sizes.
+        UsageError: the file cannot be read, or holds no direction for a generator of these sizes.
     """
     try:
         with tensor_file.opened(path) as file:
-            tensors = file.read()
+            text, tensors = file.metadata.get(DESCRIPTION), file.read()
     except (tensor_file.BadFileError, OSError) as error:
         raise UsageError(
             f"{printable(path)} holds no directions ({printable(error)}): give a safetensors file"
         ) from None
-    found = []
-    for name, t in sorted(tensors.items()):
-        if not t.is_floating_point() or not tensor_file.is_finite(t):
-            continue  # such as eigenvalues' indices; what has a fitting shape must be finite
-        rows = t.float()[None] if t.ndim == 1 else t.float()
-        if (
-            rows.ndim not in (2, 3)
-            or rows.shape[-1] != dim
-            or (rows.ndim == 3 and rows.shape[1] not in (1, num_layers))
-        ):
-            continue
-        several = len(rows) > 1
-        for i, row in enumerate(rows[:MOST_OF_A_FILE]):
-            found.append(Direction(f"{path.stem}/{name}{i + 1 if several else ''}", f"file {path.name}", row))
+    found = [
+        Direction(f"{path.stem}/{name}", f"file {path.name}", row)
+        for name, row in (_described(path, text, tensors, num_layers) if text else _plain(tensors))
+        if row.shape[-1:] == (dim,) and row.shape[:-1] in ((), (1,), (num_layers,)) and tensor_file.is_finite(row)
+    ]
     if not found:
         raise UsageError(
             f"{printable(path)} holds no directions for this generator: tensors [{dim}], [count, {dim}] or "
             f"[count, {num_layers}, {dim}] are expected"
         )
     return found
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, t in sorted(tensors.items()):
+        if t.is_floating_point() and t.ndim in (1, 2, 3):
+            rows = t.float()[None] if t.ndim == 1 else t.float()
+            for i, row in enumerate(rows[:MOST_OF_A_FILE]):
+                yield f"{name}{i + 1 if len(rows) > 1 else ''}", row
+
+
+def _described(
+    path: Path, text: str, tensors: Mapping[str, torch.Tensor], num_layers: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The names of the directions of a described file, and their changes [layers, dim] of w."""
+    remedy = "give a file that `stylegan-pg directions` has written for this generator"
+    about = parse_json(text, f"{printable(path)}: its description", remedy, max_bytes=tensor_file.MOST_HEADER)
+    try:
+        rows = tensors["directions"].float()
+        if about["kind"] != "directions" or rows.ndim != 3:
+            raise ValueError("it is of another kind")
+        for row, name, scale, (first, end) in zip(
+            rows[:MOST_OF_A_FILE], about["names"], about["scales"], about["layers"], strict=False
+        ):
+            inside = torch.zeros(num_layers, 1)
+            inside[int(first) : int(end)] = float(scale)
+            yield printable(name, 100), row * inside
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise UsageError(f"{printable(path)} holds no directions ({printable(error)}): {remedy}") from None
