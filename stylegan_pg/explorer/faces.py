@@ -39,7 +39,7 @@ CACHED = 4096  # latents of seeds that are kept
 KEPT = 8  # pictures
 PREVIEW_SEC = 0.12  # a preview may take so long; larger ones are not made
 GROWTH = 3  # how many times as long twice the resolution takes, about
-SMALLEST_PREVIEW = 32  # pixels
+SMALLEST_PREVIEW, MOST_REDUCED = 32, 16  # pixels; and how many times smaller than the whole picture
 
 
 class Code(NamedTuple):
@@ -299,7 +299,8 @@ class Faces:
         synthesis: Any = getattr(self.G, "synthesis", None)
         if not self.has_w or not getattr(synthesis, "skips", False):
             return [self.G.resolution]
-        smaller = [r for r in synthesis.resolutions if SMALLEST_PREVIEW <= r < self.G.resolution]
+        smallest = max(SMALLEST_PREVIEW, self.G.resolution // MOST_REDUCED)
+        smaller = [r for r in synthesis.resolutions if smallest <= r < self.G.resolution]
         return [self.G.resolution, *reversed(smaller)]
 
     @contextlib.contextmanager
