@@ -15,9 +15,9 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.explorer import library as library_module
 from stylegan_pg.explorer.command import bound, url_of
 from stylegan_pg.explorer.film import Film, frame_count
+from stylegan_pg.explorer.guard import Guard, allowed_names, host_name
 from stylegan_pg.explorer.library import Library
 from stylegan_pg.explorer.progress import POINTS, Progress, Tail
-from stylegan_pg.explorer.server import Guard, allowed_names, host_name
 from stylegan_pg.explorer.worker import BusyError, SupersededError, Worker
 
 

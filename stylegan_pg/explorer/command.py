@@ -104,7 +104,7 @@ def explore(
     try:
         import uvicorn
 
-        from stylegan_pg.explorer import server
+        from stylegan_pg.explorer import guard, server
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette"):
             raise
@@ -117,7 +117,7 @@ def explore(
     library = Library(paths, choose_device(device), direction_files)
     with contextlib.closing(bound(host, port)) as listening:
         explorer = server.Explorer(library, batch)
-        app = server.application(explorer, *server.allowed_names(host, allowed))
+        app = server.application(explorer, *guard.allowed_names(host, allowed))
         settings = uvicorn.Config(
             app,
             http="h11",
