@@ -12,12 +12,14 @@ import harness
 import numpy as np
 import pytest
 from conftest import ROOT
+from exploring import a_run, explored
 from PIL import Image
 
 README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status")
 SUBCOMMANDS += ("mix", "interpolate", "video")  # see test_editing.py
+SUBCOMMANDS += ("explore",)
 GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 
@@ -32,7 +34,7 @@ def commands(prefix: str) -> list[str]:
 
 def test_every_kind_of_command_is_run_by_a_test():
     """A new command in a document must be added to one of the tests below."""
-    known = ("make ", "pip install .", "sbatch ", "launch/", "torchrun ")
+    known = ("make ", "pip install .", "pip install 'stylegan-pg[ui,video]'", "sbatch ", "launch/", "torchrun ")
     known += tuple(f"stylegan-pg {name}" for name in SUBCOMMANDS)
     assert [line for line in commands("") if line and not line.startswith(known)] == []
 
@@ -140,6 +142,14 @@ def test_from_a_folder_to_pictures(tmp_path):
     code = code.replace(published, os.path.relpath(snapshot, tmp_path)) + "\nassert images.shape == (4, 3, 32, 32)"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert result.returncode == 0
+
+
+def test_the_explorer(tmp_path):
+    """Runs the documented command, which serves the page."""
+    (command,) = commands("stylegan-pg explore")
+    run = a_run(tmp_path)
+    with explored(*shlex.split(command.replace("runs/ffhq1024", str(run)))[2:]) as site:
+        assert b"<title>" in site.get("/").content
 
 
 def anchors(path: Path) -> set[str]:
