@@ -6,9 +6,10 @@ in a file is run; pickles.py, inert.py and torch_files.py say how.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,20 +92,15 @@ class ModelFile:
         return G, about | {"imported": source}
 
 
-class _told:  # noqa: N801 - used as a function
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
     """A block in which Refused becomes a UsageError that begins with the file's name."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, Refused):
-            raise UsageError(f"{printable(self.path)} {error} ({HINT})") from None
-        if isinstance(error, MemoryError):
-            raise RunError(f"{printable(self.path)} needs more memory than there is") from None
+    try:
+        yield
+    except Refused as error:
+        raise UsageError(f"{printable(path)} {error} ({HINT})") from None
+    except MemoryError:
+        raise RunError(f"{printable(path)} needs more memory than there is") from None
 
 
 def read(path: str | Path) -> ModelFile:

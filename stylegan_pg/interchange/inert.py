@@ -150,23 +150,30 @@ def _as_bytes(given: Any = b"") -> Any:
     return given
 
 
-def _as_set(items: Any = ()) -> set[Any]:
-    if type(items) not in (list, tuple) or not all(type(item) is str for item in items):
-        raise Refused("makes a set of something other than names")
-    return set(items)
+def _sets(budget: Budget) -> Callable[..., set[Any]]:
+    def as_set(items: Any = ()) -> set[Any]:
+        if type(items) not in (list, tuple) or not all(type(item) in (str, int) for item in items):
+            raise Refused("makes a set of something other than names")
+        budget.take("operations", len(items))
+        budget.take("number_keys", sum(type(item) is int for item in items))
+        return set(items)
+
+    return as_set
 
 
-def _as_frozenset(items: Any = ()) -> frozenset[Any]:
-    return frozenset(_as_set(items))
-
-
-def _as_dict(items: Any = ()) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in items if type(items) in (list, tuple) else _no_table():
-        if type(key) is not str or key in made:
+def _tables(budget: Budget) -> Callable[..., dict[str, Any]]:
+    def as_table(items: Any = ()) -> dict[str, Any]:
+        if type(items) not in (list, tuple):
             _no_table()
-        made[key] = value
-    return made
+        budget.take("operations", len(items))
+        made: dict[str, Any] = {}
+        for key, value in items:
+            if type(key) is not str or key in made:
+                _no_table()
+            made[key] = value
+        return made
+
+    return as_table
 
 
 def _no_table() -> Any:
@@ -331,17 +338,18 @@ def names(budget: Budget, load_from_bytes: Callable[[Any], Any] | None) -> dict[
         load_from_bytes: reads a file of torch.save inside of another pickle; None where none may be.
     """
     builtins, numpy = ("builtins", "__builtin__"), ("numpy.core.multiarray", "numpy._core.multiarray")
+    as_set, as_table = _sets(budget), _tables(budget)
     found: dict[tuple[str, str], Any] = {
         **_named(["_codecs"], "encode", _encode(budget)),
         **_named(builtins, "bytes", _as_bytes),
         **_named(builtins, "bytearray", _as_bytes),
-        **_named(builtins, "set", _as_set),
-        **_named(builtins, "frozenset", _as_frozenset),
+        **_named(builtins, "set", as_set),
+        **_named(builtins, "frozenset", lambda items=(): frozenset(as_set(items))),
         **_named(builtins, "object", _class("object")),
-        **_named(builtins, "dict", _as_dict),
+        **_named(builtins, "dict", as_table),
         **_named(["copyreg", "copy_reg"], "_reconstructor", _reconstructor),
-        **_named(["collections"], "OrderedDict", _as_dict),
-        **_named(["dnnlib.util", "dnnlib"], "EasyDict", _as_dict),
+        **_named(["collections"], "OrderedDict", as_table),
+        **_named(["dnnlib.util", "dnnlib"], "EasyDict", as_table),
         **_named(["torch_utils.persistence"], "_reconstruct_persistent_obj", _persistent),
         **_named(["torch._utils"], "_rebuild_tensor", _rebuild_tensor),
         **_named(["torch._utils"], "_rebuild_tensor_v2", _rebuild_tensor),

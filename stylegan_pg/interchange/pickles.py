@@ -24,7 +24,7 @@ MOST_OPERATIONS = 1_000_000  # published files have some 100,000
 MOST_TEXT = 64 << 20  # bytes of text that are decoded
 LONG_TEXT = 1 << 20  # bytes; longer texts stay undecoded: protocol 2 stores bytes in this form
 MOST_NUMBER_LENGTH = 64  # bytes of a whole number
-MOST_NUMBER_KEYS = 20_000  # of all dictionaries and sets together
+MOST_NUMBER_KEYS = 5_000  # of all dictionaries and sets together
 SMALL = 256  # bytes; shorter byte strings are copied out of the file, so that they can be compared
 
 

@@ -11,6 +11,7 @@ Nothing is copied: storages are views of the file's bytes until `materialize` ma
 
 from __future__ import annotations
 
+import gc
 import math
 import struct
 from collections.abc import Callable
@@ -35,8 +36,16 @@ def read(data: memoryview) -> Any:
     Raises:
         Refused: the file is damaged, too large, or refers to anything that model files do not need.
     """
-    budget = Budget(encoded=len(data))
+    collects = gc.isenabled()
+    gc.disable()  # a hostile file can make a million containers, which would be looked through again and again
+    try:
+        return _read(data, Budget(encoded=len(data)))
+    finally:
+        if collects:
+            gc.enable()
 
+
+def _read(data: memoryview, budget: Budget) -> Any:
     def nested(payload: Any) -> Any:
         if not isinstance(payload, bytes | memoryview):
             raise Refused("holds a storage that is no bytes")
