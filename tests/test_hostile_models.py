@@ -19,7 +19,7 @@ from snapshots import built
 
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.interchange import importing, torch_files
-from stylegan_pg.interchange.pickles import MOST_NUMBER_KEYS, MOST_OPERATIONS, Refused
+from stylegan_pg.interchange.pickles import LONG_TEXT, MOST_NUMBER_KEYS, MOST_OPERATIONS, Refused
 from stylegan_pg.networks.public_names import to_public
 
 START, STOP = b"\x80\x04", b"."
@@ -347,7 +347,7 @@ def test_the_plain_values_of_a_pickle_are_those_that_python_reads():
         for value in values:
             data = pickle.dumps(value, protocol)
             assert torch_files.read(memoryview(data)) == pickle.loads(data), (value, protocol)
-        long = b"\xff\x00" * 5000
+        long = b"\xff\x00" * (LONG_TEXT // 2 + 1)  # protocol 2 stores it as a text
         assert bytes(torch_files.read(memoryview(pickle.dumps(long, protocol)))) == long
         both = torch_files.read(memoryview(pickle.dumps([shared, shared], protocol)))
         assert both[0] is both[1]

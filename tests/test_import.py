@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
 
 import public_layout as layout
 import pytest
@@ -297,6 +299,17 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         assert "Traceback" not in errors
     assert taken.read_text() == "something else"
     assert command(capsys, monkeypatch, "sample", tmp_path / "net.safetensors", "--seeds", "1", "--labels", "2")[0] == 0
+
+
+def test_the_documented_command(tmp_path, capsys, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "import.md").read_text("utf-8")
+    (line,) = re.findall("^stylegan-pg import (.*)$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    layout.write(tmp_path / "network-snapshot.pkl", content({}, nested())[1], 4)
+    code, output, errors = command(capsys, monkeypatch, "import", *line.split())
+    assert (code, errors) == (0, "")
+    assert "snapshot of G_ema: faces.safetensors" in output
+    assert load_snapshot(tmp_path / "faces.safetensors").resolution == 16
 
 
 def test_files_that_are_no_models(tmp_path):
