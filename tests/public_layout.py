@@ -46,16 +46,38 @@ def _kind(name: str, module: str) -> type[nn.Module]:
     return type(name, (nn.Module,), {"__module__": module, "__qualname__": name})
 
 
-INNER = {
-    name: _kind(name, "R3GAN.Networks") for name in ("Generator", "GeneratorStage", "ResidualBlock", "Convolution")
+_R3GAN = {
+    "R3GAN.Networks": ("Generator", "GeneratorStage", "ResidualBlock", "Convolution"),
+    "R3GAN.FusedOperators": ("BiasedActivationCUDA",),
+    "R3GAN.Resamplers": ("InterpolativeUpsamplerCUDA",),
 }
+INNER = {module: {name: _kind(name, module) for name in names} for module, names in _R3GAN.items()}
+
+
+def _of_r3gan(name: str, above: str) -> nn.Module:
+    """A plain module, as R3GAN has them inside of its persistent one."""
+    if name in ("MainLayers", "Layers"):
+        return nn.ModuleList()
+    if name == "Layer":
+        return nn.Conv2d(1, 1, 1, bias=False)
+    if name == "EmbeddingLayer":
+        return nn.Linear(1, 1, bias=False)
+    kinds = {kind: cls for classes in INNER.values() for kind, cls in classes.items()}
+    known = {"Model": "Generator", "Resampler": "InterpolativeUpsamplerCUDA"}
+    if name.startswith("NonLinearity"):
+        known[name] = "BiasedActivationCUDA"
+    elif name.isdecimal():
+        known[name] = "GeneratorStage" if above.endswith("MainLayers") else "ResidualBlock"
+    return kinds[known.get(name, "Convolution")]()
+
+
 _PLACES: dict[str, dict[str, Any]] = {
     "dnnlib": {"EasyDict": EasyDict},
     "dnnlib.util": {"EasyDict": EasyDict},
     "torch_utils": {},
     "torch_utils.persistence": {"_reconstruct_persistent_obj": _reconstruct_persistent_obj},
     "R3GAN": {},
-    "R3GAN.Networks": INNER,
+    **INNER,
 }
 EasyDict.__module__, EasyDict.__qualname__ = "dnnlib.util", "EasyDict"
 _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
@@ -109,7 +131,7 @@ def module(
     def at(path: str) -> Any:
         if path not in nodes:
             above, _, name = path.rpartition(".")
-            nodes[path] = INNER["Convolution"]() if inner else Persistent()
+            nodes[path] = _of_r3gan(name, above) if inner else Persistent()
             at(above).add_module(name, nodes[path])
         return nodes[path]
 

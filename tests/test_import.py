@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import public_layout as layout
 import pytest
@@ -110,9 +111,8 @@ def test_a_pickle_gives_the_same_generator(case, tmp_path):
     assert any("path=/data/faces" in line for line in lines)
     if found["low_precision"] == "fp32":
         z, c = torch.randn(2, 8), torch.eye(3)[:2] if loaded.c_dim else None
-        assert torch.equal(
-            loaded(z, c), built(16, **how, **({"conv_clamp": 256.0} if found["conv_clamp"] else {}))[0](z, c)
-        )
+        reference, _ = built(16, **how, conv_clamp=256.0 if found["conv_clamp"] else None)
+        assert torch.equal(loaded(z, c), reference(z, c))
 
 
 PARITY = ["stylegan2_cond_64", "stylegan2_orig_orig_16", "stylegan2_resnet_skip_32", "stylegan2_skip_resnet_32"]
@@ -169,6 +169,14 @@ def test_attributes_tell_more_than_defaults(tmp_path):
     assert G.synthesis.b16.conv1.weight.shape == (4, 4, 3, 3)
 
 
+def test_attributes_of_r3gan(tmp_path):
+    """Its stages compute in the type that they keep, whatever the arguments were called."""
+    facts = {"Model.MainLayers.1": {"DataType": torch.bfloat16}, "Model.MainLayers.0": {"DataType": torch.float32}}
+    _, whole = content({"name": "r3gan", **R3}, {"c_dim": 0, "img_resolution": 16}, attributes=facts)
+    _, about = importing.read(layout.write(tmp_path / "a.pkl", whole, 4)).generator("G")
+    assert about["kwargs"]["low_precision_at"] == [8]
+
+
 @pytest.mark.parametrize(
     ("how", "kwargs", "facts", "message"),
     [
@@ -192,7 +200,7 @@ def test_what_would_give_other_images_is_refused(how, kwargs, facts, message, tm
 
 @pytest.mark.parametrize("name", ["synthesis.b8.conv1.resample_filter", "synthesis.L3_36_8.up_filter"])
 def test_other_filters_are_refused(name, tmp_path):
-    G, _ = built(16, **({"name": "stylegan3"} if ".L" in name else {}))
+    G, _ = built(16, name="stylegan3" if ".L" in name else "stylegan2")
     state = to_public(G)
     key = name if name in state else next(key for key in state if key.endswith("up_filter"))
     state[key] = state[key] + 0.01
@@ -242,6 +250,44 @@ def test_files_of_torch_save_and_safetensors(tmp_path):
     assert clamps == [None, None, None] * 2 + [256, None]
     list(import_file(files[-2], None))
     assert (tmp_path / "public-snapshot.safetensors").exists()
+
+
+@pytest.mark.parametrize("how", [{"c_dim": 3}, {"name": "stylegan3"}, {"name": "r3gan", **R3}])
+def test_safetensors_that_also_describe_a_snapshot(how, tmp_path):
+    """An export of this package has public names, and the description of its snapshot in the metadata."""
+    how = how | {"conv_clamp": 32.0}
+    G, about = built(16, **how)
+    tensors = {name: t.clone() for name, t in to_public(G).items()}
+    path = tmp_path / "exported.safetensors"
+    told = {"stylegan_pg": json.dumps(about)}
+    if not how.get("name"):
+        told["init_kwargs"] = json.dumps({"z_dim": 8, "synthesis_kwargs": {"conv_clamp": 32.0, "num_fp16_res": 0}})
+    save_file(tensors, path, told)
+    list(import_file(path, None))
+    loaded = load_snapshot(tmp_path / "exported-snapshot.safetensors")
+    assert all(torch.equal(t, G.state_dict()[name]) for name, t in loaded.state_dict().items())
+    assert loaded.description["label_names"] == about["label_names"]
+    assert loaded.description["kwargs"]["conv_clamp"] == 32
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Model.MainLayers.99999999999.Layers.0.LinearLayer1.Layer.weight"],
+        [f"synthesis.b{i}.conv1.bias" for i in range(4, 3000)] + ["synthesis.b4.const", "mapping.w_avg"],
+        [f"synthesis.L{i}_36_8.weight" for i in range(999)] + ["synthesis.input.freqs", "mapping.w_avg"],
+        ["synthesis.b4.const", "mapping.w_avg", "synthesis.b99999.conv1.bias", "synthesis.b4.conv1.bias"],
+        ["Model.MainLayers.x.Layers"],
+        ["x" * 1000],
+    ],
+)
+def test_names_beyond_all_bounds(names, tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save({name: torch.zeros(8) for name in names}, path)
+    with pytest.raises(UsageError) as error:
+        importing.read(path).generator("G_ema")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 def test_strides_shared_storages_and_half_precision(tmp_path):
@@ -345,7 +391,8 @@ def test_discriminators_under_public_names(name, tmp_path):
         return
     how = {"name": name, **(R3 if name == "r3gan" else {})}
     G, _ = built(16, **how)
-    small = {"z_dim": 8, "channel_base": 64, "channel_max": 8} | ({"w_dim": 8} if name != "r3gan" else {}) | how
+    small: dict[str, Any] = {"z_dim": 8, "channel_base": 64, "channel_max": 8, **how}
+    small |= {"w_dim": 8} if name != "r3gan" else {}
     model = MODELS[name](**{key: value for key, value in small.items() if key != "name"})
     D = NETWORKS[name].D(**NETWORKS[name].d_kwargs(model, NetworkShape(16, 16, False, 3, 0, 4)))
     inner = name == "r3gan"

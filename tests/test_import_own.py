@@ -1,6 +1,7 @@
 """Starting a run from a public checkpoint, and snapshots of this package's own checkpoints."""
 
 import json
+from typing import Any
 
 import harness
 import public_layout as layout
@@ -18,7 +19,13 @@ from stylegan_pg.training.transfer import read
 
 SHORT = {"output__grid_kimg": 0, "output__snapshot_kimg": 0, "train__total_kimg": 0.008, "growth__start": "null"}
 STILL = {"ema__rampup": "null", "optim__g_lr": 1e-30, "optim__d_lr": 1e-30, "ema__kimg": 1e9, "model__w_avg_beta": 1}
-SMALL = {"z_dim": 16, "w_dim": 16, "mapping_layers": 2, "channel_base": 128, "channel_max": 8}  # of harness.TINY
+SMALL: dict[str, Any] = {
+    "z_dim": 16,
+    "w_dim": 16,
+    "mapping_layers": 2,
+    "channel_base": 128,
+    "channel_max": 8,
+}  # of harness.TINY
 
 
 def networks(resolution=16):
@@ -97,7 +104,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     path = pickled(tmp_path / "net.pkl", networks())
     with pytest.raises(UsageError, match=r"init=.*holds stylegan2 networks, model.name is progan"):
         read(str(path), MODELS["progan"]())
-    _, why, _ = read(str(path), MODELS["stylegan2"](**(SMALL | {"z_dim": 64})))
+    _, why, _ = read(str(path), MODELS["stylegan2"](**{**SMALL, "z_dim": 64}))
     assert why == ": its resolution is 16 and model.z_dim=16"
     only_d = pickled(tmp_path / "D.pkl", {"D": networks()["D"]})
     with pytest.raises(UsageError, match="holds no generator, only D"):

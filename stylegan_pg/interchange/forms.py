@@ -36,6 +36,7 @@ _FIXED_3 = {
     "lrelu_upsampling": 2,
 }
 _LATER = ("channel_base", "channel_max", "num_fp16_res", "conv_clamp", "architecture", "fused_modconv_default")
+MOST_BLOCKS, MOST_LAYERS = 16, 255
 _TOLERANCE = 1e-5  # of filters, whose largest tap is about 1
 
 
@@ -124,6 +125,8 @@ def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         Refused: it is not of a network that this package knows.
     """
+    if any(len(match[1]) > 2 for match in map(re.compile(r"Model\.MainLayers\.(\d+)").match, state) if match):
+        raise Refused("holds a network of more resolutions than any R3GAN has")
     try:
         return from_public(state)
     except (ValueError, KeyError, IndexError, RuntimeError):
@@ -185,7 +188,8 @@ def _check_filters(name: str, kwargs: Mapping[str, Any], G: Any, state: Mapping[
         taps = low_pass(kwargs.get("resample_filter", (1, 3, 3, 1)))
         pairs = [(f, taps) for key, f in state.items() if key.endswith(("resample_filter", "Resampler.Kernel"))]
     for f, known in pairs:
-        if known is None or f.shape != known.shape or float((f - known).abs().max()) > _TOLERANCE:
+        fits = known is not None and f.shape == known.shape and float((f - known).abs().max()) <= _TOLERANCE
+        if not fits:  # not so either if the difference is not a number
             raise Refused(f"is of a {name} with other filters of up- or down-sampling than this package's")
 
 
@@ -229,6 +233,8 @@ def _stylegan2(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[st
     blocks = (re.match(r"synthesis\.b(\d{1,5})\.", name) for name in state)
     found = sorted({int(block[1]) for block in blocks if block})
     top = found[-1]
+    if len(found) > MOST_BLOCKS:
+        raise Refused("holds a network of more resolutions than any StyleGAN2 has")
     widths = {r: len(state[f"synthesis.b{r}.conv1.bias"]) for r in found}
     residual = any(name.endswith(".skip.weight") for name in state)
     architecture = "resnet" if residual else "skip" if "synthesis.b4.torgb.weight" in state else "orig"
@@ -263,7 +269,7 @@ def _stylegan3(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[st
     resolution = layers[last][1]
     critical = int(settings.number("num_critical", 2, low=1, high=255))
     how: dict[str, Any] = {"layers": last, "critical": critical, "img_channels": layers[last][2]}
-    if last <= critical or not 4 <= resolution <= 1 << 16:
+    if not critical < last <= MOST_LAYERS or not 4 <= resolution <= 1 << 16:
         raise Refused("holds a StyleGAN3 without layers, or of an impossible size")
     shape = signals(resolution, (4, 4), channel_base=1, channel_max=1, **how)
     sizes = {i: (layers[i][2], 2 * shape[i].cutoff) for i in range(last)}
@@ -310,7 +316,7 @@ def _r3gan(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[str, A
         "img_channels": len(ours[f"b{found[-1]}.torgb.weight"]),
         "c_dim": c_dim,
         "fade": False,
-        "conv_clamp": None,
+        "conv_clamp": settings.number("conv_clamp", None, high=1e30),  # this package's addition
         "low_precision": "bf16" if at else "fp32",
         "low_precision_at": at,
         **kwargs,

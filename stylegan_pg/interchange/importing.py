@@ -24,6 +24,13 @@ from stylegan_pg.interchange.public import PARTS, Found
 from stylegan_pg.untrusted import open_regular, parse_json, printable
 
 MOST_BYTES = 16 << 30
+_PUBLIC = (
+    ".const",
+    "resample_filter",
+    "up_filter",
+    "down_filter",
+    ".Kernel",
+)  # ends of names that only public files have
 LICENCE = "the weights keep the licence of their source, which may forbid commercial use or redistribution"
 HINT = "docs/import.md says which files are read"
 
@@ -88,7 +95,8 @@ class ModelFile:
             "augment_p": self.found.augment_p,
             "licence": LICENCE,
         }
-        about = {"network": name, "kwargs": kwargs, "alpha": 1.0, "nimg": self.found.nimg, "label_names": []}
+        about = {"network": name, "kwargs": kwargs, "alpha": 1.0, "nimg": self.found.nimg}
+        about["label_names"] = self.found.label_names if kwargs["c_dim"] else []
         return G, about | {"imported": source}
 
 
@@ -127,7 +135,7 @@ def read(path: str | Path) -> ModelFile:
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether a file is to be read by this module: a pickle, a file of torch.save, safetensors of another program, or
+    """Whether a file is to be read by this module: a pickle, a file of torch.save, safetensors with public names, or
     anything that is named like the first two. Checkpoints and snapshots of this package are not.
 
     Raises:
@@ -139,10 +147,11 @@ def is_foreign(path: str | Path) -> bool:
             return True
         file.seek(0)
         try:
-            metadata = tensor_file.TensorFile(file).metadata
+            content = tensor_file.TensorFile(file)
         except tensor_file.BadFileError:
             return False
-    return "stylegan_pg" not in metadata and "state" not in metadata
+    own = "stylegan_pg" in content.metadata or "state" in content.metadata
+    return not own or any(name.endswith(_PUBLIC) for name in content.entries)
 
 
 def _bytes_of(path: Path) -> bytearray:
@@ -183,23 +192,39 @@ def _safetensors(path: Path) -> Found:
     """Safetensors with public names, of this package's export or of another program."""
     try:
         with tensor_file.opened(path) as file:
-            return Found(public.of_state_dict(file.read(), _settings(file.metadata)))
+            told = _metadata(file.metadata)
+            found = Found(public.of_state_dict(file.read(), _settings(told)))
     except tensor_file.BadFileError as error:
         raise Refused(f"cannot be read as safetensors ({error})") from None
     except OSError as error:
         raise RunError(f"{printable(path)} cannot be read: {printable(error)}") from None
+    names = told["stylegan_pg"].get("label_names") if isinstance(told.get("stylegan_pg"), dict) else None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        found.label_names = names
+    return found
 
 
-def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The metadata that are JSON values; those of an entry `kwargs` are taken out of it."""
+def _metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata that are JSON values."""
     found: dict[str, Any] = {}
     for name, text in list(metadata.items())[:100]:
         try:
-            found[name] = parse_json(text, "", "", max_bytes=10_000, max_depth=8)
+            found[name] = parse_json(text, "", "", max_bytes=100_000, max_depth=8)
         except UsageError:
             continue  # a text
-    inner = found.get("kwargs")
-    return found | inner if isinstance(inner, dict) else found
+    return found
+
+
+def _settings(told: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the network in metadata: at the top, in `kwargs`, or as this package exports them, in `init_kwargs`
+    and beside the description of the snapshot."""
+    description = told.get("stylegan_pg")
+    ours = description.get("kwargs") if isinstance(description, dict) else None
+    known = {"conv_clamp": "conv_clamp", "critical": "num_critical"}
+    found = {public: ours[name] for name, public in known.items() if name in ours} if isinstance(ours, dict) else {}
+    for table in (told, told.get("kwargs"), told.get("init_kwargs")):
+        found |= table if isinstance(table, dict) else {}
+    return {name: value for name, value in found.items() if name not in ("stylegan_pg", "kwargs", "init_kwargs")}
 
 
 def weights(file: ModelFile) -> tuple[dict[str, dict[str, torch.Tensor]], str, dict[str, Any]]:

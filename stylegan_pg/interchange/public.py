@@ -65,12 +65,14 @@ def _bytes(t: Tensor | torch.Tensor) -> int:
 
 @dataclass
 class Found:
-    """What a file holds. `data`: the arguments of the dataset it was trained on; `nimg`: 0 where it does not say."""
+    """What a file holds. `data`: the arguments of the dataset it was trained on; `nimg`: 0 where it does not say;
+    `label_names`: of its classes, where it knows them."""
 
     parts: dict[str, Network]
     augment_p: float | None = None
     data: dict[str, Any] = field(default_factory=dict)
     nimg: int = 0
+    label_names: list[str] = field(default_factory=list)
 
 
 def look(content: Any) -> Found:
