@@ -199,6 +199,7 @@ def attacks(marker):
         ),
         "recalled": (START + b"j\xff\xff\xff\xff.", "recalls the value 4294967295"),
         "many operations": (START + b"N0" * MOST_OPERATIONS + STOP, "operations"),
+        "bytes behind storages": (legacy(START + b"N" + STOP, numbers=b"x"), "1 bytes follow"),
         "marks alone": (START + b"(" * 500_000, "is damaged"),
         "nothing on the stack": (START + b"R.", "is damaged"),
         "pop of nothing": (START + b"0.", "is damaged"),
@@ -351,6 +352,25 @@ def test_the_plain_values_of_a_pickle_are_those_that_python_reads():
         assert bytes(torch_files.read(memoryview(pickle.dumps(long, protocol)))) == long
         both = torch_files.read(memoryview(pickle.dumps([shared, shared], protocol)))
         assert both[0] is both[1]
+
+
+def holder(entries, children):
+    """A generator with many children, which are all one module with many empty entries."""
+    name = b"cR3GAN.Networks\nGenerator\n)\x81"
+    empty = b"".join(text(f"e{i}") + b"N" for i in range(entries))
+    inner = name + b"}" + text("_modules") + b"}(" + empty + b"usbq\x00"
+    outer = b"".join(text(f"c{i}") + b"h\x00" for i in range(children))
+    return inner + b"0" + name + b"}" + text("_modules") + b"}(" + outer + b"usb"
+
+
+@pytest.mark.parametrize(("entries", "children"), [(100_000, 4_000), (10, 100_000), (4_000, 4_000)])
+def test_one_module_in_many_places(entries, children, tmp_path):
+    path = tmp_path / "model.pkl"
+    path.write_bytes(whole(holder(entries, children)))
+    begin = time.process_time()
+    with pytest.raises(UsageError, match="more modules than"):
+        importing.read(path)
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.distributed

@@ -129,7 +129,7 @@ def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise Refused("holds a network of more resolutions than any R3GAN has")
     try:
         return from_public(state)
-    except (ValueError, KeyError, IndexError, RuntimeError):
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError):
         raise Refused("holds a network whose layers are not those of StyleGAN2, StyleGAN3 or R3GAN") from None
 
 
@@ -149,8 +149,10 @@ def generator_form(net: Network, state: Mapping[str, torch.Tensor]) -> tuple[str
             name, kwargs = "stylegan2", _stylegan2(settings, state)
         else:
             raise Refused("holds a generator that is none of StyleGAN2, StyleGAN3 and R3GAN")
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except KeyError as error:
         raise Refused(f"holds a generator that lacks {printable(error, 80)}") from None
+    except (IndexError, ValueError, TypeError, ArithmeticError):
+        raise Refused("holds a generator whose tensors have impossible shapes") from None
     settings.check_sizes(kwargs)
     return name, kwargs
 

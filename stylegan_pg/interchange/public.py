@@ -18,6 +18,8 @@ from stylegan_pg.untrusted import is_number, printable
 
 PARTS = ("G_ema", "G", "D")
 MOST_MODULES, MOST_TENSORS, MOST_DEPTH = 5_000, 20_000, 32  # of one network
+MOST_ENTRIES = 200_000  # of the tables of all its modules; one module may be inside of several
+_TABLES = ("_parameters", "_buffers", "_modules")
 MOST_VALUES, MOST_TEXT = 2_000, 1_000  # of one description; characters of one of its texts
 # Attributes of modules that change what they compute. The public classes keep them beside their tensors, and they tell
 # more than the arguments, whose defaults differ from version to version.
@@ -120,7 +122,11 @@ def of_state_dict(content: Mapping[str, Any], kwargs: Any = None) -> dict[str, N
 def _network(part: str, value: Any) -> Network:
     if isinstance(value, Module):
         return flatten(value, part)
-    if type(value) is dict and value and all(isinstance(t, Tensor) and type(n) is str for n, t in value.items()):
+    if (
+        type(value) is dict
+        and 0 < len(value) <= MOST_TENSORS
+        and all(isinstance(t, Tensor) and type(n) is str for n, t in value.items())
+    ):
         return Network(dict(value))
     raise Refused(f"holds a {part} that is no network")
 
@@ -134,9 +140,11 @@ def flatten(top: Module, part: str) -> Network:
     kwargs = plain(top.state.get("_init_kwargs"))
     found = Network({}, kwargs if isinstance(kwargs, dict) else {}, shown=printable(top.shown, 60))
     waiting: list[tuple[str, Module, int]] = [("", top, 0)]
+    entries = 0
     while waiting:
         prefix, module, depth = waiting.pop()
-        if depth > MOST_DEPTH or len(found.facts) >= MOST_MODULES:
+        entries += sum(len(table) for kind in _TABLES if isinstance(table := module.state.get(kind), dict))
+        if depth > MOST_DEPTH or len(found.facts) + len(waiting) >= MOST_MODULES or entries > MOST_ENTRIES:
             raise Refused(f"holds a {part} of more modules than any network has")
         known = {name: module.state[name] for name in FACTS & module.state.keys()}
         simple = {n: plain(v) for n, v in known.items() if not isinstance(v, dict | list | tuple)}

@@ -133,6 +133,8 @@ def _legacy(data: memoryview, budget: Budget, table: Table) -> Any:
         if end > len(data):
             raise Refused(f"is cut off: it ends before the {storage.count} numbers of a storage")
         storage.data, at = data[at + 8 : end], end
+    if at != len(data):
+        raise Refused(f"is damaged: {len(data) - at} bytes follow its storages")
     return found
 
 
@@ -265,4 +267,11 @@ def materialize(t: Tensor, named: str) -> torch.Tensor:
     as_bytes(span)[:] = t.storage.data[t.offset * width : (last + 1) * width]
     if t.storage.dtype == torch.bool:  # other bytes than 0 and 1 are no booleans
         span = span.view(torch.uint8) != 0
-    return span.as_strided(t.shape, t.stride).contiguous()
+    made = span.as_strided(t.shape, t.stride)
+    # `contiguous` would keep any strides along sizes of 1.
+    return torch.empty(t.shape, dtype=span.dtype).copy_(made) if t.stride != _dense(t.shape) else made
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
