@@ -354,6 +354,18 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert command(capsys, monkeypatch, "sample", tmp_path / "net.safetensors", "--seeds", "1", "--labels", "2")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("pipe", "expected"),
+    [(layout.augment_pipe(0.375), 0.375), ({"p": 0.5}, 0.5), ({"p": torch.tensor([0.25])}, 0.25)]
+    + [(layout.augment_pipe(7.0), None), ({"p": "much"}, None), ({"p": torch.zeros(3)}, None), ({}, None)],
+)
+def test_the_probability_of_augmentation(pipe, expected, tmp_path):
+    whole = content({}, nested())[1] | {"augment_pipe": pipe, "cur_nimg": 25_000_000}
+    found = importing.read(layout.write(tmp_path / "a.pkl", whole, 4)).found
+    assert found.augment_p == expected
+    assert found.nimg == 25_000_000
+
+
 def test_the_documented_command(tmp_path, capsys, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "import.md").read_text("utf-8")
     (line,) = re.findall("^stylegan-pg import (.*)$", page, re.MULTILINE)

@@ -1,7 +1,7 @@
 """Model files of other programs: reading them, and writing snapshots of their generators.
 
 Read are pickles of StyleGAN2-ADA, StyleGAN3 and R3GAN, files of torch.save, and safetensors with public names. Nothing
-in a file is run; pickles.py, inert.py and torch_files.py say how.
+in a file is run; pickles.py, names.py and torch_files.py say how.
 """
 
 from __future__ import annotations

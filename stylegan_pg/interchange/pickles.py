@@ -3,7 +3,7 @@
 A pickle is a program for a small stack machine (Python's module pickletools describes its operations). Python's own
 unpickler imports whatever the program names and calls it. This one looks each name up in a table of exact (module,
 name) pairs that the caller gives, and refuses the file at the first name that is not there. What the table holds are
-functions that check their arguments and return inert records (inert.py), never the real classes.
+functions that check their arguments and return inert records (names.py, inert.py), never the real classes.
 
 Everything that a file can make grow is limited before memory is taken: the number of operations, the text that is
 decoded, the digits of whole numbers, and the keys that are numbers, whose hashes an author can make collide. Bytes stay

@@ -175,15 +175,12 @@ def _table(module: Module, kind: str, part: str) -> list[tuple[str, Any]]:
 
 
 def _augment_p(value: Any) -> float | None:
-    """The probability of augmentation, which ADA moves."""
-    if not isinstance(value, Module):
-        return None
-    buffers = value.state.get("_buffers")
-    p = buffers.get("p") if type(buffers) is dict else None
-    if not isinstance(p, Tensor) or p.shape not in ((), (1,)):
-        return None
-    number = float(materialize(p, "augment_pipe.p").reshape([]))
-    return number if is_number(number, 0, 1) else None
+    """The probability of augmentation, which ADA moves; of an augmentation pipeline, or in a table."""
+    table = value.state.get("_buffers") if isinstance(value, Module) else value
+    p = table.get("p") if type(table) is dict else None
+    if isinstance(p, Tensor):
+        p = float(materialize(p, "augment_pipe.p").reshape([])) if p.shape in ((), (1,)) else None
+    return float(p) if p is not None and is_number(p, 0, 1) else None
 
 
 def plain(value: Any) -> Any:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from stylegan_pg.checkpoint.tensor_file import as_bytes
-from stylegan_pg.interchange.inert import Storage, StorageType, Tensor, names
+from stylegan_pg.interchange.inert import Storage, StorageType, Tensor
+from stylegan_pg.interchange.names import names
 from stylegan_pg.interchange.pickles import Budget, Interpreter, Refused, Table
 from stylegan_pg.untrusted import printable
 
