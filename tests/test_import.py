@@ -356,8 +356,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("pipe", "expected"),
-    [(layout.augment_pipe(0.375), 0.375), ({"p": 0.5}, 0.5), ({"p": torch.tensor([0.25])}, 0.25)]
-    + [(layout.augment_pipe(7.0), None), ({"p": "much"}, None), ({"p": torch.zeros(3)}, None), ({}, None)],
+    [
+        *[(layout.augment_pipe(0.375), 0.375), ({"p": 0.5}, 0.5), ({"p": torch.tensor([0.25])}, 0.25)],
+        *[(layout.augment_pipe(7.0), None), ({"p": "much"}, None), ({"p": torch.zeros(3)}, None), ({}, None)],
+    ],
 )
 def test_the_probability_of_augmentation(pipe, expected, tmp_path):
     whole = content({}, nested())[1] | {"augment_pipe": pipe, "cur_nimg": 25_000_000}
