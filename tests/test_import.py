@@ -66,6 +66,12 @@ CASES = {
         {"kernel": 3, "radial": False, "conv_clamp": 256},
         4,
     ),
+    "stylegan3-defaults": (
+        {"name": "stylegan3"},
+        {**GENERAL, "c_dim": 0},
+        {"conv_clamp": 256, "low_precision": "fp16", "low_precision_at": [16]},
+        4,
+    ),
     "stylegan3-r": (
         {"name": "stylegan3", "equivariance": "rotation", "c_dim": 3},
         flat(3, conv_kernel=1, use_radial_filters=True),

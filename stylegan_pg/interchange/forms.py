@@ -119,13 +119,14 @@ def _mapping(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[str,
     return {"z_dim": z_dim, "c_dim": c_dim, "w_dim": w_dim, "mapping_layers": layers, "base": [4, 4]}
 
 
-def _limit(settings: Settings) -> float | None:
+def _limit(settings: Settings, default: float | None) -> float | None:
+    """The limit of activations."""
     limits = [value for value in settings.of_layers("conv_clamp") if value is None or is_number(value, 0, 1e30)]
     if len(set(limits)) > 1:
         raise Refused("is of a network whose layers are limited differently")
     if limits:
         return limits[0]
-    return settings.number("conv_clamp", 256 if settings.later else None, high=1e30)
+    return settings.number("conv_clamp", default, high=1e30)
 
 
 def _count_of_half(settings: Settings) -> int:
@@ -161,7 +162,7 @@ def _stylegan2(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[st
         "channel_base": base,
         "channel_max": most,
         "fade": False,
-        "conv_clamp": _limit(settings),
+        "conv_clamp": _limit(settings, 256 if settings.later else None),
         **_half_precision(low),
         **mapping,
         "architecture": architecture,
@@ -172,6 +173,7 @@ def _stylegan2(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[st
 
 def _stylegan3(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     settings.check_fixed(FIXED_IN_3)
+    settings.later = bool(settings.net.shown)
     layers = {}
     for name in state:
         if match := re.fullmatch(r"synthesis\.(L(\d{1,3})_(\d{1,6})_(\d{1,6}))\.weight", name):
@@ -193,7 +195,7 @@ def _stylegan3(settings: Settings, state: Mapping[str, torch.Tensor]) -> dict[st
         "resolution": resolution,
         "channel_base": base,
         "channel_max": most,
-        "conv_clamp": _limit(settings),
+        "conv_clamp": _limit(settings, 256),
         **_half_precision(list(rates)),
         "kernel": state[f"synthesis.{layers[0][0]}.weight"].shape[-1],
         "radial": radial,
