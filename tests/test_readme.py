@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status")
 SUBCOMMANDS += ("mix", "interpolate", "video")  # see test_editing.py
-SUBCOMMANDS += ("explore",)
+SUBCOMMANDS += ("explore", "import")
 GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 

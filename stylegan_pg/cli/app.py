@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylegan_pg import processors
-from stylegan_pg.cli import editing, exploring, snapshots, tools
+from stylegan_pg.cli import editing, exploring, importing, snapshots, tools
 from stylegan_pg.version import __version__
 
 
@@ -261,5 +261,6 @@ app.command()(editing.mix)
 app.command()(editing.interpolate)
 app.command()(editing.video)
 app.command()(exploring.explore)
+app.command("import")(importing.import_)
 app.add_typer(tools.data, name="data")
 app.add_typer(tools.kernels, name="kernels")

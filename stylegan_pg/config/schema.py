@@ -175,7 +175,7 @@ class Config:
     resolution: int = such_that(
         1024, is_resolution, "a power of two, 4 or more", most=1 << 14
     )  # resolution at the end; the sides of a picture are model.base times resolution / 4
-    init: str = path()  # snapshot or checkpoint whose weights a new run takes over by name
+    init: str = path()  # snapshot, checkpoint or public .pkl whose weights a new run takes over by name
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=StyleGAN2Config)
     growth: GrowthConfig = field(default_factory=GrowthConfig)

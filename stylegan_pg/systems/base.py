@@ -268,6 +268,11 @@ class System:
     def lacks(self, names: set[str]) -> None:
         """Learn that the weights which the run starts from did not hold these parameters of D."""
 
+    def start_augmenting(self, p: float) -> bool:
+        """Take over a probability of augmentation, in [0, 1], from the run that the weights come from; False if nothing
+        of this run follows from it."""
+        return False
+
     def compiled(self) -> list[nn.Module]:
         """The modules whose forward passes torch.compile may take."""
         return [self.G, self.D]

@@ -172,6 +172,13 @@ class OnePair(System):
         found = frozen(self.D, self.config.train.freeze_d) if self.config.train.freeze_d else []
         return {name: p for name, p in found if name not in self.running.thawed}
 
+    def start_augmenting(self, p: float) -> bool:
+        """Only where ADA moves the probability, and the configuration does not say where it begins."""
+        if not isinstance(self.config.augment, ADAConfig) or self.config.augment.p:
+            return False
+        self.running.augment_p = p
+        return True
+
     def lacks(self, names: set[str]) -> None:
         """
         Raises:

@@ -76,6 +76,7 @@ class Trainer:
         self.stopping = False  # the ranks have agreed to stop after this step
         self.init: transfer.Weights | None = None  # weights from config.init that a new run starts with
         self.other_model = ""  # how the model of the run they come from differs
+        self.init_p: float | None = None  # the probability of augmentation that it had reached
         self.skipped = SkippedSteps(self.checkpoints.folder, config.train.max_skipped)
         self.reporter: RunLogger | None = None  # rank 0 has one
         self.clock, self.shortage = StepClock(str(parallel.device), self.engine.idle), Shortage()
@@ -170,6 +171,8 @@ class Trainer:
         if self.init:
             later = phase.resolution < self.config.resolution
             transfer.log_account({"G": p.G, "D": p.D}, fresh, self.init, self.config.init, self.other_model, later)
+            if self.init_p is not None and p.system.start_augmenting(self.init_p):
+                log.info(f"ADA's probability of augmentation starts from {self.init_p:g}, as it was there")
             self.init = None
         if p.nimg == 0:
             self.outputs.grids()
@@ -199,7 +202,7 @@ class Trainer:
         self.state.use(config)
         if config.init and not found.path:
             with dist.together():
-                self.init, self.other_model = transfer.read(config.init, config.model)
+                self.init, self.other_model, self.init_p = transfer.read(config.init, config.model)
         if found.path:
             self.take_over(found.tensors, found.state)
         with dist.main_decides():

@@ -1,4 +1,4 @@
-"""Transfer learning (`init`): the weights of another run as the start of a new one.
+"""Transfer learning (`init`): the weights of another run, or of another program, as the start of a new one.
 
 Tensors with the same name and shape are taken over, so a network of another resolution takes the blocks that both have.
 """
@@ -21,7 +21,8 @@ from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.config import ModelConfig
 from stylegan_pg.config.renamed import translated
 from stylegan_pg.errors import UsageError
-from stylegan_pg.untrusted import printable
+from stylegan_pg.interchange import importing
+from stylegan_pg.untrusted import is_number, printable
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,16 @@ _NO_SIZES = (
 )
 
 
-def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
-    """Read the weights of a checkpoint or snapshot.
+def read(path: str, model: ModelConfig) -> tuple[Weights, str, float | None]:
+    """Read the weights of a checkpoint or snapshot, or of a file that `importing.read` knows.
 
     Returns:
-        {"G", "D", "G_ema": state dict}; of a snapshot without "D", and with G_ema's weights as "G". And how the keys
-        model.* of the file's run differ, as the end of a sentence, "" if they do not.
+        {"G", "D", "G_ema": state dict}; of a snapshot without "D", and with G_ema's weights as "G". How the keys
+        model.* of the file's run differ, as the end of a sentence, "" if they do not. And the probability of
+        augmentation that ADA had reached, None if the file does not say.
 
     Args:
-        path: RUN/checkpoints/*.safetensors or RUN/snapshots/*.safetensors.
+        path: RUN/checkpoints/*.safetensors, RUN/snapshots/*.safetensors, or a public checkpoint.
         model: of the run that starts; its name must be that of the file.
 
     Raises:
@@ -55,8 +57,15 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
         what = " is a folder" if Path(path).is_dir() else ": no such file"
         raise UsageError(
             f"init={path}{what}; give a snapshot, RUN/snapshots/*.safetensors, or a checkpoint, which holds D too, "
-            "RUN/checkpoints/*.safetensors"
+            "RUN/checkpoints/*.safetensors; or a public .pkl"
         )
+    try:
+        foreign = importing.is_foreign(path)
+    except OSError as error:
+        raise UsageError(f"init={path} cannot be read: {printable(error)}") from None
+    if foreign:
+        return _of_another_program(path, model)
+    p = None
     try:
         tensors, state = checkpoint.read(Path(path))
     except checkpoint.BadCheckpointError as fault:
@@ -69,7 +78,8 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
         found, state_dict, then = G.description["network"], G.state_dict(), G.description.get("config")
         weights = {"G": state_dict, "G_ema": state_dict}
     else:
-        found, then = None, state.get("config")
+        found, then, system = None, state.get("config"), state.get("system")
+        p = system.get("augment_p") if isinstance(system, dict) else None
         weights = {part: checkpoint.part_of(tensors, part) for part in ("G", "D", "G_ema")}
         for name, t in checkpoint.flatten(weights).items():
             if not (t.is_floating_point() and tensor_file.is_finite(t)):
@@ -80,9 +90,30 @@ def read(path: str, model: ModelConfig) -> tuple[Weights, str]:
     stored = translated(then).get("model") if isinstance(then, dict) else None
     then = stored if isinstance(stored, dict) else {}
     found = printable(found or then.get("name"), 40)
+    _check_family(path, found, model)
+    return weights, _differences(then, model), p if is_number(p, 0, 1) else None
+
+
+def _check_family(path: str, found: str, model: ModelConfig) -> None:
     if found != model.name:
         raise UsageError(f"init={path} holds {found} networks, model.name is {model.name}: take the same in both")
-    return weights, _differences(then, model)
+
+
+def _of_another_program(path: str, model: ModelConfig) -> tuple[Weights, str, float | None]:
+    try:
+        file = importing.read(path)
+        weights, found, kwargs = importing.weights(file)
+    except UsageError as error:
+        raise UsageError(f"init={error}") from None
+    _check_family(path, found, model)
+    keys = {"architecture": "g_architecture", "use_noise": "noise", "embedding": "g_embedding"}
+    then = {keys.get(name, name): value for name, value in kwargs.items()}
+    if "radial" in kwargs:
+        then["equivariance"] = "rotation" if kwargs["radial"] else "translation"
+    if model.name == "r3gan":
+        then = {key: then[key] for key in ("z_dim", "expansion", "g_embedding")}
+    differences = _differences(then, model).replace(": its run had ", " and ")
+    return weights, f": its resolution is {kwargs['resolution']}{differences}", file.found.augment_p
 
 
 def _differences(then: dict[str, Any], model: ModelConfig) -> str:

@@ -1,7 +1,8 @@
 """The formats of hostile.py: for each, a function that makes what is valid once and returns how a case is read.
 
 A reader gets (dice, folder, marker): it puts a mutated file into the folder, whose text may name programs that would
-leave the marker, and reads it as the program does. Those of data are in hostile_data.py.
+leave the marker, and reads it as the program does. Those of data are in hostile_data.py, those of model files of
+other programs in hostile_models.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import mutations
 import torch
 from hostile_data import DATA, Reader, into, looked_at, packed, picture
+from hostile_models import MODELS as MODEL_FILES
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -327,6 +329,7 @@ STRANGE = (
 
 FORMATS: dict[str, Callable[[Path], Reader]] = {
     **DATA,
+    **MODEL_FILES,
     "configuration": configuration,
     "checkpoint": checkpoints,
     "snapshot": snapshot,
