@@ -53,6 +53,16 @@ def sample(
     columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,
     interpolate: Annotated[int, typer.Option(min=0, help="Frames from each seed to the next, as a strip.")] = 0,
     noise: Annotated[str, typer.Option(help="const, random or none.")] = "const",
+    ws: Annotated[
+        Optional[Path], typer.Option(help="Latents that `project` found, instead of seeds; psi is 1 by default.")
+    ] = None,
+    direction: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Move all ws: FILE of `directions`, FILE#NAME or FILE#NUMBER; repeat for more."),
+    ] = None,
+    strength: Annotated[
+        Optional[list[float]], typer.Option(help="How far, such as 2 or -1.5; once, or for each direction.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -71,6 +81,9 @@ def sample(
         columns=columns,
         interpolate=interpolate,
         noise=noise,
+        ws=ws,
+        directions=tuple(direction or ()),
+        strengths=tuple(strength or (1.0,)),
         batch=batch,
         device=device,
     ):

@@ -36,6 +36,7 @@ SMALLEST_LPIPS = 16  # VGG16 halves images four times
 LARGEST_LPIPS = 256  # pixels of the shorter side, as in the published projector (Karras et al. 2020, appendix D)
 LARGEST_MAPS = 128  # rows of a discriminator's features; larger ones would take more memory than they are worth
 EPS = 1e-12
+EXCESS = 0.01  # the share of values beyond the range that is kept
 
 Embedding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -53,8 +54,10 @@ class ImageDistance:
         self.name, self.parts = name, list(parts)
 
     def embed(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The embeddings of images, each [n, d]."""
-        return [part(images) for part in self.parts]
+        """The embeddings of images, each [n, d]. What exceeds the range of colours hardly counts, as it is cut off
+        when a picture is written; a little of it remains, so that the gradient can lead back into the range."""
+        inside = images.clamp(-1, 1)
+        return [part(inside + EXCESS * (images - inside)) for part in self.parts]
 
     def __call__(self, images: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
         """Distances [n] of images [n, C, H, W] from the images whose embeddings are `targets`, in pairs."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class Projection:
         start: distances [n] at the beginning.
         nearest: distances [n] of the nearest sample, or None if none was searched.
         curves: distances at each step, [steps, n].
-        frames: {step: uint8 [n, C, H, W]} at the steps that were asked for.
+        classes: class of each picture, None for an unconditional generator.
     """
 
     ws: torch.Tensor | None
@@ -90,7 +90,7 @@ class Projection:
     start: torch.Tensor
     nearest: torch.Tensor | None
     curves: torch.Tensor
-    frames: dict[int, torch.Tensor] = field(default_factory=dict)
+    classes: list[int] | None = None
 
 
 def has_w(G: Any) -> bool:
@@ -204,6 +204,7 @@ def project(
         start=curves[0],
         nearest=None if near is None else near.distance.cpu(),
         curves=curves,
+        classes=list(classes) if G.c_dim and classes is not None else None,
     )
 
 
