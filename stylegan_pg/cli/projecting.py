@@ -23,7 +23,7 @@ def project(
         str, typer.Option(help="w+, a w for each layer; w, one for all; z, which generators without w have.")
     ] = "w+",
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of the optimisation.")] = 1000,
-    init: Annotated[str, typer.Option(help="Where it begins: mean, or nearest, the nearest of 1,000 samples.")] = "mean",
+    init: Annotated[str, typer.Option(help="Where it begins: mean; or nearest, of 1,000 samples.")] = "mean",
     crop: Annotated[
         str, typer.Option(help="Pictures of another shape: none, leave them out; center, cut out the central part.")
     ] = "none",
@@ -83,8 +83,8 @@ def directions(
     method: Annotated[
         str,
         typer.Option(
-            help="factorize, what changes the styles most; pca, principal components of w; classes, towards each class; "
-            "scorer, what changes the number that --scorer gives."
+            help="factorize, what changes the styles most; pca, principal components of w; classes, towards each "
+            "class; scorer, what changes the number that --scorer gives."
         ),
     ] = "factorize",
     count: Annotated[int, typer.Option(min=1, help="Directions of each range of layers (factorize, pca).")] = 5,
@@ -94,7 +94,7 @@ def directions(
     ] = None,
     labels: Annotated[
         Optional[str],
-        typer.Option(help="Of conditional ones: the classes that are sampled; with --method classes A,B is from A to B."),
+        typer.Option(help="Of conditional ones: the classes that are sampled; A,B with --method classes: from A to B."),
     ] = None,
     scorer: Annotated[
         str,

@@ -147,7 +147,9 @@ def factorized(G: Any, ranges: Sequence[Range], count: int, samples: Samples) ->
         layers += [(first, end)] * kept
         values += value.flip(0)[:kept].tolist()
     found = torch.cat(vectors)
-    return _directions(found, layers, _numbered("factor", layers, G.num_ws), _spread(found, samples.w), eigenvalues=values)
+    return _directions(
+        found, layers, _numbered("factor", layers, G.num_ws), _spread(found, samples.w), eigenvalues=values
+    )
 
 
 def principal(G: Any, ranges: Sequence[Range], count: int, samples: Samples) -> Directions:
@@ -289,7 +291,9 @@ def load_scorer(name: str, device: torch.device) -> Callable[[torch.Tensor], Any
         UsageError: the name is no importable one, or importing or calling fails.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        raise UsageError(f"the scorer {printable(repr(name), 80)} is no importable name such as package.module:function")
+        raise UsageError(
+            f"the scorer {printable(repr(name), 80)} is no importable name such as package.module:function"
+        )
     where, function = name.split(":")
     try:
         scorer = getattr(importlib.import_module(where), function)()
@@ -303,7 +307,9 @@ def load_scorer(name: str, device: torch.device) -> Callable[[torch.Tensor], Any
 
 
 @torch.no_grad()
-def scores_of(G: Any, w: torch.Tensor, scorer: Callable[[torch.Tensor], Any], name: str, batch: int) -> Iterator[torch.Tensor]:
+def scores_of(
+    G: Any, w: torch.Tensor, scorer: Callable[[torch.Tensor], Any], name: str, batch: int
+) -> Iterator[torch.Tensor]:
     """Yield the scores, float64 [n], of the images of w [N, w_dim], in batches.
 
     Raises:

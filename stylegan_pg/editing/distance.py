@@ -166,35 +166,42 @@ def load_discriminator(path: Path, G: Any) -> Any:
         if not isinstance(model, dict) or model.get("name") not in MODELS:
             raise ValueError("it names no networks of this package")
         known = fields_of(MODELS[model["name"]])
-        config = MODELS[model["name"]](**{key: value for key, value in model.items() if key in known})
+        config = MODELS[model["name"]](**{key: _by_resolution(value) for key, value in model.items() if key in known})
         found = [name.split(".")[0][1:] for name in state_dict if name.startswith("b")]
         resolution = max(int(r) for r in found if r.isdigit())
         D = _fitting(config, resolution, G, state_dict)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise UsageError(f"{printable(path)} holds no discriminator of such images: {printable(error)}; {remedy}") from None
+        raise UsageError(
+            f"{printable(path)} holds no discriminator of such images: {printable(error)}; {remedy}"
+        ) from None
     ratio = G.img_size[0] * D.img_size[1], G.img_size[1] * D.img_size[0]
     if ratio[0] != ratio[1]:
         raise UsageError(f"{printable(path)} holds a discriminator of pictures of another shape: {remedy}")
     return D.to(next(G.parameters()).device).eval().requires_grad_(False)
 
 
+def _by_resolution(value: Any) -> Any:
+    """A value of a configuration that was stored as JSON, in which tables by resolution have texts as keys."""
+    return {int(key): entry for key, entry in value.items()} if isinstance(value, dict) else value
+
+
 def _fitting(config: Any, resolution: int, G: Any, state_dict: dict[str, torch.Tensor]) -> Any:
     """The discriminator with these tensors, which tell whether it is in a fade. Raises ValueError if none fits."""
-    pair, reason = NETWORKS[config.name], "it has no blocks of resolutions"
+    pair, reasons = NETWORKS[config.name], []
     for fade in (False, True):
         shape = NetworkShape(resolution, resolution, fade, G.img_channels, G.c_dim, 1)
         with torch.device("meta"):
             D: Any = pair.D(**pair.d_kwargs(config, shape))
         if not hasattr(D, "read"):
-            raise ValueError(reason)
+            raise ValueError("it has no blocks of resolutions")
         try:
             tensor_file.check_tensors(state_dict, D.state_dict(), "its discriminator")
         except ValueError as error:
-            reason = str(error)
+            reasons.append(str(error))
             continue
         D.load_state_dict(state_dict, assign=True)
         return D
-    raise ValueError(reason)
+    raise ValueError(reasons[0])
 
 
 def newest_checkpoint(snapshot: Path) -> Path | None:
@@ -256,4 +263,3 @@ def make_distance(
             remarks.append(f"{error}")
     remarks.insert(0, "distance: pixels, as there are no weights of LPIPS (--weights) and no checkpoint with D")
     return ImageDistance("pixels", [pixel_embedding]), "; ".join(remarks)
-

@@ -86,7 +86,9 @@ def find_directions(
             found, correlation = finding.scored(G, ranges, drawn, scores, scorer.rpartition(":")[2])
             yield f"correlation of the prediction with scores of other samples: {correlation:.3f}"
         facts = {"method": method, "snapshot": printable(snapshot.name), "samples": len(drawn.w), "seed": seed}
-        save_directions(folder / FILE, Directions(found.names, found.vectors, found.scales, found.layers, facts | found.facts))
+        save_directions(
+            folder / FILE, Directions(found.names, found.vectors, found.scales, found.layers, facts | found.facts)
+        )
         yield str(folder / FILE)
         yield from _strips(G, found, folder, numbers, classes, strength, psi, batch)
 

@@ -85,7 +85,11 @@ def project_files(
         folder.mkdir(parents=True, exist_ok=True)
     progress, found = Progress(settings.steps), _Found(snapshot, G, settings, distance.name)
     bar = tqdm(
-        total=settings.steps * len(pictures), unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False
+        total=settings.steps * len(pictures),
+        unit="step",
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+        leave=False,
     )
     with bar, enough_memory(wanted.batch), writing(folder):
         read = reading.read(pictures, G, wanted.crop)

@@ -277,7 +277,9 @@ class _Search:
             distances = self.distance(images, self.wanted)
             loss = distances.sum()
             if not bool(loss.isfinite()):
-                raise RunError("the generator makes images that are not finite (NaN or infinity): take another snapshot")
+                raise RunError(
+                    "the generator makes images that are not finite (NaN or infinity): take another snapshot"
+                )
             if self.noise:
                 loss = loss + how.noise_weight * noise_penalty(list(self.noise.values())).sum()
             adam.zero_grad(set_to_none=True)
@@ -345,9 +347,7 @@ def nearest(
 
 
 @torch.no_grad()
-def _statistics(
-    G: Any, space: str, c: torch.Tensor | None, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(G: Any, space: str, c: torch.Tensor | None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean [k, 1, d] of latents and the standard deviation [k, 1, 1] of a component, for each row of c; k = 1
     without conditions."""
     if space == "z":

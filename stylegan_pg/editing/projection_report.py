@@ -61,7 +61,8 @@ class Progress:
         films = [("target", self.targets), *self.films]
         rows = len(self.targets)
         figure = Figure(figsize=(1.5 * len(films) + 1, 3.5 + 1.6 * rows), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=[3.5, 1.6 * rows])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[3.5, 1.6 * rows])
+        above, below = parts
         axes, place = above.subplots(), 0
         for curves in self.curves:
             for values in curves.t():
@@ -81,7 +82,9 @@ class Progress:
         for column, (title, images) in enumerate(films):
             for row in range(rows):
                 one = grid[row][column]
-                one.imshow(np.moveaxis(over_white(images[row : row + 1])[0].numpy(), 0, 2), cmap="gray", vmin=0, vmax=255)
+                one.imshow(
+                    np.moveaxis(over_white(images[row : row + 1])[0].numpy(), 0, 2), cmap="gray", vmin=0, vmax=255
+                )
                 one.set_xticks([])
                 one.set_yticks([])
                 if row == 0:
