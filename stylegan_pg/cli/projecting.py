@@ -23,7 +23,9 @@ def project(
         str, typer.Option(help="w+, a w for each layer; w, one for all; z, which generators without w have.")
     ] = "w+",
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of the optimisation.")] = 1000,
-    init: Annotated[str, typer.Option(help="Where it begins: mean; or nearest, of 1,000 samples.")] = "mean",
+    init: Annotated[
+        str, typer.Option(help="Where it begins: nearest, the nearest of 1,000 samples; or mean, the mean latent.")
+    ] = "nearest",
     crop: Annotated[
         str, typer.Option(help="Pictures of another shape: none, leave them out; center, cut out the central part.")
     ] = "none",

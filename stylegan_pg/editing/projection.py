@@ -34,8 +34,9 @@ INITS = ("mean", "nearest")
 STATISTICS_FROM = 10_000  # samples of w (Karras et al. 2020, appendix D)
 SAMPLES = 1_000  # among which the nearest one is searched
 RAMP_UP, RAMP_DOWN, NOISE_UNTIL = 0.05, 0.25, 0.75  # shares of the steps
+TOGETHER = 0.2  # share of the steps in which all layers have the same w, also in the space "w+"
 FIRST_NOISE = 0.05  # of latents, in standard deviations of their distance from the mean
-BETAS = (0.9, 0.999)
+BETAS = (0.9, 0.99)  # the published 0.999 forgets the large gradients of the first steps slowly
 SMALLEST_NOISE = 8  # rows or columns of the coarsest level of the regularisation of noise
 
 
@@ -56,7 +57,7 @@ class Settings:
 
     space: str = "w+"
     steps: int = 1000
-    init: str = "mean"
+    init: str = "nearest"
     lr: float = 0.25
     optimize_noise: bool = False
     noise_weight: float = 1e5
@@ -120,6 +121,12 @@ def rate(step: int, steps: int) -> float:
     t = step / steps
     down = min(1.0, (1 - t) / RAMP_DOWN)
     return (0.5 - 0.5 * math.cos(down * math.pi)) * min(1.0, t / RAMP_UP if steps > 1 else 1.0)
+
+
+def apart_share(step: int, steps: int) -> float:
+    """The share of the learning rate with which the layers' w move apart in the space "w+". They start together, because
+    the search in w has fewer local minima, and stays closer to what the mapping network makes."""
+    return min(1.0, max(0.0, step / steps - TOGETHER) / TOGETHER)
 
 
 def noise_scale(step: int, steps: int) -> float:
@@ -250,7 +257,9 @@ class _Search:
     ):
         self.maker, self.wanted, self.distance, self.settings = maker, wanted, distance, settings
         self.begin, self.deviation = latents.clone(), deviation
-        self.moved = torch.zeros_like(latents).requires_grad_()  # in standard deviations
+        # In standard deviations: what all layers have in common, and what each one has besides.
+        self.moved = torch.zeros_like(latents[:, :1]).requires_grad_()
+        self.apart = torch.zeros_like(latents).requires_grad_(latents.shape[1] > 1)
         self.noise: dict[str, torch.Tensor] = {}
         if settings.optimize_noise:
             buffers = dict(maker.G.synthesis.named_buffers())
@@ -260,18 +269,20 @@ class _Search:
 
     @property
     def latents(self) -> torch.Tensor:
-        return self.begin + self.moved * self.deviation
+        return self.begin + (self.moved + self.apart) * self.deviation
 
     def run(self, observe: Callable[[int, torch.Tensor, torch.Tensor], None] | None) -> torch.Tensor:
         """Make all steps; returns the distances at each, [steps, n]."""
         how, curves = self.settings, []
         draws = generator(how.seed, "projection-noise")
-        parameters = [self.moved, *self.noise.values()]
-        adam = torch.optim.Adam(parameters, betas=BETAS)
+        groups = [{"params": [self.moved, *self.noise.values()]}]
+        if self.apart.requires_grad:
+            groups.append({"params": [self.apart]})
+        adam = torch.optim.Adam(groups, betas=BETAS)
         for step in range(how.steps):
-            for group in adam.param_groups:
-                group["lr"] = how.lr * rate(step, how.steps)
-            shaken = torch.randn([1, *self.moved.shape[1:]], generator=draws).to(self.moved.device)
+            for group, share in zip(adam.param_groups, (1.0, apart_share(step, how.steps)), strict=False):
+                group["lr"] = how.lr * rate(step, how.steps) * share
+            shaken = torch.randn([1, *self.begin.shape[1:]], generator=draws).to(self.begin.device)
             latents = self.latents + self.deviation * shaken * noise_scale(step, how.steps)
             images = self.maker(latents, self.noise)
             distances = self.distance(images, self.wanted)
