@@ -54,9 +54,9 @@ def foreign(count: int, size: int = 16) -> torch.Tensor:
 @pytest.mark.parametrize(("name", "space"), [("stylegan2", "w"), ("stylegan2", "w+"), ("stylegan3", "w+")])
 def test_pictures_of_the_generator_are_recovered(tmp_path, name, space):
     """64x64, over 30 dB within 200 steps."""
-    how = {"channel_base": 128} if name == "stylegan3" else {}
-    G, _ = loaded(tmp_path, resolution=64, name=name, **how)
-    found = project(G, made(G, range(3)), PIXELS, Settings(space=space, steps=200))
+    seeds = range(1) if name == "stylegan3" else range(3)
+    G, _ = loaded(tmp_path, resolution=64, name=name)
+    found = project(G, made(G, seeds), PIXELS, Settings(space=space, steps=120 if name == "stylegan3" else 200))
     assert found.psnr.min() > 30
     assert torch.equal(found.images, to_uint8(G.synthesis(found.ws)))
 
@@ -120,19 +120,23 @@ def test_noise_inputs_are_found_and_stay_without_structure(tmp_path):
             if name.endswith("noise_strength"):
                 p.fill_(0.5)
     targets = made(G, range(2))
-    for block in (G.synthesis.b16, G.synthesis.b32):
-        block.conv1.noise_const.copy_(torch.randn(block.conv1.noise_const.shape))
+    for name, noise in G.synthesis.named_buffers():
+        if name.endswith("noise_const"):
+            noise.copy_(torch.randn(noise.shape, generator=torch.Generator().manual_seed(1)))
     how = Settings(space="w", steps=100)
     fixed = project(G, targets, PIXELS, how)
     free = project(G, targets, PIXELS, Settings(space="w", steps=100, optimize_noise=True))
     assert fixed.noise == {}
-    assert (free.distance < 0.9 * fixed.distance).all()
+    assert (free.distance < 0.5 * fixed.distance).all()
     for name, noise in free.noise.items():
         assert noise.shape == (2, *dict(G.synthesis.named_buffers())[name].shape)
         assert noise.mean(dim=[1, 2]).abs().max() < 1e-4
         torch.testing.assert_close(noise.square().mean(dim=[1, 2]), torch.ones(2), rtol=1e-3, atol=0)
         if noise.shape[1] == 32:
-            assert (noise * noise.roll(1, dims=1)).mean(dim=[1, 2]).abs().max() < 0.1
+            assert (noise * noise.roll(1, dims=1)).mean(dim=[1, 2]).abs().max() < 0.01
+    unbound = project(G, targets, PIXELS, Settings(space="w", steps=100, optimize_noise=True, noise_weight=0))
+    last = unbound.noise[name]
+    assert (last * last.roll(1, dims=1)).mean(dim=[1, 2]).abs().max() > 0.03
 
 
 def test_class_of_a_picture_is_found(tmp_path):
@@ -302,7 +306,9 @@ def test_pictures_are_projected_with_the_discriminator_of_the_run(run, tiny_data
         assert sum(1 for _ in container.decode(stream)) == 13
     # `sample --ws` renders the right halves of the pairs.
     chosen = sorted((run / "snapshots").glob("*.safetensors"))[-1]
-    again = snapshots.command(capsys, monkeypatch, "sample", run, "--ws", out / "latents.safetensors", "--out", out / "x")
+    again = snapshots.command(
+        capsys, monkeypatch, "sample", run, "--ws", out / "latents.safetensors", "--out", out / "x"
+    )
     assert again[0] == 0, again
     for x in "abc":
         pair = snapshots.pixels(out / f"{x}.png")
@@ -371,7 +377,7 @@ def test_discriminators_that_do_not_fit(run, tmp_path, capsys, monkeypatch):
         (["PICTURE", "--distance", "lpips"], "weights of lpips are missing"),
         (["PICTURE", "--weights", "PICTURE"], "PICTURE"),
         (["PICTURE", "--labels", "cow"], "'cow' is unknown"),
-        (["PICTURE", "--labels", "cat,dog"], "2 classes for 1 pictures"),
+        (["PICTURE", "--labels", "a,b"], "2 classes for 1 pictures"),
         (["PICTURE", "--out", "PICTURE"], "cannot be written"),
         (["missing.png"], "missing.png: no such picture"),
         (["EMPTY"], "EMPTY holds no pictures"),
@@ -392,7 +398,8 @@ def test_wrong_options(snapshot, tmp_path, capsys, monkeypatch, arguments, messa
     assert (code, printed) == (2, "")
     assert message in told
     assert "Traceback" not in told
-    assert "--steps" in arguments or len(told.splitlines()) == 1
+    assert "--steps" in arguments or [line.split(":")[0] for line in told.splitlines()][-1:] == ["error"]
+    assert told.count("error: ") == ("--steps" not in arguments)
 
 
 def test_crop_names_and_orientation(tmp_path):

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from stylegan_pg.checkpoint.snapshot import choose_device, load_snapshot
 from stylegan_pg.data.classes import class_names, parse_classes
 from stylegan_pg.editing import pictures as reading
-from stylegan_pg.editing.distance import make_distance
-from stylegan_pg.editing.projection import SAMPLES, Projection, Settings, chosen_space, project
+from stylegan_pg.editing.distance import KINDS, make_distance
+from stylegan_pg.editing.projection import INITS, SAMPLES, SPACES, Projection, Settings, chosen_space, project
 from stylegan_pg.editing.projection_report import Progress, Video, check_video
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import save_image
@@ -65,6 +65,14 @@ def project_files(
         RunError: the disk is full, memory is short, or the generator has diverged.
     """
     wanted = Asked(**asked)
+    for name, value, known in (
+        ("space", settings.space, SPACES),
+        ("init", settings.init, INITS),
+        ("crop", wanted.crop, reading.CROPS),
+        ("distance", wanted.distance, KINDS),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} {printable(repr(value), 60)} is unknown: choose {', '.join(known)}")
     if wanted.video:
         check_video()
     G = load_snapshot(snapshot, choose_device(device))

@@ -50,7 +50,8 @@ class Settings:
         init: where the latents begin: "mean" or "nearest", the nearest of SAMPLES samples.
         lr: the largest learning rate, in standard deviations of a component of the latents.
         optimize_noise: whether the noise inputs are found as well.
-        noise_weight: of their regularisation.
+        noise_weight: of their regularisation. (The published weight, 1e5, would not let the noise follow the distances
+            of this package, which are means and not sums.)
         seed: of all random numbers, at least 0. Every picture gets the same ones, so that its result does not depend on
             the others.
     """
@@ -60,7 +61,7 @@ class Settings:
     init: str = "nearest"
     lr: float = 0.25
     optimize_noise: bool = False
-    noise_weight: float = 1e5
+    noise_weight: float = 10.0
     seed: int = 0
 
 
