@@ -42,7 +42,7 @@ def run_command(capsys, monkeypatch, tmp_path):
     return lambda *arguments: snapshots.command(capsys, monkeypatch, *arguments)
 
 
-# ---------------------------------------------------------------------------------------------------------- methods
+# ---------------------------------------------------------------------------------------------------- methods
 
 
 @pytest.mark.parametrize("name", ["stylegan2", "stylegan", "stylegan3"])
@@ -159,11 +159,11 @@ def test_ranges_of_layers_that_are_none(text):
     assert parse_layers(None, 6) == [(0, 6)]
 
 
-# ---------------------------------------------------------------------------------------------------------- commands
+# ---------------------------------------------------------------------------------------------------- commands
 
 
 def test_directions_are_found_shown_and_applied(tmp_path, run_command):
-    G, path = snapshots.saved(tmp_path / "G.safetensors")
+    _, path = snapshots.saved(tmp_path / "G.safetensors")
     code, printed, told = run_command(
         "directions", path, "--layers", "0-2,3-5", "--count", 2, "--out", "d", "--seeds", "5-7"
     )
@@ -291,7 +291,7 @@ def test_generators_without_w(tmp_path, run_command, name):
     assert "no mapping from z to w" in told
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------- files
 
 
 def test_saved_latents_are_rendered(tmp_path, run_command):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 
 import av
@@ -47,7 +49,7 @@ def foreign(count: int, size: int = 16) -> torch.Tensor:
     return (torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic") * 255).clamp(0, 255).byte()
 
 
-# ---------------------------------------------------------------------------------------------------------- results
+# ---------------------------------------------------------------------------------------------------- results
 
 
 @pytest.mark.slow
@@ -88,7 +90,7 @@ def test_other_pictures_get_closer_than_the_nearest_sample(tmp_path, space):
 
 def test_the_result_depends_on_the_seed_and_not_on_the_batch(tmp_path):
     G, _ = loaded(tmp_path)
-    targets, how = made(G, range(4)), Settings(steps=40, seed=3)
+    targets, how = made(G, range(4)), Settings(steps=40, seed=3, init="mean")
     together = project(G, targets, PIXELS, how)
     again = project(G, targets, PIXELS, how)
     alone = [project(G, one[None], PIXELS, how) for one in targets]
@@ -96,7 +98,7 @@ def test_the_result_depends_on_the_seed_and_not_on_the_batch(tmp_path):
     assert torch.equal(together.curves, again.curves)
     torch.testing.assert_close(torch.cat([one.ws for one in alone]), together.ws, rtol=0, atol=2e-3)
     torch.testing.assert_close(torch.cat([one.distance for one in alone]), together.distance, rtol=0.02, atol=1e-6)
-    other = project(G, targets, PIXELS, Settings(steps=40, seed=4))
+    other = project(G, targets, PIXELS, Settings(steps=40, seed=4, init="mean"))
     assert (other.ws - together.ws).abs().max() > 2e-3
 
 
@@ -123,9 +125,9 @@ def test_noise_inputs_are_found_and_stay_without_structure(tmp_path):
     for name, noise in G.synthesis.named_buffers():
         if name.endswith("noise_const"):
             noise.copy_(torch.randn(noise.shape, generator=torch.Generator().manual_seed(1)))
-    how = Settings(space="w", steps=100)
+    how = Settings(space="w", steps=60, init="mean")
     fixed = project(G, targets, PIXELS, how)
-    free = project(G, targets, PIXELS, Settings(space="w", steps=100, optimize_noise=True))
+    free = project(G, targets, PIXELS, Settings(space="w", steps=60, init="mean", optimize_noise=True))
     assert fixed.noise == {}
     assert (free.distance < 0.5 * fixed.distance).all()
     for name, noise in free.noise.items():
@@ -134,7 +136,7 @@ def test_noise_inputs_are_found_and_stay_without_structure(tmp_path):
         torch.testing.assert_close(noise.square().mean(dim=[1, 2]), torch.ones(2), rtol=1e-3, atol=0)
         if noise.shape[1] == 32:
             assert (noise * noise.roll(1, dims=1)).mean(dim=[1, 2]).abs().max() < 0.01
-    unbound = project(G, targets, PIXELS, Settings(space="w", steps=100, optimize_noise=True, noise_weight=0))
+    unbound = project(G, targets, PIXELS, Settings("w", steps=60, init="mean", optimize_noise=True, noise_weight=0))
     last = unbound.noise[name]
     assert (last * last.roll(1, dims=1)).mean(dim=[1, 2]).abs().max() > 0.03
 
@@ -166,7 +168,7 @@ def test_nearest_of_samples_by_hand(tmp_path):
     assert torch.equal(found.z, z[each.argmin(dim=0)])
 
 
-# ---------------------------------------------------------------------------------------------------------- formulas
+# ---------------------------------------------------------------------------------------------------- formulas
 
 
 def test_schedule():
@@ -247,7 +249,7 @@ def test_lpips_as_an_embedding(monkeypatch, tmp_path):
         make_distance(G, "lpips")
 
 
-# ---------------------------------------------------------------------------------------------------------- discriminators
+# ---------------------------------------------------------------------------------------------------- discriminators
 
 
 @pytest.mark.parametrize("name", ["stylegan2", "r3gan", "progan"])
@@ -323,8 +325,34 @@ def test_pictures_are_projected_with_the_discriminator_of_the_run(run, tiny_data
     json.dumps(found.facts, allow_nan=False)
 
 
+def test_documented_commands(run, tmp_path, capsys, monkeypatch):
+    """Those of the README and of docs/projection.md, with another run and fewer steps."""
+    from test_readme import ROOT, commands
+
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    Image.new("RGB", (16, 16), "red").save("pictures/a.png")
+    found = commands("stylegan-pg project") + commands("stylegan-pg directions")
+    found += [c for c in commands("stylegan-pg sample") if "--ws" in c or "--direction" in c]
+    assert len(found) == 7
+    for line in found:
+        words = shlex.split(line.replace("runs/ffhq1024", str(run)))[1:]
+        if words[0] == "project":
+            words = [word for word in words if word not in ("--steps", "500")] + ["--steps", "3", "--init", "mean"]
+        assert snapshots.command(capsys, monkeypatch, *words)[0] == 0, line
+    assert {"pictures", "projected", "directions", "changed", "rendered", "components"} <= {
+        p.name for p in Path().iterdir()
+    }
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "projection.md").read_text("utf-8"), re.DOTALL)
+    _, path = loaded(tmp_path)
+    code = code.replace("runs/ffhq1024/snapshots/025000kimg.safetensors", str(path)).replace("steps=200", "steps=3")
+    names: dict = {}
+    exec(code, names)
+    assert names["images"].shape == (1, 3, 16, 16)
+
+
 def test_discriminators_that_do_not_fit(run, tmp_path, capsys, monkeypatch):
-    G, path = loaded(tmp_path, c_dim=3)
+    _, path = loaded(tmp_path, c_dim=3)
     image = tmp_path / "a.png"
     Image.new("RGB", (16, 16), "red").save(image)
     common = ("project", path, image, "--steps", 2, "--out", tmp_path / "out")
@@ -342,7 +370,7 @@ def test_discriminators_that_do_not_fit(run, tmp_path, capsys, monkeypatch):
     assert (code, text.count("\n")) == (2, 1)
     assert "no checkpoint is beside the snapshot" in text
     checkpoint = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
-    code, printed, text = told("--discriminator", checkpoint)
+    code, _, text = told("--discriminator", checkpoint)
     assert code == 0, text
     grey = tmp_path / "grey.safetensors"
     from stylegan_pg.config import StyleGAN2Config
@@ -364,7 +392,7 @@ def test_discriminators_that_do_not_fit(run, tmp_path, capsys, monkeypatch):
     assert snapshots.pixels(tmp_path / "grey" / "a.png").shape == (16, 32)
 
 
-# ---------------------------------------------------------------------------------------------------------- options
+# ---------------------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 
 README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status")
+SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status", "project", "directions")
 GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 
@@ -105,7 +105,8 @@ def test_from_a_folder_to_pictures(tmp_path):
     single, *_ = commands("torchrun")
     run(f"{single.replace('--nproc-per-node 8', '--nproc-per-node 2')} {overrides}")
     published = "runs/ffhq1024/snapshots/025000kimg.safetensors"
-    sample, classes = commands("stylegan-pg sample")
+    found = commands("stylegan-pg sample")  # those of latents and directions: see test_projection.py
+    sample, classes = (command for command in found if "--ws" not in command and "--direction" not in command)
     for command in [sample, *commands("stylegan-pg metrics")]:
         assert published in command
         run(command.replace(published, str(snapshot)))

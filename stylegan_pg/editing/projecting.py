@@ -91,6 +91,7 @@ def project_files(
     folder = snapshot.parent / f"{snapshot.stem}-projected" if out is None else out
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    early = {int(settings.steps * share) for share in (0.1, 0.25, 0.5)}
     progress, found = Progress(settings.steps), _Found(snapshot, G, settings, distance.name)
     bar = tqdm(
         total=settings.steps * len(pictures),
@@ -116,11 +117,24 @@ def project_files(
                     progress.step(step, images)
                     if video is not None:
                         video.step(step, images)
-                    bar.set_postfix_str(f"distance {float(distances.mean()):.4f}", refresh=False)
+                    text = f"distance {float(distances.mean()):.4f}"
+                    bar.set_postfix_str(text, refresh=False)
                     bar.update(len(distances))
+                    if bar.disable and step in early:
+                        log.info(f"step {step} of {settings.steps}: {text}")
+
+                def sampled(done: int, count: int) -> None:
+                    bar.set_postfix_str(f"sample {done} of {count}")
 
                 result = project(
-                    G, targets, distance, settings, classes=chosen, batch=max(wanted.batch, 16), observe=observe
+                    G,
+                    targets,
+                    distance,
+                    settings,
+                    classes=chosen,
+                    batch=max(wanted.batch, 16),
+                    observe=observe,
+                    sampled=sampled,
                 )
                 if video is not None:
                     video.show(result.images)
