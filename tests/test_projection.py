@@ -336,7 +336,7 @@ def test_documented_commands(run, tmp_path, capsys, monkeypatch):
     found += [c for c in commands("stylegan-pg sample") if "--ws" in c or "--direction" in c]
     assert len(found) == 7
     for line in found:
-        words = shlex.split(line.replace("runs/ffhq1024", str(run)))[1:]
+        words = shlex.split(line.replace("runs/ffhq1024", str(run)).replace("4-7", "4-5"))[1:]
         if words[0] == "project":
             words = [word for word in words if word not in ("--steps", "500")] + ["--steps", "3", "--init", "mean"]
         assert snapshots.command(capsys, monkeypatch, *words)[0] == 0, line

@@ -91,7 +91,7 @@ def project_files(
     folder = snapshot.parent / f"{snapshot.stem}-projected" if out is None else out
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    early = {int(settings.steps * share) for share in (0.1, 0.25, 0.5)}
+    early = {int(settings.steps * share) for share in (0.1, 0.25, 0.5)} - {0}
     progress, found = Progress(settings.steps), _Found(snapshot, G, settings, distance.name)
     bar = tqdm(
         total=settings.steps * len(pictures),
