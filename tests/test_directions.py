@@ -410,6 +410,7 @@ def test_latents_of_another_generator(G, tmp_path):
     noise = {"b16.conv1.noise_const": torch.randn(2, 16, 16)}
     save_latents(good, Latents(["a", "b"], ws, noise=noise, facts={"space": "w"}))
     found = load_latents(good, G)
+    assert found.ws is not None
     assert torch.equal(found.ws, ws)
     assert torch.equal(found.noise["b16.conv1.noise_const"], noise["b16.conv1.noise_const"])
     assert found.facts == {"space": "w"}
