@@ -144,6 +144,17 @@ def test_noise_inputs_are_found_and_stay_without_structure(tmp_path):
     assert (last * last.roll(1, dims=1)).mean(dim=[1, 2]).abs().max() > 0.03
 
 
+def test_the_nearest_step_is_kept(tmp_path):
+    """A learning rate that is far too high leaves every minimum; what is returned is the best of the last steps."""
+    G, _ = loaded(tmp_path)
+    found = project(G, made(G, range(3)), PIXELS, Settings(space="w", steps=60, init="mean", lr=8.0))
+    without_noise = found.curves[45:]
+    assert (found.distance <= 1.1 * without_noise.min(dim=0).values + 1e-4).all()
+    one = project(G, made(G, [0]), PIXELS, Settings(space="w", steps=1, init="mean"))
+    assert one.curves.shape == (1, 1)
+    assert one.distance.isfinite().all()
+
+
 def test_class_of_a_picture_is_found(tmp_path):
     G, _ = loaded(tmp_path, c_dim=3)
     c = torch.eye(3)[[2, 0, 1]]

@@ -278,8 +278,15 @@ class _Search:
         return self.begin + (self.moved + self.apart) * self.deviation
 
     def run(self, observe: Callable[[int, torch.Tensor, torch.Tensor], None] | None) -> torch.Tensor:
-        """Make all steps; returns the distances at each, [steps, n]."""
+        """Make all steps; returns the distances at each, [steps, n].
+
+        Each picture keeps what was nearest to it among the steps without noise in the latents, as Adam may leave a
+        minimum again.
+        """
         how, curves = self.settings, []
+        best = torch.full([len(self.begin)], math.inf, device=self.begin.device)
+        everything = [self.moved, self.apart, *self.noise.values()]
+        kept = [x.detach().clone() for x in everything]
         draws = generator(how.seed, "projection-noise")
         groups = [{"params": [self.moved, *self.noise.values()]}]
         if self.apart.requires_grad:
@@ -299,6 +306,12 @@ class _Search:
                 )
             if self.noise:
                 loss = loss + how.noise_weight * noise_penalty(list(self.noise.values())).sum()
+            with torch.no_grad():
+                if noise_scale(step, how.steps) == 0:
+                    better = distances < best
+                    best = torch.where(better, distances, best)
+                    for old, new in zip(kept, everything, strict=True):
+                        old[better] = new[better]
             adam.zero_grad(set_to_none=True)
             loss.backward()
             curves.append(distances.detach().cpu())
@@ -309,6 +322,10 @@ class _Search:
                 for x in self.noise.values():
                     x -= x.mean(dim=[1, 2, 3], keepdim=True)
                     x *= (x.square().mean(dim=[1, 2, 3], keepdim=True) + 1e-12).rsqrt()
+        with torch.no_grad():
+            found = best.isfinite()  # of 3 steps or fewer, none is without noise
+            for old, new in zip(kept, everything, strict=True):
+                new[found] = old[found]
         return torch.stack(curves)
 
 
