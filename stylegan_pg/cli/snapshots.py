@@ -63,6 +63,16 @@ def sample(
     shard_images: Annotated[
         Optional[int], typer.Option(min=1, help="Images per tar; 1000 by default, or fewer large ones.")
     ] = None,
+    ws: Annotated[
+        Optional[Path], typer.Option(help="Latents that `project` found, instead of seeds; psi is 1 by default.")
+    ] = None,
+    direction: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Move all ws: FILE of `directions`, FILE#NAME or FILE#NUMBER; repeat for more."),
+    ] = None,
+    strength: Annotated[
+        Optional[list[float]], typer.Option(help="How far, such as 2 or -1.5; once, or for each direction.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -72,7 +82,8 @@ def sample(
     """
     if out_shards is not None:
         refused = {"--out": out, "--grid": grid, "--class-grid": class_grid, "--columns": columns}
-        _refuse("--out-shards writes a dataset, without any of these", refused | {"--interpolate": interpolate})
+        refused |= {"--interpolate": interpolate, "--ws": ws, "--direction": direction, "--strength": strength}
+        _refuse("--out-shards writes a dataset, without any of these", refused)
         how = {"psi": psi, "cutoff": cutoff, "noise": noise, "labels": labels, "batch": batch}
         _sample_shards(_chosen(snapshot), out_shards, device, count=count, seeds=seeds, per_shard=shard_images, **how)
         return
@@ -91,6 +102,9 @@ def sample(
         columns=columns,
         interpolate=interpolate,
         noise=noise,
+        ws=ws,
+        directions=tuple(direction or ()),
+        strengths=tuple(strength or (1.0,)),
         batch=batch,
         device=device,
     ):

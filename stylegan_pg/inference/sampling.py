@@ -15,6 +15,8 @@ from stylegan_pg.data.classes import class_names, conditions_at, file_names, par
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import name_rows, save_image, tile
 from stylegan_pg.inference.generate import LARGEST_PSI, images_of, interpolation, latents, writing
+from stylegan_pg.inference.latent_files import Moved, parse_directions
+from stylegan_pg.inference.saved import sample_saved
 from stylegan_pg.untrusted import printable
 
 MOST_ROWS = 100  # classes in one picture
@@ -36,10 +38,15 @@ class Asked(NamedTuple):
     interpolate: int
     noise: str
     batch: int
+    ws: Path | None = None  # a file of latents, instead of seeds
+    directions: tuple[str, ...] = ()  # FILE, FILE#NAME or FILE#NUMBER
+    strengths: tuple[float, ...] = (1.0,)
 
 
 def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> Iterator[str]:
     """Write a snapshot's images for the seeds into a folder; yields a line for each file written.
+
+    With `ws`, the images of a file of latents take the place of those of seeds; `directions` move the ws of all.
 
     One PNG per seed, or with `grid` one picture of all, or with `class_grid` one with a row for each class and a column
     for each seed, or with `interpolate` a strip from seed to seed; see Asked. Greyscale and RGBA generators give
@@ -64,8 +71,15 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
     if wanted.cutoff is not None and wanted.cutoff > G.num_ws:
         raise UsageError(f"--cutoff {wanted.cutoff} goes beyond the {G.num_ws} layers of {printable(snapshot)}")
     folder = snapshot.parent / f"{snapshot.stem}-pictures" if out is None else out
+    if wanted.directions:
+        G = Moved(G, parse_directions(wanted.directions, wanted.strengths, G))
     with enough_memory(wanted.batch):
-        yield from _write(G, snapshot, folder, numbers, wanted)
+        if wanted.ws is not None:
+            how = {"psi": 1.0 if wanted.psi is None else wanted.psi, "cutoff": wanted.cutoff, "noise": wanted.noise}
+            frames = {"grid": wanted.grid, "interpolate": wanted.interpolate, "columns": wanted.columns}
+            yield from sample_saved(G, wanted.ws, folder, batch=wanted.batch, **frames, **how)
+        else:
+            yield from _write(G, snapshot, folder, numbers, wanted)
 
 
 def _checked(wanted: Asked) -> list[int]:
@@ -82,6 +96,10 @@ def _checked(wanted: Asked) -> list[int]:
         raise UsageError(f"{' and '.join(chosen)} make different pictures: give one of them")
     if wanted.columns and not chosen:
         raise UsageError("--columns is of a picture of all: give --grid or --interpolate with it")
+    if wanted.strengths != (1.0,) and not wanted.directions:
+        raise UsageError("--strength is of a direction: give --direction FILE with it")
+    if wanted.ws is not None and (wanted.seeds is not None or wanted.labels is not None or wanted.class_grid):
+        raise UsageError("--ws renders what a file holds: no --seeds, --labels or --class-grid beside it")
     if wanted.seeds is None:
         return list(range(8 if wanted.class_grid else 64))
     numbers = parse_numbers(wanted.seeds)

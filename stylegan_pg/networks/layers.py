@@ -47,11 +47,11 @@ def low_pass(taps: Sequence[float]) -> torch.Tensor:
 def noise_image(
     noise: str, const: torch.Tensor, x: torch.Tensor, generator: torch.Generator | None
 ) -> torch.Tensor | None:
-    """Per-pixel noise N(0, 1) for x [N, C, H, W]: for "const" the given [H, W] as [1, 1, H, W], for "random" new
-    numbers [N, 1, H, W] from `generator`, for "none" None."""
+    """Per-pixel noise N(0, 1) for x [N, C, H, W]: for "const" the given [H, W] as [1, 1, H, W], or the given [N, 1, H,
+    W], for "random" new numbers [N, 1, H, W] from `generator`, for "none" None."""
     if noise == "random":
         return torch.randn([len(x), 1, *x.shape[2:]], device=x.device, generator=generator).to(const.dtype)
-    return None if noise == "none" else const[None, None]
+    return None if noise == "none" else const[None, None] if const.ndim == 2 else const
 
 
 def convolve_groups(x: torch.Tensor, weight: torch.Tensor, groups: int, padding: int) -> torch.Tensor:

@@ -48,7 +48,7 @@ from stylegan_pg.data.images.open_image import opened
 
 LOSSLESS_UP_TO = 32  # the resolution; a PNG is hardly larger there, and JPEG blocks would be most of the picture
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
-_ORIENTATIONS = {  # EXIF value -> what turns the picture upright
+ORIENTATIONS = {  # EXIF value -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -188,8 +188,8 @@ def _shaped(
             crop = "center" if crop == "none" else crop  # it had the shape, to the pixel
         upright = to_srgb.load(picture, data, channels, decided)
         orientation = to_srgb.orientation_of(picture)  # after it was loaded, which turns TIFFs itself
-    if orientation in _ORIENTATIONS:
-        upright = upright.transpose(_ORIENTATIONS[orientation])
+    if orientation in ORIENTATIONS:
+        upright = upright.transpose(ORIENTATIONS[orientation])
     fill = "#ffffff00" if upright.mode == "RGBA" else "white"
     return _fitted(upright, recipe, crop, FILTERS[recipe.filter], fill), upright.size
 
