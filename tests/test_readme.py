@@ -109,8 +109,8 @@ def test_from_a_folder_to_pictures(tmp_path):
     single, *_ = commands("torchrun")
     run(f"{single.replace('--nproc-per-node 8', '--nproc-per-node 2')} {overrides}")
     published = "runs/ffhq1024/snapshots/025000kimg.safetensors"
-    others = ("--out-shards", "--ws", "--direction")  # see test_editing.py and test_projection.py
-    sample, classes = (line for line in commands("stylegan-pg sample") if not any(word in line for word in others))
+    elsewhere = ("--out-shards", "--ws", "--direction")  # see test_editing.py and test_projection.py
+    sample, classes = (line for line in commands("stylegan-pg sample") if not any(word in line for word in elsewhere))
     for command in [sample, *commands("stylegan-pg metrics")]:
         assert published in command
         run(command.replace(published, str(snapshot)))
