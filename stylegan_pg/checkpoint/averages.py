@@ -2,8 +2,8 @@
 
 A run with ema.profiles stores one file for each relative width at a moment, `width0.05-000500kimg.safetensors`. It is a
 snapshot that can be sampled as it is. Its description has a further entry, `ema`: the relative width, nimg at the start
-of the average, the batch, and the names of the buffers. Averages that began at the same nimg belong together. They
-begin with each phase, because the networks change there, and where a width is added to a run.
+of the phase and of the average, the batch, and the names of the buffers. Averages that began at the same nimg belong
+together. They begin with each phase, because the networks change there, and where a width is added to a run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Stored:
 
     path: Path
     width: float  # relative
-    since: int  # nimg at its start
+    phase: int  # nimg at the start of its phase
+    since: int  # nimg at its own start
     nimg: int
     batch: int
     buffers: tuple[str, ...]
@@ -53,9 +54,9 @@ def file_name(width: float, moment: str) -> str:
     return f"width{width:g}-{moment}.safetensors"
 
 
-def entry(width: float, since: int, batch: int, buffers: Sequence[str]) -> dict[str, Any]:
-    """The entry `ema` of the description."""
-    return {"width": width, "since": since, "batch": batch, "buffers": list(buffers)}
+def entry(width: float, phase: int, since: int, batch: int, buffers: Sequence[str]) -> dict[str, Any]:
+    """The entry `ema` of the description; `phase`: nimg at the start of the phase."""
+    return {"width": width, "phase": phase, "since": since, "batch": batch, "buffers": list(buffers)}
 
 
 def is_stored(path: Path) -> bool:
@@ -80,10 +81,15 @@ def read_entry(path: Path) -> Stored:
     buffers = ema.get("buffers")
     if not isinstance(buffers, list) or not all(isinstance(name, str) for name in buffers):
         raise UsageError(f"{named}: its buffers are no list of names: {_REMEDY}")
+    finite_number(description.get("alpha"), 0, 1, f"{named}: alpha", _REMEDY)
+    if not isinstance(description.get("kwargs"), dict):
+        raise UsageError(f"{named}: its description has no arguments of a network: {_REMEDY}")
+    since = whole_number(ema.get("since"), 0, nimg - 1, f"{named}: since", _REMEDY)
     return Stored(
         path,
         finite_number(ema.get("width"), NARROWEST, WIDEST, f"{named}: width", _REMEDY),
-        whole_number(ema.get("since"), 0, nimg - 1, f"{named}: since", _REMEDY),
+        whole_number(ema.get("phase"), 0, since, f"{named}: phase", _REMEDY),
+        since,
         nimg,
         whole_number(ema.get("batch"), 1, 1 << 20, f"{named}: batch", _REMEDY),
         tuple(buffers),

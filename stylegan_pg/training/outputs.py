@@ -176,7 +176,7 @@ class Outputs:
             if average.since >= p.nimg:
                 continue
             buffers = [name for name, _ in p.G.named_buffers() if name in average.tensors]
-            entry = averages.entry(average.width, average.since, p.current.batch, buffers)
+            entry = averages.entry(average.width, p.current.start, average.since, p.current.batch, buffers)
             write = partial(self._write, tensors=average.tensors, ema=entry)
             yield folder / averages.file_name(average.width, moment), write
 
