@@ -58,7 +58,7 @@ class Moment:
     def combination(self, width: float) -> Combination:
         """The weights of `used` for a relative width at this moment. Raises UsageError if it is not possible."""
         wanted = Profile(gamma_of(width), self.nimg - self.newest.since)
-        return combine([Profile(gamma_of(one.width), one.length) for one in self.used], wanted)
+        return combine([Profile(gamma_of(one.width), one.length) for one in self.used], wanted, self.newest.batch)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def sweep(
     with failures_as_run_error():
         for row, made, reasons in _measured(moment, widths, combinations, metrics, data, settings):
             missing |= reasons
+            if metrics[0].name in reasons:
+                raise combined_error(missing)
             if not columns:
                 columns = list(row.values)
                 yield _line(["width", "residual", *columns])

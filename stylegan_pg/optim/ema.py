@@ -91,9 +91,10 @@ class PowerAverage:
             for name, t in own.items():
                 t.copy_(parts[part][name])
 
-    def restart(self, G: nn.Module) -> None:
-        """Begin with the weights that G has now."""
-        self.load({self.name: G.state_dict(), f"{self.name}_rest": {n: torch.zeros([]) for n in self.rest}}, self.since)
+    def restart(self, G: nn.Module, since: int) -> None:
+        """Begin anew with the weights that G has now."""
+        zeros = {name: torch.zeros([]) for name in self.rest}
+        self.load({self.name: G.state_dict(), f"{self.name}_rest": zeros}, since)
 
 
 def part_name(width: float) -> str:

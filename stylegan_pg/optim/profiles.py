@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from stylegan_pg.config.schema import NARROWEST, WIDEST
 from stylegan_pg.errors import UsageError
 
+FEW_STEPS = 4096  # up to which inner products are sums over steps
 SAME = 1e-9  # relative difference up to which two exponents or moments are the same
 
 
@@ -83,7 +85,19 @@ def inner(a: Sequence[Profile], b: Sequence[Profile]) -> np.ndarray:
     return (ga + 1) * (gb + 1) / (ga + gb + 1) * (first / ta) ** ga * (first / tb) ** gb / np.maximum(ta, tb)
 
 
-def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
+def step_inner(a: Sequence[Profile], b: Sequence[Profile], batch: float) -> np.ndarray:
+    """The same [len(a), len(b)] of profiles whose values are replaced by their means over each step of `batch` images,
+    within which weights do not change. In short runs this differs from `inner`, and it is what counts."""
+
+    def masses(profiles: Sequence[Profile]) -> np.ndarray:
+        gamma, t = np.array(profiles, dtype=np.float64).T[:, :, None]
+        return np.diff(np.minimum(edges / t, 1.0) ** (gamma + 1))
+
+    edges = batch * np.arange(math.ceil(max(p.t for p in (*a, *b)) / batch - 1e-6) + 1)
+    return masses(a) @ masses(b).T / batch
+
+
+def combine(stored: Sequence[Profile], wanted: Profile, batch: int = 0) -> Combination:
     """The combination of stored averages whose profile comes nearest to the wanted one (least squares).
 
     With the matrix A of inner products of the stored profiles and the vector b of theirs with the wanted one, the
@@ -91,6 +105,9 @@ def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
     it the sum is only near 1, and everything that hardly moves during training (most of each weight, and constant
     buffers) would be scaled by it; in small runs, this was most of the error. A stored average that has the wanted
     profile is taken as it is.
+
+    Args:
+        batch: images of a step, where this is known: if there are few steps, inner products are those of step_inner.
 
     Raises:
         ValueError: nothing is stored.
@@ -102,12 +119,10 @@ def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
             return Combination(np.eye(len(stored))[i], 0.0)
     scaled = [Profile(p.gamma, p.t / wanted.t) for p in stored]  # so that all numbers are of order 1
     target = [Profile(wanted.gamma, 1.0)]
-    A, b, square, n = (
-        inner(scaled, scaled),
-        inner(scaled, target)[:, 0],
-        float(inner(target, target)[0, 0]),
-        len(stored),
-    )
+    few = batch > 0 and max(p.t for p in (*stored, wanted)) <= FEW_STEPS * batch
+    product = partial(step_inner, batch=batch / wanted.t) if few else inner
+    A, b, square = product(scaled, scaled), product(scaled, target)[:, 0], float(product(target, target)[0, 0])
+    n = len(stored)
     system = np.zeros([n + 1, n + 1])
     system[:n, :n] = A + 1e-14 * square * np.eye(n)  # where several averages are nearly the same
     system[n, :n] = system[:n, n] = 1

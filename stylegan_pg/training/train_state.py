@@ -115,7 +115,7 @@ class TrainState:
             copy_same_names(self.G_ema, old["G_ema"])
         elif init:
             transfer.adopt(self.G_ema, init["G_ema"])
-        self.averages = [PowerAverage(width, self.G, self.nimg) for width in self.config.ema.profiles]
+        self.averages = [PowerAverage(width, self.G, phase.start) for width in self.config.ema.profiles]
         self.phase = phase
         self.optimizers = {side: self._optimizer(side) for side in SIDES}
         for side, optimizer in optimizers.items():
@@ -274,7 +274,7 @@ class TrainState:
             if parts := kept.get(average.name):
                 average.load(parts, since.get(average.name, self.current.start))
                 continue
-            average.restart(self.G)
+            average.restart(self.G, self.nimg)
             if self.nimg > self.current.start:
                 log.warning(
                     f"ema.profiles: the average of width {average.width:g} begins here, as the checkpoint holds none; "
