@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from configuring import config_of, refused
-from snapshots import built, saved
+from snapshots import built, command, saved
 
 from stylegan_pg.checkpoint import averages as files
 from stylegan_pg.checkpoint.names import meant_snapshot
@@ -305,6 +305,20 @@ def test_the_moment_that_is_meant(run):
     assert editing.moment_of(snapshot).nimg == 220
     assert editing.moment_of(folder / "averages" / "width0.05-000000180img.safetensors").nimg == 180
     assert editing.moment_of(folder, 0.09).newest.since == 0  # of the phase before, by itself
+
+
+def test_poor_fits_are_told(run, capsys, monkeypatch):
+    folder, _ = run
+    for arguments, advice in (
+        (["--width", 0.07, "--at", 0.150], "nothing was stored at 0.15 kimg, take --at 0.14 or --at 0.18"),
+        (["--width", 0.002], "take a width nearer to theirs, or a later moment"),
+        (["--width", 0.07], ""),
+    ):
+        code, printed, told = command(capsys, monkeypatch, "ema", folder, *arguments)
+        assert code == 0
+        assert Path(printed.strip()).is_file()
+        assert ("fit the profile of width" in told) == bool(advice)
+        assert advice in told
 
 
 @pytest.mark.parametrize("at", [0.098, 0.3, 1e6, 0, -1, math.nan])
