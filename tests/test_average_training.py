@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from PIL import Image
 from snapshots import command
 from test_engines import ZERO, deepspeed  # noqa: F401 - a fixture
 from test_power_averages import step_profile
+from test_readme import commands
 from test_replay import assert_same, trained
 from test_steady_steps import steps_of
 
@@ -413,6 +416,24 @@ def test_the_command_average(copied, capsys, monkeypatch, tmp_path):
         assert message in told
         assert "Traceback" not in told
     assert paths[0].read_bytes() == before
+
+
+def test_the_commands_of_the_documents(copied, capsys, monkeypatch):
+    monkeypatch.chdir(copied.parent)
+    paths = [str(copied / "averages" / f"width0.1-{nimg:09d}img.safetensors") for nimg in (432, 464, 480)]
+    written = commands("stylegan-pg ema") + commands("stylegan-pg average")
+    assert len(written) == 7
+    for line in written:
+        words = [re.sub(r"^runs/\w+$", str(copied), word) for word in shlex.split(line)[1:]]
+        words = [{"20000": "0.48", "15000": "0.4"}.get(word, word) for word in words]
+        if words[0] == "average":
+            names = iter(paths)
+            words = [next(names) if word.endswith(".safetensors") else word for word in words]
+        elif "--sweep" in words:
+            words = ["0.02:0.20:0.09" if word == "0.02:0.20:0.02" else word for word in words] + ["--images", "32"]
+        code, printed, told = command(capsys, monkeypatch, *words)
+        assert code == 0, told
+        assert Path(printed.split()[-1]).is_file()
 
 
 def test_plans_say_what_averages_cost(tiny_data, tmp_path, capsys, monkeypatch):

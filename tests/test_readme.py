@@ -16,7 +16,7 @@ from PIL import Image
 
 README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status")
+SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status", "ema", "average")
 GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 
