@@ -380,6 +380,20 @@ def test_a_sweep(copied, capsys, monkeypatch):
     assert json.loads(printed)["swd"] == pytest.approx(best["swd"], rel=1e-5)
 
 
+@pytest.mark.distributed
+def test_a_sweep_on_two_ranks(copied, tmp_path):
+    """It measures the same numbers as one process."""
+    tables = []
+    for ranks in (0, 2):
+        out = tmp_path / f"best{ranks}.safetensors"
+        args = ["ema", copied, "--sweep", "0.05:0.15:0.1", "--images", 96, "--at", 0.192, "--out", out]
+        printed = harness.finish(harness.start([*map(str, args), "--device", "cpu"], ranks=ranks))
+        assert f"best by swd: width 0.05, {out}" in printed or f"best by swd: width 0.15, {out}" in printed
+        tables.append((tmp_path / f"best{ranks}-sweep" / "widths.csv").read_text())
+    one, two = ([[*map(float, row.values())] for row in csv.DictReader(table.splitlines())] for table in tables)
+    assert np.allclose(one, two, rtol=1e-5)
+
+
 def test_a_sweep_in_a_fade(copied, capsys, monkeypatch):
     options = ["--sweep", "0.05:0.10:0.05", "--images", 32, "--at", 0.24, "--out", copied / "best.safetensors"]
     code, _, _ = command(capsys, monkeypatch, "ema", copied, *options)

@@ -24,6 +24,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.optim.ema import PowerAverage
 from stylegan_pg.optim.profiles import Profile, combine, gamma_of, inner, step_inner, step_weight, width_of
 from stylegan_pg.planning import averages as planning
+from stylegan_pg.planning.advice import without_effect
 
 WIDTHS = [0.001, 0.02, 0.05, 0.1, 0.2, 0.288]
 
@@ -429,6 +430,26 @@ def test_files_of_another_network_are_refused(run):
     with pytest.raises(UsageError, match="has another network than") as error:
         editing.post_hoc(folder, 0.07)
     assert "channel_max is 4, not 8" in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "more"])
+def test_tensors_that_do_not_fit_are_refused(run, change):
+    folder, _ = run
+    path = folder / "averages" / "width0.1-000000180img.safetensors"
+    description, tensors = read_snapshot(path)
+    name = min(tensors)
+    changed = {"shape": {name: tensors[name][:0]}, "missing": {}, "more": {"a": torch.zeros(1), name: tensors[name]}}
+    write_snapshot(path, {n: t for n, t in tensors.items() if n != name} | changed[change], description)
+    with pytest.raises(UsageError, match=r"width0\.1-000000180img.* is of another network"):
+        editing.post_hoc(folder, 0.07)
+
+
+def test_the_interval_has_no_effect_without_profiles():
+    given = ["run=x", "data.url=y", "train.total_kimg=1", "ema.every_kimg=5"]
+    (line,) = without_effect(None, given)
+    assert "ema.every_kimg" in line
+    assert "no averages are kept" in line
+    assert without_effect(None, [*given, "ema.profiles=[0.05]"]) == []
 
 
 def test_numbers_that_are_not_finite_are_refused(run):

@@ -185,6 +185,8 @@ def make(moment: Moment, widths: Sequence[float], combinations: Sequence[Combina
         if not column.any():
             continue
         tensors = _tensors_of(one)
+        if name := sums[0].misfit(tensors):
+            raise UsageError(f"{printable(one.path)} is of another network than the files before it: {name} differs")
         for total, weight in zip(sums, column.tolist(), strict=True):
             if weight:
                 total.add(tensors, weight)
@@ -247,6 +249,13 @@ class _Sum:
         self.heaviest, self.nearest = -math.inf, dict[str, torch.Tensor]()
         self.positive: dict[str, torch.Tensor] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+
+    def misfit(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        """The name of a tensor that is not in both states, or with another shape, "" if there is none."""
+        names = self.dtypes.keys() ^ tensors.keys() if self.dtypes else ()
+        known = {**self.nearest, **self.total}
+        names = [*names, *(name for name, t in tensors.items() if name in known and known[name].shape != t.shape)]
+        return printable(min(names), 80) if names else ""
 
     def add(self, tensors: Mapping[str, torch.Tensor], weight: float) -> None:
         for name, t in tensors.items():
@@ -311,7 +320,7 @@ def average(snapshots: Sequence[Path], weights: Sequence[float]) -> Made:
     total, made_of, alpha = _Sum(), [], 0.0
     for path, weight in zip(snapshots, weights, strict=True):
         description, tensors = read_snapshot(path)
-        if total.dtypes and (name := _misfit(total.dtypes, total.total, tensors)):
+        if name := total.misfit(tensors):
             raise UsageError(f"{printable(path)} cannot be averaged with {printable(snapshots[0])}: {name} differs")
         total.add(tensors, weight)
         alpha += weight * _alpha(description, path)
@@ -326,15 +335,6 @@ def _alpha(description: Mapping[str, Any], path: Path) -> float:
     if not is_number(alpha, 0, 1):
         raise UsageError(f"{printable(path)}: its alpha is no number from 0 to 1; take another snapshot of the run's")
     return float(alpha)
-
-
-def _misfit(
-    dtypes: Mapping[str, torch.dtype], total: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
-) -> str:
-    """The name of a tensor that is not in both states with the same shape, "" if there is none."""
-    if different := sorted(dtypes.keys() ^ tensors.keys()):
-        return printable(different[0], 80)
-    return next((printable(n, 80) for n, t in tensors.items() if n in total and total[n].shape != t.shape), "")
 
 
 def _check_same_form(descriptions: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> None:
