@@ -155,6 +155,9 @@ def test_combinations_of_few_many_and_nearly_equal_moments(moments):
 
 
 class Net(torch.nn.Module):
+    mean: torch.Tensor
+    count: torch.Tensor
+
     def __init__(self, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones([3, 5], dtype=dtype))
@@ -169,14 +172,14 @@ def test_an_average_equals_the_sum_of_its_definition():
     torch.manual_seed(0)
     for k in range(steps):
         with torch.no_grad():
-            net.weight += torch.randn_like(net.weight)
+            net.weight.add_(torch.randn_like(net.weight))
             net.mean += torch.randn_like(net.mean)
             net.count += 2
         seen.append({name: t.clone() for name, t in net.state_dict().items()})
         average.update(net, torch.tensor(average.weight(batch, start + (k + 1) * batch), dtype=torch.float64))
     profile = step_profile(gamma_of(0.1), steps, steps)
     for name in ("weight", "mean"):
-        expected = sum(w * state[name] for w, state in zip(profile, seen, strict=True))
+        expected = torch.stack([w * state[name] for w, state in zip(profile, seen, strict=True)]).sum(dim=0)
         assert torch.allclose(average.tensors[name], expected, rtol=1e-13, atol=1e-13)
     assert int(average.tensors["count"]) == 2 * steps
 
@@ -285,7 +288,8 @@ def test_another_width_is_the_weighted_sum(run):
     wanted = combine([Profile(gamma_of(w), n - 100) for w, n in order], Profile(gamma_of(0.07), 160.0), batch=8)
     assert fit.weights == pytest.approx(wanted.weights)
     for name, t in made.tensors.items():
-        expected = sum(x * kept[key][name].double() for x, key in zip(wanted.weights, order, strict=True))
+        parts = [x * kept[key][name].double() for x, key in zip(wanted.weights, order, strict=True)]
+        expected = torch.stack(parts).sum(dim=0)
         positive = torch.stack([kept[key][name] for key in order]).min(dim=0).values > 0
         same = torch.isclose(t.double(), expected, rtol=1e-6, atol=1e-6)
         assert bool((same | (positive & (expected <= 0))).all()), name
@@ -506,7 +510,7 @@ def test_an_average_of_snapshots(tmp_path, name, weights):
         save_snapshot(paths[-1], G, {**description, "nimg": i})
     made = editing.average(paths, weights)
     for key, t in made.tensors.items():
-        expected = sum(w * state[key].double() for w, state in zip(weights, states, strict=True))
+        expected = torch.stack([w * state[key].double() for w, state in zip(weights, states, strict=True)]).sum(dim=0)
         assert torch.allclose(t.double(), expected, rtol=1e-6, atol=1e-7), key
     assert made.description["nimg"] == (2 if weights[2] == 1 else 0)
     made.save(tmp_path / "out.safetensors")
