@@ -229,7 +229,7 @@ def test_a_checkpoint_without_averages_is_continued(run, tiny_data, tmp_path):
     assert made.description["ema"]["since"] == 360
 
 
-@pytest.mark.parametrize("change", ["shape", "rest", "since"])
+@pytest.mark.parametrize("change", ["shape", "rest", "since", "other phase"])
 def test_a_checkpoint_whose_averages_do_not_fit_is_refused(run, tiny_data, tmp_path, change):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
@@ -242,7 +242,7 @@ def test_a_checkpoint_whose_averages_do_not_fit_is_refused(run, tiny_data, tmp_p
     elif change == "rest":
         tensors = {name: t for name, t in tensors.items() if not name.startswith("average0.05_rest/")}
     else:
-        state["averages"]["average0.05"] = 361
+        state["averages"]["average0.05"] = {"since": 361, "other phase": 191}[change]
     checkpoint.write(copy / "checkpoints" / "000000000360.safetensors", tensors, state)
     output = harness.finish(harness.start(harness.arguments(copy, tiny_data, **LONG, **KEPT)), 2)
     assert "average0.05" in output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 import tempfile
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stylegan_pg import files
 from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.config.schema import NARROWEST, WIDEST
 from stylegan_pg.distributed import process_group as dist
@@ -186,7 +188,9 @@ def _write(rows: Sequence[Row], folder: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         draw_sweep(plain, folder / "widths.png", "width", "relative width of the average")
-        with (folder / "widths.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, list(columns), restval="")
-            table.writeheader()
-            table.writerows(plain)
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(plain)
+        with files.atomic_write(folder / "widths.csv") as file:
+            file.write(text.getvalue().encode())

@@ -27,12 +27,13 @@ from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 from stylegan_pg.rng import derive
 from stylegan_pg.systems.base import Side, System
 from stylegan_pg.systems.gan import GAN
-from stylegan_pg.systems.state import read_state
+from stylegan_pg.systems.state import REMEDY, read_state
 from stylegan_pg.training import compilation, transfer
 from stylegan_pg.training.buffers import BufferMeans
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.micro_batches import MicroBatches
 from stylegan_pg.training.running import RunningState
+from stylegan_pg.untrusted import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class TrainState:
             since: {PowerAverage.name: nimg at its start}; the start of the phase for those that are not in it.
 
         Raises:
-            UsageError: the networks have another form.
+            UsageError: the networks have another form, or an average did not begin within the phase.
         """
         nets = self._nets()
         parts = {part: checkpoint.part_of(tensors, part) for part in [*nets, *(f"opt_{side}" for side in SIDES)]}
@@ -272,7 +273,9 @@ class TrainState:
     ) -> None:
         for average in self.averages:
             if parts := kept.get(average.name):
-                average.load(parts, since.get(average.name, self.current.start))
+                began = since.get(average.name, self.current.start)
+                named = f"the checkpoint's {average.name}: nimg at its start"
+                average.load(parts, whole_number(began, self.current.start, self.nimg, named, REMEDY))
                 continue
             average.restart(self.G, self.nimg)
             if self.nimg > self.current.start:
