@@ -135,7 +135,11 @@ def test_averages_do_not_change_training(run, tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize("phase", [0, 1])
-@pytest.mark.parametrize("overrides", [[], ["model.name=r3gan", "loss.pl_weight=0"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides",
+    [[], pytest.param(["model.name=r3gan", "loss.pl_weight=0"], marks=pytest.mark.slow)],
+    ids=" ".join,
+)
 def test_replayed_steps_have_the_same_bits(tiny_data, phase, overrides):
     graphs = assert_same(tiny_data, "ema.profiles=[0.05,0.1]", *overrides, phase=phase)
     assert isinstance(graphs, EmulatedGraphs)
@@ -159,9 +163,12 @@ def same_averages(a: Path, b: Path) -> None:
         assert {n for n, t in ours.items() if not torch.equal(t, theirs[n])} == set(), name
 
 
-@pytest.mark.parametrize("at", [120, 240, 360])  # within each of the phases; 240 in the fade
+@pytest.mark.parametrize(
+    "at", [pytest.param(120, marks=pytest.mark.slow), 240, pytest.param(360, marks=pytest.mark.slow)]
+)
 def test_a_continued_run_has_the_same_averages(run, tiny_data, tmp_path, at):
-    """From an older checkpoint, with files of later moments in the folder, one of which does not belong to the run."""
+    """From a checkpoint within each of the phases (240 is in the fade), with files of later moments in the folder, one of which does not belong to
+    the run."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     for path in checkpoint.found(copy / "checkpoints"):
