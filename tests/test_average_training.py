@@ -167,8 +167,8 @@ def same_averages(a: Path, b: Path) -> None:
     "at", [pytest.param(120, marks=pytest.mark.slow), 240, pytest.param(360, marks=pytest.mark.slow)]
 )
 def test_a_continued_run_has_the_same_averages(run, tiny_data, tmp_path, at):
-    """From a checkpoint within each of the phases (240 is in the fade), with files of later moments in the folder, one of which does not belong to
-    the run."""
+    """From a checkpoint within each of the phases (240 is in the fade). There are files of later moments in the folder,
+    one of which does not belong to the run."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     for path in checkpoint.found(copy / "checkpoints"):
