@@ -51,6 +51,8 @@ def test_sections_single_names_and_terms():
         "ema.kimg_at",
         "ema.kimg_from",
         "ema.rampup",
+        "ema.profiles",
+        "ema.every_kimg",
     ]
     assert [line.split("=")[0] for line in keys.describe("kimg")] == ["augment.kimg", "ema.kimg"]
     terms = keys.describe("loss.terms")

@@ -95,6 +95,7 @@ WRONG: dict[str, list[Any]] = {
     "dataset": [None, 5],
     "training": [None, [], {"loss_scale": 0}, {"micro_batches": 5}],
     "system": [None, [], {"augment_p": 2}, {"augment_p": "1"}, {"means": {"pl_mean": float("inf")}}],
+    "averages": [None, [], {"average0.1": -1}, {"average0.1": 2**60}, {"average0.1": 1.5}, {"average\x1b": "1"}],
     "means": [None, {"a": 1}, {"a": [1.0]}, {"a": ["1", 1]}, {"a": [1.0, -1]}],
     "bad_samples": [None, {}, [5], [[1, 2]], [["1", 2, "a", "b", "c"]]],
     "environment": [None, {}, {"threads": 0}, {"threads": 2**40}, {"threads": 1, "torch": [1]}],

@@ -21,6 +21,7 @@ SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "
 SUBCOMMANDS += ("mix", "interpolate", "video")  # see test_editing.py
 SUBCOMMANDS += ("explore", "import")
 SUBCOMMANDS += ("project", "directions")
+SUBCOMMANDS += ("ema", "average")
 GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 

@@ -20,7 +20,7 @@ from stylegan_pg.checkpoint.status_file import Status
 from stylegan_pg.errors import UsageError
 
 # The outputs of a training. The status and the log are moved last, because `lost_its_checkpoints` reads them.
-OUTPUTS = ("checkpoints", "snapshots", "samples", "tensorboard", "wandb", "mlflow", "aim", "dvclive")
+OUTPUTS = ("checkpoints", "snapshots", "averages", "samples", "tensorboard", "wandb", "mlflow", "aim", "dvclive")
 OUTPUTS += ("trackers.json", "config.yaml", "ranks.json")
 OUTPUTS += ("data-faults.jsonl", "metrics.png", "metrics.jsonl", "stats.jsonl", "log.txt", "status.json")
 NO_SIGN = ("config.yaml", "ranks.json", "trackers.json", "status.json", "log.txt")  # of any run

@@ -15,6 +15,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
 BEST = "best.safetensors"
+POST_HOC = "ema-"  # begins the names of snapshots that `stylegan-pg ema` makes
 _MOMENT = re.compile(r"(?<!\d)(?:(?P<kimg>\d{6,})kimg(?:(?P<rest>\d{3})img)?|(?P<img>\d{9,})img)$", re.ASCII)
 _COARSE = 10_000  # images, from which on messages show tenths of a kimg
 
@@ -82,6 +83,7 @@ def meant_snapshot(path: Path) -> tuple[Path, str]:
         return path, ""
     folder = path / "snapshots" if (path / "snapshots").is_dir() else path
     ordered = in_order(p for p in folder.glob("*.safetensors") if p.is_file())
+    ordered = [p for p in ordered if not p.name.startswith(POST_HOC)] or ordered
     best = folder / BEST
     if best.is_file():
         target = folder / best.readlink().name if best.is_symlink() else best

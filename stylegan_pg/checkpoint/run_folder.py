@@ -15,7 +15,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.config.plain import to_yaml
 from stylegan_pg.errors import UsageError
 
-PARTS = ("checkpoints", "snapshots", "samples")
+PARTS = ("checkpoints", "snapshots", "averages", "samples")
 LEAVING_SEC = 10.0  # to wait for a process that holds the lock and may be about to end
 
 

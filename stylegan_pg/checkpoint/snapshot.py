@@ -6,8 +6,9 @@ the two cannot be separated. A checkpoint (checkpoint.py), in contrast, is for c
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,12 @@ def save_snapshot(path: Path, G_ema: torch.nn.Module, description: Mapping[str, 
     Raises:
         OSError: for example when the disk is full; no partial file remains.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in G_ema.state_dict().items()}
+    write_snapshot(path, G_ema.state_dict(), description)
+
+
+def write_snapshot(path: Path, tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
+    """Write a snapshot of a generator's state dict; otherwise as save_snapshot."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps({"format": FORMAT, "checksum": "blake2b", **description})
     meta = {"stylegan_pg": text, "blake2b": tensor_file.digest(tensors, text)}
     path.parent.mkdir(exist_ok=True)  # without parents: the run's folder may have been moved away
@@ -86,25 +92,12 @@ def load_snapshot(
     """
     device = choose_device(device)
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
-    try:
-        with tensor_file.opened(path) as file:
-            text = file.metadata.get("stylegan_pg")
-            if text is None:
-                raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
-            description, G = _described(path, text, torch.device(device), file.entries, network)
-            tensors = file.read()
-    except (tensor_file.BadFileError, OSError) as error:
-        raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
-    announced, present = description.get("checksum"), file.metadata.get("blake2b")  # older snapshots have none
-    if (announced or present) and present != tensor_file.digest(tensors, text):
-        raise UsageError(f"{path} is a damaged snapshot (its checksum does not match); take another of the run's")
+    with _opened(path) as (file, text):
+        description, G = _described(path, text, torch.device(device), file.entries, network)
+        tensors = _verified(path, file, description, text)
     G.load_state_dict(tensors, assign=True)
     G = G.to(device, torch.float32)
-    for name, t in G.state_dict().items():
-        if not tensor_file.is_finite(t):
-            raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
+    check_finite(path, G.state_dict())
     G.description = description
     if hasattr(G, "mapping") or network is None:
         names = None if "condition" in description else class_names(G)
@@ -115,6 +108,86 @@ def load_snapshot(
     if description["kwargs"].get("fade"):
         G.register_forward_pre_hook(partial(_at_alpha, float(description["alpha"])), with_kwargs=True)
     return G.eval().requires_grad_(False)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The description of a snapshot, whatever its network is; its weights are not read.
+
+    Raises:
+        UsageError: the file does not exist, is no snapshot, or of a newer format.
+    """
+    with _opened(path) as (_, text):
+        return _parsed(path, text)
+
+
+def read_snapshot(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The description of a snapshot and its tensors on the CPU, in their stored dtypes, whatever its network is.
+
+    Raises:
+        UsageError: as read_description; the file is damaged, or holds numbers that are not finite.
+    """
+    with _opened(path) as (file, text):
+        description = _parsed(path, text)
+        tensors = _verified(path, file, description, text)
+    check_finite(path, tensors)
+    return description, tensors
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[tensor_file.TensorFile, str]]:
+    """Open a snapshot -> (the file, the text of its description). Faults of the file within the block become one
+    message."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
+    try:
+        with tensor_file.opened(path) as file:
+            text = file.metadata.get("stylegan_pg")
+            if text is None:
+                raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
+            yield file, text
+    except (tensor_file.BadFileError, OSError) as error:
+        raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
+
+
+def _verified(path: Path, file: tensor_file.TensorFile, description: Mapping[str, Any], text: str) -> Any:
+    """Read all tensors and verify the checksum."""
+    tensors = file.read()
+    announced, present = description.get("checksum"), file.metadata.get("blake2b")  # older snapshots have none
+    if (announced or present) and present != tensor_file.digest(tensors, text):
+        raise UsageError(f"{path} is a damaged snapshot (its checksum does not match); take another of the run's")
+    return tensors
+
+
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        UsageError: one of the tensors of a snapshot holds NaN or infinity.
+    """
+    for name, t in tensors.items():
+        if not tensor_file.is_finite(t):
+            name = printable(name, 80)
+            raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
+
+
+MISFIT, REMEDY = "the description does not fit the weights", "take another snapshot of the run's"
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """The description of a snapshot.
+
+    Raises:
+        UsageError: it is no table, or of another format.
+    """
+    try:
+        description = parse_json(text, f"{MISFIT}: it", REMEDY, max_bytes=tensor_file.MOST_HEADER, finite=False)
+        if not isinstance(description, dict) or "format" not in description:
+            raise UsageError(f"{MISFIT}: it has no format; {REMEDY}")
+        if description["format"] != FORMAT:
+            version = printable(description["format"], 40)
+            raise UsageError(f"this is of snapshot format {version}, this version reads {FORMAT}: update stylegan-pg")
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return description
 
 
 def _described(
@@ -132,19 +205,15 @@ def _described(
     Raises:
         UsageError: the description does not fit the weights.
     """
-    misfit, remedy = "the description does not fit the weights", "take another snapshot of the run's"
+    description = _parsed(path, text)
     try:
-        description = parse_json(text, f"{misfit}: it", remedy, max_bytes=tensor_file.MOST_HEADER, finite=False)
-        if description["format"] != FORMAT:
-            version = printable(description["format"], 40)
-            raise UsageError(f"this is of snapshot format {version}, this version reads {FORMAT}: update stylegan-pg")
         kwargs = dict(description["kwargs"])
         names = description.get("label_names") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("label_names is no list of names")
         _check_examples(description)
-        finite_number(description["alpha"], 0, 1, f"{misfit}: alpha", remedy)
-        whole_number(description.get("nimg", 0), 0, 1 << 53, f"{misfit}: nimg", remedy)
+        finite_number(description["alpha"], 0, 1, f"{MISFIT}: alpha", REMEDY)
+        whole_number(description.get("nimg", 0), 0, 1 << 53, f"{MISFIT}: nimg", REMEDY)
         if device.type == "cpu" and kwargs.get("low_precision") == "fp16":
             kwargs["low_precision"] = "fp32"  # CPUs have no fp16 convolutions
         with torch.device("meta"):
@@ -164,7 +233,7 @@ def _described(
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise UsageError(f"{path}: {misfit}: {printable(error)}; {remedy}") from None
+        raise UsageError(f"{path}: {MISFIT}: {printable(error)}; {REMEDY}") from None
 
 
 def _check_examples(description: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylegan_pg import processors
-from stylegan_pg.cli import editing, exploring, importing, projecting, snapshots, tools
+from stylegan_pg.cli import averages, editing, exploring, importing, projecting, snapshots, tools
 from stylegan_pg.version import __version__
 
 
@@ -264,5 +264,7 @@ app.command()(exploring.explore)
 app.command("import")(importing.import_)
 app.command()(projecting.project)
 app.command()(projecting.directions)
+app.command()(averages.ema)
+app.command()(averages.average)
 app.add_typer(tools.data, name="data")
 app.add_typer(tools.kernels, name="kernels")

@@ -37,9 +37,16 @@ from stylegan_pg.config.models import ModelConfig, StyleGAN2Config
 from stylegan_pg.config.terms import LossConfig
 
 OPTIMIZER = ("reset", "carry")  # what becomes of Adam's moments at the start and the end of a fade
+NARROWEST, WIDEST = 0.001, 0.288  # relative widths of power-function averages; their limit is 1 / sqrt(12)
 WEIGHTS = Demand(
     lambda mixture: all(0 < w < math.inf for w in mixture.values()), "a table from URLs to weights above 0"
 )
+
+
+def are_widths(widths: list[float]) -> bool:
+    """Whether a list holds relative widths of averages that differ in the six digits by which they are named."""
+    names = {f"{width:g}" for width in widths}
+    return len(names) == len(widths) <= 16 and all(NARROWEST <= width <= WIDEST for width in widths)
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,10 @@ class EmaConfig:
     kimg_at: dict[int, float] = by_resolution()  # half-lives by resolution, instead of kimg
     kimg_from: dict[int, float] = by_kimg()  # {kimg: half-life} from there on
     rampup: float | None = positive(None)  # limits the half-life to this share of the images seen; null: no limit
+    profiles: list[float] = such_that(
+        [], are_widths, f"a list of different relative widths from {NARROWEST} to {WIDEST}, such as [0.05, 0.1]"
+    )  # relative widths of further averages, from which `stylegan-pg ema` makes one of any width; [] for none
+    every_kimg: float = at_least_0(500.0)  # interval at which these are stored; 0: only where a phase ends
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def parse_seed(text: str) -> int:
     return numbers[0]
 
 
-def _dataset(snapshot: Path, data: str | None, base: tuple[int, int]) -> DatasetIndex:
+def dataset_for(snapshot: Path, data: str | None, base: tuple[int, int]) -> DatasetIndex:
     """Return the dataset to compare with: `data`, or else the dataset in the config.yaml of the snapshot's run."""
     if data is not None:
         return load_index(data, base)
@@ -106,7 +106,8 @@ def _load(path: Path, settings: Settings) -> tuple[Any, int]:
     return G, G.resolution
 
 
-def _check_match(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
+def check_match(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -> None:
+    """Raise UsageError if a generator's images and a dataset cannot be compared; messages name `snapshot`."""
     channels = G.table.channels if isinstance(G, DatasetAsGenerator) else G.img_channels
     if index.channels != channels:
         raise UsageError(
@@ -137,7 +138,7 @@ def _check_match(G: Any, resolution: int, snapshot: Path, index: DatasetIndex) -
 
 
 @contextlib.contextmanager
-def _failures_as_run_error() -> Iterator[None]:
+def failures_as_run_error() -> Iterator[None]:
     """Convert I/O errors and out-of-memory errors within the block to a RunError.
 
     Raises:
@@ -196,7 +197,7 @@ def evaluate_snapshot(
     if neighbours > MAX_NEIGHBOURS:
         raise UsageError(f"--neighbours {neighbours} is too large: show at most {MAX_NEIGHBOURS} samples")
     request = Request(snapshot, [m.name for m in metrics], images, steps, per_class, neighbours)
-    with _failures_as_run_error():
+    with failures_as_run_error():
         yield from _evaluate(request, data, out, settings)
 
 
@@ -246,8 +247,8 @@ def _open_inputs(request: Request, data: str | None, settings: Settings) -> tupl
     snapshot = request.snapshot
     G, resolution = _load(snapshot, settings)
     rows, columns = G.table.image_size if isinstance(G, DatasetAsGenerator) else tuple(G.img_size)
-    index = _dataset(snapshot, data, (rows * 4 // resolution, columns * 4 // resolution))
-    _check_match(G, resolution, snapshot, index)
+    index = dataset_for(snapshot, data, (rows * 4 // resolution, columns * 4 // resolution))
+    check_match(G, resolution, snapshot, index)
     if request.per_class and not G.c_dim:
         raise UsageError(f"--per-class needs a generator with classes: {printable(snapshot)} is unconditional")
     if isinstance(G, DatasetAsGenerator) and (request.neighbours or request.psis != [1.0]):

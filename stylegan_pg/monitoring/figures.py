@@ -12,7 +12,7 @@ from stylegan_pg import files
 from stylegan_pg.untrusted import is_number, json_lines, printable
 
 MOST_AXES = 64
-NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds")
+NOT_METRICS = ("nimg", "resolution", "images", "psi", "seconds", "width", "residual")
 
 
 def _figure(x: str, label: str, rows: Sequence[dict[str, Any]], names: Sequence[str], marker: str = ".") -> Figure:
@@ -75,11 +75,11 @@ def draw_lines(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path)
     _save(_figure("kimg", "images shown (thousands)", rows, names, marker=""), path)
 
 
-def draw_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw every metric over truncation psi into a PNG file.
+def draw_sweep(rows: Sequence[dict[str, Any]], path: Path, x: str = "psi", label: str = "truncation psi") -> None:
+    """Draw every metric over the truncation psi, or another number of the rows, into a PNG file.
 
     Raises:
         OSError: where the file cannot be written.
     """
     if names := _names(rows):
-        _save(_figure("psi", "truncation psi", rows, names), path)
+        _save(_figure(x, label, rows, names), path)

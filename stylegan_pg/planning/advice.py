@@ -64,6 +64,7 @@ SWITCHES: list[tuple[str, Callable[[Config], bool], str]] = [
     ),
     ("model.mbstd_group", lambda c: not c.model.mbstd_channels, "model.mbstd_channels=0"),
     ("growth.devices", lambda c: c.growth.schedule != "auto", "it is for growth.schedule=auto"),
+    ("ema.every_kimg", lambda c: not c.ema.profiles, "no averages are kept (ema.profiles=[])"),
     ("output.grid output.grid_psi", lambda c: not c.output.grid_kimg, "no grids are drawn (output.grid_kimg=0)"),
     (
         "metrics.names metrics.images metrics.weights metrics.extractor metrics.precision metrics.best",

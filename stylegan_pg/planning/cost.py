@@ -22,6 +22,7 @@ from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, weighs
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
 from stylegan_pg.networks import NETWORKS, NetworkShape, declares  # it registers the operators, too
+from stylegan_pg.planning import averages
 from stylegan_pg.planning.operations import NO_LAUNCH
 
 # Operations of a step that are not made here: latents, statistics and the moving average; and of an optimizer step.
@@ -35,7 +36,7 @@ class Cost:
     g_parameters: int
     d_parameters: int
     flops_per_image: float
-    fixed_bytes: int  # of weights, gradients, moments and EMA
+    fixed_bytes: int  # of weights, gradients, moments, EMA and further averages
     bytes_per_image: float  # of activations saved for the largest backward pass
     launches: float = 0.0  # operations of a step with one micro-batch, of lazy terms at their share
 
@@ -246,4 +247,6 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         D.zero_grad()
     width = 8 if config.train.dtype == "float64" else 4
     own = 5 * sizes[0] + 4 * sizes[1]  # weights, gradients, two moments; and G_ema
+    own += len(config.ema.profiles) * averages.COPIES * sizes[0]
+    launches += len(config.ema.profiles) * averages.LAUNCHES
     return Cost(sizes[0], sizes[1], flops, own * width, peak * width / 4, launches)

@@ -23,7 +23,7 @@ from stylegan_pg.config.schedule import Phase, deal, learning_rate, phases, shor
 from stylegan_pg.data.conditions import CLASS, condition_field, condition_size
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.errors import RunError, UsageError
-from stylegan_pg.planning import scaling, schedules
+from stylegan_pg.planning import averages, scaling, schedules
 from stylegan_pg.planning.advice import of_configuration, of_data
 from stylegan_pg.planning.cost import Cost, Meter, cost_of
 from stylegan_pg.urls import runs_command
@@ -204,6 +204,8 @@ def table(plan: Plan) -> str:
             f"{len(idle)} of {len(plan.rows)} phases some devices wait for others. In {p}, a batch of {p.batch} in "
             f"groups of {p.mbstd_group} uses {used:.0%} of {devices}; larger batches would use more."
         )
+    if kept := averages.cost(plan.config, ((row.phase, row.cost.g_parameters) for row in plan.rows)):
+        notes.append(f"{kept}.")
     return "\n".join([*_aligned(lines), "", *notes])
 
 

@@ -162,7 +162,7 @@ class Engine:
         state.nimg += step.batch
 
     def average(self, step: Step) -> None:
-        """Move G_ema towards G."""
+        """Move G_ema and the averages of ema.profiles towards G."""
         state, config = self.state, self.state.config
 
         def weight_at(step: Step) -> float:
@@ -170,7 +170,20 @@ class Engine:
             return 1 - ema_beta(step.batch, step.nimg, half_life, config.ema.rampup)
 
         weight = step.numbers.of("weight of G in G_ema", weight_at, step)
-        self.replay.run("average", step, lambda: ema.update(state.G_ema, state.G, weight), [])
+        averages = [(average, self.weight_of(average, step)) for average in state.averages]
+
+        def move() -> None:
+            ema.update(state.G_ema, state.G, weight)
+            for average, weight_of_it in averages:
+                average.update(state.G, weight_of_it)
+
+        self.replay.run("average", step, move, [])
+
+    def weight_of(self, average: ema.PowerAverage, step: Step) -> torch.Tensor:
+        """The weight of G in an average after this step, as a number on the device."""
+        return step.numbers.of(
+            f"weight of G in {average.name}", lambda step: average.weight(step.batch, step.nimg + step.batch), step
+        )
 
     def begin(self, batch: Batch) -> Step:
         """Collect what the losses of this step share."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from stylegan_pg.checkpoint import names
-from stylegan_pg.checkpoint.snapshot import save_snapshot
+from stylegan_pg.checkpoint import averages, names
+from stylegan_pg.checkpoint.snapshot import write_snapshot
 from stylegan_pg.config import Config
 from stylegan_pg.config.plain import to_plain
 from stylegan_pg.config.schedule import crossed, learning_rate
@@ -56,6 +57,8 @@ class Outputs:
                 self.grids()
             if snapshot and not last:
                 self.snapshot(self.snapshot_path())
+            if crossed(self.config.ema.every_kimg, before, after) or after == self.state.current.end or last:
+                self.store_averages()
 
     def tick(self, before: int, bad_samples: Mapping[str, int]) -> None:
         """Write a line of statistics since the last one; `bad_samples` counts damaged samples by kind."""
@@ -153,24 +156,51 @@ class Outputs:
         folder = self.run / "snapshots"
         return folder / f"{self.moment(folder, '.safetensors', self.config.output.snapshot_kimg)}.safetensors"
 
+    def store_averages(self) -> None:
+        """Store the averages of ema.profiles. What fails is logged."""
+        if not self.state.averages or self.lost():
+            return
+        try:
+            for path, write in self._to_store():
+                write(path)
+        except OSError as error:
+            log.warning(
+                f"the averages at {names.kimg(self.state.nimg)} kimg could not be stored ({error}); training goes on"
+            )
+
+    def _to_store(self) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+        """The path of each average at this nimg, and what writes it. One that begins here covers nothing yet."""
+        p, folder = self.state, self.run / averages.FOLDER
+        moment = self.moment(folder, ".safetensors", self.config.ema.every_kimg)
+        for average in p.averages:
+            if average.since >= p.nimg:
+                continue
+            buffers = [name for name, _ in p.G.named_buffers() if name in average.tensors]
+            entry = averages.entry(average.width, p.current.start, average.since, p.current.batch, buffers)
+            write = partial(self._write, tensors=average.tensors, ema=entry)
+            yield folder / averages.file_name(average.width, moment), write
+
     def final_snapshot(self) -> None:
-        """Write the snapshot at the end of a run, unless it exists.
+        """Write the snapshot and the averages at the end of a run, unless they exist.
 
         Raises:
             RunError: on all ranks, if it cannot be written; UsageError: if the folder is not this run's any more.
         """
-        path = self.snapshot_path()
         with dist.main_decides():
             if dist.is_main() and (lost := self.lost()):
                 raise UsageError(lost)
-            if dist.is_main() and not path.is_file():
-                try:
-                    self._write(path)
-                except OSError as error:
-                    raise RunError(
-                        f"training is complete, but its last snapshot {path} could not be written ({error}): free "
-                        "space, or correct what is wrong there, and run the same command again, which writes it"
-                    ) from None
+            for path, write in [(self.snapshot_path(), self._write), *self._to_store()] if dist.is_main() else []:
+                if not path.is_file():
+                    self._write_last(path, write)
+
+    def _write_last(self, path: Path, write: Callable[[Path], None]) -> None:
+        try:
+            write(path)
+        except OSError as error:
+            raise RunError(
+                f"training is complete, but its last snapshot {path} could not be written ({error}): free "
+                "space, or correct what is wrong there, and run the same command again, which writes it"
+            ) from None
 
     def snapshot(self, path: Path) -> bool:
         """Write a snapshot and return whether that worked; a failure is logged."""
@@ -193,7 +223,10 @@ class Outputs:
             return names
         return {**names, "condition": p.condition, "conditions": p.conditions.examples()}
 
-    def _write(self, path: Path) -> None:
+    def _write(
+        self, path: Path, tensors: Mapping[str, torch.Tensor] | None = None, ema: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a snapshot of G_ema, or of other tensors of a generator's state, of which `ema` says what they are."""
         p = self.state
         description = {
             **p.system.snapshot_description(),
@@ -203,6 +236,7 @@ class Outputs:
             "dataset": self.index.identity,
             "config": to_plain(self.config),
             "stylegan_pg": __version__,
+            **({"ema": dict(ema)} if ema else {}),
         }
-        save_snapshot(path, p.G_ema, description)
-        log.info(f"{names.kimg(p.nimg)} kimg: snapshot {path}")
+        write_snapshot(path, p.G_ema.state_dict() if tensors is None else tensors, description)
+        log.info(f"{names.kimg(p.nimg)} kimg: {'average' if ema else 'snapshot'} {path}")

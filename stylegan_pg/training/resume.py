@@ -49,6 +49,8 @@ FREE += (
     "train.max_skipped",
     "train.loss_scale",
     "init",
+    "ema.profiles",  # of whose averages TrainState.load says which begin anew
+    "ema.every_kimg",
 )
 
 
@@ -82,6 +84,9 @@ def check_state(state: dict[str, Any], named: str, system: System | None = None)
     of_training, of_system = stored_states(state)
     read_state(RunningState, of_training, str(named))
     (system.check_state if system else partial(read_state, GANState))(of_system, str(named))
+    averages = part("averages", dict) if "averages" in state else {}
+    for name, since in averages.items():
+        whole_number(since, 0, state["nimg"], f"{named}: the start of {printable(name, 60)}", remedy)
     for name, pair in part("means", dict).items():
         if not isinstance(pair, list) or len(pair) != 2:
             raise UsageError(f"{named}: the mean of {printable(name, 60)} is no sum and count: {remedy}")

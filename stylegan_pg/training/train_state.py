@@ -22,16 +22,18 @@ from stylegan_pg.networks import NetworkShape, copy_same_names, to_channels_last
 from stylegan_pg.ops import pool
 from stylegan_pg.optim import moments
 from stylegan_pg.optim.adam import Rates
+from stylegan_pg.optim.ema import PowerAverage
 from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 from stylegan_pg.rng import derive
 from stylegan_pg.systems.base import Side, System
 from stylegan_pg.systems.gan import GAN
-from stylegan_pg.systems.state import read_state
+from stylegan_pg.systems.state import REMEDY, read_state
 from stylegan_pg.training import compilation, transfer
 from stylegan_pg.training.buffers import BufferMeans
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.micro_batches import MicroBatches
 from stylegan_pg.training.running import RunningState
+from stylegan_pg.untrusted import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class TrainState:
     FP16_SCALE = 65536.0  # initial loss scale
 
     G_ema: Any  # of G's class, whose attributes torch.nn.Module does not declare
+    averages: list[PowerAverage]  # of G, beside G_ema
     optimizers: dict[str, NetworkOptimizer]
     table: SampleTable
     micro_batches: MicroBatches
@@ -113,6 +116,7 @@ class TrainState:
             copy_same_names(self.G_ema, old["G_ema"])
         elif init:
             transfer.adopt(self.G_ema, init["G_ema"])
+        self.averages = [PowerAverage(width, self.G, phase.start) for width in self.config.ema.profiles]
         self.phase = phase
         self.optimizers = {side: self._optimizer(side) for side in SIDES}
         for side, optimizer in optimizers.items():
@@ -214,18 +218,24 @@ class TrainState:
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors of a checkpoint, {"part/name": tensor}. A collective call."""
         nets = {name: net.state_dict() for name, net in self._nets().items()}
+        averages = {name: part for average in self.averages for name, part in average.parts().items()}
         return checkpoint.flatten(
-            nets | {f"opt_{side}": optimizer.gather() for side, optimizer in self.optimizers.items()}
+            nets | averages | {f"opt_{side}": optimizer.gather() for side, optimizer in self.optimizers.items()}
         )
 
     def _nets(self) -> dict[str, Any]:
         return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load(self, tensors: dict[str, torch.Tensor], since: Mapping[str, int] | None = None) -> None:
         """Load what `tensors` returned in a phase with networks of the same form.
 
+        Averages of widths that were not kept before begin at this nimg.
+
+        Args:
+            since: {PowerAverage.name: nimg at its start}; the start of the phase for those that are not in it.
+
         Raises:
-            UsageError: the networks have another form.
+            UsageError: the networks have another form, or an average did not begin within the phase.
         """
         nets = self._nets()
         parts = {part: checkpoint.part_of(tensors, part) for part in [*nets, *(f"opt_{side}" for side in SIDES)]}
@@ -235,6 +245,7 @@ class TrainState:
             for side in SIDES:
                 parameters = dict(nets[side].named_parameters())
                 moments.check_optimizer(parts[f"opt_{side}"], parameters, f"the checkpoint's Adam state of {side}")
+            kept = self._kept_averages(tensors)
         except ValueError as error:
             raise UsageError(
                 f"{error}, as the configuration has it: take the configuration that the run was started with, or "
@@ -244,6 +255,34 @@ class TrainState:
             net.load_state_dict(parts[name])
         for side, optimizer in self.optimizers.items():
             optimizer.restore(parts[f"opt_{side}"])
+        self._load_averages(kept, since or {})
+
+    def _kept_averages(self, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+        """{PowerAverage.name: its parts} in a checkpoint. Raises ValueError if they are of another form."""
+        kept = {}
+        for average in self.averages:
+            parts = {name: checkpoint.part_of(tensors, name) for name in average.parts()}
+            if any(parts.values()):
+                for name, expected in average.parts().items():
+                    tensor_file.check_tensors(parts[name], expected, f"the checkpoint's {name}")
+                kept[average.name] = parts
+        return kept
+
+    def _load_averages(
+        self, kept: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]], since: Mapping[str, int]
+    ) -> None:
+        for average in self.averages:
+            if parts := kept.get(average.name):
+                began = since.get(average.name, self.current.start)
+                named = f"the checkpoint's {average.name}: nimg at its start"
+                average.load(parts, whole_number(began, self.current.start, self.nimg, named, REMEDY))
+                continue
+            average.restart(self.G, self.nimg)
+            if self.nimg > self.current.start:
+                log.warning(
+                    f"ema.profiles: the average of width {average.width:g} begins here, as the checkpoint holds none; "
+                    "until the next phase it covers what follows, and is not combined with older ones"
+                )
 
     def statistics(self) -> dict[str, float]:
         """The numbers of the running state that are logged."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg.checkpoint import latest
+from stylegan_pg.checkpoint import averages, latest
 from stylegan_pg.checkpoint.names import kimg
 from stylegan_pg.checkpoint.run_folder import RunFolder
 from stylegan_pg.config import Config
@@ -227,6 +227,7 @@ class Trainer:
             self.status.open(self.run, self.state.nimg, self.end, self.folder.lost)
             self.log_file.open(self.run, self.folder.lost)
             self.folder.keep(self.config)
+            averages.cut_back(self.run / averages.FOLDER, self.state.nimg)
         except OSError as error:
             raise UsageError(f"run={self.run} cannot be written: {error}") from None
 
@@ -237,7 +238,7 @@ class Trainer:
         p.nimg = state["nimg"]
         p.load_running(*running_state(state, self.config))
         p.enter(self.plan[state["phase"]])
-        p.load(tensors)
+        p.load(tensors, state.get("averages"))
         self.means = Means(state["means"])
         self.data.load(state["bad_samples"])
 
@@ -324,6 +325,7 @@ class Trainer:
                 "running_means": p.statistics(),  # read by earlier versions only
                 "training": p.running.plain(),
                 "system": p.system.state(),
+                "averages": {average.name: average.since for average in p.averages},
                 "means": self.means.sums,
                 "bad_samples": self.data.state(),
                 "environment": environment(self.state.device, self.kernels),
