@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylegan_pg import processors
-from stylegan_pg.cli import snapshots, tools
+from stylegan_pg.cli import exporting, snapshots, tools
 from stylegan_pg.version import __version__
 
 
@@ -257,5 +257,6 @@ def plan(
 
 app.command()(snapshots.sample)
 app.command()(snapshots.metrics)
+app.command()(exporting.export)
 app.add_typer(tools.data, name="data")
 app.add_typer(tools.kernels, name="kernels")

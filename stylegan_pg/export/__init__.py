@@ -1,1 +1,1 @@
-"""Snapshots in the formats of other programs: ONNX, torch.export, AOTInductor, public names, hub folders, web pages."""
+"""Snapshots in the formats of other programs: ONNX, torch.export, AOTInductor, public names, a model hub, a web page."""
