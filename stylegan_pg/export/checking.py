@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
         raise RunError(f"it gives images {list(actual.shape)} instead of {list(expected.shape)}")
     largest = float((actual.double() - expected.double()).abs().max())
     extent = max(float(expected.max() - expected.min()), 1e-3)
-    return largest / extent if largest == largest else float("inf")  # noqa: PLR0124 - NaN differs from itself
+    return float("inf") if math.isnan(largest) else largest / extent
 
 
 def check(run: Run, G: Any, program: Program, what: str) -> tuple[float, int]:

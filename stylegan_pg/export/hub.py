@@ -189,7 +189,8 @@ def _training(config: Any) -> str:
     kept = {key: config[key] for key in ("resolution", "seed", "model", "growth", "optim", "loss", "augment", "ema")
             if key in config}  # fmt: skip
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).replace("```", "'''")
-    return f"The configuration, as far as it concerns networks and losses (all of it is in {CONFIG}):\n\n```yaml\n{text}```\n"
+    which = f"The configuration, as far as it concerns networks and losses (all of it is in {CONFIG})"
+    return f"{which}:\n\n```yaml\n{text}```\n"
 
 
 def _metrics(metrics: dict[str, float]) -> str:

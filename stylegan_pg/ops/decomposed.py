@@ -1,8 +1,8 @@
 """The operators as ordinary operations of PyTorch, for programs that leave PyTorch (torch.export, ONNX).
 
-Within `plain_operations`, the public functions of this room call what is defined here instead of an operator of this package,
-which other runtimes do not know. Every operation returns a new tensor and works with sizes that stay symbolic. The
-results equal those of ops/reference.py but for rounding. No kernels are used, and derivatives are autograd's.
+Within `plain_operations`, the public functions of this room call what is defined here instead of an operator of this
+package, which other runtimes do not know. Every operation returns a new tensor and works with sizes that stay symbolic.
+The results equal those of ops/reference.py but for rounding. No kernels are used, and derivatives are autograd's.
 """
 
 from __future__ import annotations
