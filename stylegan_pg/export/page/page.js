@@ -78,7 +78,7 @@ function drawn(id, images) {
     pixels.data[4 * i + 3] = facts.channels === 4 ? value(3, i) : 255;
   }
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  canvas.getContext("2d", { willReadFrequently: true }).putImageData(pixels, 0, 0);
 }
 
 worker.onmessage = ({ data }) => {
