@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -17,6 +18,8 @@ import pytest
 import torch
 from exporting import NAMES, snapshot
 from PIL import Image
+from snapshots import command
+from test_readme import commands
 
 from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.data.classes import one_hot
@@ -105,6 +108,24 @@ def test_what_npm_fetches_is_used_by_its_checksum_only(tmp_path, monkeypatch):
     npm.write_text("#!/bin/sh\necho 'npm error network is down' >&2\nexit 1\n")
     with pytest.raises(RunError, match="npm error network is down"):
         web.runtime_files(None, True)
+
+
+@pytest.mark.slow
+def test_commands_of_the_documents(tmp_path, capsys, monkeypatch):
+    """They are run unchanged. A runtime in the cache stands for the one that is fetched."""
+    pytest.importorskip("onnxruntime")
+    snapshots = tmp_path / "runs" / "ffhq1024" / "snapshots"
+    snapshots.mkdir(parents=True)
+    snapshot(snapshots / "000005kimg.safetensors", "progan", resolution=4)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(web, "runtime_files", lambda given, fetch: dict.fromkeys(web.FILES, b"") if fetch else {})
+    said = commands("stylegan-pg export")
+    assert len(said) == 2
+    for line in said:
+        assert command(capsys, monkeypatch, *shlex.split(line)[1:])[0] == 0, line
+    assert (tmp_path / "generator.onnx").is_file()
+    (serve,) = commands("python -m http.server")
+    assert (tmp_path / serve.split()[-1] / "index.html").is_file()
 
 
 # ------------------------------------------------------------------------------------------------------- in a browser
@@ -200,7 +221,7 @@ def same(pixels: np.ndarray, image: torch.Tensor) -> None:
 @pytest.mark.slow
 def test_pictures_are_those_of_pytorch(browser, real_runtime, tmp_path):
     pytest.importorskip("onnxruntime")
-    more = {"channel_base": 512, "channel_max": 32, "z_dim": 17}
+    more: dict[str, Any] = {"channel_base": 512, "channel_max": 32, "z_dim": 17}
     path = snapshot(tmp_path / "G.safetensors", resolution=64, classes=4, **more)
     list(export(path, "web", tmp_path / "page", ort_web=real_runtime, title=TITLE))
     G, opened = load_snapshot(path), Page(browser, tmp_path / "page")
@@ -220,7 +241,7 @@ def test_pictures_are_those_of_pytorch(browser, real_runtime, tmp_path):
     same(opened.pixels("picture"), G(latents([4294967295], 17), c[2], **how))
     opened.set("t", 0.25)
     ends = [G.styles(latents([seed], 17), c[k], **how) for seed, k in ((4294967295, 2), (1, 3))]
-    halfway = G.synthesis(torch.lerp(*ends, 0.25))
+    halfway = G.synthesis(torch.lerp(ends[0], ends[1], 0.25))
     same(opened.pixels("picture"), halfway)
     with page.expect_download() as download:
         page.locator("#save").click()

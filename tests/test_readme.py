@@ -16,7 +16,7 @@ from PIL import Image
 
 README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status")
+SUBCOMMANDS = ("pack", "train", "plan", "sample", "metrics", "data", "config", "status", "export")
 GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 
@@ -31,7 +31,7 @@ def commands(prefix: str) -> list[str]:
 
 def test_every_kind_of_command_is_run_by_a_test():
     """A new command in a document must be added to one of the tests below."""
-    known = ("make ", "pip install .", "sbatch ", "launch/", "torchrun ")
+    known = ("make ", "pip install .", "sbatch ", "launch/", "torchrun ", "python -m http.server ")
     known += tuple(f"stylegan-pg {name}" for name in SUBCOMMANDS)
     assert [line for line in commands("") if line and not line.startswith(known)] == []
 

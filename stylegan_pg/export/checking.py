@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from stylegan_pg.errors import RunError
 from stylegan_pg.export.program import Program, conditions, default_cutoff
-from stylegan_pg.inference.generate import finite, latents
+from stylegan_pg.inference.generate import between, finite, latents
 from stylegan_pg.networks import accepted
 
 # Largest difference, as a share of the range of the images. In fp16, rounding alone gives some 1e-3 in small networks,
@@ -53,45 +53,28 @@ def case(G: Any, program: Program, trial: Trial) -> Case:
     Args:
         G: the network in single precision, see program.rebuilt.
         program: the function that was exported.
+
+    Raises:
+        RunError: the images are not finite.
     """
-    wanted, how = program.wanted, program.how
-    z = latents(range(trial.seed, trial.seed + trial.batch), G.z_dim)
-    c = conditions(G, trial.batch)
-    to = latents(range(trial.seed + 1000, trial.seed + 1000 + trial.batch), G.z_dim)
-    c_to = None if c is None else c.roll(1, 0) if trial.batch > 1 else conditions(G, 2)[1:]  # type: ignore[index]
-    t = trial.t if wanted.walk else 0.0
-    given: dict[str, torch.Tensor | None] = {"z": z, "c": c, "to": to, "c_to": c_to, "t": torch.tensor(t)}
-    if not program.styled:
-        if t:
-            z = torch.cat([_between(a, b, t) for a, b in zip(z, to, strict=True)])
-            c = None if c is None or c_to is None else torch.lerp(c, c_to, t)
-        images = G(z, c, **how)
+    z, to = (latents(range(first, first + trial.batch), G.z_dim) for first in (trial.seed, trial.seed + 1000))
+    both = conditions(G, 2 * trial.batch)
+    c, c_to = (None, None) if both is None else both.split(trial.batch)
+    t = trial.t if program.wanted.walk else 0.0
+    given = {"z": z, "c": c, "to": to, "c_to": c_to, "t": torch.tensor(t)}
+    if program.styled:
+        n = default_cutoff(G) if trial.cutoff is None else trial.cutoff
+        given |= {"psi": torch.tensor(trial.psi), "mask": (torch.arange(G.num_ws) < n).float(), "ws": G.styles(z, c)}
+        ends = [G.styles(*end, psi=trial.psi, cutoff=trial.cutoff) for end in ((z, c), (to, c_to))]
+        how = accepted(G.synthesis, noise=program.wanted.noise)
+        images = G.synthesis(torch.lerp(ends[0], ends[1], t), **how, **program.how)
     else:
-        given |= {"psi": torch.tensor(trial.psi), "mask": _mask(G, trial.cutoff)}
-        given["ws"] = G.styles(z, c)
-        ws = G.styles(z, c, psi=trial.psi, cutoff=trial.cutoff)
         if t:
-            ws = torch.lerp(ws, G.styles(to, c_to, psi=trial.psi, cutoff=trial.cutoff), t)
-        images = G.synthesis(ws, **accepted(G.synthesis, noise=wanted.noise), **how)
-    inputs = {name: given[name] for name in program.names}
-    return Case(inputs, finite(images.float()))  # type: ignore[arg-type]  # what the generator needs is there
-
-
-def _between(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
-    from stylegan_pg.inference.generate import between
-
-    return between(a, b, torch.full([1, 1], t))
-
-
-def _mask(G: Any, cutoff: int | None) -> torch.Tensor:
-    n = default_cutoff(G) if cutoff is None else cutoff
-    return (torch.arange(G.num_ws) < n).float()
-
-
-def cases(G: Any, program: Program) -> Iterator[Case]:
-    """All trials; see `case`."""
-    for trial in trials(G):
-        yield case(G, program, trial)
+            z = torch.cat([between(a, b, torch.full([1, 1], t)) for a, b in zip(z, to, strict=True)])
+            c = None if c is None or c_to is None else torch.lerp(c, c_to, t)
+        images = G(z, c, **program.how)
+    inputs = {name: tensor for name in program.names if (tensor := given[name]) is not None}
+    return Case(inputs, finite(images.float()))
 
 
 @torch.no_grad()
@@ -118,7 +101,8 @@ def check(run: Run, G: Any, program: Program, what: str) -> tuple[float, int]:
         RunError: the difference is beyond the tolerance.
     """
     worst, count = 0.0, 0
-    for inputs, expected in cases(G, program):
+    for trial in trials(G):
+        inputs, expected = case(G, program, trial)
         worst, count = max(worst, difference(run(inputs), expected)), count + 1
     tolerance = TOLERANCE[program.wanted.precision]
     if worst > tolerance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from stylegan_pg.export.outputs import making
 from stylegan_pg.export.program import INPUTS, NOISE, PRECISIONS, Wanted, has_noise, program_of, rebuilt
 from stylegan_pg.inference.generate import writing
 from stylegan_pg.untrusted import printable
+
+log = logging.getLogger(__name__)
 
 KINDS = (*FORMATS, "public", "hub", "web")
 # Which of the options each kind has; the others must not be given.
@@ -106,8 +109,10 @@ def _program(G: Any, snapshot: Path, to: str, out: Path | None, asked: Asked) ->
     if asked.noise and not has_noise(G):
         yield f"note: --noise {asked.noise} has no effect, as this generator has no noise images"
     yield from _remarks(G, wanted.precision)
+    if to == "aoti":
+        log.info("compiling, which may take minutes")
     with writing(path), making(path) as temporary:
-        with converting(f"{path.name}"):
+        with converting(path.name):
             form.write(program, device, temporary)
             run = form.load(temporary, device)
         found = _compared(run, G, program, path.name)
