@@ -22,6 +22,7 @@ SUBCOMMANDS += ("mix", "interpolate", "video")  # see test_editing.py
 SUBCOMMANDS += ("explore", "import")
 SUBCOMMANDS += ("project", "directions")
 SUBCOMMANDS += ("ema", "average")
+SUBCOMMANDS += ("export",)
 GUIDES = [*DOCUMENTS, ROOT / "kernels" / "README.md", ROOT / "launch" / "README.md"]
 
 
@@ -37,6 +38,7 @@ def commands(prefix: str) -> list[str]:
 def test_every_kind_of_command_is_run_by_a_test():
     """A new command in a document must be added to one of the tests below."""
     known = ("make ", "pip install .", "pip install 'stylegan-pg[ui,video]'", "sbatch ", "launch/", "torchrun ")
+    known += ("python -m http.server ",)
     known += tuple(f"stylegan-pg {name}" for name in SUBCOMMANDS)
     assert [line for line in commands("") if line and not line.startswith(known)] == []
 

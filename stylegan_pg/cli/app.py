@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylegan_pg import processors
-from stylegan_pg.cli import averages, editing, exploring, importing, projecting, snapshots, tools
+from stylegan_pg.cli import averages, editing, exploring, exporting, importing, projecting, snapshots, tools
 from stylegan_pg.version import __version__
 
 
@@ -266,5 +266,6 @@ app.command()(projecting.project)
 app.command()(projecting.directions)
 app.command()(averages.ema)
 app.command()(averages.average)
+app.command()(exporting.export)
 app.add_typer(tools.data, name="data")
 app.add_typer(tools.kernels, name="kernels")

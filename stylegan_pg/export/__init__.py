@@ -1,1 +1,1 @@
-"""Snapshots in the formats of other programs: ONNX, torch.export, AOTInductor, public names, hub folders, web pages."""
+"""Snapshots in other formats: ONNX, torch.export, AOTInductor, public names, a folder for a model hub, a web page."""

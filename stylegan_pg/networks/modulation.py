@@ -171,8 +171,8 @@ def styles_of(layers: Sequence[Modulated], ws: torch.Tensor, places: Sequence[in
         norms = squared_norms(weights)
         scales = scales[..., : norms.shape[2]] if norms.shape[2] < scales.shape[2] else scales
         d = (scales.square() @ norms.transpose(1, 2) + EPS).rsqrt()
-        factors = [*unstacked(d, [(len(ws), len(weight)) for weight in weights]), *factors[len(divided) :]]
-    each = unstacked(s, [(len(ws), layers[i].weight.shape[1]) for i in order])
+        factors = [*unstacked(d, [(ws.shape[0], len(weight)) for weight in weights]), *factors[len(divided) :]]
+    each = unstacked(s, [(ws.shape[0], layers[i].weight.shape[1]) for i in order])
     each = scaled(each, [layers[i].style_gain for i in order])
     found = {i: Style(one, factor) for i, one, factor in zip(order, each, factors, strict=True)}
     return [found[i] for i in range(len(layers))]

@@ -136,7 +136,9 @@ class SynthesisBlock(nn.Module):
         if x is None:
             (last,) = scaled_parameters(self.conv1)
             # The norm of the constant, which is nearly even at first, is exact in the contiguous layout only.
-            y: torch.Tensor = self.input(self.learned_input[None].repeat(len(styles[0]), 1, 1, 1), styles[0], **noise)
+            y: torch.Tensor = self.input(
+                self.learned_input[None].repeat(styles[0].shape[0], 1, 1, 1), styles[0], **noise
+            )
             y = y.to(dtype).contiguous(memory_format=self.memory_format)
         else:
             first, last = scaled_parameters(self.conv0, self.conv1)
@@ -150,7 +152,7 @@ class SynthesisNetwork(growing.SynthesisNetwork):
         """The results of the layers' affines, which are computed together."""
         affines = [layer.affine for block in blocks for layer in block.styled()]
         outputs = affine_outputs(affines, ws, range(len(affines)))
-        found = unstacked(outputs, [(len(ws), len(affine.bias)) for affine in affines])
+        found = unstacked(outputs, [(ws.shape[0], len(affine.bias)) for affine in affines])
         return [found[i : i + 2] for i in range(0, len(affines), 2)]
 
 

@@ -70,7 +70,7 @@ class SynthesisBlock(nn.Module):
         """x [N, in, H/2, W/2] (None at 4x4) and the styles of `modulated` -> [N, out, H, W]."""
         dtype = self.dtype or self.conv1.weight.dtype
         if x is None:
-            x = self.learned_input.to(dtype).expand(len(styles[0].s), -1, -1, -1)
+            x = self.learned_input.to(dtype).expand(styles[0].s.shape[0], -1, -1, -1)
             return self.conv1(x.contiguous(memory_format=self.memory_format), styles[0], **noise)
         x = x.to(dtype)
         if self.architecture == "resnet":

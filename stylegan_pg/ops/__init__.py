@@ -3,6 +3,7 @@ bfloat16 3x3 convolutions for CPUs without bfloat16 instructions, and convolutio
 
 from stylegan_pg.ops.bias_act import bias_act
 from stylegan_pg.ops.conv3x3 import conv3x3, conv3x3_is_faster
+from stylegan_pg.ops.decomposed import plain_operations
 from stylegan_pg.ops.filtered_lrelu import filtered_lrelu
 from stylegan_pg.ops.grouped_conv import grouped_conv
 from stylegan_pg.ops.pool import converted
@@ -19,6 +20,7 @@ __all__ = [
     "filter2d",
     "filtered_lrelu",
     "grouped_conv",
+    "plain_operations",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",

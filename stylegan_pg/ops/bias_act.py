@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from stylegan_pg.ops import calls, native, reference
+from stylegan_pg.ops import calls, decomposed, native, reference
 from stylegan_pg.ops.operators import operator
 from stylegan_pg.ops.reference import ACTIVATIONS
 
@@ -277,7 +277,8 @@ def bias_act(
     gain = ACTIVATIONS[act][1] if gain is None else float(gain)
     clamp = None if clamp is None else float(clamp)
     # On the meta device steps are measured (planning/cost.py): as they are where there is a kernel.
-    if not torch.compiler.is_compiling() and not x.is_meta and native.compiled(x) is None:
+    without = not torch.compiler.is_compiling() and not x.is_meta and native.compiled(x) is None
+    if without or decomposed.wanted():
         _check(x, bias, scale, noise, act, gain, clamp, dim)
         return reference.bias_act(x, bias, scale, noise, act, gain, clamp, dim)
     return _value_op(x, bias, scale, noise, act, gain, clamp, dim)

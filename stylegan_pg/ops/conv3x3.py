@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.jit._trace import is_tracing
 from torch.nn.grad import conv2d_weight
 
-from stylegan_pg.ops import calls, native
+from stylegan_pg.ops import calls, decomposed, native
 from stylegan_pg.ops.calls import sums_of
 from stylegan_pg.ops.operators import operator
 
@@ -172,7 +172,7 @@ def _size(x, transposed, stride):
 def conv3x3_is_faster(x: torch.Tensor, weight: torch.Tensor, *, transposed: bool = False, stride: int = 1) -> bool:
     """Return whether conv3x3 is faster than F.conv2d in float32 on this machine for these tensors. They must be 3x3,
     channels_last and large enough."""
-    if torch.compiler.is_compiling() or is_tracing():  # the sizes may not be known yet
+    if torch.compiler.is_compiling() or is_tracing() or decomposed.wanted():  # the sizes may not be known yet
         return False
     if weight.shape[2:] != (3, 3) or min(x.shape[1], weight.shape[0]) < MIN_CHANNELS[stride]:
         return False

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from stylegan_pg.ops import calls, native, operators, reference
+from stylegan_pg.ops import calls, decomposed, native, operators, reference
 from stylegan_pg.ops.calls import Stages, taps
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
@@ -325,6 +325,9 @@ def filtered_lrelu(
         float(slope), None if clamp is None else float(clamp),
     )  # fmt: skip
     # On the meta device steps are measured (planning/cost.py): as they are where there is a kernel.
+    if decomposed.wanted():
+        _check(*args)
+        return decomposed.filtered_lrelu(*args)
     if not torch.compiler.is_compiling() and not x.is_meta and native.compiled(x) is None:
         _check(*args)
         return reference.filtered_lrelu(*args)

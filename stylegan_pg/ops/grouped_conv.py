@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from stylegan_pg.ops import decomposed
 from stylegan_pg.ops.operators import operator
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
@@ -144,4 +145,6 @@ def grouped_conv(x: torch.Tensor, weight: torch.Tensor, *, groups: int, padding:
         )
     if padding < 0 or any(n + 2 * padding < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)):
         raise ValueError(f"grouped_conv: {list(x.shape[2:])} with padding={padding} is smaller than the kernel")
+    if decomposed.wanted():
+        return F.conv2d(x, weight, padding=padding, groups=groups)
     return _conv(x, weight, groups, padding)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stylegan_pg.ops import calls, native, reference
+from stylegan_pg.ops import calls, decomposed, native, reference
 from stylegan_pg.ops.operators import operator
 
 _op = torch.library.Library("stylegan_pg", "FRAGMENT")
@@ -159,6 +159,9 @@ def upfirdn2d(
     if f.ndim == 1:
         f = torch.outer(f, f)
     up, down, padding = _pair(up), _pair(down), _four(padding)
+    if decomposed.wanted():
+        _check(x, f, up, down, padding)
+        return decomposed.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
     return _upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
