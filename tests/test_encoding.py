@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_pg.editing import encoding
+from stylegan_pg.editing import encoding, video_file
 from stylegan_pg.errors import RunError, UsageError
 
 
@@ -82,7 +82,7 @@ def test_colours_are_kept_and_stated(tmp_path):
         found, _ = decoded(path)
         with av.open(str(path)) as container:
             context = container.streams.video[0].codec_context
-            assert (context.colorspace, context.color_range) == (encoding.BT709, encoding.LIMITED)
+            assert (context.colorspace, context.color_range) == (video_file.BT709, video_file.LIMITED)
         for image, colour in zip(found, colours, strict=True):
             assert np.abs(image.mean((0, 1)) - colour.numpy()).max() < 6
 

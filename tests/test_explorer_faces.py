@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,12 @@ from snapshots import built, saved
 
 from stylegan_pg.checkpoint.snapshot import load_snapshot, save_snapshot
 from stylegan_pg.errors import UsageError
-from stylegan_pg.explorer.directions import (
-    COUNT,
-    DESCRIPTION,
-    SAMPLES,
-    factorised,
-    principal_components,
-    read_directions,
-)
+from stylegan_pg.explorer.directions import COUNT, in_z, read_directions
 from stylegan_pg.explorer.face import ROW, SEEDS, Face, Place, parse_face
-from stylegan_pg.explorer.faces import PREVIEW_SEC, Faces
+from stylegan_pg.explorer.faces import PREVIEW_SEC, SAMPLES, Faces
 from stylegan_pg.explorer.worker import SupersededError
 from stylegan_pg.inference.generate import images_of, latents
+from stylegan_pg.inference.latent_files import Directions, save_directions
 from stylegan_pg.networks import NETWORKS, copy_same_names
 
 # {name: how snapshots.built makes it}
@@ -133,27 +126,17 @@ def test_faces_without_w_are_blended_on_great_circles(tmp_path, kind):
     torch.testing.assert_close(half.c, torch.tensor([[0.5, 0.0, 0.5]]))
 
 
-def test_principal_components_against_numpy():
-    dice = np.random.default_rng(0)
-    w = dice.normal(size=[500, 6]) @ np.diag([5, 3, 2, 1, 0.5, 0.1]) @ np.linalg.qr(dice.normal(size=[6, 6]))[0] + 7
-    _, sizes, rows = np.linalg.svd(w - w.mean(axis=0), full_matrices=False)
-    found = torch.stack([d.vector for d in principal_components(torch.from_numpy(w), 4)]).numpy()
-    for vector, size, row in zip(found, sizes, rows, strict=False):
-        assert np.linalg.norm(vector) == pytest.approx(size / np.sqrt(499))
-        assert abs(vector @ row) == pytest.approx(np.linalg.norm(vector))
-        assert vector[np.abs(vector).argmax()] > 0
-
-
-def test_factorised_weights_against_numpy():
-    dice = np.random.default_rng(0)
-    weight, latent = dice.normal(size=[40, 6]), dice.normal(size=[1000, 6]) * [1, 2, 3, 4, 5, 6]
-    rows = np.linalg.svd(weight)[2]
-    found = factorised(torch.from_numpy(weight), torch.from_numpy(latent), 3)
+@pytest.mark.parametrize("kind", ["progan", "r3gan"])
+def test_directions_in_z_against_numpy(tmp_path, kind):
+    """Those of the largest singular values of the first layer."""
+    faces = faces_of(tmp_path, kind)
+    first = faces.G.synthesis.b4.first if hasattr(faces.G, "synthesis") else faces.G.b4.first
+    weight = first.linear.weight[:, :8] if kind == "r3gan" else first.weight[:8].flatten(1).t()
+    rows = np.linalg.svd(weight.double().numpy())[2]
+    found = in_z(faces.G)
+    assert len(found) == min(COUNT, 8)
     for direction, row in zip(found, rows, strict=False):
-        vector = direction.vector.numpy()
-        assert abs(vector @ row) == pytest.approx(np.linalg.norm(vector))
-        assert np.linalg.norm(vector) == pytest.approx((latent @ row).std(ddof=1))
-    assert [float(d.vector.norm()) for d in factorised(torch.from_numpy(weight), None, 2)] == pytest.approx([1, 1])
+        assert abs(direction.vector.double().numpy() @ row) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,36 +170,33 @@ def test_directions_of_a_file(tmp_path):
     path = tmp_path / "smile.safetensors"
     rows = {"one": torch.arange(8.0), "two": torch.randn(2, 8), "layered": torch.randn(1, 6, 8), "other": torch.ones(3)}
     save_file({**rows, "steps": torch.arange(8)}, path)
-    found = {d.name: d.vector for d in read_directions(path, 6, 8)}
+    G = load_snapshot(saved(tmp_path / "G.safetensors")[1])
+    found = {d.name: d.vector for d in read_directions(path, G, 6, 8)}
     assert sorted(found) == ["smile/layered", "smile/one", "smile/two1", "smile/two2"]
     assert torch.equal(found["smile/one"], rows["one"])
-    _, snapshot = saved(tmp_path / "G.safetensors")
-    faces = Faces(load_snapshot(snapshot), [path])
+    faces = Faces(G, [path])
     moved = faces.code(Face(directions={"smile/layered": 0.5})).latent
     torch.testing.assert_close(moved, faces.code(Face()).latent + 0.5 * rows["layered"])
     for bad in ({"x": torch.ones(3)}, {"x": torch.full([8], float("nan"))}):
         save_file(bad, path)
         with pytest.raises(UsageError, match=r"no directions for this generator: tensors \[8\]"):
-            read_directions(path, 6, 8)
+            read_directions(path, G, 6, 8)
     path.write_bytes(b"not this")
     with pytest.raises(UsageError, match="holds no directions"):
-        read_directions(path, 6, 8)
+        read_directions(path, G, 6, 8)
 
 
-def test_directions_of_a_described_file(tmp_path):
-    path = tmp_path / "found.safetensors"
-    rows = torch.nn.functional.normalize(torch.randn(2, 1, 8), dim=2)
-    about = {"kind": "directions", "names": ["smile", "age"], "scales": [2.0, 0.5], "layers": [[0, 6], [1, 3]]}
-    save_file({"directions": rows}, path, {DESCRIPTION: json.dumps(about)})
-    found = {d.name: d.vector for d in read_directions(path, 6, 8)}
+def test_directions_that_the_command_found(tmp_path):
+    path, rows = tmp_path / "found.safetensors", torch.nn.functional.normalize(torch.randn(2, 1, 8), dim=2)
+    save_directions(path, Directions(["smile", "age"], rows, [2.0, 0.5], [(0, 6), (1, 3)]))
+    G = load_snapshot(saved(tmp_path / "G.safetensors")[1])
+    found = {d.name: d.vector for d in read_directions(path, G, 6, 8)}
     assert list(found) == ["found/smile", "found/age"]
     torch.testing.assert_close(found["found/smile"], 2 * rows[0].expand(6, 8))
     assert found["found/age"].norm(dim=1).tolist() == pytest.approx([0, 0.5, 0.5, 0, 0, 0])
-    changes: list[Any] = [{"kind": "latents"}, {"names": 3}, {"scales": ["a", 1]}, {"layers": [[0], [1]]}]
-    for change in [*changes, {"scales": [float("inf"), float("inf")]}]:
-        save_file({"directions": rows}, path, {DESCRIPTION: json.dumps({**about, **change})})
-        with pytest.raises(UsageError, match=r"found\.safetensors"):
-            read_directions(path, 6, 8)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UsageError, match=r"found\.safetensors"):
+        read_directions(path, G, 6, 8)
 
 
 def test_previews_are_pictures_of_the_smaller_network(tmp_path):

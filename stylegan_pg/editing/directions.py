@@ -143,7 +143,7 @@ def factorized(G: Any, ranges: Sequence[Range], count: int, samples: Samples) ->
         gram = torch.stack([matrix.t() @ matrix for matrix in inside]).sum(dim=0)
         value, vector = torch.linalg.eigh(gram)
         kept = min(count, len(value))
-        vectors.append(_signed(vector.t().flip(0)[:kept]))
+        vectors.append(signed(vector.t().flip(0)[:kept]))
         layers += [(first, end)] * kept
         values += value.flip(0)[:kept].tolist()
     found = torch.cat(vectors)
@@ -164,7 +164,7 @@ def principal(G: Any, ranges: Sequence[Range], count: int, samples: Samples) -> 
     w = samples.w.double()
     value, vector = torch.linalg.eigh(torch.cov(w.t()))
     kept = min(count, len(value))
-    components, shares = _signed(vector.t().flip(0)[:kept]), (value.flip(0)[:kept] / value.sum()).tolist()
+    components, shares = signed(vector.t().flip(0)[:kept]), (value.flip(0)[:kept] / value.sum()).tolist()
     layers = [pair for pair in ranges for _ in range(kept)]
     found = components.repeat(len(ranges), 1)
     scales = value.flip(0)[:kept].clamp(min=0).sqrt().tolist() * len(ranges)
@@ -243,7 +243,7 @@ def _normal(w: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve(covariance + ridge, centred.t() @ away / len(w))
 
 
-def _signed(vectors: torch.Tensor) -> torch.Tensor:
+def signed(vectors: torch.Tensor) -> torch.Tensor:
     """Vectors [k, d], each with the sign that makes its largest component positive, because eigenvectors have none."""
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return vectors * largest.sign()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
-import importlib
 import math
 import os
 import re
@@ -20,30 +19,25 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from stylegan_pg import files
+from stylegan_pg.editing.video_file import CODECS, VideoFile, as_rgb, pyav
 from stylegan_pg.errors import UsageError
-from stylegan_pg.images import over_white, save_image, to_pil
+from stylegan_pg.images import save_image, to_pil
 from stylegan_pg.inference.generate import writing
 from stylegan_pg.inference.sampling import MAX_PIXELS
 from stylegan_pg.untrusted import printable
 
 FORMATS = ("mp4", "webm", "gif", "frames", "strip")
-CODECS: dict[str, tuple[str, dict[str, str]]] = {
-    "mp4": ("libx264", {"crf": "17", "preset": "medium"}),
-    "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}),
-}
 SUFFIXES = {".mp4": "mp4", ".webm": "webm", ".gif": "gif", ".png": "strip", "": "frames"}
 FASTEST = 240  # frames per second
 FASTEST_GIF = 50  # viewers take the delay of 1/100 s, the next shorter one, for 1/10 s
 LONGEST_SIDE = {"mp4": 16384, "webm": 65535, "gif": 65535}
-BT709 = 1  # FFmpeg's number of these primaries, this transfer function and this matrix
-LIMITED = 1  # FFmpeg's number of the range 16 to 235 of luma
 _FRAME = re.compile(r"frame\d{6,}\.png")
 
 
@@ -107,17 +101,6 @@ def target(path: Path, format: str | None = None, *, fps: float = 30.0, columns:
     return Target(path, format, fps, columns, scale)
 
 
-def pyav() -> Any:
-    """The module `av`. Raises UsageError if it is not installed."""
-    try:
-        return importlib.import_module("av")
-    except ImportError as error:
-        raise UsageError(
-            f"MP4 and WebM files are written by PyAV, which cannot be imported ({printable(error)}): run "
-            "`pip install 'stylegan-pg[video]'`, or write a GIF (NAME.gif) or a folder of frames (NAME)"
-        ) from None
-
-
 def write(
     frames: Iterable[torch.Tensor], count: int, size: tuple[int, int], to: Target, *, progress: bool = False
 ) -> Path:
@@ -164,7 +147,7 @@ def write(
             if to.format == "gif":
                 _write_gif(bar, file, to.rate)
             else:
-                _write_video(bar, file, to, (height + height % 2, width + width % 2))
+                _write_video(bar, file, to, (height, width))
     return to.path
 
 
@@ -173,32 +156,11 @@ def _enlarged(frames: Iterable[torch.Tensor], scale: int) -> Iterator[torch.Tens
         yield frame if scale == 1 else frame.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
 
 
-def _rgb(frame: torch.Tensor) -> torch.Tensor:
-    """uint8 [C, H, W] with C = 1, 3 or 4 -> [3, H, W]."""
-    return over_white(frame[None])[0].expand(3, -1, -1)
-
-
 def _write_video(frames: Iterable[torch.Tensor], file: BinaryIO, to: Target, size: tuple[int, int]) -> None:
-    av = pyav()
-    codec, options = CODECS[to.format]
-    height, width = size
-    with contextlib.closing(av.open(file, "w", format=to.format)) as container:
-        stream = container.add_stream(codec, rate=to.rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # Otherwise players guess the matrix from the size of the picture.
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = LIMITED
-        for number, frame in enumerate(frames):
-            padding = (0, width - frame.shape[2], 0, height - frame.shape[1])
-            padded = torch.nn.functional.pad(_rgb(frame)[None].float(), padding, mode="replicate")[0].to(torch.uint8)
-            picture = av.VideoFrame.from_ndarray(padded.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
-            picture.pts, picture.time_base = number, 1 / to.rate
-            for packet in stream.encode(picture):
-                container.mux(packet)
-        for packet in stream.encode(None):
-            container.mux(packet)
+    with contextlib.closing(VideoFile(file, to.format, to.rate, size)) as video:
+        for frame in frames:
+            video.add(frame)
+        video.finish()
 
 
 def _write_gif(frames: Iterable[torch.Tensor], file: BinaryIO, rate: Fraction) -> None:
@@ -210,7 +172,7 @@ def _write_gif(frames: Iterable[torch.Tensor], file: BinaryIO, rate: Fraction) -
     from PIL import GifImagePlugin
 
     for number, frame in enumerate(frames):
-        picture = to_pil(_rgb(frame)).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
+        picture = to_pil(as_rgb(frame)).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
         if number == 0:
             side = [length.to_bytes(2, "little") for length in picture.size]
             file.write(b"GIF89a" + b"".join(side) + bytes([0x70, 0, 0]))  # no global palette, 8 bits per colour

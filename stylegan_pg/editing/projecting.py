@@ -19,7 +19,8 @@ from stylegan_pg.data.classes import class_names, parse_classes
 from stylegan_pg.editing import pictures as reading
 from stylegan_pg.editing.distance import KINDS, make_distance
 from stylegan_pg.editing.projection import INITS, SAMPLES, SPACES, Projection, Settings, chosen_space, project
-from stylegan_pg.editing.projection_report import Progress, Video, check_video
+from stylegan_pg.editing.projection_report import Progress, Video
+from stylegan_pg.editing.video_file import pyav
 from stylegan_pg.errors import UsageError
 from stylegan_pg.images import save_image
 from stylegan_pg.inference.generate import writing
@@ -74,7 +75,7 @@ def project_files(
         if value not in known:
             raise UsageError(f"{name} {printable(repr(value), 60)} is unknown: choose {', '.join(known)}")
     if wanted.video:
-        check_video()
+        pyav()
     G = load_snapshot(snapshot, choose_device(device))
     if G.img_channels not in (1, 3, 4):
         raise UsageError(f"{printable(snapshot)} makes points, not pictures: there is nothing to project")

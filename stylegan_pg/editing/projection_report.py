@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stylegan_pg import files
-from stylegan_pg.errors import UsageError
+from stylegan_pg.editing.video_file import VideoFile
 from stylegan_pg.images import over_white, to_uint8
 from stylegan_pg.untrusted import printable
 
@@ -93,16 +93,6 @@ class Progress:
             figure.savefig(file, format="png", dpi=100)
 
 
-def check_video() -> None:
-    """Raise UsageError if videos cannot be written."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"videos need PyAV, which cannot be imported ({printable(error)}): pip install 'stylegan_pg[video]'"
-        ) from None
-
-
 class Video:
     """Videos of the progress, one MP4 file for each picture: the target beside what the generator makes at a step.
 
@@ -113,19 +103,15 @@ class Video:
         """targets: uint8 [n, C, H, W]."""
         self.targets, self.every, self.fps, self.last = targets, -(-steps // MOST_FRAMES), fps, steps - 1
         self.paths, self.stack = paths, contextlib.ExitStack()
-        self.open: list[tuple[Any, Any]] = []
+        self.open: list[VideoFile] = []
 
     def __enter__(self) -> Video:
-        import av
-
+        height, width = self.targets.shape[2:]
         with contextlib.ExitStack() as stack:
-            for path, target in zip(self.paths, self.targets, strict=True):
+            for path in self.paths:
                 file = stack.enter_context(files.atomic_write(path))
-                container = stack.enter_context(av.open(file, "w", format="mp4"))
-                stream: Any = container.add_stream("libx264", rate=self.fps)
-                height, width = self._frame(target, target).shape[:2]
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                self.open.append((container, stream))
+                video = VideoFile(file, "mp4", self.fps, (height, 2 * width), scale=-(-SMALLEST_FRAME // height))
+                self.open.append(stack.enter_context(contextlib.closing(video)))
             self.stack = stack.pop_all()
         return self
 
@@ -136,23 +122,11 @@ class Video:
 
     def show(self, images: torch.Tensor) -> None:
         """Append a frame of each picture, uint8 [n, C, H, W]."""
-        import av
-
-        for (container, stream), target, image in zip(self.open, self.targets, images, strict=True):
-            frame = av.VideoFrame.from_ndarray(self._frame(target, image), format="rgb24")
-            container.mux(stream.encode(frame))
-
-    def _frame(self, target: torch.Tensor, image: torch.Tensor) -> np.ndarray:
-        """uint8 [H, W, 3] with even H and W, as the codec requires."""
-        pair = over_white(torch.cat([target, image], dim=2)[None])[0].expand(3, -1, -1)
-        k = -(-SMALLEST_FRAME // pair.shape[1])
-        pair = pair.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
-        odd = [pair.shape[1] % 2, pair.shape[2] % 2]
-        pair = torch.nn.functional.pad(pair, [0, odd[1], 0, odd[0]])
-        return np.ascontiguousarray(pair.permute(1, 2, 0).numpy())
+        for video, target, image in zip(self.open, self.targets, images, strict=True):
+            video.add(torch.cat([target, image], dim=2))
 
     def __exit__(self, *failure: Any) -> None:
         if failure[0] is None:
-            for container, stream in self.open:
-                container.mux(stream.encode(None))
+            for video in self.open:
+                video.finish()
         self.stack.__exit__(*failure)

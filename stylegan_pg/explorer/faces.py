@@ -18,16 +18,9 @@ from typing import Any, NamedTuple
 import torch
 
 from stylegan_pg.data.classes import class_names, conditions_at, example_conditions
+from stylegan_pg.editing.directions import Samples, sampled_w
 from stylegan_pg.errors import UsageError
-from stylegan_pg.explorer.directions import (
-    SAMPLES,
-    Direction,
-    factorised,
-    first_weight,
-    principal_components,
-    read_directions,
-    style_weights,
-)
+from stylegan_pg.explorer.directions import Direction, in_w, in_z, read_directions
 from stylegan_pg.explorer.face import Face, Place
 from stylegan_pg.explorer.worker import SupersededError
 from stylegan_pg.images import to_uint8
@@ -39,6 +32,7 @@ CACHED = 4096  # latents of seeds that are kept
 KEPT = 8  # pictures
 PREVIEW_SEC = 0.12  # a preview may take so long; larger ones are not made
 GROWTH = 3  # how many times as long twice the resolution takes, about
+SAMPLES = 4096  # of w, whose principal components are taken
 SMALLEST_PREVIEW, MOST_REDUCED = 32, 16  # pixels; and how many times smaller than the whole picture
 
 
@@ -132,27 +126,15 @@ class Faces:
         Raises:
             UsageError: a given file holds none for this generator.
         """
-        found: list[Direction] = []
-        if self.has_w:
-            w = self._samples()
-            found += principal_components(w)
-            if (weight := style_weights(self.G.synthesis, self.G.w_dim)) is not None:
-                found += factorised(weight, w)
-        elif (weight := first_weight(self.G)) is not None:
-            found += factorised(weight, None)
+        found = in_w(self.G, self._samples()) if self.has_w else in_z(self.G)
         dim = self.G.w_dim if self.has_w else self.G.z_dim
         for path in self.direction_files:
-            found += read_directions(path, self.num_layers, dim)
+            found += read_directions(path, self.G, self.num_layers, dim)
         return {direction.name: direction for direction in found}
 
-    @torch.no_grad()
-    def _samples(self) -> torch.Tensor:
-        """w [SAMPLES, w_dim] of normal latents; of a conditional generator, of all conditions in turn."""
-        z = torch.randn(SAMPLES, self.G.z_dim, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
-        c = None
-        if self.G.c_dim:
-            c = conditions_at(self.G, [i % len(self.names) for i in range(SAMPLES)]).to(self.device, self.dtype)
-        return self.G.mapping(z, c).cpu()
+    def _samples(self) -> Samples:
+        """w of normal latents; of a conditional generator, of all conditions in turn."""
+        return sampled_w(self.G, SAMPLES, 0, range(len(self.names)) if self.G.c_dim else ())
 
     # --------------------------------------------------------------------------------------------------------- codes
 

@@ -8,14 +8,13 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stylegan_pg.editing.video_file import VideoFile
 from stylegan_pg.errors import UsageError
 from stylegan_pg.explorer.face import Face, parse_face
 from stylegan_pg.explorer.faces import Faces, eased
@@ -136,31 +135,21 @@ class Encoder(Protocol):
 
 
 class Mp4:
-    """H.264 in an MP4 file, with PyAV. Sides are made even, as its colour format needs, and pictures smaller than 256
-    pixels are enlarged by a whole number, because players blur them."""
+    """H.264 in an MP4 file. Pictures smaller than 256 pixels are enlarged by a whole number, because players blur
+    them."""
 
     def __init__(self, height: int, width: int, fps: int):
-        import av  # of the extra `video`
-
-        self.scale = max(1, 256 // max(height, width))
         self.folder = tempfile.TemporaryDirectory(prefix="stylegan-pg-")
         self.path = Path(self.folder.name) / "faces.mp4"  # a file, whose index is moved to its beginning at the end
-        self.file: Any = av.open(str(self.path), mode="w", options={"movflags": "faststart"})
-        self.stream: Any = self.file.add_stream("libx264", rate=Fraction(fps))
-        self.stream.height, self.stream.width = (-(-side * self.scale // 2) * 2 for side in (height, width))
-        self.stream.pix_fmt = "yuv420p"
-        self.stream.options = {"crf": "17", "preset": "fast"}
-        self.frame_of = av.VideoFrame.from_ndarray
+        scale, options = max(1, 256 // max(height, width)), {"movflags": "faststart"}
+        self.file = VideoFile(str(self.path), "mp4", fps, (height, width), scale=scale, options=options)
 
     def add(self, frames: torch.Tensor) -> None:
         for frame in frames:
-            pixels = frame.numpy().transpose(1, 2, 0).repeat(self.scale, 0).repeat(self.scale, 1)
-            missing = self.stream.height - pixels.shape[0], self.stream.width - pixels.shape[1]
-            pixels = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-            self.file.mux(self.stream.encode(self.frame_of(np.ascontiguousarray(pixels), format="rgb24")))
+            self.file.add(frame)
 
     def finish(self) -> bytes:
-        self.file.mux(self.stream.encode())
+        self.file.finish()
         self.file.close()
         return self.path.read_bytes()
 
