@@ -69,7 +69,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "r3gan": R3GAN,
     "r3gan, large gamma": R3GAN | gamma("{8: 1, 16: 4, 32: 10, 64: 20}"),
     "r3gan, smaller gamma": R3GAN | gamma("{8: 0.2, 16: 0.3, 32: 0.4, 64: 0.5}"),
-    "r3gan, not growing": R3GAN | {"growth.start": 64, "growth.stable_kimg_at": "{64: 48}"},
+    "r3gan, not growing": R3GAN  # as many images as take the same time
+    | {
+        "growth.start": 64,
+        "growth.stable_kimg_at": "{64: 33}",
+        "optim.g_lr": "{from: 0.001, to: 0.0001, kimg: 14, start: 19, shape: cosine}",
+        "optim.d_lr": "{from: 0.001, to: 0.0001, kimg: 14, start: 19, shape: cosine}",
+    },
 }
 
 
