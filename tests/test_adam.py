@@ -73,6 +73,20 @@ def test_a_step_that_is_held_changes_nothing(beta2_moves, first):
         assert all(not t.any() for p in ours for t in adam.state[p].values())
 
 
+def test_a_beta2_very_near_1():
+    """1 - beta2 is below the rounding of float32."""
+    rates, ours, theirs = Rates(0.1, 0.0, 1 - 1e-9), parameters(torch.float32), parameters(torch.float32)
+    adams = [DeviceAdam(p, rates, 1e-12, False, beta2_moves=moves) for p, moves in ((ours, True), (theirs, False))]
+    for step in range(3):
+        for params, adam in zip((ours, theirs), adams, strict=True):
+            for p, grad in zip(params, gradients(step, torch.float32), strict=True):
+                p.grad = grad
+            adam.make_step(torch.full([], float(step == 0)))
+    for mine, yours in zip(ours, theirs, strict=True):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine, yours, rtol=1e-3, atol=1e-3)
+
+
 def test_the_numbers_stay_where_they_are():
     adam = DeviceAdam(parameters(), rates_at(0), 1e-8, capturable=False, beta2_moves=True)
     places = adam.lr.data_ptr(), adam.beta2.data_ptr()

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from configuring import config_of, refused
+from safetensors.torch import save_file
 from snapshots import built, command, saved
 
 from stylegan_pg.checkpoint import averages as files
-from stylegan_pg.checkpoint.names import meant_snapshot
+from stylegan_pg.checkpoint.names import meant_snapshot, of_training
 from stylegan_pg.checkpoint.snapshot import load_snapshot, read_snapshot, save_snapshot, write_snapshot
 from stylegan_pg.config.schedule import crossed, phases
 from stylegan_pg.editing import averages as editing
 from stylegan_pg.editing.width_sweep import parse_widths
 from stylegan_pg.errors import UsageError
+from stylegan_pg.explorer.library import Source
 from stylegan_pg.optim.ema import PowerAverage
 from stylegan_pg.optim.profiles import Profile, combine, gamma_of, inner, step_inner, step_weight, width_of
 from stylegan_pg.planning import averages as planning
@@ -201,10 +203,12 @@ def test_small_weights_are_not_rounded_away():
 # --- the configuration ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["[0.05,0.5]", "[0]", "[0.05,0.05]", "[0.05,0.0500000001]", "[-0.1]"])
+@pytest.mark.parametrize(
+    "text", ["[0.05,0.5]", "[0]", "[0.05,0.05]", "[0.05,0.0500000001]", "[0.05,0.1,0.0501]", "[-0.1]"]
+)
 def test_impossible_profiles(text):
     assert "ema.profiles=" in (message := refused(f"ema.profiles={text}"))
-    assert "a list of different relative widths from 0.001 to 0.288" in message
+    assert "a list of relative widths from 0.001 to 0.288, 1 % apart" in message
 
 
 def test_profiles_are_given_as_lists():
@@ -296,6 +300,34 @@ def test_another_width_is_the_weighted_sum(run):
         assert t.dtype == torch.float32
     ema = made.description["ema"]
     assert (ema["width"], ema["since"], len(ema["made_of"])) == (0.07, 100, 8)
+
+
+def test_checkpoints_are_not_replaced(run, tmp_path):
+    folder, _ = run
+    other, snapshot = tmp_path / "000000100.safetensors", saved(tmp_path / "G.safetensors", {"nimg": 220})[1]
+    save_file({"G/x": torch.ones(3)}, other)
+    before = other.read_bytes()
+    for out, reason in (
+        (other, "is there, and is no snapshot"),
+        (snapshot, "would replace what the average is made of"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            editing.check_out(out, [snapshot])
+    editing.check_out(snapshot)
+    made, _ = editing.post_hoc(folder, 0.07)
+    with pytest.raises(UsageError, match="is no snapshot"):
+        made.save(other)
+    assert other.read_bytes() == before
+
+
+def test_averages_do_not_count_as_snapshots_of_training(run):
+    """Neither for `sample RUN` nor for the explorer's slider."""
+    folder, _ = run
+    for name in ("000000100img", "best-000000180img", "ema-0.07-000000180img", "ema-0.07-000000260img"):
+        saved(folder / "snapshots" / f"{name}.safetensors", {"nimg": 180})
+    found = [path.name[:-12] for path in of_training(folder / "snapshots")]
+    assert found == ["000000100img", "best-000000180img"]
+    assert [one.name[:-12] for one in Source("run", folder).snapshots()] == found
 
 
 def test_the_moment_that_is_meant(run):

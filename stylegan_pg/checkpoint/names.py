@@ -56,6 +56,13 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
     return [path for _, _, path in sorted(keyed)]
 
 
+def of_training(folder: Path) -> list[Path]:
+    """The snapshots in a folder in the order of nimg. Those that `stylegan-pg ema` made afterwards are left out, unless
+    there are no others."""
+    ordered = in_order(p for p in folder.glob("*.safetensors") if p.is_file())
+    return [p for p in ordered if not p.name.startswith(POST_HOC)] or ordered
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder is the folder of a run, or its folder of snapshots."""
     marks = (path / "config.yaml").is_file() or (path / "snapshots").is_dir()
@@ -82,8 +89,7 @@ def meant_snapshot(path: Path) -> tuple[Path, str]:
     if not path.is_dir():
         return path, ""
     folder = path / "snapshots" if (path / "snapshots").is_dir() else path
-    ordered = in_order(p for p in folder.glob("*.safetensors") if p.is_file())
-    ordered = [p for p in ordered if not p.name.startswith(POST_HOC)] or ordered
+    ordered = of_training(folder)
     best = folder / BEST
     if best.is_file():
         target = folder / best.readlink().name if best.is_symlink() else best

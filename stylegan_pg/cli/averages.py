@@ -80,8 +80,8 @@ def ema(
 
     assert width is not None
     if out is not None:
-        check_out(out)
-    moment = moment_of(run, at)
+        check_out(out, [run])
+    moment = moment_of(run, at, width)
     combination = moment.combination(width)
     (made,) = make(moment, [width], [combination])
     path = out or path_of(moment, width)

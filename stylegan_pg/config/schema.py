@@ -11,6 +11,7 @@ The comment behind a field is what `stylegan-pg config` prints about it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -44,9 +45,11 @@ WEIGHTS = Demand(
 
 
 def are_widths(widths: list[float]) -> bool:
-    """Whether a list holds relative widths of averages that differ in the six digits by which they are named."""
-    names = {f"{width:g}" for width in widths}
-    return len(names) == len(widths) <= 16 and all(NARROWEST <= width <= WIDEST for width in widths)
+    """Whether a list holds relative widths of averages that differ by 1 % at least. Combinations of closer ones would
+    magnify the rounding of what is stored."""
+    ordered = sorted(widths)
+    apart = all(b >= 1.01 * a for a, b in itertools.pairwise(ordered))
+    return apart and len(widths) <= 16 and all(NARROWEST <= width <= WIDEST for width in widths)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ class EmaConfig:
     kimg_from: dict[int, float] = by_kimg()  # {kimg: half-life} from there on
     rampup: float | None = positive(None)  # limits the half-life to this share of the images seen; null: no limit
     profiles: list[float] = such_that(
-        [], are_widths, f"a list of different relative widths from {NARROWEST} to {WIDEST}, such as [0.05, 0.1]"
+        [],
+        are_widths,
+        f"a list of relative widths from {NARROWEST} to {WIDEST}, 1 % apart, such as [0.05, 0.1]",
     )  # relative widths of further averages, from which `stylegan-pg ema` makes one of any width; [] for none
     every_kimg: float = at_least_0(500.0)  # interval at which these are stored; 0: only where a phase ends
 

@@ -87,18 +87,27 @@ def check_out(path: Path, inputs: Sequence[Path] = ()) -> None:
         raise UsageError(f"--out {printable(path)}: give the name of a file that ends in .safetensors")
     if path.resolve() in [other.resolve() for other in inputs] or averages.is_stored(path):
         raise UsageError(f"--out {printable(path)} would replace what the average is made of: give another name")
+    if path.is_file():
+        try:
+            read_description(path)
+        except UsageError:
+            raise UsageError(
+                f"--out {printable(path)} is there, and is no snapshot (a checkpoint?): give another name"
+            ) from None
 
 
 # ------------------------------------------------------------------------------------------------- after the fact
 
 
-def moment_of(run: Path, at: float | None = None) -> Moment:
+def moment_of(run: Path, at: float | None = None, width: float | None = None) -> Moment:
     """Choose the stored averages of a moment.
 
     Args:
         run: the folder of a run, its folder of averages, or one of its snapshots, which stands for its own moment.
         at: in kimg of the run; a moment at which averages were stored is also meant by up to a batch less. None: that
             of the snapshot, or the newest.
+        width: a relative width. Of averages with several starts, those among which it is stored are taken, otherwise
+            those that began first.
 
     Raises:
         UsageError: nothing is stored, or not at such a moment; the message says what is.
@@ -108,6 +117,7 @@ def moment_of(run: Path, at: float | None = None) -> Moment:
     if at is not None and not (math.isfinite(at) and 0 < at < 1e12):
         raise UsageError(f"--at {at:g} is not possible: give a moment of the run in kimg")
     nimg = _moment_meant(run, files) if at is None else round(at * 1000)
+    groups.sort(key=lambda group: not any(one.width == width and 0 <= one.nimg - nimg < one.batch for one in group))
     for group in groups:
         after = next((one.nimg for one in group if one.nimg >= nimg), None)
         if after is None:
@@ -171,7 +181,7 @@ def post_hoc(run: Path, width: float, at: float | None = None) -> tuple[Made, Co
     Raises:
         UsageError: the width is not possible, or as of moment_of; a file is damaged.
     """
-    moment = moment_of(run, at)
+    moment = moment_of(run, at, width)
     combination = moment.combination(width)
     (made,) = make(moment, [width], [combination])
     return made, combination

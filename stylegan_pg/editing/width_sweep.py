@@ -94,7 +94,7 @@ def sweep(
     check_precision(settings.precision)
     metrics = [parse(name, images=images) for name in names]
     if out is not None:
-        check_out(out)
+        check_out(out, [run])
     moment = moment_of(run, at)
     combinations = [moment.combination(width) for width in widths]
     rows: list[Row] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg.checkpoint.names import BEST, in_order, is_run, order_of
+from stylegan_pg.checkpoint.names import BEST, is_run, of_training, order_of
 from stylegan_pg.checkpoint.snapshot import load_snapshot
 from stylegan_pg.errors import UsageError
 from stylegan_pg.explorer.faces import Faces
@@ -53,7 +53,7 @@ class Source:
             return [Snapshot(self.path.name, nimg_of(self.path), False, self.path)] if self.path.is_file() else []
         folder = self.path / "snapshots" if (self.path / "snapshots").is_dir() else self.path
         root = self.path.resolve()
-        link, files = folder / BEST, in_order(folder.glob("*.safetensors"))
+        link, files = folder / BEST, of_training(folder)
         best = nimg_of(link.resolve()) if link.exists() else None
         found: dict[int, Snapshot] = {}
         for path in files[-MOST_FILES:]:

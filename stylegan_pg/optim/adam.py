@@ -54,11 +54,10 @@ class DeviceAdam(EagerAdam):
     ):
         given = list(parameters)
         device = given[0].device
-        self.number_dtype = torch.float64 if device.type == "cpu" else torch.float32  # as the fused kernels read it
+        read = torch.float64 if device.type == "cpu" else torch.float32  # as the fused kernels read it
         self.rates, self.beta2_moves = rates, beta2_moves
-        self.lr, self.beta2 = (
-            torch.full([], value, dtype=self.number_dtype, device=device) for value in (rates.lr, rates.beta2)
-        )
+        self.lr = torch.full([], rates.lr, dtype=read, device=device)
+        self.beta2 = torch.full([], rates.beta2, dtype=torch.float64, device=device)
         betas = (float(rates.beta1), float(rates.beta2))
         super().__init__(given, lr=self.lr, betas=betas, eps=eps, fused=True, capturable=capturable)
 
@@ -90,19 +89,19 @@ class DeviceAdam(EagerAdam):
         counts: list[torch.Tensor] = []
         self._init_group(group, params, grads, means, squares, [], counts)  # of torch's Adam: makes missing moments
         dtype = params[0].dtype
-        made = (1 - held).to(dtype)
-        beta1, beta2 = torch.full_like(made, self.rates.beta1), self.beta2.to(dtype)
+        made = 1 - held.double()  # factors are computed in float64, because 1 - beta2 can be tiny
+        beta1, beta2 = torch.full_like(made, self.rates.beta1), self.beta2
         left_out = held != 0
         grads = [g.masked_fill(left_out, 0) for g in grads]  # as they may not be finite
         _foreach._foreach_add_(counts, [made.to(counts[0].dtype)] * len(counts))
         for moments, beta, values in ((means, beta1, grads), (squares, beta2, _foreach._foreach_mul(grads, grads))):
             share = (1 - beta) * made
-            _foreach._foreach_mul_(moments, 1 - share)
-            _foreach._foreach_add_(moments, _foreach._foreach_mul(values, share))
-        count = torch.stack(counts).to(dtype).clamp_(min=1)  # a step that is held may be the first one
-        sizes = self.lr.to(dtype) * made / (1 - beta1**count)
+            _foreach._foreach_mul_(moments, (1 - share).to(dtype))
+            _foreach._foreach_add_(moments, _foreach._foreach_mul(values, share.to(dtype)))
+        count = torch.stack(counts).double().clamp_(min=1)  # a step that is held may be the first one
+        sizes = (self.lr.double() * made / (1 - beta1**count)).to(dtype)
         divisors = _foreach._foreach_sqrt(squares)
-        _foreach._foreach_div_(divisors, list((1 - beta2**count).sqrt().unbind()))
+        _foreach._foreach_div_(divisors, list((1 - beta2**count).sqrt().to(dtype).unbind()))
         _foreach._foreach_add_(divisors, group["eps"])
         changes = _foreach._foreach_mul(means, list(sizes.unbind()))
         _foreach._foreach_div_(changes, divisors)
