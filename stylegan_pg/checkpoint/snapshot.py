@@ -138,15 +138,19 @@ def _opened(path: Path) -> Iterator[tuple[tensor_file.TensorFile, str]]:
     """Open a snapshot -> (the file, the text of its description). Faults of the file within the block become one
     message."""
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
+        raise UsageError(f"{printable(path)}: no such file; give a snapshot, RUN/snapshots/*.safetensors")
     try:
         with tensor_file.opened(path) as file:
             text = file.metadata.get("stylegan_pg")
             if text is None:
-                raise UsageError(f"{path} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors")
+                raise UsageError(
+                    f"{printable(path)} is not a snapshot (a checkpoint?): give RUN/snapshots/*.safetensors"
+                )
             yield file, text
     except (tensor_file.BadFileError, OSError) as error:
-        raise UsageError(f"{path} is no snapshot, or a damaged one ({error}); take another of the run's") from None
+        raise UsageError(
+            f"{printable(path)} is no snapshot, or a damaged one ({error}); take another of the run's"
+        ) from None
 
 
 def _verified(path: Path, file: tensor_file.TensorFile, description: Mapping[str, Any], text: str) -> Any:
@@ -154,7 +158,9 @@ def _verified(path: Path, file: tensor_file.TensorFile, description: Mapping[str
     tensors = file.read()
     announced, present = description.get("checksum"), file.metadata.get("blake2b")  # older snapshots have none
     if (announced or present) and present != tensor_file.digest(tensors, text):
-        raise UsageError(f"{path} is a damaged snapshot (its checksum does not match); take another of the run's")
+        raise UsageError(
+            f"{printable(path)} is a damaged snapshot (its checksum does not match); take another of the run's"
+        )
     return tensors
 
 
@@ -166,7 +172,9 @@ def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, t in tensors.items():
         if not tensor_file.is_finite(t):
             name = printable(name, 80)
-            raise UsageError(f"{path} holds numbers that are not finite, in {name}; take another snapshot of the run's")
+            raise UsageError(
+                f"{printable(path)} holds numbers that are not finite, in {name}; take another snapshot of the run's"
+            )
 
 
 MISFIT, REMEDY = "the description does not fit the weights", "take another snapshot of the run's"
@@ -186,7 +194,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
             version = printable(description["format"], 40)
             raise UsageError(f"this is of snapshot format {version}, this version reads {FORMAT}: update stylegan-pg")
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{printable(path)}: {error}") from None
     return description
 
 
@@ -231,9 +239,9 @@ def _described(
                 raise ValueError(f"{name} is {found} where numbers of {list(shape)} are expected")
         return description, G
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{printable(path)}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise UsageError(f"{path}: {MISFIT}: {printable(error)}; {REMEDY}") from None
+        raise UsageError(f"{printable(path)}: {MISFIT}: {printable(error)}; {REMEDY}") from None
 
 
 def _check_examples(description: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ def export(
         ),
     ],
     out: Annotated[
-        Optional[Path], typer.Option(help="File, or folder of hub and web; by default beside the snapshot.")
+        Optional[Path],
+        typer.Option(help="File, or folder of hub and web; by default in RUN/exports, or beside the snapshot."),
     ] = None,
     precision: Annotated[
         Optional[str], typer.Option(help="fp32, the default, or fp16: 16 bits in the layers from 8x8 on.")

@@ -100,9 +100,7 @@ def directions(
     ] = None,
     scorer: Annotated[
         str,
-        typer.Option(
-            help="package.module:function, which returns a function from uint8 RGB images [n, 3, H, W] to n numbers."
-        ),
+        typer.Option(help="package.module:function, which returns a function from n uint8 RGB images to n numbers."),
     ] = "",
     samples: Annotated[
         Optional[int], typer.Option(min=16, max=10_000_000, help="Of w: 10000 by default, for a scorer 2000.")

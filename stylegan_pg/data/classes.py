@@ -81,7 +81,7 @@ def parse_classes(G: Any, labels: str | None) -> list[int]:
     """
     if not G.c_dim:
         if labels is not None:
-            raise UsageError("this generator is unconditional: omit --labels")
+            raise UsageError("this generator is unconditional: omit the labels")
         return []
     if labels is None:
         return list(range(len(class_names(G))))

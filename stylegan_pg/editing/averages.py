@@ -15,7 +15,7 @@ import torch
 
 from stylegan_pg.checkpoint import averages
 from stylegan_pg.checkpoint.averages import Stored
-from stylegan_pg.checkpoint.names import POST_HOC, moment_name
+from stylegan_pg.checkpoint.names import POST_HOC, is_run, moment_name
 from stylegan_pg.checkpoint.snapshot import read_description, read_snapshot, write_snapshot
 from stylegan_pg.errors import UsageError
 from stylegan_pg.inference.generate import writing
@@ -154,6 +154,8 @@ def _stored_in(run: Path) -> tuple[Path, list[Stored]]:
         for place in (folder / averages.FOLDER, folder):
             if files := averages.found(place):
                 return place.parent if place.name == averages.FOLDER else place, files
+    if not any(is_run(folder) or (folder / "config.yaml").is_file() for folder in folders):
+        raise UsageError(f"{printable(run)} is no run: give the folder of a run, or one of its snapshots")
     raise UsageError(
         f"{printable(run)} holds no stored averages: a run keeps them if it is trained, or continued, with "
         "ema.profiles=[0.05,0.1]"

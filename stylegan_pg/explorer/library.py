@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stylegan_pg.checkpoint.names import BEST, is_run, of_training, order_of
-from stylegan_pg.checkpoint.snapshot import load_snapshot
+from stylegan_pg.checkpoint.snapshot import load_snapshot, read_description
 from stylegan_pg.errors import UsageError
 from stylegan_pg.explorer.faces import Faces
 from stylegan_pg.untrusted import printable
@@ -89,6 +89,8 @@ class Library:
                 raise UsageError(f"{printable(path)}: no such file or folder; give a snapshot or a run's folder")
             if path.is_dir() and not is_run(path):
                 raise UsageError(f"{printable(path)} is neither a snapshot nor a run: give RUN, or RUN/snapshots/FILE")
+            if not path.is_dir():
+                read_description(path)  # the weights are read when they are needed
         self.outdated: Callable[[], bool] = lambda: False  # see Faces
         self._loaded: OrderedDict[Any, tuple[Faces, int]] = OrderedDict()
 

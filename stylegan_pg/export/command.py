@@ -67,7 +67,7 @@ def export(snapshot: Path, to: str, out: Path | None = None, **options: Any) -> 
         elif to == "public":
             yield from _public(G, snapshot, out)
         elif to == "hub":
-            folder = out or snapshot.with_name(f"{snapshot.stem}-hub")
+            folder = out or _place(snapshot, f"{snapshot.stem}-hub")
             title = asked.title or snapshot.stem
             with writing(folder), making(folder) as path:
                 hub.write(G, snapshot, path, title=title, licence=asked.licence or "")
@@ -97,9 +97,19 @@ def _checked(to: str, asked: Asked) -> Asked:
     return asked
 
 
+def _place(snapshot: Path, name: str) -> Path:
+    """Where a result is written by default: RUN/exports/NAME for a snapshot of a run, otherwise beside it."""
+    if snapshot.parent.name != "snapshots":
+        return snapshot.with_name(name)
+    folder = snapshot.parent.parent / "exports"
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    return folder / name
+
+
 def _program(G: Any, snapshot: Path, to: str, out: Path | None, asked: Asked) -> Iterator[str]:
     form = FORMATS[to]
-    path = out or snapshot.with_name(snapshot.stem + form.suffix)
+    path = out or _place(snapshot, snapshot.stem + form.suffix)
     last = form.suffix[form.suffix.rindex(".") :]
     if path.suffix != last:  # PyTorch reads its packages by this suffix only
         raise UsageError(f"--out {printable(path)}: a file of --to {to} is named *{last}")
@@ -146,7 +156,7 @@ def _remarks(G: Any, precision: str) -> Iterator[str]:
 
 
 def _public(G: Any, snapshot: Path, out: Path | None) -> Iterator[str]:
-    base = out or snapshot.with_name(f"{snapshot.stem}-public")
+    base = out or _place(snapshot, f"{snapshot.stem}-public")
     paths = [base] if base.suffix in (*public.SUFFIXES, ".pth") else [Path(f"{base}{s}") for s in public.SUFFIXES]
     for path in paths:
         with writing(path), making(path) as temporary:
@@ -158,7 +168,7 @@ def _public(G: Any, snapshot: Path, out: Path | None) -> Iterator[str]:
 
 
 def _web(G: Any, snapshot: Path, out: Path | None, asked: Asked) -> Iterator[str]:
-    folder = out or snapshot.with_name(f"{snapshot.stem}-web")
+    folder = out or _place(snapshot, f"{snapshot.stem}-web")
     web.check_generator(G)
     if folder.is_dir() and any(folder.iterdir()):  # before the runtime is fetched
         raise UsageError(f"--out {printable(folder)} is a folder with content: remove it, or give another")

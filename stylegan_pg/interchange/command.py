@@ -22,8 +22,8 @@ def import_file(path: Path, out: Path | None, part: str = "G_ema") -> Iterator[s
 
     Args:
         path: a file that `importing.read` knows, or a checkpoint of a run of this package.
-        out: the snapshot, or a folder for it; by default it is beside the file. A file that is there already is kept,
-            unless it is a snapshot of the same file.
+        out: the snapshot, or a folder for it; by default beside the file, or in RUN/snapshots for a checkpoint. A file
+            that is there already is kept, unless it is a snapshot of the same file.
         part: "G_ema" or "G".
 
     Yields:
@@ -59,6 +59,9 @@ def _target(path: Path, out: Path | None, part: str, description: dict[str, Any]
     name = path.stem + ("" if part == "G_ema" else f"-{part}")
     if path.suffix == SUFFIX:
         name += "-snapshot"
+    snapshots = path.parent.parent / "snapshots"
+    if out is None and path.parent.name == "checkpoints" and snapshots.is_dir():
+        out = snapshots
     target = path.with_name(name + SUFFIX) if out is None else out / (name + SUFFIX) if out.is_dir() else out
     if not target.parent.is_dir():
         raise UsageError(f"--out: there is no folder {printable(target.parent)}")

@@ -124,7 +124,7 @@ def read(path: str | Path) -> ModelFile:
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise UsageError(f"{printable(path)} {what}: give a model file, such as network-snapshot.pkl ({HINT})")
     with _told(path):
         data = _bytes_of(path)
@@ -149,7 +149,7 @@ def is_foreign(path: str | Path) -> bool:
         try:
             content = tensor_file.TensorFile(file)
         except tensor_file.BadFileError:
-            return False
+            return Path(path).suffix != ".safetensors"
     own = "stylegan_pg" in content.metadata or "state" in content.metadata
     return not own or any(name.endswith(_PUBLIC) for name in content.entries)
 
