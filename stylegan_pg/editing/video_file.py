@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -36,6 +37,15 @@ def as_rgb(frame: torch.Tensor) -> torch.Tensor:
     return over_white(frame[None])[0].expand(3, -1, -1)
 
 
+def _by_path(file: BinaryIO | str) -> BinaryIO | str:
+    """An open file as a path, by which FFmpeg writes it itself. Otherwise it would call `file.write`, and PyAV drops a
+    KeyboardInterrupt that is raised in such a call, so that Ctrl-C would now and then do nothing."""
+    if isinstance(file, str):
+        return file
+    path = f"/proc/self/fd/{file.fileno()}"
+    return path if os.path.exists(path) else file
+
+
 class VideoFile:
     """A video in the making: `add` frames, then `finish`; `close` it in any case."""
 
@@ -64,7 +74,7 @@ class VideoFile:
         """
         self.av, self.rate, self.scale, self.count = pyav(), Fraction(rate), scale, 0
         codec, how = CODECS[format]
-        self.container: Any = self.av.open(file, "w", format=format, options=options or {})
+        self.container: Any = self.av.open(_by_path(file), "w", format=format, options=options or {})
         stream = self.stream = self.container.add_stream(codec, rate=self.rate, options=how)
         stream.height, stream.width = (side * scale + side * scale % 2 for side in size)
         stream.pix_fmt = "yuv420p"
