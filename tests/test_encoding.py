@@ -1,5 +1,6 @@
 """Frames as MP4, WebM, GIF, a folder and a strip, read back."""
 
+import io
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
@@ -210,6 +212,23 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     with encoding._locked(used):
         encoding.write(frames(2), 2, (48, 64), encoding.target(tmp_path / "v"))
     assert sorted(os.listdir(tmp_path)) == sorted([used.name, other.name, "v"])
+
+
+def test_an_interruption_within_a_write_is_not_lost(tmp_path):
+    """PyAV drops what is raised in a file's methods, so it must not call them."""
+
+    class Interrupted(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "v.mp4"
+    with Interrupted(path, "w") as file:
+        video = video_file.VideoFile(file, "mp4", 10, (32, 32))
+        for frame in frames(5, (3, 32, 32)):
+            video.add(frame)
+        video.finish()
+        video.close()
+    assert len(decoded(path)[0]) == 5
 
 
 @pytest.mark.distributed
