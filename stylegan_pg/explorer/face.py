@@ -103,7 +103,7 @@ def parse_face(content: Any) -> Face:
 def _table(content: Any, named: str, kind: type) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{named} is no JSON object")
-    if unknown := sorted(content.keys() - kind.__dataclass_fields__.keys()):  # type: ignore[attr-defined]
+    if unknown := sorted(content.keys() - kind.__dataclass_fields__.keys()):  # type: ignore[attr-defined]  # a dataclass
         raise UsageError(f"{named} has the unknown name {printable(repr(unknown[0]), 80)}")
     return content
 

@@ -129,7 +129,7 @@ class Program(nn.Module):
         if not self.styled:
             if to is not None and t is not None:
                 z = between(z, to, t)  # type: ignore[arg-type]  # it belongs to the inputs, as `to` does
-                c = None if c is None else c + t * (c_to - c)  # type: ignore[operator]
+                c = None if c is None else c + t * (c_to - c)  # type: ignore[operator]  # both or none
             return G(z, c, **self.how).float()
         if ws is None:
             w = G.mapping(z, c)
