@@ -9,6 +9,7 @@ from stylegan_pg.config.loading import configs_folder, load_config
 from stylegan_pg.errors import UsageError
 
 SHIPPED = sorted(path.stem for path in configs_folder().glob("*.yaml"))
+SYSTEMS = sorted(path.stem for path in (configs_folder() / "systems").glob("*.yaml"))
 NEEDED = ["run=runs/x", "data.url=data/x", "train.total_kimg=1"]
 
 

@@ -19,7 +19,8 @@ def test_the_commands_and_their_help():
     listed = command("configs")
     assert (listed.returncode, listed.stderr) == (0, "")
     told = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
-    assert told.keys() == {p.stem for p in configs_folder().glob("*.yaml")}
+    systems = {f"systems/{p.stem}" for p in (configs_folder() / "systems").glob("*.yaml")}
+    assert told.keys() == {p.stem for p in configs_folder().glob("*.yaml")} | systems
     assert told["ffhq1024"] == "FFHQ at 1024x1024 with a StyleGAN2 pair that grows"
     one = command("config", "train.batch")
     assert (one.returncode, one.stdout.count("\n")) == (0, 1)

@@ -12,6 +12,7 @@ from stylegan_pg.augment import make
 from stylegan_pg.config import (
     AUGMENTATIONS,
     MODELS,
+    SYSTEMS,
     TERMS,
     ADAConfig,
     ModelConfig,
@@ -28,6 +29,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES
 from stylegan_pg.losses import TERMS as COMPUTED
 from stylegan_pg.networks import NETWORKS, NetworkShape
+from stylegan_pg.systems import catalogue
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -66,6 +68,7 @@ def test_a_family_has_the_keys_that_its_networks_read(name):
 def test_names_are_those_of_the_implementations():
     assert list(NETWORKS) == list(MODELS)
     assert list(COMPUTED) == list(TERMS)
+    assert list(catalogue.SYSTEMS) == list(SYSTEMS)
     assert list(OBJECTIVES) == [name.value for name in ObjectiveName]
     assert [mode for mode, cls in AUGMENTATIONS.items() if make(cls()) is None] == ["none"]
 

@@ -1,4 +1,4 @@
-"""Sections that have one of several classes: `model`, `augment`, and each entry of `loss.terms`.
+"""Sections that have one of several classes: `system`, `model`, `augment`, and each entry of `loss.terms`.
 
 One key of such a section names the class (`model.name`, `augment.mode`). Files and overrides are read with the keys of
 all classes; afterwards the keys that the chosen class does not have are left out or refused.
@@ -16,11 +16,13 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from stylegan_pg.config import (
     AUGMENTATIONS,
     MODELS,
+    SYSTEMS,
     TERMS,
     AugmentConfig,
     Config,
     ModelConfig,
     StyleGAN2Config,
+    SystemConfig,
     TermConfig,
 )
 from stylegan_pg.errors import UsageError
@@ -39,11 +41,13 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[type, Family] = {
+    SystemConfig: Family("name", SYSTEMS, SystemConfig.name),
     ModelConfig: Family("name", MODELS, StyleGAN2Config.name),
     AugmentConfig: Family("mode", AUGMENTATIONS, AugmentConfig.mode),
     TermConfig: Family("name", TERMS, ""),
 }
-SECTIONS: dict[str, type] = {"model": ModelConfig, "augment": AugmentConfig}  # of Config
+SECTIONS: dict[str, type] = {"system": SystemConfig, "model": ModelConfig, "augment": AugmentConfig}  # of Config
+ADDED = {"system"}  # sections that files of earlier versions lack
 
 
 def base_of(cls: type) -> type | None:
@@ -107,7 +111,7 @@ class Resolved(NamedTuple):
     """A configuration as tables, whose sections have the keys of their classes only; and these classes."""
 
     tree: dict[str, Any]
-    classes: dict[str, type]  # of `model` and `augment`
+    classes: dict[str, type]  # of SECTIONS
     terms: list[TermConfig]  # which are not in the tree
 
 
@@ -124,7 +128,7 @@ class Source(NamedTuple):
         """Whether the file has all sections, as a program writes it. Those of earlier versions have the keys of all
         classes."""
         sections = {name for name, hint in types_of(Config).items() if dataclasses.is_dataclass(hint)}
-        return sections <= self.file.keys()
+        return sections - ADDED <= self.file.keys()
 
 
 def resolve(tree: Mapping[str, Any], source: Source) -> Resolved:

@@ -27,6 +27,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
 RESOLVED = "config.yaml"  # of a run's folder
+SYSTEMS = "systems"  # the subfolder of small configurations, one for each system
 
 
 def configs_folder() -> Path:
@@ -43,8 +44,8 @@ def configs_folder() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """The file of a configuration: a YAML file by its path, a shipped one by its name ('ffhq1024'), or that of a run by
-    the run's folder.
+    """The file of a configuration: a YAML file by its path, a shipped one by its name ('ffhq1024' or 'systems/gan'), or
+    that of a run by the run's folder.
 
     A folder with the name of a shipped configuration is used only if a slash is given: `./demo`, `demo/`.
 
@@ -55,9 +56,10 @@ def find_config(name: str) -> Path:
     try:
         if path.is_file():
             return path
-        shipped = configs_folder() / (path.name.removesuffix(".yaml") + ".yaml")
-        bare = path.parent == Path(".") and not name.startswith("./") and not name.endswith("/")
-        if (bare or path.parent == Path("configs")) and shipped.is_file():
+        folder = Path(*path.parent.parts[path.parts[:1] == ("configs",) :])  # a path within the folder of shipped ones
+        shipped = configs_folder() / folder / (path.name.removesuffix(".yaml") + ".yaml")
+        bare = not name.startswith("./") and not name.endswith("/")
+        if bare and folder in (Path("."), Path(SYSTEMS)) and shipped.is_file():
             return shipped
         if (path / RESOLVED).is_file():
             return path / RESOLVED
@@ -75,7 +77,8 @@ def find_config(name: str) -> Path:
 
 def shipped_configs() -> dict[str, str]:
     """{name: first sentence of the comment at the head of the file} of the shipped configurations."""
-    return {path.stem: _first_sentence(path) for path in sorted(configs_folder().glob("*.yaml"))}
+    found = [path for pattern in ("*.yaml", f"{SYSTEMS}/*.yaml") for path in sorted(configs_folder().glob(pattern))]
+    return {str(path.relative_to(configs_folder()).with_suffix("")): _first_sentence(path) for path in found}
 
 
 def _first_sentence(path: Path) -> str:

@@ -33,6 +33,13 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class PlainConfig(ModelConfig):
+    """What the families read whose generators take latents of another law than N(0, 1)."""
+
+    latent: str = choice("normal", "uniform", "truncated")  # law of latents: N(0, 1), (-1, 1), or N(0, 1) in [-2, 2]
+
+
+@dataclass(frozen=True)
 class ConvolutionalConfig(ModelConfig):
     """What the families read whose networks are made of convolutions."""
 
@@ -131,11 +138,20 @@ def r3gan_stages(model: R3GANConfig, resolution: int) -> dict[int, Stage]:
 
 
 @dataclass(frozen=True)
-class MLPConfig(ModelConfig):
+class DCGANConfig(PlainConfig):
+    name: str = "dcgan"
+    channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: DCGAN has no minibatch stddev")
+    label: str = choice("projection", "concatenation")  # what D does with conditions; G concatenates them with latents
+
+
+@dataclass(frozen=True)
+class MLPConfig(PlainConfig):
     name: str = "mlp"
     mapping_layers: int = positive(8, most=256)  # hidden layers of each network
 
 
 MODELS: dict[str, type[ModelConfig]] = {
-    cls.name: cls for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, StyleGAN3Config, R3GANConfig, MLPConfig)
+    cls.name: cls
+    for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, StyleGAN3Config, R3GANConfig, DCGANConfig, MLPConfig)
 }

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from stylegan_pg.config import AugmentConfig, Config, ModelConfig, TermConfig
-from stylegan_pg.config.families import class_of, fields_of
+from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.config.families import SECTIONS, class_of, fields_of
 from stylegan_pg.config.renamed import translated
 from stylegan_pg.urls import without_secrets
 
@@ -62,10 +62,9 @@ def stored_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     tree = translated(stored)
     kinds = {
-        name: class_of(base, tree[name] if isinstance(tree.get(name), dict) else {})
-        for name, base in (("model", ModelConfig), ("augment", AugmentConfig))
+        name: class_of(base, tree[name] if isinstance(tree.get(name), dict) else {}) for name, base in SECTIONS.items()
     }
-    defaults = to_plain(Config(model=kinds["model"](), augment=kinds["augment"]()))
+    defaults = to_plain(Config(**{name: cls() for name, cls in kinds.items()}))
     found = flat(defaults)
     for key, value in flat(tree).items():
         section, _, name = key.partition(".")

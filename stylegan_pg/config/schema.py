@@ -3,8 +3,8 @@
 Numbers of images are in kimg (thousands of real images shown to D), as in the papers. Keys that end in `_at` give
 values by resolution, and the plain key holds for all others: `batch: 32, batch_at: {4: 512, 8: 256}`. Keys that end in
 `_from` give values by kimg, which hold from there on and go before the others. A key of the type Scheduled holds a
-number or curves (curves.py). The sections `model`, `loss` and `augment` are in models.py, terms.py and
-augmentations.py.
+number or curves (curves.py). The sections `system`, `model`, `loss` and `augment` are in
+systems.py, models.py, terms.py and augmentations.py.
 
 The comment behind a field is what `stylegan-pg config` prints about it.
 """
@@ -35,6 +35,7 @@ from stylegan_pg.config.fields import (
     table,
 )
 from stylegan_pg.config.models import ModelConfig, StyleGAN2Config
+from stylegan_pg.config.systems import SystemConfig
 from stylegan_pg.config.terms import LossConfig
 
 OPTIMIZER = ("reset", "carry")  # what becomes of Adam's moments at the start and the end of a fade
@@ -193,6 +194,7 @@ class Config:
     )  # resolution at the end; the sides of a picture are model.base times resolution / 4
     init: str = path()  # snapshot, checkpoint or public .pkl whose weights a new run takes over by name
     data: DataConfig = field(default_factory=DataConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
     model: ModelConfig = field(default_factory=StyleGAN2Config)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

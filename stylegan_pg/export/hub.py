@@ -26,6 +26,7 @@ NAMES = {
     "progan": "Progressive GAN",
     "stylegan3": "StyleGAN3",
     "r3gan": "R3GAN",
+    "dcgan": "DCGAN",
     "mlp": "multi-layer perceptrons",
 }
 PAPERS = {

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import (
+    DCGANConfig,
     MLPConfig,
     ProGANConfig,
     R3GANConfig,
@@ -18,7 +19,7 @@ from stylegan_pg.config import (
     StyleGAN3Config,
     StyleGANConfig,
 )
-from stylegan_pg.networks import mlp, progan, r3gan, stylegan, stylegan2, stylegan3
+from stylegan_pg.networks import dcgan, mlp, progan, r3gan, stylegan, stylegan2, stylegan3
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -38,6 +39,7 @@ MODULES = {
     ProGANConfig.name: progan,
     StyleGAN3Config.name: stylegan3,
     R3GANConfig.name: r3gan,
+    DCGANConfig.name: dcgan,
     MLPConfig.name: mlp,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class

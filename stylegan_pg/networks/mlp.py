@@ -6,6 +6,7 @@ They show the effect of objectives on toy data, with the same trainer as the lar
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from stylegan_pg.config import MLPConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape
+from stylegan_pg.networks.latent_law import LatentLaw
 from stylegan_pg.networks.ranges import checked
 
 SLOPE = 0.2  # of D's leaky ReLU
@@ -26,15 +28,17 @@ def layers(sizes: list[int], act: nn.Module) -> nn.Sequential:
 
 
 class Mapping(nn.Module):
-    """Concatenates z [N, z_dim] and the label [N, c_dim] (or None) to w [N, z_dim + c_dim]."""
+    """Concatenates z [N, z_dim], transformed to its law, and the label [N, c_dim] (or None) to w [N, z_dim + c_dim]."""
 
     w_avg: torch.Tensor
 
-    def __init__(self, w_dim: int):
+    def __init__(self, law: LatentLaw, w_dim: int):
         super().__init__()
+        self.law = law
         self.register_buffer("w_avg", torch.zeros([w_dim]))
 
     def forward(self, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        z = self.law(z)
         return z if c is None else torch.cat([z, c.to(z.dtype)], dim=1)
 
 
@@ -73,10 +77,14 @@ class Generator(growing.Generator):
         c_dim: int = 0,
         width: int = 128,
         hidden: int = 3,
+        latent: str = "normal",
+        categories: Sequence[int] = (),
+        continuous: int = 0,
     ):
+        law = LatentLaw(z_dim, latent, categories, continuous)
         w_dim, rows, columns = z_dim + c_dim, *img_size
         synthesis = Synthesis([w_dim, *[width] * hidden, img_channels * rows * columns], (img_channels, rows, columns))
-        super().__init__(Form(4, img_size, img_channels, c_dim), z_dim, w_dim, Mapping(w_dim), synthesis)
+        super().__init__(Form(4, img_size, img_channels, c_dim), z_dim, w_dim, Mapping(law, w_dim), synthesis)
         self.resolution = resolution  # only a label; img_size is the size of the pictures
 
 
@@ -125,4 +133,4 @@ def discriminator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any
 
 def generator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, of the same width and depth."""
-    return {**discriminator_kwargs(model, shape), "z_dim": model.z_dim}
+    return {**discriminator_kwargs(model, shape), "z_dim": model.z_dim, "latent": model.latent}

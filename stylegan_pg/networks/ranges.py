@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-from stylegan_pg.config import StyleGAN2Config
+from stylegan_pg.config import DCGANConfig, MLPConfig, StyleGAN2Config
 from stylegan_pg.config.fields import choices_of
 from stylegan_pg.networks.form import LOW_PRECISION
 from stylegan_pg.untrusted import is_number
@@ -89,6 +89,10 @@ RANGES: dict[str, Range] = {
     "critical": _whole(1, 255),
     "kernel": (lambda v: _is_whole(v, 1, 3) and v != 2, "1 or 3"),
     "radial": _FLAG,
+    "latent": _one_of(*choices_of(MLPConfig, "latent")),
+    "categories": _list_of(1 << 12),
+    "continuous": _whole(0, 1 << 12),
+    "label": _one_of(*choices_of(DCGANConfig, "label")),
     "architecture": _one_of(*choices_of(StyleGAN2Config, "g_architecture")),
     "low_precision": _one_of(*LOW_PRECISION),
     "low_precision_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),

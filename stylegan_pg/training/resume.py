@@ -25,7 +25,7 @@ from stylegan_pg.untrusted import finite_number, printable, whole_number
 from stylegan_pg.version import __version__
 
 # Keys whose change makes another run: other networks, or other phases at the same nimg.
-FIXED = ("seed", "resolution", "model.", "growth.", "data.conditional", "data.condition", "train.batch")
+FIXED = ("seed", "resolution", "system.name", "model.", "growth.", "data.conditional", "data.condition", "train.batch")
 FIXED += ("train.batch_at", "train.dtype")
 # Keys that begin like FIXED ones and may change: the networks are the same, the steps or the rounding differ.
 PRECISION = ("model.low_precision", "model.low_precision_at", "model.low_precision_resolutions")

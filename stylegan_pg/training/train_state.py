@@ -26,7 +26,7 @@ from stylegan_pg.optim.ema import PowerAverage
 from stylegan_pg.optim.optimizer_step import NetworkOptimizer
 from stylegan_pg.rng import derive
 from stylegan_pg.systems.base import Side, System
-from stylegan_pg.systems.gan import GAN
+from stylegan_pg.systems.catalogue import system_of
 from stylegan_pg.systems.state import REMEDY, read_state
 from stylegan_pg.training import compilation, transfer
 from stylegan_pg.training.buffers import BufferMeans
@@ -58,7 +58,7 @@ class TrainState:
         """
         self.index, self.parallel = index, parallel
         self.device, self.dtype = parallel.device, getattr(torch, config.train.dtype)
-        self.system = system or GAN(config)
+        self.system = system or system_of(config)
         self.use(config)
         check_base(index, config)
         self.condition = condition_field(index, config.data.condition) if config.data.conditional else ""

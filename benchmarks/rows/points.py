@@ -1,0 +1,34 @@
+"""Rows of points in the plane: eight Gaussians on a ring, twenty-five on a grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rows.trial import Check, Measured, Row, samples, scatter, trained
+from stylegan_pg.data.datasets.points import MIXTURES
+from stylegan_pg.metrics.coverage import mode_coverage
+from stylegan_pg.training.trainer import Trainer
+
+SAMPLES = 2500
+LEAST_SHARE = 0.01  # of the samples that a mode must get to count
+RING = [Check("modes", 8), Check("near", 0.5)]
+
+
+def coverage(trainer: Trainer, mixture: str, seed: int) -> Measured:
+    """The number of modes with at least a hundredth of the samples each, and the share of samples near any mode."""
+    centres, deviation = MIXTURES[mixture]
+    points = samples(trainer, SAMPLES, seed).flatten(1)
+    found = mode_coverage(points, torch.from_numpy(centres), deviation, LEAST_SHARE)
+    values = {"modes": found["modes"], "near": found["high_quality"]}
+    return Measured(values, picture=scatter(points, torch.from_numpy(centres).float()))
+
+
+def gan(seed: int, folder: Path, off: bool) -> Measured:
+    """The original GAN on the ring. Off: D is not trained."""
+    given = ["optim.d_lr=1e-12"] if off else []
+    return coverage(trained("systems/gan", [f"seed={seed}", *given], folder / "run"), "ring", seed)
+
+
+ROWS = [Row("gan", gan, RING, off="D is not trained")]

@@ -1,0 +1,14 @@
+"""The systems of the package by the name that `system.name` gives."""
+
+from __future__ import annotations
+
+from stylegan_pg.config import Config, SystemConfig
+from stylegan_pg.systems.base import System
+from stylegan_pg.systems.gan import GAN
+
+SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN}
+
+
+def system_of(config: Config) -> System:
+    """The system that a configuration names, without networks yet."""
+    return SYSTEMS[config.system.name](config)
