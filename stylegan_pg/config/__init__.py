@@ -36,7 +36,7 @@ from stylegan_pg.config.schema import (
     OutputConfig,
     TrainConfig,
 )
-from stylegan_pg.config.systems import SYSTEMS, SystemConfig
+from stylegan_pg.config.systems import SYSTEMS, ACGANConfig, InfoGANConfig, SystemConfig
 from stylegan_pg.config.terms import (
     TERMS,
     DraganConfig,
@@ -56,6 +56,7 @@ __all__ = [
     "OPERATIONS",
     "SYSTEMS",
     "TERMS",
+    "ACGANConfig",
     "ADAConfig",
     "AugmentConfig",
     "CheckpointConfig",
@@ -71,6 +72,7 @@ __all__ = [
     "GradientPenaltyConfig",
     "GrowingConfig",
     "GrowthConfig",
+    "InfoGANConfig",
     "LossConfig",
     "MLPConfig",
     "MetricsConfig",

@@ -14,6 +14,7 @@ from stylegan_pg.config import (
     FixedConfig,
     GrowingConfig,
     PipelineConfig,
+    PlainConfig,
     R3GANConfig,
     StyleGAN3Config,
     TermConfig,
@@ -184,7 +185,8 @@ def _check_augment(config: Config) -> None:
 def _check_train(config: Config) -> None:
     train, start = config.train, config.growth.start
     grows = start not in (None, config.resolution)
-    possible = not train.freeze_d or (config.init and not grows and isinstance(config.model, ConvolutionalConfig))
+    has_blocks = isinstance(config.model, ConvolutionalConfig) and not isinstance(config.model, PlainConfig)
+    possible = not train.freeze_d or (config.init and not grows and has_blocks)
     wanted = "0, unless the networks do not grow and begin with init=CHECKPOINT"
     _demand(config, possible, "train.freeze_d", wanted)
     if train.zero_offload and not train.zero_stage:

@@ -30,6 +30,7 @@ class ModelConfig:
         None, lambda low: all(is_power_of_two(r) and r >= 8 for r in low), "powers of two from 8 on"
     )  # which resolutions exactly; null: as low_precision_resolutions says; auto fills it in at the start
     w_avg_beta: float = share(0.998)  # decay per step of the running mean of w, which truncation moves towards
+    d_spectral_norm: bool = False  # every convolution and dense layer of D has weights of spectral norm 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class ConvolutionalConfig(ModelConfig):
 
     channel_base: int = positive(32768, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     conv_clamp: float | None = positive(None)  # limit of activations; 256 in the published networks
+    label: str = choice("projection", "concatenation")  # how D takes conditions: multiplied with features, or as planes
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,12 @@ def r3gan_stages(model: R3GANConfig, resolution: int) -> dict[int, Stage]:
 
 
 @dataclass(frozen=True)
-class DCGANConfig(PlainConfig):
+class DCGANConfig(PlainConfig, ConvolutionalConfig):
     name: str = "dcgan"
     channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     mbstd_channels: int = such_that(0, lambda n: n == 0, "0: DCGAN has no minibatch stddev")
-    label: str = choice("projection", "concatenation")  # what D does with conditions; G concatenates them with latents
+    g_norm: str = choice("batch", "none")  # batch normalisation of the generator, or none; see model.mbstd_group
+    d_norm: str = choice("batch", "none")  # batch normalisation of the discriminator; none with gradient penalties
 
 
 @dataclass(frozen=True)

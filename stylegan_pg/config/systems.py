@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stylegan_pg.config.fields import at_least_0, choice, such_that
+
 
 @dataclass(frozen=True)
 class SystemConfig:
@@ -16,5 +18,27 @@ class SystemConfig:
     name: str = "gan"  # which system is trained; gan: a generator and a discriminator, as `loss` says
 
 
-SYSTEMS: dict[str, type[SystemConfig]] = {cls.name: cls for cls in (SystemConfig,)}
+@dataclass(frozen=True)
+class ACGANConfig(SystemConfig):
+    """A conditional generator against a discriminator that tells classes."""
+
+    name: str = "acgan"
+    classifier: str = choice("auxiliary", "joint")  # beside the score; joint: K classes and, as one more, generated
+    weight: float = at_least_0(1.0)  # factor of what the heads of D add to both losses
+
+
+@dataclass(frozen=True)
+class InfoGANConfig(SystemConfig):
+    """A generator with codes that can be read off its images."""
+
+    name: str = "infogan"
+    categories: list[int] = such_that(
+        [10], lambda sizes: len(sizes) <= 16 and all(2 <= k <= 4096 for k in sizes), "at most 16 sizes from 2 to 4096"
+    )  # sizes of the categorical codes, which are added to model.z_dim; [] for none
+    continuous: int = at_least_0(2, most=4096)  # number of continuous codes in (-1, 1), added to model.z_dim
+    variance: str = choice("fixed", "learned")  # of the estimated continuous codes: 1, or a further output
+    weight: float = at_least_0(1.0)  # factor of what the heads of D add to both losses
+
+
+SYSTEMS: dict[str, type[SystemConfig]] = {cls.name: cls for cls in (SystemConfig, ACGANConfig, InfoGANConfig)}
 """{name: class}; a system without keys of its own is a subclass with another name."""

@@ -5,6 +5,8 @@ With a `channel_base` of 2048, a resolution of 64 and 100 latents these have the
 parameters. Layers are at `main.{i}`; what lies between them (activations) has no parameters. A label is concatenated
 with the latents in G; in D it is concatenated with the picture as constant planes, or its embedding is multiplied with
 the features (Miyato and Koyama 2018).
+
+Without batch normalisation (`norm="none"`), layers have biases instead, which it would make superfluous.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stylegan_pg.config import DCGANConfig
-from stylegan_pg.networks.form import Form, NetworkShape
+from stylegan_pg.networks.form import Form, NetworkShape, form_kwargs
 from stylegan_pg.networks.latent_law import LatentLaw
+from stylegan_pg.networks.layers import given, planes
 from stylegan_pg.networks.ranges import checked
 
 SLOPE = 0.2  # of D's leaky ReLU
 DEVIATION = 0.02  # of initial weights
+DEFAULTS = {"channel_base": 2048}  # of Form
 
 
 def initialize(net: nn.Module) -> None:
@@ -31,124 +36,157 @@ def initialize(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, DEVIATION)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, DEVIATION)
             nn.init.zeros_(module.bias)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that computes in `dtype`, by default that of its weights."""
+
+    dtype: torch.dtype | None = None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight, bias, x = _converted(self, input)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
+
+
+class TransposedConvolution(nn.ConvTranspose2d):
+    """The same for a transposed convolution."""
+
+    dtype: torch.dtype | None = None
+
+    def forward(self, input: torch.Tensor, output_size: Any = None) -> torch.Tensor:
+        weight, bias, x = _converted(self, input)
+        return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]  # no "same"
+
+
+def _converted(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Weight and bias of a layer and its input, in the dtype that it computes in."""
+    weight, bias = layer.weight, layer.bias
+    dtype = layer.dtype or weight.dtype
+    return weight.to(dtype), None if bias is None else bias.to(dtype), x.to(dtype)
+
+
+class Clamped(nn.Module):
+    """An activation, limited to [-limit, limit] unless that is None."""
+
+    def __init__(self, act: nn.Module, limit: float | None):
+        super().__init__()
+        self.act, self.limit = act, limit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(x)
+        return x if self.limit is None else x.clamp(-self.limit, self.limit)
+
+
+def _layer(kind: type[Any], dtype: torch.dtype | None, a: int, b: int, size: Any, bias: bool) -> nn.Module:
+    """A layer that doubles or halves the size, or with a `size` one between vectors and pictures of it."""
+    how = {"kernel_size": 4, "stride": 2, "padding": 1} if size is None else {"kernel_size": size}
+    layer = kind(a, b, **how, bias=bias)
+    layer.dtype = dtype
+    return layer
+
+
 class Generator(nn.Module):
-    """z [N, z_dim], c [N, c_dim] -> images [N, img_channels, *base * resolution / 4] in [-1, 1]."""
+    """z [N, z_dim], c [N, c_dim] -> images [N, img_channels, *base * resolution / 4] in [-1, 1]; for the further
+    arguments see Form and LatentLaw."""
 
     @checked
     def __init__(
         self,
         *,
-        resolution: int,
-        base: Sequence[int] = (4, 4),
-        img_channels: int = 3,
-        c_dim: int = 0,
         z_dim: int = 100,
-        channel_base: int = 2048,
-        channel_max: int = 512,
         latent: str = "normal",
         categories: Sequence[int] = (),
         continuous: int = 0,
+        norm: str = "batch",
+        **form: Any,
     ):
         super().__init__()
-        form = Form(resolution, base, img_channels, c_dim, channel_base, channel_max)
-        self.resolution, self.img_channels, self.img_size = resolution, img_channels, form.size(resolution)
-        self.z_dim, self.c_dim = z_dim, c_dim
+        f = self.form = Form(**{**DEFAULTS, **form})
+        self.resolution, self.img_channels, self.img_size = f.resolution, f.img_channels, f.size(f.resolution)
+        self.z_dim, self.c_dim = z_dim, f.c_dim
         self.law = LatentLaw(z_dim, latent, categories, continuous)
-        *hidden, _ = form.resolutions
-        widths = [z_dim + c_dim, *(form.channels(r) for r in hidden), img_channels]
+        *hidden, _ = f.resolutions
+        widths = [z_dim + f.c_dim, *(f.channels(r) for r in hidden), f.img_channels]
         self.main = nn.Sequential()
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
-            how = {"kernel_size": 4, "stride": 2, "padding": 1} if i else {"kernel_size": form.size(4)}
-            self.main.append(nn.ConvTranspose2d(a, b, **how, bias=False))
-            if i < len(hidden):
-                self.main.extend([nn.BatchNorm2d(b), nn.ReLU()])
+            inner, size = i < len(hidden), None if i else f.size(4)
+            dtype, bias = f.dtype(f.resolutions[i]), inner and norm == "none"
+            self.main.append(_layer(TransposedConvolution, dtype, a, b, size, bias))
+            if inner:
+                self.main.extend([nn.BatchNorm2d(b)] if norm == "batch" else [])
+                self.main.append(Clamped(nn.ReLU(), f.conv_clamp))
         self.main.append(nn.Tanh())
         initialize(self)
 
     def forward(self, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         z = self.law(z)
-        if c is not None and self.c_dim:
-            z = torch.cat([z, c.to(z.dtype)], dim=1)
-        return self.main(z[:, :, None, None])
+        if self.c_dim:
+            z = torch.cat([z, given(c, self.c_dim).to(z.dtype)], dim=1)
+        return self.main(z[:, :, None, None]).to(self.main[0].weight.dtype)
 
 
 class Discriminator(nn.Module):
-    """Images [N, img_channels, *base * resolution / 4] and c [N, c_dim] -> scores [N, 1].
+    """Images [N, img_channels, *base * resolution / 4] and c [N, c_dim] -> scores [N, 1]; for the further arguments see
+    Form.
 
-    `label` says what becomes of c: "concatenation" with the image, or "projection" of the features.
+    `label` says what becomes of c: "concatenation" with the image, or "projection" of the features. With more
+    `outputs`, there are further numbers behind the score, [N, outputs], for heads.
     """
 
     @checked
-    def __init__(
-        self,
-        *,
-        resolution: int,
-        base: Sequence[int] = (4, 4),
-        img_channels: int = 3,
-        c_dim: int = 0,
-        channel_base: int = 2048,
-        channel_max: int = 512,
-        label: str = "projection",
-    ):
+    def __init__(self, *, label: str = "projection", norm: str = "batch", outputs: int = 1, **form: Any):
         super().__init__()
-        form = Form(resolution, base, img_channels, c_dim, channel_base, channel_max)
-        self.resolution, self.img_channels, self.c_dim, self.label = resolution, img_channels, c_dim, label
-        inputs = img_channels + (c_dim if label == "concatenation" else 0)
-        widths = [inputs, *(form.channels(r) for r in reversed(form.resolutions[:-1])), 1]
+        f = self.form = Form(**{**DEFAULTS, **form})
+        self.resolution, self.img_channels, self.img_size = f.resolution, f.img_channels, f.size(f.resolution)
+        self.c_dim, self.label = f.c_dim, label
+        inputs = f.img_channels + (f.c_dim if label == "concatenation" else 0)
+        widths = [inputs, *(f.channels(r) for r in reversed(f.resolutions[:-1])), outputs]
         self.main = nn.Sequential()
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
-            last = i == len(widths) - 2
-            how = {"kernel_size": form.size(4)} if last else {"kernel_size": 4, "stride": 2, "padding": 1}
-            self.main.append(nn.Conv2d(a, b, **how, bias=False))
-            if not last:
-                self.main.extend([nn.BatchNorm2d(b)] if i else [])
-                self.main.append(nn.LeakyReLU(SLOPE))
+            inner, dtype = i < len(widths) - 2, f.dtype(f.resolutions[-1 - i])
+            has_norm = inner and i > 0 and norm == "batch"
+            bias = norm == "none" and inner
+            self.main.append(_layer(Convolution, dtype, a, b, None if inner else f.size(4), bias))
+            if inner:
+                self.main.extend([nn.BatchNorm2d(b)] if has_norm else [])
+                self.main.append(Clamped(nn.LeakyReLU(SLOPE), f.conv_clamp))
         self.channels = widths[-2]  # of the features
-        self.feature_size = form.size(4)
+        self.feature_size = f.size(4)
         initialize(self)
-        if c_dim and label == "projection":
-            self.embed = nn.Linear(c_dim, self.channels, bias=False)
+        if f.c_dim and label == "projection":
+            self.embed = nn.Linear(f.c_dim, self.channels, bias=False)
             nn.init.normal_(self.embed.weight, 0.0, DEVIATION)
 
     def features(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """What the last layer makes scores of: [N, channels, *base]."""
-        if self.label == "concatenation" and c is not None:
-            planes = c.to(images.dtype)[:, :, None, None].expand(-1, -1, *images.shape[2:])
-            images = torch.cat([images, planes], dim=1)
+        if self.label == "concatenation" and self.c_dim:
+            images = torch.cat([images, planes(given(c, self.c_dim), images)], dim=1)
         return self.main[:-1](images)
 
     def scores(self, features: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores [N, 1] of features."""
-        score = self.main[-1](features).flatten(1)
-        if c is None or self.label != "projection" or not self.c_dim:
-            return score
-        return score + (self.embed(c.to(features.dtype)) * features.sum(dim=[2, 3])).sum(dim=1, keepdim=True)
+        """Scores [N, 1] of features, or with further numbers behind them [N, outputs]."""
+        x = self.main[-1](features).flatten(1)
+        if self.label != "projection" or not self.c_dim:
+            return x
+        embedded = self.embed(given(c, self.c_dim).to(x.dtype))
+        fits = (embedded * features.to(x.dtype).sum(dim=[2, 3])).sum(dim=1, keepdim=True)
+        return torch.cat([x[:, :1] + fits, x[:, 1:]], dim=1)
 
     def forward(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         return self.scores(self.features(images, c), c)
 
 
-def _common(model: DCGANConfig, shape: NetworkShape) -> dict[str, Any]:
-    return {
-        "resolution": shape.resolution,
-        "base": list(model.base),
-        "img_channels": shape.img_channels,
-        "c_dim": shape.c_dim,
-        "channel_base": model.channel_base,
-        "channel_max": model.channel_max,
-    }
-
-
 def generator_kwargs(model: DCGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, plain JSON values."""
-    return {**_common(model, shape), "z_dim": model.z_dim, "latent": model.latent}
+    own = {"z_dim": model.z_dim, "latent": model.latent, "norm": model.g_norm}
+    return {**form_kwargs(model, shape), **own}
 
 
 def discriminator_kwargs(model: DCGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator, plain JSON values."""
-    return {**_common(model, shape), "label": model.label}
+    return {**form_kwargs(model, shape), "label": model.label, "norm": model.d_norm}

@@ -47,7 +47,8 @@ def form_kwargs(model: ConvolutionalConfig, shape: NetworkShape) -> dict[str, An
 
 def discriminator_form_kwargs(model: ConvolutionalConfig, shape: NetworkShape) -> dict[str, Any]:
     """The arguments that every discriminator of convolutions takes."""
-    return dict(**form_kwargs(model, shape), mbstd_group=shape.mbstd_group, mbstd_channels=model.mbstd_channels)
+    own = {"mbstd_group": shape.mbstd_group, "mbstd_channels": model.mbstd_channels, "label": model.label}
+    return {**form_kwargs(model, shape), **own}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,15 @@ from torch import nn
 
 from stylegan_pg.networks.equalized import scaled_parameters
 from stylegan_pg.networks.form import Form
-from stylegan_pg.networks.layers import Conv2d, FullyConnected, MappingNetwork, low_pass, minibatch_stddev
+from stylegan_pg.networks.layers import (
+    Conv2d,
+    FullyConnected,
+    MappingNetwork,
+    given,
+    low_pass,
+    minibatch_stddev,
+    planes,
+)
 from stylegan_pg.ops import downsample2d, upsample2d
 
 
@@ -202,22 +210,32 @@ class ImageReader(nn.Module):
 
     A block halves the size of its input, except for the last one, which takes x and `batches` (see Discriminator). The
     first one, and those that receive the picture in a fade or with `skips`, have a layer `fromrgb`. `image_filter`
-    down-samples pictures.
+    down-samples pictures. With `planes`, `fromrgb` also takes the condition, as `planes` constant channels.
     """
 
     filter: torch.Tensor
 
-    def __init__(self, form: Form, blocks: Mapping[int, nn.Module], image_filter: Sequence[float], skips: bool = False):
+    def __init__(
+        self,
+        form: Form,
+        blocks: Mapping[int, nn.Module],
+        image_filter: Sequence[float],
+        skips: bool = False,
+        planes: int = 0,
+    ):
         super().__init__()
         self.resolution, self.img_channels, self.c_dim = form.resolution, form.img_channels, form.c_dim
+        self.planes = planes
         self.img_size, self.fade, self.skips = form.size(form.resolution), form.fade, skips
         self.resolutions, self.columns = form.resolutions[::-1], {r: form.size(r)[1] for r in form.resolutions}
         self.register_buffer("filter", low_pass(image_filter), persistent=False)
         for r, block in blocks.items():
             setattr(self, f"b{r}", block)
 
-    def read(self, img: torch.Tensor, alpha: float | torch.Tensor, batches: int) -> torch.Tensor:
-        """The result of the last block for images [N, img_channels, H, W]."""
+    def read(
+        self, img: torch.Tensor, alpha: float | torch.Tensor, batches: int, c: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The result of the last block for images [N, img_channels, H, W] and, where there are planes, c [N, c_dim]."""
         x: Any = None
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
@@ -225,7 +243,8 @@ class ImageReader(nn.Module):
                 while img.shape[-1] > self.columns[r]:
                     img = downsample2d(img, self.filter)
                 dtype = getattr(block, "dtype", None) or block.fromrgb.weight.dtype
-                y = block.fromrgb(img.to(dtype))
+                seen = torch.cat([img, planes(given(c, self.c_dim), img)], dim=1) if self.planes else img
+                y = block.fromrgb(seen.to(dtype))
                 if x is None:
                     x = y
                 elif self.fade and r == self.resolution // 2:
@@ -240,8 +259,9 @@ class Discriminator(ImageReader):
     """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1].
 
     Conditional networks use projection (Miyato & Koyama 2018) on an embedding of the labels, which consists of
-    `mapping_layers` dense layers. `mbstd_group` must divide the batch; a smaller batch forms one group. With `skips`
-    every resolution receives the picture.
+    `mapping_layers` dense layers; or, if `label` is "concatenation", the labels are planes beside the picture's
+    channels. `mbstd_group` must divide the batch; a smaller batch forms one group. With `skips` every resolution
+    receives the picture. With more `outputs`, there are further numbers behind the score, [N, outputs], for heads.
     """
 
     def __init__(
@@ -255,26 +275,29 @@ class Discriminator(ImageReader):
         image_filter: Sequence[float],
         mapping_layers: int = 0,
         skips: bool = False,
+        label: str = "projection",
+        outputs: int = 1,
     ):
-        blocks = {}
+        blocks, projects = {}, bool(form.c_dim) and label == "projection"
+        inputs = form.img_channels + (0 if projects else form.c_dim)
         for r in form.resolutions[:0:-1]:
-            channels = form.channels(r), form.channels(r // 2), form.img_channels
+            channels = form.channels(r), form.channels(r // 2), inputs
             blocks[r] = block(*channels, fromrgb=skips or form.has_rgb(r), dtype=form.dtype(r), layer=layer)
         width = form.channels(4)
-        cmap_dim = width if form.c_dim else 0
+        cmap_dim = width if projects else 0
         blocks[4] = DiscriminatorEpilogue(
             width,
-            cmap_dim or 1,
-            form.img_channels,
+            (cmap_dim or 1) + outputs - 1,
+            inputs,
             form.size(4),
             fromrgb=skips or form.has_rgb(4),
             mbstd_group=mbstd_group,
             mbstd_channels=mbstd_channels,
             layer=layer,
         )
-        super().__init__(form, blocks, image_filter, skips)
+        super().__init__(form, blocks, image_filter, skips, inputs - form.img_channels)
         self.cmap_dim = cmap_dim
-        if form.c_dim:
+        if projects:
             self.mapping = MappingNetwork(0, form.c_dim, cmap_dim, mapping_layers, w_avg=False)
 
     def forward(
@@ -282,9 +305,11 @@ class Discriminator(ImageReader):
     ) -> torch.Tensor:
         """`alpha` is used in a fading network only; 0 uses the down-sampled image alone. `img` may consist of several
         `batches` of equal size, one after another, which are scored as if each came alone."""
-        x = self.read(img, alpha, batches)
-        if self.c_dim:
-            x = (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+        x = self.read(img, alpha, batches, c)
+        if self.cmap_dim:
+            compared, further = x[:, : self.cmap_dim], x[:, self.cmap_dim :]
+            score = (compared * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+            x = torch.cat([score, further], dim=1) if further.shape[1] else score
         return x
 
 

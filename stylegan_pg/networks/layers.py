@@ -182,6 +182,12 @@ def given(c: torch.Tensor | None, c_dim: int) -> torch.Tensor:
     return c
 
 
+def planes(c: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Conditions c [N, c_dim] as constant planes [N, c_dim, H, W] of the size of images [N, C, H, W], to be
+    concatenated with them."""
+    return c.to(images.dtype)[:, :, None, None].expand(-1, -1, *images.shape[2:])
+
+
 class MappingNetwork(nn.Module):
     """z [N, z_dim] and c [N, c_dim] -> w [N, w_dim], both inputs normalised (Karras et al. 2019, section 2).
 

@@ -87,9 +87,15 @@ class Generator(growing.Generator):
         super().__init__(Form(4, img_size, img_channels, c_dim), z_dim, w_dim, Mapping(law, w_dim), synthesis)
         self.resolution = resolution  # only a label; img_size is the size of the pictures
 
+    @property
+    def law(self) -> LatentLaw:
+        """What becomes of z first."""
+        return self.mapping.law
+
 
 class Discriminator(nn.Module):
-    """Images [N, img_channels, *img_size] and c [N, c_dim], concatenated -> scores [N, 1]."""
+    """Images [N, img_channels, *img_size] and c [N, c_dim], concatenated -> scores [N, 1]; with more `outputs`,
+    further numbers behind them, [N, outputs], for heads."""
 
     filter: torch.Tensor
 
@@ -103,11 +109,12 @@ class Discriminator(nn.Module):
         c_dim: int = 0,
         width: int = 128,
         hidden: int = 3,
+        outputs: int = 1,
     ):
         super().__init__()
         self.resolution, self.img_channels, self.c_dim = resolution, img_channels, c_dim
         self.register_buffer("filter", torch.ones([1, 1]), persistent=False)  # nothing fades
-        sizes = [img_channels * img_size[0] * img_size[1] + c_dim, *[width] * hidden, 1]
+        sizes = [img_channels * img_size[0] * img_size[1] + c_dim, *[width] * hidden, outputs]
         self.layers = layers(sizes, nn.LeakyReLU(SLOPE))
 
     def forward(
@@ -115,7 +122,7 @@ class Discriminator(nn.Module):
     ) -> torch.Tensor:
         """Images do not meet, whether they are of one batch or of several."""
         x = img.flatten(1)
-        return self.layers(x if c is None else torch.cat([x, c.to(x.dtype)], dim=1))
+        return self.layers(x if c is None or not self.c_dim else torch.cat([x, c.to(x.dtype)], dim=1))
 
 
 def discriminator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:

@@ -127,7 +127,15 @@ class Discriminator(growing.Discriminator):
     """Progressive GAN's discriminator; for the further arguments see Form."""
 
     @checked
-    def __init__(self, *, mbstd_group: int = 4, mbstd_channels: int = 1, **form: Any):
+    def __init__(
+        self,
+        *,
+        mbstd_group: int = 4,
+        mbstd_channels: int = 1,
+        label: str = "projection",
+        outputs: int = 1,
+        **form: Any,
+    ):
         f = Form(**form)
         super().__init__(
             f,
@@ -135,5 +143,7 @@ class Discriminator(growing.Discriminator):
             layer={**LAYER, "clamp": f.conv_clamp},
             mbstd_group=mbstd_group,
             mbstd_channels=mbstd_channels,
+            label=label,
+            outputs=outputs,
             image_filter=BOX,
         )

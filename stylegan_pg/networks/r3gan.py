@@ -79,7 +79,7 @@ def generator_kwargs(model: R3GANConfig, shape: NetworkShape) -> dict[str, Any]:
 def discriminator_kwargs(model: R3GANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator, all of them plain JSON values."""
     kwargs = _arguments(model, shape)
-    return {**kwargs, "embedding": model.d_embedding or kwargs["widths"][0]}
+    return {**kwargs, "embedding": model.d_embedding or kwargs["widths"][0], "label": model.label}
 
 
 def drawn(gain: float, *shape: int) -> nn.Parameter:
@@ -244,11 +244,11 @@ class DiscriminatorStage(Stage):
 
     filter: torch.Tensor
 
-    def __init__(self, form: R3GANForm, resolution: int):
+    def __init__(self, form: R3GANForm, resolution: int, inputs: int):
         super().__init__(form, resolution)
         channels = form.channels(resolution)
         if form.has_rgb(resolution):
-            self.fromrgb = Convolution(form.img_channels, channels, 1)
+            self.fromrgb = Convolution(inputs, channels, 1)
         self.transition = self.between(channels, form.channels(resolution // 2))
         self.register_buffer("filter", low_pass(TAPS), persistent=False)
 
@@ -261,11 +261,11 @@ class DiscriminatorEnd(Stage):
     """The last residual blocks, a weighted sum over the pixels of each channel, and a linear layer: [N, C, *size] ->
     [N, out]."""
 
-    def __init__(self, form: R3GANForm, out: int):
+    def __init__(self, form: R3GANForm, out: int, inputs: int):
         super().__init__(form, 4)
         channels = form.channels(4)
         if form.has_rgb(4):
-            self.fromrgb = Convolution(form.img_channels, channels, 1)
+            self.fromrgb = Convolution(inputs, channels, 1)
         self.basis = drawn(1.0, channels, 1, *form.size(4))
         self.linear = Linear(channels, out)
 
@@ -279,22 +279,31 @@ class Discriminator(ImageReader):
     """image [N, img_channels, H, W] (and c [N, c_dim]) -> scores [N, 1]; for the further arguments see R3GANForm.
 
     A conditional network makes `embedding` numbers of an image, and multiplies them by as many that a linear layer
-    makes of the condition (projection; Miyato and Koyama 2018).
+    makes of the condition (projection; Miyato and Koyama 2018); or, if `label` is "concatenation", the condition is
+    planes beside the picture's channels. With more `outputs`, there are further numbers behind the score, [N, outputs],
+    for heads.
     """
 
     @checked
-    def __init__(self, *, embedding: int = 64, **form: Any):
+    def __init__(self, *, embedding: int = 64, label: str = "projection", outputs: int = 1, **form: Any):
         f = R3GANForm(**form)
-        blocks: dict[int, nn.Module] = {r: DiscriminatorStage(f, r) for r in f.resolutions[:0:-1]}
-        super().__init__(f, {**blocks, 4: DiscriminatorEnd(f, embedding if f.c_dim else 1)}, TAPS)
-        if f.c_dim:
+        planes = f.c_dim if label == "concatenation" else 0
+        compared = embedding if f.c_dim and not planes else 0
+        inputs = f.img_channels + planes
+        blocks: dict[int, nn.Module] = {r: DiscriminatorStage(f, r, inputs) for r in f.resolutions[:0:-1]}
+        blocks[4] = DiscriminatorEnd(f, (compared or 1) + outputs - 1, inputs)
+        super().__init__(f, blocks, TAPS, planes=planes)
+        self.compared = compared
+        if compared:
             self.embed = Linear(f.c_dim, embedding, gain=embedding**-0.5)
 
     def forward(
         self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:
         """`alpha` is used in a fading network only; 0 uses the down-sampled image alone."""
-        x = self.read(img, alpha, batches)
-        if self.c_dim:
-            x = (x * self.embed(given(c, self.c_dim))).sum(dim=1, keepdim=True)
+        x = self.read(img, alpha, batches, c)
+        if self.compared:
+            compared, further = x[:, : self.compared], x[:, self.compared :]
+            score = (compared * self.embed(given(c, self.c_dim))).sum(dim=1, keepdim=True)
+            x = torch.cat([score, further], dim=1) if further.shape[1] else score
         return x

@@ -93,6 +93,8 @@ RANGES: dict[str, Range] = {
     "categories": _list_of(1 << 12),
     "continuous": _whole(0, 1 << 12),
     "label": _one_of(*choices_of(DCGANConfig, "label")),
+    "norm": _one_of(*choices_of(DCGANConfig, "d_norm")),
+    "outputs": _whole(1, 1 << 16),
     "architecture": _one_of(*choices_of(StyleGAN2Config, "g_architecture")),
     "low_precision": _one_of(*LOW_PRECISION),
     "low_precision_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),

@@ -190,6 +190,8 @@ class Discriminator(growing.Discriminator):
         *,
         mbstd_group: int = 4,
         mbstd_channels: int = 1,
+        label: str = "projection",
+        outputs: int = 1,
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         **form: Any,
     ):
@@ -201,5 +203,7 @@ class Discriminator(growing.Discriminator):
             layer={"act": "lrelu", "clamp": f.conv_clamp, "resample_filter": filter_, "he_gain": GAIN},
             mbstd_group=mbstd_group,
             mbstd_channels=mbstd_channels,
+            label=label,
+            outputs=outputs,
             image_filter=IMAGE_FILTER,
         )

@@ -146,6 +146,8 @@ class Discriminator(growing.Discriminator):
         architecture: str = "resnet",  # skip, resnet or orig
         mbstd_group: int = 4,
         mbstd_channels: int = 1,
+        label: str = "projection",
+        outputs: int = 1,
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         **form: Any,
     ):
@@ -157,6 +159,8 @@ class Discriminator(growing.Discriminator):
             mapping_layers=mapping_layers,
             mbstd_group=mbstd_group,
             mbstd_channels=mbstd_channels,
+            label=label,
+            outputs=outputs,
             image_filter=resample_filter,
             skips=architecture == "skip",
         )

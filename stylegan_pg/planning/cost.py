@@ -21,9 +21,10 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, weighs
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
-from stylegan_pg.networks import NETWORKS, NetworkShape, declares  # it registers the operators, too
+from stylegan_pg.networks import NetworkShape, declares  # it registers the operators, too
 from stylegan_pg.planning import averages
 from stylegan_pg.planning.operations import NO_LAUNCH
+from stylegan_pg.systems.catalogue import SYSTEMS
 
 # Operations of a step that are not made here: latents, statistics and the moving average; and of an optimizer step.
 AROUND, OPTIMIZER = 50, 10
@@ -178,12 +179,12 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     """
     meter = meter or Meter()
     shape = NetworkShape(phase.resolution, config.resolution, phase.fade, channels, classes, phase.mbstd_group)
-    n, pair = phase.mbstd_group, NETWORKS[config.model.name]
+    n, system = phase.mbstd_group, SYSTEMS[config.system.name](config)
     objective = OBJECTIVES[config.loss.objective]
     with torch.device("meta"):
-        G: Any = pair.G(**pair.g_kwargs(config.model, shape))
-        D: Any = pair.D(**pair.d_kwargs(config.model, shape))
-        z, c = torch.randn(n, config.model.z_dim), torch.randn(n, classes) if classes else None
+        G: Any = system.pair.G(**system.g_kwargs(shape))
+        D: Any = system.pair.D(**system.d_kwargs(shape))
+        z, c = torch.randn(n, getattr(G, "z_dim", config.model.z_dim)), torch.randn(n, classes) if classes else None
         real, fake, noise = (torch.randn(n, channels, *G.img_size) for _ in range(3))
         u = torch.rand(n)
 

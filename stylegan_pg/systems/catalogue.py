@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from stylegan_pg.config import Config, SystemConfig
+from stylegan_pg.config import ACGANConfig, Config, InfoGANConfig, SystemConfig
+from stylegan_pg.systems.acgan import ACGAN
 from stylegan_pg.systems.base import System
 from stylegan_pg.systems.gan import GAN
+from stylegan_pg.systems.infogan import InfoGAN
 
-SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN}
+SYSTEMS: dict[str, type[GAN]] = {
+    SystemConfig.name: GAN,
+    ACGANConfig.name: ACGAN,
+    InfoGANConfig.name: InfoGAN,
+}
 
 
 def system_of(config: Config) -> System:

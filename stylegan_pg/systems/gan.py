@@ -20,6 +20,7 @@ from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image, squared_norms
 from stylegan_pg.networks import NetworkShape, Pair
+from stylegan_pg.networks.spectral import move_vectors
 from stylegan_pg.systems.base import Context, Loss, Side, Step, Sums, Update, Values
 from stylegan_pg.systems.draws import put_rows, rows_of
 from stylegan_pg.systems.latents import Latents, styles
@@ -63,6 +64,12 @@ class GAN(OnePair):
         loss = per_image(self.objective.g, fake, real)
         further = self.generator_heads(x, latents, fake)
         return {"loss_g": loss, **further, "loss": loss + further["loss"] if further else loss}
+
+    def discriminator_main(self, x: Context, due: list[TermConfig]) -> Values:
+        """`discriminator_loss`, with one step of the vectors of spectral norm, the only one of a training step."""
+        if self.config.model.d_spectral_norm:
+            move_vectors(self.D)
+        return self.discriminator_loss(x, due)
 
     def discriminator_loss(self, x: Context, due: list[TermConfig]) -> Values:
         """What D minimises: the objective of its scores of real and generated images, and terms of these scores."""
@@ -166,7 +173,7 @@ class GAN(OnePair):
         joint = self.joint(due)
         within = [t for t in due if TERMS[t.name].of_scores or t in joint]
         reports = tuple(name for t in within for name in TERMS[t.name].reports)
-        main, group = partial(self.discriminator_loss, due=due), self.form.mbstd_group
+        main, group = partial(self.discriminator_main, due=due), self.form.mbstd_group
         name = " + ".join(["main loss", *(t.name for t in within)])
         loss = Loss(name, main, step.batch, group, reports=self.d_reports + reports, twice=bool(joint), counts=True)
         own = [t for t in due if t not in within]
@@ -228,9 +235,12 @@ class GAN(OnePair):
 
     def constants(self, step: Step) -> Hashable:
         """Those of GAN's own losses; a system derived from it may have others."""
+        return self.own_constants(step) if type(self) is GAN else None
+
+    def own_constants(self, step: Step) -> Hashable:
+        """The constants of the objective and the terms."""
         weights = tuple(self.weight(t, step) for t in self.terms if not curves.is_curve(t.weight))
-        sigma = blur_sigma(self.config, step.resolution, step.nimg)
-        return (step.resolution, sigma, *weights) if type(self) is GAN else None
+        return (step.resolution, blur_sigma(self.config, step.resolution, step.nimg), *weights)
 
     def moving(self, step: Step) -> str:
         return "loss.blur_sigma" if moves(self.config.loss, "blur_sigma", step.resolution, step.nimg) else ""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from stylegan_pg import files
-from stylegan_pg.config import Config, ConvolutionalConfig, GrowingConfig
+from stylegan_pg.config import Config, ConvolutionalConfig, GrowingConfig, PlainConfig
 from stylegan_pg.config.schedule import at, size_at
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
@@ -50,10 +50,11 @@ def resolve(config: Config, device: torch.device, stored: dict[str, Any] | None)
         The configuration, and a line about the choices, "" if there were none.
     """
     notes = []
-    if not isinstance(config.model, ConvolutionalConfig):  # the layout and the precision do not matter to it
+    convolves = isinstance(config.model, ConvolutionalConfig)
+    if isinstance(config.model, PlainConfig) or not convolves:  # they have no blocks that could be measured
         train = dataclasses.replace(config.train, channels_last=bool(config.train.channels_last))
-        model = dataclasses.replace(config.model, low_precision="fp32")
-        return dataclasses.replace(config, train=train, model=model), ""
+        low = config.model.low_precision if convolves and config.model.low_precision != "auto" else "fp32"
+        return dataclasses.replace(config, train=train, model=dataclasses.replace(config.model, low_precision=low)), ""
     if config.train.channels_last is None:
         if stored:
             last = stored["train"].get("channels_last")
