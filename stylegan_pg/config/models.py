@@ -22,7 +22,7 @@ class ModelConfig:
     )  # rows and columns of a picture at resolution 4
     z_dim: int = positive(512, most=1 << 16)  # length of a latent vector
     channel_max: int = positive(512, most=1 << 16)  # most channels of a layer; of mlp, the width of the hidden layers
-    mbstd_group: int = positive(4, most=1 << 20)  # images per minibatch-stddev group: the largest divisor of the batch
+    mbstd_group: int = positive(4, most=1 << 20)  # images that meet in networks: a divisor of the batch, up to this
     mbstd_channels: int = at_least_0(1, most=1 << 16)  # channels of minibatch stddev; 0: none
     low_precision: str = choice("fp32", "bf16", "fp16", "auto")  # of the highest resolutions; auto: bf16 where faster
     low_precision_resolutions: int = at_least_0(0)  # how many, counted from `resolution` down; for auto 0 means all
@@ -31,6 +31,11 @@ class ModelConfig:
     )  # which resolutions exactly; null: as low_precision_resolutions says; auto fills it in at the start
     w_avg_beta: float = share(0.998)  # decay per step of the running mean of w, which truncation moves towards
     d_spectral_norm: bool = False  # every convolution and dense layer of D has weights of spectral norm 1
+
+    @property
+    def images_meet(self) -> bool:
+        """Whether the images of a group of `mbstd_group` meet in a network, so that they must be in one pass."""
+        return self.mbstd_channels > 0
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,12 @@ class DCGANConfig(PlainConfig, ConvolutionalConfig):
     name: str = "dcgan"
     channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     mbstd_channels: int = such_that(0, lambda n: n == 0, "0: DCGAN has no minibatch stddev")
-    g_norm: str = choice("batch", "none")  # batch normalisation of the generator, or none; see model.mbstd_group
-    d_norm: str = choice("batch", "none")  # batch normalisation of the discriminator; none with gradient penalties
+    normalization: str = choice("batch", "none")  # of activations: by those of model.mbstd_group images, or none
+    d_normalization: str = choice("same", "batch", "none")  # that of D; none with spectral norm or gradient penalties
+
+    @property
+    def images_meet(self) -> bool:
+        return "batch" in (self.normalization, self.d_normalization) or super().images_meet
 
 
 @dataclass(frozen=True)

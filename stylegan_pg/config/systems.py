@@ -17,6 +17,11 @@ class SystemConfig:
 
     name: str = "gan"  # which system is trained; gan: a generator and a discriminator, as `loss` says
 
+    @property
+    def images_meet(self) -> bool:
+        """Whether images of a group of `model.mbstd_group` meet in what the system adds to the networks."""
+        return False
+
 
 @dataclass(frozen=True)
 class ACGANConfig(SystemConfig):
@@ -38,6 +43,10 @@ class InfoGANConfig(SystemConfig):
     continuous: int = at_least_0(2, most=4096)  # number of continuous codes in (-1, 1), added to model.z_dim
     variance: str = choice("fixed", "learned")  # of the estimated continuous codes: 1, or a further output
     weight: float = at_least_0(1.0)  # factor of what the heads of D add to both losses
+
+    @property
+    def images_meet(self) -> bool:
+        return True  # in the batch normalisation of Q
 
 
 SYSTEMS: dict[str, type[SystemConfig]] = {cls.name: cls for cls in (SystemConfig, ACGANConfig, InfoGANConfig)}

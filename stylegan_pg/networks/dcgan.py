@@ -6,7 +6,7 @@ parameters. Layers are at `main.{i}`; what lies between them (activations) has n
 with the latents in G; in D it is concatenated with the picture as constant planes, or its embedding is multiplied with
 the features (Miyato and Koyama 2018).
 
-Without batch normalisation (`norm="none"`), layers have biases instead, which it would make superfluous.
+Without batch normalisation (`normalization="none"`), layers have biases instead, which it would make superfluous.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Generator(nn.Module):
         latent: str = "normal",
         categories: Sequence[int] = (),
         continuous: int = 0,
-        norm: str = "batch",
+        normalization: str = "batch",
         **form: Any,
     ):
         super().__init__()
@@ -115,10 +115,10 @@ class Generator(nn.Module):
         self.main = nn.Sequential()
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
             inner, size = i < len(hidden), None if i else f.size(4)
-            dtype, bias = f.dtype(f.resolutions[i]), inner and norm == "none"
+            dtype, bias = f.dtype(f.resolutions[i]), inner and normalization == "none"
             self.main.append(_layer(TransposedConvolution, dtype, a, b, size, bias))
             if inner:
-                self.main.extend([nn.BatchNorm2d(b)] if norm == "batch" else [])
+                self.main.extend([nn.BatchNorm2d(b)] if normalization == "batch" else [])
                 self.main.append(Clamped(nn.ReLU(), f.conv_clamp))
         self.main.append(nn.Tanh())
         initialize(self)
@@ -139,7 +139,7 @@ class Discriminator(nn.Module):
     """
 
     @checked
-    def __init__(self, *, label: str = "projection", norm: str = "batch", outputs: int = 1, **form: Any):
+    def __init__(self, *, label: str = "projection", normalization: str = "batch", outputs: int = 1, **form: Any):
         super().__init__()
         f = self.form = Form(**{**DEFAULTS, **form})
         self.resolution, self.img_channels, self.img_size = f.resolution, f.img_channels, f.size(f.resolution)
@@ -149,8 +149,8 @@ class Discriminator(nn.Module):
         self.main = nn.Sequential()
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
             inner, dtype = i < len(widths) - 2, f.dtype(f.resolutions[-1 - i])
-            has_norm = inner and i > 0 and norm == "batch"
-            bias = norm == "none" and inner
+            has_norm = inner and i > 0 and normalization == "batch"
+            bias = normalization == "none" and inner
             self.main.append(_layer(Convolution, dtype, a, b, None if inner else f.size(4), bias))
             if inner:
                 self.main.extend([nn.BatchNorm2d(b)] if has_norm else [])
@@ -183,10 +183,11 @@ class Discriminator(nn.Module):
 
 def generator_kwargs(model: DCGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, plain JSON values."""
-    own = {"z_dim": model.z_dim, "latent": model.latent, "norm": model.g_norm}
+    own = {"z_dim": model.z_dim, "latent": model.latent, "normalization": model.normalization}
     return {**form_kwargs(model, shape), **own}
 
 
 def discriminator_kwargs(model: DCGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator, plain JSON values."""
-    return {**form_kwargs(model, shape), "label": model.label, "norm": model.d_norm}
+    own = model.normalization if model.d_normalization == "same" else model.d_normalization
+    return {**form_kwargs(model, shape), "label": model.label, "normalization": own}

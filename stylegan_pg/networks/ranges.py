@@ -93,7 +93,7 @@ RANGES: dict[str, Range] = {
     "categories": _list_of(1 << 12),
     "continuous": _whole(0, 1 << 12),
     "label": _one_of(*choices_of(DCGANConfig, "label")),
-    "norm": _one_of(*choices_of(DCGANConfig, "d_norm")),
+    "normalization": _one_of(*choices_of(DCGANConfig, "normalization")),
     "outputs": _whole(1, 1 << 16),
     "architecture": _one_of(*choices_of(StyleGAN2Config, "g_architecture")),
     "low_precision": _one_of(*LOW_PRECISION),
