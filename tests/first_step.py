@@ -49,6 +49,8 @@ class FirstStep:
 
     def __init__(self, engine: Engine):
         self.engine, self.state = engine, engine.state
+        self.system: Any = engine.state.system
+        engine.short = False
         self.step: Step = engine.begin(batches_of(engine, 1)[0])
         self.updates = engine.updates(self.step)
 

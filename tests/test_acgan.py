@@ -63,7 +63,7 @@ def test_joint_classes_are_k_plus_1_classes():
 @pytest.mark.parametrize("classifier", ["auxiliary", "joint"])
 def test_the_gradients_of_both_sides(tiny_data, classifier):
     first = FirstStep(acgan(tiny_data, f"system.classifier={classifier}", "system.weight=0.7"))
-    system, x = first.state.system, first.context()
+    system, x = first.system, first.context()
 
     def judged(images):
         out = system.D(images)
@@ -93,9 +93,9 @@ def test_every_pair_learns_the_classes_of_plain_colours(tmp_path_factory, name, 
     objective = "relativistic" if name == "r3gan" else "logistic"
     given = [f"model.name={name}", f"system.classifier={classifier}", f"loss.objective={objective}", "optim.d_lr=0.01"]
     given += ["model.mapping_layers=2"] if name not in ("dcgan", "progan", "r3gan") else []
-    overrides = ["data.conditional=true", "system=acgan", *given, "loss.pl_weight=0", "loss.r1_gamma=0"]
+    overrides = ["data.conditional=true", "system.name=acgan", *given, "loss.pl_weight=0", "loss.r1_gamma=0"]
     engine = engine_of(None, data, "train.dtype=float32", *overrides, "train.total_kimg=1")
-    stats = [engine.step(batch).stats for batch in batches_of(engine, 40)]
+    stats = [engine.step(batch).stats for batch in batches_of(engine, 60)]
     losses = [total / count for total, count in (each["class_loss_d"] for each in stats)]
     assert sum(losses[-5:]) / 5 < 0.35, losses
     total, count = stats[-1]["class_right"]

@@ -1,5 +1,7 @@
 """Labels by concatenation and by projection in the discriminators of the families, and further outputs for heads."""
 
+from typing import Any
+
 import pytest
 import torch
 from configuring import config_of
@@ -12,8 +14,9 @@ FAMILIES = ["stylegan2", "stylegan", "progan", "stylegan3", "r3gan", "dcgan"]
 CLASSES = 3
 
 
-def discriminator(name, label, c_dim=CLASSES, channels=2, *, fade=False, **more):
-    model = MODELS[name](channel_max=8, label=label)
+def discriminator(name, label, c_dim=CLASSES, channels=2, *, fade=False, **more) -> Any:
+    cls: Any = MODELS[name]
+    model = cls(channel_max=8, label=label)
     shape = NetworkShape(16, 16, fade, channels, c_dim, 4)
     return NETWORKS[name].D(**{**NETWORKS[name].d_kwargs(model, shape), **more}).double()
 
@@ -87,7 +90,8 @@ def test_both_ways_are_trained(tiny_data, name, label):
 
 
 def test_the_key():
-    assert config_of("model.label=concatenation").model.label == "concatenation"
+    assert getattr(config_of("model.label=concatenation").model, "label", "") == "concatenation"
     for name in FAMILIES:
-        model = MODELS[name](label="concatenation")
+        cls: Any = MODELS[name]
+        model = cls(label="concatenation")
         assert NETWORKS[name].d_kwargs(model, NetworkShape(8, 8, False, 3, 2, 4))["label"] == "concatenation"

@@ -35,6 +35,7 @@ PAPERS = {
     "progan": "1710.10196",
     "stylegan3": "2106.12423",
     "r3gan": "2501.05441",
+    "dcgan": "1511.06434",
 }
 FACTS = ("nimg", "resolution", "images", "seconds")  # of a line in metrics.jsonl, beside the metrics
 PSI = 0.7
