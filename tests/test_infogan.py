@@ -82,12 +82,8 @@ def test_latents_with_given_codes():
     assert torch.equal(changed[:, :7], z[:, :7])
     assert torch.equal(changed[:, 7:10].sort(dim=1).values, z[:, 7:10].sort(dim=1).values)  # as typical as before
     assert torch.equal(z, kept)
-    several: tuple[dict[str, Any], ...] = (
-        {"categories": {2: 0}},
-        {"categories": {0: 4}},
-        {"continuous": {2: 0.0}},
-        {"continuous": {0: 1.0}},
-    )
+    several: list[dict[str, Any]] = [{"categories": {2: 0}}, {"categories": {0: 4}}]
+    several += [{"continuous": {2: 0.0}}, {"continuous": {0: 1.0}}]
     for wrong in several:
         with pytest.raises(ValueError, match="code"):
             law.with_codes(z, **wrong)
