@@ -3,16 +3,24 @@
 import math
 from typing import Any
 
+import harness
 import pytest
 import torch
 import torch.nn.functional as F
 from configuring import refused
 from first_step import FirstStep, agree, batches_of, engine_of
+from PIL import Image
 from torch.distributions import Categorical, Normal
 
+from stylegan_pg import load_snapshot
+from stylegan_pg.checkpoint.snapshot import save_snapshot
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.schedule import phases
 from stylegan_pg.errors import UsageError
+from stylegan_pg.inference.codes import traversal
+from stylegan_pg.inference.generate import latents
+from stylegan_pg.inference.latent_files import save_latents
+from stylegan_pg.networks import NETWORKS
 from stylegan_pg.networks.latent_law import Codes, LatentLaw
 from stylegan_pg.systems.infogan import SLOPE, WIDTH, Estimate, Recognition, categorical_bound, continuous_bound
 
@@ -87,6 +95,33 @@ def test_latents_with_given_codes():
     for wrong in several:
         with pytest.raises(ValueError, match="code"):
             law.with_codes(z, **wrong)
+
+
+def test_a_traversal_is_rendered_by_sample(tmp_path):
+    """A row for each category, a column for each value of a continuous code; through the file and the command."""
+    torch.manual_seed(3)
+    kwargs = {"resolution": 8, "channel_max": 8, "z_dim": 8, "categories": [3], "continuous": 2}
+    G: Any = NETWORKS["dcgan"].G(**kwargs).eval()
+    snapshot = tmp_path / "G.safetensors"
+    save_snapshot(snapshot, G, {"network": "dcgan", "kwargs": kwargs, "alpha": 1.0, "nimg": 1})
+    loaded = load_snapshot(snapshot)
+    found = traversal(loaded, seed=5, continuous=1, columns=4)
+    assert found.z is not None
+    codes = loaded.law.codes(found.z)
+    assert codes.categories[0].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    torch.testing.assert_close(codes.continuous[:, 1], torch.linspace(-0.95, 0.95, 4).repeat(3))
+    assert (codes.continuous[:, 0] == codes.continuous[0, 0]).all()
+    assert torch.equal(found.z[0, :3], latents([5], 8)[0, :3])
+    save_latents(tmp_path / "codes.safetensors", found)
+    given = ["--ws", tmp_path / "codes.safetensors", "--grid", "--columns", 4, "--out", tmp_path / "out"]
+    harness.command("sample", snapshot, *given, expected=0)
+    (picture,) = (tmp_path / "out").glob("*.png")
+    assert Image.open(picture).size == (32, 24)
+    for wrong in ({"category": 1}, {"continuous": 2}):
+        with pytest.raises(UsageError, match="there is no"):
+            traversal(loaded, **wrong)
+    with pytest.raises(UsageError, match=r"has no codes: those of a run with system\.name=infogan"):
+        traversal(NETWORKS["dcgan"].G(resolution=8, channel_max=8))
 
 
 @pytest.mark.parametrize("variance", ["fixed", "learned"])

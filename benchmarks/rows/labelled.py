@@ -12,20 +12,21 @@ import torch
 from rows import digits
 from rows.trial import Check, Measured, Row, samples, sheet, trained
 from stylegan_pg.config.loading import load_config
+from stylegan_pg.inference.codes import traversal
 from stylegan_pg.rng import generator
 from stylegan_pg.systems.base import Context
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.infogan import InfoGAN, categorical_bound
 from stylegan_pg.training.trainer import Trainer
 
-SAMPLES = 2000
+SAMPLES, SIZE = 2000, 16
 VARIETY = [Check("classes", 10), Check("least share", 0.04)]
 LEAST_SHARE = 0.04  # of the samples that a class must get to count
 ASKED = [Check("asked = found", 0.95)]
 CODES = [Check("bound", 2.0), Check("purity", 0.7)]
 
 
-def overrides(seed: int, size: int = digits.SIZE) -> list[str]:
+def overrides(seed: int, size: int = SIZE) -> list[str]:
     return [f"data.url={digits.packed(size) / 'train'}", f"seed={seed}"]
 
 
@@ -92,12 +93,16 @@ def acgan_joint(seed: int, folder: Path, off: bool) -> Measured:
     return obedience(trained("systems/acgan", [*overrides(seed), *given], folder / "run"), seed)
 
 
-@torch.no_grad()
 def infogan(seed: int, folder: Path, off: bool) -> Measured:
-    """InfoGAN: the bound in nats, and the mean over the categories of the share of the most frequent digit. Off: the
-    codes have no weight in the losses."""
+    """InfoGAN. Off: the codes have no weight in the losses."""
     given = ["system.weight=0"] if off else []
-    trainer = trained("systems/infogan", [*overrides(seed), *given], folder / "run")
+    return readability(trained("systems/infogan", [*overrides(seed), *given], folder / "run"), seed)
+
+
+@torch.no_grad()
+def readability(trainer: Trainer, seed: int) -> Measured:
+    """The bound of the category's information in nats, and the mean over the categories of the share of the most
+    frequent digit. The picture has a row for each category; in it the first continuous code goes from -0.95 to 0.95."""
     system, G = trainer.state.system, trainer.state.G_ema
     assert isinstance(system, InfoGAN)
     (count,) = system.own.categories
@@ -107,23 +112,15 @@ def infogan(seed: int, folder: Path, off: bool) -> Measured:
     images = torch.cat([G(part) for part in z.split(250)])
     found = digits.classified(images).reshape(each, count)
     purity = [float(torch.bincount(column, minlength=10).max()) / each for column in found.t()]
-    group = system.form.mbstd_group
-    whole = len(z) // group * group  # batch normalisation compares groups of this size
+    group = system.form.mbstd_group  # which batch normalisation compares
     bounds = [
         categorical_bound(system.judged(system.D(images[i : i + group])).codes, system.law.codes(z[i : i + group]))
-        for i in range(0, whole, group)
+        for i in range(0, len(z) // group * group, group)
     ]
+    strip = traversal(G, seed=seed, columns=16).z
+    assert strip is not None
     values = {"bound": float(torch.cat(bounds).mean()), "purity": float(np.mean(purity))}
-    return Measured(values, {"of": round(math.log(count), 3)}, traversal(system, G, seed))
-
-
-def traversal(system: InfoGAN, G: Any, seed: int, columns: int = 16) -> np.ndarray:
-    """A row for each category; in it the first continuous code goes from -0.95 to 0.95."""
-    (count,) = system.own.categories
-    z = torch.randn([1, G.z_dim], generator=generator(seed, "traversal")).repeat(count * columns, 1)
-    category = torch.arange(count).repeat_interleave(columns)
-    z = system.law.with_codes(z, {0: category}, {0: torch.linspace(-0.95, 0.95, columns).repeat(count)})
-    return sheet(G(z), columns)
+    return Measured(values, {"of": round(math.log(count), 3)}, sheet(torch.cat([G(part) for part in strip.split(80)])))
 
 
 ROWS = [
