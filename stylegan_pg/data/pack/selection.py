@@ -144,9 +144,7 @@ def _limited(entries: list[_Entry], max_images: int | None, gone: Collection[str
     return [one for one in entries if one.picture.path in taken], remarks
 
 
-def _sample(
-    entry: _Entry, number: int, field: Field | None, captions: Captions, names: Sequence[str]
-) -> SourceSample:
+def _sample(entry: _Entry, number: int, field: Field | None, captions: Captions, names: Sequence[str]) -> SourceSample:
     vectors: list[tuple[str, Vector]] = [*zip(names, entry.vectors, strict=True)]
     if field:
         vectors.append((VECTOR, (0.0,) * field.size if entry.label is None else entry.label))
