@@ -1,5 +1,5 @@
-"""The styles of avatars that demo/avatars.py draws: which parts each of them has, what is drawn for which attribute, and
-the part of the face that each component belongs to.
+"""The styles of avatars that demo/avatars.py draws: what is drawn in each for which attribute, and which
+part of the face each of its components belongs to.
 
 Every style is a package of drawings by one artist, combined by DiceBear. Only those are described here whose licence
 allows that the drawings are changed and given away.

@@ -89,13 +89,8 @@ def sample(
     """
     if out_shards is not None:
         refused = {"--out": out, "--grid": grid, "--class-grid": class_grid, "--columns": columns}
-        refused |= {
-            "--condition": condition,
-            "--interpolate": interpolate,
-            "--ws": ws,
-            "--direction": direction,
-            "--strength": strength,
-        }
+        refused |= {"--interpolate": interpolate, "--ws": ws, "--direction": direction, "--strength": strength}
+        refused["--condition"] = condition
         _refuse("--out-shards writes a dataset, without any of these", refused)
         how = {"psi": psi, "cutoff": cutoff, "noise": noise, "labels": labels, "batch": batch}
         _sample_shards(_chosen(snapshot), out_shards, device, count=count, seeds=seeds, per_shard=shard_images, **how)
