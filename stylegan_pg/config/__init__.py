@@ -19,6 +19,7 @@ from stylegan_pg.config.models import (
     PlainConfig,
     ProGANConfig,
     R3GANConfig,
+    SRResNetConfig,
     StyleConfig,
     StyleGAN2Config,
     StyleGAN3Config,
@@ -36,7 +37,7 @@ from stylegan_pg.config.schema import (
     OutputConfig,
     TrainConfig,
 )
-from stylegan_pg.config.systems import SYSTEMS, SystemConfig
+from stylegan_pg.config.systems import SYSTEMS, AnimeConfig, SystemConfig
 from stylegan_pg.config.terms import (
     TERMS,
     DraganConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "SYSTEMS",
     "TERMS",
     "ADAConfig",
+    "AnimeConfig",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
@@ -85,6 +87,7 @@ __all__ = [
     "R1Config",
     "R2Config",
     "R3GANConfig",
+    "SRResNetConfig",
     "StyleConfig",
     "StyleGAN2Config",
     "StyleGAN3Config",

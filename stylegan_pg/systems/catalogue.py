@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from stylegan_pg.config import Config, SystemConfig
+from stylegan_pg.config import AnimeConfig, Config, SystemConfig
+from stylegan_pg.systems.anime import Anime
 from stylegan_pg.systems.base import System
 from stylegan_pg.systems.gan import GAN
 
-SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN}
+SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN, AnimeConfig.name: Anime}
 
 
 def system_of(config: Config) -> System:

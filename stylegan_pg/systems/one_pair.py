@@ -43,10 +43,18 @@ class OnePair(System):
             return None
         return augment_p(self.config, self.config.growth.start or self.config.resolution, 0) or 0.0
 
+    def g_kwargs(self, form: NetworkShape) -> dict[str, Any]:
+        """The arguments of G's constructor, plain JSON values."""
+        return self.pair.g_kwargs(self.config.model, form)
+
+    def d_kwargs(self, form: NetworkShape) -> dict[str, Any]:
+        """The arguments of D's constructor, plain JSON values."""
+        return self.pair.d_kwargs(self.config.model, form)
+
     def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
         self.form, self.conditions, model = form, conditions, self.config.model
-        self.G_kwargs = self.pair.g_kwargs(model, form)
-        self.G, self.D = self.pair.G(**self.G_kwargs), self.pair.D(**self.pair.d_kwargs(model, form))
+        self.G_kwargs = self.g_kwargs(form)
+        self.G, self.D = self.pair.G(**self.G_kwargs), self.pair.D(**self.d_kwargs(form))
         for name, value in {"z_dim": model.z_dim, "c_dim": form.c_dim}.items():  # which plain networks may lack
             if not hasattr(self.G, name):
                 setattr(self.G, name, value)
@@ -92,7 +100,11 @@ class OnePair(System):
         """What D makes of images [n, C, H, W] with conditions c, blurred and augmented as is drawn for this purpose."""
         images = self.shown(x, purpose, images)
         given = [images] if c is None else [images, c]
-        return self.D(*given, **accepted(self.D, alpha=x.alpha))
+        return self.judged(self.D(*given, **accepted(self.D, alpha=x.alpha)))
+
+    def judged(self, output: Any) -> Any:
+        """What D's output means: scores, or a named tuple of `scores` and what heads say."""
+        return output
 
     def score_both(
         self, x: Context, batches: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]], *, apart: bool = False
@@ -104,7 +116,7 @@ class OnePair(System):
         images = torch.cat([self.shown(x, purpose, images) for purpose, (images, _) in batches.items()])
         c = [c for _, c in batches.values() if c is not None]
         given = [images, torch.cat(c)] if c else [images]
-        return list(self.D(*given, **accepted(self.D, alpha=x.alpha, batches=2)).chunk(2))
+        return [self.judged(part) for part in self.D(*given, **accepted(self.D, alpha=x.alpha, batches=2)).chunk(2)]
 
     def shown(self, x: Context, purpose: str, images: torch.Tensor) -> torch.Tensor:
         """Images as D sees them: blurred by loss.blur_sigma, then augmented."""
