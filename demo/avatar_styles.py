@@ -72,11 +72,10 @@ STYLES: dict[str, Drawn] = {
         ["smile", "sad"],
         ["laugh", "agape"],
         options={
-            "scale": 1.15,
-            "translateY": 5,
+            "scale": 1.1,
             "beardProbability": 0,
             "eyesVariant": ["wide", "happy"],
-            "clothesVariant": ["shirt", "tShirt", "turtleNeck"],
+            "clothesVariant": ["tShirt", "turtleNeck", "dress"],
         },
     ),
     "micah": Drawn(
@@ -87,9 +86,9 @@ STYLES: dict[str, Drawn] = {
         ["laughing", "surprised", "nervous"],
         ["round", "square"],
         options={
-            "scale": 1.25,
-            "translateY": 5,
+            "scale": 1.1,
             "hairProbability": 100,
+            "clothesVariant": ["crew", "open"],
             "earringsProbability": 0,
             "facialHairProbability": 0,
             "glassesColor": [GLASSES],
