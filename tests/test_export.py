@@ -39,6 +39,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "stylegan3-r with classes": {**THREE, "equivariance": "rotation", "classes": 3},
     "r3gan with classes in a fade": {"name": "r3gan", "classes": 3, "fade": True},
     "r3gan, bf16": {"name": "r3gan", "low_precision": "bf16", "low_precision_resolutions": 1},
+    "srresnet with vectors": {"name": "srresnet", "vectors": True, "g_channels": 4, "blocks": 2, "start_resolution": 4},
     "mlp": {"name": "mlp", "channels": 2},
 }
 

@@ -40,7 +40,9 @@ SMALL = {
     "checkpoint.every_kimg": 0.008,
     "metrics.every_kimg": 0,
 }
-OWN: dict[str, dict[str, object]] = {}  # further ones by configuration
+OWN: dict[str, dict[str, object]] = {
+    "anime": {"resolution": 16, "model.g_channels": 4, "model.blocks": 1, "model.d_blocks": 1},
+}  # further ones by configuration
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,10 @@ def dataset(folder: Path, resolution: int, channels: int) -> Path:
             shape = [resolution, resolution] + ([3] if channels == 3 else [])
             Image.fromarray(dice.integers(0, 255, shape, dtype=np.uint8)).save(place)
             place.with_suffix(".txt").write_text(f"picture {i} of class {i % CLASS_COUNT}")
+        rows = [f"class{i % CLASS_COUNT}/{i:03d}.png,{i % 2},{i // 2 % 2},{i // 4 % 2}" for i in range(COUNT)]
+        (vectors := folder / "attributes.csv").write_text("\n".join(["path,dark,round,smiling", *rows]))
         pack(source, out, resolution=resolution, channels=channels, labels="folders", captions="auto", format="png",
-             progress=False)  # fmt: skip
+             vector={"attributes": vectors}, progress=False)  # fmt: skip
     return out
 
 

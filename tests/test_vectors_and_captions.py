@@ -160,3 +160,40 @@ def test_captions_in_json_files_beside_the_pictures(tmp_path):
     (source / "c.json").write_text("{")
     with pytest.raises(UsageError, match=r"c\.json in SOURCE is not JSON"):
         packed(source, tmp_path / "two", 16, captions="auto", labels="none")
+
+
+def test_vectors_beside_classes(tmp_path):
+    """A file of `vector` becomes a field of its own, and the labels remain classes."""
+    folder = folder_of(tmp_path / "in", ["x/a.png", "y/b.png"])
+    (tmp_path / "v.csv").write_text("file,smile,age\nx/a.png,1,0.5\ny/b.png,0,-300\n")
+    (tmp_path / "w.json").write_text('{"x/a": [2.5], "y/b": [3]}')
+    vector = {"face": tmp_path / "v.csv", "other": tmp_path / "w.json"}
+    report = packed(folder, tmp_path / "out", labels="folders", vector=vector)
+    index = load_index(str(tmp_path / "out"))
+    assert list(index.label_names) == ["x", "y"]
+    assert index.fields == {"face": Field("vector", 2, names=("smile", "age")), "other": Field("vector", 1)}
+    table = index.table(4)
+    assert table.vectors["face"].tolist() == [[1, 0.5], [0, -300]]
+    assert table.vectors["other"].tolist() == [[2.5], [3]]
+    assert table.label.tolist() == [0, 1]
+    assert any("face: vectors of 2: smile, age" in remark for remark in report.remarks)
+    (tmp_path / "v.csv").write_text("file,smile,age\nx/a.png,1,0.5\ny/b.png,0,7\n")
+    packed(folder, tmp_path / "out", labels="folders", vector=vector)
+    assert load_index(str(tmp_path / "out")).table(4).vectors["face"].tolist() == [[1, 0.5], [0, 7]]
+
+
+@pytest.mark.parametrize(
+    ("text", "vector", "message"),
+    [
+        ("file,u,v\na.png,1,2\n", "face={}", r"vector face: .*v.csv has no numbers for 1 pictures \(b.png\)"),
+        ("file,u\na.png,1\nb.png,2\n", "face={}", "vector face: .*holds no vectors: give several columns"),
+        ("file,u,v\na.png,1,2\nb.png,1,2\n", "caption={}", "the name caption is given to two fields"),
+        ("file,u,v\na.png,1,2\nb.png,1,2\n", "class={}", "vector = class=.*give NAME=FILE"),
+        ("file,u,v\na.png,1,2\nb.png,1,2\n", "face", "vector = face: give NAME=FILE"),
+    ],
+)
+def test_unfit_vectors_are_refused(tmp_path, text, vector, message):
+    folder = folder_of(tmp_path / "in", ["a.png", "b.png"])
+    (tmp_path / "v.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        packed(folder, tmp_path / "out", vector=[vector.format(tmp_path / "v.csv")])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rows import labelled, points
+from rows import anime, labelled, points
 from rows.trial import Row
 
-ROWS: dict[str, Row] = {row.name: row for module in (points, labelled) for row in module.ROWS}
+MODULES = (points, labelled, anime)
+ROWS: dict[str, Row] = {row.name: row for module in MODULES for row in module.ROWS}

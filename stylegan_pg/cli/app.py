@@ -98,6 +98,10 @@ def pack(
     mask: Annotated[
         Optional[list[str]], typer.Option(help="NAME=FOLDER: masks with the same paths, whose values are kept.")
     ] = None,
+    vector: Annotated[
+        Optional[list[str]],
+        typer.Option(help="NAME=FILE: numbers beside the class, from a CSV whose header names them, or a JSON file."),
+    ] = None,
     unpaired: Annotated[
         str, typer.Option(help="Pictures without their pair or mask: refuse, or skip to leave them out.")
     ] = "refuse",
@@ -127,6 +131,7 @@ def pack(
         captions=captions,
         pair=pair or (),
         mask=mask or (),
+        vector=vector or (),
         unpaired=unpaired,
         max_images=max_images,
         shard_size=shard_size,

@@ -46,6 +46,13 @@ def sample(
             "labels are paired; the shorter list is repeated."
         ),
     ] = None,
+    condition: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Of those whose conditions are vectors: named entries, such as 'hair_red, glasses' or 'age=0.3'; all "
+            "others are 0. Repeat for more, which are paired with the seeds as labels are."
+        ),
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="One picture of all, instead of one each.")] = False,
     class_grid: Annotated[
         bool, typer.Option("--class-grid", help="One picture: a row for each class, a column for each seed.")
@@ -83,6 +90,7 @@ def sample(
     if out_shards is not None:
         refused = {"--out": out, "--grid": grid, "--class-grid": class_grid, "--columns": columns}
         refused |= {"--interpolate": interpolate, "--ws": ws, "--direction": direction, "--strength": strength}
+        refused["--condition"] = condition
         _refuse("--out-shards writes a dataset, without any of these", refused)
         how = {"psi": psi, "cutoff": cutoff, "noise": noise, "labels": labels, "batch": batch}
         _sample_shards(_chosen(snapshot), out_shards, device, count=count, seeds=seeds, per_shard=shard_images, **how)
@@ -97,6 +105,7 @@ def sample(
         psi=psi,
         cutoff=cutoff,
         labels=labels,
+        conditions=tuple(condition or ()),
         grid=grid,
         class_grid=class_grid,
         columns=columns,

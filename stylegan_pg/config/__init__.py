@@ -19,6 +19,7 @@ from stylegan_pg.config.models import (
     PlainConfig,
     ProGANConfig,
     R3GANConfig,
+    SRResNetConfig,
     StyleConfig,
     StyleGAN2Config,
     StyleGAN3Config,
@@ -36,7 +37,7 @@ from stylegan_pg.config.schema import (
     OutputConfig,
     TrainConfig,
 )
-from stylegan_pg.config.systems import SYSTEMS, ACGANConfig, InfoGANConfig, SystemConfig
+from stylegan_pg.config.systems import SYSTEMS, ACGANConfig, AnimeConfig, InfoGANConfig, SystemConfig
 from stylegan_pg.config.terms import (
     TERMS,
     DraganConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "TERMS",
     "ACGANConfig",
     "ADAConfig",
+    "AnimeConfig",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
@@ -87,6 +89,7 @@ __all__ = [
     "R1Config",
     "R2Config",
     "R3GANConfig",
+    "SRResNetConfig",
     "StyleConfig",
     "StyleGAN2Config",
     "StyleGAN3Config",

@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 from omegaconf import MISSING
 
-from stylegan_pg.config.fields import at_least_0, by_resolution, choice, is_power_of_two, positive, share, such_that
+from stylegan_pg.config.fields import (
+    at_least_0,
+    by_resolution,
+    choice,
+    is_power_of_two,
+    is_resolution,
+    positive,
+    share,
+    such_that,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,11 @@ class ModelConfig:
     )  # which resolutions exactly; null: as low_precision_resolutions says; auto fills it in at the start
     w_avg_beta: float = share(0.998)  # decay per step of the running mean of w, which truncation moves towards
     d_spectral_norm: bool = False  # every convolution and dense layer of D has weights of spectral norm 1
+
+    @property
+    def images_meet(self) -> bool:
+        """Whether the images of a group of `mbstd_group` meet in a network, so that they must be in one pass."""
+        return self.mbstd_channels > 0
 
     @property
     def images_meet(self) -> bool:
@@ -158,12 +172,38 @@ class DCGANConfig(PlainConfig, ConvolutionalConfig):
 
 
 @dataclass(frozen=True)
+class SRResNetConfig(PlainConfig):
+    name: str = "srresnet"
+    z_dim: int = positive(128, most=1 << 16)  # length of a latent vector
+    channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
+    channel_max: int = positive(1024, most=1 << 16)  # most channels of a layer of the discriminator
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: SRResNet has no minibatch stddev")
+    g_channels: int = positive(64, most=1 << 16)  # channels of all layers of the generator
+    start_resolution: int = such_that(
+        16, is_resolution, "a power of two of 4 or more"
+    )  # resolution of the generator's residual blocks, behind which stages double it
+    blocks: int = positive(16, most=64)  # residual blocks of the generator
+    d_blocks: int = at_least_0(2, most=64)  # residual blocks of each stage of the discriminator
+
+    @property
+    def images_meet(self) -> bool:
+        return True  # in G's batch normalisation
+
+
+@dataclass(frozen=True)
 class MLPConfig(PlainConfig):
     name: str = "mlp"
     mapping_layers: int = positive(8, most=256)  # hidden layers of each network
 
 
-MODELS: dict[str, type[ModelConfig]] = {
-    cls.name: cls
-    for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, StyleGAN3Config, R3GANConfig, DCGANConfig, MLPConfig)
-}
+_FAMILIES = (
+    StyleGAN2Config,
+    StyleGANConfig,
+    ProGANConfig,
+    StyleGAN3Config,
+    R3GANConfig,
+    DCGANConfig,
+    SRResNetConfig,
+    MLPConfig,
+)
+MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in _FAMILIES}

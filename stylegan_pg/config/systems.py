@@ -49,5 +49,17 @@ class InfoGANConfig(SystemConfig):
         return True  # in the batch normalisation of Q
 
 
-SYSTEMS: dict[str, type[SystemConfig]] = {cls.name: cls for cls in (SystemConfig, ACGANConfig, InfoGANConfig)}
+@dataclass(frozen=True)
+class AnimeConfig(SystemConfig):
+    """A generator that is given attributes against a discriminator that tells them."""
+
+    name: str = "anime"
+    attribute_weight: float = at_least_0(1.0)  # factor of the cross entropy of attributes in D's loss
+    g_attribute_weight: float = at_least_0(1.0)  # and in G's; 0: images need not have the attributes that G is given
+    adversarial_weight: float | None = at_least_0(None)  # factor of the objective; null: the number of attributes
+
+
+SYSTEMS: dict[str, type[SystemConfig]] = {
+    cls.name: cls for cls in (SystemConfig, ACGANConfig, InfoGANConfig, AnimeConfig)
+}
 """{name: class}; a system without keys of its own is a subclass with another name."""

@@ -77,6 +77,7 @@ class DriftConfig(TermConfig):
 class DraganConfig(TermConfig):
     name: str = "dragan"
     target: float = positive(1.0)  # norm of the gradient that is not penalised
+    noise: str = choice("normal", "uniform")  # around images: 0.25 N(0, 1), or 0.5 u times the image's own deviation
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,11 @@ def example_conditions(G: Any) -> torch.Tensor | None:
 
 def class_names(G: Any) -> list[str]:
     """Return the names of a conditional generator's classes, or their numbers if names are unknown. If conditions are
-    vectors, the numbers of the snapshot's examples are used as class names."""
+    vectors, the numbers of the snapshot's examples are used as class names, or the texts of those that a user asked for
+    (asked_conditions.py)."""
     examples = example_conditions(G)
     if examples is not None:
-        return [str(i) for i in range(len(examples))]
+        return list(G.description.get("condition_texts") or map(str, range(len(examples))))
     known = list(getattr(G, "description", {}).get("label_names") or [])
     return [str(known[i]) if i < len(known) else str(i) for i in range(G.c_dim)]
 

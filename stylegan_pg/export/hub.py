@@ -27,6 +27,7 @@ NAMES = {
     "stylegan3": "StyleGAN3",
     "r3gan": "R3GAN",
     "dcgan": "DCGAN",
+    "srresnet": "SRResNet",
     "mlp": "multi-layer perceptrons",
 }
 PAPERS = {

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stylegan_pg.checkpoint.snapshot import choose_device, load_snapshot
+from stylegan_pg.data.asked_conditions import ask_for
 from stylegan_pg.data.classes import class_names, conditions_at, file_names, parse_classes, parse_numbers
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import name_rows, save_image, tile
@@ -38,6 +39,7 @@ class Asked(NamedTuple):
     interpolate: int
     noise: str
     batch: int
+    conditions: tuple[str, ...] = ()  # of vectors, see asked_conditions.vector_of
     ws: Path | None = None  # a file of latents, instead of seeds
     directions: tuple[str, ...] = ()  # FILE, FILE#NAME or FILE#NUMBER
     strengths: tuple[float, ...] = (1.0,)
@@ -73,6 +75,8 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
     folder = snapshot.parent / f"{snapshot.stem}-pictures" if out is None else out
     if wanted.directions:
         G = Moved(G, parse_directions(wanted.directions, wanted.strengths, G))
+    if wanted.conditions:
+        ask_for(G, wanted.conditions)
     with enough_memory(wanted.batch):
         if wanted.ws is not None:
             how = {"psi": 1.0 if wanted.psi is None else wanted.psi, "cutoff": wanted.cutoff, "noise": wanted.noise}
@@ -98,8 +102,11 @@ def _checked(wanted: Asked) -> list[int]:
         raise UsageError("--columns is of a picture of all: give --grid or --interpolate with it")
     if wanted.strengths != (1.0,) and not wanted.directions:
         raise UsageError("--strength is of a direction: give --direction FILE with it")
-    if wanted.ws is not None and (wanted.seeds is not None or wanted.labels is not None or wanted.class_grid):
-        raise UsageError("--ws renders what a file holds: no --seeds, --labels or --class-grid beside it")
+    chosen_ones = wanted.labels is not None or wanted.conditions
+    if wanted.ws is not None and (wanted.seeds is not None or chosen_ones or wanted.class_grid):
+        raise UsageError("--ws renders what a file holds: no --seeds, --labels, --condition or --class-grid beside it")
+    if wanted.labels is not None and wanted.conditions:
+        raise UsageError("--labels chooses classes or examples, --condition describes vectors: give one of them")
     if wanted.seeds is None:
         return list(range(8 if wanted.class_grid else 64))
     numbers = parse_numbers(wanted.seeds)
@@ -119,7 +126,7 @@ def _write(G: Any, snapshot: Path, out: Path, numbers: list[int], wanted: Asked)
         pairs = [(seed, k) for k in classes for seed in numbers]
         columns, path = len(numbers), out / "classes.png"
     else:
-        pairs = paired(numbers, classes, wanted.labels is not None)
+        pairs = paired(numbers, classes, wanted.labels is not None or bool(wanted.conditions))
         columns, path = wanted.columns or math.ceil(math.sqrt(len(pairs))), out / "grid.png"
     if not (wanted.grid or wanted.class_grid or wanted.interpolate):
         yield from _single_files(G, out, pairs, batch, how)

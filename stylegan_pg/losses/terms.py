@@ -148,14 +148,25 @@ def drift_term(scores_real: Any, scores_fake: Any) -> dict[str, torch.Tensor]:
     return {"loss": per_image(torch.square, scores_real)}
 
 
-def dragan_term(x: DInputs, *, target: float = 1.0) -> dict[str, torch.Tensor]:
-    """(|grad D| - target)^2 at x + 0.25 N(0, 1) (Kodali et al. 2017, section 2.3, lambda being the weight).
+def near_images(real: torch.Tensor, noise: torch.Tensor, law: str) -> torch.Tensor:
+    """Points near images [N, C, H, W] at which DRAGAN penalises gradients, of noise N(0, 1) of their shape.
 
-    The noise has a fixed scale, as the paper's N(0, cI), half of 0.5, the standard deviation of typical images in
-    [-1, 1]. A scale computed from the batch would make the penalty depend on how the batch is divided.
+    Args:
+        law: "normal": x + 0.25 N(0, 1), as the paper's N(0, cI), whose scale is half of 0.5, the standard deviation of
+            typical images in [-1, 1]. "uniform": x + 0.5 s u, as the authors' program and Jin et al. 2017 have it, with
+            u in [0, 1) for each number and s the standard deviation of x. There, x is the batch; here it is the image
+            itself, because a scale of the batch would make the penalty depend on how the batch is divided.
     """
+    if law == "normal":
+        return real + DRAGAN_NOISE * noise
+    u = (1 + torch.erf(noise / 2**0.5)) / 2
+    return real + 0.5 * real.std(dim=[1, 2, 3], keepdim=True, correction=0) * u
+
+
+def dragan_term(x: DInputs, *, target: float = 1.0, noise: str = "normal") -> dict[str, torch.Tensor]:
+    """(|grad D| - target)^2 at `near_images` (Kodali et al. 2017, section 2.3, lambda being the weight)."""
     assert x.noise is not None
-    near = (x.real.detach() + DRAGAN_NOISE * x.noise).requires_grad_(True)
+    near = near_images(x.real.detach(), x.noise, noise).requires_grad_(True)
     norm = gradient_norm(x.D(near, x.c), near)
     return {"loss": (norm - target).square(), "dragan_norm": norm}
 

@@ -15,11 +15,12 @@ from stylegan_pg.config import (
     MLPConfig,
     ProGANConfig,
     R3GANConfig,
+    SRResNetConfig,
     StyleGAN2Config,
     StyleGAN3Config,
     StyleGANConfig,
 )
-from stylegan_pg.networks import dcgan, mlp, progan, r3gan, stylegan, stylegan2, stylegan3
+from stylegan_pg.networks import dcgan, mlp, progan, r3gan, srresnet, stylegan, stylegan2, stylegan3
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -40,6 +41,7 @@ MODULES = {
     StyleGAN3Config.name: stylegan3,
     R3GANConfig.name: r3gan,
     DCGANConfig.name: dcgan,
+    SRResNetConfig.name: srresnet,
     MLPConfig.name: mlp,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class

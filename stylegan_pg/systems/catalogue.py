@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from stylegan_pg.config import ACGANConfig, Config, InfoGANConfig, SystemConfig
+from stylegan_pg.config import ACGANConfig, AnimeConfig, Config, InfoGANConfig, SystemConfig
 from stylegan_pg.systems.acgan import ACGAN
+from stylegan_pg.systems.anime import Anime
 from stylegan_pg.systems.base import System
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.infogan import InfoGAN
@@ -12,6 +13,7 @@ SYSTEMS: dict[str, type[GAN]] = {
     SystemConfig.name: GAN,
     ACGANConfig.name: ACGAN,
     InfoGANConfig.name: InfoGAN,
+    AnimeConfig.name: Anime,
 }
 
 

@@ -61,12 +61,29 @@ def labels_of(listing: Listing, labels: str | os.PathLike[str]) -> Labels:
     return beside if beside.any else _by_folders(pictures)
 
 
+def vectors_of(path: Path, listing: Listing, name: str) -> Labels:
+    """The vectors of the field `name` from a JSON or CSV file (see `pack`), whose every picture has one.
+
+    Raises:
+        UsageError: the file holds something else, or lacks a picture.
+    """
+    found = _from_file(path, listing, "vector")
+    said = f"vector {name}: {found.said}"
+    if not found.field:
+        raise UsageError(f"{said} holds no vectors: give several columns of numbers with a header, or lists in JSON")
+    bare = [picture.path for picture, row in zip(listing.pictures, found.of, strict=True) if row is None]
+    if bare:
+        raise UsageError(f"{said} has no numbers for {len(bare)} pictures ({printable(few(bare))}): add them")
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------ files of labels
 
 
-def _from_file(path: Path, listing: Listing) -> Labels:
+def _from_file(path: Path, listing: Listing, option: str = "labels") -> Labels:
     origin = printable(path)
-    data = read_table(path, "labels", "give auto, folders, none, or a JSON or CSV file")
+    forms = "auto, folders, none, or a" if option == "labels" else "a"
+    data = read_table(path, option, f"give {forms} JSON or CSV file")
     if path.suffix.lower() == ".json":
         return _labels(_parse_json(origin, data, lambda _: True), listing.pictures, origin)
     rows, header = csv_rows(origin, data, picture_finder(listing.pictures, origin), "path,label")

@@ -4,7 +4,7 @@ During a packing, OUT/.pack holds its plan (the options, and digests of the pict
 of each committed group of shards. In a complete dataset the plan is in index.json and the manifests are in
 pictures.json, one per line. A manifest has a row for each picture, with its version (size and times, or an archive's
 checksum) and a digest of its bytes, which is compared if the version differs. Both cover the sample's other files
-(captions, pairs, masks) and its vector.
+(captions, pairs, masks) and its vectors.
 """
 
 import contextlib

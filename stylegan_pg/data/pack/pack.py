@@ -32,7 +32,7 @@ from stylegan_pg.data.images.headers import MAX_PIXELS
 from stylegan_pg.data.pack import ledger
 from stylegan_pg.data.pack.encoders import Encoders
 from stylegan_pg.data.pack.options import checked, recipe_of
-from stylegan_pg.data.pack.partners import Folders, partner_folders
+from stylegan_pg.data.pack.partners import Folders, partner_folders, vector_files
 from stylegan_pg.data.pack.pyramid import LOSSLESS_UP_TO, PackOptions
 from stylegan_pg.data.pack.report import PackReport, report_of
 from stylegan_pg.data.pack.selection import Chosen, Wanted, choose
@@ -60,6 +60,7 @@ def pack(
     captions: str | os.PathLike[str] = "none",
     pair: Folders = (),
     mask: Folders = (),
+    vector: Folders = (),
     unpaired: str = "refuse",
     max_images: int | None = None,
     shard_size: str | int = "256MB",
@@ -95,7 +96,9 @@ def pack(
         cropped, scaled and encoded like the picture, and has `channels`, or those of NAME:CHANNELS=FOLDER. One that
         has not the picture's size, or at least its shape, makes the sample unreadable.
     mask: the same for masks, whose values (0 to 255; the indices of a palette) are kept: see pyramid.py.
-    unpaired: what to do with pictures that lack one of these: "refuse" raises UsageError, "skip" leaves them out.
+    vector: NAME=FILE, one or more, or {NAME: FILE}: numbers for each picture beside its class, from a CSV or JSON file
+        such as `labels` takes for vectors; the header of a CSV names the entries.
+    unpaired: what to do with pictures that lack a pair or mask: "refuse" raises UsageError, "skip" leaves them out.
     max_images: pack at most so many, evenly spread over the pictures in their order; None for all.
     shard_size: bytes of a shard at the top resolution, as a number or with kB, MB, GB, KiB, MiB, GiB.
     workers: processes that encode (None: one per core; 0 or 1: in this process). Does not change a byte. A script
@@ -110,7 +113,8 @@ def pack(
     """
     recipe = recipe_of(resolution, lowest, format, quality, crop, base, filter, channels, shard_size, max_pixels)
     folders = partner_folders(pair, mask, channels, format)
-    wanted = checked(Wanted(labels, unlabelled, captions, folders, unpaired, max_images))
+    vectors = vector_files(vector, [folder.name for folder in folders])
+    wanted = checked(Wanted(labels, unlabelled, captions, folders, vectors, unpaired, max_images))
     workers = processors.count() if workers is None else workers
     if workers < 0:
         raise UsageError(f"workers = {workers}: give 0 or more processes")

@@ -36,6 +36,28 @@ class Matched(NamedTuple):
     notes: list[str]
 
 
+def vector_files(vector: Folders, others: Iterable[str]) -> dict[str, Path]:
+    """Parse the option `vector`: texts NAME=FILE, or {NAME: FILE} -> files by name. `others`: names of other fields.
+
+    Raises:
+        UsageError: a name is invalid or given to two fields.
+    """
+    found: dict[str, Path] = {}
+    taken = {CAPTION, *(name.lower() for name in others)}
+    for text in _texts(vector):
+        name, sign, file = text.partition("=")
+        if not sign or not file or not is_field_name(name):
+            raise UsageError(
+                f"vector = {printable(text)}: give NAME=FILE, with a name of letters, digits and _, neither image nor "
+                "class"
+            )
+        if name.lower() in taken:
+            raise UsageError(f"the name {name} is given to two fields: choose another for one of them")
+        found[name] = Path(file)
+        taken.add(name.lower())
+    return dict(sorted(found.items()))
+
+
 def partner_folders(pair: Folders, mask: Folders, channels: int, format: str) -> list[PartnerFolder]:
     """Parse the options `pair` and `mask`: texts NAME=FOLDER, or {NAME: FOLDER}; NAME:CHANNELS for pictures of another
     number of channels than the first.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stylegan_pg.data.datasets.arrays import written_array
-from stylegan_pg.data.datasets.fields import CAPTION, VECTOR
+from stylegan_pg.data.datasets.fields import CAPTION
 from stylegan_pg.data.images.decode import BadPicture, lies_on
 from stylegan_pg.data.pack.pyramid import Levels, PackOptions, mask_levels, picture_levels
 from stylegan_pg.data.pack.reading import Gone, Unreadable
@@ -61,8 +61,8 @@ def _made(sample: SourceSample, contents: Contents, recipe: PackOptions) -> Resu
             return Result([], f"its {partner.name} {printable(partner.file.path)}: {_reason(error)}", False)
     if contents.caption is not None:
         further[CAPTION] = [contents.caption.encode()] * len(levels.images)
-    if sample.vector is not None:
-        further[VECTOR] = [written_array(np.array(sample.vector, np.float32))] * len(levels.images)
+    for name, numbers in sample.vectors:
+        further[name] = [written_array(np.array(numbers, np.float32))] * len(levels.images)
     return Result(levels.images, "", levels.upscaled, decided=tuple(decided), further=further)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from stylegan_pg.data.datasets.fields import CAPTION, MAX_TEXT, VECTOR, Field
+from stylegan_pg.data.datasets.fields import CAPTION, MAX_TEXT, Field
+from stylegan_pg.data.datasets.label_vectors import Vector
 from stylegan_pg.data.pack.reading import Unreadable, digest_of, read_listed
 from stylegan_pg.data.pack.source_files import File
 from stylegan_pg.untrusted import printable
@@ -31,14 +32,14 @@ class SourceSample(NamedTuple):
     """A picture with its class number (-1: none) and its further fields.
 
     partners: further pictures and masks. caption: its text, or the .txt file that holds it; None if the dataset has no
-    captions, "" if this picture has none. vector: its numbers, each a float32; None if the dataset has no vectors.
+    captions, "" if this picture has none. vectors: names of fields with their numbers, each a float32.
     """
 
     picture: File
     label: int = -1
     partners: tuple[Partner, ...] = ()
     caption: File | str | None = None
-    vector: tuple[float, ...] | None = None
+    vectors: tuple[tuple[str, Vector], ...] = ()
 
     @property
     def path(self) -> str:
@@ -62,7 +63,7 @@ class SourceSample(NamedTuple):
     @property
     def _given(self) -> str | None:
         """A digest of the values that are in no file of its own."""
-        values = {CAPTION: self.caption if isinstance(self.caption, str) else None, VECTOR: self.vector}
+        values = {CAPTION: self.caption if isinstance(self.caption, str) else None, **dict(self.vectors)}
         there = {name: value for name, value in values.items() if value is not None}
         return digest_of(json.dumps(there).encode()) if there else None
 

@@ -13,7 +13,7 @@ from stylegan_pg.data.datasets.class_numbers import described, number_classes
 from stylegan_pg.data.datasets.fields import CAPTION, VECTOR, Field
 from stylegan_pg.data.datasets.label_vectors import Vector, described_vectors
 from stylegan_pg.data.pack.captions import TEXT, Captions, captions_of
-from stylegan_pg.data.pack.labels import Labels, labels_of
+from stylegan_pg.data.pack.labels import Labels, labels_of, vectors_of
 from stylegan_pg.data.pack.partners import Matched, PartnerFolder, matched
 from stylegan_pg.data.pack.samples import Partner, SourceSample
 from stylegan_pg.data.pack.source_files import File, few
@@ -31,6 +31,7 @@ class Wanted(NamedTuple):
     unlabelled: str
     captions: str | os.PathLike[str]
     folders: Sequence[PartnerFolder]
+    vectors: Mapping[str, Path]  # files by the names of fields
     unpaired: str
     max_images: int | None
 
@@ -57,6 +58,7 @@ class _Entry(NamedTuple):
     label: Any
     caption: File | str | None
     partners: tuple[Partner, ...] | None
+    vectors: tuple[Vector, ...]  # of the fields in Wanted.vectors
 
 
 def choose(sources: list[Path], wanted: Wanted, gone: Collection[str]) -> Chosen:
@@ -65,16 +67,20 @@ def choose(sources: list[Path], wanted: Wanted, gone: Collection[str]) -> Chosen
 
     Raises:
         UsageError: pictures have no label and `unlabelled` is "refuse", or no partner and `unpaired` is; as
-            list_source, labels_of, captions_of, matched and number_classes.
+            list_source, labels_of, vectors_of, captions_of, matched and number_classes.
     """
     listing = list_source(sources)
     found, captions = labels_of(listing, wanted.labels), captions_of(listing, wanted.captions)
+    vectors = {name: vectors_of(path, listing, name) for name, path in wanted.vectors.items()}
+    if found.field and VECTOR in map(str.lower, vectors):
+        raise UsageError(f"the labels are vectors, and vector {VECTOR} would have their name: choose another for it")
+    rows = zip(*(one.of for one in vectors.values()), strict=True) if vectors else [()] * len(listing.pictures)
     partners = matched(wanted.folders, listing.pictures, sources)
     ignored = Counter(listing.ignored)
     taken = found.beside | ({TEXT} if wanted.captions == "auto" else set())
     spare = Counter(file.suffix for file in listing.sidecars.values() if file.suffix not in taken)
     ignored.update(spare)
-    entries = [_Entry(*one) for one in zip(listing.pictures, found.of, captions.of, partners.of, strict=True)]
+    entries = [_Entry(*one) for one in zip(listing.pictures, found.of, captions.of, partners.of, rows, strict=True)]
     bare = [one.picture.path for one in entries if one.label is None] if found.any else []
     _refuse_unlabelled(found, bare, len(entries), wanted.unlabelled)
     if wanted.unlabelled == "skip":
@@ -90,12 +96,13 @@ def choose(sources: list[Path], wanted: Wanted, gone: Collection[str]) -> Chosen
         kept = f"have {'zeros for labels' if found.field else 'no class'}"
         fate = "were left out" if wanted.unlabelled == "skip" else kept
         remarks.append(f"{len(bare)} pictures without a label {fate}: {printable(few(bare))}")
+    remarks += [f"{name}: {described_vectors(one.field, one.of)}" for name, one in vectors.items() if one.field]
     remarks += _caption_remarks(captions, spare[TEXT])
     remarks += _partner_remarks(partners, alone)
     return Chosen(
-        [_sample(one, number, found.field, captions) for one, number in zip(entries, numbers, strict=True)],
+        [_sample(one, number, found.field, captions, [*vectors]) for one, number in zip(entries, numbers, strict=True)],
         names,
-        dict(sorted(_fields(found, captions, wanted.folders).items())),
+        dict(sorted(_fields(found, captions, wanted.folders, vectors).items())),
         dict(sorted(ignored.items())),
         (*listing.notes, *partners.notes),
         bare if wanted.unlabelled == "skip" else [],
@@ -137,16 +144,19 @@ def _limited(entries: list[_Entry], max_images: int | None, gone: Collection[str
     return [one for one in entries if one.picture.path in taken], remarks
 
 
-def _sample(entry: _Entry, number: int, field: Field | None, captions: Captions) -> SourceSample:
-    vector: Vector | None = None
+def _sample(entry: _Entry, number: int, field: Field | None, captions: Captions, names: Sequence[str]) -> SourceSample:
+    vectors: list[tuple[str, Vector]] = [*zip(names, entry.vectors, strict=True)]
     if field:
-        vector = (0.0,) * field.size if entry.label is None else entry.label
+        vectors.append((VECTOR, (0.0,) * field.size if entry.label is None else entry.label))
     caption = (entry.caption or "") if captions.said else None
-    return SourceSample(entry.picture, number, entry.partners or (), caption, vector)
+    return SourceSample(entry.picture, number, entry.partners or (), caption, tuple(vectors))
 
 
-def _fields(found: Labels, captions: Captions, folders: Sequence[PartnerFolder]) -> dict[str, Field]:
+def _fields(
+    found: Labels, captions: Captions, folders: Sequence[PartnerFolder], vectors: Mapping[str, Labels]
+) -> dict[str, Field]:
     fields = {folder.name: folder.field for folder in folders}
+    fields |= {name: one.field for name, one in vectors.items() if one.field}
     if found.field:
         fields[VECTOR] = found.field
     if captions.said:

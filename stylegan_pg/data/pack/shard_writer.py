@@ -94,10 +94,10 @@ class ShardFile:
         image: bytes,
         label: int | None,
         further: Mapping[str, bytes],
-        vector: Vector | None,
+        vectors: Mapping[str, Vector],
     ) -> None:
         """Add a sample: its picture, its class (None: it has none), the members of its further fields (an empty one is
-        left out), and the numbers of its vector."""
+        left out), and the numbers of its vectors."""
         offset = self.member(key, suffix, image)
         if label is not None:
             self.member(key, "cls", str(label).encode())
@@ -105,8 +105,10 @@ class ShardFile:
         for name, field in self.fields.items():
             data = further[name]
             place = self.member(key, member_suffix(name, field, suffix), data) if data else 0
-            numbers = [shortest(value) for value in vector or ()]
-            self.further[name].append(numbers if field.kind == "vector" else [place, len(data), zlib.crc32(data)])
+            if field.kind == "vector":
+                self.further[name].append([shortest(value) for value in vectors[name]])
+            else:
+                self.further[name].append([place, len(data), zlib.crc32(data)])
 
     def member(self, key: str, suffix: str, data: bytes) -> int:
         """Write one member, of the sample that was added last, and return the offset of its content. One at a time,
@@ -178,7 +180,7 @@ class Group:
         for level, ((resolution, tar), image) in enumerate(zip(self.tars.items(), result.images, strict=True)):
             further = {name: result.further[name][level] for name in self.fields}
             suffix = self.recipe.format_at(resolution)
-            tar.add(key, suffix, image, None if label < 0 else label, further, sample.vector)
+            tar.add(key, suffix, image, None if label < 0 else label, further, dict(sample.vectors))
         self.count += 1
         self.upscaled += result.upscaled
 
