@@ -164,7 +164,7 @@ def phases(config: Config) -> list[Phase]:
         if length <= 0:
             continue
         batch = at(resolution, config.train.batch_at, config.train.batch)
-        group = largest_divisor(batch, config.model.mbstd_group) if config.model.mbstd_channels else 1
+        group = largest_divisor(batch, config.model.mbstd_group) if config.model.images_meet else 1
         micro = at(resolution, config.train.micro_batch_at, config.train.micro_batch)
         if 0 < micro < group:
             raise UsageError(
