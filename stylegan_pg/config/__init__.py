@@ -11,6 +11,8 @@ from stylegan_pg.config.augmentations import (
 )
 from stylegan_pg.config.models import (
     MODELS,
+    CharsConfig,
+    CodesConfig,
     ConvolutionalConfig,
     DCGANConfig,
     GrowingConfig,
@@ -36,7 +38,15 @@ from stylegan_pg.config.schema import (
     OutputConfig,
     TrainConfig,
 )
-from stylegan_pg.config.systems import SYSTEMS, SystemConfig
+from stylegan_pg.config.systems import (
+    FAMILIES_OF,
+    SPECIAL,
+    SYSTEMS,
+    CANConfig,
+    ScrubberConfig,
+    SystemConfig,
+    TextConfig,
+)
 from stylegan_pg.config.terms import (
     TERMS,
     DraganConfig,
@@ -52,13 +62,18 @@ from stylegan_pg.config.terms import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "FAMILIES_OF",
     "MODELS",
     "OPERATIONS",
+    "SPECIAL",
     "SYSTEMS",
     "TERMS",
     "ADAConfig",
     "AugmentConfig",
+    "CANConfig",
+    "CharsConfig",
     "CheckpointConfig",
+    "CodesConfig",
     "Config",
     "ConvolutionalConfig",
     "DCGANConfig",
@@ -85,12 +100,14 @@ __all__ = [
     "R1Config",
     "R2Config",
     "R3GANConfig",
+    "ScrubberConfig",
     "StyleConfig",
     "StyleGAN2Config",
     "StyleGAN3Config",
     "StyleGANConfig",
     "SystemConfig",
     "TermConfig",
+    "TextConfig",
     "TrainConfig",
     "r3gan_stages",
 ]

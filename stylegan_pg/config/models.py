@@ -13,6 +13,8 @@ from omegaconf import MISSING
 
 from stylegan_pg.config.fields import at_least_0, by_resolution, choice, is_power_of_two, positive, share, such_that
 
+FEWEST_CHARACTERS, MOST_CHARACTERS = 5, 1024  # of an alphabet; fewer would look like the channels of pictures
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -155,6 +157,40 @@ class DCGANConfig(PlainConfig):
 
 
 @dataclass(frozen=True)
+class CodesConfig(ModelConfig):
+    """An encoder and a decoder, and an inspector of the codes, whose length is z_dim."""
+
+    name: str = "codes"
+    channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: the inspector has no minibatch stddev")
+    d_width: int = positive(256, most=1 << 16)  # width of the inspector's hidden layers
+    d_layers: int = positive(2, most=64)  # hidden layers of the inspector
+
+    @property
+    def images_meet(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class CharsConfig(PlainConfig):
+    """Texts as one-hot characters; channel_max is the width of the residual blocks."""
+
+    name: str = "chars"
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: networks of texts have no minibatch stddev")
+    alphabet: str = such_that(
+        " abcdefghijklmnopqrstuvwxyz0123456789.,:;'-?!",
+        lambda a: (
+            FEWEST_CHARACTERS <= len(a) <= MOST_CHARACTERS and len(set(a)) == len(a) and all(map(str.isprintable, a))
+        ),
+        f"{FEWEST_CHARACTERS} to {MOST_CHARACTERS} different printable characters",
+    )  # characters of texts; the first one stands at the end of short texts, and for characters that are not here
+    length: int = positive(64, most=1 << 12)  # characters of a text; longer ones are cut off
+    depth: int = positive(5, most=64)  # residual blocks of each network
+    output: str = choice("softmax", "gumbel", "straight_through")  # of G: probabilities; samples; one-hot samples
+    temperature: float = positive(1.0, most=1e3)  # of the softmax; low ones are nearer to one-hot characters
+
+
+@dataclass(frozen=True)
 class MLPConfig(PlainConfig):
     name: str = "mlp"
     mapping_layers: int = positive(8, most=256)  # hidden layers of each network
@@ -162,5 +198,15 @@ class MLPConfig(PlainConfig):
 
 MODELS: dict[str, type[ModelConfig]] = {
     cls.name: cls
-    for cls in (StyleGAN2Config, StyleGANConfig, ProGANConfig, StyleGAN3Config, R3GANConfig, DCGANConfig, MLPConfig)
+    for cls in (
+        StyleGAN2Config,
+        StyleGANConfig,
+        ProGANConfig,
+        StyleGAN3Config,
+        R3GANConfig,
+        DCGANConfig,
+        MLPConfig,
+        CodesConfig,
+        CharsConfig,
+    )
 }

@@ -28,6 +28,8 @@ NAMES = {
     "r3gan": "R3GAN",
     "dcgan": "DCGAN",
     "mlp": "multi-layer perceptrons",
+    "codes": "an encoder and a decoder",
+    "chars": "residual convolutions over characters",
 }
 PAPERS = {
     "stylegan2": "1912.04958",

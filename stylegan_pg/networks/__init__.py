@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import (
+    CharsConfig,
+    CodesConfig,
     DCGANConfig,
     MLPConfig,
     ProGANConfig,
@@ -19,7 +21,7 @@ from stylegan_pg.config import (
     StyleGAN3Config,
     StyleGANConfig,
 )
-from stylegan_pg.networks import dcgan, mlp, progan, r3gan, stylegan, stylegan2, stylegan3
+from stylegan_pg.networks import chars, codes, dcgan, mlp, progan, r3gan, stylegan, stylegan2, stylegan3
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -30,6 +32,8 @@ __all__ = [
     "accepted",
     "check_arguments",
     "copy_same_names",
+    "declares",
+    "shown_to",
     "to_channels_last",
 ]
 
@@ -41,6 +45,8 @@ MODULES = {
     R3GANConfig.name: r3gan,
     DCGANConfig.name: dcgan,
     MLPConfig.name: mlp,
+    CodesConfig.name: codes,
+    CharsConfig.name: chars,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class
 
@@ -97,6 +103,11 @@ def accepted(net: nn.Module, **how: Any) -> dict[str, Any]:
     example."""
     known = _keywords(type(net).forward)
     return how if known is None else {name: value for name, value in how.items() if name in known}
+
+
+def shown_to(D: Any, G: Any, images: torch.Tensor) -> torch.Tensor:
+    """What D judges of images [N, C, H, W]: the images, or, if it judges codes, what G encodes them to [N, z_dim]."""
+    return G.encode(images) if getattr(D, "judges_codes", False) else images
 
 
 def declares(net: nn.Module, name: str) -> bool:

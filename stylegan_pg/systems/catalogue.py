@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from stylegan_pg.config import Config, SystemConfig
+from stylegan_pg.config import CANConfig, Config, ScrubberConfig, SystemConfig, TextConfig
 from stylegan_pg.systems.base import System
+from stylegan_pg.systems.can import CAN
 from stylegan_pg.systems.gan import GAN
+from stylegan_pg.systems.one_pair import OnePair
+from stylegan_pg.systems.scrubber import Scrubber
+from stylegan_pg.systems.text import TextGAN
 
-SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN}
+SYSTEMS: dict[str, type[OnePair]] = {
+    SystemConfig.name: GAN,
+    CANConfig.name: CAN,
+    ScrubberConfig.name: Scrubber,
+    TextConfig.name: TextGAN,
+}
 
 
 def system_of(config: Config) -> System:

@@ -45,14 +45,23 @@ class OnePair(System):
 
     def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
         self.form, self.conditions, model = form, conditions, self.config.model
-        self.G_kwargs = self.pair.g_kwargs(model, form)
-        self.G, self.D = self.pair.G(**self.G_kwargs), self.pair.D(**self.pair.d_kwargs(model, form))
+        self.G_kwargs = self.g_kwargs(form)
+        self.G, self.D = self.pair.G(**self.G_kwargs), self.pair.D(**self.d_kwargs(form))
         for name, value in {"z_dim": model.z_dim, "c_dim": form.c_dim}.items():  # which plain networks may lack
             if not hasattr(self.G, name):
                 setattr(self.G, name, value)
         for side, net in self.net.items():
             setattr(self, side, group_batch_norms(net, form.mbstd_group))
         self.image_shape = (form.img_channels, *size_at(form.resolution, model.base))
+
+    def g_kwargs(self, form: NetworkShape) -> dict[str, Any]:
+        """The arguments of G for a phase, as JSON values. A derived system adds what follows from its own keys and from
+        the data."""
+        return self.pair.g_kwargs(self.config.model, form)
+
+    def d_kwargs(self, form: NetworkShape) -> dict[str, Any]:
+        """The same for D."""
+        return self.pair.d_kwargs(self.config.model, form)
 
     @property
     def has_ws(self) -> bool:
