@@ -58,7 +58,7 @@ def test_losses_of_guesses_are_their_formulas():
     torch.testing.assert_close(inspection(guess, truth), expected, rtol=1e-12, atol=1e-12)
     deviation = torch.tensor([1.0, 2.0, 0.5]).double()
     squares = [[((guess[i, k] - truth[i, k]) / deviation[k]) ** 2 for k in range(3)] for i in range(5)]
-    expected = torch.tensor([sum(map(float, row)) / 3 for row in squares]).double()
+    expected = torch.tensor([sum(map(float, row)) / 3 for row in squares], dtype=torch.float64)
     torch.testing.assert_close(inspection(guess, truth, deviation), expected, rtol=1e-12, atol=1e-12)
     targets = normal(4000, 3) * deviation + 7
     known = relative_error(targets.mean(dim=0).expand(4000, -1), targets, targets.std(dim=0, correction=0))
@@ -80,7 +80,7 @@ def test_losses_of_both_sides_are_their_formulas(data):
     ours_g = losses["G encoder's loss"].values(x)["loss"]
     ours_d = losses["D inspector's loss"].values(x)["loss"]
     raw = G.encoder(x.real).flatten(1)
-    codes = (raw - raw.mean(dim=0)) / (raw.var(dim=0, correction=0) + 1e-5).sqrt()
+    codes = (raw - raw.mean(dim=0)) / (raw.var(dim=0, correction=0) + 1e-8).sqrt()
     logits = codes
     for layer in D.layers:
         logits = layer(logits)

@@ -49,7 +49,9 @@ def test_texts_become_one_hot_characters_and_texts_again():
 def test_outputs_are_their_formulas(output):
     logits, noise = normal(3, 5, 4).requires_grad_(True), normal(3, 5, 4, seed=1)
     ours = to_characters(logits, output, 0.7, noise)
-    uniform = torch.tensor([0.5 * (1 + math.erf(float(n) / math.sqrt(2))) for n in noise.flatten()]).double()
+    uniform = torch.tensor(
+        [0.5 * (1 + math.erf(float(n) / math.sqrt(2))) for n in noise.flatten()], dtype=torch.float64
+    )
     given = logits if output == "softmax" else logits - (-uniform.reshape(noise.shape).log()).log()
     powers = (given / 0.7).exp()
     soft = powers / powers.sum(dim=1, keepdim=True)

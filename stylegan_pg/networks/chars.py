@@ -45,7 +45,7 @@ def to_texts(characters: torch.Tensor, alphabet: str) -> list[str]:
 
 def gumbel(noise: torch.Tensor) -> torch.Tensor:
     """Numbers of N(0, 1) transformed to the Gumbel distribution: -log(-log u), u being their distribution function."""
-    return -torch.log(-torch.special.log_ndtr(noise))
+    return -torch.log((-torch.special.log_ndtr(noise)).clamp(min=torch.finfo(noise.dtype).tiny))
 
 
 def to_characters(logits: torch.Tensor, output: str, temperature: float, noise: torch.Tensor | None) -> torch.Tensor:

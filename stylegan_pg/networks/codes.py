@@ -21,6 +21,7 @@ from stylegan_pg.networks.form import Form, NetworkShape
 from stylegan_pg.networks.ranges import checked
 
 SLOPE = 0.2  # of leaky ReLUs
+EPSILON = 1e-8  # of the normalisation: what the encoder gives before training varies by 1e-2 only
 
 
 class Generator(nn.Module):
@@ -58,7 +59,7 @@ class Generator(nn.Module):
         for a, b in itertools.pairwise(widths):
             self.encoder.extend([nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(SLOPE)])
         self.encoder.append(nn.Conv2d(widths[-1], z_dim, form.size(4)))
-        self.normal = nn.BatchNorm1d(z_dim, affine=False)
+        self.normal = nn.BatchNorm1d(z_dim, eps=EPSILON, affine=False)
         self.decoder = dcgan.Generator(
             resolution=resolution,
             base=base,
