@@ -200,6 +200,9 @@ def test_what_is_removed_cannot_be_read_and_what_is_kept_can(removal, vectors, t
     assert leak(codes[dice], images.mean(dim=[1, 2, 3])[dice]) > 0.9
     assert (leak(codes[dice], classes[dice].float()) > 0.7) == (removal == 0)
     assert list((run / "samples").glob("fakes-*.png"))
+    if removal:
+        done = harness.command("export", snapshot, "--to", "torch", "--out", tmp_path / "G.pt2", expected=0)
+        assert "inputs z, c" in done.stdout  # the decoder
 
 
 def _rows(packed) -> list[list[float]]:

@@ -219,6 +219,12 @@ def test_sample_writes_texts_and_grids_are_texts(run, tmp_path):
     assert len(grids) == 2  # at the start and at the end
 
 
+def test_it_is_exported_as_a_program(run, tmp_path):
+    done = harness.command("export", snapshot_of(run), "--to", "torch", "--out", tmp_path / "G.pt2", expected=0)
+    assert "inputs z, c" in done.stdout
+    assert (tmp_path / "G.pt2").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -98,7 +98,7 @@ def drawings() -> Path:
             png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE, height=2 * SIDE, skip_system_fonts=True)
             Image.open(io.BytesIO(bytes(png))).convert("RGB").reduce(2).save(place / f"{i:04d}.png")
     new = DATA / f"styles{SIDE}.new"
-    pack(pictures, new, resolution=SIDE, labels="folders", format="png", lowest=SIDE, progress=False)
+    pack(pictures, new, resolution=SIDE, labels="folders", format="png", lowest=SIDE, workers=1, progress=False)
     (new / "CREDITS.txt").write_text("\n".join(credits) + "\n", "utf-8")
     new.rename(out)
     shutil.rmtree(pictures)
@@ -127,43 +127,50 @@ def can(seed: int, folder: Path, off: bool) -> Measured:
 
 # --- wgan-gp text ---------------------------------------------------------------------------------------------------
 
-CAPTIONS, GENERATED, LENGTH = 20_000, 1000, 64
+CAPTIONS, GENERATED, LENGTH = 5000, 1000, 40
 SIMILAR, DISTINCT = Check("4-gram JS", 0.55, at_most=True), Check("distinct", 0.9)
-ALPHABET = " abcdefghijklmnopqrstuvwxyz,"
 
 
 def caption(dice: random.Random) -> str:
-    """A sentence about a face, of six attributes."""
-    who = dice.choice(["a woman", "a man", "a girl", "a boy"])
-    hair = dice.choice(["red", "black", "brown", "blond", "grey", "white"])
-    extra = dice.choice(["", " and glasses", " and a hat", " and earrings", " and freckles"])
-    mood = dice.choice(["smiling", "laughing", "frowning", "yawning"])
-    colour = dice.choice(["blue", "green", "yellow", "pink", "orange"])
-    return f"{who} with {hair} hair{extra}, {mood}, on {colour}"
+    """A sentence about a person, of five attributes."""
+    age, who = dice.choice(["old", "young", "tall", "small"]), dice.choice(["woman", "man", "girl", "boy"])
+    colour = dice.choice(["red", "black", "brown", "blond", "grey", "white", "green", "blue"])
+    what = dice.choice(["hair", "hat", "scarf", "coat", "eyes", "shirt"])
+    mood = dice.choice(["smiling", "laughing", "frowning", "yawning", "singing"])
+    return f"{age} {who} with {colour} {what}, {mood}"
 
 
 def captions(folder: Path) -> Path:
     """A packed dataset of tiny pictures with captions."""
     dice = random.Random(0)
     (folder / "pictures").mkdir()
-    texts = {f"{i:05d}.png": caption(dice) for i in range(CAPTIONS // 4)}
+    texts = {f"{i:05d}.png": caption(dice) for i in range(CAPTIONS)}
     for name in texts:
         Image.new("L", (4, 4)).save(folder / "pictures" / name)
     (folder / "captions.json").write_text(json.dumps(texts), "utf-8")
     pack(folder / "pictures", folder / "captions", resolution=4, channels=1, format="png",
-         captions=folder / "captions.json", progress=False)  # fmt: skip
+         captions=folder / "captions.json", workers=1, progress=False)  # fmt: skip
     return folder / "captions"
 
 
 def text(seed: int, folder: Path, off: bool) -> Measured:
     """Captions, character by character. Off: the critic's gradient is not penalised."""
-    given = [f"data.url={captions(folder)}", f"seed={seed}", "resolution=4", f"model.length={LENGTH}"]
+    given = [
+        f"data.url={captions(folder)}",
+        f"seed={seed}",
+        "resolution=4",
+        f"model.length={LENGTH}",
+        "train.total_kimg=120",
+        "ema.kimg=2",
+    ]
+    given += ["optim.d_steps=2", "model.depth=2", "optim.g_lr=0.0006", "optim.d_lr=0.0006"]
     trainer = trained("systems/text", given + (["loss.terms=[]"] if off else []), folder / "run")
     G = trainer.state.G_ema
     z = torch.randn([GENERATED, G.z_dim], generator=generator(seed, "samples of a row"))
     made, dice = texts_of(G, z), random.Random(1)
     values = {SIMILAR.name: ngram_divergence(made, [caption(dice) for _ in range(5000)])}
-    values[DISTINCT.name] = distinct_share(made)
+    dice = random.Random(2)
+    values[DISTINCT.name] = distinct_share(made) / distinct_share([caption(dice) for _ in range(GENERATED)])
     return Measured(values, {"examples": made[:4]}, written(made[:8]))
 
 
