@@ -58,7 +58,7 @@ class Generator(nn.Module):
         self.encoder = nn.Sequential()
         for a, b in itertools.pairwise(widths):
             self.encoder.extend([nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(SLOPE)])
-        self.encoder.append(nn.Conv2d(widths[-1], z_dim, form.size(4)))
+        self.encoder.append(nn.Conv2d(widths[-1], z_dim, form.size(4), bias=False))  # the normalisation takes it off
         self.normal = nn.BatchNorm1d(z_dim, eps=EPSILON, affine=False)
         self.decoder = dcgan.Generator(
             resolution=resolution,
