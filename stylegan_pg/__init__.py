@@ -12,6 +12,7 @@ from stylegan_pg.version import __version__ as __version__
 PLACES = {
     "GAN": "systems.gan",  # the system of one generator and one discriminator
     "Pair": "networks",  # the classes of a generator and a discriminator, and functions that return their arguments
+    "codes_of": "inference.codes",  # the codes of a dataset's pictures, of an encoder
     "load_config": "config.loading",
     "load_snapshot": "checkpoint.snapshot",
     "pack": "data.pack.pack",

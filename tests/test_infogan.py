@@ -17,9 +17,9 @@ from stylegan_pg.checkpoint.snapshot import save_snapshot
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.schedule import phases
 from stylegan_pg.errors import UsageError
-from stylegan_pg.inference.codes import traversal
 from stylegan_pg.inference.generate import latents
 from stylegan_pg.inference.latent_files import save_latents
+from stylegan_pg.inference.traversal import traversal
 from stylegan_pg.networks import NETWORKS
 from stylegan_pg.networks.latent_law import Codes, LatentLaw
 from stylegan_pg.systems.infogan import SLOPE, WIDTH, Estimate, Recognition, categorical_bound, continuous_bound

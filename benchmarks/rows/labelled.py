@@ -12,7 +12,7 @@ import torch
 from rows import digits
 from rows.trial import Check, Measured, Row, samples, sheet, trained
 from stylegan_pg.config.loading import load_config
-from stylegan_pg.inference.codes import traversal
+from stylegan_pg.inference.traversal import traversal
 from stylegan_pg.rng import generator
 from stylegan_pg.systems.base import Context
 from stylegan_pg.systems.gan import GAN

@@ -83,7 +83,7 @@ def sample(
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Write images that a snapshot generates.
+    """Write images that a snapshot generates; of a generator of texts, samples.txt with a line for each seed.
 
     With --out-shards, the same command continues after an interruption, and torchrun divides the work.
     """

@@ -11,6 +11,8 @@ from stylegan_pg.config.augmentations import (
 )
 from stylegan_pg.config.models import (
     MODELS,
+    CharsConfig,
+    CodesConfig,
     ConvolutionalConfig,
     DCGANConfig,
     GrowingConfig,
@@ -37,7 +39,18 @@ from stylegan_pg.config.schema import (
     OutputConfig,
     TrainConfig,
 )
-from stylegan_pg.config.systems import SYSTEMS, ACGANConfig, AnimeConfig, InfoGANConfig, SystemConfig
+from stylegan_pg.config.systems import (
+    FAMILIES_OF,
+    SPECIAL,
+    SYSTEMS,
+    ACGANConfig,
+    AnimeConfig,
+    CANConfig,
+    InfoGANConfig,
+    ScrubberConfig,
+    SystemConfig,
+    TextConfig,
+)
 from stylegan_pg.config.terms import (
     TERMS,
     DraganConfig,
@@ -53,15 +66,20 @@ from stylegan_pg.config.terms import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "FAMILIES_OF",
     "MODELS",
     "OPERATIONS",
+    "SPECIAL",
     "SYSTEMS",
     "TERMS",
     "ACGANConfig",
     "ADAConfig",
     "AnimeConfig",
     "AugmentConfig",
+    "CANConfig",
+    "CharsConfig",
     "CheckpointConfig",
+    "CodesConfig",
     "Config",
     "ConvolutionalConfig",
     "DCGANConfig",
@@ -90,12 +108,14 @@ __all__ = [
     "R2Config",
     "R3GANConfig",
     "SRResNetConfig",
+    "ScrubberConfig",
     "StyleConfig",
     "StyleGAN2Config",
     "StyleGAN3Config",
     "StyleGANConfig",
     "SystemConfig",
     "TermConfig",
+    "TextConfig",
     "TrainConfig",
     "r3gan_stages",
 ]

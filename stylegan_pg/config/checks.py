@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from stylegan_pg.config import (
+    FAMILIES_OF,
+    MODELS,
     OPERATIONS,
+    SPECIAL,
     ADAConfig,
     Config,
     ConvolutionalConfig,
@@ -43,7 +46,7 @@ def check(config: Config) -> None:
             "that differentiate twice (R1, path length) need them again; take train.zero_stage=2"
         )
     _check_fields(config, config)
-    for part in (_check_growth, _check_model, _check_augment, _check_train, _check_terms):
+    for part in (_check_system, _check_growth, _check_model, _check_augment, _check_train, _check_terms):
         part(config)
 
 
@@ -97,6 +100,17 @@ def _check_class(config: Config, node: Any, prefix: str) -> None:
         selector, classes, _ = FAMILIES[base]
         wanted = " or ".join(classes)
         _demand(config, classes.get(getattr(node, selector)) is type(node), prefix + selector, wanted)
+
+
+def _check_system(config: Config) -> None:
+    """Each system trains some families of networks only."""
+    name = config.system.name
+    possible = FAMILIES_OF.get(name) or tuple(MODELS.keys() - set(SPECIAL))
+    if config.model.name not in possible:
+        others = [system for system, families in FAMILIES_OF.items() if config.model.name in families]
+        remedy = f"take model.name={' or '.join(sorted(possible))}"
+        remedy += f", or system.name={' or '.join(others)}" if others else ""
+        raise UsageError(f"system.name={name} is not possible with model.name={config.model.name}: {remedy}")
 
 
 def _check_growth(config: Config) -> None:

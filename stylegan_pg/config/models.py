@@ -22,6 +22,8 @@ from stylegan_pg.config.fields import (
     such_that,
 )
 
+FEWEST_CHARACTERS, MOST_CHARACTERS = 5, 1024  # of an alphabet; fewer would look like the channels of pictures
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -40,11 +42,6 @@ class ModelConfig:
     )  # which resolutions exactly; null: as low_precision_resolutions says; auto fills it in at the start
     w_avg_beta: float = share(0.998)  # decay per step of the running mean of w, which truncation moves towards
     d_spectral_norm: bool = False  # every convolution and dense layer of D has weights of spectral norm 1
-
-    @property
-    def images_meet(self) -> bool:
-        """Whether the images of a group of `mbstd_group` meet in a network, so that they must be in one pass."""
-        return self.mbstd_channels > 0
 
     @property
     def images_meet(self) -> bool:
@@ -189,6 +186,44 @@ class SRResNetConfig(PlainConfig):
     def images_meet(self) -> bool:
         return True  # in G's batch normalisation
 
+    @property
+    def images_meet(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class CodesConfig(ModelConfig):
+    """An encoder and a decoder, and an inspector of the codes, whose length is z_dim."""
+
+    name: str = "codes"
+    channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: the inspector has no minibatch stddev")
+    d_width: int = positive(256, most=1 << 16)  # width of the inspector's hidden layers
+    d_layers: int = positive(2, most=64)  # hidden layers of the inspector
+
+    @property
+    def images_meet(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class CharsConfig(PlainConfig):
+    """Texts as one-hot characters; channel_max is the width of the residual blocks."""
+
+    name: str = "chars"
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: networks of texts have no minibatch stddev")
+    alphabet: str = such_that(
+        " abcdefghijklmnopqrstuvwxyz0123456789.,:;'-?!",
+        lambda a: (
+            FEWEST_CHARACTERS <= len(a) <= MOST_CHARACTERS and len(set(a)) == len(a) and all(map(str.isprintable, a))
+        ),
+        f"{FEWEST_CHARACTERS} to {MOST_CHARACTERS} different printable characters",
+    )  # characters of texts; the first one stands at the end of short texts, and for characters that are not here
+    length: int = positive(64, most=1 << 12)  # characters of a text; longer ones are cut off
+    depth: int = positive(5, most=64)  # residual blocks of each network
+    output: str = choice("softmax", "gumbel", "straight_through")  # of G: probabilities; samples; one-hot samples
+    temperature: float = positive(1.0, most=1e3)  # of the softmax; low ones are nearer to one-hot characters
+
 
 @dataclass(frozen=True)
 class MLPConfig(PlainConfig):
@@ -205,5 +240,7 @@ _FAMILIES = (
     DCGANConfig,
     SRResNetConfig,
     MLPConfig,
+    CodesConfig,
+    CharsConfig,
 )
 MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in _FAMILIES}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stylegan_pg.config.fields import at_least_0, choice, such_that
+from stylegan_pg.config.fields import at_least_0, choice, positive, such_that
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,44 @@ class AnimeConfig(SystemConfig):
     adversarial_weight: float | None = at_least_0(None)  # factor of the objective; null: the number of attributes
 
 
-SYSTEMS: dict[str, type[SystemConfig]] = {
-    cls.name: cls for cls in (SystemConfig, ACGANConfig, InfoGANConfig, AnimeConfig)
-}
+@dataclass(frozen=True)
+class CANConfig(SystemConfig):
+    """A creative adversarial network: D knows styles, and G makes pictures of none of them."""
+
+    name: str = "can"
+    style_weight: float = at_least_0(1.0)  # weight of D's loss about the style of real pictures
+    ambiguity_weight: float = at_least_0(1.0)  # weight of G's loss about the style that D sees in generated pictures
+    ambiguity: str = choice("categorical", "binary")  # that loss: one cross-entropy to 1/K, or one for each style
+    head_width: int = positive(128, most=1 << 16)  # hidden units of the head that tells styles
+
+
+@dataclass(frozen=True)
+class ScrubberConfig(SystemConfig):
+    """Codes of pictures that do not tell the run's condition."""
+
+    name: str = "scrubber"
+    keep: str = ""  # vector field or data.derived entry that stays readable from the code; empty: none
+    keep_weight: float = at_least_0(1.0)  # weight of its squared error, relative to its variance
+    picture_weight: float = at_least_0(1.0)  # weight of the squared error of the picture that is decoded again
+    removal_weight: float = at_least_0(1.0)  # weight of the reversed loss of the inspector; 0: nothing is removed
+
+
+@dataclass(frozen=True)
+class TextConfig(SystemConfig):
+    """Texts, character by character, instead of pictures."""
+
+    name: str = "text"
+    text: str = "caption"  # text field of the dataset whose first lines are the real texts
+
+
+_SYSTEMS = (SystemConfig, ACGANConfig, InfoGANConfig, CANConfig, ScrubberConfig, TextConfig, AnimeConfig)
+SYSTEMS: dict[str, type[SystemConfig]] = {cls.name: cls for cls in _SYSTEMS}
 """{name: class}; a system without keys of its own is a subclass with another name."""
+
+FAMILIES_OF: dict[str, tuple[str, ...]] = {
+    CANConfig.name: ("dcgan",),
+    ScrubberConfig.name: ("codes",),
+    TextConfig.name: ("chars",),
+}
+"""The families of networks that a system can train, where that is not all those of pictures."""
+SPECIAL = ("codes", "chars")  # families that only the systems above can train

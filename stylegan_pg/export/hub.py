@@ -29,6 +29,8 @@ NAMES = {
     "dcgan": "DCGAN",
     "srresnet": "SRResNet",
     "mlp": "multi-layer perceptrons",
+    "codes": "an encoder and a decoder",
+    "chars": "residual convolutions over characters",
 }
 PAPERS = {
     "stylegan2": "1912.04958",

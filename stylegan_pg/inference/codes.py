@@ -1,47 +1,49 @@
-"""Latents that differ in their codes only, of generators that InfoGAN has trained.
-
-Saved with latent_files.save_latents, `stylegan-pg sample --ws FILE --grid --columns N` renders them.
-"""
+"""Codes of pictures, as the encoder of a snapshot of the family `codes` computes them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from stylegan_pg.data.datasets.opening import load_index
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.errors import UsageError
-from stylegan_pg.inference.generate import latents
-from stylegan_pg.inference.latent_files import Latents
-
-FARTHEST = 0.95  # of continuous codes, which are between -1 and 1
 
 
-def traversal(G: Any, *, seed: int = 0, category: int = 0, continuous: int = 0, columns: int = 10) -> Latents:
-    """The latents of a seed with all categories of a categorical code, and with values of a continuous code from -0.95
-    to 0.95: a row of `columns` latents for each category, one after another.
+class Codes(NamedTuple):
+    """Codes of a dataset's pictures, in the order of the dataset."""
+
+    codes: torch.Tensor  # float32 [N, z_dim]
+    classes: torch.Tensor  # int64 [N], -1 without a class
+
+
+@torch.no_grad()
+def codes_of(G: Any, data: str, *, batch: int = 256) -> Codes:
+    """The codes of all pictures of a packed dataset.
 
     Args:
-        G: a generator with codes, such as load_snapshot returns.
-        category, continuous: numbers of the codes, from 0 on. Without codes of one of these kinds, there is one row, or
-            one column.
+        G: what load_snapshot returns. data: the dataset, as data.url names it. batch: pictures at a time.
 
     Raises:
-        UsageError: the generator has no codes, or none of these numbers.
+        UsageError: the generator has no encoder, or the dataset does not fit it. RunError, OSError: it cannot be read.
     """
-    law = getattr(G, "law", None)
-    if law is None or not (law.categories or law.continuous):
-        raise UsageError("the generator has no codes: those of a run with system.name=infogan have")
-    if law.categories and not 0 <= category < len(law.categories):
-        raise UsageError(f"there is no categorical code {category}: there are {len(law.categories)}, from 0 on")
-    if law.continuous and not 0 <= continuous < law.continuous:
-        raise UsageError(f"there is no continuous code {continuous}: there are {law.continuous}, from 0 on")
-    rows = law.categories[category] if law.categories else 1
-    columns = columns if law.continuous else 1
-    z = latents([seed], G.z_dim).repeat(rows * columns, 1)
-    row, column = torch.arange(rows).repeat_interleave(columns), torch.linspace(-FARTHEST, FARTHEST, columns)
-    z = law.with_codes(
-        z,
-        {category: row} if law.categories else {},
-        {continuous: column.repeat(rows)} if law.continuous else {},
-    )
-    return Latents([f"row{i // columns:03d}-{i % columns:03d}" for i in range(rows * columns)], z=z)
+    if not hasattr(G, "encode"):
+        raise UsageError("this generator has no encoder: take a snapshot of a run with model.name=codes")
+    rows, columns = G.img_size
+    index = load_index(data, (rows * 4 // G.resolution, columns * 4 // G.resolution))
+    if G.resolution not in index.resolutions or index.channels != G.img_channels:
+        raise UsageError(
+            f"the generator encodes pictures of resolution {G.resolution} with {G.img_channels} channels, and "
+            f"{index.path} has resolutions {', '.join(map(str, index.resolutions))} with {index.channels}"
+        )
+    table, place = index.table(G.resolution), next(G.parameters())
+
+    def encoded() -> Iterator[torch.Tensor]:
+        for i in range(0, len(table), batch):
+            images = read_batch(table, list(range(i, min(i + batch, len(table)))))
+            yield G.encode(images.to(place.device, place.dtype) / 127.5 - 1).float().cpu()
+
+    return Codes(torch.cat([*encoded()]), torch.from_numpy(table.label.astype(np.int64)))

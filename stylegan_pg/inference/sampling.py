@@ -18,6 +18,7 @@ from stylegan_pg.images import name_rows, save_image, tile
 from stylegan_pg.inference.generate import LARGEST_PSI, images_of, interpolation, latents, writing
 from stylegan_pg.inference.latent_files import Moved, parse_directions
 from stylegan_pg.inference.saved import sample_saved
+from stylegan_pg.inference.texts import makes_texts, sample_texts
 from stylegan_pg.untrusted import printable
 
 MOST_ROWS = 100  # classes in one picture
@@ -44,6 +45,14 @@ class Asked(NamedTuple):
     directions: tuple[str, ...] = ()  # FILE, FILE#NAME or FILE#NUMBER
     strengths: tuple[float, ...] = (1.0,)
 
+    @property
+    def of_pictures(self) -> list[str]:
+        """Those that were given and mean nothing for texts."""
+        options = {"--psi": self.psi not in (None, 1.0), "--cutoff": self.cutoff is not None, "--grid": self.grid}
+        options |= {"--class-grid": self.class_grid, "--columns": self.columns, "--interpolate": self.interpolate}
+        options |= {"--ws": self.ws, "--direction": self.directions, "--strength": self.strengths != (1.0,)}
+        return [name for name, given in options.items() if given]
+
 
 def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> Iterator[str]:
     """Write a snapshot's images for the seeds into a folder; yields a line for each file written.
@@ -52,7 +61,7 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
 
     One PNG per seed, or with `grid` one picture of all, or with `class_grid` one with a row for each class and a column
     for each seed, or with `interpolate` a strip from seed to seed; see Asked. Greyscale and RGBA generators give
-    greyscale and RGBA files.
+    greyscale and RGBA files. A generator of texts writes one file with a line for each seed.
 
     Args:
         snapshot: a file.
@@ -66,13 +75,18 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
     numbers = _checked(wanted)
     chosen = choose_device(device)
     G = load_snapshot(snapshot, chosen)
+    folder = snapshot.parent / f"{snapshot.stem}-pictures" if out is None else out
+    if makes_texts(G):
+        with enough_memory(wanted.batch):
+            pairs = paired(numbers, parse_classes(G, wanted.labels), wanted.labels is not None)
+            yield from sample_texts(G, folder, pairs, wanted.batch, wanted.of_pictures)
+        return
     if G.img_channels not in (1, 3, 4):
         raise UsageError(f"{snapshot} makes points, not pictures: use it from Python, stylegan_pg.load_snapshot")
     if wanted.cutoff is not None and not hasattr(G, "num_ws"):
         raise UsageError(f"--cutoff {wanted.cutoff}: the generator of {printable(snapshot)} has no ws to truncate")
     if wanted.cutoff is not None and wanted.cutoff > G.num_ws:
         raise UsageError(f"--cutoff {wanted.cutoff} goes beyond the {G.num_ws} layers of {printable(snapshot)}")
-    folder = snapshot.parent / f"{snapshot.stem}-pictures" if out is None else out
     if wanted.directions:
         G = Moved(G, parse_directions(wanted.directions, wanted.strengths, G))
     if wanted.conditions:

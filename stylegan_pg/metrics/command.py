@@ -25,6 +25,7 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import save_image
 from stylegan_pg.inference.generate import LARGEST_PSI, latents, writing
+from stylegan_pg.inference.texts import refuse_texts
 from stylegan_pg.metrics.base import Metric, Settings
 from stylegan_pg.metrics.evaluate import DatasetAsGenerator, Evaluator, combined_error
 from stylegan_pg.metrics.features import check_precision
@@ -246,6 +247,7 @@ def _open_inputs(request: Request, data: str | None, settings: Settings) -> tupl
     """
     snapshot = request.snapshot
     G, resolution = _load(snapshot, settings)
+    refuse_texts(G, "metrics", snapshot)
     rows, columns = G.table.image_size if isinstance(G, DatasetAsGenerator) else tuple(G.img_size)
     index = dataset_for(snapshot, data, (rows * 4 // resolution, columns * 4 // resolution))
     check_match(G, resolution, snapshot, index)

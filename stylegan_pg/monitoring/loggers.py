@@ -173,6 +173,10 @@ class RunLogger:
         self._guard(_save_grid, picture, self.run / "samples" / f"{name}.png")
         self.trackers.image(name.rsplit("-", 1)[0], picture, nimg)
 
+    def texts(self, name: str, lines: Sequence[str]) -> None:
+        """Write texts, one a line, to samples/NAME.txt."""
+        self._guard(_save_texts, lines, self.run / "samples" / f"{name}.txt")
+
     def close(self) -> None:
         self.bar.close()
         self.trackers.close()
@@ -187,6 +191,12 @@ def _draw_curves(run: Path) -> None:
 def _save_grid(picture: torch.Tensor, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)  # without parents: the run's folder may have been moved away
     save_image(picture, path)
+
+
+def _save_texts(lines: Sequence[str], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with files.atomic_write(path) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def _link(target: Path, path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import (
+    CharsConfig,
+    CodesConfig,
     DCGANConfig,
     MLPConfig,
     ProGANConfig,
@@ -20,7 +22,7 @@ from stylegan_pg.config import (
     StyleGAN3Config,
     StyleGANConfig,
 )
-from stylegan_pg.networks import dcgan, mlp, progan, r3gan, srresnet, stylegan, stylegan2, stylegan3
+from stylegan_pg.networks import chars, codes, dcgan, mlp, progan, r3gan, srresnet, stylegan, stylegan2, stylegan3
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -31,6 +33,8 @@ __all__ = [
     "accepted",
     "check_arguments",
     "copy_same_names",
+    "declares",
+    "shown_to",
     "to_channels_last",
 ]
 
@@ -43,6 +47,8 @@ MODULES = {
     DCGANConfig.name: dcgan,
     SRResNetConfig.name: srresnet,
     MLPConfig.name: mlp,
+    CodesConfig.name: codes,
+    CharsConfig.name: chars,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class
 
@@ -99,6 +105,11 @@ def accepted(net: nn.Module, **how: Any) -> dict[str, Any]:
     example."""
     known = _keywords(type(net).forward)
     return how if known is None else {name: value for name, value in how.items() if name in known}
+
+
+def shown_to(D: Any, G: Any, images: torch.Tensor) -> torch.Tensor:
+    """What D judges of images [N, C, H, W]: the images, or, if it judges codes, what G encodes them to [N, z_dim]."""
+    return G.encode(images) if getattr(D, "judges_codes", False) else images
 
 
 def declares(net: nn.Module, name: str) -> bool:

@@ -6,13 +6,14 @@ each is checked before anything is built with it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-from stylegan_pg.config import DCGANConfig, MLPConfig, StyleGAN2Config
-from stylegan_pg.config.fields import choices_of
+from stylegan_pg.config import CharsConfig, DCGANConfig, MLPConfig, StyleGAN2Config
+from stylegan_pg.config.fields import choices_of, values_of
 from stylegan_pg.networks.form import LOW_PRECISION
 from stylegan_pg.untrusted import is_number
 
@@ -60,6 +61,11 @@ def _list_of(high: int) -> Range:
     return fits, f"a list of whole numbers from 1 to {high}"
 
 
+def _is_alphabet(value: Any) -> bool:
+    (field,) = (field for field in dataclasses.fields(CharsConfig) if field.name == "alphabet")
+    return isinstance(value, str) and all(demand.fits(value) for demand in values_of(field).demands)
+
+
 MOST_TAPS = 64
 _FLAG: Range = (lambda v: isinstance(v, bool), "true or false")
 RANGES: dict[str, Range] = {
@@ -98,6 +104,12 @@ RANGES: dict[str, Range] = {
     "label": _one_of(*choices_of(DCGANConfig, "label")),
     "normalization": _one_of(*choices_of(DCGANConfig, "normalization")),
     "outputs": _whole(1, 1 << 16),
+    "kept": _whole(0, 1 << 20),
+    "alphabet": (_is_alphabet, "5 to 1024 different printable characters"),
+    "length": _whole(1, 1 << 12),
+    "depth": _whole(0, 64),
+    "output": _one_of(*choices_of(CharsConfig, "output")),
+    "temperature": (lambda v: is_number(v, 1e-30, 1e3), "a number above 0, at most 1000"),
     "architecture": _one_of(*choices_of(StyleGAN2Config, "g_architecture")),
     "low_precision": _one_of(*LOW_PRECISION),
     "low_precision_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),

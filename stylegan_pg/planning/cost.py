@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, weighs
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
-from stylegan_pg.networks import NetworkShape, declares  # it registers the operators, too
+from stylegan_pg.networks import NetworkShape, declares, shown_to  # it registers the operators, too
 from stylegan_pg.planning import averages
 from stylegan_pg.planning.operations import NO_LAUNCH
 from stylegan_pg.systems.catalogue import SYSTEMS
@@ -185,7 +185,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         G: Any = system.pair.G(**system.g_kwargs(shape))
         D: Any = system.pair.D(**system.d_kwargs(shape))
         z, c = torch.randn(n, getattr(G, "z_dim", config.model.z_dim)), torch.randn(n, classes) if classes else None
-        real, fake, noise = (torch.randn(n, channels, *G.img_size) for _ in range(3))
+        real, fake, noise = (torch.randn(n, G.img_channels, *G.img_size) for _ in range(3))
         u = torch.rand(n)
 
     weighted = [t for t in config.loss.all_terms() if weighs(t, phase)]
@@ -196,7 +196,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         if objective.paired:
             with torch.no_grad():
                 scores_real = D(real, c)
-        return objective.g(D(G(z, c), c), scores_real).sum()
+        return objective.g(D(shown_to(D, G, G(z, c)), c), scores_real).sum()
 
     def d_main() -> torch.Tensor:
         with torch.no_grad():
@@ -204,7 +204,8 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
                 fake = G.synthesis(G.styles(z, c), followed_batch=n)
             else:
                 fake = G(z, c)
-        images, places = {"real": real, "fake": fake}, [TERMS[t.name].at for t in joint]
+        places = [TERMS[t.name].at for t in joint]
+        images = {"real": shown_to(D, G, real), "fake": shown_to(D, G, fake)}
         images |= {place: images[place].detach().requires_grad_(True) for place in places}
         if objective.paired or len(places) == 1 or not declares(D, "batches"):
             scores = {place: D(one, c) for place, one in images.items()}

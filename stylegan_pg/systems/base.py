@@ -19,6 +19,7 @@ from torch import nn
 
 from stylegan_pg.config import Config
 from stylegan_pg.data.conditions import Conditions
+from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.networks import NetworkShape
 from stylegan_pg.rng import generator
 from stylegan_pg.systems.draws import Draws, Request, Streams, mapped, rows_of
@@ -60,7 +61,7 @@ class Step:
     dtype: torch.dtype
     net: Mapping[str, Any]  # the networks by name: "G", "D"
     share: Sequence[int]  # places in the global batch of this rank's images
-    real: torch.Tensor  # [len(share), C, H, W] in [-1, 1]
+    real: torch.Tensor  # [len(share), C, H, W] in [-1, 1], or what System.real makes of the fields
     draws: Draws  # see Context.draw
     stream: Callable[..., torch.Generator]  # stream(step, purpose, *key): on the device, see Context.rng
     numbers: Numbers  # see Context.number
@@ -212,6 +213,19 @@ class System:
     def use(self, config: Config) -> None:
         """Take a configuration, before the first phase."""
         raise NotImplementedError
+
+    def look_at(self, index: DatasetIndex) -> None:
+        """Learn what the networks and losses depend on of the dataset, such as a number of classes; after `use`, before
+        the first phase.
+
+        Raises:
+            UsageError: it lacks something; the message says what, and how to pack it.
+        """
+
+    def real(self, fields: Mapping[str, Any]) -> torch.Tensor:
+        """What D is shown of a batch as real: the pictures [n, C, H, W], unless a system derives something else from
+        the values of the fields, which are as Context.field describes them."""
+        return fields["image"]
 
     def fields(self) -> Sequence[str]:
         """The fields of a batch that losses read besides the picture and its condition (data/loader/parts.py lists the

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from stylegan_pg.config import ACGANConfig, AnimeConfig, Config, InfoGANConfig, SystemConfig
+from stylegan_pg.config import (
+    ACGANConfig,
+    AnimeConfig,
+    CANConfig,
+    Config,
+    InfoGANConfig,
+    ScrubberConfig,
+    SystemConfig,
+    TextConfig,
+)
 from stylegan_pg.systems.acgan import ACGAN
 from stylegan_pg.systems.anime import Anime
 from stylegan_pg.systems.base import System
+from stylegan_pg.systems.can import CAN
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.infogan import InfoGAN
+from stylegan_pg.systems.one_pair import OnePair
+from stylegan_pg.systems.scrubber import Scrubber
+from stylegan_pg.systems.text import TextGAN
 
-SYSTEMS: dict[str, type[GAN]] = {
+SYSTEMS: dict[str, type[OnePair]] = {
     SystemConfig.name: GAN,
     ACGANConfig.name: ACGAN,
     InfoGANConfig.name: InfoGAN,
+    CANConfig.name: CAN,
+    ScrubberConfig.name: Scrubber,
+    TextConfig.name: TextGAN,
     AnimeConfig.name: Anime,
 }
 

@@ -65,6 +65,15 @@ class OnePair(System):
             add_spectral_norm(self.D)
         self.image_shape = (form.img_channels, *size_at(form.resolution, model.base))
 
+    def g_kwargs(self, form: NetworkShape) -> dict[str, Any]:
+        """The arguments of G for a phase, as JSON values. A derived system adds what follows from its own keys and from
+        the data."""
+        return self.pair.g_kwargs(self.config.model, form)
+
+    def d_kwargs(self, form: NetworkShape) -> dict[str, Any]:
+        """The same for D."""
+        return self.pair.d_kwargs(self.config.model, form)
+
     @property
     def has_ws(self) -> bool:
         """Whether G has a mapping to ws, which style mixing, truncation and path length work on."""

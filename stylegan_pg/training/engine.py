@@ -192,6 +192,7 @@ class Engine:
             self.enter()
         state.use_rates()
         fields = on_device(batch, state)
+        fields["image"] = state.system.real(fields)
         conditions = state.conditions
         condition = None if conditions is None else conditions.of(fields[conditions.field]).to(state.dtype)
         fields, condition = self.replay.hold("batch", (fields, condition))

@@ -25,6 +25,7 @@ from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import PeersLost, RunError, UsageError
 from stylegan_pg.images import to_uint8
 from stylegan_pg.inference.generate import finite, grid_inputs, grid_ordinals, images_of
+from stylegan_pg.inference.texts import makes_texts, texts_of
 from stylegan_pg.metrics.periodic import Periodic
 from stylegan_pg.monitoring.loggers import RunLogger
 from stylegan_pg.training.inputs import inputs_at
@@ -91,8 +92,12 @@ class Outputs:
         z, c = grid_inputs(p.G_ema, columns, rows, classes)
         if p.conditions is not None and not by_class:
             c = p.conditions.at(chosen)  # of the real images at the same positions
+        at = self.moment(self.run / "samples", ".txt" if makes_texts(p.G_ema) else ".png", self.config.output.grid_kimg)
         how = {"alpha": p.alpha, "psi": self.config.output.grid_psi}
         try:
+            if makes_texts(p.G_ema):
+                self.reporter.texts(f"fakes-{at}", texts_of(p.G_ema, z, c))
+                return
             if p.system.inputs():
                 images = self._changed(chosen, z, c)
             else:
@@ -100,7 +105,6 @@ class Outputs:
         except (OSError, RunError) as error:
             log.warning(f"no grid at {names.kimg(p.nimg)} kimg: {error}")
             return
-        at = self.moment(self.run / "samples", ".png", self.config.output.grid_kimg)
         self.reporter.grid(f"fakes-{at}", p.nimg, images, columns)
         name = f"reals-r{p.current.resolution:04d}"
         if not (self.run / "samples" / f"{name}.png").exists():

@@ -61,6 +61,7 @@ class TrainState:
         self.system = system or system_of(config)
         self.use(config)
         check_base(index, config)
+        self.system.look_at(index)
         self.condition = condition_field(index, config.data.condition) if config.data.conditional else ""
         self.c_dim = condition_size(index, self.condition) if self.condition else 0
         if self.condition:
