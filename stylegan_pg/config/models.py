@@ -186,10 +186,6 @@ class SRResNetConfig(PlainConfig):
     def images_meet(self) -> bool:
         return True  # in G's batch normalisation
 
-    @property
-    def images_meet(self) -> bool:
-        return True
-
 
 @dataclass(frozen=True)
 class CodesConfig(ModelConfig):

@@ -44,14 +44,6 @@ class OnePair(System):
             return None
         return augment_p(self.config, self.config.growth.start or self.config.resolution, 0) or 0.0
 
-    def g_kwargs(self, form: NetworkShape) -> dict[str, Any]:
-        """The arguments of G's constructor, plain JSON values."""
-        return self.pair.g_kwargs(self.config.model, form)
-
-    def d_kwargs(self, form: NetworkShape) -> dict[str, Any]:
-        """The arguments of D's constructor, plain JSON values."""
-        return self.pair.d_kwargs(self.config.model, form)
-
     def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
         self.form, self.conditions, model = form, conditions, self.config.model
         self.G_kwargs = self.g_kwargs(form)
