@@ -40,7 +40,14 @@ SMALL = {
     "checkpoint.every_kimg": 0.008,
     "metrics.every_kimg": 0,
 }
-OWN: dict[str, dict[str, object]] = {}  # further ones by configuration
+OWN: dict[str, dict[str, object]] = {  # further ones by configuration
+    "began": {"resolution": 16, "system.k_rate": 0.5},  # so that k moves within few steps
+    "ebgan": {"resolution": 16},
+    "ddgan": {"model.mapping_layers": 2},
+    "ddgan-digits": {"resolution": 8, "model.attention_at": "[4]", "model.w_dim": 8, "loss.r1_every": 2},
+    "ddgan-cifar10": {"resolution": 8, "model.multipliers": "[1,2]", "model.attention_at": "[4]", "model.blocks": 1,
+                      "model.w_dim": 8, "loss.r1_every": 2},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

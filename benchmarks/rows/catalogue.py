@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rows import points
+from rows import denoising, energies, points
 from rows.trial import Row
 
-ROWS: dict[str, Row] = {row.name: row for module in (points,) for row in module.ROWS}
+ROWS: dict[str, Row] = {row.name: row for module in (points, energies, denoising) for row in module.ROWS}

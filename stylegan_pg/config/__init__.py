@@ -11,8 +11,12 @@ from stylegan_pg.config.augmentations import (
 )
 from stylegan_pg.config.models import (
     MODELS,
+    BEGANConfig,
     ConvolutionalConfig,
     DCGANConfig,
+    DDGANConfig,
+    DDGANPointsConfig,
+    DenoisingConfig,
     GrowingConfig,
     MLPConfig,
     ModelConfig,
@@ -36,7 +40,13 @@ from stylegan_pg.config.schema import (
     OutputConfig,
     TrainConfig,
 )
-from stylegan_pg.config.systems import SYSTEMS, SystemConfig
+from stylegan_pg.config.systems import (
+    SYSTEMS,
+    BEGANSystemConfig,
+    DDGANSystemConfig,
+    EBGANSystemConfig,
+    SystemConfig,
+)
 from stylegan_pg.config.terms import (
     TERMS,
     DraganConfig,
@@ -58,14 +68,21 @@ __all__ = [
     "TERMS",
     "ADAConfig",
     "AugmentConfig",
+    "BEGANConfig",
+    "BEGANSystemConfig",
     "CheckpointConfig",
     "Config",
     "ConvolutionalConfig",
     "DCGANConfig",
+    "DDGANConfig",
+    "DDGANPointsConfig",
+    "DDGANSystemConfig",
     "DataConfig",
+    "DenoisingConfig",
     "DiffAugmentConfig",
     "DraganConfig",
     "DriftConfig",
+    "EBGANSystemConfig",
     "EmaConfig",
     "FixedConfig",
     "GradientPenaltyConfig",

@@ -27,6 +27,9 @@ NAMES = {
     "stylegan3": "StyleGAN3",
     "r3gan": "R3GAN",
     "dcgan": "DCGAN",
+    "began": "BEGAN",
+    "ddgan": "denoising diffusion GAN",
+    "ddgan_mlp": "denoising diffusion GAN for points",
     "mlp": "multi-layer perceptrons",
 }
 PAPERS = {
@@ -35,6 +38,8 @@ PAPERS = {
     "progan": "1710.10196",
     "stylegan3": "2106.12423",
     "r3gan": "2501.05441",
+    "began": "1703.10717",
+    "ddgan": "2112.07804",
 }
 FACTS = ("nimg", "resolution", "images", "seconds")  # of a line in metrics.jsonl, beside the metrics
 PSI = 0.7

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import (
+    BEGANConfig,
     DCGANConfig,
+    DDGANConfig,
+    DDGANPointsConfig,
     MLPConfig,
     ProGANConfig,
     R3GANConfig,
@@ -19,7 +22,7 @@ from stylegan_pg.config import (
     StyleGAN3Config,
     StyleGANConfig,
 )
-from stylegan_pg.networks import dcgan, mlp, progan, r3gan, stylegan, stylegan2, stylegan3
+from stylegan_pg.networks import began, dcgan, denoising_mlp, mlp, ncsnpp, progan, r3gan, stylegan, stylegan2, stylegan3
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -40,6 +43,9 @@ MODULES = {
     StyleGAN3Config.name: stylegan3,
     R3GANConfig.name: r3gan,
     DCGANConfig.name: dcgan,
+    BEGANConfig.name: began,
+    DDGANConfig.name: ncsnpp,
+    DDGANPointsConfig.name: denoising_mlp,
     MLPConfig.name: mlp,
 }
 Kwargs = Callable[[Any, NetworkShape], dict[str, Any]]  # of a ModelConfig, of the pair's own class

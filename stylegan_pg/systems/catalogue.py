@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from stylegan_pg.config import Config, SystemConfig
+from stylegan_pg.config import BEGANSystemConfig, Config, DDGANSystemConfig, EBGANSystemConfig, SystemConfig
+from stylegan_pg.systems.autoencoders import BEGAN, EBGAN
 from stylegan_pg.systems.base import System
+from stylegan_pg.systems.ddgan import DDGAN
 from stylegan_pg.systems.gan import GAN
 
-SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN}
+SYSTEMS: dict[str, type[GAN]] = {
+    SystemConfig.name: GAN,
+    BEGANSystemConfig.name: BEGAN,
+    EBGANSystemConfig.name: EBGAN,
+    DDGANSystemConfig.name: DDGAN,
+}
 
 
 def system_of(config: Config) -> System:
