@@ -1,6 +1,7 @@
 """BEGAN: its networks and losses against the public implementation, the balance k, and how a run keeps it."""
 
 import json
+from typing import cast
 
 import harness
 import pytest
@@ -14,6 +15,7 @@ from stylegan_pg.errors import UsageError
 from stylegan_pg.losses.energies import convergence, moved_balance
 from stylegan_pg.networks import began
 from stylegan_pg.systems.autoencoders import BEGAN, BEGANState
+from stylegan_pg.systems.base import Step
 from stylegan_pg.systems.catalogue import system_of
 from stylegan_pg.systems.state import read_state
 
@@ -170,10 +172,11 @@ def test_k_follows_the_errors_of_a_step():
     assert system.running.k == 0
     sums = {"score_real": (8.0, 8), "loss_g": (2.0, 8), "score_fake": (100.0, 8)}
     system.terms = []
-    system.after_step(None, sums, {})
+    step = cast(Step, None)  # nothing of k follows from the step
+    system.after_step(step, sums, {})
     assert system.running.k == pytest.approx(0.1 * (0.7 * 1.0 - 0.25))
     assert system.statistics()["convergence"] == pytest.approx(1.0 + 0.45)
-    system.after_step(None, {"score_real": (8.0, 8)}, {})  # a step of D alone
+    system.after_step(step, {"score_real": (8.0, 8)}, {})  # a step of D alone
     assert system.running.k == pytest.approx(0.045)
     real, fake = torch.tensor([[2.0]]), torch.tensor([[3.0]])
     assert float(system.objective.d(real, fake)) == pytest.approx(2.0 - 3.0 * 0.045)

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+from typing import Any
 
 import exporting
 import pytest
@@ -21,6 +22,7 @@ from stylegan_pg.losses import squared_norms
 from stylegan_pg.networks import NetworkShape, denoising_mlp, ncsnpp
 from stylegan_pg.networks.diffusion import Diffusion, diffused, posterior, time_embedding
 from stylegan_pg.planning.cost import cost_of
+from stylegan_pg.rng import generator
 from stylegan_pg.systems.base import Context, Numbers, Step
 from stylegan_pg.systems.catalogue import system_of
 from stylegan_pg.systems.ddgan import DDGAN
@@ -57,7 +59,7 @@ PARTS = {
 }  # fmt: skip
 
 
-def public_names(net: torch.nn.Module) -> dict[str, str]:
+def public_names(net: Any) -> dict[str, str]:
     """{our name of a parameter: the original's}."""
     names = {}
     own = {id(p): name for name, p in net.named_parameters()}
@@ -222,11 +224,11 @@ def test_diffused_points_have_the_variances_of_the_schedule():
     whole = torch.cat([diffusion.forward[:, 0], (diffusion.forward[-1, 0] * diffusion.forward[-1, 2])[None]])
     assert float(whole[-1]) < 0.01
     for t in range(4):
-        noises = torch.randn([2, n, 1, 1, 1], generator=g, dtype=torch.float64)
+        a, b = torch.randn([2, n, 1, 1, 1], generator=g, dtype=torch.float64)
         rows = diffusion.forward[t].expand(n, -1)
-        for found, a in zip(diffused(torch.full([n, 1, 1, 1], x0).double(), *noises, rows), whole[t:], strict=False):
-            assert float(found.mean()) == pytest.approx(float(a) * x0, abs=0.02)
-            assert float(found.var()) == pytest.approx(1 - float(a) ** 2, abs=0.02)
+        for found, kept in zip(diffused(torch.full([n, 1, 1, 1], x0).double(), a, b, rows), whole[t:], strict=False):
+            assert float(found.mean()) == pytest.approx(float(kept) * x0, abs=0.02)
+            assert float(found.var()) == pytest.approx(1 - float(kept) ** 2, abs=0.02)
     with pytest.raises(ValueError, match="0 steps"):
         Diffusion(0)
 
@@ -301,8 +303,8 @@ def built(*overrides):
     torch.manual_seed(0)
     system = DDGAN(load_config("systems/ddgan", [*POINTS, *overrides]))
     system.build(NetworkShape(4, 4, False, 2, 0, 1), None)
-    disturbed(system.G), disturbed(system.D)
-    system.G.double(), system.D.double()
+    for net in (system.G, system.D):
+        disturbed(net).double()
     return system
 
 
@@ -312,8 +314,8 @@ def context(system, number=0):
     draws.begin("kind", 0, number * batch)
     real = torch.randn(batch, 2, 1, 1, dtype=dtype, generator=torch.Generator().manual_seed(3))
     step = Step(0, number * batch, number, batch, 1.0, 4, 0, device, dtype, system.net, range(batch), real, draws,
-                None, Numbers())  # fmt: skip
-    return Context(step, range(batch), list(range(batch)), 0, batch, None)
+                lambda step, purpose, *key: generator(step.seed, purpose, step.nimg, *key), Numbers())  # fmt: skip
+    return Context(step, range(batch), list(range(batch)), 0, batch, lambda name, t: None)
 
 
 def test_losses_and_gradients_are_those_of_the_formulas():
@@ -385,10 +387,9 @@ def test_updates_train_d_first_and_have_r1_within_its_main_loss():
 def test_noises_of_large_pictures_are_drawn_for_each(monkeypatch):
     system = built()
     x = context(system)
-    x.step.stream = lambda step, purpose, *key: torch.Generator().manual_seed(hash((purpose, *key)) % 2**31)
     monkeypatch.setattr("stylegan_pg.systems.ddgan.MOST_DRAWN", 1)
     whole = system.noises(x, "d", 3)
-    part = Context(x.step, x.share, [2, 3], 1, 8, None)
+    part = Context(x.step, x.share, [2, 3], 1, 8, x.add)
     for a, b in zip(whole, system.noises(part, "d", 3), strict=True):
         assert torch.equal(a[2:4], b)
     assert len({float(t.sum()) for t in whole}) == 3

@@ -129,6 +129,9 @@ class Denoiser(nn.Module):
             first layer. attention: for each resolution, whether attention follows its blocks.
     """
 
+    down: Any  # ModuleLists of ModuleLists
+    up: Any
+
     def __init__(
         self,
         img_channels: int,
@@ -185,7 +188,7 @@ class Denoiser(nn.Module):
         e = self.time[1](F.silu(self.time[0](time_embedding(t, self.n, x.dtype))))
         kept, shown = [self.first(x)], x
         for i, stage in enumerate(self.down):
-            for part in stage:  # type: ignore[attr-defined]  # a ModuleList
+            for part in stage:
                 if isinstance(part, Attention):  # of the block before it
                     kept[-1] = part(kept[-1])
                 elif part.down:
@@ -196,7 +199,7 @@ class Denoiser(nn.Module):
         first, attention, second = self.middle
         h = second(attention(first(kept[-1], e, w)), e, w)
         for stage in self.up:
-            for part in stage:  # type: ignore[attr-defined]  # a ModuleList
+            for part in stage:
                 if isinstance(part, Attention):
                     h = part(h)
                 else:
