@@ -31,6 +31,11 @@ class ModelConfig:
     )  # which resolutions exactly; null: as low_precision_resolutions says; auto fills it in at the start
     w_avg_beta: float = share(0.998)  # decay per step of the running mean of w, which truncation moves towards
 
+    @property
+    def images_meet(self) -> bool:
+        """Whether the images of a group of `mbstd_group` meet in a network, so that they must be in one pass."""
+        return self.mbstd_channels > 0
+
 
 @dataclass(frozen=True)
 class PlainConfig(ModelConfig):
@@ -143,6 +148,10 @@ class DCGANConfig(PlainConfig):
     channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     mbstd_channels: int = such_that(0, lambda n: n == 0, "0: DCGAN has no minibatch stddev")
     label: str = choice("projection", "concatenation")  # what D does with conditions; G concatenates them with latents
+
+    @property
+    def images_meet(self) -> bool:
+        return True  # in batch normalisation
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,11 @@ def largest_divisor(n: int, limit: int) -> int:
     return max(d for d in range(1, min(n, limit) + 1) if n % d == 0)
 
 
+def images_meet(config: Config) -> bool:
+    """Whether the images of a group meet, so that they must be in one pass."""
+    return config.model.images_meet or config.system.images_meet
+
+
 def phases(config: Config) -> list[Phase]:
     """All phases of a run, back to back from nimg 0; each lasts a whole number of batches (rounded up).
 
@@ -164,7 +169,7 @@ def phases(config: Config) -> list[Phase]:
         if length <= 0:
             continue
         batch = at(resolution, config.train.batch_at, config.train.batch)
-        group = largest_divisor(batch, config.model.mbstd_group) if config.model.mbstd_channels else 1
+        group = largest_divisor(batch, config.model.mbstd_group) if images_meet(config) else 1
         micro = at(resolution, config.train.micro_batch_at, config.train.micro_batch)
         if 0 < micro < group:
             raise UsageError(

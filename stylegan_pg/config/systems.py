@@ -17,6 +17,11 @@ class SystemConfig:
 
     name: str = "gan"  # which system is trained; gan: a generator and a discriminator, as `loss` says
 
+    @property
+    def images_meet(self) -> bool:
+        """Whether images of a group of `model.mbstd_group` meet in what the system adds to the networks."""
+        return False
+
 
 @dataclass(frozen=True)
 class BEGANSystemConfig(SystemConfig):
