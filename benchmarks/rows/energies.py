@@ -36,8 +36,8 @@ def late_means(run: Path, names: Sequence[str]) -> list[float]:
     return [sum(line[name] for line in late) / len(late) for name in names]
 
 
-def data() -> list[str]:
-    return [f"resolution={SIZE}", f"data.url={digits.packed(SIZE) / 'train'}", "output.tick_kimg=0.5"]
+def data(kimg: float) -> list[str]:
+    return [f"resolution={SIZE}", f"data.url={digits.packed(SIZE) / 'train'}", "output.tick_kimg=0.5", f"train.total_kimg={kimg}"]
 
 
 def picture(trainers: Sequence[Trainer], seed: int):
@@ -49,7 +49,7 @@ def began(seed: int, folder: Path, off: bool) -> Measured:
     values, further, trainers = {}, {}, []
     for gamma, held in zip(GAMMAS, (0, 1), strict=True):
         run = folder / f"gamma{gamma}"
-        given = [f"seed={seed}", f"system.gamma={gamma}", *data()]
+        given = [f"seed={seed}", f"system.gamma={gamma}", *data(24)]
         given += [f"system.k={held}", "system.k_rate=0"] if off else []
         trainers.append(trained("systems/began", given, run))
         fake, real, k = late_means(run, ("loss_g", "score_real", "k"))
@@ -63,7 +63,7 @@ def ebgan(seed: int, folder: Path, off: bool) -> Measured:
     values, further, trainers = {}, {}, []
     for margin in MARGINS:
         run = folder / f"margin{margin}"
-        given = [f"seed={seed}", f"system.margin={margin}", *data()]
+        given = [f"seed={seed}", f"system.margin={margin}", *data(16)]
         system = NoHinge(load_config("systems/ebgan", [f"run={run}", *given])) if off else None
         trainers.append(trained("systems/ebgan", given, run, system=system))
         fake, real, pulling = late_means(run, ("score_fake", "score_real", "pulling_away"))

@@ -41,6 +41,10 @@ class EBGANSystemConfig(SystemConfig):
     margin: float = positive(0.2, most=1e9)  # energy from which on D pushes generated pictures no further up
     pulling: float = at_least_0(0.1, most=1e9)  # weight of the pulling-away term on codes of generated pictures
 
+    @property
+    def images_meet(self) -> bool:
+        return self.pulling > 0  # in the pulling-away term
+
 
 @dataclass(frozen=True)
 class DDGANSystemConfig(SystemConfig):
