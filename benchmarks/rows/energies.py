@@ -37,7 +37,12 @@ def late_means(run: Path, names: Sequence[str]) -> list[float]:
 
 
 def data(kimg: float) -> list[str]:
-    return [f"resolution={SIZE}", f"data.url={digits.packed(SIZE) / 'train'}", "output.tick_kimg=0.5", f"train.total_kimg={kimg}"]
+    return [
+        f"resolution={SIZE}",
+        f"data.url={digits.packed(SIZE) / 'train'}",
+        "output.tick_kimg=0.5",
+        f"train.total_kimg={kimg}",
+    ]
 
 
 def picture(trainers: Sequence[Trainer], seed: int):
