@@ -32,7 +32,7 @@ def test_losses_and_gradients_in_float64():
     expected = sum(
         r + max(0.0, margin - f) for r, f in zip(real.flatten().tolist(), fake.flatten().tolist(), strict=True)
     )
-    assert float(loss) == pytest.approx(expected, abs=1e-12)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-12)
     of_real, of_fake = torch.autograd.grad(loss, [real, fake])
     assert torch.equal(of_real, torch.ones_like(real))
     assert torch.equal(of_fake, torch.where(fake < margin, -1.0, 0.0).double())
@@ -85,6 +85,13 @@ def test_a_group_of_one_and_other_discriminators_are_refused():
     other = load_config("systems/ebgan", ["run=runs/x", "resolution=16", "model=dcgan"])
     with pytest.raises(UsageError, match=r"take model\.name=began"):
         system_of(other).build(NetworkShape(16, 16, False, 1, 0, 4), None)
+
+
+@pytest.mark.parametrize("name", ["began", "ebgan"])
+def test_an_objective_is_refused(name):
+    config = load_config(f"systems/{name}", [*SMALL, "loss.objective=hinge"])
+    with pytest.raises(UsageError, match=f"loss.objective=hinge has no effect with system.name={name}"):
+        system_of(config)
 
 
 def test_keys_of_other_systems_are_refused():

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stylegan_pg.config import BEGANSystemConfig, Config, EBGANSystemConfig
+from stylegan_pg.config import BEGANSystemConfig, Config, EBGANSystemConfig, ObjectiveName
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import Objective
@@ -24,6 +24,19 @@ from stylegan_pg.systems.base import Context, Step, Sums, Values
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.latents import Latents
 from stylegan_pg.systems.state import GANState, a_number, must, or_null
+
+
+def no_objective(config: Config) -> None:
+    """
+    Raises:
+        UsageError: the configuration asks for an objective, which a system with losses of its own would not minimise.
+    """
+    if config.loss.objective != ObjectiveName.LOGISTIC:
+        name = config.system.name
+        raise UsageError(
+            f"loss.objective={config.loss.objective} has no effect with system.name={name}, whose losses are functions "
+            "of energies: leave it away"
+        )
 
 
 def must_have_code(D: Any, name: str) -> None:
@@ -51,6 +64,7 @@ class BEGAN(GAN):
 
     def __init__(self, config: Config, pair: Pair | None = None):
         super().__init__(config, pair)
+        no_objective(config)
         assert isinstance(config.system, BEGANSystemConfig)
         self.running = BEGANState(augment_p=self.running.augment_p, k=config.system.k)
         self.objective = Objective(energy_g, self.minimised_by_d)
@@ -90,6 +104,7 @@ class EBGAN(GAN):
 
     def __init__(self, config: Config, pair: Pair | None = None):
         super().__init__(config, pair)
+        no_objective(config)
         self.objective = Objective(energy_g, partial(ebgan_d, margin=self.settings.margin))
 
     @property
