@@ -98,7 +98,7 @@ def test_configurations_are_of_the_class_that_they_name():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=progan", "model.mapping_layers=2"], "stylegan2, stylegan, stylegan3, mlp"),
+        (["model=progan", "model.mapping_layers=2"], "it belongs to stylegan2, stylegan, stylegan3, "),
         (["model.noise=false", "model.name=mlp"], "model.noise is no key of model.name=mlp; it belongs to stylegan2"),
         (["model={name: stylegan, g_architecture: orig}"], "it belongs to stylegan2"),
         (["augment.p=0.5"], "augment.p is no key of augment.mode=none; it belongs to ada, fixed"),

@@ -220,6 +220,57 @@ class CharsConfig(PlainConfig):
     output: str = choice("softmax", "gumbel", "straight_through")  # of G: probabilities; samples; one-hot samples
     temperature: float = positive(1.0, most=1e3)  # of the softmax; low ones are nearer to one-hot characters
 
+    @property
+    def images_meet(self) -> bool:
+        return True  # in batch normalisation
+
+
+@dataclass(frozen=True)
+class BEGANConfig(PlainConfig):
+    """Generators and autoencoders of BEGAN and EBGAN. The discriminator's score is the error of a reconstruction."""
+
+    name: str = "began"
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: an autoencoder has no minibatch stddev")
+    width: int = positive(64, most=1 << 16)  # channels at full resolution; began's encoder: n, 2 n, 3 n, ... downwards
+    code_dim: int | None = positive(None, most=1 << 16)  # length of the code of D's autoencoder; null: that of latents
+    energy: str = choice("absolute", "squared", "norm")  # of x - D(x): mean |.|, mean square, or Euclidean norm
+
+
+@dataclass(frozen=True)
+class DenoisingConfig(ModelConfig):
+    """What the families read whose generators remove noise in a few steps (denoising diffusion GAN)."""
+
+    z_dim: int = positive(100, most=1 << 16)  # length of the latent of each step
+    steps: int = positive(4, most=64)  # T, from noise to a picture
+    beta_min: float = positive(0.1, most=1e3)  # rate of the noise's growth at the picture
+    beta_max: float = positive(20.0, most=1e3)  # and at the end, where next to nothing of the picture is left
+    mapping_layers: int = positive(4, most=256)  # dense layers of z behind the first one; ddgan_mlp: hidden layers
+
+
+@dataclass(frozen=True)
+class DDGANConfig(DenoisingConfig):
+    name: str = "ddgan"
+    width: int = positive(128, most=1 << 16)  # channels of G, to be multiplied by `multipliers`
+    multipliers: list[int] = such_that(
+        [1, 2, 2, 2], lambda ms: 1 <= len(ms) <= 10 and all(0 < m <= 64 for m in ms), "1 to 10 numbers from 1 to 64"
+    )  # of the channels, from the highest resolution down
+    blocks: int = positive(2, most=64)  # residual blocks of each resolution
+    attention_at: list[int] = such_that(
+        [16], lambda rs: len(rs) <= 16 and all(is_power_of_two(r) and r >= 4 for r in rs), "powers of two from 4 on"
+    )  # resolutions whose blocks are followed by self-attention
+    w_dim: int = positive(256, most=1 << 16)  # length of what the mapping makes of z
+    d_width: int = positive(64, most=1 << 16)  # the discriminator's channels are 2, 4 and 8 times as many
+    d_time_dim: int = positive(128, most=1 << 16)  # length of D's embedding of the step
+    d_stages: str = choice("small", "large")  # halvings in D: 3, for 32x32; or 6, for 256x256
+
+
+@dataclass(frozen=True)
+class DDGANPointsConfig(DenoisingConfig):
+    """The same for points, with multi-layer perceptrons."""
+
+    name: str = "ddgan_mlp"
+    mbstd_channels: int = such_that(0, lambda n: n == 0, "0: there is no minibatch stddev for points")
+
 
 @dataclass(frozen=True)
 class MLPConfig(PlainConfig):
@@ -235,6 +286,9 @@ _FAMILIES = (
     R3GANConfig,
     DCGANConfig,
     SRResNetConfig,
+    BEGANConfig,
+    DDGANConfig,
+    DDGANPointsConfig,
     MLPConfig,
     CodesConfig,
     CharsConfig,

@@ -28,6 +28,9 @@ NAMES = {
     "r3gan": "R3GAN",
     "dcgan": "DCGAN",
     "srresnet": "SRResNet",
+    "began": "BEGAN",
+    "ddgan": "denoising diffusion GAN",
+    "ddgan_mlp": "denoising diffusion GAN for points",
     "mlp": "multi-layer perceptrons",
     "codes": "an encoder and a decoder",
     "chars": "residual convolutions over characters",
@@ -39,6 +42,8 @@ PAPERS = {
     "stylegan3": "2106.12423",
     "r3gan": "2501.05441",
     "dcgan": "1511.06434",
+    "began": "1703.10717",
+    "ddgan": "2112.07804",
 }
 FACTS = ("nimg", "resolution", "images", "seconds")  # of a line in metrics.jsonl, beside the metrics
 PSI = 0.7

@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from stylegan_pg.config import (
+    BEGANConfig,
     CharsConfig,
     CodesConfig,
     DCGANConfig,
+    DDGANConfig,
+    DDGANPointsConfig,
     MLPConfig,
     ProGANConfig,
     R3GANConfig,
@@ -22,7 +25,21 @@ from stylegan_pg.config import (
     StyleGAN3Config,
     StyleGANConfig,
 )
-from stylegan_pg.networks import chars, codes, dcgan, mlp, progan, r3gan, srresnet, stylegan, stylegan2, stylegan3
+from stylegan_pg.networks import (
+    began,
+    chars,
+    codes,
+    dcgan,
+    denoising_mlp,
+    mlp,
+    ncsnpp,
+    progan,
+    r3gan,
+    srresnet,
+    stylegan,
+    stylegan2,
+    stylegan3,
+)
 from stylegan_pg.networks.form import NetworkShape
 from stylegan_pg.networks.ranges import check_arguments
 
@@ -46,6 +63,9 @@ MODULES = {
     R3GANConfig.name: r3gan,
     DCGANConfig.name: dcgan,
     SRResNetConfig.name: srresnet,
+    BEGANConfig.name: began,
+    DDGANConfig.name: ncsnpp,
+    DDGANPointsConfig.name: denoising_mlp,
     MLPConfig.name: mlp,
     CodesConfig.name: codes,
     CharsConfig.name: chars,

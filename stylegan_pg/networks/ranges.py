@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-from stylegan_pg.config import CharsConfig, DCGANConfig, MLPConfig, StyleGAN2Config
+from stylegan_pg.config import BEGANConfig, CharsConfig, DCGANConfig, DDGANConfig, MLPConfig, StyleGAN2Config
 from stylegan_pg.config.fields import choices_of, values_of
 from stylegan_pg.networks.form import LOW_PRECISION
 from stylegan_pg.untrusted import is_number
@@ -101,6 +101,16 @@ RANGES: dict[str, Range] = {
     "latent": _one_of(*choices_of(MLPConfig, "latent")),
     "categories": _list_of(1 << 12),
     "continuous": _whole(0, 1 << 12),
+    "code_dim": _whole(1, 1 << 16),
+    "energy": _one_of(*choices_of(BEGANConfig, "energy")),
+    "steps": _whole(1, 64),
+    "beta_min": (lambda v: is_number(v, 0, 1e3) and v > 0, "a number above 0 and at most 1000"),
+    "beta_max": (lambda v: is_number(v, 0, 1e3) and v > 0, "a number above 0 and at most 1000"),
+    "multipliers": _list_of(64),
+    "blocks_each": _whole(1, 64),
+    "time_dim": _whole(1, 1 << 16),
+    "attention_at": (_are_resolutions, "a list of powers of two from 4 to 65536"),
+    "stages": _one_of(*choices_of(DDGANConfig, "d_stages")),
     "label": _one_of(*choices_of(DCGANConfig, "label")),
     "normalization": _one_of(*choices_of(DCGANConfig, "normalization")),
     "kept": _whole(0, 1 << 20),

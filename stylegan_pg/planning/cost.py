@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, weighs
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
+from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, per_image, squared_norms
 from stylegan_pg.networks import NetworkShape, declares, shown_to  # it registers the operators, too
 from stylegan_pg.planning import averages
 from stylegan_pg.planning.operations import NO_LAUNCH
@@ -190,38 +190,39 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
 
     weighted = [t for t in config.loss.all_terms() if weighs(t, phase)]
     joint = [t for t in weighted if t.every == 1 and TERMS[t.name].at]  # as in systems/gan.py
+    make, judge = (getattr(net, "as_trained", net) for net in (G, D))  # networks whose forward pass is not a step's
 
     def g_main() -> torch.Tensor:
         scores_real = None
         if objective.paired:
             with torch.no_grad():
-                scores_real = D(real, c)
-        return objective.g(D(shown_to(D, G, G(z, c)), c), scores_real).sum()
+                scores_real = judge(real, c)
+        return per_image(objective.g, judge(shown_to(D, G, make(z, c)), c), scores_real).sum()
 
     def d_main() -> torch.Tensor:
         with torch.no_grad():
             if declares(getattr(G, "synthesis", G), "followed_batch"):
                 fake = G.synthesis(G.styles(z, c), followed_batch=n)
             else:
-                fake = G(z, c)
+                fake = make(z, c)
         places = [TERMS[t.name].at for t in joint]
         images = {"real": shown_to(D, G, real), "fake": shown_to(D, G, fake)}
         images |= {place: images[place].detach().requires_grad_(True) for place in places}
         if objective.paired or len(places) == 1 or not declares(D, "batches"):
-            scores = {place: D(one, c) for place, one in images.items()}
+            scores = {place: judge(one, c) for place, one in images.items()}
         else:
             both = [torch.cat([*images.values()]), *([] if c is None else [torch.cat([c, c])])]
             scores = dict(zip(images, D(*both, batches=2).chunk(2), strict=True))
-        loss = objective.d(scores["real"], scores["fake"]).sum()
+        loss = per_image(objective.d, scores["real"], scores["fake"]).sum()
         if joint:
             norms = squared_norms([scores[place] for place in places], [images[place] for place in places])
-            inputs = DInputs(D, real, c, norms=dict(zip(places, norms, strict=True)))
+            inputs = DInputs(judge, real, c, norms=dict(zip(places, norms, strict=True)))
             loss = loss + sum(TERMS[t.name].compute(inputs)["loss"].sum() for t in joint)
         return loss
 
     def term_loss(term: Term) -> torch.Tensor:
         on_g = term.on == "G"
-        inputs = GInputs(G.synthesis, G.styles(z, c), noise) if on_g else DInputs(D, real, c, fake, c, u, noise)
+        inputs = GInputs(G.synthesis, G.styles(z, c), noise) if on_g else DInputs(judge, real, c, fake, c, u, noise)
         return term.compute(inputs)["loss"].sum()
 
     flops, peak, launches = 0.0, 0.0, float(AROUND)

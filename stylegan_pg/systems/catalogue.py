@@ -5,8 +5,11 @@ from __future__ import annotations
 from stylegan_pg.config import (
     ACGANConfig,
     AnimeConfig,
+    BEGANSystemConfig,
     CANConfig,
     Config,
+    DDGANSystemConfig,
+    EBGANSystemConfig,
     InfoGANConfig,
     ScrubberConfig,
     SystemConfig,
@@ -14,8 +17,10 @@ from stylegan_pg.config import (
 )
 from stylegan_pg.systems.acgan import ACGAN
 from stylegan_pg.systems.anime import Anime
+from stylegan_pg.systems.autoencoders import BEGAN, EBGAN
 from stylegan_pg.systems.base import System
 from stylegan_pg.systems.can import CAN
+from stylegan_pg.systems.ddgan import DDGAN
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.infogan import InfoGAN
 from stylegan_pg.systems.one_pair import OnePair
@@ -30,6 +35,9 @@ SYSTEMS: dict[str, type[OnePair]] = {
     ScrubberConfig.name: Scrubber,
     TextConfig.name: TextGAN,
     AnimeConfig.name: Anime,
+    BEGANSystemConfig.name: BEGAN,
+    EBGANSystemConfig.name: EBGAN,
+    DDGANSystemConfig.name: DDGAN,
 }
 
 
