@@ -29,7 +29,7 @@ class CAN(GAN):
     g_reports = (*GAN.g_reports, "ambiguity")
     d_reports = (*GAN.d_reports, "style_loss")
     own: CANConfig
-    styles: int
+    styles: int = 2  # until a dataset was looked at, which a plan may not have
 
     def use(self, config: Config) -> None:
         super().use(config)
