@@ -84,6 +84,7 @@ def test_losses_of_both_sides_are_their_formulas(data):
     logits = codes
     for layer in D.layers:
         logits = layer(logits)
+    assert x.condition is not None
     classes = x.condition.argmax(dim=1)
     told = -torch.log_softmax(logits, dim=1)[torch.arange(8), classes]
     torch.testing.assert_close(ours_d, told, rtol=1e-9, atol=1e-9)

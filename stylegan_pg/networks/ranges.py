@@ -100,7 +100,7 @@ RANGES: dict[str, Range] = {
     "continuous": _whole(0, 1 << 12),
     "label": _one_of(*choices_of(DCGANConfig, "label")),
     "kept": _whole(0, 1 << 20),
-    "alphabet": (_is_alphabet, "5 to 1024 different printable characters"),
+    "alphabet": (_is_alphabet, "5 to 1024 different printable characters, one of them a space"),
     "length": _whole(1, 1 << 12),
     "depth": _whole(0, 64),
     "output": _one_of(*choices_of(CharsConfig, "output")),
