@@ -1,6 +1,7 @@
 """The system can: ambiguity losses against their formulas, the losses of both sides, and what the data must have."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_losses_of_both_sides_are_those_of_the_paper(ambiguity, data):
     given = ["system.style_weight=0.7", "system.ambiguity_weight=1.3", f"system.ambiguity={ambiguity}"]
     engine = engine_for("systems/can", *small(data, *given))
     x, losses = losses_of(engine)
-    system, classes = engine.state.system, x.field("class")
+    system: Any = engine.state.system
+    classes = x.field("class")
     ours = losses["D main loss"].values(x)["loss"]
     z = system.latents(x, "d").z
     real, fake = x.D(x.real), x.D(x.G(z).detach())

@@ -84,6 +84,7 @@ def test_losses_of_both_sides_are_their_formulas(data):
     logits = codes
     for layer in D.layers:
         logits = layer(logits)
+    assert x.condition is not None
     classes = x.condition.argmax(dim=1)
     told = -torch.log_softmax(logits, dim=1)[torch.arange(8), classes]
     torch.testing.assert_close(ours_d, told, rtol=1e-9, atol=1e-9)
@@ -176,29 +177,24 @@ def test_what_is_removed_cannot_be_read_and_what_is_kept_can(removal, vectors, t
     labels = np.array([row[1] for row in _rows(vectors)])
     sides = tmp_path / "sides"
     index = _with_classes(vectors, sides)
-    given = [
-        f"data.url={index}",
-        "resolution=16",
-        "data.derived={ink: low 16}",
-        "train.total_kimg=12",
-        "train.batch=32",
-    ]
-    given += ["model.mbstd_group=32", "model.channel_max=16", "model.z_dim=6", f"system.removal_weight={removal}"]
-    given += ["output.grid_kimg=12", "output.grid=[4,2]", "optim.g_lr=0.002", "ema.kimg=0.5", "train.threads=1"]
-    given += ["data.workers=0"]
+    given = [f"data.url={index}", "resolution=16", "data.derived={ink: low 16}", f"system.removal_weight={removal}"]
+    given += ["model.mbstd_group=32", "model.channel_max=16", "model.z_dim=3", "model.d_width=64", "train.batch=32"]
+    given += ["optim.d_steps=3", "optim.g_lr=0.001", "optim.d_lr=0.005", "train.total_kimg=48", "ema.kimg=3"]
+    given += ["output.grid_kimg=48", "output.grid=[4,2]", "train.threads=1", "data.workers=0"]
     run = tmp_path / "run"
     harness.command("train", "systems/scrubber", f"run={run}", *given, expected=0)
     (snapshot,) = (run / "snapshots").glob("*.safetensors")
     G = load_snapshot(snapshot)
     codes, classes = codes_of(G, str(index), batch=100)
-    assert codes.shape == (len(labels), 6)
+    assert codes.shape == (len(labels), 3)
     assert sorted(classes.unique().tolist()) == [0, 1]
     table = _table(index)
     images = torch.from_numpy(np.stack([table.image(i) for i in range(len(codes))])).float() / 127.5 - 1
     torch.testing.assert_close(G.encode(images), codes, rtol=1e-4, atol=1e-4)
     dice = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))
     assert leak(codes[dice], images.mean(dim=[1, 2, 3])[dice]) > 0.9
-    assert (leak(codes[dice], classes[dice].float()) > 0.7) == (removal == 0)
+    told = leak(codes[dice], classes[dice].float())
+    assert told < 0.3 if removal else told > 0.7
     assert list((run / "samples").glob("fakes-*.png"))
     if removal:
         done = harness.command("export", snapshot, "--to", "torch", "--out", tmp_path / "G.pt2", expected=0)

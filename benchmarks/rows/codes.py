@@ -9,6 +9,7 @@ import random
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,14 @@ from torch import nn
 from rows import digits
 from rows.trial import DATA, Check, Measured, Row, samples, sheet, trained
 from stylegan_pg import pack
+from stylegan_pg.config.loading import load_config
 from stylegan_pg.data.datasets.opening import load_index
 from stylegan_pg.inference.texts import texts_of
 from stylegan_pg.metrics.ngrams import distinct_share, ngram_divergence
 from stylegan_pg.rng import generator
-from stylegan_pg.systems.can import entropy
+from stylegan_pg.systems.base import Context, Values
+from stylegan_pg.systems.can import CAN, entropy
+from stylegan_pg.systems.latents import Latents
 
 # --- scrubber -------------------------------------------------------------------------------------------------------
 
@@ -105,11 +109,20 @@ def drawings() -> Path:
     return out
 
 
+class Certain(CAN):
+    """CAN the other way round, as AC-GAN has it: G makes pictures whose style D is certain of."""
+
+    def generator_heads(self, x: Context, latents: Latents, fake: Any) -> Values:
+        loss = F.cross_entropy(fake.styles, fake.styles.argmax(dim=1), reduction="none")
+        return {"loss": loss, "ambiguity": loss}
+
+
 def can(seed: int, folder: Path, off: bool) -> Measured:
-    """Pictures whose style D cannot tell. Off: G does not ask for ambiguity."""
+    """Pictures whose style D cannot tell. Off: G asks for a style instead."""
     url = drawings()
-    given = [f"data.url={url}", f"seed={seed}", *(["system.ambiguity_weight=0"] if off else [])]
-    trainer = trained("systems/can", given, folder / "run")
+    given = [f"data.url={url}", f"seed={seed}"]
+    system = Certain(load_config("systems/can", given)) if off else None
+    trainer = trained("systems/can", given, folder / "run", system=system)
     state, index = trainer.state, load_index(str(url))
     table, chosen = index.table(SIDE), torch.randperm(index.count, generator=generator(seed, "real pictures"))[:512]
     real = torch.from_numpy(np.stack([table.image(int(i)) for i in chosen])).float() / 127.5 - 1
@@ -155,15 +168,8 @@ def captions(folder: Path) -> Path:
 
 def text(seed: int, folder: Path, off: bool) -> Measured:
     """Captions, character by character. Off: the critic's gradient is not penalised."""
-    given = [
-        f"data.url={captions(folder)}",
-        f"seed={seed}",
-        "resolution=4",
-        f"model.length={LENGTH}",
-        "train.total_kimg=120",
-        "ema.kimg=2",
-    ]
-    given += ["optim.d_steps=2", "model.depth=2", "optim.g_lr=0.0006", "optim.d_lr=0.0006"]
+    given = [f"data.url={captions(folder)}", f"seed={seed}", "resolution=4", f"model.length={LENGTH}", "model.depth=2"]
+    given += ["train.total_kimg=120", "optim.d_steps=2", "optim.g_lr=0.0006", "optim.d_lr=0.0006", "ema.kimg=2"]
     trainer = trained("systems/text", given + (["loss.terms=[]"] if off else []), folder / "run")
     G = trainer.state.G_ema
     z = torch.randn([GENERATED, G.z_dim], generator=generator(seed, "samples of a row"))
@@ -184,6 +190,6 @@ def written(lines: list[str], width: int = 1024, height: int = 14) -> np.ndarray
 
 ROWS = [
     Row("scrubber", scrubber, [LEAK, KEPT], off="the inspector's gradient is not reversed"),
-    Row("can", can, [AMBIGUOUS, KNOWN], off="G does not ask for ambiguity"),
+    Row("can", can, [AMBIGUOUS, KNOWN], off="G asks for a style that D is certain of, as in AC-GAN"),
     Row("wgan-gp text", text, [SIMILAR, DISTINCT], off="the critic's gradient is not penalised"),
 ]

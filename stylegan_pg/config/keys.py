@@ -171,4 +171,4 @@ def _lines(cls: Any, key: str, label: str) -> list[str]:
     if cls in FAMILIES and name == FAMILIES[cls].selector:
         values, default = Values(choices=tuple(FAMILIES[cls].classes)), FAMILIES[cls].default or MISSING
         comment = _comment(cls, name)
-    return [f"{label + '=' + _shown(default):<42} {_kind(hint, values)}" + (f"; {comment}" if comment else "")]
+    return [f"{label + '=' + _shown(default):<41}  {_kind(hint, values)}" + (f"; {comment}" if comment else "")]

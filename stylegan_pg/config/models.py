@@ -209,12 +209,10 @@ class CharsConfig(PlainConfig):
     name: str = "chars"
     mbstd_channels: int = such_that(0, lambda n: n == 0, "0: networks of texts have no minibatch stddev")
     alphabet: str = such_that(
-        " abcdefghijklmnopqrstuvwxyz0123456789.,:;'-?!",
-        lambda a: (
-            FEWEST_CHARACTERS <= len(a) <= MOST_CHARACTERS and len(set(a)) == len(a) and all(map(str.isprintable, a))
-        ),
-        f"{FEWEST_CHARACTERS} to {MOST_CHARACTERS} different printable characters",
-    )  # characters of texts; the first one stands at the end of short texts, and for characters that are not here
+        "abcdefghijklmnopqrstuvwxyz 0123456789.,-",
+        lambda a: FEWEST_CHARACTERS <= len(a) == len(set(a)) <= MOST_CHARACTERS and " " in a and a.isprintable(),
+        f"{FEWEST_CHARACTERS} to {MOST_CHARACTERS} different printable characters, one of them a space",
+    )  # characters of texts; the space stands at the end of short texts, and for characters that are not here
     length: int = positive(64, most=1 << 12)  # characters of a text; longer ones are cut off
     depth: int = positive(5, most=64)  # residual blocks of each network
     output: str = choice("softmax", "gumbel", "straight_through")  # of G: probabilities; samples; one-hot samples

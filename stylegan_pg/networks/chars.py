@@ -25,22 +25,23 @@ SHARE = 0.3  # factor of a residual branch
 
 
 def to_one_hot(texts: Sequence[str], alphabet: str, length: int) -> torch.Tensor:
-    """Texts as float32 [N, alphabet, 1, length]: the first `length` characters, filled up with the alphabet's first.
+    """Texts as float32 [N, alphabet, 1, length]: the first `length` characters, filled up with spaces.
 
-    A character that the alphabet lacks is taken in lower case, or else becomes the first of the alphabet.
+    A character that the alphabet lacks is taken in lower case, or else becomes a space.
     """
     places = {character: i for i, character in enumerate(alphabet)}
-    rows = torch.zeros([len(texts), length], dtype=torch.int64)
+    space = places[" "]
+    rows = torch.full([len(texts), length], space, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
-        found = [places.get(character, places.get(character.lower(), 0)) for character in text[:length]]
+        found = [places.get(character, places.get(character.lower(), space)) for character in text[:length]]
         row[: len(found)] = torch.tensor(found, dtype=torch.int64)
     return nn.functional.one_hot(rows, len(alphabet)).float().transpose(1, 2)[:, :, None]
 
 
 def to_texts(characters: torch.Tensor, alphabet: str) -> list[str]:
-    """The likeliest text of each distribution in [N, alphabet, 1, length], without what fills up its end."""
+    """The likeliest text of each distribution in [N, alphabet, 1, length], without spaces at its end."""
     places = characters[:, :, 0].argmax(dim=1).tolist()
-    return ["".join(alphabet[i] for i in row).rstrip(alphabet[0]) for row in places]
+    return ["".join(alphabet[i] for i in row).rstrip() for row in places]
 
 
 def gumbel(noise: torch.Tensor) -> torch.Tensor:

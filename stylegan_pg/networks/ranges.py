@@ -114,7 +114,7 @@ RANGES: dict[str, Range] = {
     "label": _one_of(*choices_of(DCGANConfig, "label")),
     "normalization": _one_of(*choices_of(DCGANConfig, "normalization")),
     "kept": _whole(0, 1 << 20),
-    "alphabet": (_is_alphabet, "5 to 1024 different printable characters"),
+    "alphabet": (_is_alphabet, "5 to 1024 different printable characters, one of them a space"),
     "length": _whole(1, 1 << 12),
     "output": _one_of(*choices_of(CharsConfig, "output")),
     "temperature": (lambda v: is_number(v, 1e-30, 1e3), "a number above 0, at most 1000"),
