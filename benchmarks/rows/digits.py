@@ -48,6 +48,7 @@ class Classifier(nn.Sequential):
 
 
 @functools.cache
+@torch.enable_grad()  # it may be asked for where nothing else is trained
 def classifier(size: int = SIZE, seed: int = 0) -> Classifier:
     """A classifier trained on the part "train", which must know 97 % of the part "held-out".
 

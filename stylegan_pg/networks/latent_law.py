@@ -116,5 +116,5 @@ class LatentLaw(nn.Module):
         if not self.categories and not self.continuous:
             return with_law(z, self.law)
         noise, *codes, uniform = z.split(self.sizes, dim=1)
-        hot = [nn.functional.one_hot(code.argmax(dim=1), code.shape[1]).to(z.dtype) for code in codes]
+        hot = [torch.zeros_like(code).scatter(1, code.argmax(dim=1, keepdim=True), 1.0) for code in codes]
         return torch.cat([with_law(noise, self.law), *hot, with_law(uniform, "uniform")], dim=1)
