@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from avatar_styles import (
     ATTRIBUTES,
+    COLOURS,
     LICENCES,
     PARTS,
     STYLES,
@@ -194,7 +195,9 @@ def pack_avatars(
         raise UsageError(f"styles = {', '.join(unknown) or 'none'}: give some of {', '.join(STYLES)}")
     assert all(definition(style)["meta"]["license"]["name"] in LICENCES for style in styles)
     out.mkdir(parents=True, exist_ok=True)
-    note, how = out / ".options", json.dumps([size, count, [*styles], seed, ATTRIBUTES, PARTS, WORDINGS])
+    drawn = [repr(STYLES[style]) for style in styles]
+    note = out / ".options"
+    how = json.dumps([size, count, [*styles], seed, drawn, COLOURS, ATTRIBUTES, PARTS, WORDINGS])
     if note.is_file() and note.read_text("utf-8") != how:
         raise UsageError(f"{out} holds avatars that were drawn otherwise: remove it, or give another folder")
     note.write_text(how, "utf-8")

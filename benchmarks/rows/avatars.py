@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "demo"))
 from avatar_styles import ATTRIBUTES, COLOURS, FLAGS  # of demo/
 from avatars import pack_avatars
 
-SIZE, COUNT, STYLES = 32, 3000, ("micah",)
+SIZE, COUNT, STYLES = 32, 2000, ("micah",)
 # The places in the vector of attributes of each question that the classifier answers: one of several, or yes or no.
 QUESTIONS = {
     **{what: [ATTRIBUTES.index(f"{what}_{name}") for name in names] for what, names in COLOURS.items()},
@@ -76,12 +76,12 @@ def classifier(styles: Sequence[str] = STYLES, size: int = SIZE, seed: int = 0, 
         torch.manual_seed(seed)
         net = Classifier()
         optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-        for epoch in range(12):
+        for epoch in range(8):
             for group in optimizer.param_groups:
-                group["lr"] = 2e-3 if epoch < 8 else 3e-4
+                group["lr"] = 2e-3 if epoch < 5 else 3e-4
             for part in torch.randperm(len(images)).split(64):
                 shift = torch.randint(-1, 2, [2]).tolist()
-                shown = images[part].roll(shift, dims=(2, 3)) + 0.05 * torch.randn_like(images[part])
+                shown = images[part].roll(shift, dims=(2, 3)) + 0.15 * torch.randn_like(images[part])
                 loss = F.binary_cross_entropy_with_logits(net(shown), a[part])
                 optimizer.zero_grad()
                 loss.backward()

@@ -33,7 +33,7 @@ def condition_field(index: DatasetIndex, wanted: str = "") -> str:
     if wanted and wanted not in possible:
         raise UsageError(
             f"data.condition={printable(wanted)}: {index.path} has no such class or vector field (it has "
-            f"{', '.join(possible) or 'none'}); pack it with --labels, or name another"
+            f"{', '.join(possible) or 'none'}); pack it with --labels or --vector, or name another"
         )
     if wanted or index.label_names:
         return wanted or CLASS

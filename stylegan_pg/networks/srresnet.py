@@ -26,12 +26,16 @@ LAST_KERNEL = 9  # of G's layer to RGB
 
 def initialize(net: nn.Module) -> None:
     """Draw weights from N(0, 1 / inputs of the layer), so that activations keep their size without normalisation;
-    biases are 0."""
+    biases are 0. The four pixels that a sub-pixel convolution makes of one begin equal, so that images begin without a
+    pattern of dots (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution", section 2)."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.normal_(module.weight, 0.0, module.weight[0].numel() ** -0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for stage in getattr(net, "stages", ()):
+        weight = stage[0].weight.data
+        weight.copy_(weight[::4].repeat_interleave(4, dim=0))
 
 
 class Residual(nn.Module):
