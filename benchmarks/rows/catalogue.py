@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rows import points
+from rows import points, wasserstein
 from rows.trial import Row
 
-ROWS: dict[str, Row] = {row.name: row for module in (points,) for row in module.ROWS}
+ROWS: dict[str, Row] = {row.name: row for module in (points, wasserstein) for row in module.ROWS}

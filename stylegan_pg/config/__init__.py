@@ -36,7 +36,7 @@ from stylegan_pg.config.schema import (
     OutputConfig,
     TrainConfig,
 )
-from stylegan_pg.config.systems import SYSTEMS, SystemConfig
+from stylegan_pg.config.systems import SYSTEMS, LossSensitiveConfig, SystemConfig
 from stylegan_pg.config.terms import (
     TERMS,
     DraganConfig,
@@ -72,6 +72,7 @@ __all__ = [
     "GrowingConfig",
     "GrowthConfig",
     "LossConfig",
+    "LossSensitiveConfig",
     "MLPConfig",
     "MetricsConfig",
     "ModelConfig",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from stylegan_pg.config import Config, SystemConfig
+from stylegan_pg.config import Config, LossSensitiveConfig, SystemConfig
 from stylegan_pg.systems.base import System
 from stylegan_pg.systems.gan import GAN
+from stylegan_pg.systems.loss_sensitive import LossSensitiveGAN
 
-SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN}
+SYSTEMS: dict[str, type[GAN]] = {SystemConfig.name: GAN, LossSensitiveConfig.name: LossSensitiveGAN}
 
 
 def system_of(config: Config) -> System:
