@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_engine_steps import entered, stepped
 
-from stylegan_pg.losses import OBJECTIVES, per_image
+from stylegan_pg.config import ObjectiveName
+from stylegan_pg.losses import per_image
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.training.engine import Engine
 from stylegan_pg.training.train_state import TrainState
@@ -14,7 +15,7 @@ from stylegan_pg.training.train_state import TrainState
 NAMES = ("prob_real", "prob_fake")
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [name.value for name in ObjectiveName])
 def test_which_objectives_have_probabilities(tiny_data, objective):
     engine = entered(tiny_data, f"loss.objective={objective}", "train.dtype=float64")
     ((stats, _),) = stepped(engine, 1)

@@ -57,10 +57,15 @@ class Training:
 
 
 def critic(real: Points, fake: Points, how: Training, seed: int) -> Discriminator:
-    """D, an MLP, trained to tell points of two distributions apart."""
+    """D, an MLP, trained to tell points of two distributions apart.
+
+    It begins as a constant. With the gradient penalty and near distributions, D could otherwise stay in a local optimum
+    whose slope has the wrong sign, because on the line no way leads around the slope 0.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         D = Discriminator(resolution=4, img_channels=1, width=how.width, hidden=how.hidden)
+    nn.init.zeros_(list(D.layers.children())[-1].get_parameter("weight"))
     weights = list(D.parameters())
     if how.rmsprop:
         optimizer = DeviceRMSProp(weights, Rates(how.lr, 0.0, 0.99), 1e-8)
