@@ -187,7 +187,8 @@ def test_lazy_terms_change_the_numbers_of_optimizers_that_divide_by_gradients(ti
         name: engine_of(tiny_data, *given, "optim.d_lr=0.01").state.rates("D")
         for name, given in {"adam": ["optim.name=adam"], **BOTH}.items()
     }
-    assert rates["adam"] == rates["rmsprop"] == Rates(pytest.approx(0.01 * 2 / 3), 0, pytest.approx(0.9 ** (2 / 3)))
+    assert rates["adam"] == rates["rmsprop"]
+    assert tuple(rates["adam"]) == pytest.approx((0.01 * 2 / 3, 0, 0.9 ** (2 / 3)))
     assert rates["sgd"] == Rates(0.01, 0.5, 0.9)
 
 

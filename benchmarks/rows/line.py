@@ -93,7 +93,7 @@ def critic(real: Points, fake: Points, how: Training, seed: int) -> Discriminato
 
 
 @torch.no_grad()
-def value(D: Discriminator, real: Points, fake: Points, how: Training, seed: int, count: int = 20_000) -> float:
+def value(D: nn.Module, real: Points, fake: Points, how: Training, seed: int, count: int = 20_000) -> float:
     """How much lower D's loss is than that of a constant D: E D(x) - E D(G(z)) for `wgan`, at most 2 ln 2 for
     `logistic`."""
     g, d = generator(seed, "value of a critic"), OBJECTIVES[how.objective].d
@@ -101,13 +101,13 @@ def value(D: Discriminator, real: Points, fake: Points, how: Training, seed: int
     return float((d(*map(torch.zeros_like, scores)) - d(*scores)).mean())
 
 
-def slopes(D: Discriminator, at: torch.Tensor) -> torch.Tensor:
+def slopes(D: nn.Module, at: torch.Tensor) -> torch.Tensor:
     """|D'| at points [n]."""
     x = at.detach()[:, None, None, None].requires_grad_(True)
     return gradient_norm(D(x), x).detach()
 
 
-def pull(D: Discriminator, at: torch.Tensor, objective: str) -> float:
+def pull(D: nn.Module, at: torch.Tensor, objective: str) -> float:
     """The mean magnitude of the gradient of G's loss with respect to generated points [n]."""
     x = at.detach()[:, None, None, None].requires_grad_(True)
     (gradient,) = torch.autograd.grad(per_image(OBJECTIVES[objective].g, D(x), None).sum(), x)
