@@ -42,6 +42,17 @@ COMMON = """model.name=mlp model.base=[1,1] resolution=4 model.z_dim=16 model.ch
     data.workers=0 output.grid_kimg=0 output.snapshot_kimg=0 output.trackers=[] output.tick_kimg=100
     checkpoint.every_kimg=100000"""
 WGAN_GP = ("loss.objective=wgan", "loss.terms=[{name: gradient_penalty, weight: 1}]", "optim.d_steps=2")
+WGAN_CLIP = (
+    "loss.objective=wgan",
+    "loss.d_clip=0.3",
+    "optim.d_steps=2",
+    "optim.name=rmsprop",
+    "optim.beta2=0.9",
+    "optim.g_lr={from: 0.002, to: 0.00001, kimg: 768}",
+    "optim.d_lr={from: 0.003, to: 0.00001, kimg: 768}",
+    "model.mapping_layers=2",
+    "ema.kimg=18",
+)
 R1_R2 = ("loss.objective=relativistic", "loss.r1_gamma=0.1", "loss.terms=[{name: r2, weight: 0.1}]")
 
 
@@ -59,7 +70,7 @@ CASES = [
     Case("ring noise", 0),
     Case("ring logistic r1", 256, ("loss.r1_gamma=0.1",)),
     Case("ring wgan gradient_penalty", 256, WGAN_GP),
-    Case("ring wgan clip", 256, ("loss.objective=wgan", "loss.d_clip=0.1", "optim.d_steps=5")),
+    Case("ring wgan clip", 768, WGAN_CLIP),
     Case("ring lsgan", 256, ("loss.objective=lsgan",)),
     Case("ring hinge r1", 256, ("loss.objective=hinge", "loss.r1_gamma=0.1")),
     Case("ring relativistic r1+r2", 256, R1_R2),
