@@ -40,5 +40,14 @@ def gan(seed: int, folder: Path, off: bool) -> Measured:
     return Measured(values, picture=ring.picture)
 
 
+def loss_sensitive(seed: int, folder: Path, off: bool) -> Measured:
+    """Loss-Sensitive GAN on the ring. Off: no margins."""
+    given = ["system.margin=0"] if off else []
+    return coverage(trained("systems/loss_sensitive", [f"seed={seed}", *given], folder / "run"), "ring", seed)
+
+
 GRADIENTS = [Check("gradient", 0.5), Check("minimax", 0.01, at_most=True)]
-ROWS = [Row("gan", gan, [*RING, *GRADIENTS], off="D is not trained")]
+ROWS = [
+    Row("gan", gan, [*RING, *GRADIENTS], off="D is not trained"),
+    Row("loss_sensitive", loss_sensitive, RING, off="no margins"),
+]
