@@ -16,13 +16,14 @@ from stylegan_pg.errors import UsageError
 ONE_UP = """model.z_dim model.w_dim model.mapping_layers model.channel_base model.channel_max model.mbstd_group
     growth.devices optim.g_lr optim.d_lr optim.eps loss.r1_every loss.pl_every loss.pl_batch_shrink ema.kimg train.batch
     train.check_ranks_every output.tick_kimg checkpoint.every_kimg checkpoint.keep checkpoint.max_failures
-    metrics.images train.total_kimg optim.d_steps optim.g_steps"""
+    metrics.images train.total_kimg optim.d_steps optim.g_steps
+    optim.d_warmup_steps"""
 ZERO_UP = """seed data.workers model.mbstd_channels model.low_precision_resolutions growth.stable_kimg
     growth.fade_kimg loss.r1_gamma loss.pl_weight train.micro_batch train.threads output.grid_kimg
-    output.snapshot_kimg metrics.every_kimg loss.d_clip"""
+    output.snapshot_kimg metrics.every_kimg loss.d_clip optim.d_warmup_rounds optim.d_warmup_every"""
 UNIT = "model.w_avg_beta optim.beta1 optim.beta2 loss.pl_decay loss.style_mixing"
 CHOICES = """model.name model.g_architecture model.d_architecture model.low_precision growth.schedule growth.optimizer
-    loss.objective train.device train.dtype"""
+    loss.objective train.device train.dtype optim.name"""
 TABLES = """growth.stable_kimg_at growth.fade_kimg_at optim.lr_at optim.g_lr_at optim.d_lr_at loss.r1_gamma_at
     train.batch_at train.micro_batch_at"""
 

@@ -72,6 +72,8 @@ def steps_of(data, monkeypatch, *overrides: str, phase: int = 0, count: int = 6)
         ["data.conditional=true", "loss.objective=relativistic"],
         ["train.micro_batch=4"],
         ["optim.d_steps=2", "optim.g_steps=2", "loss.d_clip=0.1"],
+        *([f"optim.name={name}", "loss.d_clip=0.1", *RATES] for name in ("rmsprop", "sgd")),
+        ["system.name=loss_sensitive"],
         ["model.low_precision=bf16", "model.low_precision_at=[8]"],
         ["model.d_architecture=skip", "model.g_architecture=resnet"],
         ["model.d_architecture=orig", "model.g_architecture=orig", "model.noise=false"],

@@ -205,6 +205,13 @@ def _check_train(config: Config) -> None:
     _demand(config, possible, "train.freeze_d", wanted)
     if train.zero_offload and not train.zero_stage:
         raise UsageError("train.zero_offload=true needs train.zero_stage=1 or 2: stage 0 has no shards to move")
+    optim = config.optim
+    if train.engine == "deepspeed" and optim.name != "adam":
+        raise UsageError(
+            f"optim.name={optim.name} needs train.engine=accelerate: train.engine=deepspeed shards Adam's moments only"
+        )
+    fits = optim.name != "rmsprop" or optim.beta1 == 0
+    _demand(config, fits, "optim.beta1", "0 with optim.name=rmsprop, which keeps no mean of gradients")
     if train.engine == "deepspeed" and train.dtype != "float32":
         raise UsageError(f"train.dtype={train.dtype} needs train.engine=accelerate: DeepSpeed's shards are float32")
 

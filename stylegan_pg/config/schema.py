@@ -38,7 +38,7 @@ from stylegan_pg.config.models import ModelConfig, StyleGAN2Config
 from stylegan_pg.config.systems import SystemConfig
 from stylegan_pg.config.terms import LossConfig
 
-OPTIMIZER = ("reset", "carry")  # what becomes of Adam's moments at the start and the end of a fade
+OPTIMIZER = ("reset", "carry")  # what becomes of the optimizers' moments at the start and the end of a fade
 NARROWEST, WIDEST = 0.001, 0.288  # relative widths of power-function averages; their limit is 1 / sqrt(12)
 WEIGHTS = Demand(
     lambda mixture: all(0 < w < math.inf for w in mixture.values()), "a table from URLs to weights above 0"
@@ -84,12 +84,13 @@ class GrowthConfig:
     fade_kimg: float = at_least_0(600.0)  # length of each fade
     stable_kimg_at: dict[int, float] = by_resolution()  # lengths by resolution, instead of stable_kimg
     fade_kimg_at: dict[int, float] = by_resolution()  # lengths by the resolution that is faded in, instead of fade_kimg
-    optimizer: str = choice(*OPTIMIZER)  # Adam's moments at both ends of a fade: reset, or carry over by name
+    optimizer: str = choice(*OPTIMIZER)  # the optimizers' moments at both ends of a fade: reset, or carry over by name
     optimizer_at: dict[int, str] = by_resolution(choices=OPTIMIZER)  # the same on entering a resolution's phases
 
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: str = choice("adam", "rmsprop", "sgd")  # what moves the weights of both sides
     g_lr: Scheduled = scheduled(positive(0.002))  # learning rate of the generator, if no table gives another
     d_lr: Scheduled = scheduled(positive(0.002))  # learning rate of the discriminator, if no table gives another
     lr_at: dict[int, float] = by_resolution()  # learning rates of both sides by resolution
@@ -98,13 +99,16 @@ class OptimConfig:
     g_lr_from: dict[int, float] = by_kimg()  # {kimg: learning rate of the generator} from there on
     d_lr_from: dict[int, float] = by_kimg()  # {kimg: learning rate of the discriminator} from there on
     lr_scale_at: dict[int, float] = by_resolution(above_0=True)  # factors of g_lr and d_lr themselves by resolution
-    beta1: float = decay(0.0)  # Adam's decay of the mean of gradients
-    beta2: Scheduled = scheduled(decay(0.99))  # Adam's decay of the mean of squared gradients
+    beta1: float = decay(0.0)  # decay of the mean of gradients (adam), or momentum (sgd)
+    beta2: Scheduled = scheduled(decay(0.99))  # decay of the mean of squared gradients (adam, rmsprop)
     beta2_at: dict[int, float] = by_resolution(of=decay(0.99))  # the same by resolution, instead of beta2
     beta2_from: dict[int, float] = by_kimg(of=decay(0.99))  # {kimg: beta2} from there on
-    eps: float = positive(1e-8)  # Adam's epsilon
+    eps: float = positive(1e-8)  # what is added to the root of that mean, by which gradients are divided
     d_steps: int = positive(1, most=1 << 20)  # steps of D per round: G is trained at every d_steps-th step
     g_steps: int = positive(1, most=1 << 20)  # steps of G per round
+    d_warmup_steps: int = positive(100, most=1 << 20)  # steps of D in a round of warm-up (WGAN), instead of d_steps
+    d_warmup_rounds: int = at_least_0(0, most=1 << 40)  # the first rounds of a phase that are such; WGAN has 25
+    d_warmup_every: int = at_least_0(0, most=1 << 40)  # and rounds whose number this divides; WGAN has 500; 0: none
 
 
 @dataclass(frozen=True)

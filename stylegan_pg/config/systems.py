@@ -24,6 +24,15 @@ class SystemConfig:
 
 
 @dataclass(frozen=True)
+class LossSensitiveConfig(SystemConfig):
+    """Loss-Sensitive GAN, whose margins are the differences of images; it does not read loss.objective."""
+
+    name: str = "loss_sensitive"
+    margin: float = at_least_0(1.0)  # margin of D's scores for images whose mean absolute difference is 1
+    slope: float = share(0.0)  # share of what lies beyond the margin that counts; 0: LS-GAN, 1: as WGAN
+
+
+@dataclass(frozen=True)
 class ACGANConfig(SystemConfig):
     """A conditional generator against a discriminator that tells classes."""
 
@@ -121,6 +130,7 @@ class DDGANSystemConfig(SystemConfig):
 
 _SYSTEMS = (
     SystemConfig,
+    LossSensitiveConfig,
     ACGANConfig,
     InfoGANConfig,
     CANConfig,

@@ -90,17 +90,19 @@ def per_image(function: Callable[..., torch.Tensor], *outputs: Any) -> torch.Ten
 class Objective(NamedTuple):
     """The losses of both sides, elementwise in the scores: g(D(G(z)), D(x)) and d(D(x), D(G(z))).
 
-    If `paired`, g needs D(x), the scores of as many real images; otherwise D(x) may be None.
+    If `paired`, g needs D(x), the scores of as many real images; otherwise D(x) may be None. `probability` makes of a
+    score the probability that D gives its image of being a real one; None where scores have no such meaning.
     """
 
     g: Callable[..., torch.Tensor]
     d: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     paired: bool = False
+    probability: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 OBJECTIVES: dict[str, Objective] = {
-    ObjectiveName.LOGISTIC: Objective(logistic_g, logistic_d),
-    ObjectiveName.SATURATING: Objective(saturating_g, logistic_d),
+    ObjectiveName.LOGISTIC: Objective(logistic_g, logistic_d, probability=torch.sigmoid),
+    ObjectiveName.SATURATING: Objective(saturating_g, logistic_d, probability=torch.sigmoid),
     ObjectiveName.WGAN: Objective(wgan_g, wgan_d),
     ObjectiveName.LSGAN: Objective(lsgan_g, lsgan_d),
     ObjectiveName.HINGE: Objective(wgan_g, hinge_d),

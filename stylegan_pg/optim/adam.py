@@ -18,7 +18,7 @@ _foreach: Any = torch  # whose _foreach_ functions are missing in stubs
 
 
 class Rates(NamedTuple):
-    """Adam's numbers that may change from step to step."""
+    """An optimizer's numbers that may change from step to step."""
 
     lr: float
     beta1: float
@@ -60,6 +60,11 @@ class DeviceAdam(EagerAdam):
         self.beta2 = torch.full([], rates.beta2, dtype=torch.float64, device=device)
         betas = (float(rates.beta1), float(rates.beta2))
         super().__init__(given, lr=self.lr, betas=betas, eps=eps, fused=True, capturable=capturable)
+
+    @property
+    def host_numbers(self) -> tuple[float, ...]:
+        """The numbers that a captured step contains."""
+        return (self.rates.beta1,) if self.beta2_moves else (self.rates.beta1, self.rates.beta2)
 
     def use(self, rates: Rates) -> None:
         """Take Adam's numbers for the next steps."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
-from stylegan_pg.optim.moments import MOMENTS
+from stylegan_pg.optim import moments
 from stylegan_pg.optim.optimizer_step import NetworkOptimizer, norms
 
 
@@ -33,6 +33,9 @@ def import_deepspeed(device: torch.device) -> None:
             "pip install 'stylegan-pg[deepspeed]', or take train.engine=accelerate"
         ) from None
     deepspeed.utils.logger.setLevel(logging.WARNING)
+
+
+MOMENTS = moments.MOMENTS["adam"]
 
 
 class GradientProxy(nn.Module):
@@ -72,7 +75,7 @@ class DeepSpeedOptimizer(NetworkOptimizer):
         # has added) are therefore in different groups, each of which has its own shards.
         steps = {name: float((state or {}).get(f"step/{name}", 0)) for name in self.named}
         groups = [[n for n in self.named if steps[n] == count] for count in sorted(set(steps.values()), reverse=True)]
-        adam = self.rates.of_adam() | {"eps": self.parallel.eps, "fused": True}
+        adam = self.rates.of_adam() | {"eps": self.parallel.optim.eps, "fused": True}
         optimizer = torch.optim.Adam([{"params": [self.vectors[n] for n in group]} for group in groups], **adam)
         zero: dict = {"stage": train.zero_stage}
         if train.zero_offload:
@@ -93,6 +96,10 @@ class DeepSpeedOptimizer(NetworkOptimizer):
             p.data = _shaped(self.vectors[name].detach(), p)
         if state:
             self._fill(state, {id(shard): steps[group[0]] for shard, group in zip(self.shards, groups, strict=False)})
+
+    @property
+    def host_numbers(self) -> tuple[float, ...]:
+        return tuple(self.rates)
 
     def _use(self) -> None:
         for group in self.optimizer.param_groups:

@@ -1,5 +1,5 @@
 """One optimizer step of a network: gradients are summed over the ranks by this package's all-reduce, and every rank
-runs Adam.
+runs the optimizer.
 
 Any number of backward passes, also with second derivatives, add to the gradients of a network. Then
 `NetworkOptimizer.step` sums the gradients over the ranks and updates the weights, unless the loss or a gradient is not
@@ -21,6 +21,7 @@ from stylegan_pg.errors import RunError
 from stylegan_pg.optim import moments
 from stylegan_pg.optim.adam import DeviceAdam, Rates
 from stylegan_pg.optim.grad_allreduce import GradientAllReduce
+from stylegan_pg.optim.rmsprop_sgd import OPTIMIZERS
 
 OUT_OF_MEMORY = "out of memory"  # the reason if any rank ran out of memory
 CONSTANTS = 256  # factors of losses that are remembered; those that follow a schedule may be many
@@ -65,7 +66,7 @@ class Verdict(NamedTuple):
 
 
 class NetworkOptimizer:
-    """A network and its optimiser; each rank has all of Adam's moments.
+    """A network and its optimiser; each rank has all of its moments.
 
     A step consists of `begin`, as many calls of `backward` as were announced, and `step`.
     """
@@ -85,8 +86,12 @@ class NetworkOptimizer:
         self._build()
 
     def _build(self) -> None:
-        capturable = self.parallel.device.type == "cuda" and self.parallel.train.graphs != "off"
-        self.optimizer = DeviceAdam(self.named.values(), self.rates, self.parallel.eps, capturable, self.beta2_moves)
+        name, eps = self.parallel.optim.name, self.parallel.optim.eps
+        if name in OPTIMIZERS:
+            self.optimizer = OPTIMIZERS[name](self.named.values(), self.rates, eps)
+        else:
+            capturable = self.parallel.device.type == "cuda" and self.parallel.train.graphs != "off"
+            self.optimizer = DeviceAdam(self.named.values(), self.rates, eps, capturable, self.beta2_moves)
         self.sums = GradientAllReduce(list(self.named.values()), self.parallel.train.bucket_mib)
 
     def close(self) -> None:
@@ -94,7 +99,7 @@ class NetworkOptimizer:
         self.sums.close()
 
     def use(self, rates: Rates) -> None:
-        """Take Adam's numbers for the next steps."""
+        """Take the optimizer's numbers for the next steps."""
         if rates != self.rates:
             self.rates = rates
             self._use()
@@ -105,7 +110,7 @@ class NetworkOptimizer:
     @property
     def host_numbers(self) -> tuple[float, ...]:
         """The numbers that a captured step contains."""
-        return (self.rates.beta1,) if self.beta2_moves else (self.rates.beta1, self.rates.beta2)
+        return self.optimizer.host_numbers
 
     def begin(self, kind: str, passes: int) -> None:
         """Start a step of a kind, which is the same on all ranks, with this number of backward passes on this rank."""
@@ -163,7 +168,7 @@ class NetworkOptimizer:
     def step(self, reports: torch.Tensor) -> Verdict:
         """Update the weights if nothing speaks against it, and clear the gradients. The host waits for nothing.
 
-        A parameter that no pass reached has the gradient zero, so that Adam treats it alike on one rank and on many.
+        A parameter that no pass reached has the gradient zero, so that it is treated alike on one rank and on many.
 
         Args:
             reports: of `exchange`.
@@ -207,7 +212,7 @@ class NetworkOptimizer:
         return norms(grads)
 
     def _apply(self, held: torch.Tensor) -> None:
-        """Make Adam's step where `held` is 0."""
+        """Make the optimizer's step where `held` is 0."""
         self.optimizer.make_step(held)
 
     def clip(self, limit: float, held: torch.Tensor) -> None:
@@ -219,14 +224,14 @@ class NetworkOptimizer:
                 p.clamp_(-bound, bound)
 
     def gather(self) -> dict[str, torch.Tensor]:
-        """Adam's whole state by parameter name ("exp_avg/mapping.fc0.weight"), on every rank. The form does not depend
-        on the engine or the number of ranks. The tensors may be those in use. A collective call."""
+        """The optimizer's state by parameter name ("exp_avg/mapping.fc0.weight"), on every rank. The form does not
+        depend on the engine or the number of ranks. The tensors may be those in use. A collective call."""
         return moments.optimizer_tensors(self.net, self.optimizer)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `gather`, which must also be called after weights were changed from outside. Names that the
         network does not have are ignored; parameters without a state in `tensors` start with none."""
-        moments.restore_optimizer(self.net, self.optimizer, tensors)
+        moments.restore_optimizer(self.net, self.optimizer, tensors, self.parallel.optim.name)
 
 
 def unscale(grads: Sequence[torch.Tensor], scale: torch.Tensor | None) -> None:

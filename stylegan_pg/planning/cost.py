@@ -1,8 +1,8 @@
 """The predicted cost of a training step, determined by running one on tensors without data.
 
 FLOPs are counted by torch's formulas over the forward and backward passes. Memory is that of the tensors which autograd
-saves, of weights, gradients, Adam's moments and the EMA. Workspaces of kernels and the allocator's overhead are not
-included, and neither is augmentation.
+saves, of weights, gradients, the optimizers' moments and the EMA. Workspaces of kernels and the allocator's overhead
+are not included, and neither is augmentation.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, rounds
 from stylegan_pg.config.schedule import Phase, weighs
 from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, per_image, squared_norms
 from stylegan_pg.networks import NetworkShape, declares, shown_to  # it registers the operators, too
+from stylegan_pg.optim.moments import MOMENTS
 from stylegan_pg.planning import averages
 from stylegan_pg.planning.operations import NO_LAUNCH
 from stylegan_pg.systems.catalogue import SYSTEMS
@@ -226,7 +227,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         return term.compute(inputs)["loss"].sum()
 
     flops, peak, launches = 0.0, 0.0, float(AROUND)
-    g_share = config.optim.g_steps / config.optim.d_steps  # steps of G per step of D, which nimg counts
+    g_share = rounds.g_share(config.optim, (phase.end - phase.start) // phase.batch)
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
     for term, spec in ((t, TERMS[t.name]) for t in weighted if t not in joint):
@@ -249,7 +250,8 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         G.zero_grad()
         D.zero_grad()
     width = 8 if config.train.dtype == "float64" else 4
-    own = 5 * sizes[0] + 4 * sizes[1]  # weights, gradients, two moments; and G_ema
+    copies = 2 + len(MOMENTS[config.optim.name])  # weights, gradients, moments
+    own = (copies + 1) * sizes[0] + copies * sizes[1]  # and G_ema
     own += len(config.ema.profiles) * averages.COPIES * sizes[0]
     launches += len(config.ema.profiles) * averages.LAUNCHES
     return Cost(sizes[0], sizes[1], flops, own * width, peak * width / 4, launches)

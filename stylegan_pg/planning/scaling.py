@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stylegan_pg.config import Config
+from stylegan_pg.config import Config, rounds
 from stylegan_pg.config.schedule import Phase, deal, weighs
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS
@@ -77,8 +77,8 @@ class StepTimes:
 
 def sums(config: Config, phase: Phase, cost: Cost) -> list[tuple[float, float]]:
     """(number per step of D, bytes of gradients) of each kind of optimizer step, at a phase's end."""
-    o, width = config.optim, 8 if config.train.dtype == "float64" else 4
-    often = {"D": 1.0, "G": o.g_steps / o.d_steps}
+    width = 8 if config.train.dtype == "float64" else 4
+    often = {"D": 1.0, "G": rounds.g_share(config.optim, (phase.end - phase.start) // phase.batch)}
     size = {"D": float(width * cost.d_parameters), "G": float(width * cost.g_parameters)}
     due = [t for t in config.loss.all_terms() if weighs(t, phase)]
     lazy = [(TERMS[t.name], t.every) for t in due]

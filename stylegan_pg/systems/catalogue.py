@@ -11,6 +11,7 @@ from stylegan_pg.config import (
     DDGANSystemConfig,
     EBGANSystemConfig,
     InfoGANConfig,
+    LossSensitiveConfig,
     ScrubberConfig,
     SystemConfig,
     TextConfig,
@@ -23,12 +24,14 @@ from stylegan_pg.systems.can import CAN
 from stylegan_pg.systems.ddgan import DDGAN
 from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.infogan import InfoGAN
+from stylegan_pg.systems.loss_sensitive import LossSensitiveGAN
 from stylegan_pg.systems.one_pair import OnePair
 from stylegan_pg.systems.scrubber import Scrubber
 from stylegan_pg.systems.text import TextGAN
 
 SYSTEMS: dict[str, type[OnePair]] = {
     SystemConfig.name: GAN,
+    LossSensitiveConfig.name: LossSensitiveGAN,
     ACGANConfig.name: ACGAN,
     InfoGANConfig.name: InfoGAN,
     CANConfig.name: CAN,

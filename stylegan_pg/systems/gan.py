@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from stylegan_pg.config import Config, TermConfig, curves
+from stylegan_pg.config.rounds import place_of
 from stylegan_pg.config.schedule import blur_sigma, moves, term_weight
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
@@ -32,6 +33,7 @@ class GAN(OnePair):
 
     g_reports = ("loss_g",)  # names of values of the main losses whose means are logged
     d_reports = ("loss_d", "score_real", "score_fake", "sign_real")
+    p_reports = ("prob_real", "prob_fake")  # of D's, where the objective has probabilities
 
     def __init__(self, config: Config, pair: Pair | None = None):
         super().__init__(config, pair)
@@ -87,13 +89,16 @@ class GAN(OnePair):
         apart = self.objective.paired or len(places) == 1
         both = {"d-real": (given["real"], x.condition), "d-fake": (given["fake"], latents.c)}
         real, fake = self.score_both(x, both, apart=apart)
-        loss = per_image(self.objective.d, real, fake)
+        loss = self.compare(x, real, fake, given)
         values = {
             "loss_d": loss,
             "score_real": per_image(lambda s: s, real),
             "score_fake": per_image(lambda s: s, fake),
             "sign_real": per_image(lambda s: s.detach().sign(), real),
         }
+        if self.objective.probability is not None:
+            given_to = zip(self.p_reports, (real, fake), strict=True)
+            values |= {name: per_image(self.objective.probability, scores) for name, scores in given_to}
         for term in (t for t in due if TERMS[t.name].of_scores):
             found = TERMS[term.name].compute(real, fake, **term.options())
             loss = loss + found["loss"] * (self.factor(term, x) * term.every)
@@ -110,6 +115,10 @@ class GAN(OnePair):
             put_rows(x.once("fake", lambda: torch.empty_like(x.step.real)), x.part, images)
         further = self.discriminator_heads(x, latents, real, fake)
         return {**values, **further, "loss": loss + further["loss"] if further else loss}
+
+    def compare(self, x: Context, real: Any, fake: Any, images: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """D's loss [n] of what it returned for the images "real" and "fake"."""
+        return per_image(self.objective.d, real, fake)
 
     def generator_heads(self, x: Context, latents: Latents, fake: Any) -> Values:
         """What G minimises of the further outputs of D, `fake` being what D returned for images of these latents: a
@@ -150,11 +159,10 @@ class GAN(OnePair):
     # ---------------------------------------------------------------------------------------------------- steps
 
     def updates(self, step: Step) -> Iterator[Update]:
-        """`g_steps` steps of G in every `d_steps`-th training step, and one of D in each."""
-        optim = self.config.optim
-        rounds, rest = divmod(step.number, optim.d_steps)
-        for i in range(optim.g_steps if rest == 0 else 0):
-            yield from self.generator_updates(step, rounds * optim.g_steps + i, f"-{i}" if i else "")
+        """`g_steps` steps of G at the start of each round (config/rounds.py), and one of D in each training step."""
+        turns, place = self.config.optim.g_steps, place_of(self.config.optim, step.number)
+        for i in range(turns if place.step == 0 else 0):
+            yield from self.generator_updates(step, place.round * turns + i, f"-{i}" if i else "")
         yield from self.discriminator_updates(step)
 
     def generator_updates(self, step: Step, number: int, turn: str) -> Iterator[Update]:
@@ -173,6 +181,8 @@ class GAN(OnePair):
         joint = self.joint(due)
         within = [t for t in due if TERMS[t.name].of_scores or t in joint]
         reports = tuple(name for t in within for name in TERMS[t.name].reports)
+        if self.objective.probability is not None and self.inherits_main_loss:
+            reports = (*self.p_reports, *reports)
         main, group = partial(self.discriminator_main, due=due), self.form.mbstd_group
         name = " + ".join(["main loss", *(t.name for t in within)])
         loss = Loss(name, main, step.batch, group, reports=self.d_reports + reports, twice=bool(joint), counts=True)
@@ -209,12 +219,13 @@ class GAN(OnePair):
     def joint(self, due: list[TermConfig]) -> list[TermConfig]:
         """The terms on D's gradients that are computed in its main pass: those of every step, unless a derived system
         has another main loss, or another way to compute terms."""
-        mine = type(self)
-        inherited = (mine.discriminator_loss, mine.discriminator_term) == (
-            GAN.discriminator_loss,
-            GAN.discriminator_term,
-        )
+        inherited = self.inherits_main_loss and type(self).discriminator_term is GAN.discriminator_term
         return [t for t in due if inherited and t.every == 1 and TERMS[t.name].at]
+
+    @property
+    def inherits_main_loss(self) -> bool:
+        """Whether D's main loss is the one of this class."""
+        return type(self).discriminator_loss is GAN.discriminator_loss
 
     def weight(self, term: TermConfig, step: Step) -> float:
         return term_weight(term, step.resolution, step.nimg)
@@ -238,7 +249,7 @@ class GAN(OnePair):
         return self.own_constants(step) if type(self) is GAN else None
 
     def own_constants(self, step: Step) -> Hashable:
-        """The constants of the objective and the terms."""
+        """The numbers of the losses of this class, for systems whose further numbers do not change during a run."""
         weights = tuple(self.weight(t, step) for t in self.terms if not curves.is_curve(t.weight))
         return (step.resolution, blur_sigma(self.config, step.resolution, step.nimg), *weights)
 

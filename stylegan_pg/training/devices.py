@@ -51,7 +51,7 @@ class Devices:
         if config.train.engine == "deepspeed":
             dist.ensure_group()
         self.copies: torch.cuda.Stream | None = None  # where batches travel to the device
-        self.eps = config.optim.eps
+        self.optim = config.optim
         self.scale: torch.Tensor | None = None  # of losses, see `use_scale`; None: 1
         self.given_scale = 1.0
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
@@ -83,8 +83,8 @@ class Devices:
         self.given_scale = scale
 
     def prepare(self, net: nn.Module, frozen: set[str], rates: Rates, beta2_moves: bool) -> NetworkOptimizer:
-        """What trains a network with Adam, except for the parameters whose names are in `frozen`. `beta2_moves`:
-        whether `rates.beta2` will change often. A collective call, on equal networks."""
+        """What trains a network, except for the parameters whose names are in `frozen`. `beta2_moves`: whether
+        `rates.beta2` will change often. A collective call, on equal networks."""
         kind = DeepSpeedOptimizer if self.train.engine == "deepspeed" else NetworkOptimizer
         named = {name: p for name, p in net.named_parameters() if name not in frozen}
         return kind(self, net, named, rates, beta2_moves)

@@ -270,7 +270,7 @@ class Engine:
             self.halve(update)
 
     def optimizer_step(self, update: Update, reports: torch.Tensor, sums: Sequence[torch.Tensor]) -> Verdict:
-        """Adam's step, and what follows from it."""
+        """The optimizer's step, and what follows from it."""
         optimizer = self.state.optimizers[update.trains]
         verdict = optimizer.step(reports)
         self.state.buffers.finish(verdict.held, sums)

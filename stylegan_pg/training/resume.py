@@ -24,9 +24,9 @@ from stylegan_pg.training.running import RunningState, stored_states
 from stylegan_pg.untrusted import finite_number, printable, whole_number
 from stylegan_pg.version import __version__
 
-# Keys whose change makes another run: other networks, or other phases at the same nimg.
+# Keys whose change makes another run: other networks or moments, or other phases at the same nimg.
 FIXED = ("seed", "resolution", "system.name", "model.", "growth.", "data.conditional", "data.condition", "train.batch")
-FIXED += ("train.batch_at", "train.dtype")
+FIXED += ("train.batch_at", "train.dtype", "optim.name")
 # Keys that begin like FIXED ones and may change: the networks are the same, the steps or the rounding differ.
 PRECISION = ("model.low_precision", "model.low_precision_at", "model.low_precision_resolutions")
 CHANGEABLE = (*PRECISION, "model.w_avg_beta")

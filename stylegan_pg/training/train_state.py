@@ -174,20 +174,22 @@ class TrainState:
         return to_channels_last(net) if self.config.train.channels_last else net
 
     def _optimizer(self, side: Side) -> NetworkOptimizer:
-        """Make Adam for a side."""
+        """Make the optimizer of a side."""
         frozen = set(self.system.frozen()) if side == "D" else set()
         moves = curves.is_curve(self.config.optim.beta2)
         return self.parallel.prepare(self.system.net[side], frozen, self.rates(side), moves)
 
     def rates(self, side: Side) -> Rates:
-        """Adam's numbers for a side at this nimg; with lazy updates, those of Karras et al. 2020, appendix B."""
-        ratio, optim = lazy_ratio(self.system.optimizer_steps(side)), self.config.optim
+        """The optimizer's numbers for a side at this nimg; with lazy updates, those of Karras et al. 2020, appendix B.
+        Steps of SGD are proportional to gradients, so that its numbers need no change."""
+        optim = self.config.optim
+        ratio = 1.0 if optim.name == "sgd" else lazy_ratio(self.system.optimizer_steps(side))
         lr = learning_rate(self.config, side, self.current.resolution, self.nimg)
         beta2 = number(optim, "beta2", self.current.resolution, self.nimg)
         return Rates(lr * ratio, optim.beta1**ratio, beta2**ratio)
 
     def use_rates(self) -> None:
-        """Give the optimizers Adam's numbers for the step that begins at this nimg."""
+        """Give the optimizers their numbers for the step that begins at this nimg."""
         for side in SIDES:
             self.optimizers[side].use(self.rates(side))
 
@@ -245,7 +247,9 @@ class TrainState:
                 tensor_file.check_tensors(parts[name], net.state_dict(), f"the checkpoint's {name}")
             for side in SIDES:
                 parameters = dict(nets[side].named_parameters())
-                moments.check_optimizer(parts[f"opt_{side}"], parameters, f"the checkpoint's Adam state of {side}")
+                name = self.config.optim.name
+                named = f"the checkpoint's state of {name} of {side}"
+                moments.check_optimizer(parts[f"opt_{side}"], parameters, named, name)
             kept = self._kept_averages(tensors)
         except ValueError as error:
             raise UsageError(
