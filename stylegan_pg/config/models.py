@@ -22,7 +22,7 @@ class ModelConfig:
     )  # rows and columns of a picture at resolution 4
     z_dim: int = positive(512, most=1 << 16)  # length of a latent vector
     channel_max: int = positive(512, most=1 << 16)  # most channels of a layer; of mlp, the width of the hidden layers
-    mbstd_group: int = positive(4, most=1 << 20)  # images per minibatch-stddev group: the largest divisor of the batch
+    mbstd_group: int = positive(4, most=1 << 20)  # images that meet in networks: a divisor of the batch, up to this
     mbstd_channels: int = at_least_0(1, most=1 << 16)  # channels of minibatch stddev; 0: none
     low_precision: str = choice("fp32", "bf16", "fp16", "auto")  # of the highest resolutions; auto: bf16 where faster
     low_precision_resolutions: int = at_least_0(0)  # how many, counted from `resolution` down; for auto 0 means all
@@ -31,12 +31,23 @@ class ModelConfig:
     )  # which resolutions exactly; null: as low_precision_resolutions says; auto fills it in at the start
     w_avg_beta: float = share(0.998)  # decay per step of the running mean of w, which truncation moves towards
 
+    @property
+    def images_meet(self) -> bool:
+        """Whether the images of a group of `mbstd_group` meet in a network, so that they must be in one pass."""
+        return self.mbstd_channels > 0
+
 
 @dataclass(frozen=True)
 class PlainConfig(ModelConfig):
     """What the families read whose generators take latents of another law than N(0, 1)."""
 
     latent: str = choice("normal", "uniform", "truncated")  # law of latents: N(0, 1), (-1, 1), or N(0, 1) in [-2, 2]
+    minibatch_kernels: int = at_least_0(0, most=1 << 16)  # kernels of D's minibatch discrimination, 100 as published
+    minibatch_dims: int = positive(5, most=1 << 16)  # numbers that each of these kernels compares
+
+    @property
+    def images_meet(self) -> bool:
+        return self.mbstd_channels > 0 or self.minibatch_kernels > 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,12 @@ class DCGANConfig(PlainConfig):
     channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     mbstd_channels: int = such_that(0, lambda n: n == 0, "0: DCGAN has no minibatch stddev")
     label: str = choice("projection", "concatenation")  # what D does with conditions; G concatenates them with latents
+    normalization: str = choice("batch", "virtual", "none")  # by the group's images, by a fixed reference batch, none
+    references: int = positive(64, most=1 << 16)  # latents and real pictures of the reference batches of virtual
+
+    @property
+    def images_meet(self) -> bool:
+        return self.normalization == "batch" or super().images_meet
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,11 @@ def largest_divisor(n: int, limit: int) -> int:
     return max(d for d in range(1, min(n, limit) + 1) if n % d == 0)
 
 
+def images_meet(config: Config) -> bool:
+    """Whether the images of a group meet, in a network or in a term, so that they must be in one pass."""
+    return config.model.images_meet or any(term.of_groups for term in config.loss.all_terms())
+
+
 def phases(config: Config) -> list[Phase]:
     """All phases of a run, back to back from nimg 0; each lasts a whole number of batches (rounded up).
 
@@ -164,7 +169,7 @@ def phases(config: Config) -> list[Phase]:
         if length <= 0:
             continue
         batch = at(resolution, config.train.batch_at, config.train.batch)
-        group = largest_divisor(batch, config.model.mbstd_group) if config.model.mbstd_channels else 1
+        group = largest_divisor(batch, config.model.mbstd_group) if images_meet(config) else 1
         micro = at(resolution, config.train.micro_batch_at, config.train.micro_batch)
         if 0 < micro < group:
             raise UsageError(
@@ -297,6 +302,11 @@ def ema_half_life(config: Config, resolution: int, nimg: float) -> float:
 def blur_sigma(config: Config, resolution: int, nimg: float) -> float:
     """Width in pixels of the blur of what D sees, 0 for none."""
     return number(config.loss, "blur_sigma", resolution, nimg)
+
+
+def instance_noise(config: Config, resolution: int, nimg: float) -> float:
+    """Standard deviation of the noise in what D sees, 0 for none."""
+    return number(config.loss, "instance_noise", resolution, nimg)
 
 
 def ema_beta(batch: int, nimg: int, kimg: float, rampup: float | None) -> float:

@@ -277,6 +277,10 @@ class Discriminator(ImageReader):
         if form.c_dim:
             self.mapping = MappingNetwork(0, form.c_dim, cmap_dim, mapping_layers, w_avg=False)
 
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.b4.out
+
     def forward(
         self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:

@@ -290,6 +290,10 @@ class Discriminator(ImageReader):
         if f.c_dim:
             self.embed = Linear(f.c_dim, embedding, gain=embedding**-0.5)
 
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.b4.linear
+
     def forward(
         self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:

@@ -13,7 +13,7 @@ from stylegan_pg.config import ADAConfig, Config, ConvolutionalConfig, StyleConf
 from stylegan_pg.config.keys import SHORT
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.config.renamed import RENAMED
-from stylegan_pg.config.schedule import Phase, deal, phases
+from stylegan_pg.config.schedule import Phase, deal, images_meet, phases
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.untrusted import printable
 from stylegan_pg.urls import without_secrets
@@ -62,7 +62,7 @@ SWITCHES: list[tuple[str, Callable[[Config], bool], str]] = [
         ),
         "it is for no resolution: give model.low_precision_resolutions too",
     ),
-    ("model.mbstd_group", lambda c: not c.model.mbstd_channels, "model.mbstd_channels=0"),
+    ("model.mbstd_group", lambda c: not images_meet(c), "no images meet (model.mbstd_channels=0)"),
     ("growth.devices", lambda c: c.growth.schedule != "auto", "it is for growth.schedule=auto"),
     ("ema.every_kimg", lambda c: not c.ema.profiles, "no averages are kept (ema.profiles=[])"),
     ("output.grid output.grid_psi", lambda c: not c.output.grid_kimg, "no grids are drawn (output.grid_kimg=0)"),

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config
 from stylegan_pg.config.schedule import Phase, weighs
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, squared_norms
+from stylegan_pg.losses import TERMS, DInputs, GInputs, Term, objective_of, squared_norms
 from stylegan_pg.networks import NETWORKS, NetworkShape, declares  # it registers the operators, too
 from stylegan_pg.planning import averages
 from stylegan_pg.planning.operations import NO_LAUNCH
@@ -179,7 +179,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     meter = meter or Meter()
     shape = NetworkShape(phase.resolution, config.resolution, phase.fade, channels, classes, phase.mbstd_group)
     n, pair = phase.mbstd_group, NETWORKS[config.model.name]
-    objective = OBJECTIVES[config.loss.objective]
+    objective = objective_of(config.loss)
     with torch.device("meta"):
         G: Any = pair.G(**pair.g_kwargs(config.model, shape))
         D: Any = pair.D(**pair.d_kwargs(config.model, shape))
@@ -195,6 +195,9 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         if objective.paired:
             with torch.no_grad():
                 scores_real = D(real, c)
+        if scores_real is None and any(TERMS[t.name].of_features for t in weighted):
+            with torch.no_grad():
+                D(real, c)
         return objective.g(D(G(z, c), c), scores_real).sum()
 
     def d_main() -> torch.Tensor:
@@ -218,6 +221,8 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         return loss
 
     def term_loss(term: Term) -> torch.Tensor:
+        if term.of_pairs:
+            return term.compute([G(z, c), G(-z, c)], [z, -z])["loss"].sum()
         on_g = term.on == "G"
         inputs = GInputs(G.synthesis, G.styles(z, c), noise) if on_g else DInputs(D, real, c, fake, c, u, noise)
         return term.compute(inputs)["loss"].sum()
@@ -227,8 +232,10 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
     for term, spec in ((t, TERMS[t.name]) for t in weighted if t not in joint):
-        if not spec.of_scores:
-            often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
+        if not spec.joins and not spec.of_weights:  # those of weights cost little
+            often, images = (
+                (g_share, 1 / config.loss.pl_batch_shrink if spec.of_ws else 1.0) if spec.on == "G" else (1.0, 1.0)
+            )
             passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
     sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
     for player, forward, often, images in passes:
