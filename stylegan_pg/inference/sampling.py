@@ -14,6 +14,7 @@ from stylegan_pg.checkpoint.snapshot import choose_device, load_snapshot
 from stylegan_pg.data.classes import class_names, conditions_at, file_names, parse_classes, parse_numbers
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import name_rows, save_image, tile
+from stylegan_pg.inference.arithmetic import condition_of, latent_arithmetic, parse, picture_of
 from stylegan_pg.inference.generate import LARGEST_PSI, images_of, interpolation, latents, writing
 from stylegan_pg.inference.latent_files import Moved, parse_directions
 from stylegan_pg.inference.saved import sample_saved
@@ -41,6 +42,7 @@ class Asked(NamedTuple):
     ws: Path | None = None  # a file of latents, instead of seeds
     directions: tuple[str, ...] = ()  # FILE, FILE#NAME or FILE#NUMBER
     strengths: tuple[float, ...] = (1.0,)
+    arithmetic: str | None = None  # groups of seeds with signs, see arithmetic.parse
 
 
 def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> Iterator[str]:
@@ -49,7 +51,8 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
     With `ws`, the images of a file of latents take the place of those of seeds; `directions` move the ws of all.
 
     One PNG per seed, or with `grid` one picture of all, or with `class_grid` one with a row for each class and a column
-    for each seed, or with `interpolate` a strip from seed to seed; see Asked. Greyscale and RGBA generators give
+    for each seed, or with `interpolate` a strip from seed to seed, or with `arithmetic` the image of a sum of latents
+    and a picture of what it is made of; see Asked. Greyscale and RGBA generators give
     greyscale and RGBA files.
 
     Args:
@@ -78,6 +81,8 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
             how = {"psi": 1.0 if wanted.psi is None else wanted.psi, "cutoff": wanted.cutoff, "noise": wanted.noise}
             frames = {"grid": wanted.grid, "interpolate": wanted.interpolate, "columns": wanted.columns}
             yield from sample_saved(G, wanted.ws, folder, batch=wanted.batch, **frames, **how)
+        elif wanted.arithmetic is not None:
+            yield from _calculate(G, folder, wanted)
         else:
             yield from _write(G, snapshot, folder, numbers, wanted)
 
@@ -100,6 +105,14 @@ def _checked(wanted: Asked) -> list[int]:
         raise UsageError("--strength is of a direction: give --direction FILE with it")
     if wanted.ws is not None and (wanted.seeds is not None or wanted.labels is not None or wanted.class_grid):
         raise UsageError("--ws renders what a file holds: no --seeds, --labels or --class-grid beside it")
+    if wanted.arithmetic is not None:
+        if chosen or wanted.seeds is not None or wanted.ws is not None or wanted.directions:
+            raise UsageError(
+                "--arithmetic names its own seeds and pictures: no --seeds, --ws, --direction, --grid, --class-grid or "
+                "--interpolate beside it"
+            )
+        parse(wanted.arithmetic)
+        return []
     if wanted.seeds is None:
         return list(range(8 if wanted.class_grid else 64))
     numbers = parse_numbers(wanted.seeds)
@@ -107,6 +120,24 @@ def _checked(wanted: Asked) -> list[int]:
     if wanted.interpolate and len(numbers) < 2:
         raise UsageError(f"--interpolate goes from seed to seed, and --seeds {wanted.seeds} is one: give two or more")
     return numbers
+
+
+def _calculate(G: Any, out: Path, wanted: Asked) -> Iterator[str]:
+    """Write the image of a sum of latents, and a picture of the groups of seeds that it is made of."""
+    groups = parse(wanted.arithmetic or "")
+    rows, columns = len(groups) + 1, max(len(group.seeds) for group in groups) + 1
+    if rows * columns * G.img_size[0] * G.img_size[1] > MAX_PIXELS:
+        raise UsageError(f"--arithmetic: the picture of the operands would have more than {MAX_PIXELS} pixels")
+    psi = (PSI if hasattr(G, "styles") else 1.0) if wanted.psi is None else wanted.psi
+    how = {"psi": psi, "cutoff": wanted.cutoff, "noise": wanted.noise, "batch": wanted.batch}
+    result = latent_arithmetic(G, groups, condition_of(G, wanted.labels), **how)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    picture, names = picture_of(result)
+    for image, name in ((result.image[0], "arithmetic"), (name_rows(picture, names), "arithmetic-operands")):
+        with writing(out):
+            save_image(image, out / f"{name}.png")
+        yield str(out / f"{name}.png")
 
 
 def _write(G: Any, snapshot: Path, out: Path, numbers: list[int], wanted: Asked) -> Iterator[str]:
