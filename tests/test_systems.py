@@ -40,7 +40,15 @@ SMALL = {
     "checkpoint.every_kimg": 0.008,
     "metrics.every_kimg": 0,
 }
-OWN: dict[str, dict[str, object]] = {}  # further ones by configuration
+OWN: dict[str, dict[str, object]] = {  # further ones by configuration
+    "improved": {
+        "resolution": 16,
+        "model.channel_base": 128,
+        "model.references": 4,
+        "model.minibatch_kernels": 4,
+    },
+    "improved-grid": {"model.minibatch_kernels": 4},
+}
 
 
 @pytest.fixture(scope="module")

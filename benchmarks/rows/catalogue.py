@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rows import points
+from rows import improved, points
 from rows.trial import Row
 
-ROWS: dict[str, Row] = {row.name: row for module in (points,) for row in module.ROWS}
+ROWS: dict[str, Row] = {row.name: row for module in (points, improved) for row in module.ROWS}
