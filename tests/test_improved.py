@@ -4,7 +4,7 @@ another way: loops in NumPy, closed forms, and networks of which everything is k
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import harness
 import numpy as np
@@ -23,12 +23,13 @@ from stylegan_pg.config.schedule import deal, instance_noise, phases
 from stylegan_pg.data.datasets.mixture import load_dataset
 from stylegan_pg.data.loader.loader import batches
 from stylegan_pg.errors import UsageError
-from stylegan_pg.losses import TERMS, objective_of, techniques
-from stylegan_pg.networks import NETWORKS, NetworkShape
+from stylegan_pg.losses import TERMS, Objective, objective_of, techniques
+from stylegan_pg.networks import NETWORKS, NetworkShape, Pair
 from stylegan_pg.networks.features import Captured
 from stylegan_pg.networks.minibatch import MinibatchDiscrimination
 from stylegan_pg.networks.virtual_norm import VirtualBatchNorm
 from stylegan_pg.rng import generator
+from stylegan_pg.systems.gan import GAN
 from stylegan_pg.systems.history import History
 from stylegan_pg.training.devices import Devices
 from stylegan_pg.training.engine import Engine
@@ -90,7 +91,7 @@ def test_feature_matching_equals_its_formula(norm, group):
     wanted, gradient = np.zeros(n), np.zeros_like(f)
     for i in range(n):
         mine = [j for j in range(n) if j % groups == i % groups]
-        apart = sum(f[j] for j in mine) / len(mine) - sum(r[j] for j in mine) / len(mine)
+        apart = np.mean([f[j] for j in mine], axis=0) - np.mean([r[j] for j in mine], axis=0)
         wanted[i] = (apart**2).sum() if norm == "l2" else np.abs(apart).mean()
         gradient[i] = 2 * apart if norm == "l2" else np.sign(apart) / len(apart)
     np.testing.assert_allclose(values.detach().numpy(), wanted, rtol=1e-12)
@@ -228,6 +229,43 @@ def test_the_engine_keeps_the_mean_after_each_step_on_both_sides():
     assert (tensors["history_G/steps"], tensors["history_D/steps"]) == (4, 4)
 
 
+class Number(nn.Module):
+    """A player with one weight: an image that is x, and a score that is the image times y."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones([]))
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        if given.ndim == 2:
+            return self.weight * torch.ones(len(given), 2, 1, 1, dtype=given.dtype)
+        return self.weight * given[:, :1, 0, 0]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_the_bilinear_game(weight):
+    """min over x, max over y of x y, from (1, 1): each step is compared with the same game played with two numbers."""
+    rate = 0.1
+    # With a large eps, Adam's steps are those of gradient descent.
+    how = ["optim.eps=1e9", f"optim.g_lr={1e9 * rate}", f"optim.d_lr={1e9 * rate}", "train.batch=2"]
+    term = [f"loss.terms=[{{name: historical_averaging, weight: {weight}}}]"]
+    config = load_config(None, ["run=unused", "train.total_kimg=1", "train.dtype=float64", *MLP, *how, *term])
+    system = GAN(config, Pair(Number, Number, lambda *_: {}, lambda *_: {}))
+    system.objective = Objective(lambda fake, real=None: fake, lambda real, fake: -fake)
+    state = TrainState(config, load_dataset(config), Devices(config), system)
+    state.enter(phases(config)[0])
+    engine, x, y, past = Engine(state), 1.0, 1.0, []
+    for _ in range(150):
+        step(engine)
+        mean_x, mean_y = (sum(each) / len(past) for each in zip(*past, strict=True)) if past else (x, y)
+        x -= rate * (y + 2 * weight * (x - mean_x))
+        y -= rate * (-x + 2 * weight * (y - mean_y))
+        past.append((x, y))
+        assert float(state.G.weight.detach()) == pytest.approx(x, abs=1e-6)
+        assert float(state.D.weight.detach()) == pytest.approx(y, abs=1e-6)
+    assert (np.hypot(x, y) < 0.3) == (weight > 0)
+
+
 def test_a_run_that_takes_historical_averaging_up_later():
     """A checkpoint without means is loaded; the mean begins there. One of another form is refused."""
     engine = engine_of(*MLP)
@@ -297,7 +335,7 @@ def test_minibatch_discrimination_equals_its_formula(group):
                 wanted[i] += np.exp(-np.abs(m[i] - m[j]).sum(axis=1))
     np.testing.assert_allclose(layer(x).detach().numpy(), wanted, rtol=1e-12)
     assert gradcheck(layer, x)
-    for part in deal(n, group, 2):
+    for part in filter(None, deal(n, group, 2)):
         torch.testing.assert_close(layer(x[part]), layer(x)[part])
     two = torch.cat([x, drawn(n, 5, seed=3)])
     torch.testing.assert_close(layer(two, batches=2), torch.cat([layer(x), layer(two[n:])]))
@@ -312,7 +350,8 @@ def test_a_discriminator_with_it_sees_equal_images(name):
     from stylegan_pg.config import MODELS
 
     how = {"normalization": "none"} if name == "dcgan" else {}
-    config, pair = MODELS[name](minibatch_kernels=6, mbstd_channels=0, channel_max=16, **how), NETWORKS[name]
+    own: dict[str, Any] = {"minibatch_kernels": 6, **how}
+    config, pair = MODELS[name](mbstd_channels=0, channel_max=16, **own), NETWORKS[name]
     side = 4 if name == "mlp" else 8
     D: Any = pair.D(**pair.d_kwargs(config, NetworkShape(side, side, False, 3, 0, 2))).double()
     images = 0.1 * drawn(4, 3, side, side)
@@ -460,7 +499,7 @@ def test_other_normalisations_of_dcgan(kind):
 def test_what_d_sees_has_noise_of_the_scheduled_deviation(monkeypatch):
     """At every call for each image and purpose by itself; without the noise nothing is changed."""
     engine = engine_of(*MLP, "loss.instance_noise={from: 0.5, to: 0.1, kimg: 0.016}", "loss.r1_every=1")
-    system, seen = engine.state.system, []
+    system, seen = cast("GAN", engine.state.system), []
     shown = type(system).shown
 
     def watched(self, x, purpose, images):

@@ -73,7 +73,7 @@ class Generator(nn.Module):
         widths = [z_dim + c_dim, *(form.channels(r) for r in hidden), img_channels]
         self.main, plain = nn.Sequential(), normalization == "none"
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
-            how = {"kernel_size": 4, "stride": 2, "padding": 1} if i else {"kernel_size": form.size(4)}
+            how: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1} if i else {"kernel_size": form.size(4)}
             self.main.append(nn.ConvTranspose2d(a, b, **how, bias=plain and i < len(hidden)))
             if i < len(hidden):
                 self.main.extend([normalized(normalization, b, references), nn.ReLU()])
@@ -136,7 +136,9 @@ class Discriminator(nn.Module):
         self.main, plain = nn.Sequential(), normalization == "none"
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
             last = i == len(widths) - 2
-            how = {"kernel_size": form.size(4)} if last else {"kernel_size": 4, "stride": 2, "padding": 1}
+            how: dict[str, Any] = (
+                {"kernel_size": form.size(4)} if last else {"kernel_size": 4, "stride": 2, "padding": 1}
+            )
             self.main.append(nn.Conv2d(a, b, **how, bias=plain and i > 0 and not last))
             if not last:
                 self.main.extend([normalized(normalization, b, references)] if i else [])

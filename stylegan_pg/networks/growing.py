@@ -244,6 +244,8 @@ class Discriminator(ImageReader):
     every resolution receives the picture.
     """
 
+    b4: DiscriminatorEpilogue
+
     def __init__(
         self,
         form: Form,

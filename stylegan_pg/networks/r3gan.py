@@ -282,6 +282,8 @@ class Discriminator(ImageReader):
     makes of the condition (projection; Miyato and Koyama 2018).
     """
 
+    b4: DiscriminatorEnd
+
     @checked
     def __init__(self, *, embedding: int = 64, **form: Any):
         f = R3GANForm(**form)

@@ -235,7 +235,7 @@ class TrainState:
         return checkpoint.flatten(
             nets
             | averages
-            | self.system.tensors()
+            | dict(self.system.tensors())
             | {f"opt_{side}": optimizer.gather() for side, optimizer in self.optimizers.items()}
         )
 
