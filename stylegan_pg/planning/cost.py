@@ -208,7 +208,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
                 fake = G(z, c)
         images, places = {"real": real, "fake": fake}, [TERMS[t.name].at for t in joint]
         images |= {place: images[place].detach().requires_grad_(True) for place in places}
-        if objective.paired or len(places) == 1:
+        if objective.paired or len(places) == 1 or not declares(D, "batches"):
             scores = {place: D(one, c) for place, one in images.items()}
         else:
             both = [torch.cat([*images.values()]), *([] if c is None else [torch.cat([c, c])])]
