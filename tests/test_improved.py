@@ -475,7 +475,7 @@ def test_a_generator_with_virtual_batch_norm_is_exported(pictures, tmp_path):
     G, z = load_snapshot(snapshot), drawn(2, 6).float()
     program = torch.export.load(tmp_path / "g.pt2").module()
     with torch.no_grad():
-        torch.testing.assert_close(program(z), G(z), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(program(z=z), G(z), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "virtual"])
