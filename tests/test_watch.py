@@ -48,6 +48,7 @@ class Generator(torch.nn.Module):
 
     def __init__(self, make: Any):
         super().__init__()
+        self.img_channels = 3
         self.make, self.nothing = make, torch.nn.Parameter(torch.zeros([]))
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -171,6 +172,10 @@ def test_a_run_is_watched_and_goes_on_as_before(data, tmp_path):
 
 def test_what_cannot_be_watched(data):
     index = load_index("points:ring")
-    assert not Watch(config_of("data.url=points:ring"), index).possible
-    assert Watch(config_of(f"data.url={data}"), load_index(str(data))).possible
+    G = Generator(pictures_of)
+    assert not Watch(config_of("data.url=points:ring"), index).possible(G)
+    pictures = Watch(config_of(f"data.url={data}"), load_index(str(data)))
+    assert pictures.possible(G)
+    G.img_channels = 1
+    assert not pictures.possible(G)
     assert watch.FEWEST <= COUNT

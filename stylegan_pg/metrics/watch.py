@@ -111,10 +111,11 @@ class Watch:
         self.config, self.index = config, index
         self.known: tuple[int, Sequence[int], torch.Tensor] | None = None  # resolution, ordinals, thumbnails
 
-    @property
-    def possible(self) -> bool:
-        """Whether the dataset has pictures, and enough of them."""
-        return self.index.channels in MODES and self.index.count >= FEWEST
+    def possible(self, G: Any) -> bool:
+        """Whether the dataset has pictures, and enough of them, and a generator makes such pictures of latents."""
+        channels = self.index.channels
+        alike = getattr(G, "img_channels", channels) == channels and hasattr(G, "z_dim")
+        return alike and channels in MODES and self.index.count >= FEWEST
 
     def reals(self, resolution: int) -> tuple[Sequence[int], torch.Tensor]:
         """Ordinals and thumbnails of real pictures."""

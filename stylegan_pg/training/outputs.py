@@ -154,13 +154,14 @@ class Outputs:
         """Compare samples with each other and with real pictures, log what that gives, and warn of a collapse and of
         memorised pictures. Generators that change pictures are left alone."""
         p, started = self.state, time.monotonic()
-        if not self.reporter or not self.watch.possible or p.system.inputs():
+        if not self.reporter or not self.watch.possible(p.G_ema) or p.system.inputs():
             return
         moment = f"{names.kimg(p.nimg)} kimg"
         try:
             signs = self.watch.look(p.G_ema, p.current.resolution, p.alpha, p.conditions)
-        except (OSError, RunError) as error:
-            log.warning(f"no look for collapse and memorisation at {moment}: {error}; training goes on")
+        except Exception as error:  # also out of memory
+            reason = error or type(error).__name__
+            log.warning(f"no look for collapse and memorisation at {moment}: {reason}; training goes on")
             return
         values = {f"watch_{name}": round(value, 6) for name, value in signs._asdict().items()}
         seconds = round(time.monotonic() - started, 1)
