@@ -124,8 +124,8 @@ def on_grid(seed: int, folder: Path, *given: str) -> Measured:
 
 
 def improved(seed: int, folder: Path, off: bool) -> Measured:
-    """Historical averaging, label smoothing and minibatch discrimination, each on its problem; of the last one the modes
-    for each one that the plain pair covers, of which at least one is counted. Off: without them."""
+    """Historical averaging, label smoothing and minibatch discrimination, each on its problem; of the last one the
+    modes for each one that the plain pair covers, of which at least one is counted. Off: without them."""
     grid = {
         name: on_grid(seed, folder / name.replace(" ", "-"), *given)
         for name, given in TECHNIQUES.items()
