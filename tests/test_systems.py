@@ -43,6 +43,8 @@ SMALL = {
 OWN: dict[str, dict[str, object]] = {  # further ones by configuration
     "anime": {"resolution": 16, "model.g_channels": 4, "model.blocks": 1, "model.d_blocks": 1},
     "scrubber": {"model.d_width": 16},
+    "improved": {"resolution": 16, "model.channel_base": 128, "model.references": 4, "model.minibatch_kernels": 4},
+    "improved-grid": {"model.minibatch_kernels": 4},
     "text": {"model.length": 12, "optim.d_steps": 2},
     "began": {"resolution": 16, "system.k_rate": 0.5},  # so that k moves within few steps
     "ebgan": {"resolution": 16},

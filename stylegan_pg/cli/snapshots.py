@@ -80,6 +80,13 @@ def sample(
     strength: Annotated[
         Optional[list[float]], typer.Option(help="How far, such as 2 or -1.5; once, or for each direction.")
     ] = None,
+    arithmetic: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Groups of seeds whose mean latents are added and subtracted, such as '1,2,3 - 4,5,6 + 7,8,9', with "
+            "spaces around + and -; writes the result, and a picture of the groups."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -90,7 +97,7 @@ def sample(
     if out_shards is not None:
         refused = {"--out": out, "--grid": grid, "--class-grid": class_grid, "--columns": columns}
         refused |= {"--interpolate": interpolate, "--ws": ws, "--direction": direction, "--strength": strength}
-        refused["--condition"] = condition
+        refused |= {"--condition": condition, "--arithmetic": arithmetic}
         _refuse("--out-shards writes a dataset, without any of these", refused)
         how = {"psi": psi, "cutoff": cutoff, "noise": noise, "labels": labels, "batch": batch}
         _sample_shards(_chosen(snapshot), out_shards, device, count=count, seeds=seeds, per_shard=shard_images, **how)
@@ -114,6 +121,7 @@ def sample(
         ws=ws,
         directions=tuple(direction or ()),
         strengths=tuple(strength or (1.0,)),
+        arithmetic=arithmetic,
         batch=batch,
         device=device,
     ):

@@ -16,6 +16,8 @@ from stylegan_pg.config import (
     ConvolutionalConfig,
     FixedConfig,
     GrowingConfig,
+    MinibatchConfig,
+    ObjectiveName,
     PipelineConfig,
     PlainConfig,
     R3GANConfig,
@@ -30,6 +32,7 @@ from stylegan_pg.config.plain import publishable
 from stylegan_pg.errors import UsageError
 from stylegan_pg.untrusted import printable
 
+SMOOTH = tuple(name.value for name in (ObjectiveName.LOGISTIC, ObjectiveName.SATURATING, ObjectiveName.LSGAN))
 TWICE = {"r1": " (loss.r1_gamma=0 takes R1 away)", "path_length": " (loss.pl_weight=0 takes it away)"}
 
 
@@ -127,6 +130,9 @@ def _check_growth(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
+    if isinstance(model, MinibatchConfig):
+        fits = not model.minibatch_kernels or model.mbstd_group > 1
+        _demand(config, fits, "model.mbstd_group", "2 or more with model.minibatch_kernels, which compare images")
     fits = not model.low_precision_at or model.low_precision != "fp32"
     _demand(config, fits, "model.low_precision", "bf16, fp16 or auto if model.low_precision_at is given")
     if isinstance(model, R3GANConfig):
@@ -219,6 +225,9 @@ def _check_train(config: Config) -> None:
 def _check_terms(config: Config) -> None:
     for term in config.loss.terms:
         _check_term(term)
+    smooth = config.loss.real_target == 1 or config.loss.objective in SMOOTH
+    wanted = f"1 with loss.objective={config.loss.objective}, which has no targets: it is for {', '.join(SMOOTH)}"
+    _demand(config, smooth, "loss.real_target", wanted)
     names = [term.name for term in config.loss.all_terms()]
     if "path_length" in names and isinstance(config.model, R3GANConfig):
         raise UsageError(

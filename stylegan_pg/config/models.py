@@ -57,6 +57,18 @@ class PlainConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
+class MinibatchConfig(PlainConfig):
+    """The same, with minibatch discrimination in D (Salimans et al. 2016)."""
+
+    minibatch_kernels: int = at_least_0(0, most=1 << 16)  # kernels of D's minibatch discrimination, 100 as published
+    minibatch_dims: int = positive(5, most=1 << 16)  # numbers that each of these kernels compares
+
+    @property
+    def images_meet(self) -> bool:
+        return self.mbstd_channels > 0 or self.minibatch_kernels > 0
+
+
+@dataclass(frozen=True)
 class ConvolutionalConfig(ModelConfig):
     """What the families read whose networks are made of convolutions."""
 
@@ -156,12 +168,13 @@ def r3gan_stages(model: R3GANConfig, resolution: int) -> dict[int, Stage]:
 
 
 @dataclass(frozen=True)
-class DCGANConfig(PlainConfig, ConvolutionalConfig):
+class DCGANConfig(MinibatchConfig, ConvolutionalConfig):
     name: str = "dcgan"
     channel_base: int = positive(2048, most=1 << 24)  # channels at resolution r: min(channel_base / r, channel_max)
     mbstd_channels: int = such_that(0, lambda n: n == 0, "0: DCGAN has no minibatch stddev")
-    normalization: str = choice("batch", "none")  # of activations: by those of model.mbstd_group images, or none
-    d_normalization: str = choice("same", "batch", "none")  # that of D; none with spectral norm or gradient penalties
+    normalization: str = choice("batch", "virtual", "none")  # by the group's images, by a fixed reference batch, none
+    d_normalization: str = choice("same", "batch", "virtual", "none")  # that of D; none with gradient penalties
+    references: int = positive(64, most=1 << 16)  # latents and real pictures of the reference batches of virtual
 
     @property
     def images_meet(self) -> bool:
@@ -271,7 +284,7 @@ class DDGANPointsConfig(DenoisingConfig):
 
 
 @dataclass(frozen=True)
-class MLPConfig(PlainConfig):
+class MLPConfig(MinibatchConfig):
     name: str = "mlp"
     mapping_layers: int = positive(8, most=256)  # hidden layers of each network
 

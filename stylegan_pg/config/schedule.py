@@ -135,8 +135,9 @@ def largest_divisor(n: int, limit: int) -> int:
 
 
 def images_meet(config: Config) -> bool:
-    """Whether the images of a group meet, so that they must be in one pass."""
-    return config.model.images_meet or config.system.images_meet
+    """Whether the images of a group meet, in a network or in a term, so that they must be in one pass."""
+    terms = config.loss.all_terms()
+    return config.model.images_meet or config.system.images_meet or any(term.of_groups for term in terms)
 
 
 def phases(config: Config) -> list[Phase]:
@@ -302,6 +303,11 @@ def ema_half_life(config: Config, resolution: int, nimg: float) -> float:
 def blur_sigma(config: Config, resolution: int, nimg: float) -> float:
     """Width in pixels of the blur of what D sees, 0 for none."""
     return number(config.loss, "blur_sigma", resolution, nimg)
+
+
+def instance_noise(config: Config, resolution: int, nimg: float) -> float:
+    """Standard deviation of the noise in what D sees, 0 for none."""
+    return number(config.loss, "instance_noise", resolution, nimg)
 
 
 def ema_beta(batch: int, nimg: int, kimg: float, rampup: float | None) -> float:

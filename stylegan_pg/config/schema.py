@@ -186,6 +186,7 @@ class MetricsConfig:
     weights: list[str] = path([])  # files of feature networks, which are recognised by their content
     extractor: str = ""  # features instead of those of Inception and VGG16: pixels, or package.module:function
     precision: str = choice("fp32", "bf16")  # of feature networks
+    watch_kimg: float = at_least_0(100.0)  # interval at which samples are searched for collapse and copies; 0: never
     best: str = ""  # metric that chooses snapshots/best.safetensors; empty: the first one
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from stylegan_pg.config.curves import Scheduled, numbers_in
-from stylegan_pg.config.fields import at_least_0, by_kimg, by_resolution, choice, positive, scheduled, share
+from stylegan_pg.config.fields import at_least_0, by_kimg, by_resolution, choice, positive, scheduled, share, such_that
 
+MOST_NOISE = 100.0  # images are in about [-1, 1]
 MOST_SIGMA = 170.0  # a filter has at most 1024 taps (ops/upfirdn2d.py)
 
 
@@ -45,6 +46,11 @@ class TermConfig:
         """Whether any of its weights is above 0."""
         ends = (number for _, number in numbers_in(self.weight, ""))
         return any(ends) or any(self.weight_at.values()) or any(self.weight_from.values())
+
+    @property
+    def of_groups(self) -> bool:
+        """Whether it compares groups of `model.mbstd_group` images, which must then be in one pass."""
+        return False
 
     def options(self) -> dict[str, Any]:
         """The keys that only this term has: arguments of its function."""
@@ -85,14 +91,53 @@ class PathLengthConfig(TermConfig):
     name: str = "path_length"
 
 
+@dataclass(frozen=True)
+class FeatureMatchingConfig(TermConfig):
+    name: str = "feature_matching"
+    norm: str = choice("l2", "l1")  # squared norm of the difference of mean features, or its mean absolute value
+
+    @property
+    def of_groups(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class DiversityConfig(TermConfig):
+    name: str = "diversity"
+    limit: float = positive(1.0)  # ratio of the differences of images and latents from which on nothing is gained
+
+
+@dataclass(frozen=True)
+class HistoricalAveragingConfig(TermConfig):
+    name: str = "historical_averaging"
+
+
 TERMS: dict[str, type[TermConfig]] = {
-    cls.name: cls for cls in (R1Config, R2Config, GradientPenaltyConfig, DriftConfig, DraganConfig, PathLengthConfig)
+    cls.name: cls
+    for cls in (
+        R1Config,
+        R2Config,
+        GradientPenaltyConfig,
+        DriftConfig,
+        DraganConfig,
+        PathLengthConfig,
+        FeatureMatchingConfig,
+        DiversityConfig,
+        HistoricalAveragingConfig,
+    )
 }
 
 
 @dataclass(frozen=True)
 class LossConfig:
     objective: str = choice(*(name.value for name in ObjectiveName))  # what G and D minimise
+    g_weight: float = at_least_0(1.0)  # factor of the objective in G's loss; 0: G minimises its terms only
+    real_target: float = such_that(
+        1.0, lambda target: 0.5 < target <= 1, "above 0.5 and at most 1"
+    )  # what D is to say of real images; 0.9: one-sided label smoothing
+    instance_noise: Scheduled = scheduled(
+        at_least_0(0.0, most=MOST_NOISE)
+    )  # standard deviation of the noise that is added to all images that D sees; 0: none
     d_clip: float = at_least_0(0.0)  # limit of the magnitude of D's weights after each of its steps (WGAN); 0: none
     r1_gamma: Scheduled = scheduled(
         at_least_0(10.0)

@@ -15,6 +15,7 @@ from stylegan_pg.data.asked_conditions import ask_for
 from stylegan_pg.data.classes import class_names, conditions_at, file_names, parse_classes, parse_numbers
 from stylegan_pg.errors import RunError, UsageError
 from stylegan_pg.images import name_rows, save_image, tile
+from stylegan_pg.inference.arithmetic import condition_of, latent_arithmetic, parse, picture_of
 from stylegan_pg.inference.generate import LARGEST_PSI, images_of, interpolation, latents, writing
 from stylegan_pg.inference.latent_files import Moved, parse_directions
 from stylegan_pg.inference.saved import sample_saved
@@ -44,6 +45,7 @@ class Asked(NamedTuple):
     ws: Path | None = None  # a file of latents, instead of seeds
     directions: tuple[str, ...] = ()  # FILE, FILE#NAME or FILE#NUMBER
     strengths: tuple[float, ...] = (1.0,)
+    arithmetic: str | None = None  # groups of seeds with signs, see arithmetic.parse
 
     @property
     def of_pictures(self) -> list[str]:
@@ -51,6 +53,7 @@ class Asked(NamedTuple):
         options = {"--psi": self.psi not in (None, 1.0), "--cutoff": self.cutoff is not None, "--grid": self.grid}
         options |= {"--class-grid": self.class_grid, "--columns": self.columns, "--interpolate": self.interpolate}
         options |= {"--ws": self.ws, "--direction": self.directions, "--strength": self.strengths != (1.0,)}
+        options |= {"--arithmetic": self.arithmetic}
         return [name for name, given in options.items() if given]
 
 
@@ -60,8 +63,9 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
     With `ws`, the images of a file of latents take the place of those of seeds; `directions` move the ws of all.
 
     One PNG per seed, or with `grid` one picture of all, or with `class_grid` one with a row for each class and a column
-    for each seed, or with `interpolate` a strip from seed to seed; see Asked. Greyscale and RGBA generators give
-    greyscale and RGBA files. A generator of texts writes one file with a line for each seed.
+    for each seed, or with `interpolate` a strip from seed to seed, or with `arithmetic` the image of a sum of latents
+    and a picture of what it is made of; see Asked. Greyscale and RGBA generators give greyscale and RGBA files. A
+    generator of texts writes one file with a line for each seed.
 
     Args:
         snapshot: a file.
@@ -96,6 +100,8 @@ def sample(snapshot: Path, out: Path | None, *, device: str, **asked: Any) -> It
             how = {"psi": 1.0 if wanted.psi is None else wanted.psi, "cutoff": wanted.cutoff, "noise": wanted.noise}
             frames = {"grid": wanted.grid, "interpolate": wanted.interpolate, "columns": wanted.columns}
             yield from sample_saved(G, wanted.ws, folder, batch=wanted.batch, **frames, **how)
+        elif wanted.arithmetic is not None:
+            yield from _calculate(G, folder, wanted)
         else:
             yield from _write(G, snapshot, folder, numbers, wanted)
 
@@ -121,6 +127,14 @@ def _checked(wanted: Asked) -> list[int]:
         raise UsageError("--ws renders what a file holds: no --seeds, --labels, --condition or --class-grid beside it")
     if wanted.labels is not None and wanted.conditions:
         raise UsageError("--labels chooses classes or examples, --condition describes vectors: give one of them")
+    if wanted.arithmetic is not None:
+        if chosen or wanted.seeds is not None or wanted.ws is not None or wanted.directions:
+            raise UsageError(
+                "--arithmetic names its own seeds and pictures: no --seeds, --ws, --direction, --grid, --class-grid or "
+                "--interpolate beside it"
+            )
+        parse(wanted.arithmetic)
+        return []
     if wanted.seeds is None:
         return list(range(8 if wanted.class_grid else 64))
     numbers = parse_numbers(wanted.seeds)
@@ -128,6 +142,24 @@ def _checked(wanted: Asked) -> list[int]:
     if wanted.interpolate and len(numbers) < 2:
         raise UsageError(f"--interpolate goes from seed to seed, and --seeds {wanted.seeds} is one: give two or more")
     return numbers
+
+
+def _calculate(G: Any, out: Path, wanted: Asked) -> Iterator[str]:
+    """Write the image of a sum of latents, and a picture of the groups of seeds that it is made of."""
+    groups = parse(wanted.arithmetic or "")
+    rows, columns = len(groups) + 1, max(len(group.seeds) for group in groups) + 1
+    if rows * columns * G.img_size[0] * G.img_size[1] > MAX_PIXELS:
+        raise UsageError(f"--arithmetic: the picture of the operands would have more than {MAX_PIXELS} pixels")
+    psi = (PSI if hasattr(G, "styles") else 1.0) if wanted.psi is None else wanted.psi
+    how = {"psi": psi, "cutoff": wanted.cutoff, "noise": wanted.noise, "batch": wanted.batch}
+    result = latent_arithmetic(G, groups, condition_of(G, wanted.labels), **how)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    picture, names = picture_of(result)
+    for image, name in ((result.image[0], "arithmetic"), (name_rows(picture, names), "arithmetic-operands")):
+        with writing(out):
+            save_image(image, out / f"{name}.png")
+        yield str(out / f"{name}.png")
 
 
 def _write(G: Any, snapshot: Path, out: Path, numbers: list[int], wanted: Asked) -> Iterator[str]:

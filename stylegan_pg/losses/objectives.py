@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from stylegan_pg.config import ObjectiveName
+from stylegan_pg.config import LossConfig, ObjectiveName
 
 
 def logistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
@@ -19,6 +20,13 @@ def logistic_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Te
 def logistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """softplus(D(G(z))) + softplus(-D(x)), same shape as the scores (Goodfellow et al. 2014, equation 1)."""
     return F.softplus(fake) + F.softplus(-real)
+
+
+def smoothed_logistic_d(real: torch.Tensor, fake: torch.Tensor, *, target: float) -> torch.Tensor:
+    """logistic_d with the target of real images lowered to `target` in (0, 1], that of generated ones staying 0: the
+    cross entropy softplus(-D(x)) + (1 - target) D(x), whose best D(x) as a probability is `target` times the published
+    one (Salimans et al. 2016, section 3.4)."""
+    return F.softplus(fake) + F.softplus(-real) + (1 - target) * real
 
 
 def saturating_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
@@ -44,6 +52,11 @@ def lsgan_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tenso
 def lsgan_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """((D(x) - 1)^2 + D(G(z))^2) / 2 (Mao et al. 2017, equation 9)."""
     return ((real - 1).square() + fake.square()) / 2
+
+
+def smoothed_lsgan_d(real: torch.Tensor, fake: torch.Tensor, *, target: float) -> torch.Tensor:
+    """lsgan_d with the target of real images `target` in place of 1: ((D(x) - target)^2 + D(G(z))^2) / 2."""
+    return ((real - target).square() + fake.square()) / 2
 
 
 def hinge_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -108,3 +121,19 @@ OBJECTIVES: dict[str, Objective] = {
     ObjectiveName.HINGE: Objective(wgan_g, hinge_d),
     ObjectiveName.RELATIVISTIC: Objective(relativistic_g, relativistic_d, paired=True),
 }
+
+SMOOTHED: dict[str, Callable[..., torch.Tensor]] = {
+    ObjectiveName.LOGISTIC: smoothed_logistic_d,
+    ObjectiveName.SATURATING: smoothed_logistic_d,
+    ObjectiveName.LSGAN: smoothed_lsgan_d,
+}
+"""D's losses with a target for real images; the other objectives have none. config/checks.py refuses loss.real_target
+with these."""
+
+
+def objective_of(loss: LossConfig) -> Objective:
+    """The objective of a configuration, with one-sided label smoothing (loss.real_target) where it is on."""
+    objective = OBJECTIVES[loss.objective]
+    if loss.real_target == 1:
+        return objective
+    return objective._replace(d=partial(SMOOTHED[loss.objective], target=loss.real_target))

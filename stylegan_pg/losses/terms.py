@@ -14,13 +14,17 @@ from typing import Any, NamedTuple
 import torch
 
 from stylegan_pg.config import (
+    DiversityConfig,
     DraganConfig,
     DriftConfig,
+    FeatureMatchingConfig,
     GradientPenaltyConfig,
+    HistoricalAveragingConfig,
     PathLengthConfig,
     R1Config,
     R2Config,
 )
+from stylegan_pg.losses import techniques
 from stylegan_pg.losses.objectives import per_image, scores_of
 
 DRAGAN_NOISE = 0.25  # standard deviation, in images of [-1, 1]
@@ -184,15 +188,45 @@ def path_length_term(x: GInputs) -> dict[str, torch.Tensor]:
     return {"loss": penalty, "pl_length": lengths, "pl_penalty": penalty}
 
 
+def feature_matching_term(
+    fake: torch.Tensor, real: torch.Tensor, group: int, *, norm: str = "l2"
+) -> dict[str, torch.Tensor]:
+    """The distance of the mean features of generated and real images, over groups; see techniques.feature_matching."""
+    distance = techniques.feature_matching(fake, real, group, norm)
+    return {"loss": distance, "feature_distance": distance}
+
+
+def diversity_term(
+    images: Sequence[torch.Tensor], latents: Sequence[torch.Tensor], *, limit: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """-min(difference of images / difference of latents, limit), see techniques.diversity."""
+    ratio = techniques.diversity(images, latents)
+    return {"loss": -ratio.clamp(max=limit), "diversity": ratio}
+
+
+def historical_averaging_term(
+    weights: Sequence[torch.Tensor], means: Sequence[torch.Tensor], known: torch.Tensor, count: int
+) -> dict[str, torch.Tensor]:
+    """||theta - mean theta||^2 as the value of each of `count` images. `known`, of shape [], is 0 before there is a
+    mean, and then 1."""
+    distance = (known * techniques.squared_distance(weights, means)).expand(count)
+    return {"loss": distance, "history_distance": distance}
+
+
 class Term(NamedTuple):
     """How a term is computed: `compute(inputs, **options)` returns {"loss": [N]} and the values [N] that `reports`
     names. The options are the keys of the configuration that only this term has (TermConfig.options).
 
-    `on` is the side that is trained. `keep` maps some of the values to the names of their running means, which are part
-    of the state (GANState.means) and are updated with loss.pl_decay. `needs` lists which of the inputs "fake" (with its
-    labels), "u" and "noise" are used. A term `of_scores` has no pass of its own, but is added in D's main pass:
-    compute(scores_real, scores_fake, **options). A term that uses nothing but DInputs.squared_norm(at) is computed in
-    that pass, too, where it is made at every step; its inputs then hold the norm.
+    `on` is the side that is trained; "GD" are both, each with its own. `keep` maps some of the values to the names of
+    their running means, which are part of the state (GANState.means) and are updated with loss.pl_decay. `needs` lists
+    which of the inputs "fake" (with its labels), "u" and "noise" are used. A term `of_scores` has no pass of its own,
+    but is added in D's main pass: compute(scores_real, scores_fake, **options). A term that uses nothing but
+    DInputs.squared_norm(at) is computed in that pass, too, where it is made at every step; its inputs then hold the
+    norm.
+
+    On the side of G, a term `of_ws` takes GInputs; one `of_features` is added in G's main pass, compute(fake, real,
+    group, **options) of D's features; one `of_pairs` compares images of two latents, compute(images, latents,
+    **options). A term `of_weights` has no images: compute(weights, means, known, count, **options).
     """
 
     on: str
@@ -202,6 +236,15 @@ class Term(NamedTuple):
     needs: tuple[str, ...] = ()
     of_scores: bool = False
     at: str = ""
+    of_ws: bool = False
+    of_features: bool = False
+    of_pairs: bool = False
+    of_weights: bool = False
+
+    @property
+    def joins(self) -> bool:
+        """Whether it always has its gradients from the main pass of its side, also where it is lazy."""
+        return self.of_scores or self.of_features
 
 
 TERMS: dict[str, Term] = {
@@ -210,5 +253,10 @@ TERMS: dict[str, Term] = {
     GradientPenaltyConfig.name: Term("D", gradient_penalty_term, ("gp_norm",), needs=("fake", "u")),
     DriftConfig.name: Term("D", drift_term, of_scores=True),
     DraganConfig.name: Term("D", dragan_term, ("dragan_norm",), needs=("noise",)),
-    PathLengthConfig.name: Term("G", path_length_term, ("pl_length", "pl_penalty"), keep={"pl_length": "pl_mean"}),
+    PathLengthConfig.name: Term(
+        "G", path_length_term, ("pl_length", "pl_penalty"), keep={"pl_length": "pl_mean"}, of_ws=True
+    ),
+    FeatureMatchingConfig.name: Term("G", feature_matching_term, ("feature_distance",), of_features=True),
+    DiversityConfig.name: Term("G", diversity_term, ("diversity",), of_pairs=True),
+    HistoricalAveragingConfig.name: Term("GD", historical_averaging_term, ("history_distance",), of_weights=True),
 }

@@ -23,7 +23,9 @@ from stylegan_pg.config import DCGANConfig
 from stylegan_pg.networks.form import Form, NetworkShape, form_kwargs
 from stylegan_pg.networks.latent_law import LatentLaw
 from stylegan_pg.networks.layers import given, planes
+from stylegan_pg.networks.minibatch import MinibatchScore
 from stylegan_pg.networks.ranges import checked
+from stylegan_pg.networks.virtual_norm import VirtualBatchNorm, normalized
 
 SLOPE = 0.2  # of D's leaky ReLU
 DEVIATION = 0.02  # of initial weights
@@ -38,7 +40,7 @@ def initialize(net: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, DEVIATION)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, (nn.BatchNorm2d, VirtualBatchNorm)):
             nn.init.normal_(module.weight, 1.0, DEVIATION)
             nn.init.zeros_(module.bias)
 
@@ -92,7 +94,13 @@ def _layer(kind: type[Any], dtype: torch.dtype | None, a: int, b: int, size: Any
 
 class Generator(nn.Module):
     """z [N, z_dim], c [N, c_dim] -> images [N, img_channels, *base * resolution / 4] in [-1, 1]; for the further
-    arguments see Form and LatentLaw."""
+    arguments see Form and LatentLaw.
+
+    With `normalization` "virtual" it keeps a reference batch of latents, which is drawn with its weights.
+    """
+
+    reference: torch.Tensor
+    reference_c: torch.Tensor
 
     @checked
     def __init__(
@@ -103,6 +111,7 @@ class Generator(nn.Module):
         categories: Sequence[int] = (),
         continuous: int = 0,
         normalization: str = "batch",
+        references: int = 64,
         **form: Any,
     ):
         super().__init__()
@@ -118,16 +127,29 @@ class Generator(nn.Module):
             dtype, bias = f.dtype(f.resolutions[i]), inner and normalization == "none"
             self.main.append(_layer(TransposedConvolution, dtype, a, b, size, bias))
             if inner:
-                self.main.extend([nn.BatchNorm2d(b)] if normalization == "batch" else [])
-                self.main.append(Clamped(nn.ReLU(), f.conv_clamp))
+                self.main.extend([*normalized(normalization, b, references), Clamped(nn.ReLU(), f.conv_clamp)])
         self.main.append(nn.Tanh())
         initialize(self)
+        self.references = references if normalization == "virtual" else 0
+        if self.references:
+            self.register_buffer("reference", torch.randn(references, z_dim))
+            if f.c_dim:
+                self.register_buffer("reference_c", torch.zeros(references, f.c_dim))
 
     def forward(self, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        c = given(c, self.c_dim) if self.c_dim else None
+        if self.references:
+            z = torch.cat([self.reference.to(z.dtype), z])
+            c = None if c is None else torch.cat([self.reference_c.to(c.dtype), c])
         z = self.law(z)
-        if self.c_dim:
-            z = torch.cat([z, given(c, self.c_dim).to(z.dtype)], dim=1)
-        return self.main(z[:, :, None, None]).to(self.main[0].weight.dtype)
+        if c is not None:
+            z = torch.cat([z, c.to(z.dtype)], dim=1)
+        return self.main(z[:, :, None, None])[self.references :].to(self.main[0].weight.dtype)
+
+    def refer(self, images: torch.Tensor, c: torch.Tensor | None) -> None:
+        """Take the conditions [references, c_dim] of real pictures for the latents of the reference batch."""
+        if c is not None:
+            self.reference_c.copy_(c)
 
 
 class Discriminator(nn.Module):
@@ -135,11 +157,27 @@ class Discriminator(nn.Module):
     Form.
 
     `label` says what becomes of c: "concatenation" with the image, or "projection" of the features. With more
-    `outputs`, there are further numbers behind the score, [N, outputs], for heads.
+    `outputs`, there are further numbers behind the score, [N, outputs], for heads. With `normalization` "virtual" it
+    keeps a reference batch of real pictures (`refer`). `minibatch_kernels` add minibatch discrimination over groups of
+    `mbstd_group` images.
     """
 
+    reference: torch.Tensor
+    reference_c: torch.Tensor
+
     @checked
-    def __init__(self, *, label: str = "projection", normalization: str = "batch", outputs: int = 1, **form: Any):
+    def __init__(
+        self,
+        *,
+        label: str = "projection",
+        normalization: str = "batch",
+        references: int = 64,
+        minibatch_kernels: int = 0,
+        minibatch_dims: int = 5,
+        mbstd_group: int = 4,
+        outputs: int = 1,
+        **form: Any,
+    ):
         super().__init__()
         f = self.form = Form(**{**DEFAULTS, **form})
         self.resolution, self.img_channels, self.img_size = f.resolution, f.img_channels, f.size(f.resolution)
@@ -149,11 +187,10 @@ class Discriminator(nn.Module):
         self.main = nn.Sequential()
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
             inner, dtype = i < len(widths) - 2, f.dtype(f.resolutions[-1 - i])
-            has_norm = inner and i > 0 and normalization == "batch"
             bias = normalization == "none" and inner
             self.main.append(_layer(Convolution, dtype, a, b, None if inner else f.size(4), bias))
             if inner:
-                self.main.extend([nn.BatchNorm2d(b)] if has_norm else [])
+                self.main.extend(normalized(normalization, b, references) if i else [])
                 self.main.append(Clamped(nn.LeakyReLU(SLOPE), f.conv_clamp))
         self.channels = widths[-2]  # of the features
         self.feature_size = f.size(4)
@@ -161,16 +198,41 @@ class Discriminator(nn.Module):
         if f.c_dim and label == "projection":
             self.embed = nn.Linear(f.c_dim, self.channels, bias=False)
             nn.init.normal_(self.embed.weight, 0.0, DEVIATION)
+        self.has_minibatch = minibatch_kernels > 0
+        if self.has_minibatch:
+            size = self.channels * self.feature_size[0] * self.feature_size[1]
+            self.minibatch = MinibatchScore(size, minibatch_kernels, minibatch_dims, mbstd_group)
+        self.references = references if normalization == "virtual" else 0
+        if self.references:
+            self.register_buffer("reference", torch.zeros(references, f.img_channels, *self.img_size))
+            if f.c_dim:
+                self.register_buffer("reference_c", torch.zeros(references, f.c_dim))
+
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.main[-1]
+
+    def refer(self, images: torch.Tensor, c: torch.Tensor | None) -> None:
+        """Take real pictures [references, C, H, W], and their conditions, as the reference batch."""
+        self.reference.copy_(images)
+        if c is not None:
+            self.reference_c.copy_(c)
 
     def features(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """What the last layer makes scores of: [N, channels, *base]."""
-        if self.label == "concatenation" and self.c_dim:
-            images = torch.cat([images, planes(given(c, self.c_dim), images)], dim=1)
-        return self.main[:-1](images)
+        c = given(c, self.c_dim) if self.c_dim else None
+        if self.references:
+            images = torch.cat([self.reference.to(images.dtype), images])
+            c = None if c is None else torch.cat([self.reference_c.to(c.dtype), c])
+        if self.label == "concatenation" and c is not None:
+            images = torch.cat([images, planes(c, images)], dim=1)
+        return self.main[:-1](images)[self.references :]
 
     def scores(self, features: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """Scores [N, 1] of features, or with further numbers behind them [N, outputs]."""
         x = self.main[-1](features).flatten(1)
+        if self.has_minibatch:
+            x = torch.cat([x[:, :1] + self.minibatch(features), x[:, 1:]], dim=1)
         if self.label != "projection" or not self.c_dim:
             return x
         embedded = self.embed(given(c, self.c_dim).to(x.dtype))
@@ -184,10 +246,12 @@ class Discriminator(nn.Module):
 def generator_kwargs(model: DCGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, plain JSON values."""
     own = {"z_dim": model.z_dim, "latent": model.latent, "normalization": model.normalization}
-    return {**form_kwargs(model, shape), **own}
+    return {**form_kwargs(model, shape), **own, "references": model.references}
 
 
 def discriminator_kwargs(model: DCGANConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Discriminator, plain JSON values."""
     own = model.normalization if model.d_normalization == "same" else model.d_normalization
-    return {**form_kwargs(model, shape), "label": model.label, "normalization": own}
+    minibatch = {"minibatch_kernels": model.minibatch_kernels, "minibatch_dims": model.minibatch_dims}
+    norm = {"normalization": own, "references": model.references, "mbstd_group": shape.mbstd_group}
+    return {**form_kwargs(model, shape), "label": model.label, **norm, **minibatch}

@@ -264,6 +264,8 @@ class Discriminator(ImageReader):
     receives the picture. With more `outputs`, there are further numbers behind the score, [N, outputs], for heads.
     """
 
+    b4: DiscriminatorEpilogue
+
     def __init__(
         self,
         form: Form,
@@ -299,6 +301,10 @@ class Discriminator(ImageReader):
         self.cmap_dim = cmap_dim
         if projects:
             self.mapping = MappingNetwork(0, form.c_dim, cmap_dim, mapping_layers, w_avg=False)
+
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.b4.out
 
     def forward(
         self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1

@@ -16,6 +16,7 @@ from stylegan_pg.config import MLPConfig
 from stylegan_pg.networks import growing
 from stylegan_pg.networks.form import Form, NetworkShape
 from stylegan_pg.networks.latent_law import LatentLaw
+from stylegan_pg.networks.minibatch import MinibatchScore
 from stylegan_pg.networks.ranges import checked
 
 SLOPE = 0.2  # of D's leaky ReLU
@@ -95,7 +96,10 @@ class Generator(growing.Generator):
 
 class Discriminator(nn.Module):
     """Images [N, img_channels, *img_size] and c [N, c_dim], concatenated -> scores [N, 1]; with more `outputs`,
-    further numbers behind them, [N, outputs], for heads."""
+    further numbers behind them, [N, outputs], for heads.
+
+    `minibatch_kernels` add minibatch discrimination over groups of `mbstd_group` images.
+    """
 
     filter: torch.Tensor
 
@@ -110,24 +114,37 @@ class Discriminator(nn.Module):
         width: int = 128,
         hidden: int = 3,
         outputs: int = 1,
+        minibatch_kernels: int = 0,
+        minibatch_dims: int = 5,
+        mbstd_group: int = 4,
     ):
         super().__init__()
         self.resolution, self.img_channels, self.c_dim = resolution, img_channels, c_dim
         self.register_buffer("filter", torch.ones([1, 1]), persistent=False)  # nothing fades
         sizes = [img_channels * img_size[0] * img_size[1] + c_dim, *[width] * hidden, outputs]
         self.layers = layers(sizes, nn.LeakyReLU(SLOPE))
+        self.has_minibatch = minibatch_kernels > 0
+        if self.has_minibatch:
+            self.minibatch = MinibatchScore(sizes[-2], minibatch_kernels, minibatch_dims, mbstd_group)
+
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.layers[-1]
 
     def forward(
         self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1
     ) -> torch.Tensor:
-        """Images do not meet, whether they are of one batch or of several."""
+        """Images of one of several `batches` meet in minibatch discrimination only, if there is any."""
         x = img.flatten(1)
-        return self.layers(x if c is None or not self.c_dim else torch.cat([x, c.to(x.dtype)], dim=1))
+        x = x if c is None or not self.c_dim else torch.cat([x, c.to(x.dtype)], dim=1)
+        if not self.has_minibatch:
+            return self.layers(x)
+        features = self.layers[:-1](x)
+        return self.score_layer(features) + self.minibatch(features, batches)
 
 
-def discriminator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:
-    """Arguments of Discriminator, plain JSON values: the width is model.channel_max, the number of hidden layers
-    model.mapping_layers."""
+def _common(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:
+    """The width is model.channel_max, the number of hidden layers model.mapping_layers."""
     return {
         "resolution": shape.resolution,
         "img_size": [side * shape.resolution // 4 for side in model.base],
@@ -138,6 +155,12 @@ def discriminator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any
     }
 
 
+def discriminator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:
+    """Arguments of Discriminator, plain JSON values."""
+    minibatch = {"minibatch_kernels": model.minibatch_kernels, "minibatch_dims": model.minibatch_dims}
+    return {**_common(model, shape), **minibatch, "mbstd_group": shape.mbstd_group}
+
+
 def generator_kwargs(model: MLPConfig, shape: NetworkShape) -> dict[str, Any]:
     """Arguments of Generator, of the same width and depth."""
-    return {**discriminator_kwargs(model, shape), "z_dim": model.z_dim, "latent": model.latent}
+    return {**_common(model, shape), "z_dim": model.z_dim, "latent": model.latent}

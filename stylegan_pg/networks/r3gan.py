@@ -284,6 +284,8 @@ class Discriminator(ImageReader):
     for heads.
     """
 
+    b4: DiscriminatorEnd
+
     @checked
     def __init__(self, *, embedding: int = 64, label: str = "projection", outputs: int = 1, **form: Any):
         f = R3GANForm(**form)
@@ -296,6 +298,10 @@ class Discriminator(ImageReader):
         self.compared = compared
         if compared:
             self.embed = Linear(f.c_dim, embedding, gain=embedding**-0.5)
+
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.b4.linear
 
     def forward(
         self, img: torch.Tensor, c: torch.Tensor | None = None, *, alpha: float | torch.Tensor = 1.0, batches: int = 1

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from stylegan_pg.config import Config, rounds
 from stylegan_pg.config.schedule import Phase, weighs
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, Term, per_image, squared_norms
+from stylegan_pg.losses import TERMS, DInputs, GInputs, Term, objective_of, per_image, squared_norms
 from stylegan_pg.networks import NetworkShape, declares, shown_to  # it registers the operators, too
 from stylegan_pg.optim.moments import MOMENTS
 from stylegan_pg.planning import averages
@@ -181,7 +181,7 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     meter = meter or Meter()
     shape = NetworkShape(phase.resolution, config.resolution, phase.fade, channels, classes, phase.mbstd_group)
     n, system = phase.mbstd_group, SYSTEMS[config.system.name](config)
-    objective = OBJECTIVES[config.loss.objective]
+    objective = objective_of(config.loss)
     with torch.device("meta"):
         G: Any = system.pair.G(**system.g_kwargs(shape))
         D: Any = system.pair.D(**system.d_kwargs(shape))
@@ -198,6 +198,9 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         if objective.paired:
             with torch.no_grad():
                 scores_real = judge(real, c)
+        elif any(TERMS[t.name].of_features for t in weighted):
+            with torch.no_grad():
+                judge(real, c)
         return per_image(objective.g, judge(shown_to(D, G, make(z, c)), c), scores_real).sum()
 
     def d_main() -> torch.Tensor:
@@ -222,6 +225,8 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
         return loss
 
     def term_loss(term: Term) -> torch.Tensor:
+        if term.of_pairs:
+            return term.compute([G(z, c), G(-z, c)], [z, -z])["loss"].sum()
         on_g = term.on == "G"
         inputs = GInputs(G.synthesis, G.styles(z, c), noise) if on_g else DInputs(judge, real, c, fake, c, u, noise)
         return term.compute(inputs)["loss"].sum()
@@ -231,8 +236,10 @@ def cost_of(config: Config, phase: Phase, channels: int, classes: int, meter: Me
     passes: list[tuple[str, Callable[[], torch.Tensor], float, float]]  # trained side, share of steps and of images
     passes = [("G", g_main, g_share, 1.0), ("D", d_main, 1.0, 1.0)]
     for term, spec in ((t, TERMS[t.name]) for t in weighted if t not in joint):
-        if not spec.of_scores:
-            often, images = (g_share, 1 / config.loss.pl_batch_shrink) if spec.on == "G" else (1.0, 1.0)
+        if not spec.joins and not spec.of_weights:  # those of weights cost little
+            often, images = (
+                (g_share, 1 / config.loss.pl_batch_shrink if spec.of_ws else 1.0) if spec.on == "G" else (1.0, 1.0)
+            )
             passes.append((spec.on, partial(term_loss, spec), often / term.every, images))
     sizes = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
     for player, forward, often, images in passes:

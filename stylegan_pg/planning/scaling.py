@@ -83,7 +83,8 @@ def sums(config: Config, phase: Phase, cost: Cost) -> list[tuple[float, float]]:
     due = [t for t in config.loss.all_terms() if weighs(t, phase)]
     lazy = [(TERMS[t.name], t.every) for t in due]
     steps = [(often[player], size[player]) for player in ("D", "G")]
-    return steps + [(often[s.on] / every, size[s.on]) for s, every in lazy if every > 1 and not s.of_scores]
+    own = [(side, every) for s, every in lazy if every > 1 and not s.joins for side in s.on]
+    return steps + [(often[side] / every, size[side]) for side, every in own]
 
 
 def sum_seconds(size: float, world: int, link: Link, pieces: int = 1) -> float:

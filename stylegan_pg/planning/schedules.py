@@ -14,6 +14,7 @@ from stylegan_pg.config.schedule import (
     blur_sigma,
     ema_beta,
     ema_half_life,
+    instance_noise,
     learning_rate,
     number,
     phase_at,
@@ -53,6 +54,7 @@ def numbers(config: Config) -> Numbers:
     found |= {"ema.kimg": half_life, "EMA's beta": beta}
     if isinstance(config.augment, FixedConfig):
         found["augment.p"] = lambda p, nimg: augment_p(config, p.resolution, nimg) or 0.0
+    found["loss.instance_noise"] = lambda p, nimg: instance_noise(config, p.resolution, nimg)
     return found | {"loss.blur_sigma": lambda p, nimg: blur_sigma(config, p.resolution, nimg)}
 
 

@@ -251,6 +251,14 @@ class System:
         unconditional run."""
         raise NotImplementedError
 
+    def references(self) -> int:
+        """Number of real pictures that the networks keep, to normalise others by them; 0: none."""
+        return 0
+
+    def refer(self, images: torch.Tensor, c: torch.Tensor | None) -> None:
+        """Give the networks, which `build` has just made, these pictures: [references, C, H, W] in [-1, 1], and their
+        conditions [references, c_dim] or None. They are the same on all ranks."""
+
     def updates(self, step: Step) -> Iterable[Update]:
         """The optimizer steps of a training step, in order. It is also asked about the next step while this one is
         computed, to draw its inputs, and therefore changes nothing."""
@@ -320,6 +328,11 @@ class System:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`; parts that are missing keep their initial values."""
+
+    def tensors(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """{part: {name: tensor}}, tensors of the present phase that training changes in place besides those of the
+        networks: a checkpoint keeps them."""
+        return {}
 
     def snapshot_description(self) -> dict[str, Any]:
         """{"network": name, "kwargs": arguments} that build G_ema again from a snapshot."""

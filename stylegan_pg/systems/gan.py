@@ -19,11 +19,13 @@ from stylegan_pg.config.rounds import place_of
 from stylegan_pg.config.schedule import blur_sigma, moves, term_weight
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
-from stylegan_pg.losses import OBJECTIVES, TERMS, DInputs, GInputs, per_image, squared_norms
+from stylegan_pg.losses import TERMS, DInputs, GInputs, objective_of, per_image, squared_norms
 from stylegan_pg.networks import NetworkShape, Pair
+from stylegan_pg.networks.features import Captured, features_of
 from stylegan_pg.networks.spectral import move_vectors
 from stylegan_pg.systems.base import Context, Loss, Side, Step, Sums, Update, Values
 from stylegan_pg.systems.draws import put_rows, rows_of
+from stylegan_pg.systems.history import History
 from stylegan_pg.systems.latents import Latents, styles
 from stylegan_pg.systems.one_pair import OnePair
 
@@ -37,16 +39,19 @@ class GAN(OnePair):
 
     def __init__(self, config: Config, pair: Pair | None = None):
         super().__init__(config, pair)
-        self.objective = OBJECTIVES[config.loss.objective]
+        self.objective = objective_of(config.loss)
         self.terms = config.loss.all_terms()
 
     def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
         super().build(form, conditions)
-        if any(TERMS[t.name].on == "G" for t in self.terms) and not self.has_ws:
+        if any(TERMS[t.name].of_ws for t in self.terms) and not self.has_ws:
             raise UsageError(
                 "loss.pl_weight: the generator has no ws, whose path lengths could be regularised; take "
                 "loss.pl_weight=0 (and loss.terms without path_length)"
             )
+        if any(TERMS[t.name].of_features for t in self.terms):
+            features_of(self.D)  # raises where D has none
+        self.histories: dict[Side, History] = {}
 
     # ------------------------------------------------------------------------------------------------- losses
 
@@ -64,6 +69,8 @@ class GAN(OnePair):
             with torch.no_grad():
                 real = self.score(x, "g-real" + turn, x.real, x.condition)
         loss = per_image(self.objective.g, fake, real)
+        if self.config.loss.g_weight != 1:
+            loss = loss * self.config.loss.g_weight
         further = self.generator_heads(x, latents, fake)
         return {"loss_g": loss, **further, "loss": loss + further["loss"] if further else loss}
 
@@ -72,6 +79,18 @@ class GAN(OnePair):
         if self.config.model.d_spectral_norm:
             move_vectors(self.D)
         return self.discriminator_loss(x, due)
+
+    def generator_main(self, x: Context, turn: str, due: list[TermConfig]) -> Values:
+        """`generator_loss`, and the terms of D's features of the images that it makes."""
+        with Captured(self.D) as seen:
+            values = dict(self.generator_loss(x, turn))
+        fake = seen.features[0]  # of the first pass, which is that of the generated images
+        with torch.no_grad(), Captured(self.D) as seen:
+            self.score(x, "g-real" + turn, x.real, x.condition)
+        for term in due:
+            found = TERMS[term.name].compute(fake, seen.features[0], self.form.mbstd_group, **term.options())
+            values |= {**found, "loss": values["loss"] + found["loss"] * (self.factor(term, x) * term.every)}
+        return values
 
     def discriminator_loss(self, x: Context, due: list[TermConfig]) -> Values:
         """What D minimises: the objective of its scores of real and generated images, and terms of these scores."""
@@ -131,12 +150,25 @@ class GAN(OnePair):
 
     def generator_term(self, x: Context, term: TermConfig, turn: str) -> Values:
         """A regularisation term on G, of images of its own."""
+        if TERMS[term.name].of_pairs:
+            return self.term_of_pairs(x, term, turn)
         ws = styles(self.G, self.latents(x, term.name + turn))[0]
         synthesis = partial(self.synthesize, x, purpose=term.name + turn)
         names = TERMS[term.name].keep.values()
         state = {name: x.number(name, partial(self.running_mean, name)) for name in names}
         inputs = GInputs(synthesis=synthesis, ws=ws, noise=self.noise(x, "pl" + turn), state=state)
         return TERMS[term.name].compute(inputs, **term.options())
+
+    def term_of_pairs(self, x: Context, term: TermConfig, turn: str) -> Values:
+        """A term on G, of images of pairs of latents with the same condition and the same per-pixel noise."""
+        one, other = (self.latents(x, f"{term.name}-{k}{turn}")._replace(z_mix=None, cutoff=None) for k in "ab")
+        images = [self.generate(x, z, term.name + turn)[0] for z in (one, other._replace(c=one.c))]
+        return TERMS[term.name].compute(images, [one.z, other.z], **term.options())
+
+    def weights_term(self, x: Context, term: TermConfig, side: Side) -> Values:
+        """A term of the weights of a side."""
+        history, weights = self.means_of_weights()[side], list(self.net[side].parameters())
+        return TERMS[term.name].compute(weights, history.means, history.known(), len(x.part), **term.options())
 
     def discriminator_inputs(self, x: Context, purpose: str, **known: Any) -> DInputs:
         """The inputs of a regularisation term on D that every term has, and what is known besides."""
@@ -168,12 +200,20 @@ class GAN(OnePair):
     def generator_updates(self, step: Step, number: int, turn: str) -> Iterator[Update]:
         """Step `number` of G in this phase; `turn` tells several steps at one nimg apart."""
         sums = {"w" + turn: torch.zeros_like(self.G.mapping.w_avg)} if self.has_ws else {}
+        group, due = self.form.mbstd_group, self.due("G", number, step)
+        within = [t for t in due if TERMS[t.name].joins]
+        reports = self.g_reports + tuple(name for t in within for name in TERMS[t.name].reports)
         main = partial(self.generator_loss, turn=turn)
-        loss = Loss("main loss", main, step.batch, self.form.mbstd_group, reports=self.g_reports, sums=sums)
-        due = self.due("G", number, step)
-        terms = {t.name: partial(self.generator_term, term=t, turn=turn) for t in due}
-        count = max(step.batch // self.config.loss.pl_batch_shrink, 1)
-        yield from self.side("G", step, loss, due, terms, count=count, of_batch=False)  # without mbstd groups
+        if within:
+            main = partial(self.generator_main, turn=turn, due=within)
+        name = " + ".join(["main loss", *(t.name for t in within)])
+        how = {"twice": bool(within), "counts": True, "sums": sums | self.made("G")}
+        loss = Loss(name, main, step.batch, group, reports=reports, **how)
+        own = [t for t in due if t not in within]
+        terms = {t.name: partial(self.generator_term, term=t, turn=turn) for t in own}
+        lengths = {"count": max(step.batch // self.config.loss.pl_batch_shrink, 1), "of_batch": False}  # without groups
+        of_batch = {"count": step.batch, "group": group}
+        yield from self.side("G", step, loss, own, terms, lambda t: lengths if TERMS[t.name].of_ws else of_batch)
 
     def discriminator_updates(self, step: Step) -> Iterator[Update]:
         """Step of D, as many as there are training steps."""
@@ -185,10 +225,24 @@ class GAN(OnePair):
             reports = (*self.p_reports, *reports)
         main, group = partial(self.discriminator_main, due=due), self.form.mbstd_group
         name = " + ".join(["main loss", *(t.name for t in within)])
-        loss = Loss(name, main, step.batch, group, reports=self.d_reports + reports, twice=bool(joint), counts=True)
+        how = {"twice": bool(joint), "counts": True, "sums": self.made("D")}
+        loss = Loss(name, main, step.batch, group, reports=self.d_reports + reports, **how)
         own = [t for t in due if t not in within]
         terms = {t.name: partial(self.discriminator_term, term=t, due=due) for t in own}
-        yield from self.side("D", step, loss, own, terms, count=step.batch, group=group)
+        yield from self.side("D", step, loss, own, terms, lambda _: {"count": step.batch, "group": group})
+
+    def made(self, side: Side) -> dict[str, torch.Tensor]:
+        """What the main loss of a side announces, so that `after_step` learns whether its step was made."""
+        return {f"made-{side}": torch.zeros_like(h.steps) for s, h in self.means_of_weights().items() if s == side}
+
+    def means_of_weights(self) -> dict[Side, History]:
+        """The mean of each side's weights in this phase, where a term compares them with it."""
+        if not self.histories and any(TERMS[t.name].of_weights for t in self.terms):
+            self.histories = {"G": History(self.G), "D": History(self.D)}  # now that the networks are on their device
+        return self.histories
+
+    def tensors(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        return {f"history_{side}": history.tensors for side, history in self.means_of_weights().items()}
 
     def side(
         self,
@@ -197,23 +251,26 @@ class GAN(OnePair):
         main: Loss,
         due: list[TermConfig],
         values: Mapping[str, Callable[[Context], Values]],
-        **how: Any,
+        how: Callable[[TermConfig], dict[str, Any]],
     ) -> Iterator[Update]:
-        """The main step, which the terms of every step join, and a step for each lazy term."""
+        """The main step, which the terms of every step join, and a step for each lazy term. `how` gives further
+        arguments of a term's Loss."""
         limit = self.config.loss.d_clip if side == "D" else 0.0
         every, lazy = [main], []
         for t in due:
             term, reports, weight = values[t.name], TERMS[t.name].reports, self.weight(t, step)
+            if TERMS[t.name].of_weights:
+                term = partial(self.weights_term, term=t, side=side)
             if curves.is_curve(t.weight):
                 term, weight = partial(self.weighted, term=t, values=term), 1.0
-            loss = Loss(t.name, term, weight=weight * t.every, reports=reports, twice=True, **how)
+            loss = Loss(t.name, term, weight=weight * t.every, reports=reports, twice=True, **how(t))
             (lazy if t.every > 1 else every).append(loss)
         yield Update(side, every, limit)
         yield from (Update(side, [loss], limit) for loss in lazy)
 
     def due(self, side: Side, number: int, step: Step) -> list[TermConfig]:
         """The terms that count at step `number` of a side."""
-        mine = [t for t in self.terms if TERMS[t.name].on == side]
+        mine = [t for t in self.terms if side in TERMS[t.name].on]
         return [t for t in mine if number % t.every == 0 and self.weight(t, step) > 0]
 
     def joint(self, due: list[TermConfig]) -> list[TermConfig]:
@@ -251,7 +308,8 @@ class GAN(OnePair):
     def own_constants(self, step: Step) -> Hashable:
         """The numbers of the losses of this class, for systems whose further numbers do not change during a run."""
         weights = tuple(self.weight(t, step) for t in self.terms if not curves.is_curve(t.weight))
-        return (step.resolution, blur_sigma(self.config, step.resolution, step.nimg), *weights)
+        sigma, noisy = blur_sigma(self.config, step.resolution, step.nimg), self.noise_at(step) > 0
+        return (step.resolution, sigma, noisy, *weights)
 
     def moving(self, step: Step) -> str:
         return "loss.blur_sigma" if moves(self.config.loss, "blur_sigma", step.resolution, step.nimg) else ""
@@ -261,16 +319,20 @@ class GAN(OnePair):
         return self.objective.paired or any("u" in TERMS[term.name].needs for term in due)
 
     def optimizer_steps(self, side: Side) -> list[int]:
-        mine = [t for t in self.terms if TERMS[t.name].on == side and not TERMS[t.name].of_scores]
+        mine = [t for t in self.terms if side in TERMS[t.name].on and not TERMS[t.name].joins]
         return [t.every for t in mine if t.every > 1]
 
     def not_compiled(self) -> list[str]:
         return [*(["D's main loss"] if self.joint(self.terms) else []), *(t.name for t in self.terms)]
 
     def after_step(self, step: Step, sums: Sums, tensors: Mapping[str, torch.Tensor]) -> None:
-        """w_avg, the running means of terms, and ADA's p."""
-        for total in tensors.values():
-            self.G.mapping.w_avg.lerp_(total / step.batch, 1 - self.config.model.w_avg_beta)
+        """w_avg, the running means of terms and of weights, and ADA's p."""
+        for name, total in tensors.items():
+            if name.startswith("w"):
+                self.G.mapping.w_avg.lerp_(total / step.batch, 1 - self.config.model.w_avg_beta)
+        for side, history in self.means_of_weights().items():
+            if f"made-{side}" in tensors:
+                history.update(self.net[side])
         means = self.running.means
         for term in self.terms:
             for name, mean in TERMS[term.name].keep.items():

@@ -10,7 +10,7 @@ import torch
 from stylegan_pg import augment
 from stylegan_pg.augment import blur
 from stylegan_pg.config import ADAConfig, Config, FixedConfig
-from stylegan_pg.config.schedule import augment_p, blur_sigma, size_at
+from stylegan_pg.config.schedule import augment_p, blur_sigma, instance_noise, size_at
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS, per_image
@@ -65,6 +65,13 @@ class OnePair(System):
     def d_kwargs(self, form: NetworkShape) -> dict[str, Any]:
         """The same for D."""
         return self.pair.d_kwargs(self.config.model, form)
+
+    def references(self) -> int:
+        return getattr(self.D, "references", 0)
+
+    def refer(self, images: torch.Tensor, c: torch.Tensor | None) -> None:
+        for net in self.net.values():
+            net.refer(images, c)
 
     @property
     def has_ws(self) -> bool:
@@ -123,8 +130,20 @@ class OnePair(System):
         return [self.judged(part) for part in self.D(*given, **accepted(self.D, alpha=x.alpha, batches=2)).chunk(2)]
 
     def shown(self, x: Context, purpose: str, images: torch.Tensor) -> torch.Tensor:
-        """Images as D sees them: blurred by loss.blur_sigma, then augmented."""
-        return self.augmented(x, purpose, self.blurred(x, images))
+        """Images as D sees them: blurred by loss.blur_sigma, then augmented, then with noise by loss.instance_noise."""
+        return self.with_noise(x, purpose, self.augmented(x, purpose, self.blurred(x, images)))
+
+    def with_noise(self, x: Context, purpose: str, images: torch.Tensor) -> torch.Tensor:
+        """Images with Gaussian noise of the standard deviation that this step has, drawn for each image and purpose
+        (Arjovsky and Bottou 2017, section 3; Sonderby et al. 2017, instance noise)."""
+        if self.noise_at(x.step) == 0:
+            return images
+        noise = self.noise(x, f"instance-{purpose}")
+        return images + noise * x.number("instance noise", self.noise_at)
+
+    def noise_at(self, step: Step) -> float:
+        """The standard deviation of the noise that D sees at a step."""
+        return instance_noise(self.config, step.resolution, step.nimg)
 
     def blurred(self, x: Context, images: torch.Tensor) -> torch.Tensor:
         """Images blurred as loss.blur_sigma asks for at this step (Karras et al. 2021, configuration R)."""

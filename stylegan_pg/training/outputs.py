@@ -27,6 +27,7 @@ from stylegan_pg.images import to_uint8
 from stylegan_pg.inference.generate import finite, grid_inputs, grid_ordinals, images_of
 from stylegan_pg.inference.texts import makes_texts, texts_of
 from stylegan_pg.metrics.periodic import Periodic
+from stylegan_pg.metrics.watch import SAMPLES, Watch
 from stylegan_pg.monitoring.loggers import RunLogger
 from stylegan_pg.training.inputs import inputs_at
 from stylegan_pg.training.train_state import TrainState
@@ -42,7 +43,7 @@ class Outputs:
         self, config: Config, index: DatasetIndex, state: TrainState, metrics: Periodic, reporter: RunLogger | None
     ):
         self.config, self.index, self.state, self.metrics, self.reporter = config, index, state, metrics, reporter
-        self.run = Path(config.run)
+        self.run, self.watch = Path(config.run), Watch(config, index)
         self.lost: Callable[[], str] = str  # gives the reason why the folder is not the run's any more
 
     def due(self, before: int, *, last: bool) -> None:
@@ -56,6 +57,8 @@ class Outputs:
         if dist.is_main():
             if crossed(out.grid_kimg, before, after) or (last and out.grid_kimg):
                 self.grids()
+            if crossed(self.config.metrics.watch_kimg, before, after):
+                self.look_for_collapse()
             if snapshot and not last:
                 self.snapshot(self.snapshot_path())
             if crossed(self.config.ema.every_kimg, before, after) or after == self.state.current.end or last:
@@ -150,6 +153,26 @@ class Outputs:
                 return
             if best and self.snapshot(path):
                 self.reporter.link_best(path)
+
+    def look_for_collapse(self) -> None:
+        """Compare samples with each other and with real pictures, log what that gives, and warn of a collapse and of
+        memorised pictures. Generators that change pictures are left alone."""
+        p, started = self.state, time.monotonic()
+        if not self.reporter or not self.watch.possible(p.G_ema) or p.system.inputs():
+            return
+        moment = f"{names.kimg(p.nimg)} kimg"
+        try:
+            signs = self.watch.look(p.G_ema, p.current.resolution, p.alpha, p.conditions)
+        except Exception as error:  # also out of memory
+            reason = error or type(error).__name__
+            log.warning(f"no look for collapse and memorisation at {moment}: {reason}; training goes on")
+            return
+        values = {f"watch_{name}": round(value, 6) for name, value in signs._asdict().items()}
+        seconds = round(time.monotonic() - started, 1)
+        self.reporter.metrics(p.nimg, values, resolution=p.current.resolution, images=SAMPLES, seconds=seconds)
+        self.reporter.not_training(time.monotonic() - started)
+        if warning := signs.warning():
+            log.warning(f"{moment}: signs of {warning}; metrics.watch_kimg=0 stops looking")
 
     def moment(self, folder: Path, suffix: str, *every_kimg: float) -> str:
         """nimg as the part of a file's name in a folder whose files are due at these intervals."""

@@ -16,6 +16,7 @@ from stylegan_pg.config.schedule import Phase, lazy_ratio, learning_rate, number
 from stylegan_pg.data.conditions import Conditions, condition_field, condition_size, conditions_of
 from stylegan_pg.data.datasets.index import DatasetIndex, check_base
 from stylegan_pg.data.datasets.table import SampleTable
+from stylegan_pg.data.loader.reading import read_batch
 from stylegan_pg.distributed import process_group as dist
 from stylegan_pg.errors import UsageError
 from stylegan_pg.networks import NetworkShape, copy_same_names, to_channels_last
@@ -24,7 +25,7 @@ from stylegan_pg.optim import moments
 from stylegan_pg.optim.adam import Rates
 from stylegan_pg.optim.ema import PowerAverage
 from stylegan_pg.optim.optimizer_step import NetworkOptimizer
-from stylegan_pg.rng import derive
+from stylegan_pg.rng import derive, generator
 from stylegan_pg.systems.base import Side, System
 from stylegan_pg.systems.catalogue import system_of
 from stylegan_pg.systems.state import REMEDY, read_state
@@ -156,6 +157,18 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.config.seed, "init", phase.index))
             self.system.build(shape, self.conditions)
+        if count := self.system.references():
+            with dist.together():
+                self.system.refer(*self._references(count))
+
+    def _references(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Real pictures [count, C, H, W] in [-1, 1] that follow from the seed, and their conditions."""
+        g = generator(self.config.seed, "references")
+        chosen = torch.randint(len(self.table), [count], generator=g).tolist()
+        images = read_batch(self.table, chosen)
+        if not images.is_floating_point():
+            images = images.float().div(127.5).sub(1)
+        return images, None if self.conditions is None else self.conditions.at(chosen)
 
     def _take_over(self, old: Mapping[str, Any], init: transfer.Weights | None) -> list[str]:
         """Take over weights from the phase before or from `init`, and move the networks to their device."""
@@ -223,7 +236,10 @@ class TrainState:
         nets = {name: net.state_dict() for name, net in self._nets().items()}
         averages = {name: part for average in self.averages for name, part in average.parts().items()}
         return checkpoint.flatten(
-            nets | averages | {f"opt_{side}": optimizer.gather() for side, optimizer in self.optimizers.items()}
+            nets
+            | averages
+            | dict(self.system.tensors())
+            | {f"opt_{side}": optimizer.gather() for side, optimizer in self.optimizers.items()}
         )
 
     def _nets(self) -> dict[str, Any]:
@@ -251,6 +267,10 @@ class TrainState:
                 named = f"the checkpoint's state of {name} of {side}"
                 moments.check_optimizer(parts[f"opt_{side}"], parameters, named, name)
             kept = self._kept_averages(tensors)
+            further = {part: (own, checkpoint.part_of(tensors, part)) for part, own in self.system.tensors().items()}
+            for part, (own, found) in further.items():
+                if found:  # otherwise it begins here
+                    tensor_file.check_tensors(found, own, f"the checkpoint's {part}")
         except ValueError as error:
             raise UsageError(
                 f"{error}, as the configuration has it: take the configuration that the run was started with, or "
@@ -260,6 +280,9 @@ class TrainState:
             net.load_state_dict(parts[name])
         for side, optimizer in self.optimizers.items():
             optimizer.restore(parts[f"opt_{side}"])
+        for own, found in further.values():
+            for name in found:
+                own[name].copy_(found[name])
         self._load_averages(kept, since or {})
 
     def _kept_averages(self, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
