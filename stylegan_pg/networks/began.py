@@ -135,6 +135,11 @@ class Discriminator(nn.Module):
         self.encoder = Encoder(form, code_dim, width, channel_max)
         self.decoder = Decoder(form, code_dim + c_dim, min(width, channel_max))
 
+    @property
+    def score_layer(self) -> nn.Module:
+        """The decoder, whose input is the code."""
+        return self.decoder
+
     def decode(self, code: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """Images of codes [N, code_dim]."""
         return self.decoder(code if c is None or not self.c_dim else torch.cat([code, c.to(code.dtype)], dim=1))

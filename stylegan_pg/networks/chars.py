@@ -141,6 +141,10 @@ class Discriminator(nn.Module):
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.end = nn.Linear(width * length, 1)
 
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.end
+
     def forward(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         x = images[:, :, 0]
         if c is not None and self.c_dim:

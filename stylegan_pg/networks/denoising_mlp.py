@@ -78,6 +78,10 @@ class Discriminator(nn.Module):
         size = img_channels * img_size[0] * img_size[1]
         self.layers = layers([2 * size + steps, *[width] * hidden, 1], nn.LeakyReLU(SLOPE))
 
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.layers[-1]
+
     def as_trained(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of images as x_t and as x_{t+1}, for predictions of a step's cost."""
         return self(images, torch.zeros([len(images)], dtype=torch.long, device=images.device), images)

@@ -314,6 +314,10 @@ class Discriminator(nn.Module):
         self.final = conv(widths[-1] + mbstd_channels, widths[-1], scale=ALMOST_0)
         self.last = drawn(nn.Linear(widths[-1], 1))
 
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.last
+
     def as_trained(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of images as x_t and as x_{t+1}, for predictions of a step's cost."""
         return self(images, torch.zeros([len(images)], dtype=torch.long, device=images.device), images)

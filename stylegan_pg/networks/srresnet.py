@@ -167,6 +167,10 @@ class Discriminator(nn.Module):
             self.embed = nn.Linear(c_dim, width, bias=False)
         initialize(self)
 
+    @property
+    def score_layer(self) -> nn.Module:
+        return self.last
+
     def features(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """What the last layer makes scores of: [N, channels, *feature_size]."""
         return self.main(images)
