@@ -168,8 +168,7 @@ def captions(folder: Path) -> Path:
 
 def text(seed: int, folder: Path, off: bool) -> Measured:
     """Captions, character by character. Off: the critic's gradient is not penalised."""
-    given = [f"data.url={captions(folder)}", f"seed={seed}", "resolution=4", f"model.length={LENGTH}", "model.depth=2"]
-    given += ["train.total_kimg=120", "optim.d_steps=2", "optim.g_lr=0.0006", "optim.d_lr=0.0006", "ema.kimg=2"]
+    given = [f"data.url={captions(folder)}", f"seed={seed}", "resolution=4", f"model.length={LENGTH}"]
     trainer = trained("systems/text", given + (["loss.terms=[]"] if off else []), folder / "run")
     G = trainer.state.G_ema
     z = torch.randn([GENERATED, G.z_dim], generator=generator(seed, "samples of a row"))
