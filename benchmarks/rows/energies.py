@@ -11,6 +11,7 @@ import torch
 from rows import digits
 from rows.trial import Check, Measured, Row, samples, sheet, trained
 from stylegan_pg.config.loading import load_config
+from stylegan_pg.errors import RunError
 from stylegan_pg.systems.autoencoders import EBGAN
 from stylegan_pg.training.trainer import Trainer
 
@@ -30,8 +31,9 @@ class NoHinge(EBGAN):
 
 
 def late_means(run: Path, names: Sequence[str]) -> list[float]:
-    """Means of logged values over the end of a run."""
+    """Means of logged values over the end of a run; of one that diverged, over the end of what was finite."""
     lines = [json.loads(line) for line in (run / "stats.jsonl").read_text("utf-8").splitlines()]
+    lines = [line for line in lines if all(name in line for name in names)]
     late = lines[-max(int(len(lines) * COUNTED), 1) :]
     return [sum(line[name] for line in late) / len(late) for name in names]
 
@@ -64,17 +66,22 @@ def began(seed: int, folder: Path, off: bool) -> Measured:
 
 
 def ebgan(seed: int, folder: Path, off: bool) -> Measured:
-    """The mean energy of generated pictures before D's step must be from m to 1.5 m. Off: no hinge."""
+    """The mean energy of generated pictures before D's step must be from m to 1.5 m. Off: no hinge, which diverges."""
     values, further, trainers = {}, {}, []
     for margin in MARGINS:
         run = folder / f"margin{margin}"
         given = [f"seed={seed}", f"system.margin={margin}", *data(16)]
+        given += ["output.tick_kimg=0.1"] if off else []
         system = NoHinge(load_config("systems/ebgan", [f"run={run}", *given])) if off else None
-        trainers.append(trained("systems/ebgan", given, run, system=system))
+        try:
+            trainers.append(trained("systems/ebgan", given, run, system=system))
+        except RunError:  # without the hinge, energies grow until they are not finite
+            if not off:
+                raise
         fake, real, pulling = late_means(run, ("score_fake", "score_real", "pulling_away"))
         values[f"off 1.25 m, m = {margin}"] = abs(fake / margin - 1.25)
         further |= {f"energies at {margin}": [round(fake, 3), round(real, 4)], f"cosine at {margin}": round(pulling, 3)}
-    return Measured(values, further, picture(trainers, seed))
+    return Measured(values, further, picture(trainers, seed) if trainers else None)
 
 
 ROWS = [
