@@ -53,9 +53,11 @@ def rebuilt(G: Any, precision: str) -> Any:
     """
     description = G.description
     kwargs = dict(description["kwargs"])
-    if description["network"] == "mlp":
+    if "low_precision" not in kwargs:
         if precision != "fp32":
-            raise UsageError(f"--precision {precision}: the network mlp has no layers for it; take fp32")
+            raise UsageError(
+                f"--precision {precision}: the network {description['network']} has no layers for it; take fp32"
+            )
     else:
         low = [r for r in G.form.resolutions if r >= 8] if precision == "fp16" else []
         kwargs |= {"low_precision": precision if low else "fp32", "low_precision_at": low}
