@@ -186,13 +186,15 @@ def pack_avatars(
         workers: processes; None: one for each core.
 
     Raises:
-        UsageError: a style is not known, or OUT holds pictures that were drawn otherwise.
+        UsageError: a style is not known, count is below 1, or OUT holds pictures that were drawn otherwise.
     """
     from stylegan_pg.errors import UsageError
 
     unknown = [style for style in styles if style not in STYLES]
     if unknown or not styles:
         raise UsageError(f"styles = {', '.join(unknown) or 'none'}: give some of {', '.join(STYLES)}")
+    if count < 1:
+        raise UsageError(f"count = {count}: give 1 or more")
     assert all(definition(style)["meta"]["license"]["name"] in LICENCES for style in styles)
     out.mkdir(parents=True, exist_ok=True)
     drawn = [repr(STYLES[style]) for style in styles]
@@ -201,13 +203,14 @@ def pack_avatars(
     if note.is_file() and note.read_text("utf-8") != how:
         raise UsageError(f"{out} holds avatars that were drawn otherwise: remove it, or give another folder")
     note.write_text(how, "utf-8")
-    tasks = {part: [] for part in ("train", "held-out")}
+    tasks: dict[str, list[Task]] = {part: [] for part in ("train", "held-out")}
     for number in range(count):
         part = "held-out" if number % HELD_OUT == HELD_OUT - 1 else "train"
-        tasks[part].append(Task(number, styles[(number + number // HELD_OUT) % len(styles)], seed, size, out / part))
+        style = styles[(number + number // HELD_OUT) % len(styles)]
+        tasks[part].append(Task(number, style, seed, size, out / "pictures" / part))
     for part, some in tasks.items():
         if some and not (out / part / "index.json").exists():
-            _pack_part(out, part, [task._replace(folder=out / "pictures" / part) for task in some], workers, progress)
+            _pack_part(out, part, some, workers, progress)
     (out / "CREDITS.txt").write_text("".join(f"{style}: {credit(style)}\n" for style in styles), "utf-8")
     (out / "parts.json").write_text(json.dumps(PARTS), "utf-8")
     _sheet([face_of(style, f"{seed}-{i}") for style in styles for i in range(4)], seed).save(out / "sheet.png")
@@ -238,8 +241,11 @@ def _pack_part(out: Path, part: str, tasks: list[Task], workers: int | None, pro
         ".styles.csv"), vector={"attributes": new.with_suffix(".attributes.csv")}, captions=new.with_suffix(
         ".captions.json"), mask={"parts": folder / "parts"}, pair={"edges:1": folder / "edges"}, workers=workers,
         progress=False)  # fmt: skip
-    shutil.rmtree(out / part, ignore_errors=True)  # which a killed run may have left
-    new.rename(out / part)
+    if (out / part / "index.json").exists():  # another process was faster
+        shutil.rmtree(new)
+    else:
+        shutil.rmtree(out / part, ignore_errors=True)  # which a killed run may have left
+        new.rename(out / part)
     for spare in out.glob(f"{new.stem}.*"):
         spare.unlink()
 

@@ -47,6 +47,8 @@ def snapshot(
         torch.manual_seed(seed)
         G = NETWORKS[name].G(**kwargs)
         for key, t in G.state_dict().items():
+            if not t.is_floating_point():
+                continue  # the count of batch normalisation
             if t.ndim == 0:
                 t += 0.2 * torch.rand([])
             elif t.ndim > 1 and not t.any():

@@ -81,7 +81,8 @@ class Micro:
 
 def system(**changes: object) -> Anime:
     given = {"resolution": 8, "model.g_channels": 4, "model.blocks": 1, "model.channel_max": 8, "model.z_dim": 4}
-    given |= {"model.mbstd_group": COUNT, "train.batch": COUNT, "run": "unused", **changes}
+    given |= {"model.mbstd_group": COUNT, "train.batch": COUNT, "system.adversarial_weight": "null"}
+    given |= {"run": "unused", **changes}
     made = Anime(load_config("systems/anime", [f"{key}={value}" for key, value in given.items()]))
     torch.manual_seed(1)
     made.build(NetworkShape(8, 8, False, 3, K, COUNT), Conditions("attributes", K, VECTORS))
