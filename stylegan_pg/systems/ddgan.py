@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from stylegan_pg.config import Config, TermConfig
+from stylegan_pg.config.rounds import place_of
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.errors import UsageError
 from stylegan_pg.losses import TERMS, per_image, squared_norms
@@ -128,12 +129,11 @@ class DDGAN(GAN):
     # -------------------------------------------------------------------------------------------------- steps
 
     def updates(self, step: Step) -> Iterator[Update]:
-        """A step of D, then, in every `d_steps`-th training step, `g_steps` of G."""
-        optim = self.config.optim
+        """A step of D, then, at the start of each round (config/rounds.py), `g_steps` of G."""
+        turns, place = self.config.optim.g_steps, place_of(self.config.optim, step.number)
         yield from self.discriminator_updates(step)
-        rounds, rest = divmod(step.number, optim.d_steps)
-        for i in range(optim.g_steps if rest == 0 else 0):
-            yield from self.generator_updates(step, rounds * optim.g_steps + i, f"-{i}" if i else "")
+        for i in range(turns if place.step == 0 else 0):
+            yield from self.generator_updates(step, place.round * turns + i, f"-{i}" if i else "")
 
     def discriminator_updates(self, step: Step) -> Iterator[Update]:
         due = self.due("D", step.number, step)

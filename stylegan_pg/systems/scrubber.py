@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from stylegan_pg.config import Config, ScrubberConfig
+from stylegan_pg.config.rounds import place_of
 from stylegan_pg.data.conditions import Conditions
 from stylegan_pg.data.datasets.index import DatasetIndex
 from stylegan_pg.data.loader.derived import parse
@@ -143,10 +144,11 @@ class Scrubber(OnePair):
     # -------------------------------------------------------------------------------------------------- steps
 
     def updates(self, step: Step) -> Iterator[Update]:
-        """`g_steps` steps of the encoder in every `d_steps`-th training step, and one of the inspector in each."""
+        """`g_steps` steps of the encoder at the start of each round (config/rounds.py), and one of the inspector in each
+        training step."""
         optim, group = self.config.optim, self.form.mbstd_group
         reports = tuple(name for name in self.g_reports if self.own.keep or name != "keep_error")
-        for i in range(optim.g_steps if step.number % optim.d_steps == 0 else 0):
+        for i in range(optim.g_steps if place_of(optim, step.number).step == 0 else 0):
             name = f"encoder's loss {i}" if i else "encoder's loss"
             yield Update("G", [Loss(name, self.encoder_loss, step.batch, group, reports=reports)])
         yield Update("D", [Loss("inspector's loss", self.inspector_loss, step.batch, group, reports=self.d_reports)])
