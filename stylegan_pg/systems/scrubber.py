@@ -144,8 +144,8 @@ class Scrubber(OnePair):
     # -------------------------------------------------------------------------------------------------- steps
 
     def updates(self, step: Step) -> Iterator[Update]:
-        """`g_steps` steps of the encoder at the start of each round (config/rounds.py), and one of the inspector in each
-        training step."""
+        """`g_steps` steps of the encoder at the start of each round (config/rounds.py), and one of the inspector in
+        each training step."""
         optim, group = self.config.optim, self.form.mbstd_group
         reports = tuple(name for name in self.g_reports if self.own.keep or name != "keep_error")
         for i in range(optim.g_steps if place_of(optim, step.number).step == 0 else 0):
