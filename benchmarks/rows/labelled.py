@@ -35,7 +35,7 @@ def variety(trainer: Trainer, seed: int) -> Measured:
     images = samples(trainer, SAMPLES, seed)
     shares = digits.class_shares(images)
     values = {"classes": int((shares >= LEAST_SHARE).sum()), "least share": float(shares.min())}
-    return Measured(values, picture=sheet(images[:32]))
+    return Measured(values, {"shares": [round(float(s), 3) for s in shares]}, sheet(images[:32]))
 
 
 def dcgan(seed: int, folder: Path, off: bool) -> Measured:
