@@ -1,4 +1,4 @@
-"""Rows of the denoising diffusion GAN: its posterior, the ring, and the digits."""
+"""Row of the denoising diffusion GAN: its posterior, and the ring."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from pathlib import Path
 
 import torch
 
-from rows import digits
 from rows.points import coverage
-from rows.trial import Check, Measured, Row, samples, sheet, trained
+from rows.trial import Check, Measured, Row, trained
 from stylegan_pg.config.loading import load_config
 from stylegan_pg.networks.diffusion import Diffusion
 from stylegan_pg.systems.base import Context, Values
 from stylegan_pg.systems.ddgan import DDGAN
-
-SAMPLES = 2000
 
 
 class SquaredError(DDGAN):
@@ -48,29 +45,11 @@ def ring(seed: int, folder: Path, off: bool) -> Measured:
     return Measured({**found.values, "posterior": posterior_error()}, found.further, found.picture)
 
 
-def pictures(seed: int, folder: Path, off: bool) -> Measured:
-    """Digits of all classes. Off: as for the ring."""
-    run, url = folder / "run", digits.packed(16) / "train"
-    given = [f"seed={seed}", f"data.url={url}"]
-    system = SquaredError(load_config("systems/ddgan-digits", [f"run={run}", *given])) if off else None
-    images = samples(trained("systems/ddgan-digits", given, run, system=system), SAMPLES, seed)
-    shares = digits.class_shares(images)
-    values = {"classes": float((shares >= 0.04).sum()), "least share": float(shares.min())}
-    return Measured(values, {"shares": [round(float(s), 3) for s in shares]}, sheet(images[:64], columns=32))
-
-
 ROWS = [
     Row(
         "ddgan",
         ring,
         [Check("modes", 8), Check("near", 0.6), Check("posterior", 1e-9, at_most=True)],
         off="G minimises the squared error of its guess",
-    ),
-    Row(
-        "ddgan-digits",
-        pictures,
-        [Check("classes", 10), Check("least share", 0.04)],
-        off="G minimises the squared error of its guess",
-        seeds=1,
     ),
 ]

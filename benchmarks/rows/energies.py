@@ -56,7 +56,7 @@ def began(seed: int, folder: Path, off: bool) -> Measured:
     values, further, trainers = {}, {}, []
     for gamma, held in zip(GAMMAS, (0, 1), strict=True):
         run = folder / f"gamma{gamma}"
-        given = [f"seed={seed}", f"system.gamma={gamma}", *data(24)]
+        given = [f"seed={seed}", f"system.gamma={gamma}", *data(16)]
         given += [f"system.k={held}", "system.k_rate=0"] if off else []
         trainers.append(trained("systems/began", given, run))
         fake, real, k = late_means(run, ("loss_g", "score_real", "k"))
