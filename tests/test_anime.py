@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -86,7 +86,8 @@ def system(**changes: object) -> Anime:
     made = Anime(load_config("systems/anime", [f"{key}={value}" for key, value in given.items()]))
     torch.manual_seed(1)
     made.build(NetworkShape(8, 8, False, 3, K, COUNT), Conditions("attributes", K, VECTORS))
-    made.G.double(), made.D.double()
+    made.G.double()
+    made.D.double()
     return made
 
 
@@ -106,9 +107,9 @@ def micro() -> Micro:
     ],
 )
 def test_both_losses_and_their_gradients(changes, adversarial, of_d, of_g):
-    made, x = system(**changes), micro()
+    made, x = system(**changes), cast(Any, micro())
     found = made.generator_loss(x, "")
-    latents = made.latents(x, "g")
+    latents = cast(Any, made.latents(x, "g"))
     output = made.D(made.G(latents.z, latents.c))
     assert output.shape == (COUNT, 1 + K)
     expected = adversarial * softplus(-output[:, 0]) + of_g * cross_entropy(output[:, 1:], latents.c)
@@ -119,7 +120,7 @@ def test_both_losses_and_their_gradients(changes, adversarial, of_d, of_g):
         torch.testing.assert_close(ours, theirs)
 
     found = made.discriminator_loss(x, [])
-    latents = made.latents(x, "d")
+    latents = cast(Any, made.latents(x, "d"))
     with torch.no_grad():
         fake = made.G(latents.z, latents.c)
     real, fake = made.D(x.real), made.D(fake)
@@ -133,8 +134,8 @@ def test_both_losses_and_their_gradients(changes, adversarial, of_d, of_g):
 
 
 def test_attributes_that_are_drawn_are_those_of_real_images():
-    made, x = system(), micro()
-    rows = {tuple(row) for row in made.latents(x, "g").c.tolist()}
+    made, x = system(), cast(Any, micro())
+    rows = {tuple(row) for row in cast(Any, made.latents(x, "g")).c.tolist()}
     assert rows <= {tuple(row) for row in VECTORS.tolist()}
     assert len(rows) > 1
 

@@ -1,6 +1,7 @@
 """SRResNet's generator and discriminator: as the papers have them, for any size, and the published sizes."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_the_published_sizes():
 
 
 def test_conditions_are_projected_on_the_first_output_only():
-    D = shaken(Discriminator(resolution=8, c_dim=3, channel_base=32, channel_max=4, depth=1, outputs=2))
+    D: Any = shaken(Discriminator(resolution=8, c_dim=3, channel_base=32, channel_max=4, depth=1, outputs=2))
     x, c = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
     plain = D.scores(D.features(x))
     fit = torch.stack([D.embed.weight[:, k] @ D.features(x)[i].sum(dim=(1, 2)) for i, k in enumerate((0, 1, 2, 0))])

@@ -215,7 +215,7 @@ def _make(
                     some = range(first, min(first + batch, samples.stop))
                     for i, png in zip(some, pool.map(_png, _images(G, request, some)), strict=True):
                         label, key = request.label(i), f"{i:08d}"
-                        tar.add(key, "png", png, label, {}, None)
+                        tar.add(key, "png", png, label, {}, {})
                         tar.member(key, "json", json.dumps(_facts(request, i, names)).encode())
                         counts.update([] if label is None else [label])
                     bar.update(len(some))
