@@ -40,7 +40,7 @@ def pack_digits(out: Path, size: int, channels: int = 1) -> None:
                 place.parent.mkdir(exist_ok=True)
                 picture.resize((size, size), Image.Resampling.BICUBIC).save(place)
             pack(folder, out / f"{part}.new", resolution=size, channels=channels, format="png", labels="folders",
-                 lowest=size, progress=False)  # fmt: skip
+                 lowest=size, workers=0, progress=False)  # fmt: skip
         shutil.rmtree(out / part, ignore_errors=True)  # which a killed run may have left
         (out / f"{part}.new").rename(out / part)
     (out / "CREDITS.txt").write_text(CREDIT + "\n", "utf-8")
