@@ -332,7 +332,7 @@ def test_saved_latents_are_rendered(tmp_path, run_command):
     snapshots.near(snapshots.pixels(Path("m/grid.png")), snapshots.pixels(Path("m0/grid.png")))
     for arguments, message in {
         ("--ws", "plain.safetensors", "--seeds", "1"): "no --seeds",
-        ("--ws", "plain.safetensors", "--class-grid"): "no --seeds, --labels or --class-grid",
+        ("--ws", "plain.safetensors", "--class-grid"): "no --seeds, --labels, --condition or --class-grid",
         ("--ws", "none.safetensors"): "none.safetensors: no such file",
         ("--ws", path): "holds no latents",
         ("--ws", "d.safetensors"): "holds no latents",

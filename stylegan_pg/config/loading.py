@@ -71,7 +71,8 @@ def find_config(name: str) -> Path:
         reason = " (the configuration comes before the keys)"
     raise UsageError(
         f"no configuration {printable(repr(name))}{reason}: give the path of a YAML file, a run's folder, or one of "
-        f"the shipped ones: {', '.join(shipped_configs())}"
+        f"the shipped ones: {', '.join(name for name in shipped_configs() if not name.startswith(SYSTEMS))}, "
+        f"{SYSTEMS}/NAME (`stylegan-pg configs` lists them)"
     )
 
 

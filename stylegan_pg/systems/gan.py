@@ -41,6 +41,7 @@ class GAN(OnePair):
         super().__init__(config, pair)
         self.objective = objective_of(config.loss)
         self.terms = config.loss.all_terms()
+        self.histories: dict[Side, History] = {}  # of the present phase
 
     def build(self, form: NetworkShape, conditions: Conditions | None) -> None:
         super().build(form, conditions)
@@ -51,7 +52,7 @@ class GAN(OnePair):
             )
         if any(TERMS[t.name].of_features for t in self.terms):
             features_of(self.D)  # raises where D has none
-        self.histories: dict[Side, History] = {}
+        self.histories = {}
 
     # ------------------------------------------------------------------------------------------------- losses
 
