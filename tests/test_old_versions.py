@@ -87,7 +87,7 @@ def test_configurations_mean_the_same(version):
             wanted = flat(then["keys"])[key]
             if key == "loss.terms":
                 wanted = [{k: v for k, v in t.items() if k in fields_of(TERMS[t["name"]])} for t in wanted]
-            has = flat(now["keys"]).get(key)
+            has: Any = flat(now["keys"]).get(key)
             if key == "loss.terms":  # to which keys may have been added
                 has = [{k: t[k] for k in before} for t, before in zip(has, wanted, strict=True)]
             assert has == wanted, key
