@@ -231,37 +231,6 @@ def test_an_interruption_within_a_write_is_not_lost(tmp_path):
     assert len(decoded(path)[0]) == 5
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interruption_that_is_lost_ends_the_video_at_the_next_frame(tmp_path):
-    made = []
-
-    class Deaf:
-        """Like a callback of a library, it swallows what is raised in it."""
-
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGINT)
-            made.append("interrupted")  # not reached
-
-    def some() -> Iterator[torch.Tensor]:
-        for i, frame in enumerate(frames(50, (3, 16, 16))):
-            if i == 3:
-                deaf = Deaf()
-                del deaf
-            made.append(i)
-            yield frame
-
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            encoding.write(some(), 50, (16, 16), encoding.target(tmp_path / "v.gif"))
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert made == [0, 1, 2, 3]
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

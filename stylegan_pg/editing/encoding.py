@@ -14,14 +14,12 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -134,8 +132,9 @@ def write(
     folder = to.path.parent
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    shown = _enlarged(_until_interrupted(frames), to.scale)
-    bar = tqdm(shown, total=count, unit="frame", desc=printable(to.path.name, 40), disable=not progress)
+    bar = tqdm(
+        _enlarged(frames, to.scale), total=count, unit="frame", desc=printable(to.path.name, 40), disable=not progress
+    )
     with writing(to.path):
         if to.format == "frames":
             _write_folder(bar, to.path)
@@ -150,30 +149,6 @@ def write(
             else:
                 _write_video(bar, file, to, (height, width))
     return to.path
-
-
-def _until_interrupted(frames: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The frames. An interruption (Ctrl-C) that comes while a library calls back into Python can be lost there; the
-    next frame raises it again."""
-    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not plain or threading.current_thread() is not threading.main_thread():
-        yield from frames
-        return
-    interrupted = False
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        for frame in frames:
-            yield frame
-            if interrupted:
-                raise KeyboardInterrupt
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _enlarged(frames: Iterable[torch.Tensor], scale: int) -> Iterator[torch.Tensor]:
