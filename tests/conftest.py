@@ -18,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # other tests. Otherwise a training step takes 5 times as long beside two other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import pytest
 import torch
 
