@@ -212,7 +212,7 @@ class CodesConfig(ModelConfig):
 
     @property
     def images_meet(self) -> bool:
-        return True
+        return True  # in the normalisation of codes
 
 
 @dataclass(frozen=True)
@@ -230,10 +230,6 @@ class CharsConfig(PlainConfig):
     depth: int = positive(5, most=64)  # residual blocks of each network
     output: str = choice("softmax", "gumbel", "straight_through")  # of G: probabilities; samples; one-hot samples
     temperature: float = positive(1.0, most=1e3)  # of the softmax; low ones are nearer to one-hot characters
-
-    @property
-    def images_meet(self) -> bool:
-        return True  # in batch normalisation
 
 
 @dataclass(frozen=True)
