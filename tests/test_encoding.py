@@ -245,7 +245,10 @@ def test_a_stopped_process_leaves_no_half_file(unconditional, tmp_path, sign):
         time.sleep(0.02)
     time.sleep(0.3)  # some frames are encoded meanwhile
     process.send_signal(sign)
-    process.communicate(timeout=60)
+    try:
+        process.communicate(timeout=60)
+    finally:
+        process.kill()  # if the signal did not end it
     assert process.returncode != 0
     assert not out.exists()
     harness.command(*args[:4], "--seconds", 0.2, expected=0)
